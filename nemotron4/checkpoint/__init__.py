@@ -1,0 +1,1 @@
+"""Checkpoints on disk: reading, checking and converting them, tensor by tensor."""

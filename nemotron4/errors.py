@@ -1,0 +1,72 @@
+"""The exceptions a user can cause. Each says what was given, what was expected and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class Nemotron4Error(Exception):
+    """Base of every error that a user, a file or a remote service can cause.
+
+    ``message`` states what was given and what was expected; ``hint`` says what to do next.
+    The command line prints both and exits with status 1; a bug raises something else.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
+
+
+class ConfigError(Nemotron4Error):
+    """A setting has an unknown name, a wrong type or an impossible value."""
+
+
+class DataError(Nemotron4Error):
+    """A row of a data file cannot be used. The message starts with ``file:line:``."""
+
+
+class CheckpointError(Nemotron4Error):
+    """A checkpoint is missing, incomplete, hostile or of an unknown form."""
+
+
+class TokenizerError(Nemotron4Error):
+    """A tokenizer cannot be read, or does not return the text it was given."""
+
+
+class TemplateError(Nemotron4Error):
+    """A chat template or a conversation cannot be rendered."""
+
+
+class RequestError(Nemotron4Error):
+    """A generation request cannot be served: bad parameter, too long, unknown option."""
+
+
+class EngineBusyError(Nemotron4Error):
+    """The engine's queue is full; ``retry_after_s`` says when to try again."""
+
+    def __init__(self, message: str, *, retry_after_s: float, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class DownloadError(Nemotron4Error):
+    """A model could not be fetched, or what arrived is not what was expected."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like ``name``, or None when nothing is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> tuple[str, str]:
+    """Message and hint for an unknown option, key or name."""
+    names = sorted(known)
+    guess = nearest(name, names)
+    hint = f"did you mean {guess!r}?" if guess else f"known: {', '.join(names)}"
+    return f"unknown {kind} {name!r}", hint

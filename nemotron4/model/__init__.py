@@ -1,0 +1,1 @@
+"""The decoder: plain single-device modules with Hugging Face weight names."""

@@ -1,0 +1,1 @@
+"""The HTTP server: the NeMo contract, the OpenAI routes, metrics."""

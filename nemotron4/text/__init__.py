@@ -1,0 +1,1 @@
+"""Vocabularies, prompt formats and loss masks. Plain text in, ids out; no torch."""
