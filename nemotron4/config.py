@@ -38,13 +38,13 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     name, separator, text = override.partition("=")
     if not separator or not name.strip():
         raise ConfigError(f"override {override!r} has no '='", hint="write it as name=value")
-    table = values
+    table: Any = values
     *parents, last = name.strip().split(".")
     for parent in parents:
-        child: Any = table[int(parent)] if isinstance(table, list) else table.setdefault(parent, {})
+        child = table[int(parent)] if isinstance(table, list) else table.setdefault(parent, {})
         if not isinstance(child, dict | list):
             raise ConfigError(f"override {override!r}: {parent!r} is a value, not a table")
-        table = typing.cast("dict[str, Any]", child)
+        table = child
     try:
         value = tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:

@@ -174,7 +174,7 @@ class RewardSample:
 class Generation:
     """What a model wrote for one prompt. ``token_ids`` are the new tokens only.
 
-    ``logprobs[i]`` is the raw log-probability (nats, temperature 1) of ``token_ids[i]``, or None if not asked.
+    ``logprobs[i]`` is the raw log-probability (nats, temperature 1) of ``token_ids[i]``; None if not asked.
     """
 
     text: str
@@ -288,7 +288,7 @@ def _compressed_writer(raw: io.BufferedWriter, path: Path) -> Any:
         return gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)
     if path.suffix == ".zst":
         return _zstandard().ZstdCompressor().stream_writer(raw, closefd=False)
-    return io.BufferedWriter(_Unclosed(raw))  # type: ignore[arg-type]
+    return io.BufferedWriter(_Unclosed(raw))
 
 
 class _Unclosed(io.RawIOBase):

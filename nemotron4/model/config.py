@@ -1,0 +1,92 @@
+"""The shape of a decoder: one frozen dataclass for the Nemotron-4 and the Llama family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nemotron4.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Llama-3 style frequency scaling (``rope_type`` "llama3"), or a plain division ("linear")."""
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context_length: int = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Every number that decides what a decoder computes.
+
+    The family follows from three settings: ``norm`` ("layernorm1p" with bias and stored gamma - 1, or
+    "rmsnorm"), ``mlp`` ("relu2", un-gated squared ReLU, or "swiglu") and ``tie_embeddings``.
+    ``head_dim`` is independent of ``hidden_size / num_heads`` (Minitron-8B: 128 against 85.3).
+    """
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int = 4096
+    norm: Literal["layernorm1p", "rmsnorm"] = "layernorm1p"
+    norm_eps: float = 1e-5
+    mlp: Literal["relu2", "swiglu"] = "relu2"
+    rotary_fraction: float = 0.5  # share of each head's dims that RoPE rotates
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    tie_embeddings: bool = False
+    attention_bias: bool = False  # q, k and v (and o in the Llama family)
+    init_std: float = 0.0134
+    num_reward_attributes: int = 0  # rows of the reward head; 0 for a language model
+
+    def __post_init__(self) -> None:
+        positive = (
+            "num_layers hidden_size ffn_hidden_size num_heads num_kv_heads head_dim vocab_size context_length"
+        )
+        for name in positive.split():
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; expected 1 or more")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"num_heads ({self.num_heads}) is not divisible by num_kv_heads ({self.num_kv_heads})"
+            )
+        if not 0 < self.rotary_fraction <= 1:
+            raise ConfigError(f"rotary_fraction is {self.rotary_fraction}; expected in (0, 1]")
+        if self.rotary_dim % 2:
+            raise ConfigError(f"rotary_dim ({self.rotary_dim} of {self.head_dim}) is odd; RoPE rotates pairs")
+
+    @property
+    def rotary_dim(self) -> int:
+        """Leading dims of each head that are rotated."""
+        return int(self.head_dim * self.rotary_fraction)
+
+    @property
+    def num_queries_per_kv_head(self) -> int:
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def num_parameters(self) -> int:
+        """Closed form: weights, norm weights and norm biases, embeddings (twice unless tied)."""
+        d, f, e = self.hidden_size, self.ffn_hidden_size, self.head_dim
+        q, kv = self.num_heads * e, self.num_kv_heads * e
+        norm = 2 * d if self.norm == "layernorm1p" else d
+        bias = (q + 2 * kv + d) if self.attention_bias else 0
+        mlp = (2 if self.mlp == "relu2" else 3) * d * f
+        layers = self.num_layers * (2 * d * q + 2 * d * kv + mlp + 2 * norm + bias)
+        embeddings = self.vocab_size * d * (1 if self.tie_embeddings else 2)
+        reward = self.num_reward_attributes
+        head = reward * (d + 1) - self.vocab_size * d * (not self.tie_embeddings) if reward else 0
+        return layers + norm + embeddings + head
+
+    def kv_bytes_per_token(self, bytes_per_element: int) -> int:
+        """Keys and values of one position in all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_element
