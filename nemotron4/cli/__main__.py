@@ -1,0 +1,9 @@
+"""``python -m nemotron4.cli``: the command without the installed script."""
+
+from __future__ import annotations
+
+import sys
+
+from nemotron4.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,26 @@
+"""What the sub-commands share: groups, JSON on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import typer
+
+
+def group(help_text: str) -> typer.Typer:
+    """A sub-command with sub-commands of its own; its help is plain text like every other."""
+    return typer.Typer(
+        help=help_text, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on one line of stdout: what ``--json`` asks for."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def note(text: str = "") -> None:
+    """A line for the person at the terminal; never part of the data."""
+    print(text, file=sys.stderr, flush=True)

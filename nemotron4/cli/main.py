@@ -1,0 +1,125 @@
+"""The ``nemotron4`` command: a table of sub-commands, each imported only when it is called."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from nemotron4 import __version__
+from nemotron4.errors import Nemotron4Error, unknown_name
+
+
+class Command(NamedTuple):
+    """Where a sub-command lives (``module:attribute``, a function or a typer group) and its line of help."""
+
+    target: str
+    help: str
+
+
+# One line for each sub-command, in the order of a user's journey. The help text stands here and not in the
+# module, so that `nemotron4 --help` imports none of them.
+COMMANDS: dict[str, Command] = {}
+
+USAGE = "Usage: nemotron4 COMMAND [OPTIONS]..."
+OPTIONS = {"--help": "Show this text; after a command, that command's own.", "--version": "Show the version."}
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+def main(arguments: Sequence[str] | None = None, commands: Mapping[str, Command] = COMMANDS) -> int:
+    """Run one sub-command; the exit status is 0, 1 (explained error), 2 (wrong usage) or 130 (Ctrl-C).
+
+    Data goes to stdout, errors and progress to stderr.
+    """
+    try:
+        status = _dispatch(list(sys.argv[1:] if arguments is None else arguments), commands)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader left (`| head`). What is still buffered goes nowhere, without a message at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Nemotron4Error as error:
+        return _fail(error.message, error.hint)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}no space left on the disk", "free some space, then repeat the command")
+    return status
+
+
+def help_text(commands: Mapping[str, Command] = COMMANDS) -> str:
+    """What ``nemotron4 --help`` prints."""
+    from nemotron4 import __doc__ as summary
+
+    width = max((len(name) for name in (*commands, *OPTIONS)), default=0) + 2
+    lines = [USAGE, "", f"  {summary}", "", "Commands:"]
+    lines += [f"  {name:<{width}}{command.help}" for name, command in commands.items()]
+    lines += ["", "Options:"]
+    lines += [f"  {name:<{width}}{text}" for name, text in OPTIONS.items()]
+    return "\n".join(lines)
+
+
+def _dispatch(arguments: list[str], commands: Mapping[str, Command]) -> int:
+    if not arguments or arguments[0] in ("--help", "-h"):
+        print(help_text(commands))
+        return 0
+    name, *rest = arguments
+    if name == "--version":
+        print(f"nemotron4 {__version__}")
+        return 0
+    if name.startswith("-"):
+        return _fail(*unknown_name("option", name, OPTIONS), status=USAGE_ERROR)
+    if name not in commands:
+        return _fail(*unknown_name("command", name, commands), status=USAGE_ERROR)
+    return _run(name, commands[name], rest)
+
+
+def _run(name: str, command: Command, arguments: list[str]) -> int:
+    import typer
+
+    module, attribute = command.target.split(":")
+    target = getattr(importlib.import_module(module), attribute)
+    if not isinstance(target, typer.Typer):
+        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        app.command(help=target.__doc__ or command.help)(target)
+        target = app
+    elif not arguments:
+        arguments = ["--help"]
+    try:
+        result = typer.main.get_command(target).main(
+            arguments, prog_name=f"nemotron4 {name}", standalone_mode=False
+        )
+    except typer.Abort:
+        return INTERRUPTED
+    except typer.TyperException as error:
+        return _fail(*_usage_problem(error, f"nemotron4 {name}"), status=USAGE_ERROR)
+    return result if isinstance(result, int) else 0
+
+
+def _usage_problem(error: Exception, command: str) -> tuple[str, str]:
+    """Message and hint for arguments that the parser refused."""
+    context: Any = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else command
+    option = getattr(error, "option_name", None)
+    if context is not None and option is not None and hasattr(error, "possibilities"):
+        known = [spelling for parameter in context.command.params for spelling in parameter.opts]
+        message, hint = unknown_name("option", option, [*(k for k in known if k.startswith("-")), "--help"])
+        return message, f"{hint} See `{path} --help`"
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    return message[:1].lower() + message[1:].rstrip("."), f"see `{path} --help`"
+
+
+def _fail(message: str, hint: str | None, status: int = 1) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return status
