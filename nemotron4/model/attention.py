@@ -1,0 +1,127 @@
+"""Rotary positions and grouped-query attention.
+
+Shape suffixes: B = sequences, T = positions, N = rows of any leading dims (``BT`` or packed tokens),
+H = query heads, K = key/value heads, E = head dim, R = rotated dims / 2, D = hidden size, S = keys.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nemotron4.model.config import ModelConfig, RopeScaling
+
+
+class Rotation:
+    """cos and sin of the positions of one forward pass: each (..., 1, R)."""
+
+    def __init__(self, cos: Tensor, sin: Tensor) -> None:
+        self.cos = cos
+        self.sin = sin
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Rotate the first 2R dims of each head; the pairs are (i, i + R), the rest passes through."""
+        half = self.cos.shape[-1]
+        first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+        rotated = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
+        return torch.cat((*rotated, rest) if rest.shape[-1] else rotated, dim=-1)
+
+
+class RotaryEmbedding(nn.Module):
+    """RoPE in rotate-half form: ``inv_freq_i = theta^(-2i / rotary_dim)``, angles in float32."""
+
+    inv_freq_R: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("inv_freq_R", rotary_frequencies(config), persistent=False)
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        angles = positions.float()[..., None, None] * self.inv_freq_R
+        return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
+
+
+def rotary_frequencies(config: ModelConfig) -> Tensor:
+    """Angle per position of each rotated pair, (R,), float32."""
+    # On the CPU explicitly: a module built on the meta device still needs these values.
+    exponent_R = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32, device="cpu") / config.rotary_dim
+    inv_freq_R = 1.0 / config.rope_theta**exponent_R
+    if config.rope_scaling is None:
+        return inv_freq_R
+    return _scaled(inv_freq_R, config.rope_scaling)
+
+
+def _scaled(inv_freq_R: Tensor, scaling: RopeScaling) -> Tensor:
+    if scaling.kind == "linear":
+        return inv_freq_R / scaling.factor
+    # Llama 3.1: long wavelengths are divided by the factor, short ones kept, those between interpolated.
+    wavelength_R = 2 * math.pi / inv_freq_R
+    low = scaling.original_context_length / scaling.low_freq_factor
+    high = scaling.original_context_length / scaling.high_freq_factor
+    blend_R = (scaling.original_context_length / wavelength_R - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    blended_R = (1 - blend_R) * inv_freq_R / scaling.factor + blend_R * inv_freq_R
+    scaled_R = torch.where(wavelength_R > low, inv_freq_R / scaling.factor, blended_R)
+    return torch.where(wavelength_R < high, inv_freq_R, scaled_R)
+
+
+class Attend(Protocol):
+    """How queries meet keys and values: a full causal pass, or one through a cache."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(..., H, E), (..., K, E), (..., K, E) -> (..., H, E); softmax(q k / sqrt(E)) v."""
+        ...
+
+
+class CausalAttend:
+    """Each position sees itself and what stands before it, within its own segment.
+
+    ``segments_BT`` numbers the documents of packed rows; padding is a segment of its own.
+    """
+
+    def __init__(self, segments_BT: Tensor | None = None) -> None:
+        self._mask_B1TT: Tensor | None = None
+        if segments_BT is not None:
+            same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+            self._mask_B1TT = same_BTT.tril()[:, None]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out_BHTE = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=self._mask_B1TT,
+            is_causal=self._mask_B1TT is None,
+            enable_gqa=q.shape[-2] != k.shape[-2],
+        )
+        return out_BHTE.transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: query head j reads key/value head ``j // (H / K)``."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        hidden, bias = config.hidden_size, config.attention_bias
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(hidden, q_size, bias=bias)
+        self.k_proj = nn.Linear(hidden, kv_size, bias=bias)
+        self.v_proj = nn.Linear(hidden, kv_size, bias=bias)
+        self.o_proj = nn.Linear(q_size, hidden, bias=bias)
+
+    def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+        q, k, v = (part.view(*part.shape[:-1], -1, self.head_dim) for part in self.project(x))
+        heads = attend(self.layer, rotation.apply(q), rotation.apply(k), v)
+        out: Tensor = self.o_proj(heads.flatten(-2))
+        return out
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
