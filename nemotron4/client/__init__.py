@@ -1,0 +1,40 @@
+"""Talk to a chat model anywhere: HTTP, in this process, or the fake that ships."""
+
+from __future__ import annotations
+
+from nemotron4.client.engine import EngineChatModel
+from nemotron4.client.fake import FakeBehaviour, FakeChatModel
+from nemotron4.client.generate import GenerateChatModel
+from nemotron4.client.interface import (
+    BadContentError,
+    ChatModel,
+    ClientError,
+    HopelessError,
+    Reply,
+    Reward,
+    Sampling,
+    TokenLogprob,
+    TransientError,
+)
+from nemotron4.client.openai import OpenAIChatModel
+from nemotron4.client.retry import AdaptiveLimit, RetryPolicy, call_with_retries
+
+__all__ = [
+    "AdaptiveLimit",
+    "BadContentError",
+    "ChatModel",
+    "ClientError",
+    "EngineChatModel",
+    "FakeBehaviour",
+    "FakeChatModel",
+    "GenerateChatModel",
+    "HopelessError",
+    "OpenAIChatModel",
+    "Reply",
+    "RetryPolicy",
+    "Reward",
+    "Sampling",
+    "TokenLogprob",
+    "TransientError",
+    "call_with_retries",
+]

@@ -1,0 +1,96 @@
+"""How fast to call one endpoint: a concurrency that adapts, and retries of what may succeed later."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from nemotron4.client.interface import TransientError
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """Waits grow by two from ``first_wait_s`` to ``max_wait_s``, each drawn from [half, whole]."""
+
+    max_attempts: int = 8
+    first_wait_s: float = 0.5
+    max_wait_s: float = 60.0
+
+    def wait_s(self, attempt: int, error: TransientError, draw: float) -> float:
+        """Seconds before attempt ``attempt + 1`` (attempts count from 1); never less than Retry-After."""
+        backoff = min(self.max_wait_s, self.first_wait_s * 2.0 ** (attempt - 1)) * (0.5 + draw / 2)
+        return max(backoff, error.retry_after_s or 0.0)
+
+
+class AdaptiveLimit:
+    """Concurrency of one endpoint: +1 per ``increase_every`` successes, x 0.75 when it pushes back.
+
+    Additive increase, multiplicative decrease: the congestion rule of TCP, with its slow start (+1 per
+    success) until the endpoint first pushes back. Calls that were under way when the limit fell do not
+    lower it again.
+    """
+
+    def __init__(self, *, start: int = 4, maximum: int = 256, increase_every: int = 25) -> None:
+        self.limit = float(min(start, maximum))
+        self.in_flight = 0
+        self._maximum = maximum
+        self._increase_every = increase_every
+        self._successes = 0
+        self._lowered_at = float("-inf")
+        self._not_before = 0.0
+
+    @property
+    def has_room(self) -> bool:
+        return self.in_flight < int(self.limit) and time.monotonic() >= self._not_before
+
+    @property
+    def pause_s(self) -> float:
+        """Seconds until the endpoint's Retry-After has passed; 0 when calls may start."""
+        return max(0.0, self._not_before - time.monotonic())
+
+    def started(self) -> float:
+        """Count a call in; the returned time goes to ``failed`` if the call is pushed back."""
+        self.in_flight += 1
+        return time.monotonic()
+
+    def finished(self) -> None:
+        self.in_flight -= 1
+
+    def succeeded(self) -> None:
+        self._successes += 1
+        is_slow_start = self._lowered_at == float("-inf")
+        if self.limit < self._maximum and (is_slow_start or self._successes >= self._increase_every):
+            self._successes = 0
+            self.limit = min(float(self._maximum), int(self.limit) + 1.0)
+
+    def pushed_back(self, error: TransientError, started_at: float) -> None:
+        now = time.monotonic()
+        if error.retry_after_s:
+            self._not_before = max(self._not_before, now + error.retry_after_s)
+        if error.kind in ("rate_limit", "timeout", "server_error") and started_at > self._lowered_at:
+            self._lowered_at = now
+            self._successes = 0
+            self.limit = max(1.0, self.limit * 0.75)
+
+
+async def call_with_retries(
+    call: Callable[[], Awaitable[Result]], *, policy: RetryPolicy | None = None, seed: int = 0
+) -> Result:
+    """The call's result; a TransientError is retried by the policy, every other error passes at once."""
+    policy = policy or RetryPolicy()
+    draw = random.Random(seed)
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            return await call()
+        except TransientError as error:
+            if attempt >= policy.max_attempts:
+                raise
+            await asyncio.sleep(policy.wait_s(attempt, error, draw.random()))

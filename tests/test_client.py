@@ -1,0 +1,418 @@
+"""The client against the shipped fake server: replies, errors by class, retries, the adaptive limit."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import pytest
+
+from nemotron4.client import (
+    AdaptiveLimit,
+    BadContentError,
+    ChatModel,
+    ClientError,
+    EngineChatModel,
+    FakeBehaviour,
+    FakeChatModel,
+    GenerateChatModel,
+    HopelessError,
+    OpenAIChatModel,
+    Reply,
+    RetryPolicy,
+    Sampling,
+    TransientError,
+    call_with_retries,
+)
+from nemotron4.client.fake_server import FakeServer
+from nemotron4.client.http import error_for_status
+from nemotron4.errors import EngineBusyError, RequestError
+from nemotron4.inference.interface import PositionLogprobs, SamplingParams, TokenStep
+from nemotron4.inference.interface import TokenLogprob as EngineLogprob
+from nemotron4.records import ATTRIBUTES, Message
+
+Result = TypeVar("Result")
+USER = (Message("user", "Write a list of 3 topics."),)
+PAIR = (*USER, Message("assistant", "1. tea"))
+
+
+def with_server(
+    behaviour: FakeBehaviour, use: Callable[[FakeServer], Awaitable[Result]], **options: Any
+) -> Result:
+    async def run() -> Result:
+        async with FakeServer(behaviour, **options) as server:
+            return await use(server)
+
+    return asyncio.run(run())
+
+
+def chat_once(behaviour: FakeBehaviour, sampling: Sampling | None = None, **options: Any) -> Reply:
+    async def use(server: FakeServer) -> Reply:
+        model = OpenAIChatModel(server.url, "fake", **options)
+        try:
+            return await model.chat(USER, sampling or Sampling())
+        finally:
+            await model.close()
+
+    return with_server(behaviour, use)
+
+
+def card_prompt(messages: Sequence[Message]) -> str:
+    return f"<extra_id_0>System\n\n<extra_id_1>User\n{messages[0].content}\n<extra_id_1>Assistant\n"
+
+
+def test_a_chat_reply_carries_text_reason_usage_and_the_raw_answer() -> None:
+    reply = chat_once(FakeBehaviour())
+    assert len(reply.text.splitlines()) == 3
+    assert (reply.finish_reason, reply.model) == ("stop", "fake")
+    assert reply.prompt_tokens == 6
+    assert reply.completion_tokens is not None
+    assert reply.raw["object"] == "chat.completion"
+
+
+def test_every_transport_gives_the_fakes_reply_unchanged() -> None:
+    async def use(server: FakeServer) -> list[str]:
+        models: list[ChatModel] = [
+            FakeChatModel(),
+            OpenAIChatModel(server.url, "fake"),
+            GenerateChatModel(server.root, render=lambda messages: messages[0].content),
+        ]
+        texts = [(await model.chat(USER, Sampling(max_tokens=50))).text for model in models]
+        for model in models:
+            await model.close()
+        return texts
+
+    texts = with_server(FakeBehaviour(), use)
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_the_generate_client_removes_prompt_and_stop_and_tells_cut_replies() -> None:
+    async def use(server: FakeServer) -> tuple[Reply, Reply]:
+        model = GenerateChatModel(server.root, render=card_prompt)
+        whole, cut = await model.chat(USER, Sampling()), await model.chat(USER, Sampling(max_tokens=2))
+        await model.close()
+        return whole, cut
+
+    whole, cut = with_server(FakeBehaviour(), use)
+    assert whole.finish_reason == "stop"
+    assert "<extra_id" not in whole.text
+    assert (cut.finish_reason, len(cut.text.split())) == ("length", 2)
+
+
+def test_a_refusal_of_generate_with_status_200_is_hopeless() -> None:
+    async def use(server: FakeServer) -> None:
+        model = GenerateChatModel(server.root, render=card_prompt)
+        try:
+            await model._put({"sentences": ["a"], "tokens_to_generate": 0})
+        finally:
+            await model.close()
+
+    with pytest.raises(HopelessError, match="must be an integer greater than 0"):
+        with_server(FakeBehaviour(), use)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "counted_as"),
+    [
+        ("rate_limit", TransientError, "rate_limit"),
+        ("server_error", TransientError, "server_error"),
+        ("timeout", TransientError, "timeout"),
+        ("connection", TransientError, "connection"),
+        ("not_json", BadContentError, "not_json"),
+    ],
+)
+def test_each_failure_has_its_class(kind: str, error: type[ClientError], counted_as: str) -> None:
+    with pytest.raises(error) as caught:
+        chat_once(FakeBehaviour(failure_rates={kind: 1.0}, retry_after_s=3), timeout_s=0.2)
+    assert caught.value.kind == counted_as
+    if isinstance(caught.value, TransientError) and kind == "rate_limit":
+        assert caught.value.retry_after_s == 3
+
+
+def test_a_refused_prompt_and_a_wrong_key_are_hopeless() -> None:
+    with pytest.raises(HopelessError) as refused:
+        chat_once(FakeBehaviour(hopeless="topics"))
+    assert (refused.value.kind, refused.value.status) == ("bad_request", 400)
+
+    async def use(server: FakeServer) -> Reply:
+        good, bad = (OpenAIChatModel(server.url, "fake", api_key=key) for key in ("right", "wrong"))
+        try:
+            await good.chat(USER, Sampling())
+            return await bad.chat(USER, Sampling())
+        finally:
+            await good.close()
+            await bad.close()
+
+    with pytest.raises(HopelessError, match="401: wrong API key") as caught:
+        with_server(FakeBehaviour(), use, api_key="right")
+    assert caught.value.kind == "unauthorized"
+
+
+def test_nobody_listening_is_a_connection_error() -> None:
+    async def run() -> None:
+        async with FakeServer() as server:
+            url = server.url
+        model = OpenAIChatModel(url, "fake")
+        try:
+            await model.chat(USER, Sampling())
+        finally:
+            await model.close()
+
+    with pytest.raises(TransientError) as caught:
+        asyncio.run(run())
+    assert caught.value.kind == "connection"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (400, b'{"error": {"message": "maximum context length is 4096"}}', "context_length"),
+        (400, b'{"error": {"code": "context_length_exceeded"}}', "context_length"),
+        (413, b"", "context_length"),
+        (404, b'{"error": {"message": "no such model"}}', "not_found"),
+        (422, b'[{"msg": "bad"}]', "bad_request"),
+        (307, b"", "bad_request"),
+        (408, b"", "server_error"),
+        (529, b"overloaded", "server_error"),
+    ],
+)
+def test_statuses_are_sorted_by_what_a_retry_would_do(status: int, body: bytes, kind: str) -> None:
+    assert error_for_status("http://x", status, body, None).kind == kind
+
+
+def test_retry_after_as_a_date_is_understood() -> None:
+    error = error_for_status("http://x", 429, b"", "Wed, 21 Oct 2015 07:28:00 GMT")
+    assert isinstance(error, TransientError)
+    assert error.retry_after_s == 0.0
+
+
+def test_logprobs_of_the_reply_and_of_a_continuation() -> None:
+    async def use(server: FakeServer) -> tuple[Reply, list[tuple[str, float]]]:
+        model = OpenAIChatModel(server.url, "fake")
+        reply = await model.chat(USER, Sampling(max_tokens=1, top_logprobs=5))
+        tokens = await model.continuation_logprobs("two and two", " is four")
+        await model.close()
+        return reply, [(token.token, token.logprob) for token in tokens]
+
+    reply, tokens = with_server(FakeBehaviour(), use)
+    assert reply.logprobs is not None
+    assert reply.logprobs[0].top[0] == (reply.logprobs[0].token, reply.logprobs[0].logprob)
+    assert tokens == [(" is", -0.3), (" four", -0.5)]
+
+
+def test_a_continuation_inside_a_token_is_refused() -> None:
+    async def use(server: FakeServer) -> None:
+        model = OpenAIChatModel(server.url, "fake")
+        try:
+            await model.continuation_logprobs("two and tw", "o")
+        finally:
+            await model.close()
+
+    with pytest.raises(BadContentError, match="share a token"):
+        with_server(FakeBehaviour(), use)
+
+
+@pytest.mark.parametrize("form", ["score", "hosted"])
+def test_rewards_arrive_in_both_forms(form: Any) -> None:
+    async def use(server: FakeServer) -> dict[str, float]:
+        model = OpenAIChatModel(server.url, "fake", reward_form=form)
+        reward = await model.score(PAIR)
+        await model.close()
+        return reward.attributes
+
+    values = with_server(FakeBehaviour(), use)
+    assert list(values) == list(ATTRIBUTES)
+    assert values == asyncio.run(FakeChatModel().score(PAIR)).attributes
+
+
+def test_the_request_is_what_goes_over_the_wire() -> None:
+    model = OpenAIChatModel("http://x/v1", "m", extra_body={"guided": True})
+    body = model.chat_request(USER, Sampling(seed=7, stop=("x",)))
+    assert body == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "Write a list of 3 topics."}],
+        "max_tokens": 1024,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "seed": 7,
+        "stop": ["x"],
+        "guided": True,
+    }
+
+
+def test_impossible_sampling_is_refused_before_any_call() -> None:
+    with pytest.raises(RequestError, match="top_p is 0; expected in"):
+        Sampling(top_p=0)
+
+
+def test_retries_end_with_success_or_after_the_last_attempt() -> None:
+    calls = 0
+
+    async def flaky() -> str:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            raise TransientError("later", kind="server_error")
+        return "done"
+
+    policy = RetryPolicy(max_attempts=3, first_wait_s=0.001)
+    assert asyncio.run(call_with_retries(flaky, policy=policy)) == "done"
+    calls = -10
+    with pytest.raises(TransientError):
+        asyncio.run(call_with_retries(flaky, policy=policy))
+    assert calls == -7
+
+
+def test_hopeless_errors_are_not_retried() -> None:
+    calls = 0
+
+    async def hopeless() -> None:
+        nonlocal calls
+        calls += 1
+        raise HopelessError("no", kind="bad_request")
+
+    with pytest.raises(HopelessError):
+        asyncio.run(call_with_retries(hopeless))
+    assert calls == 1
+
+
+def test_a_wait_is_never_shorter_than_retry_after() -> None:
+    error = TransientError("x", kind="rate_limit", retry_after_s=90)
+    assert RetryPolicy().wait_s(1, error, 0.0) == 90
+    plain = TransientError("x", kind="timeout")
+    assert [RetryPolicy().wait_s(attempt, plain, 1.0) for attempt in (1, 2, 9)] == [0.5, 1.0, 60.0]
+
+
+def test_the_limit_grows_with_success_and_falls_once_per_push_back() -> None:
+    limit = AdaptiveLimit(start=4, maximum=100)
+    started = limit.started()
+    for _ in range(60):
+        limit.succeeded()
+    assert limit.limit == 64
+    for _ in range(3):  # three calls of the same moment are one push-back
+        limit.pushed_back(TransientError("x", kind="rate_limit"), started)
+    assert limit.limit == 48
+    for _ in range(25):
+        limit.succeeded()
+    assert limit.limit == 49
+    for _ in range(3000):
+        limit.succeeded()
+    assert limit.limit == 100
+
+
+def test_retry_after_stops_new_calls_until_it_has_passed() -> None:
+    limit = AdaptiveLimit()
+    limit.pushed_back(TransientError("x", kind="rate_limit", retry_after_s=0.05), time.monotonic())
+    assert not limit.has_room
+    assert 0 < limit.pause_s <= 0.05
+
+
+def test_a_broken_connection_does_not_lower_the_limit() -> None:
+    limit = AdaptiveLimit(start=8)
+    limit.pushed_back(TransientError("x", kind="connection"), time.monotonic())
+    assert limit.limit == 8
+
+
+class WordTokenizer:
+    """Words with their leading space as tokens; ids are handed out as they appear."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def encode(self, text: str) -> list[int]:
+        pieces = [" " + word for word in text.split(" ")]
+        self.words += [piece for piece in pieces if piece not in self.words]
+        return [self.words.index(piece) for piece in pieces]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.words[i] for i in ids)
+
+    def piece(self, token_id: int) -> str:
+        return self.words[token_id]
+
+
+@dataclass
+class ScriptedEngine:
+    """Plays back one answer through the engine interface, or raises."""
+
+    answer: str = ""
+    stop_reason: int | str | None = None
+    error: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self.tokenizer = WordTokenizer()
+        self.info = SimpleNamespace(name="scripted", eos_token_ids=(3,))
+        self.params: Any = None
+
+    async def stream(self, prompt_ids: Sequence[int], params: Any) -> AsyncIterator[TokenStep]:
+        self.params = params
+        if self.error is not None:
+            raise self.error
+        if params.prompt_logprobs is not None:
+            scores = tuple(PositionLogprobs(EngineLogprob(i, -float(i))) for i in prompt_ids[1:])
+            yield TokenStep(None, prompt_logprobs=scores, finish_reason="length")
+            return
+        ids = self.tokenizer.encode(self.answer)
+        for token_id in ids[:-1]:
+            yield TokenStep(token_id)
+        yield TokenStep(ids[-1], finish_reason="stop", stop_reason=self.stop_reason)
+
+
+def engine_model(engine: ScriptedEngine) -> EngineChatModel:
+    return EngineChatModel(engine, make_params=SamplingParams, render=lambda messages: messages[-1].content)
+
+
+def test_the_in_process_engine_answers_without_its_stop_text() -> None:
+    engine = ScriptedEngine("the answer STOP", stop_reason=" STOP")
+    reply = asyncio.run(engine_model(engine).chat(USER, Sampling(max_tokens=9, temperature=0.5, seed=3)))
+    assert (reply.text, reply.finish_reason, reply.completion_tokens) == (" the answer", "stop", 3)
+    assert (engine.params.max_new_tokens, engine.params.temperature, engine.params.seed) == (9, 0.5, 3)
+    assert engine.params.stop_token_ids == frozenset({3})
+    ended_by_token = ScriptedEngine("the answer <end>", stop_reason=2)
+    assert asyncio.run(engine_model(ended_by_token).chat(USER, Sampling())).text == " the answer"
+
+
+def test_the_in_process_engine_scores_only_the_continuation() -> None:
+    scores = asyncio.run(engine_model(ScriptedEngine()).continuation_logprobs("a b", " c d"))
+    assert [score.logprob for score in scores] == [-2.0, -3.0]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (EngineBusyError("full", retry_after_s=2.0), "rate_limit"),
+        (RequestError("prompt + max_new_tokens above the context length"), "context_length"),
+        (RequestError("empty prompt"), "bad_request"),
+    ],
+)
+def test_engine_errors_are_sorted_like_http_errors(error: Exception, kind: str) -> None:
+    with pytest.raises(ClientError) as caught:
+        asyncio.run(engine_model(ScriptedEngine(error=error)).chat(USER, Sampling()))
+    assert caught.value.kind == kind
+
+
+def test_the_fake_fails_at_the_asked_rate_and_the_same_way_each_time() -> None:
+    behaviour = FakeBehaviour(failure_rates={"rate_limit": 0.1, "empty": 0.2}, seed=5)
+    kinds = [behaviour.failure(number) for number in range(2000)]
+    assert kinds == [behaviour.failure(number) for number in range(2000)]
+    assert 150 < kinds.count("rate_limit") < 250
+    assert 330 < kinds.count("empty") < 470
+    with pytest.raises(ValueError, match="unknown failure kinds"):
+        FakeBehaviour(failure_rates={"typo": 1.0})
+
+
+def test_the_fake_server_counts_concurrency_and_repeated_requests() -> None:
+    async def use(server: FakeServer) -> dict[str, Any]:
+        model = OpenAIChatModel(server.url, "fake")
+        await asyncio.gather(*(model.chat(USER, Sampling(seed=i % 10)) for i in range(20)))
+        await model.close()
+        return server.stats()
+
+    stats = with_server(FakeBehaviour(latency_s=0.1), use, count_bodies=True)
+    assert stats["calls"] == {"/v1/chat/completions": 20}
+    assert stats["max_in_flight"] == 20
+    assert (stats["distinct_bodies"], stats["repeated_bodies"]) == (10, 10)
