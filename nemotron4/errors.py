@@ -54,6 +54,10 @@ class EngineBusyError(Nemotron4Error):
         self.retry_after_s = retry_after_s
 
 
+class TrainingError(Nemotron4Error):
+    """A training run cannot go on: a loss that is not finite, a step without a trained token."""
+
+
 class DownloadError(Nemotron4Error):
     """A model could not be fetched, or what arrived is not what was expected."""
 

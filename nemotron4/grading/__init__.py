@@ -1,1 +1,0 @@
-"""Pure functions that judge a reply: value or reason, no I/O, no model, no torch."""

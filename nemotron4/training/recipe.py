@@ -1,0 +1,228 @@
+"""A recipe: everything that decides a training run, as frozen dataclasses read from one TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from nemotron4 import config
+from nemotron4.errors import ConfigError
+from nemotron4.model.adapters import AdapterConfig
+
+StageName = Literal["pretrain", "sft", "reward", "preference"]
+
+
+def _check_at_least(section: str, values: dict[str, float], minimum: float) -> None:
+    for name, value in values.items():
+        if value < minimum:
+            raise ConfigError(f"{section}.{name} is {value}; expected {minimum:g} or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """Where the weights come from: ``start`` (a checkpoint) or ``preset`` (fresh weights)."""
+
+    start: str | None = None
+    preset: str | None = None
+    tokenizer: str | None = None  # a checkpoint whose tokenizer a fresh model uses
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"  # auto: the GPU if there is one
+
+    def __post_init__(self) -> None:
+        if (self.start is None) == (self.preset is None):
+            raise ConfigError("model needs exactly one of start and preset")
+        if self.preset is not None and self.tokenizer is None:
+            raise ConfigError("model.preset has no tokenizer of its own", hint="set model.tokenizer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """Files of rows. ``max_length`` counts the tokens of one sequence, prompt and answer."""
+
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...] = ()
+    weights: tuple[float, ...] = ()  # pretrain: share of each training file; empty: by size
+    max_length: int = 1024
+    over_long: Literal["drop", "cut"] = "drop"  # cut: the end is removed, with its stop marker
+    max_bad_rows: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise ConfigError("data.train names no file")
+        if self.weights and len(self.weights) != len(self.train):
+            raise ConfigError(f"data.weights has {len(self.weights)} values for {len(self.train)} files")
+        if self.weights and (min(self.weights) < 0 or sum(self.weights) <= 0):
+            raise ConfigError(f"data.weights is {self.weights}; expected non-negative, not all zero")
+        _check_at_least("data", {"max_length": self.max_length}, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSection:
+    """``global_size`` samples make one step, however they are cut into rows of ``row_tokens``."""
+
+    global_size: int = 64
+    row_tokens: int = 4096
+    ramp: tuple[tuple[int, int], ...] = ()  # (samples seen, global size) from then on, ascending
+
+    def __post_init__(self) -> None:
+        _check_at_least("batch", {"global_size": self.global_size, "row_tokens": self.row_tokens}, 1)
+        seen = [entry[0] for entry in self.ramp]
+        if any(len(entry) != 2 or min(entry) < 0 or entry[1] < 1 for entry in self.ramp) or seen != sorted(
+            seen
+        ):
+            raise ConfigError(f"batch.ramp is {self.ramp}; expected [[samples seen, size], ...], ascending")
+
+    def size_after(self, samples_seen: int) -> int:
+        size = self.global_size
+        for threshold, ramped in self.ramp:
+            if samples_seen >= threshold:
+                size = ramped
+        return size
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSection:
+    """AdamW. Norms and biases have no weight decay. The defaults are NeMo-Aligner's."""
+
+    learning_rate: float
+    min_learning_rate: float = 0.0
+    schedule: Literal["constant", "cosine", "linear", "steep"] = "constant"
+    warmup_steps: int = 10
+    betas: tuple[float, ...] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0  # 0 is off
+
+    def __post_init__(self) -> None:
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optimizer.betas is {self.betas}; expected two numbers in [0, 1)")
+        values = ("learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "clip_norm")
+        _check_at_least("optimizer", {name: getattr(self, name) for name in values}, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """Length, place and rhythm of the run; exactly one of ``max_steps`` and ``epochs``."""
+
+    directory: Path
+    max_steps: int | None = None
+    epochs: int | None = None
+    save_every: int = 100
+    keep_checkpoints: int = 2
+    validate_every: int = 0  # 0: only at the end
+    seed: int = 0
+    recompute_activations: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ConfigError("run needs exactly one of max_steps and epochs")
+        _check_at_least("run", {"save_every": self.save_every, "keep_checkpoints": self.keep_checkpoints}, 1)
+        _check_at_least("run", {"length": self.max_steps or self.epochs or 0}, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceSection:
+    """``loss`` rpo is Reward-aware Preference Optimization (arXiv 2406.11704), not TRL's former rpo_alpha."""
+
+    loss: Literal["dpo", "ipo", "rpo", "kto"]
+    beta: float
+    eta: float = 1.0
+    distance: Literal["bwd_kl", "fwd_kl", "sq"] = "bwd_kl"
+    preference_weight: float = 1.0
+    sft_weight: float = 0.0
+    average_logprobs: bool = False  # per token instead of summed over the answer
+    desirable_weight: float = 1.0  # kto
+    undesirable_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise ConfigError(f"preference.beta is {self.beta}; expected more than 0 (0 trains nothing)")
+        if self.preference_weight == 0 and self.sft_weight == 0:
+            raise ConfigError("preference.preference_weight and sft_weight are both 0: nothing would train")
+        if self.loss == "kto" and self.sft_weight:
+            raise ConfigError("preference.sft_weight has no meaning for kto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSection:
+    """``objective`` regression needs attributes in the rows; the Bradley-Terry ones need pairs."""
+
+    objective: Literal["regression", "bradley_terry", "bradley_terry_margin", "bradley_terry_scaled"] = (
+        "regression"
+    )
+    attributes: tuple[str, ...] = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    score: str = "helpfulness"  # the output that Bradley-Terry trains
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelSection:
+    """Processes = data x tensor x pipeline; all 1 needs no process group."""
+
+    data: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+
+    def __post_init__(self) -> None:
+        _check_at_least("parallel", dataclasses.asdict(self), 1)
+
+    @property
+    def num_processes(self) -> int:
+        return self.data * self.tensor * self.pipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One stage of training."""
+
+    stage: StageName
+    model: ModelSection
+    data: DataSection
+    optimizer: OptimizerSection
+    run: RunSection
+    batch: BatchSection = field(default_factory=BatchSection)
+    preference: PreferenceSection | None = None
+    reward: RewardSection | None = None
+    adapter: AdapterConfig | None = None
+    parallel: ParallelSection = field(default_factory=ParallelSection)
+
+    def __post_init__(self) -> None:
+        if self.stage == "preference" and self.preference is None:
+            raise ConfigError("stage preference needs a table [preference] with loss and beta")
+        for name in ("preference", "reward"):
+            if getattr(self, name) is not None and self.stage != name:
+                raise ConfigError(f"table [{name}] has no meaning in stage {self.stage}")
+        if self.data.weights and self.stage != "pretrain":
+            raise ConfigError(f"data.weights has no meaning in stage {self.stage}")
+
+
+_PLANNED = {
+    "steerlm": "attribute-conditioned fine-tuning is stage sft on rows of type VALUE_TO_TEXT",
+    "policy-gradient": "PPO, REINFORCE and GRPO exist as losses only, in nemotron4.training.losses",
+}
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply ``dotted.name=value`` overrides; paths are relative to the working folder."""
+    try:
+        stage = tomllib.loads(path.read_text(encoding="utf-8")).get("stage")
+    except (OSError, tomllib.TOMLDecodeError):
+        stage = None  # config.load reports both with the file's name
+    if isinstance(stage, str) and stage in _PLANNED:
+        raise ConfigError(f"{path}: stage {stage!r} is not available in this version", hint=_PLANNED[stage])
+    return config.load(Recipe, path, overrides)
+
+
+def as_plain(value: Any) -> Any:
+    """The resolved recipe as plain values, for the run's record."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {
+            f.name: as_plain(getattr(value, f.name)) for f in fields if getattr(value, f.name) is not None
+        }
+    if isinstance(value, list | tuple):
+        return [as_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

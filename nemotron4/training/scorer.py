@@ -1,0 +1,58 @@
+"""The module that training runs: a packed row in, the numbers a loss needs out.
+
+Everything goes through ``forward``, so that sharding, which hooks it, sees every use of a weight.
+
+Legend: N tokens of the row, P predicted tokens, S segments, A attributes, D hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nemotron4.model.reward_head import RewardModel
+from nemotron4.model.transformer import Transformer
+from nemotron4.training.logprobs import token_logprobs
+from nemotron4.training.packing import PackedAttend, PackedRow
+
+
+class LogprobScorer(nn.Module):
+    """Log-probability of each trained token of a packed row, (P,), nats, float32."""
+
+    def __init__(self, net: Transformer) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, row: PackedRow) -> Tensor:
+        hidden_ND = self.net.model(row.tokens_N, row.positions_N, PackedAttend(row.positions_N))
+        return token_logprobs(hidden_ND[row.predict_P], self.net.lm_head.weight, row.target_P)
+
+
+class RewardScorer(nn.Module):
+    """Attribute scores at the last token of each segment, (S, A), float32."""
+
+    def __init__(self, net: RewardModel) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, row: PackedRow) -> Tensor:
+        hidden_ND = self.net.model(row.tokens_N, row.positions_N, PackedAttend(row.positions_N))
+        scores_SA: Tensor = self.net(hidden_ND[row.last_S])
+        return scores_SA
+
+
+Scorer = LogprobScorer | RewardScorer
+
+
+def segment_logprobs(logprobs_P: Tensor, row: PackedRow, *, average: bool = False) -> Tensor:
+    """Sum (or mean) of the trained tokens' log-probabilities of each segment, (S,)."""
+    sums_S = torch.zeros(row.num_segments, dtype=logprobs_P.dtype, device=logprobs_P.device)
+    sums_S = sums_S.index_add(0, row.segment_P, logprobs_P)
+    if not average:
+        return sums_S
+    return sums_S / trained_counts(row).clamp(min=1).to(sums_S.dtype)
+
+
+def trained_counts(row: PackedRow) -> Tensor:
+    """Trained tokens of each segment, (S,)."""
+    return torch.bincount(row.segment_P, minlength=row.num_segments)

@@ -1,0 +1,253 @@
+"""The training loop: batch, gradients, checks, update, record. Every stage runs through it.
+
+A run's folder holds ``recipe.json`` (the resolved recipe and what it was run with), ``metrics.jsonl`` (one
+line for each step and validation) and ``checkpoints/``. The same call continues an interrupted run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nemotron4.errors import ConfigError, TrainingError
+from nemotron4.training import checkpoints
+from nemotron4.training.dataset import Dataset
+from nemotron4.training.engine import Engine, StepResult
+from nemotron4.training.packing import Sample
+from nemotron4.training.recipe import OptimizerSection, Recipe
+from nemotron4.training.schedule import learning_rate
+from nemotron4.training.stages.interface import Stage
+
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One line of the run's record."""
+
+    step: int  # from 1
+    num_steps: int
+    values: Mapping[str, float]
+    kind: str = "train"  # or validation
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "step": self.step, **self.values}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Samples of each step, from the length of the run and the batch ramp."""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.sizes)
+
+
+def plan_steps(recipe: Recipe, num_samples: int) -> Plan:
+    """Step sizes; with epochs the last step may be smaller, which the loss law allows."""
+    if num_samples == 0:
+        raise TrainingError("no sample to train on", hint="see nemotron4 doctor data")
+    sizes: list[int] = []
+    seen = 0
+    if recipe.run.max_steps is not None:
+        for _ in range(recipe.run.max_steps):
+            sizes.append(recipe.batch.size_after(seen))
+            seen += sizes[-1]
+        return Plan(tuple(sizes))
+    total = num_samples * (recipe.run.epochs or 1)
+    while seen < total:
+        sizes.append(min(recipe.batch.size_after(seen), total - seen))
+        seen += sizes[-1]
+    return Plan(tuple(sizes))
+
+
+def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSection) -> torch.optim.AdamW:
+    """AdamW with two groups: matrices decay, norms and biases do not."""
+    if not trainable:
+        raise ConfigError("the model has no parameter that trains")
+    matrices = [p for p in trainable.values() if p.dim() >= 2]
+    vectors = [p for p in trainable.values() if p.dim() < 2]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate,
+        betas=(settings.betas[0], settings.betas[1]),
+        eps=settings.eps,
+        # One pass over memory for the whole update: half the time of the plain form on a CPU.
+        fused=True,
+    )
+
+
+class Trainer:
+    """Runs a recipe on an engine. ``fingerprint`` identifies data, model and settings of the run."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        engine: Engine,
+        stage: Stage,
+        train: Dataset,
+        validation: Sequence[Sample] = (),
+        *,
+        fingerprint: str = "",
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        is_writer: bool = True,
+    ) -> None:
+        self.recipe = recipe
+        self.engine = engine
+        self.stage = stage
+        self.train = train
+        self.validation = tuple(validation)
+        self.fingerprint = fingerprint
+        self.on_progress = on_progress
+        self.is_writer = is_writer
+        self.plan = plan_steps(recipe, len(train))
+        self.optimizer = build_optimizer(engine.trainable, recipe.optimizer)
+        self.stop_requested = threading.Event()
+        self._step = 0
+        self._seen = 0
+        self._best: float | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.recipe.run.directory
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def batch(self, step: int, seen: int) -> list[Sample]:
+        """The samples of a step, by their global positions."""
+        return [self.train.at(position) for position in range(seen, seen + self.plan.sizes[step])]
+
+    def run(self) -> int:
+        """Train to the end, or until ``stop_requested``; saves in both cases. Returns the steps done."""
+        self._resume()
+        settings = self.recipe.run
+        while self._step < self.plan.num_steps and not self.stop_requested.is_set():
+            self._train_step()
+            is_last = self._step == self.plan.num_steps
+            if self.validation and (
+                is_last or (settings.validate_every and self._step % settings.validate_every == 0)
+            ):
+                self._validate()
+            if is_last or self._step % settings.save_every == 0 or self.stop_requested.is_set():
+                self._save()
+        return self._step
+
+    def _train_step(self) -> None:
+        started = time.perf_counter()
+        # Dropout of a step depends on the step alone: a resumed run needs no generator state.
+        torch.manual_seed(self.recipe.run.seed * 1_000_003 + self._step)
+        rows = self.engine.rows(self.batch(self._step, self._seen), self.recipe.batch.row_tokens)
+        result = self.engine.forward_backward(rows, self.stage)
+        norm = self._update()
+        self._seen += self.plan.sizes[self._step]
+        self._step += 1
+        seconds = time.perf_counter() - started
+        self._record(
+            result,
+            {
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "grad_norm": norm,
+                "tokens": float(result.num_tokens),
+                "tokens_per_s": result.num_tokens / seconds,
+                "seconds": seconds,
+                "samples_seen": float(self._seen),
+            },
+        )
+
+    def _update(self) -> float:
+        norm = self.engine.grad_norm()
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient's norm is {norm} at step {self._step + 1}; no update was made",
+                hint="lower optimizer.learning_rate, or resume from the last checkpoint with other data",
+            )
+        clip = self.recipe.optimizer.clip_norm
+        if clip and norm > clip:
+            for parameter in self.engine.trainable.values():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(clip / norm)
+        rate = learning_rate(self._step, self.plan.num_steps, self.recipe.optimizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _validate(self) -> None:
+        rows = self.engine.rows(self.validation, self.recipe.batch.row_tokens)
+        result = self.engine.evaluate(rows, self.stage)
+        self._record(result, {}, kind="validation")
+        if self._best is None or result.loss < self._best:
+            self._best = result.loss
+
+    def _record(self, result: StepResult, more: Mapping[str, float], kind: str = "train") -> None:
+        values = {"loss": result.loss, **self.stage.summarise(result.totals), **more}
+        progress = Progress(self._step, self.plan.num_steps, values, kind)
+        if self.is_writer:
+            with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(progress.to_json()) + "\n")
+        self.on_progress(progress)
+
+    # ---- checkpoints
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return checkpoints.plain_tensors(self.engine.trainable, self.optimizer)
+
+    def _save(self) -> None:
+        state = checkpoints.SavedState(self._step, self._seen, self.fingerprint, self._best)
+        checkpoints.save(self._checkpoints, self.tensors(), state)
+        checkpoints.prune(self._checkpoints, self.recipe.run.keep_checkpoints)
+
+    def _resume(self) -> None:
+        if self.is_writer:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        path = checkpoints.newest(self._checkpoints)
+        if path is None:
+            if self.is_writer:
+                (self.folder / METRICS_FILE).unlink(missing_ok=True)
+            return
+        state = checkpoints.read_state(path)
+        if state.fingerprint != self.fingerprint:
+            raise ConfigError(
+                f"{path}: the checkpoint belongs to another run: data, model or settings have changed",
+                hint="give the changed run a new run.directory, or undo the change to continue this one",
+            )
+        checkpoints.load(path, self.tensors())
+        self._step, self._seen, self._best = state.step, state.samples_seen, state.best_validation
+        if self.is_writer:
+            _truncate_metrics(self.folder / METRICS_FILE, state.step)
+
+
+def _truncate_metrics(path: Path, step: int) -> None:
+    """Forget lines of steps after the checkpoint: the resumed run writes them again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            is_kept = json.loads(line)["step"] <= step
+        except (ValueError, KeyError):
+            is_kept = False  # the line that was being written when the process was killed
+        if is_kept:
+            kept.append(line + "\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,170 @@
+"""The loss law: value and gradient do not depend on how a step is cut into rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nemotron4.errors import DataError, TrainingError
+from nemotron4.training.engine import Engine
+from nemotron4.training.packing import Sample, Segment, pack, plan_rows
+from nemotron4.training.recipe import PreferenceSection
+from nemotron4.training.scorer import Scorer
+from nemotron4.training.stages.interface import Stage
+from nemotron4.training.stages.preference import JudgedStage, PairStage
+from nemotron4.training.stages.reward import BradleyTerryStage, RegressionStage
+from nemotron4.training.stages.sft import LikelihoodStage
+from tests.training import tiny
+
+
+def preference(**settings: object) -> PreferenceSection:
+    return PreferenceSection(**{"loss": "dpo", "beta": 0.3, **settings})  # type: ignore[arg-type]
+
+
+CASES: dict[str, tuple[Stage, str]] = {
+    "sft": (LikelihoodStage(), "texts"),
+    "dpo": (PairStage(preference()), "pairs"),
+    "dpo_with_sft_averaged": (PairStage(preference(sft_weight=0.5, average_logprobs=True)), "pairs"),
+    "ipo": (PairStage(preference(loss="ipo")), "pairs"),
+    "rpo_bwd_kl": (PairStage(preference(loss="rpo", sft_weight=0.1)), "pairs"),
+    "rpo_fwd_kl": (PairStage(preference(loss="rpo", distance="fwd_kl")), "pairs"),
+    "rpo_sq": (PairStage(preference(loss="rpo", distance="sq")), "pairs"),
+    "kto": (JudgedStage(preference(loss="kto")), "judged"),
+    "regression": (RegressionStage(("a", "b", "c")), "scored"),
+    "bradley_terry": (BradleyTerryStage("regular", 1), "pairs"),
+    "bradley_terry_scaled": (BradleyTerryStage("scaled", 1), "pairs"),
+}
+
+
+def scorer_for(stage: Stage) -> Scorer:
+    is_reward = isinstance(stage, RegressionStage | BradleyTerryStage)
+    return tiny.reward_scorer() if is_reward else tiny.logprob_scorer()
+
+
+def outcome(stage: Stage, samples: list[Sample], row_tokens: int):
+    scorer = scorer_for(stage)
+    engine = Engine(scorer)
+    rows = engine.rows(samples, row_tokens)
+    result = engine.forward_backward(rows, stage)
+    gradients = {name: p.grad for name, p in engine.trainable.items() if p.grad is not None}
+    return result, gradients, len(rows)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_packed_rows_give_the_loss_and_gradient_of_single_samples(name: str) -> None:
+    stage, maker = CASES[name]
+    samples = getattr(tiny, maker)(9)
+    longest = max(sample.num_tokens for sample in samples)
+    alone = [outcome(stage, [sample], longest)[2] for sample in samples]
+    assert alone == [1] * 9
+    whole, whole_gradients, num_rows = outcome(stage, samples, 10_000)
+    assert num_rows == 1
+    # Rows this short hold one or two samples each.
+    cut, cut_gradients, num_rows = outcome(stage, samples, longest)
+    assert num_rows > 3
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-6, abs=1e-6)
+    assert cut.totals.keys() == whole.totals.keys()
+    for metric in cut.totals:
+        assert cut.totals[metric] == pytest.approx(whole.totals[metric], rel=2e-5, abs=1e-5)
+    assert cut_gradients.keys() == whole_gradients.keys()
+    for key in cut_gradients:
+        torch.testing.assert_close(cut_gradients[key], whole_gradients[key], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_count_known_from_the_data_is_the_loss_functions_own(name: str) -> None:
+    stage, maker = CASES[name]
+    samples = getattr(tiny, maker)(4)
+    engine = Engine(scorer_for(stage))
+    for row in engine.rows(samples, 64):
+        assert float(stage.terms(engine.score(row), row).loss.count) == stage.count(row)
+
+
+def test_packed_logprobs_equal_the_plain_forward_pass() -> None:
+    scorer = tiny.logprob_scorer()
+    samples = tiny.texts(5)
+    packed = scorer(pack(samples))
+    expected = []
+    for sample in samples:
+        (segment,) = sample.segments
+        logits_TV = scorer.net(torch.tensor([segment.tokens]))[0].log_softmax(-1)
+        expected += [
+            logits_TV[i - 1, token]
+            for i, (token, is_trained) in enumerate(zip(segment.tokens, segment.is_trained, strict=True))
+            if is_trained
+        ]
+    torch.testing.assert_close(packed, torch.stack(expected), rtol=1e-6, atol=1e-6)
+
+
+def test_padding_a_row_changes_nothing() -> None:
+    scorer = tiny.logprob_scorer()
+    samples = tiny.texts(3)
+    torch.testing.assert_close(scorer(pack(samples, pad_to=64)), scorer(pack(samples)), rtol=1e-6, atol=1e-6)
+
+
+def test_llama_shaped_models_pack_too() -> None:
+    shape = {"norm": "rmsnorm", "mlp": "swiglu", "tie_embeddings": True, "rotary_fraction": 1.0}
+    samples = tiny.texts(4)
+    scorer = tiny.logprob_scorer(**shape)
+    alone = torch.cat([scorer(pack([sample])) for sample in samples])
+    torch.testing.assert_close(scorer(pack(samples)), alone, rtol=1e-6, atol=1e-6)
+
+
+def test_rows_hold_every_sample_once_and_no_row_is_over_full() -> None:
+    lengths = [5, 9, 1, 7, 3, 3, 9, 2]
+    rows = plan_rows(lengths, 10)
+    assert sorted(i for row in rows for i in row) == list(range(8))
+    assert all(sum(lengths[i] for i in row) <= 10 for row in rows)
+    assert len(rows) == 4
+
+
+def test_a_sample_longer_than_a_row_is_refused_with_numbers() -> None:
+    with pytest.raises(DataError, match="12 tokens does not fit in a row of 10"):
+        plan_rows([3, 12], 10)
+
+
+def test_a_non_finite_loss_names_the_rows() -> None:
+    scorer = tiny.logprob_scorer()
+    with torch.no_grad():
+        scorer.net.lm_head.weight[0, 0] = float("nan")
+    engine = Engine(scorer)
+    with pytest.raises(TrainingError, match=r"texts\.jsonl:1, texts\.jsonl:2"):
+        engine.forward_backward(engine.rows(tiny.texts(2), 64), LikelihoodStage())
+
+
+def test_a_step_that_trains_nothing_is_an_error() -> None:
+    engine = Engine(tiny.logprob_scorer())
+    silent = Sample((Segment((1, 2, 3), (False, False, False)),))
+    with pytest.raises(TrainingError, match="trains anything"):
+        engine.forward_backward(engine.rows([silent], 64), LikelihoodStage())
+
+
+def test_kto_baseline_is_the_mean_mismatched_log_ratio_of_the_whole_step() -> None:
+    stage = JudgedStage(preference(loss="kto"))
+    engine = Engine(tiny.logprob_scorer())
+    samples = tiny.judged(6)
+    ratios = []
+    for sample in samples:
+        score = engine.score(pack([Sample((sample.segments[1],))]))
+        ratios.append(float(score.sum()) - sample.reference[1])
+    expected = max(0.0, sum(ratios) / 6)
+    rows = engine.rows(samples, 40)
+    prepared = stage.prepare(rows, engine.score, engine.add_up)
+    assert isinstance(prepared, JudgedStage)
+    assert prepared.baseline == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_reward_correlation_is_pearsons() -> None:
+    stage = PairStage(preference(loss="rpo"))
+    samples = tiny.pairs(8)
+    engine = Engine(tiny.logprob_scorer())
+    result = engine.evaluate(engine.rows(samples, 64), stage)
+    margins, rewards = [], []
+    for sample in samples:
+        chosen, rejected = (
+            float(engine.score(pack([Sample((segment,))])).sum()) for segment in sample.segments
+        )
+        margins.append(0.3 * (chosen - sample.reference[0] - rejected + sample.reference[1]))
+        rewards.append(sample.labels[0] - sample.labels[1])
+    expected = float(torch.corrcoef(torch.tensor([margins, rewards]))[0, 1])
+    assert stage.summarise(result.totals)["reward_correlation"] == pytest.approx(expected, abs=1e-4)
