@@ -7,10 +7,13 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nemotron4 import __version__
 from nemotron4.errors import Nemotron4Error, unknown_name
+
+if TYPE_CHECKING:
+    import typer
 
 
 class Command(NamedTuple):
@@ -83,21 +86,27 @@ def _dispatch(arguments: list[str], commands: Mapping[str, Command]) -> int:
     return _run(name, commands[name], rest)
 
 
-def _run(name: str, command: Command, arguments: list[str]) -> int:
+def load_app(name: str, command: Command) -> typer.Typer:
+    """Import a sub-command; a plain function is made into an app of one command."""
     import typer
 
     module, attribute = command.target.split(":")
     target = getattr(importlib.import_module(module), attribute)
-    if not isinstance(target, typer.Typer):
-        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        app.command(help=target.__doc__ or command.help)(target)
-        target = app
-    elif not arguments:
+    if isinstance(target, typer.Typer):
+        return target
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command(name, help=target.__doc__ or command.help)(target)
+    return app
+
+
+def _run(name: str, command: Command, arguments: list[str]) -> int:
+    import typer
+
+    parser = typer.main.get_command(load_app(name, command))
+    if not arguments and hasattr(parser, "commands"):
         arguments = ["--help"]
     try:
-        result = typer.main.get_command(target).main(
-            arguments, prog_name=f"nemotron4 {name}", standalone_mode=False
-        )
+        result = parser.main(arguments, prog_name=f"nemotron4 {name}", standalone_mode=False)
     except typer.Abort:
         return INTERRUPTED
     except typer.TyperException as error:

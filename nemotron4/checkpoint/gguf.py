@@ -1,0 +1,162 @@
+"""GGUF files of architectures nemotron and llama, under Hugging Face names and conventions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from nemotron4.checkpoint.dequantize import dequantize
+from nemotron4.checkpoint.files import read_bytes
+from nemotron4.checkpoint.gguf_config import model_config
+from nemotron4.checkpoint.gguf_file import read_gguf
+from nemotron4.checkpoint.interface import Format, TensorInfo
+from nemotron4.checkpoint.turns import end_token_ids
+from nemotron4.checkpoint.vocabulary import checked_tokenizer
+from nemotron4.errors import CheckpointError, unknown_name
+from nemotron4.model.config import ModelConfig
+from nemotron4.text.gguf_vocabulary import from_gguf
+from nemotron4.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from nemotron4.text.prompt import PromptFormat
+
+_MODEL_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output_norm.bias": "model.norm.bias",
+    "output.weight": "lm_head.weight",
+}
+_LAYER_NAMES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+
+
+class GgufCheckpoint:
+    """One GGUF file with its vocabulary. See ``interface.Checkpoint``."""
+
+    format: Format = "gguf"
+
+    def __init__(self, path: Path, *, name: str | None = None) -> None:
+        self.path = path
+        self.name = name or path.stem
+        self._file = read_gguf(path)
+        self._metadata = self._file.metadata
+        self.config: ModelConfig = model_config(self._file)
+        self._stored_names = {_hugging_face_name(stored, path): stored for stored in self._file.tensors}
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(
+                name, self._file.tensors[stored].shape, self._file.tensors[stored].kind.name, path
+            )
+            for name, stored in self._stored_names.items()
+        }
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        if name not in self._stored_names:
+            message, hint = unknown_name("tensor", name, self._stored_names)
+            raise CheckpointError(f"{self.path}: {message}", hint=hint)
+        stored = self._file.tensors[self._stored_names[name]]
+        data = read_bytes(self.path, name, stored.offset, stored.num_bytes)
+        try:
+            tensor = dequantize(data, stored)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error.message}", hint=error.hint) from error
+        if self._is_nemotron and name.endswith("norm.weight"):
+            tensor = tensor.float() - 1  # GGUF stores gamma, Hugging Face gamma - 1
+        if not self._is_nemotron and ".q_proj." in name:
+            tensor = to_rotate_half(tensor, self.config.num_heads)
+        if not self._is_nemotron and ".k_proj." in name:
+            tensor = to_rotate_half(tensor, self.config.num_kv_heads)
+        return tensor if dtype is None else tensor.to(dtype)
+
+    @property
+    def _is_nemotron(self) -> bool:
+        return self.config.norm == "layernorm1p"
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return checked_tokenizer(from_gguf(self._metadata), self.config, self.path)
+
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    @property
+    def _template(self) -> str | None:
+        template = self._metadata.get("tokenizer.chat_template")
+        return template if isinstance(template, str) else None
+
+    def prompt_format(self) -> PromptFormat | None:
+        from nemotron4.checkpoint.templates import prompt_format
+
+        return prompt_format(self._template, is_nemotron=self._is_nemotron)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        from nemotron4.checkpoint.templates import missing_template_note
+
+        return missing_template_note(self.path, self._template, is_nemotron=self._is_nemotron)
+
+    @cached_property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        keys = ("eos_token_id", "eot_token_id", "eom_token_id")
+        found = [self._metadata.get(f"tokenizer.ggml.{key}") for key in keys]
+        return end_token_ids(
+            [token_id for token_id in found if token_id is not None],
+            self._tokenizer,
+            is_nemotron=self._is_nemotron,
+            template=self._template,
+        )
+
+    @property
+    def bos_token_id(self) -> int | None:
+        token_id = self._metadata.get("tokenizer.ggml.bos_token_id")
+        return token_id if isinstance(token_id, int) else None
+
+    @property
+    def adds_bos(self) -> bool:
+        """As llama.cpp where the file is silent, except that Nemotron models take no BOS."""
+        setting = self._metadata.get("tokenizer.ggml.add_bos_token")
+        if isinstance(setting, bool):
+            return setting
+        is_llama3 = self._metadata.get("tokenizer.ggml.pre") in ("llama-bpe", "llama3", "llama-v3")
+        is_sentencepiece = self._metadata.get("tokenizer.ggml.model") == "llama"
+        return not self._is_nemotron and (is_sentencepiece or is_llama3)
+
+
+def to_rotate_half(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Undo the row order that llama.cpp's converter gives q and k of Llama models.
+
+    There rows (2i, 2i + 1) of a head rotate together; here rows (i, i + head_dim / 2).
+    """
+    pairs = tensor.view(num_heads, tensor.shape[0] // num_heads // 2, 2, *tensor.shape[1:])
+    return pairs.transpose(1, 2).reshape(tensor.shape)
+
+
+def _hugging_face_name(stored: str, path: Path) -> str:
+    if stored in _MODEL_NAMES:
+        return _MODEL_NAMES[stored]
+    block, _, rest = stored.partition(".")
+    layer, _, part = rest.partition(".")
+    module, _, kind = part.partition(".")
+    if block == "blk" and layer.isdecimal() and module in _LAYER_NAMES and kind in ("weight", "bias"):
+        return f"model.layers.{layer}.{_LAYER_NAMES[module]}.{kind}"
+    if stored == "rope_freqs.weight":
+        raise CheckpointError(
+            f"{path}: tensor {stored!r}: RoPE scaling by stored factors (Llama 3.1 and later) is not read",
+            hint="use the Hugging Face checkpoint of this model, whose config.json has the scaling's numbers",
+        )
+    raise CheckpointError(
+        f"{path}: tensor {stored!r} belongs to no part of a Nemotron-4 or Llama block",
+        hint="mixtures of experts, fused QKV and multimodal files are not read",
+    )

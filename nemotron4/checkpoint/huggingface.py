@@ -1,0 +1,174 @@
+"""Hugging Face directories: config.json, safetensors (one file or shards), tokenizer files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nemotron4.checkpoint.files import read_json
+from nemotron4.checkpoint.hf_config import model_config
+from nemotron4.checkpoint.interface import Format, TensorInfo
+from nemotron4.checkpoint.safetensors import StoredTensor, read_header, read_tensor
+from nemotron4.checkpoint.turns import end_token_ids
+from nemotron4.checkpoint.vocabulary import checked_tokenizer
+from nemotron4.errors import CheckpointError, unknown_name
+from nemotron4.model.config import ModelConfig
+from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.text.tokenizer_files import open_tokenizer
+
+if TYPE_CHECKING:
+    from nemotron4.text.prompt import PromptFormat
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+class HuggingFaceCheckpoint:
+    """A directory as ``save_pretrained`` writes it. See ``interface.Checkpoint``."""
+
+    format: Format = "huggingface"
+
+    def __init__(self, path: Path, *, name: str | None = None) -> None:
+        self.path = path
+        self.name = name or path.resolve().name
+        self._values = read_json(path / "config.json")
+        self.config: ModelConfig = model_config(self._values, path / "config.json")
+        self._files = _index(path)
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(name, stored.shape, str(stored.dtype).removeprefix("torch."), file)
+            for name, (file, stored) in self._files.items()
+        }
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        if name not in self._files:
+            message, hint = unknown_name("tensor", name, self._files)
+            raise CheckpointError(f"{self.path}: {message}", hint=hint)
+        tensor = read_tensor(*self._files[name])
+        return tensor if dtype is None else tensor.to(dtype)
+
+    @cached_property
+    def _tokenizer_config(self) -> dict[str, Any]:
+        return _optional_json(self.path / "tokenizer_config.json")
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return checked_tokenizer(open_tokenizer(self.path), self.config, self.path)
+
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    @cached_property
+    def _template(self) -> str | None:
+        file = self.path / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        template = self._tokenizer_config.get("chat_template")
+        if isinstance(template, list):  # several named templates: {"name": ..., "template": ...}
+            named = {entry.get("name"): entry.get("template") for entry in template}
+            template = named.get("default")
+        return template if isinstance(template, str) else None
+
+    @property
+    def _is_nemotron(self) -> bool:
+        return self.config.norm == "layernorm1p"
+
+    def prompt_format(self) -> PromptFormat | None:
+        from nemotron4.checkpoint.templates import prompt_format
+
+        return prompt_format(self._template, is_nemotron=self._is_nemotron)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        from nemotron4.checkpoint.templates import missing_template_note
+
+        return missing_template_note(self.path, self._template, is_nemotron=self._is_nemotron)
+
+    @cached_property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        generation = _optional_json(self.path / "generation_config.json")
+        declared: list[int] = []
+        for values in (generation, self._values):
+            ids = values.get("eos_token_id")
+            declared += ids if isinstance(ids, list) else [] if ids is None else [ids]
+        own = self._tokenizer.eos_id
+        return end_token_ids(
+            declared if declared or own is None else [own],
+            self._tokenizer,
+            is_nemotron=self._is_nemotron,
+            template=self._template,
+        )
+
+    @property
+    def bos_token_id(self) -> int | None:
+        declared = self._values.get("bos_token_id")
+        return declared if isinstance(declared, int) else self._tokenizer.bos_id
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """The tokenizer's setting; else the post-processor of tokenizer.json; else Llama's own habit."""
+        setting = self._tokenizer_config.get("add_bos_token")
+        if isinstance(setting, bool):
+            return setting
+        file = self.path / "tokenizer.json"
+        if file.is_file():
+            return _starts_with_special(read_json(file).get("post_processor"))
+        return not self._is_nemotron
+
+
+def _starts_with_special(processor: Any) -> bool:
+    """True when a tokenizers post-processor puts a special token before a single text."""
+    if not isinstance(processor, Mapping):
+        return False
+    if processor.get("type") == "Sequence":
+        return any(_starts_with_special(part) for part in processor.get("processors", []))
+    single = processor.get("single") or []
+    return processor.get("type") == "TemplateProcessing" and "SpecialToken" in (single[0] if single else {})
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _index(path: Path) -> dict[str, tuple[Path, StoredTensor]]:
+    """Where each tensor lies: checked against the shards' own headers, in both directions."""
+    if (path / INDEX_FILE).is_file():
+        return _sharded(path, path / INDEX_FILE)
+    file = path / SINGLE_FILE
+    if file.is_file():
+        return {name: (file, stored) for name, stored in read_header(file).items()}
+    pickles = sorted(entry.name for entry in path.glob("*.bin"))
+    if pickles:
+        raise CheckpointError(
+            f"{path}: the weights are Python pickles ({pickles[0]}), which can run code and are never loaded",
+            hint="convert them on a machine you trust: save_pretrained(..., safe_serialization=True)",
+        )
+    raise CheckpointError(f"{path}: no weights: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
+
+
+def _sharded(path: Path, index_file: Path) -> dict[str, tuple[Path, StoredTensor]]:
+    weight_map = read_json(index_file).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{index_file}: weight_map is missing or not an object of file names")
+    found: dict[str, tuple[Path, StoredTensor]] = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard or shard in ("", ".", ".."):
+            raise CheckpointError(f"{index_file}: shard {shard!r} is not a plain file name")
+        file = path / shard
+        expected = {name for name, at in weight_map.items() if at == shard}
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file}: shard is missing; the index expects {len(expected)} tensors in it, "
+                f"the first {min(expected)!r}",
+                hint="fetch the missing file",
+            )
+        stored = read_header(file)
+        for name in sorted(expected - stored.keys()):
+            raise CheckpointError(f"{file}: tensor {name!r} is missing, although {index_file.name} lists it")
+        for name in sorted(stored.keys() - expected):
+            raise CheckpointError(f"{file}: tensor {name!r} is not listed there by {index_file.name}")
+        found.update({name: (file, tensor) for name, tensor in stored.items()})
+    return found

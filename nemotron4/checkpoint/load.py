@@ -1,0 +1,150 @@
+"""From an opened checkpoint into a module: every tensor loaded or skipped on purpose, exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.errors import CheckpointError, unknown_name
+from nemotron4.model.attention import RotaryEmbedding
+from nemotron4.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every tensor. ``loaded`` and ``skipped`` together are all names of both sides."""
+
+    loaded: tuple[str, ...]
+    skipped: Mapping[str, str]  # name -> reason
+
+
+def load_transformer(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> tuple[Transformer, LoadReport]:
+    """The checkpoint's language model, ready to run, and what became of every tensor."""
+    with torch.device("meta"):
+        model = Transformer(checkpoint.config)
+    report = load_weights(model, checkpoint, dtype=dtype, device=device)
+    model.model.rotary = RotaryEmbedding(checkpoint.config).to(device)  # not in a checkpoint: computed
+    return model.eval(), report
+
+
+def load_weights(
+    module: torch.nn.Module,
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    skip: Mapping[str, str] | None = None,
+) -> LoadReport:
+    """Replace the parameters of ``module`` (usually on the meta device) by the checkpoint's.
+
+    ``skip`` names tensors, of the checkpoint or of the module, that are left alone on purpose, with the
+    reason: a reward head that the checkpoint does not have, an output layer that the module does not have.
+    Names and shapes are all checked before the first weight is read. Peak memory is the module plus one
+    tensor as stored and dequantised. Raises CheckpointError naming the tensor and the file.
+    """
+    skipped = dict(skip or {})
+    slots = _slots(module)
+    for name in checkpoint.tensors:
+        if name not in slots and name not in skipped and (reason := _skip_reason(name, checkpoint)):
+            skipped[name] = reason
+    for name in skipped.keys() - slots.keys() - checkpoint.tensors.keys():
+        raise ValueError(f"skip names {name!r}, which neither the module nor the checkpoint has")
+    wanted = {name: slot for name, slot in slots.items() if name not in skipped}
+    tied = _tied_names(wanted)
+    _check(wanted, checkpoint, skipped, tied)
+    _check_tied_values(checkpoint, {**tied, **_configured_tie(checkpoint)})
+    loaded: dict[int, torch.Tensor] = {}
+    for name, slot in wanted.items():
+        owner, attribute, old = slot
+        if id(old) not in loaded:
+            source = tied.get(name, name)
+            value = checkpoint.read(source, dtype if old.is_floating_point() else None).to(device)
+            loaded[id(old)] = (
+                torch.nn.Parameter(value, requires_grad=old.requires_grad)
+                if isinstance(old, torch.nn.Parameter)
+                else value
+            )
+        setattr(owner, attribute, loaded[id(old)])
+    for name, source in tied.items():
+        skipped[name] = f"the same weight as {source}"
+    return LoadReport(tuple(name for name in wanted if name not in tied), skipped)
+
+
+_Slot = tuple[torch.nn.Module, str, torch.Tensor]
+
+
+def _slots(module: torch.nn.Module) -> dict[str, _Slot]:
+    """Every name of the state dict, with the module and attribute that hold it."""
+    names = module.state_dict(keep_vars=True)
+    found: dict[str, _Slot] = {}
+    for name, tensor in names.items():
+        prefix, _, attribute = name.rpartition(".")
+        found[name] = (module.get_submodule(prefix), attribute, tensor)
+    return found
+
+
+def _tied_names(slots: Mapping[str, _Slot]) -> dict[str, str]:
+    """Names that share their parameter with an earlier name -> that name."""
+    first: dict[int, str] = {}
+    return {
+        name: first[id(slot[2])]
+        for name, slot in slots.items()
+        if first.setdefault(id(slot[2]), name) != name
+    }
+
+
+def _configured_tie(checkpoint: Checkpoint) -> dict[str, str]:
+    return {"lm_head.weight": "model.embed_tokens.weight"} if checkpoint.config.tie_embeddings else {}
+
+
+def _skip_reason(name: str, checkpoint: Checkpoint) -> str | None:
+    if name.endswith("rotary_emb.inv_freq"):
+        return "RoPE frequencies are computed from the configuration"
+    if name in _configured_tie(checkpoint):
+        return f"the same weight as {_configured_tie(checkpoint)[name]}"
+    return None
+
+
+def _check(
+    wanted: Mapping[str, _Slot],
+    checkpoint: Checkpoint,
+    skipped: Mapping[str, str],
+    tied: Mapping[str, str],
+) -> None:
+    stored = checkpoint.tensors
+    surplus = [name for name in stored if name not in wanted and name not in skipped]
+    missing = [name for name in wanted if name not in stored and name not in tied]
+    if missing:
+        guess = unknown_name("tensor", missing[0], surplus)[1] if surplus else None
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise CheckpointError(f"{checkpoint.path}: tensor {missing[0]!r} is missing{more}", hint=guess)
+    if surplus:
+        more = f" (and {len(surplus) - 1} more)" if len(surplus) > 1 else ""
+        raise CheckpointError(
+            f"{stored[surplus[0]].file}: tensor {surplus[0]!r} has no place in the model{more}",
+            hint="the configuration does not describe these weights",
+        )
+    for name, (_, _, tensor) in wanted.items():
+        if name in stored and stored[name].shape != tuple(tensor.shape):
+            raise CheckpointError(
+                f"{stored[name].file}: tensor {name!r} has shape {list(stored[name].shape)}; "
+                f"the configuration expects {list(tensor.shape)}"
+            )
+
+
+def _check_tied_values(checkpoint: Checkpoint, tied: Mapping[str, str]) -> None:
+    """A second copy of a tied weight must hold the same values; otherwise the configuration is wrong."""
+    for name, source in tied.items():
+        if name not in checkpoint.tensors:
+            continue
+        if not torch.equal(checkpoint.read(name), checkpoint.read(source)):
+            raise CheckpointError(
+                f"{checkpoint.tensors[name].file}: tensor {name!r} differs from {source!r}, "
+                "although the configuration ties them",
+                hint="set tie_word_embeddings to false in config.json",
+            )

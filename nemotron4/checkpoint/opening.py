@@ -1,0 +1,49 @@
+"""One call for every form of checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemotron4.checkpoint.cache import resolve
+from nemotron4.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from nemotron4.checkpoint.interface import Checkpoint
+
+
+def open_checkpoint(model: str | Path) -> Checkpoint:
+    """Open a pulled name, a directory, a ``.gguf`` or ``.nemo`` file, or a pulled hub id.
+
+    Reads the configuration and the index, checks both, and leaves the weights on disk.
+    """
+    path = resolve(str(model))
+    name = None if path == Path(model) else str(model)
+    # Imported here because ``pull`` and ``--help`` pass through this package and need no torch.
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return _gguf(path, name)
+        raise CheckpointError(f"{path}: not a checkpoint: expected a directory or a .gguf file")
+    if (path / "config.json").is_file():
+        from nemotron4.checkpoint.huggingface import HuggingFaceCheckpoint
+
+        return HuggingFaceCheckpoint(path, name=name)
+    if (path / "model_config.yaml").is_file():
+        raise CheckpointError(f"{path}: a NeMo checkpoint; this version reads Hugging Face and GGUF")
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        raise CheckpointError(
+            f"{path}: {len(files)} GGUF files: {', '.join(file.name for file in files)}",
+            hint="give the path of one of them",
+        )
+    if files:
+        return _gguf(files[0], name)
+    raise CheckpointError(
+        f"{path}: no checkpoint: neither config.json, model_config.yaml nor a .gguf file is there"
+    )
+
+
+def _gguf(path: Path, name: str | None) -> Checkpoint:
+    from nemotron4.checkpoint.gguf import GgufCheckpoint
+
+    return GgufCheckpoint(path, name=name)

@@ -1,0 +1,105 @@
+"""The safetensors container: header and single tensors, by plain reads.
+
+Read here and not through the ``safetensors`` package for two reasons: a cut-off file must be reported with
+the tensor it hurts, and a mapped file that shrinks later would kill the process.
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemotron4.checkpoint.files import read_bytes
+from nemotron4.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of the file
+    num_bytes: int
+
+
+def read_header(path: Path) -> Mapping[str, StoredTensor]:
+    """Every tensor of the file, checked to lie inside it. No weight is read."""
+    try:
+        file_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            if file_bytes < 8 or header_bytes > min(MAX_HEADER_BYTES, file_bytes - 8):
+                raise CheckpointError(
+                    f"{path}: not a safetensors file: header of {header_bytes} bytes, file of {file_bytes}",
+                    hint="the file is truncated or damaged: fetch it again",
+                )
+            header = json.loads(file.read(header_bytes))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the safetensors header is not valid JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the safetensors header is not a JSON object")
+    header.pop("__metadata__", None)
+    data_start = 8 + header_bytes
+    tensors = {name: _stored_tensor(path, name, entry, data_start) for name, entry in header.items()}
+    position = data_start
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.num_bytes)):
+        if tensor.offset != position:
+            raise CheckpointError(
+                f"{path}: tensor {tensor.name!r} overlaps another or leaves a hole before it"
+            )
+        position += tensor.num_bytes
+        if position > file_bytes:
+            raise CheckpointError(
+                f"{path}: tensor {tensor.name!r} is cut off: it ends at {position}, the file at {file_bytes}",
+                hint="the file is truncated: fetch it again",
+            )
+    if position != file_bytes:
+        raise CheckpointError(f"{path}: {file_bytes - position} bytes after the last tensor")
+    return tensors
+
+
+def _stored_tensor(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+    try:
+        word, shape = str(entry["dtype"]), tuple(int(size) for size in entry["shape"])
+        start, end = (int(offset) for offset in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: tensor {name!r}: malformed header entry {entry!r}") from error
+    if word not in DTYPES:
+        raise CheckpointError(f"{path}: tensor {name!r} has type {word}; readable: {', '.join(DTYPES)}")
+    expected = math.prod(shape) * DTYPES[word].itemsize
+    if min((*shape, start)) < 0 or end - start != expected:
+        raise CheckpointError(
+            f"{path}: tensor {name!r}: {end - start} bytes stored; {word} {list(shape)} needs {expected}"
+        )
+    return StoredTensor(name, DTYPES[word], shape, data_start + start, expected)
+
+
+def read_tensor(path: Path, tensor: StoredTensor) -> torch.Tensor:
+    """The tensor as stored, in memory of its own."""
+    data = read_bytes(path, tensor.name, tensor.offset, tensor.num_bytes)
+    return data.view(tensor.dtype).view(tensor.shape)

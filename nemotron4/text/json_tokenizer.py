@@ -1,0 +1,226 @@
+"""Tokenizers described by the ``tokenizer.json`` form of the tokenizers library."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tokenizers
+
+from nemotron4.errors import TokenizerError
+from nemotron4.text.byte_level import byte_of_character
+from nemotron4.text.streaming import decode_ids
+from nemotron4.text.tokenizer import check_encodable
+
+WORD_MARK = "▁"
+Spec = dict[str, Any]
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# Markers that stay in the decoded text whatever flag the file gives them: Nemotron's prompt is made of them,
+# and clients cut it off the reply by its length.
+_VISIBLE_MARKER = re.compile(r"<extra_id_\d+>")
+_MARKER_SHAPE = re.compile(r"<extra_id_\d+>|<\|.*\|>|<｜.*｜>")
+
+
+class JsonTokenizer:
+    """A vocabulary of the tokenizers library: byte-level BPE, or SentencePiece pieces with byte fallback.
+
+    Markers are the added tokens flagged special, and those shaped like one (``<|im_end|>``). Special ones
+    decode to '' except Nemotron's ``<extra_id_n>``; other added tokens (``<think>``) are ordinary text.
+    """
+
+    def __init__(self, spec: Spec, *, source: str, bos: str | None = None, eos: str | None = None) -> None:
+        self._spec = _encodable(spec, source)
+        self._source = source
+        self._added = {token["id"]: token for token in self._spec["added_tokens"]}
+        self._decoding = _Decoding.of(self._spec.get("decoder"), source)
+        full = _tokenizer(self._spec, source)
+        # Without normalisation of markers nothing but the flag differs between the two forms.
+        self._variants = {(True, False): full}
+        self._full = full
+        self._vocab_size = max(full.get_vocab().values(), default=-1) + 1
+        self._bos_id = self._special_id(bos, "beginning of text")
+        self._eos_id = self._special_id(eos, "end of text")
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    @property
+    def bos_id(self) -> int | None:
+        return self._bos_id
+
+    @property
+    def eos_id(self) -> int | None:
+        return self._eos_id
+
+    @functools.cached_property
+    def markers(self) -> tuple[str, ...]:
+        return tuple(token["content"] for token in self._added.values() if _is_marker(token))
+
+    @property
+    def replaces_each_byte(self) -> bool:
+        return not self._decoding.is_byte_level
+
+    def encode(self, text: str, *, parse_special: bool = True, continues: bool = False) -> list[int]:
+        check_encodable(text)
+        ids: list[int] = self._variant(parse_special, continues).encode(text, add_special_tokens=False).ids
+        if not parse_special and not self._marker_ids.isdisjoint(ids):
+            found = next(token_id for token_id in ids if token_id in self._marker_ids)
+            raise TokenizerError(
+                f"{self._source}: the vocabulary cannot spell {self.piece(found)!r} with ordinary tokens",
+                hint="remove the marker from the text",
+            )
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return decode_ids(self, ids)
+
+    def token_bytes(self, token_id: int, *, is_first: bool = False) -> bytes:
+        if self.is_control(token_id):
+            return b""
+        if token_id in self._added:
+            return str(self._added[token_id]["content"]).encode()
+        return self._decoding.bytes_of(self.piece(token_id), is_first=is_first)
+
+    def piece(self, token_id: int) -> str:
+        piece = self._full.id_to_token(token_id)
+        if piece is None:
+            raise TokenizerError(
+                f"{self._source}: no piece has id {token_id}; ids are below {self._vocab_size}"
+            )
+        return piece
+
+    def token_id(self, piece: str) -> int | None:
+        return self._full.token_to_id(piece)
+
+    def is_control(self, token_id: int) -> bool:
+        token = self._added.get(token_id)
+        return token is not None and token["special"] and not _VISIBLE_MARKER.fullmatch(token["content"])
+
+    @functools.cached_property
+    def _marker_ids(self) -> frozenset[int]:
+        return frozenset(token_id for token_id, token in self._added.items() if _is_marker(token))
+
+    def _special_id(self, piece: str | None, meaning: str) -> int | None:
+        token_id = None if piece is None else self.token_id(piece)
+        if piece is not None and token_id is None:
+            raise TokenizerError(f"{self._source}: the {meaning} token {piece!r} is not in the vocabulary")
+        return token_id
+
+    def _variant(self, parse_special: bool, continues: bool) -> tokenizers.Tokenizer:
+        """The tokenizer that finds markers or not, and puts a space first or not; made when first used."""
+        key = (parse_special, continues)
+        if key not in self._variants:
+            spec = _without_first_space(self._spec) if continues else self._spec
+            variant = self._full if spec == self._spec and parse_special else _tokenizer(spec, self._source)
+            if not parse_special:
+                variant.encode_special_tokens = True
+            self._variants[key] = variant
+        return self._variants[key]
+
+
+def _is_marker(token: Mapping[str, Any]) -> bool:
+    return bool(token["special"]) or _MARKER_SHAPE.fullmatch(token["content"]) is not None
+
+
+def _encodable(spec: Spec, source: str) -> Spec:
+    """The spec as it is used here: nothing cut, padded or added, and every marker flagged special.
+
+    The library can be told to overlook exactly the added tokens that are flagged special.
+    """
+    if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
+        raise TokenizerError(f"{source}: expected a JSON object with a field 'model'")
+    added = spec.get("added_tokens") or []
+    try:
+        flagged = [{**token, "special": _is_marker(token)} for token in added]
+        is_complete = all(isinstance(token["id"], int) for token in added)
+    except (KeyError, TypeError) as error:
+        raise TokenizerError(f"{source}: an entry of 'added_tokens' lacks the field {error}") from error
+    if not is_complete:
+        raise TokenizerError(f"{source}: an entry of 'added_tokens' has an id that is not an integer")
+    return {**spec, "added_tokens": flagged, "truncation": None, "padding": None, "post_processor": None}
+
+
+def _tokenizer(spec: Spec, source: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
+    except Exception as error:  # the library raises the bare class
+        raise TokenizerError(f"{source}: not a tokenizer.json that can be read: {error}") from error
+
+
+def _steps(step: Mapping[str, Any] | None, children: str) -> Iterator[Mapping[str, Any]]:
+    """The step itself and, if it is a sequence, all inside it."""
+    if step is not None:
+        yield step
+        for child in step.get(children, ()):
+            yield from _steps(child, children)
+
+
+def _without_first_space(spec: Spec) -> Spec:
+    """The spec without the rules that put a space or word mark before the text."""
+    spec = {**spec, **copy.deepcopy({name: spec.get(name) for name in ("normalizer", "pre_tokenizer")})}
+    for step in _steps(spec["normalizer"], "normalizers"):
+        if step.get("type") == "Prepend":
+            step["prepend"] = ""  # type: ignore[index]
+    for step in _steps(spec["pre_tokenizer"], "pretokenizers"):
+        if step.get("type") == "Metaspace":
+            step["prepend_scheme"] = "never"  # type: ignore[index]
+        if step.get("add_prefix_space"):
+            step["add_prefix_space"] = False  # type: ignore[index]
+    return spec
+
+
+class _Decoding:
+    """How a piece becomes bytes, read from the ``decoder`` of the file."""
+
+    def __init__(self, *, is_byte_level: bool, has_byte_pieces: bool, drops_first_space: bool) -> None:
+        self.is_byte_level = is_byte_level
+        self._has_byte_pieces = has_byte_pieces
+        self._drops_first_space = drops_first_space
+        self._bytes = byte_of_character()
+
+    @classmethod
+    def of(cls, decoder: Mapping[str, Any] | None, source: str) -> _Decoding:
+        steps = {str(step.get("type")): step for step in _steps(decoder, "decoders")}
+        unknown = steps.keys() - {
+            "Sequence",
+            "ByteLevel",
+            "Replace",
+            "ByteFallback",
+            "Fuse",
+            "Strip",
+            "Metaspace",
+        }
+        is_byte_level = "ByteLevel" in steps
+        has_word_marks = "Metaspace" in steps or steps.get("Replace", {}).get("content") == " "
+        if unknown or is_byte_level == has_word_marks:
+            raise TokenizerError(
+                f"{source}: decoder {sorted(steps) or None} is not supported; "
+                "expected ByteLevel, Metaspace, or Replace with ByteFallback",
+            )
+        metaspace = steps.get("Metaspace", {})
+        is_prefixed = metaspace.get("prepend_scheme", "always") != "never" and metaspace.get(
+            "add_prefix_space", True
+        )
+        return cls(
+            is_byte_level=is_byte_level,
+            has_byte_pieces="ByteFallback" in steps,
+            drops_first_space=bool(metaspace and is_prefixed) or steps.get("Strip", {}).get("start", 0) > 0,
+        )
+
+    def bytes_of(self, piece: str, *, is_first: bool) -> bytes:
+        if self.is_byte_level:
+            try:
+                return bytes([self._bytes[character] for character in piece])
+            except KeyError:
+                return piece.encode()
+        if self._has_byte_pieces and (match := _BYTE_PIECE.fullmatch(piece)):
+            return bytes([int(match[1], 16)])
+        if is_first and self._drops_first_space:
+            piece = piece.removeprefix(WORD_MARK)
+        return piece.replace(WORD_MARK, " ").encode()

@@ -1,0 +1,71 @@
+"""The tokenizer of a checkpoint directory, found by its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nemotron4.errors import TokenizerError
+from nemotron4.text.json_tokenizer import JsonTokenizer
+from nemotron4.text.sentencepiece_tokenizer import SentencePieceTokenizer
+from nemotron4.text.tokenizer import Tokenizer
+
+
+def open_tokenizer(directory: Path, *, sentencepiece_name: str | None = None) -> Tokenizer:
+    """Read ``sentencepiece_name`` (NeMo's settings name it) or else tokenizer.json, tokenizer.model."""
+    if sentencepiece_name is not None:
+        return SentencePieceTokenizer.read(directory / sentencepiece_name.removeprefix("nemo:"))
+    if (directory / "tokenizer.json").is_file():
+        return _read_json_tokenizer(directory)
+    if (directory / "tokenizer.model").is_file():
+        return SentencePieceTokenizer.read(directory / "tokenizer.model")
+    models = sorted(directory.glob("*.model"))
+    if len(models) == 1:
+        return SentencePieceTokenizer.read(models[0])
+    found = f"; found {len(models)} files that end in .model" if models else ""
+    raise TokenizerError(
+        f"{directory}: expected tokenizer.json or tokenizer.model{found}",
+        hint="copy the tokenizer files of the release beside the weights",
+    )
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file. TokenizerError names the file and the line."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise TokenizerError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise TokenizerError(f"{path}: not valid JSON: {error}") from error
+
+
+def read_tokenizer_config(directory: Path) -> dict[str, Any]:
+    """tokenizer_config.json over special_tokens_map.json; {} when there is neither."""
+    merged: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (directory / name).is_file():
+            values = read_json(directory / name)
+            if not isinstance(values, dict):
+                raise TokenizerError(f"{directory / name}: expected a JSON object")
+            merged |= {key: value for key, value in values.items() if value is not None}
+    return merged
+
+
+def special_token(config: dict[str, Any], name: str) -> str | None:
+    """The text of ``bos_token`` or ``eos_token``: written as a string or as an object with ``content``."""
+    value = config.get(name)
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) and value else None
+
+
+def _read_json_tokenizer(directory: Path) -> Tokenizer:
+    config = read_tokenizer_config(directory)
+    return JsonTokenizer(
+        read_json(directory / "tokenizer.json"),
+        source=str(directory / "tokenizer.json"),
+        bos=special_token(config, "bos_token"),
+        eos=special_token(config, "eos_token"),
+    )

@@ -1,0 +1,96 @@
+"""The documentation says what the code does: commands, options, files."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from nemotron4.cli.main import COMMANDS, main
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
+
+
+def _make_cli() -> object:
+    spec = importlib.util.spec_from_file_location("make_cli", ROOT / "docs" / "make_cli.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make_cli = _make_cli()
+
+
+def _code(page: Path) -> str:
+    """Fenced and indented blocks and `code spans` of a page, with continued lines joined."""
+    text = page.read_text(encoding="utf-8")
+    parts = re.findall(r"^```.*?\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    rest = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    parts += re.findall(r"^    (.*)$", rest, flags=re.MULTILINE)
+    parts += re.findall(r"`([^`\n]+)`", rest)
+    return "\n".join(parts).replace("\\\n", " ")
+
+
+def _documented_commands() -> list[tuple[str, str]]:
+    """(page, command line) of every ``nemotron4 COMMAND ...`` in a page's code, except the generated page."""
+    found = []
+    for page in PAGES:
+        if page == make_cli.PAGE or page.name == "CHANGELOG.md":
+            continue
+        for line in _code(page).splitlines():
+            match = re.match(r"^\s*(?:\$ )?(?:[A-Z_0-9]+=\S+ )*nemotron4 (\S.*)$", line)
+            if match and not match[1].startswith(("|", ".")):
+                found.append((str(page.relative_to(ROOT)), match[1]))
+    return found
+
+
+def _words(line: str) -> list[str]:
+    """The words of one shell command, up to a comment, a pipe or a redirection."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>()")
+    lexer.whitespace_split = True
+    words: list[str] = []
+    for word in lexer:
+        if set(word) <= set("|&;<>()"):
+            break
+        words.append(word)
+    return words
+
+
+def _sub_command(words: list[str]) -> tuple[str, ...]:
+    """The longest run of leading words that names a command."""
+    known = set(make_cli.command_paths(words[0]))
+    path: tuple[str, ...] = ()
+    for word in words:
+        if (*path, word) not in known:
+            break
+        path = (*path, word)
+    return path
+
+
+@pytest.mark.parametrize(("page", "line"), _documented_commands())
+def test_documented_command_exists_with_its_options(
+    page: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = _words(line)
+    if words[0] in ("--help", "--version", "COMMAND"):
+        return
+    assert words[0] in COMMANDS, f"{page}: there is no command `nemotron4 {words[0]}`"
+    path = _sub_command(words)
+    assert main([*path, "--help"]) == 0
+    options = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", capsys.readouterr().out))
+    for word in words[len(path) :]:
+        if word.startswith("-") and word != "-":
+            name = word.split("=")[0]
+            assert name in options, f"{page}: `nemotron4 {' '.join(path)}` has no option {name}"
+
+
+def test_page_of_the_command_line_is_what_help_prints() -> None:
+    assert make_cli.PAGE.read_text(encoding="utf-8") == make_cli.page(), (
+        "run: .venv/bin/python docs/make_cli.py"
+    )
