@@ -23,13 +23,15 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     if path.is_file():
         if path.suffix == ".gguf":
             return _gguf(path, name)
-        raise CheckpointError(f"{path}: not a checkpoint: expected a directory or a .gguf file")
+        if path.suffix == ".nemo":
+            return _nemo(path, name)
+        raise CheckpointError(f"{path}: not a checkpoint: expected a directory, a .gguf or a .nemo file")
     if (path / "config.json").is_file():
         from nemotron4.checkpoint.huggingface import HuggingFaceCheckpoint
 
         return HuggingFaceCheckpoint(path, name=name)
-    if (path / "model_config.yaml").is_file():
-        raise CheckpointError(f"{path}: a NeMo checkpoint; this version reads Hugging Face and GGUF")
+    if (path / "model_config.yaml").is_file() or (path / "context" / "model.yaml").is_file():
+        return _nemo(path, name)
     files = sorted(path.glob("*.gguf"))
     if len(files) > 1:
         raise CheckpointError(
@@ -47,3 +49,9 @@ def _gguf(path: Path, name: str | None) -> Checkpoint:
     from nemotron4.checkpoint.gguf import GgufCheckpoint
 
     return GgufCheckpoint(path, name=name)
+
+
+def _nemo(path: Path, name: str | None) -> Checkpoint:
+    from nemotron4.checkpoint.nemo import open_nemo
+
+    return open_nemo(path, name=name)

@@ -1,0 +1,247 @@
+"""A NeMo checkpoint (zarr or torch_dist; directory or ``.nemo`` file) under Hugging Face names.
+
+No pickle of it is ever loaded: ``common.pt`` and the extra states stay closed. Every tensor is checked
+against the yaml before a weight is read, and every key is used or skipped on purpose.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from nemotron4.checkpoint.interface import Format, TensorInfo
+from nemotron4.checkpoint.nemo_config import model_config, read_settings, tokenizer_file
+from nemotron4.checkpoint.nemo_files import NemoFiles, open_nemo_files
+from nemotron4.checkpoint.nemo_names import (
+    EMBEDDING,
+    OUTPUT,
+    REWARD_HEAD,
+    Source,
+    hugging_face_sources,
+    nemo_parts,
+)
+from nemotron4.checkpoint.nemo_torch_dist import METADATA, read_torch_dist_index
+from nemotron4.checkpoint.nemo_zarr import StoredTensor, read_rows, read_zarr_index
+from nemotron4.checkpoint.templates import missing_template_note, prompt_format
+from nemotron4.checkpoint.turns import end_token_ids
+from nemotron4.checkpoint.vocabulary import checked_tokenizer
+from nemotron4.errors import CheckpointError, TokenizerError
+from nemotron4.model.config import ModelConfig
+from nemotron4.text.json_tokenizer import JsonTokenizer
+from nemotron4.text.sentencepiece_tokenizer import SentencePieceTokenizer
+from nemotron4.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from nemotron4.text.prompt import PromptFormat
+
+WEIGHT_FOLDERS = ("model_weights", "weights")
+
+
+def open_nemo(path: Path, *, name: str | None = None) -> NemoCheckpoint:
+    """Read settings and index of a NeMo checkpoint; the weights stay on disk."""
+    return NemoCheckpoint(open_nemo_files(path), name=name)
+
+
+class NemoCheckpoint:
+    """Implements ``checkpoint.interface.Checkpoint``, and reads ranges of rows."""
+
+    format: Format = "nemo"
+
+    def __init__(self, files: NemoFiles, *, name: str | None = None) -> None:
+        self.path = files.source
+        self.name = name or self.path.resolve().name.removesuffix(".nemo")
+        self._files = files
+        self._settings = read_settings(files)
+        self._stored = _read_index(files)
+        self._tokenizer_file = tokenizer_file(self._settings, files)
+        notes: list[str] = []
+        self.config: ModelConfig = self._read_config(notes)
+        self._sources = hugging_face_sources(self.config)
+        self._check(notes)
+        notes += missing_template_note(self.path, None, is_nemotron=True)
+        self.notes = tuple(notes)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return {
+            name: TensorInfo(name, source.shape, str(stored.dtype).removeprefix("torch."), self.path)
+            for name, source in self._sources.items()
+            for stored in [self._stored[source.key]]
+        }
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self._tokenizer.bos_id if self._tokenizer_file else None
+
+    @property
+    def adds_bos(self) -> bool:
+        return False
+
+    @cached_property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """End of text, and the turn marker that ends an answer of the chat model."""
+        if self._tokenizer_file is None:
+            return ()
+        own = self._tokenizer.eos_id
+        declared = [] if own is None else [own]
+        return end_token_ids(declared, self._tokenizer, is_nemotron=True, template=None)
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return self.read_rows(name, 0, self._source(name).shape[0], dtype)
+
+    def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Rows ``start:stop`` of one tensor; nothing else of it is read."""
+        source = self._source(name)
+        stored = self._stored[source.key]
+        index = () if source.layer is None else (source.layer,)
+        parts = []
+        position = 0
+        for first, last in source.rows:
+            low = max(start, position)
+            high = min(stop, position + last - first)
+            if low < high:
+                begin = first + low - position
+                parts.append(read_rows(self._files, stored, index, begin, begin + high - low))
+            position += last - first
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return rows if dtype is None else rows.to(dtype)
+
+    def tokenizer(self) -> Tokenizer:
+        return checked_tokenizer(self._tokenizer, self.config, self.path)
+
+    def tokenizer_file(self) -> tuple[str, bytes]:
+        """Name and content of the tokenizer as the checkpoint carries it."""
+        if self._tokenizer_file is None:
+            raise CheckpointError(
+                f"{self.path}: the checkpoint carries no tokenizer",
+                hint="copy its tokenizer file beside the yaml",
+            )
+        return posixpath.basename(self._tokenizer_file), self._files.read(self._tokenizer_file)
+
+    def prompt_format(self) -> PromptFormat | None:
+        return prompt_format(None, is_nemotron=True)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        name, data = self.tokenizer_file()
+        source = f"{self.path}: {name}"
+        if not name.endswith(".json"):
+            return SentencePieceTokenizer(data, source=source)
+        try:
+            return JsonTokenizer(json.loads(data), source=source)
+        except ValueError as error:
+            raise TokenizerError(f"{source}: not valid JSON: {error}") from error
+
+    def _source(self, name: str) -> Source:
+        try:
+            return self._sources[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path}: there is no tensor {name!r}") from None
+
+    def _read_config(self, notes: list[str]) -> ModelConfig:
+        embedding = self._stored.get(EMBEDDING)
+        if embedding is None:
+            raise CheckpointError(
+                f"{self.path}: the index has no {EMBEDDING}; found {', '.join(sorted(self._stored)[:5])}"
+            )
+        vocab_size = rows = embedding.shape[0]
+        if self._tokenizer_file is not None:
+            pieces = self._tokenizer.vocab_size
+            if pieces > rows:
+                raise CheckpointError(
+                    f"{self.path}: the tokenizer {self._tokenizer_file} has {pieces} pieces, "
+                    f"the embedding only {rows} rows",
+                    hint="the tokenizer belongs to another model",
+                )
+            vocab_size = pieces
+        if vocab_size < rows:
+            notes.append(f"{rows - vocab_size} padding rows of the vocabulary ({rows} stored) are left out.")
+        reward = self._stored.get(REWARD_HEAD[0])
+        return model_config(
+            self._settings, vocab_size=vocab_size, num_reward_attributes=reward.shape[0] if reward else 0
+        )
+
+    def _check(self, notes: list[str]) -> None:
+        """Every tensor that the yaml asks for is there with its shape, and nothing else."""
+        parts = nemo_parts(self.config)
+        for key, entries in parts.items():
+            stored = self._stored.get(key)
+            if stored is None:
+                raise CheckpointError(
+                    f"{self.path}: {key} is missing; {self._settings.where} asks for it",
+                    hint="the checkpoint is incomplete; download it again",
+                )
+            name = entries[0][0].name
+            rows = sum(part.stop - part.start for part in entries[0])
+            is_stacked = name.startswith("model.layers.")
+            expected = (*((len(entries),) if is_stacked else ()), rows, *self._sources[name].shape[1:])
+            found = stored.shape
+            if key in (EMBEDDING, OUTPUT) and len(found) == 2 and found[0] >= rows:
+                found = (rows, *found[1:])
+            if found != expected:
+                raise CheckpointError(
+                    f"{self.path}: {key} has shape {list(stored.shape)}; "
+                    f"{self._settings.where} asks for {list(expected)}"
+                )
+        left = sorted(set(self._stored) - set(parts))
+        if left == [OUTPUT] and (self.config.num_reward_attributes or self.config.tie_embeddings):
+            notes.append(f"{OUTPUT} is left out: the model does not use it.")
+        elif left:
+            raise CheckpointError(
+                f"{self.path}: the checkpoint has tensors that a Nemotron-4 model does not have: "
+                f"{', '.join(left[:5])}"
+            )
+
+
+def _read_index(files: NemoFiles) -> dict[str, StoredTensor]:
+    """Every weight by its key without ``model.`` / ``module.``; optimizer and extra states are skipped."""
+    folder = _weight_folder(files)
+    backend = _backend(files, folder)
+    index = read_zarr_index(files, folder) if backend == "zarr" else read_torch_dist_index(files, folder)
+    found: dict[str, StoredTensor] = {}
+    for key, stored in index.items():
+        short = key
+        while short.startswith(("model.", "module.")):
+            short = short.partition(".")[2]
+        if short.startswith("optimizer.") or "_extra_state" in short:
+            continue
+        if short in found:
+            raise CheckpointError(f"{files.source}: {key} and {found[short].key} are the same tensor")
+        found[short] = stored
+    return found
+
+
+def _weight_folder(files: NemoFiles) -> str:
+    tops = {name.partition("/")[0] for name in files.names if "/" in name}
+    for folder in WEIGHT_FOLDERS:
+        if folder in tops:
+            return folder
+    if any("rank_" in top for top in tops) or any(name.endswith(".ckpt") for name in files.names):
+        raise CheckpointError(
+            f"{files.source}: the weights are Python pickles (model_weights.ckpt), which are not read",
+            hint="convert them to a distributed checkpoint with NeMo first",
+        )
+    return ""
+
+
+def _backend(files: NemoFiles, folder: str) -> str:
+    prefix = f"{folder}/" if folder else ""
+    name = f"{prefix}metadata.json"
+    if name in files:
+        try:
+            backend = json.loads(files.read(name, limit_bytes=1024**2))["sharded_backend"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{files.source}: {name}: sharded_backend cannot be read") from error
+    else:
+        backend = "torch_dist" if f"{prefix}{METADATA}" in files else "zarr"
+    if backend not in ("zarr", "torch_dist"):
+        raise CheckpointError(
+            f"{files.source}: sharded_backend is {backend!r}; expected 'zarr' or 'torch_dist'"
+        )
+    return str(backend)

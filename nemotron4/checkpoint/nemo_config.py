@@ -1,0 +1,224 @@
+"""The settings of a NeMo checkpoint: ``model_config.yaml`` (NeMo 1) or ``context/model.yaml`` (NeMo 2).
+
+Only the keys that decide what the model computes are read. A key that is absent has NeMo's default, which
+is not Nemotron's: full rotation, shared embeddings, LayerNorm without the +1.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from nemotron4.checkpoint.nemo_files import NemoFiles
+from nemotron4.errors import CheckpointError, ConfigError
+from nemotron4.model.config import ModelConfig, RopeScaling
+from nemotron4.model.presets import minitron_4b, minitron_8b, nemotron4_15b, nemotron4_340b
+
+NEMO1_CONFIG = "model_config.yaml"
+NEMO2_CONFIG = "context/model.yaml"
+# NeMo 2 writes only what differs from the named class (nemo/collections/llm/gpt/model/nemotron.py).
+NEMO2_CLASSES = {
+    "NemotronConfig": minitron_4b,
+    "Nemotron3Config4B": minitron_4b,
+    "Nemotron4Config15B": nemotron4_15b,
+    "Nemotron4Config340B": nemotron4_340b,
+    "MinitronConfig8B": minitron_8b,
+}
+INTERPOLATION = re.compile(r"\$\{\.?(?:model\.)?(\w+)\}")
+
+
+@dataclass(frozen=True)
+class NemoSettings:
+    """The parsed yaml: where it came from and its values, NeMo 1 at the top, NeMo 2 under ``config``."""
+
+    where: str
+    values: Mapping[str, Any]
+    is_nemo2: bool
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self.values.get(name, default)
+        if isinstance(value, str) and "${" in value:
+            match = INTERPOLATION.fullmatch(value)
+            if match is None or match[1] == name:
+                raise CheckpointError(
+                    f"{self.where}: {name} is {value!r}; expected a value",
+                    hint="write the number in place of the interpolation",
+                )
+            return self.get(match[1])
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CheckpointError(f"{self.where}: {name} is {value!r}; expected a number")
+        return value
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        value = self.number(name, default)
+        if not isinstance(value, int):
+            raise CheckpointError(f"{self.where}: {name} is {value!r}; expected an integer")
+        return value
+
+    def require(self, name: str, default: Any, accepted: tuple[Any, ...], meaning: str) -> None:
+        """The setting must have one of the accepted values; ``default`` is NeMo's for an absent key."""
+        value = self.get(name, default)
+        if value not in accepted:
+            state = "absent, which means" if name not in self.values else "set to"
+            expected = " or ".join(map(repr, accepted))
+            raise CheckpointError(
+                f"{self.where}: {name} is {state} {value!r}; expected {expected} ({meaning})",
+                hint="only the Nemotron-4 family is read from NeMo checkpoints",
+            )
+
+
+def read_settings(files: NemoFiles) -> NemoSettings:
+    """Parse the checkpoint's yaml with the safe loader: no tag of it can build an object."""
+    for name in (NEMO1_CONFIG, NEMO2_CONFIG):
+        if name in files:
+            break
+    else:
+        raise CheckpointError(
+            f"{files.source}: neither {NEMO1_CONFIG} nor {NEMO2_CONFIG} is there",
+            hint="give the extracted .nemo directory, the .nemo file, or a NeMo 2 checkpoint directory",
+        )
+    where = f"{files.source}: {name}"
+    try:
+        values = yaml.load(files.read(name, limit_bytes=16 * 1024**2), Loader=_PlainLoader)
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{where}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{where}: expected a mapping of settings")
+    return NemoSettings(where, values, is_nemo2=name == NEMO2_CONFIG)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """The safe loader, for files that also carry tags of Python objects: those become None."""
+
+
+def _no_object(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> None:
+    return None
+
+
+_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _no_object)
+
+
+def model_config(settings: NemoSettings, *, vocab_size: int, num_reward_attributes: int) -> ModelConfig:
+    """The shape that the yaml describes. The vocabulary comes from the embedding's rows and the tokenizer."""
+    try:
+        build = _nemo2_config if settings.is_nemo2 else _nemo1_config
+        return replace(
+            build(settings, vocab_size), vocab_size=vocab_size, num_reward_attributes=num_reward_attributes
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{settings.where}: {error.message}") from error
+
+
+def _nemo1_config(settings: NemoSettings, vocab_size: int) -> ModelConfig:
+    settings.require("normalization", "layernorm", ("layernorm1p",), "LayerNorm with stored gamma - 1")
+    settings.require("activation", "gelu", ("squared-relu", "squared_relu"), "un-gated squared ReLU")
+    settings.require("bias", True, (False,), "no bias in linear layers")
+    settings.require("position_embedding_type", "learned_absolute", ("rope",), "rotary positions")
+    settings.require("rotary_interleaved", False, (False, None), "rotate-half pairs")
+    settings.require("share_embeddings_and_output_weights", True, (True, False), "a boolean")
+    hidden_size = settings.integer("hidden_size")
+    num_heads = settings.integer("num_attention_heads")
+    return ModelConfig(
+        num_layers=settings.integer("num_layers"),
+        hidden_size=hidden_size,
+        ffn_hidden_size=settings.integer("ffn_hidden_size"),
+        num_heads=num_heads,
+        num_kv_heads=settings.get("num_query_groups") or num_heads,
+        head_dim=settings.get("kv_channels") or hidden_size // num_heads,
+        vocab_size=vocab_size,
+        context_length=settings.integer("max_position_embeddings", settings.get("encoder_seq_length")),
+        norm_eps=settings.number("layernorm_epsilon", 1e-5),
+        rotary_fraction=settings.number("rotary_percentage", 1.0),
+        rope_theta=float(settings.number("rotary_base", 10000)),
+        rope_scaling=_scaling(settings),
+        tie_embeddings=settings.get("share_embeddings_and_output_weights", True),
+        init_std=settings.number("init_method_std", 0.02),
+    )
+
+
+def _nemo2_config(settings: NemoSettings, vocab_size: int) -> ModelConfig:
+    inner = settings.get("config")
+    if not isinstance(inner, dict):
+        raise CheckpointError(f"{settings.where}: config is {inner!r}; expected the model's settings")
+    settings = NemoSettings(f"{settings.where}: config", inner, is_nemo2=True)
+    kind = str(settings.get("_target_", "")).rpartition(".")[2]
+    if kind not in NEMO2_CLASSES:
+        raise CheckpointError(
+            f"{settings.where}: _target_ is {settings.get('_target_')!r}; expected one of "
+            f"{', '.join(NEMO2_CLASSES)}"
+        )
+    base = NEMO2_CLASSES[kind]()
+    settings.require("normalization", "LayerNorm", ("LayerNorm",), "LayerNorm with stored gamma - 1")
+    settings.require("layernorm_zero_centered_gamma", True, (True,), "stored gamma - 1")
+    settings.require("add_bias_linear", False, (False,), "no bias in linear layers")
+    settings.require("gated_linear_unit", False, (False,), "un-gated squared ReLU")
+    settings.require("position_embedding_type", "rope", ("rope",), "rotary positions")
+    settings.require("rotary_interleaved", False, (False, None), "rotate-half pairs")
+    hidden_size = settings.integer("hidden_size", base.hidden_size)
+    num_heads = settings.integer("num_attention_heads", base.num_heads)
+    if "kv_channels" in settings.values:
+        head_dim = settings.get("kv_channels") or hidden_size // num_heads
+    else:
+        same_shape = (hidden_size, num_heads) == (base.hidden_size, base.num_heads)
+        head_dim = base.head_dim if same_shape else hidden_size // num_heads
+    return ModelConfig(
+        num_layers=settings.integer("num_layers", base.num_layers),
+        hidden_size=hidden_size,
+        ffn_hidden_size=settings.integer("ffn_hidden_size", base.ffn_hidden_size),
+        num_heads=num_heads,
+        num_kv_heads=settings.get("num_query_groups", base.num_kv_heads) or num_heads,
+        head_dim=head_dim,
+        vocab_size=vocab_size,
+        context_length=settings.integer("seq_length", base.context_length),
+        norm_eps=settings.number("layernorm_epsilon", 1e-5),
+        rotary_fraction=settings.number("rotary_percent", base.rotary_fraction),
+        rope_theta=float(settings.number("rotary_base", 10000)),
+        rope_scaling=_scaling(settings),
+        tie_embeddings=settings.get("share_embeddings_and_output_weights", False),
+        init_std=settings.number("init_method_std", base.init_std),
+    )
+
+
+def _scaling(settings: NemoSettings) -> RopeScaling | None:
+    factor = settings.get("seq_len_interpolation_factor")
+    return None if factor in (None, 1, 1.0) else RopeScaling(kind="linear", factor=float(factor))
+
+
+def tokenizer_file(settings: NemoSettings, files: NemoFiles) -> str | None:
+    """Name of the tokenizer inside the checkpoint, or None if it carries none.
+
+    NeMo 1 names it in the yaml (``nemo:<uuid>_<name>``); a path outside the checkpoint is never followed.
+    """
+    tokenizer = settings.get("tokenizer")
+    tokenizer = tokenizer if isinstance(tokenizer, dict) else {}
+    fields = ("model", "tokenizer_model", "model_path", "pretrained_model_name")
+    given = [value for field in fields if isinstance(value := tokenizer.get(field), str) and value]
+    folder = "context/" if settings.is_nemo2 else ""
+    for value in given:
+        name = posixpath.basename(value.removeprefix("nemo:"))
+        for candidate in (f"{folder}{name}", f"{folder}{name}/tokenizer.json"):
+            if candidate in files:
+                return candidate
+    found = [
+        name
+        for name in files.names
+        if posixpath.dirname(name) in (folder.rstrip("/"), "context/nemo_tokenizer")
+        and (name.endswith(".model") or posixpath.basename(name) == "tokenizer.json")
+    ]
+    if len(found) == 1:
+        return found[0]
+    if given and not settings.is_nemo2:
+        raise CheckpointError(
+            f"{settings.where}: tokenizer {given[0]!r} is not in the checkpoint",
+            hint=f"put the file {posixpath.basename(given[0].removeprefix('nemo:'))} beside {NEMO1_CONFIG}",
+        )
+    return None
