@@ -1,0 +1,103 @@
+"""What a judge said, read: MT-Bench ratings, Arena-Hard verdicts, AlpacaEval preferences.
+
+Every parser returns a Score whose value is the judgment, or says why there is none; a judgment that cannot
+be read is never a number.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nemotron4.grading.score import Score, unscored
+
+_RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
+_RATING_LOOSE = re.compile(r"\[(\d+\.?\d*)\]")
+_VERDICT = re.compile(r"\[\[([AB<>=]+)\]\]")
+
+Which = Literal["first", "last"]
+
+
+def rating(judgment: str, which: Which = "last") -> Score:
+    """MT-Bench: a number from 1 to 10 in ``[[n]]``, else in ``[n]``.
+
+    FastChat takes the first match; the published Nemotron-4 figures take the last, which differs where the
+    judge quotes a rating before giving its own.
+    """
+    for pattern in (_RATING, _RATING_LOOSE):
+        found = pattern.findall(judgment)
+        if found:
+            value = float(found[-1] if which == "last" else found[0])
+            if 1 <= value <= 10:
+                return Score(value=value)
+            return unscored("rating outside 1 to 10")
+    return unscored("no rating")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One Arena-Hard game seen from the model: weight 3 for ``>>``, else 1; outcome 1, 0.5 or 0."""
+
+    outcome: float
+    weight: int
+
+
+_VERDICTS: Mapping[str, tuple[float, int]] = {  # label -> (share of A, battles)
+    "A>>B": (1.0, 3),
+    "A>B": (1.0, 1),
+    "A=B": (0.5, 1),
+    "B>A": (0.0, 1),
+    "B>>A": (0.0, 3),
+}
+
+
+def verdict_label(judgment: str) -> Score | str:
+    """The one label that all ``[[...]]`` matches agree on."""
+    labels = {label for label in _VERDICT.findall(judgment) if label}
+    if not labels:
+        return unscored("no verdict")
+    if len(labels) > 1:
+        return unscored("verdicts disagree")
+    label = labels.pop()
+    return label if label in _VERDICTS else unscored("unknown verdict label")
+
+
+def verdict(judgment: str, game: Literal[1, 2]) -> Verdict | Score:
+    """The game's outcome for the model (B in game 1, A in game 2), or the unscored Score."""
+    label = verdict_label(judgment)
+    if isinstance(label, Score):
+        return label
+    share_a, weight = _VERDICTS[label]
+    return Verdict(outcome=share_a if game == 2 else 1.0 - share_a, weight=weight)
+
+
+def preference(logprobs: Mapping[str, float], model_shown: Literal["m", "M"]) -> Score:
+    """AlpacaEval: P(model preferred) in 0..1, from the judge's first-token log-probabilities.
+
+    Only ``m`` (the output shown first) and ``M`` (second) count; one that is missing has probability 0.
+    """
+    known = {token: float(logprobs[token]) for token in ("m", "M") if token in logprobs}
+    if any(math.isnan(value) for value in known.values()):
+        return unscored("log-probability is not a number")
+    finite = {token: value for token, value in known.items() if math.isfinite(value)}
+    if not finite:
+        return unscored("no log-probability of m or M")
+    highest = max(finite.values())
+    weights = {token: math.exp(value - highest) for token, value in finite.items()}
+    return Score(value=weights.get(model_shown, 0.0) / sum(weights.values()))
+
+
+def stored_preference(value: float) -> Score:
+    """The alpaca_eval package's number: 1 baseline, 2 model, 0 or 1.5 a tie; NaN and others are unscored."""
+    value = 1.5 if value == 0 else value
+    if not 1 <= value <= 2:
+        return unscored("preference outside 1 to 2")
+    return Score(value=value - 1)
+
+
+def top_logprobs(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """OpenAI's ``top_logprobs`` list as token -> log-probability."""
+    return {str(entry["token"]): float(entry["logprob"]) for entry in entries}

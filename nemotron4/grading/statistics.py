@@ -1,0 +1,131 @@
+"""Intervals and comparisons. A score without its interval is not reported, so these have one home.
+
+N = items, Q = questions (what is resampled), R = bootstrap rounds
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Z_95 = 1.959963984540054
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % interval on the scale of its estimate, and how it was made."""
+
+    lower: float
+    upper: float
+    method: str
+
+
+def wilson(numerator: float, denominator: float, *, z: float = Z_95) -> Interval:
+    """Wilson's score interval of a share, 0 to 1. Without items it is the whole range."""
+    if denominator <= 0:
+        return Interval(0.0, 1.0, "wilson")
+    share = numerator / denominator
+    spread = z * math.sqrt(share * (1 - share) / denominator + z * z / (4 * denominator**2))
+    centre, scale = share + z * z / (2 * denominator), 1 + z * z / denominator
+    lower, upper = (centre - spread) / scale, (centre + spread) / scale
+    return Interval(max(0.0, min(lower, share)), min(1.0, max(upper, share)), "wilson")
+
+
+def bootstrap_ratio(
+    sums_Q: Sequence[float], counts_Q: Sequence[float], *, rounds: int = 1000, seed: int = 0
+) -> Interval:
+    """Interval of sum(sums) / sum(counts) when whole questions are drawn again with replacement.
+
+    Parts of one question (turns, games, instructions) move together, as they are not independent.
+    """
+    sums, counts = np.asarray(sums_Q, np.float64), np.asarray(counts_Q, np.float64)
+    method = f"bootstrap over {len(sums)} questions, {rounds} rounds, seed {seed}"
+    if not len(sums) or not counts.sum():
+        return Interval(math.nan, math.nan, method)
+    drawn_RQ = np.random.default_rng(seed).integers(0, len(sums), (rounds, len(sums)))
+    totals_R = counts[drawn_RQ].sum(axis=1)
+    ratios_R = sums[drawn_RQ].sum(axis=1)[totals_R > 0] / totals_R[totals_R > 0]
+    lower, upper = np.percentile(ratios_R, [2.5, 97.5])
+    return Interval(float(lower), float(upper), method)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean, with N - 1; NaN for fewer than two values."""
+    if len(values) < 2:
+        return math.nan
+    return float(np.std(np.asarray(values, np.float64), ddof=1) / math.sqrt(len(values)))
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two models on the same items: the mean difference (second minus first), its interval and p-value."""
+
+    difference: float
+    interval: Interval
+    p_value: float
+    num_items: int
+    method: str
+
+
+def mcnemar(first_N: Sequence[bool], second_N: Sequence[bool], *, seed: int = 0) -> PairedTest:
+    """Exact two-sided test on the items that flipped, for right-or-wrong scores."""
+    pairs = list(zip(first_N, second_N, strict=True))
+    lost = sum(bool(a) and not b for a, b in pairs)
+    won = sum(bool(b) and not a for a, b in pairs)
+    p_value = _binomial_two_sided(min(lost, won), lost + won)
+    differences = [float(b) - float(a) for a, b in pairs]
+    return PairedTest(
+        difference=sum(differences) / len(pairs) if pairs else math.nan,
+        interval=bootstrap_ratio(differences, [1.0] * len(pairs), seed=seed),
+        p_value=p_value,
+        num_items=len(pairs),
+        method=f"McNemar, exact; {won} won, {lost} lost",
+    )
+
+
+def _binomial_two_sided(fewer: int, total: int) -> float:
+    """Probability of a split at least as uneven as fewer : total - fewer for a fair coin."""
+    if total == 0:
+        return 1.0
+    tail: float = sum(math.comb(total, k) for k in range(fewer + 1)) / 2**total
+    return min(1.0, 2.0 * tail)
+
+
+def sign_flips(
+    first_N: Sequence[float], second_N: Sequence[float], *, rounds: int = 10_000, seed: int = 0
+) -> PairedTest:
+    """Two-sided permutation test on paired differences, for ratings and preferences."""
+    differences_N = np.asarray(second_N, np.float64) - np.asarray(first_N, np.float64)
+    interval = bootstrap_ratio(differences_N.tolist(), [1.0] * len(differences_N), seed=seed)
+    method = f"paired sign flips, {rounds} rounds, seed {seed}"
+    if not len(differences_N):
+        return PairedTest(math.nan, interval, 1.0, 0, method)
+    observed = abs(float(differences_N.sum()))
+    generator = np.random.default_rng(seed)
+    beyond = 0
+    for _ in range(rounds):
+        signs_N = generator.integers(0, 2, len(differences_N)) * 2 - 1
+        beyond += abs(float((signs_N * differences_N).sum())) >= observed - 1e-12
+    return PairedTest(
+        float(differences_N.mean()), interval, (beyond + 1) / (rounds + 1), len(differences_N), method
+    )
+
+
+def f1(true_positives: int, false_positives: int, false_negatives: int) -> tuple[float, float, float]:
+    """Precision, recall and F1; NaN where there is nothing to divide by."""
+
+    def share(part: float, whole: float) -> float:
+        return part / whole if whole else math.nan
+
+    precision = share(true_positives, true_positives + false_positives)
+    recall = share(true_positives, true_positives + false_negatives)
+    return (
+        precision,
+        recall,
+        share(2 * true_positives, 2 * true_positives + false_positives + false_negatives),
+    )
