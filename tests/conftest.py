@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+
+from nemotron4.checkpoint.cache import DEMO_NAME, resolve
+from nemotron4.errors import CheckpointError
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -16,3 +20,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if marker in item.keywords:
                 item.add_marker(skip)
+    if _demo_model() is None:
+        skip = pytest.mark.skip(reason="demo_model: run `nemotron4 pull smollm2` first")
+        for item in items:
+            if "demo_model" in item.keywords:
+                item.add_marker(skip)
+
+
+def _demo_model() -> Path | None:
+    try:
+        return resolve(DEMO_NAME)
+    except CheckpointError:
+        return None
+
+
+@pytest.fixture
+def demo_model() -> Path:
+    """The pulled SmolLM2-135M-Instruct; a test that uses it carries the marker ``demo_model``."""
+    path = _demo_model()
+    assert path is not None, "mark the test with pytest.mark.demo_model"
+    return path
