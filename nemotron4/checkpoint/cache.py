@@ -25,7 +25,7 @@ DEMO_NAME = "smollm2"
 class CachedModel:
     name: str
     path: Path
-    size_bytes: int
+    size_bytes: int  # of the whole folder
 
 
 def cache_dir() -> Path:
@@ -48,7 +48,7 @@ def list_cache() -> list[CachedModel]:
     names = [f"{path.parent.name}/{path.name}" for path in sorted(hub.glob("*/*")) if path.is_dir()]
     if model_dir(DEMO_NAME).is_dir():
         names.append(DEMO_NAME)
-    return [CachedModel(name, model_dir(name), _size_bytes(model_dir(name))) for name in sorted(names)]
+    return [CachedModel(name, resolve(name), _size_bytes(model_dir(name))) for name in sorted(names)]
 
 
 def _size_bytes(path: Path) -> int:

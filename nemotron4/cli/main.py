@@ -25,7 +25,9 @@ class Command(NamedTuple):
 
 # One line for each sub-command, in the order of a user's journey. The help text stands here and not in the
 # module, so that `nemotron4 --help` imports none of them.
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "pull": Command("nemotron4.cli.pull:pull", "Fetch a model into the cache."),
+}
 
 USAGE = "Usage: nemotron4 COMMAND [OPTIONS]..."
 OPTIONS = {"--help": "Show this text; after a command, that command's own.", "--version": "Show the version."}
