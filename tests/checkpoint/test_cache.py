@@ -76,7 +76,7 @@ def test_what_is_no_checkpoint_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"neither config\.json, model_config\.yaml nor a \.gguf file"):
         open_checkpoint(tmp_path)
     (tmp_path / "weights.bin").touch()
-    with pytest.raises(CheckpointError, match=r"expected a directory or a \.gguf"):
+    with pytest.raises(CheckpointError, match=r"expected a directory, a \.gguf or a \.nemo file"):
         open_checkpoint(tmp_path / "weights.bin")
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).touch()
