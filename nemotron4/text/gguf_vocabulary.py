@@ -12,9 +12,10 @@ from typing import Any
 
 from nemotron4.errors import TokenizerError, unknown_name
 from nemotron4.text.json_tokenizer import JsonTokenizer
+from nemotron4.text.prompt import card_prompt
 from nemotron4.text.sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Piece, build_bpe
 from nemotron4.text.sentencepiece_tokenizer import SentencePieceTokenizer
-from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.text.tokenizer import Tokenizer, check_round_trip
 
 SOURCE = "GGUF vocabulary"
 
@@ -36,14 +37,18 @@ _VISIBLE_MARKER = re.compile(r"<extra_id_\d+>")
 
 
 def from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
-    """The tokenizer that the metadata of a GGUF file describes."""
+    """The tokenizer that the metadata of a GGUF file describes.
+
+    TokenizerError if the card's prompt does not survive encoding and decoding.
+    """
+    kinds = {"gpt2": _byte_level_bpe, "llama": _sentencepiece}
     kind = _value(metadata, "model", str)
-    if kind == "gpt2":
-        return _byte_level_bpe(metadata)
-    if kind == "llama":
-        return _sentencepiece(metadata)
-    message, hint = unknown_name("tokenizer.ggml.model", kind, ("gpt2", "llama"))
-    raise TokenizerError(message, hint=hint)
+    if kind not in kinds:
+        message, hint = unknown_name("tokenizer.ggml.model", kind, kinds)
+        raise TokenizerError(message, hint=hint)
+    tokenizer = kinds[kind](metadata)
+    check_round_trip(tokenizer, card_prompt())
+    return tokenizer
 
 
 def _byte_level_bpe(metadata: Mapping[str, object]) -> Tokenizer:

@@ -8,12 +8,40 @@ from typing import Any
 
 from nemotron4.errors import TokenizerError
 from nemotron4.text.json_tokenizer import JsonTokenizer
+from nemotron4.text.prompt import card_prompt
 from nemotron4.text.sentencepiece_tokenizer import SentencePieceTokenizer
-from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.text.tokenizer import Tokenizer, check_round_trip
 
 
 def open_tokenizer(directory: Path, *, sentencepiece_name: str | None = None) -> Tokenizer:
-    """Read ``sentencepiece_name`` (NeMo's settings name it) or else tokenizer.json, tokenizer.model."""
+    """Read ``sentencepiece_name`` (NeMo's settings name it) or else tokenizer.json, tokenizer.model.
+
+    TokenizerError if the card's prompt does not survive encoding and decoding.
+    """
+    tokenizer = _read_tokenizer(directory, sentencepiece_name)
+    check_round_trip(tokenizer, card_prompt())
+    return tokenizer
+
+
+def read_chat_template(directory: Path) -> str | None:
+    """The checkpoint's chat template: chat_template.jinja, else that of tokenizer_config.json, else None."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TokenizerError(f"{path}: cannot be read: {error}") from error
+    template = read_tokenizer_config(directory).get("chat_template")
+    if isinstance(template, list):
+        # Several templates with names; the one for conversations is called default.
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    if template is not None and not isinstance(template, str):
+        raise TokenizerError(f"{directory / 'tokenizer_config.json'}: chat_template is not a string")
+    return template
+
+
+def _read_tokenizer(directory: Path, sentencepiece_name: str | None) -> Tokenizer:
     if sentencepiece_name is not None:
         return SentencePieceTokenizer.read(directory / sentencepiece_name.removeprefix("nemo:"))
     if (directory / "tokenizer.json").is_file():

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import sentencepiece
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
+from nemotron4.text.json_tokenizer import JsonTokenizer
 from nemotron4.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 MARKERS = tuple(f"<extra_id_{n}>" for n in range(4))
@@ -68,3 +74,28 @@ def card_prompt() -> str:
 @pytest.fixture(scope="session")
 def nemotron_tokenizer(sentencepiece_model: bytes) -> SentencePieceTokenizer:
     return SentencePieceTokenizer(sentencepiece_model, source="trained here")
+
+
+@pytest.fixture(scope="session")
+def chatml_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a byte-level BPE with ChatML's markers, and ``<s>`` and ``</s>`` for templates."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    directory = tmp_path_factory.mktemp("chatml")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def chatml_tokenizer(chatml_directory: Path) -> JsonTokenizer:
+    spec = json.loads((chatml_directory / "tokenizer.json").read_text())
+    return JsonTokenizer(spec, source="trained here", bos="<s>", eos="</s>")

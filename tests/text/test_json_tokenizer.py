@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nemotron4.errors import TokenizerError
 from nemotron4.text.json_tokenizer import JsonTokenizer
-from nemotron4.text.tokenizer_files import open_tokenizer
+from nemotron4.text.tokenizer_files import open_tokenizer, read_chat_template
 
 CHATML_MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -40,13 +40,15 @@ def byte_level_bpe(corpus: tuple[str, ...]) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def llama_like(corpus: tuple[str, ...]) -> tokenizers.Tokenizer:
+def llama_like(
+    corpus: tuple[str, ...], markers: tuple[str, ...] = ("<|a|>", "<|b|>")
+) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    special = ["<unk>", "<s>", "</s>", "<extra_id_0>", "<extra_id_1>"]
+    special = ["<unk>", "<s>", "</s>", *markers]
     byte_pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(
         vocab_size=500, special_tokens=special + byte_pieces, show_progress=False, max_token_length=8
@@ -57,13 +59,21 @@ def llama_like(corpus: tuple[str, ...]) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(json.dumps(spec))
 
 
-@pytest.fixture(scope="module", params=[byte_level_bpe, llama_like])
+def nemotron_like(corpus: tuple[str, ...]) -> tokenizers.Tokenizer:
+    """SentencePiece's word mark at the very start only, and markers between which nothing is added."""
+    tokenizer = llama_like(corpus, ("<extra_id_0>", "<extra_id_1>"))
+    tokenizer.normalizer = normalizers.Sequence([])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=[byte_level_bpe, llama_like, nemotron_like])
 def directory(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, corpus: tuple[str, ...]
 ) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
     names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
-    if request.param is llama_like:
+    if request.param is not byte_level_bpe:
         names = {"bos_token": "<s>", "eos_token": "</s>"}
     fast = PreTrainedTokenizerFast(tokenizer_object=request.param(corpus), **names)
     fast.save_pretrained(folder)
@@ -123,7 +133,7 @@ def test_markers_are_spelled_when_they_are_not_parsed(directory: Path) -> None:
 
 
 def test_special_tokens_vanish_but_nemotrons_markers_stay(corpus: tuple[str, ...]) -> None:
-    tokenizer = JsonTokenizer(json.loads(llama_like(corpus).to_str()), source="test")
+    tokenizer = JsonTokenizer(json.loads(nemotron_like(corpus).to_str()), source="test")
     assert tokenizer.decode([2, *tokenizer.encode("<extra_id_1></s>")]) == "<extra_id_1>"
     assert tokenizer.is_control(2)
     assert not tokenizer.is_control(4)
@@ -179,3 +189,22 @@ def test_an_end_token_outside_the_vocabulary_is_refused(tmp_path: Path, corpus: 
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<eot>"}}')
     with pytest.raises(TokenizerError, match="end of text token '<eot>' is not in the vocabulary"):
         open_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_loses_text_of_the_card_is_refused(tmp_path: Path, corpus: tuple[str, ...]) -> None:
+    spec = json.loads(byte_level_bpe(corpus).to_str()) | {"normalizer": {"type": "Lowercase"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(TokenizerError, match="at character 12: expected 'System"):
+        open_tokenizer(tmp_path)
+
+
+def test_the_chat_template_is_found(tmp_path: Path) -> None:
+    assert read_chat_template(tmp_path) is None
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": "one"}))
+    assert read_chat_template(tmp_path) == "one"
+    named = [{"name": "rag", "template": "two"}, {"name": "default", "template": "three"}]
+    config.write_text(json.dumps({"chat_template": named}))
+    assert read_chat_template(tmp_path) == "three"
+    (tmp_path / "chat_template.jinja").write_text("four")
+    assert read_chat_template(tmp_path) == "four"

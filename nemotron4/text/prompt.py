@@ -1,0 +1,125 @@
+"""From a conversation to a prompt: the formats, and how a model's own is found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nemotron4.errors import TemplateError, unknown_name
+from nemotron4.records import Message
+from nemotron4.text import chatml_format, jinja_format, nemotron_format
+from nemotron4.text.chat_template import ChatTemplate
+from nemotron4.text.segments import Purpose, TurnWriter, encode_segments, join_text
+from nemotron4.text.tokenizer import Tokenizer
+
+CARD_QUESTION = "Write a poem on NVIDIA in the style of Shakespeare"
+# What an export writes into a checkpoint so that other programs make the card's prompt.
+NEMOTRON4_CHAT_TEMPLATE = nemotron_format.CHAT_TEMPLATE
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a conversation becomes a prompt. ``template`` is the same format as a Jinja chat template."""
+
+    name: str
+    template: str = field(repr=False)
+    stop_strings: tuple[str, ...]
+    writer: TurnWriter = field(repr=False, compare=False)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The prompt as text, contents as they are. TemplateError if the conversation has no form.
+
+        A marker inside a message cannot be told from the format's own in this text: use ``encode`` for
+        what strangers wrote.
+        """
+        purpose: Purpose = "generate" if add_generation_prompt else "show"
+        return join_text(self.writer.segments(messages, purpose=purpose, tokenizer=None))
+
+    def encode(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """The prompt as ids. A marker inside a message is spelled with ordinary tokens."""
+        purpose: Purpose = "generate" if add_generation_prompt else "show"
+        segments = self.writer.segments(messages, purpose=purpose, tokenizer=tokenizer)
+        return list(encode_segments(tokenizer, segments).token_ids)
+
+    def stop_token_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Ids that end an answer: the end of text, and every stop string that is one marker."""
+        ids = {tokenizer.token_id(text) for text in self.stop_strings if text in tokenizer.markers}
+        return frozenset(i for i in (*ids, tokenizer.eos_id) if i is not None)
+
+
+def nemotron4(labels: Mapping[int, Mapping[str, int]] | None = None) -> PromptFormat:
+    """The card's format. ``labels``: SteerLM attributes before the answers at these places.
+
+    The place of the answer to be generated is the number of messages. The exported template has no labels.
+    """
+    lines = {place: nemotron_format.label_line(values) for place, values in (labels or {}).items()}
+    return PromptFormat(
+        "nemotron4",
+        NEMOTRON4_CHAT_TEMPLATE,
+        nemotron_format.STOP_STRINGS,
+        nemotron_format.NemotronWriter(lines),
+    )
+
+
+def chatml() -> PromptFormat:
+    return PromptFormat(
+        "chatml", chatml_format.CHAT_TEMPLATE, chatml_format.STOP_STRINGS, chatml_format.ChatMLWriter()
+    )
+
+
+def from_template(source: str, tokenizer: Tokenizer, *, name: str = "chat template") -> PromptFormat:
+    """The format of a checkpoint's own Jinja template."""
+    writer = jinja_format.JinjaWriter.of(ChatTemplate(source, name=name), tokenizer)
+    return PromptFormat(name, source, jinja_format.stop_strings(writer, tokenizer), writer)
+
+
+def find_format(tokenizer: Tokenizer, template: str | None) -> PromptFormat | None:
+    """A model's own format: its template, else what its markers say, else None (a base model)."""
+    if template is not None:
+        return from_template(template, tokenizer)
+    markers = set(tokenizer.markers)
+    if {nemotron_format.SYSTEM_TURN_START, nemotron_format.TURN_START} <= markers:
+        return nemotron4()
+    if {chatml_format.TURN_START, chatml_format.TURN_END} <= markers:
+        return chatml()
+    return None
+
+
+def format_named(name: str) -> PromptFormat:
+    """A format by its name: nemotron4 or chatml."""
+    formats = {"nemotron4": nemotron4, "chatml": chatml}
+    if name not in formats:
+        message, hint = unknown_name("prompt format", name, formats)
+        raise TemplateError(message, hint=hint)
+    return formats[name]()
+
+
+def render(messages: Sequence[Message], template: str = "nemotron4") -> str:
+    """The conversation as a prompt that asks for the assistant's next turn."""
+    return format_named(template).render(messages)
+
+
+def stop_strings(template: str = "nemotron4") -> tuple[str, ...]:
+    """The texts at which an answer ends."""
+    return format_named(template).stop_strings
+
+
+def card_prompt(text: str = CARD_QUESTION) -> str:
+    """The model card's single-turn prompt."""
+    return render([Message("user", text)])
+
+
+def render_reward(messages: Sequence[Message]) -> str:
+    """What the reward model reads: it ends with ``<extra_id_2>``, where the scores are read."""
+    return join_text(nemotron_format.reward_segments(messages))
+
+
+def encode_reward(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Ids of ``render_reward``; the last is the marker's. Markers inside messages are spelled."""
+    if nemotron_format.LABEL_START not in tokenizer.markers:
+        raise TemplateError(
+            f"the vocabulary has no marker {nemotron_format.LABEL_START!r}, at which a reward model is read"
+        )
+    return list(encode_segments(tokenizer, nemotron_format.reward_segments(messages)).token_ids)
