@@ -76,10 +76,14 @@ class HuggingFaceCheckpoint:
     def _is_nemotron(self) -> bool:
         return self.config.norm == "layernorm1p"
 
-    def prompt_format(self) -> PromptFormat | None:
+    @cached_property
+    def _prompt_format(self) -> PromptFormat | None:
         from nemotron4.checkpoint.templates import prompt_format
 
-        return prompt_format(self._template, is_nemotron=self._is_nemotron)
+        return prompt_format(self._template, self.tokenizer, is_nemotron=self._is_nemotron)
+
+    def prompt_format(self) -> PromptFormat | None:
+        return self._prompt_format
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -125,7 +125,7 @@ class NemoCheckpoint:
         return posixpath.basename(self._tokenizer_file), self._files.read(self._tokenizer_file)
 
     def prompt_format(self) -> PromptFormat | None:
-        return prompt_format(None, is_nemotron=True)
+        return prompt_format(None, self.tokenizer, is_nemotron=True)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron4.checkpoint.turns import template_ends
+from nemotron4.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from nemotron4.text.prompt import PromptFormat
 
 
-def prompt_format(template: str | None, *, is_nemotron: bool) -> PromptFormat | None:
-    """None for a model that is neither Nemotron nor ships a template."""
+def prompt_format(
+    template: str | None, tokenizer: Callable[[], Tokenizer], *, is_nemotron: bool
+) -> PromptFormat | None:
+    """None for a model that ships no template and whose vocabulary has no turn markers."""
     from nemotron4.text import prompt
 
-    if template is not None:
-        name = "chatml" if "<|im_start|>" in template else "nemotron4" if is_nemotron else "checkpoint"
-        return prompt.PromptFormat(name=name, template=template, stop_strings=template_ends(template))
-    return prompt.NEMOTRON4 if is_nemotron else None
+    if template is None and is_nemotron:
+        return prompt.nemotron4()
+    return prompt.find_format(tokenizer(), template)
 
 
 def missing_template_note(path: Path, template: str | None, *, is_nemotron: bool) -> tuple[str, ...]:
