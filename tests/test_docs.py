@@ -94,3 +94,51 @@ def test_page_of_the_command_line_is_what_help_prints() -> None:
     assert make_cli.PAGE.read_text(encoding="utf-8") == make_cli.page(), (
         "run: .venv/bin/python docs/make_cli.py"
     )
+
+
+def _file_map() -> set[str]:
+    """Paths of the README's file map, folders with a slash at the end."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.split("## File map", 1)[1].split("```")[1]
+    paths: set[str] = set()
+    folder = ""
+    for line in block.strip().splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = name
+            paths.add(name)
+        else:
+            paths.add(folder + name)
+    return paths
+
+
+def _parts() -> set[str]:
+    """What the file map must list: the folders of the repository and the parts of the package."""
+    hidden = (".", "_")
+    top = {f"{path.name}/" for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(hidden)}
+    top -= {"build/", "dist/", "runs/"}
+    package = ROOT / "nemotron4"
+    parts = [
+        path for path in package.iterdir() if not path.name.startswith(hidden) and path.suffix != ".typed"
+    ]
+    inner = {f"nemotron4/{path.name}{'/' if path.is_dir() else ''}" for path in parts}
+    return {path for path in top | inner if not path.endswith("/") or _holds_files(ROOT / path)}
+
+
+def _holds_files(folder: Path) -> bool:
+    return any(path.is_file() and path.suffix != ".pyc" for path in folder.rglob("*"))
+
+
+def test_file_map_lists_exactly_what_is_there() -> None:
+    assert _file_map() == _parts()
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 250
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_to_a_file(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in target and not target.startswith("mailto:"):
+            assert (page.parent / target).exists(), f"{page.name}: {target} does not exist"
