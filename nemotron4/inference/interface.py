@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from nemotron4.errors import RequestError
 from nemotron4.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from nemotron4.text.prompt import PromptFormat
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -135,6 +138,11 @@ class InferenceEngine(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def prompt_format(self) -> PromptFormat | None:
+        """How the model's own chat turns are written; None for a model that has no chat template."""
+        ...
 
     def stats(self) -> EngineStats: ...
 

@@ -1,0 +1,288 @@
+"""An engine without a model, for the tests of everything that talks to an engine.
+
+``FakeEngine`` keeps every promise of ``InferenceEngine``: sampling, stops, log-probabilities, queue,
+cancellation, abort. Its "model" gives fixed pseudo-random logits to the last two tokens; a script or an
+echo raises the logit of the token that should come next, so that greedy decoding says it exactly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nemotron4.errors import EngineBusyError, RequestError
+from nemotron4.inference.fake_sampling import Floats, draw, position_logprobs
+from nemotron4.inference.fake_tokenizer import FakeTokenizer
+from nemotron4.inference.interface import (
+    EngineStats,
+    FinishReason,
+    ModelInfo,
+    PositionLogprobs,
+    SamplingParams,
+    TokenStep,
+)
+from nemotron4.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from nemotron4.text.prompt import PromptFormat
+
+BLOCK_TOKENS = 16
+SCRIPT_LOGIT = 40.0  # far above the pseudo-random ones, which lie within about ten of zero
+
+# What the fake answers: nothing in particular, one text, an answer chosen by what the prompt contains
+# (the first key found in it; "" fits every prompt), or a function of the prompt's text.
+Reply = str | Mapping[str, str] | Callable[[str], str] | None
+
+
+class FakeEngine:
+    """Deterministic ``InferenceEngine``.
+
+    ``reply`` None walks at random (seeded by ``model_seed``); a text is what every prompt is answered with;
+    a mapping and a function choose the text by the prompt. The end-of-text id follows the reply.
+    """
+
+    def __init__(
+        self,
+        reply: Reply = None,
+        *,
+        name: str = "fake",
+        context_length: int = 4096,
+        delay_s: float = 0.0,
+        max_running: int = 256,
+        max_waiting: int = 1024,
+        tokenizer: Tokenizer | None = None,
+        prompt_format: PromptFormat | None = None,
+        model_seed: int = 0,
+    ) -> None:
+        self._reply = reply
+        self._delay_s = delay_s
+        self._max_running = max_running
+        self._max_waiting = max_waiting
+        self._tokenizer = tokenizer or FakeTokenizer()
+        self._prompt_format = prompt_format
+        self._model_seed = model_seed
+        self._info = ModelInfo(
+            name=name,
+            context_length=context_length,
+            vocab_size=self._tokenizer.vocab_size,
+            num_parameters=0,
+            dtype="float64",
+            device="cpu",
+            eos_token_ids=() if self._tokenizer.eos_id is None else (self._tokenizer.eos_id,),
+        )
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._num_running = 0
+        self._num_running_tokens = 0
+        self._num_prompt_tokens = 0
+        self._num_new_tokens = 0
+        self._num_finished = 0
+        self._failures: deque[tuple[Exception, int]] = deque()
+        self._is_closed = False
+
+    @classmethod
+    def echo(cls, **settings: object) -> FakeEngine:
+        """An engine that answers every prompt with the prompt's own text."""
+        return cls(lambda prompt: prompt, **settings)  # type: ignore[arg-type]
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    @property
+    def prompt_format(self) -> PromptFormat | None:
+        return self._prompt_format
+
+    def fail_next(self, error: Exception, *, after_tokens: int = 0) -> None:
+        """The next request raises ``error`` once it has given ``after_tokens`` tokens."""
+        self._failures.append((error, after_tokens))
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=self._num_running,
+            num_waiting=len(self._waiting),
+            max_waiting=self._max_waiting,
+            cache_blocks_used=-(-self._num_running_tokens // BLOCK_TOKENS),
+            cache_blocks_total=self._max_running * self._info.context_length // BLOCK_TOKENS,
+            prompt_tokens_total=self._num_prompt_tokens,
+            prompt_tokens_reused_total=0,
+            generated_tokens_total=self._num_new_tokens,
+            requests_finished_total=self._num_finished,
+            preemptions_total=0,
+        )
+
+    def close(self) -> None:
+        self._is_closed = True  # those that wait get their turn, see it, and end with "abort" too
+
+    async def stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> AsyncIterator[TokenStep]:
+        self._check(prompt_ids, params)
+        error, num_before_error = self._failures.popleft() if self._failures else (None, 0)
+        await self._enter()
+        held_tokens = len(prompt_ids)
+        self._num_running_tokens += held_tokens
+        self._num_prompt_tokens += len(prompt_ids)
+        try:
+            async for step in self._steps(list(prompt_ids), params, error, num_before_error):
+                if step.token_id is not None:
+                    held_tokens += 1
+                    self._num_running_tokens += 1
+                    self._num_new_tokens += 1
+                yield step
+            self._num_finished += 1
+        finally:
+            self._num_running_tokens -= held_tokens
+            self._leave()
+
+    async def _steps(
+        self, prompt_ids: list[int], params: SamplingParams, error: Exception | None, num_before_error: int
+    ) -> AsyncIterator[TokenStep]:
+        """The tokens of one request that is running."""
+        script = self._script(prompt_ids)
+        seed = params.seed if params.seed is not None else random.SystemRandom().getrandbits(63)
+        generator = random.Random(seed)
+        prompt_logprobs = self._prompt_logprobs(prompt_ids, params)
+        if params.max_new_tokens == 0:
+            yield TokenStep(None, prompt_logprobs=prompt_logprobs, finish_reason="length")
+            return
+        new_ids: list[int] = []
+        while True:
+            await asyncio.sleep(self._delay_s)
+            if error is not None and len(new_ids) >= num_before_error:
+                raise error
+            if self._is_closed:
+                yield TokenStep(None, finish_reason="abort")
+                return
+            logits_V = self._logits(prompt_ids, new_ids, script)
+            token_id = draw(logits_V, prompt_ids, new_ids, params, generator)
+            new_ids.append(token_id)
+            finish_reason, stop_reason = self._ending(prompt_ids, new_ids, params)
+            yield TokenStep(
+                token_id,
+                logprobs=self._logprobs(logits_V, token_id, params.logprobs, params.full_logprobs),
+                prompt_logprobs=prompt_logprobs if len(new_ids) == 1 else None,
+                finish_reason=finish_reason,
+                stop_reason=stop_reason,
+            )
+            if finish_reason is not None:
+                return
+
+    def _check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        if not prompt_ids:
+            raise RequestError("the prompt has no tokens", hint="give at least one token")
+        vocab_size = self._info.vocab_size
+        for token_id in (*prompt_ids, *params.logit_bias):
+            if not 0 <= token_id < vocab_size:
+                raise RequestError(
+                    f"token id {token_id} is outside the vocabulary; expected 0 to {vocab_size - 1}"
+                )
+        needed, context = len(prompt_ids) + params.max_new_tokens, self._info.context_length
+        if needed > context:
+            raise RequestError(
+                f"{len(prompt_ids)} prompt tokens and {params.max_new_tokens} new tokens make {needed}; "
+                f"the context length is {context}",
+                hint="shorten the prompt or ask for fewer new tokens",
+            )
+
+    async def _enter(self) -> None:
+        """Take a place among the running requests, or wait for one in order of arrival."""
+        if self._num_running < self._max_running and not self._waiting:
+            self._num_running += 1
+            return
+        if len(self._waiting) >= self._max_waiting:
+            raise EngineBusyError(
+                f"{self._num_running} requests run and {len(self._waiting)} wait; the queue is full",
+                retry_after_s=1.0,
+            )
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self._leave()  # the place was granted in the moment of the cancellation
+            else:
+                self._waiting.remove(place)
+            raise
+
+    def _leave(self) -> None:
+        """Hand the place to the request that waits longest."""
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
+        self._num_running -= 1
+
+    def _script(self, prompt_ids: list[int]) -> list[int] | None:
+        if self._reply is None:
+            return None
+        prompt = self._tokenizer.decode(prompt_ids)
+        if isinstance(self._reply, str):
+            reply = self._reply
+        elif isinstance(self._reply, Mapping):
+            reply = next((text for key, text in self._reply.items() if key in prompt), "")
+        else:
+            reply = self._reply(prompt)
+        return self._tokenizer.encode(reply)
+
+    def _logits(self, prompt_ids: list[int], new_ids: list[int], script: list[int] | None) -> Floats:
+        last_two = [*prompt_ids[-2:], *new_ids[-2:]][-2:]
+        logits_V = self._walk_logits(last_two)
+        if script is not None:
+            position = len(new_ids)
+            following = script[position] if position < len(script) else self._tokenizer.eos_id
+            if following is not None:
+                logits_V[following] = SCRIPT_LOGIT
+        return logits_V
+
+    def _walk_logits(self, last_two: list[int]) -> Floats:
+        key = ",".join(map(str, [self._model_seed, *last_two])).encode()
+        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
+        return 2 * np.random.Generator(np.random.PCG64(seed)).standard_normal(self._info.vocab_size)
+
+    def _prompt_logprobs(
+        self, prompt_ids: list[int], params: SamplingParams
+    ) -> tuple[PositionLogprobs, ...] | None:
+        if params.prompt_logprobs is None:
+            return None
+        positions = []
+        for end in range(1, len(prompt_ids)):
+            logits_V = self._walk_logits(prompt_ids[max(0, end - 2) : end])
+            positions.append(
+                position_logprobs(
+                    logits_V, prompt_ids[end], num_top=params.prompt_logprobs, is_full=params.full_logprobs
+                )
+            )
+        return tuple(positions)
+
+    def _logprobs(
+        self, logits_V: Floats, token_id: int, num_top: int | None, is_full: bool
+    ) -> PositionLogprobs | None:
+        if num_top is None:
+            return None
+        return position_logprobs(logits_V, token_id, num_top=num_top, is_full=is_full)
+
+    def _ending(
+        self, prompt_ids: list[int], new_ids: list[int], params: SamplingParams
+    ) -> tuple[FinishReason | None, int | str | None]:
+        if new_ids[-1] in params.stop_token_ids:
+            return "stop", new_ids[-1]
+        if params.stop_strings:
+            if params.stop_scope == "new_text":
+                text = self._tokenizer.decode(new_ids)
+                matches: list[str] = [stop for stop in params.stop_strings if stop in text]
+            else:
+                row = self._tokenizer.decode([*prompt_ids, *new_ids])
+                matches = [stop for stop in params.stop_strings if row.endswith(stop)]
+            if matches:
+                return "stop", matches[0]
+        return ("length", None) if len(new_ids) >= params.max_new_tokens else (None, None)
