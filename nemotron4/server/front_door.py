@@ -1,0 +1,188 @@
+"""The outermost layer: identifies, refuses, measures and logs every request before and after the routes."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+import traceback
+import uuid
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nemotron4.server.errors import REQUEST_ERRORS, ApiError, ClientGoneError, api_error, error_response
+from nemotron4.server.exchange import KEY, Exchange
+from nemotron4.server.service import Service
+from nemotron4.server.settings import ServerSettings, is_address
+
+ROUTES = frozenset(
+    {
+        "/",
+        "/generate",
+        "/health",
+        "/metrics",
+        "/openapi.json",
+        "/v1/models",
+        "/v1/completions",
+        "/v1/chat/completions",
+    }
+)
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OBSERVERS = frozenset({"/health", "/metrics"})  # answered while the server drains; do not hold it up
+CLIENT_GONE = 499  # nginx's number for a client that left before the answer; only in log and metrics
+# So much of a body that is too large is read and thrown away, so that the client gets to read the answer.
+DISCARD_BYTES = 64 * 2**20
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+
+class FrontDoor:
+    """ASGI middleware. ``log`` gets every finished exchange and the trace of an unexpected exception."""
+
+    def __init__(self, app: ASGIApp, service: Service, log: Callable[[Exchange, list[str]], None]) -> None:
+        self._app = app
+        self._service = service
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _new_exchange(scope)
+        scope[KEY] = exchange
+        gate = self._service.gate
+        is_counted = exchange.route not in OBSERVERS
+        gate.num_in_flight += is_counted
+        trace: list[str] = []
+        try:
+            trace = await self._serve(scope, receive, self._marked(send, exchange), exchange)
+        finally:
+            gate.num_in_flight -= is_counted
+            exchange.status = exchange.status or CLIENT_GONE
+            self._service.metrics.request_ended(exchange)
+            self._log(exchange, trace)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> list[str]:
+        """Answer; returns the trace of a defect without its message, which may quote a prompt."""
+        try:
+            self._admit(scope, exchange)
+            receive = await self._with_body(scope, receive)
+            await self._app(scope, receive, send)
+        except (ApiError, *REQUEST_ERRORS) as error:
+            answer = error if isinstance(error, ApiError) else api_error(error)
+            await error_response(exchange.path, answer)(scope, receive, send)
+        except ClientGoneError as error:
+            exchange.error = type(error).__name__
+        except Exception as error:
+            exchange.error = type(error).__name__
+            if not exchange.status:
+                answer = ApiError(500, f"Internal server error; request id {exchange.request_id}.")
+                await error_response(exchange.path, answer)(scope, receive, send)
+            frames = traceback.extract_tb(error.__traceback__)
+            return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+        return []
+
+    def _admit(self, scope: Scope, exchange: Exchange) -> None:
+        """Raise ApiError for what needs no look at the body."""
+        headers = Headers(scope=scope)
+        settings = self._service.settings
+        if not _is_known_host(headers.get("host", ""), settings):
+            raise ApiError(
+                403,
+                "The Host header does not name this server, which answers to localhost and addresses only. "
+                "Start it with --allowed-host NAME to answer to another name.",
+            )
+        if self._service.gate.is_draining and exchange.route not in OBSERVERS:
+            leaving = {"Connection": "close", "Retry-After": "10"}
+            raise ApiError(503, "The server is shutting down and takes no new requests.", headers=leaving)
+        if settings.api_keys and exchange.route != "/health":
+            _check_key(headers.get("authorization", ""), settings.api_keys)
+
+    async def _with_body(self, scope: Scope, receive: Receive) -> Receive:
+        """Read the body within the limits of size and time; the routes then get it from memory."""
+        if scope["method"] not in ("POST", "PUT", "PATCH"):
+            return receive
+        settings = self._service.settings
+        try:
+            async with asyncio.timeout(settings.body_timeout_s):
+                body = await _read_body(receive, settings.max_body_bytes)
+        except TimeoutError:
+            close = {"Connection": "close"}
+            text = f"The request body did not arrive within {settings.body_timeout_s:g} seconds."
+            raise ApiError(408, text, headers=close) from None
+        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return pending.pop() if pending else await receive()
+
+        return replay
+
+    def _marked(self, send: Send, exchange: Exchange) -> Send:
+        """Add the request id to the answer, note its status, and drop a client that reads nothing."""
+
+        async def marked_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = exchange.request_id
+            try:
+                async with asyncio.timeout(self._service.settings.send_timeout_s):
+                    await send(message)
+            except TimeoutError:
+                raise ClientGoneError from None
+
+        return marked_send
+
+
+def _new_exchange(scope: Scope) -> Exchange:
+    given = Headers(scope=scope).get("x-request-id", "")
+    path = scope["path"]
+    return Exchange(
+        request_id=given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex,
+        method=scope["method"] if scope["method"] in METHODS else "other",
+        path=path if len(path) <= 200 else path[:200] + "...",
+        route=path if path in ROUTES else "other",
+    )
+
+
+def _is_known_host(host: str, settings: ServerSettings) -> bool:
+    """False for a name that a hostile page made resolve to this machine (DNS rebinding).
+
+    Only a server on a loopback address relies on being unreachable, and only a name can be rebound.
+    """
+    if not settings.is_loopback or not host:
+        return True
+    name = re.sub(r":\d*$", "", host).lower().rstrip(".")
+    return (
+        name == "localhost" or is_address(name) or name in {each.lower() for each in settings.allowed_hosts}
+    )
+
+
+def _check_key(authorization: str, keys: tuple[str, ...]) -> None:
+    scheme, _, given = authorization.partition(" ")
+    # Every key is compared, in constant time each: the time tells nothing about how near a guess is.
+    matches = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in keys]
+    if scheme.lower() != "bearer" or not any(matches):
+        text = "The API key is missing." if not authorization else "The API key is wrong."
+        text += " Send it as the header 'Authorization: Bearer KEY'."
+        raise ApiError(401, text, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+async def _read_body(receive: Receive, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size, is_whole = 0, False
+    while not is_whole:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        part = message.get("body", b"")
+        size += len(part)
+        if size <= limit:
+            parts.append(part)
+        else:
+            parts.clear()
+        is_whole = not message.get("more_body", False) or size > limit + DISCARD_BYTES
+    if size > limit:
+        close = {"Connection": "close"}
+        raise ApiError(413, f"The request body is larger than the limit of {limit} bytes.", headers=close)
+    return b"".join(parts)

@@ -1,0 +1,188 @@
+"""NeMo's generation semantics on top of the engine: rows of equal length, stop rules, the response object.
+
+Source: NeMo v2.0.0rc0, ``text_generation_utils.py`` and ``text_generation_strategy.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nemotron4.inference.interface import PositionLogprobs, SamplingParams
+from nemotron4.server.errors import ApiError
+from nemotron4.server.exchange import Exchange
+from nemotron4.server.nemo_validation import END_OF_TEXT, NemoRequest
+from nemotron4.server.rows import (
+    Row,
+    RowResult,
+    check_length,
+    collect,
+    encode,
+    row_seed,
+    usable_temperature,
+)
+from nemotron4.server.service import Service
+from nemotron4.text.tokenizer import Tokenizer
+
+MARKER = "<extra_id_1>"
+
+
+async def generate(request: NemoRequest, service: Service, exchange: Exchange) -> dict[str, Any]:
+    """The response object of ``PUT /generate``. ApiError for what NeMo crashes on or never ends with."""
+    tokenizer = service.engine.tokenizer
+    prompts = [await _prompt_ids(tokenizer, text, request.add_BOS) for text in request.sentences]
+    max_len = max(map(len, prompts))
+    check_length(service.engine, max_len, request.tokens_to_generate, param="tokens_to_generate")
+    final_length = max_len + request.tokens_to_generate
+    if request.compute_logprob and request.all_probs:
+        _check_full_logprobs(service, len(prompts), final_length)
+    eos_id = end_of_text_id(service)
+    stop_ids, stop_strings = stops(tokenizer, request.end_strings, eos_id)
+    rows = []
+    for index, ids in enumerate(prompts):
+        params = _params(request, service, eos_id, stop_ids, stop_strings, index, final_length - len(ids))
+        rows.append(Row(ids, params))
+    results = await collect(service.engine, rows, exchange, service.metrics)
+    if request.all_probs:  # the whole vocabulary at every position takes a while to put together
+        return await asyncio.to_thread(_response, request, tokenizer, eos_id, rows, results)
+    return _response(request, tokenizer, eos_id, rows, results)
+
+
+def end_of_text_id(service: Service) -> int:
+    """The id that ends a row and fills it up: the tokenizer's, else the checkpoint's first."""
+    eos_id = service.engine.tokenizer.eos_id
+    if eos_id is not None:
+        return eos_id
+    if not service.engine.info.eos_token_ids:
+        raise ApiError(400, "this model names no end-of-text token, which /generate needs to fill rows up")
+    return service.engine.info.eos_token_ids[0]
+
+
+def stops(
+    tokenizer: Tokenizer, end_strings: Sequence[str], eos_id: int
+) -> tuple[frozenset[int], tuple[str, ...]]:
+    """Stop ids and the strings that a row is tested to end with.
+
+    A string is a stop id if, right behind ``<extra_id_1>``, it adds exactly one id; else it is a string.
+    """
+    if not end_strings or list(end_strings) == [END_OF_TEXT]:
+        return frozenset({eos_id}), ()
+    ids, strings = {eos_id}, []
+    before = tokenizer.encode(MARKER)
+    for text in end_strings:
+        if text == END_OF_TEXT:
+            continue
+        behind = tokenizer.encode(MARKER + text)
+        if len(behind) == len(before) + 1 and behind[:-1] == before:
+            ids.add(behind[-1])
+        else:
+            strings.append(text)
+    return frozenset(ids), tuple(strings)
+
+
+async def _prompt_ids(tokenizer: Tokenizer, text: str, add_bos: bool) -> list[int]:
+    ids = await encode(tokenizer, text)
+    if add_bos:
+        if tokenizer.bos_id is None:
+            raise ApiError(400, "add_BOS is true, but this model's tokenizer has no beginning-of-text token")
+        ids = [tokenizer.bos_id, *ids]
+    if not ids:
+        raise ApiError(400, "sentences must not hold an empty string unless add_BOS is true")
+    return ids
+
+
+def _check_full_logprobs(service: Service, num_rows: int, length: int) -> None:
+    limit = service.settings.max_full_logprob_values
+    needed = num_rows * length * service.engine.info.vocab_size
+    if needed > limit:
+        raise ApiError(
+            400,
+            f"all_probs over {num_rows} x {length} tokens and {service.engine.info.vocab_size} vocabulary "
+            f"entries makes up to {needed} numbers; the limit is {limit}. Ask for fewer tokens or sentences.",
+        )
+
+
+def _params(
+    request: NemoRequest,
+    service: Service,
+    eos_id: int,
+    stop_ids: frozenset[int],
+    stop_strings: tuple[str, ...],
+    index: int,
+    max_new_tokens: int,
+) -> SamplingParams:
+    is_penalised = service.settings.nemo_compat == "fixed" and not request.greedy
+    is_scored = request.compute_logprob
+    return SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=0.0 if request.greedy else usable_temperature(request.temperature),
+        top_k=min(math.floor(request.top_k), service.engine.info.vocab_size),
+        top_p=request.top_p or 1.0,  # 0 means off, like 1
+        repetition_penalty=float(request.repetition_penalty or 1.0) if is_penalised else 1.0,
+        min_new_tokens=min(request.min_tokens_to_generate, max_new_tokens),
+        min_tokens_masks=frozenset({eos_id}),
+        stop_token_ids=stop_ids,
+        stop_strings=stop_strings,
+        stop_scope="row_suffix",
+        seed=row_seed(request.random_seed, index),
+        logprobs=0 if is_scored else None,
+        prompt_logprobs=0 if is_scored else None,
+        full_logprobs=is_scored and request.all_probs,
+    )
+
+
+def _response(
+    request: NemoRequest,
+    tokenizer: Tokenizer,
+    eos_id: int,
+    rows: Sequence[Row],
+    results: Sequence[RowResult],
+) -> dict[str, Any]:
+    token_ids = [row.prompt_ids + result.token_ids for row, result in zip(rows, results, strict=True)]
+    length = max(map(len, token_ids))
+    token_ids = [ids + [eos_id] * (length - len(ids)) for ids in token_ids]
+    tokens = [[tokenizer.piece(token_id) for token_id in ids] for ids in token_ids]
+    response: dict[str, Any] = {
+        "sentences": [tokenizer.decode(ids) for ids in token_ids],
+        "tokens": tokens,
+        "token_ids": token_ids,
+        "offsets": [list(_offsets(pieces)) for pieces in tokens],
+        "logprob": None,
+    }
+    if request.compute_logprob:
+        response["logprob"] = [_logprobs(result, length) for result in results]
+    if request.all_probs:
+        response["full_logprob"] = None
+        if request.compute_logprob:
+            response["full_logprob"] = [_full_logprobs(result, length, eos_id) for result in results]
+    return response
+
+
+def _offsets(pieces: Sequence[str]) -> Iterator[int]:
+    offset = 0
+    for piece in pieces:
+        yield offset
+        offset += len(piece)
+
+
+def _positions(result: RowResult) -> list[PositionLogprobs]:
+    return [*result.prompt_logprobs, *result.logprobs]
+
+
+def _logprobs(result: RowResult, length: int) -> list[float]:
+    """Entry j belongs to token j + 1. What fills a row up is certain: log 1."""
+    values = [float(position.chosen.logprob) for position in _positions(result)]
+    return values + [0.0] * (length - 1 - len(values))
+
+
+def _full_logprobs(result: RowResult, length: int, eos_id: int) -> list[list[float]]:
+    values = []
+    for position in _positions(result):
+        assert position.full is not None, "the engine left full_logprobs out"
+        values.append([float(value) for value in position.full])
+    filling = [-math.inf] * (len(values[0]) if values else 0)
+    if filling:
+        filling[eos_id] = 0.0
+    return values + [filling] * (length - 1 - len(values))

@@ -1,0 +1,174 @@
+"""``POST /v1/chat/completions``: the model's own turn format around the messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nemotron4.inference.interface import PositionLogprobs, TokenLogprob
+from nemotron4.records import Message
+from nemotron4.server.answer_text import AnswerText
+from nemotron4.server.errors import ApiError
+from nemotron4.server.exchange import Exchange, exchange_of
+from nemotron4.server.openai_choices import (
+    Choice,
+    Identity,
+    check_request,
+    end_ids,
+    finite,
+    positions_of,
+    rows_for,
+    run_choices,
+    run_to_end,
+    sampling_params,
+    token_name,
+    usage,
+    user_stops,
+)
+from nemotron4.server.openai_schemas import (
+    AnswerMessage,
+    ChatChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    ChatMessage,
+    ChatRequest,
+    TokenLogprobs,
+    TopLogprob,
+)
+from nemotron4.server.rows import check_length, until_disconnect
+from nemotron4.server.service import Service
+from nemotron4.server.sse import event_stream
+from nemotron4.text.nemotron_format import TURN_START
+from nemotron4.text.prompt import PromptFormat
+from nemotron4.text.tokenizer import Tokenizer
+
+CHUNK = "chat.completion.chunk"
+
+
+async def answer_chat(body: ChatRequest, request: Request, service: Service) -> Response:
+    exchange = exchange_of(request.scope)
+    check_request(body, service)
+    if body.top_logprobs and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    prompt_format = service.engine.prompt_format
+    if prompt_format is None:
+        raise ApiError(
+            400,
+            f"The model {service.engine.info.name!r} has no chat template, so its turns cannot be written. "
+            "Send the whole prompt to /v1/completions or /generate.",
+        )
+    choices = await _choices(body, prompt_format, service)
+    identity = Identity.new("chatcmpl", service.engine.info.name)
+    if body.stream:
+        return await event_stream(request, _events(body, choices, identity, service, exchange))
+    await until_disconnect(request.receive, run_to_end(choices, service, exchange))
+    answer = ChatCompletion(
+        id=identity.id,
+        created=identity.created,
+        model=identity.model,
+        choices=[
+            ChatChoice(
+                index=index,
+                message=AnswerMessage(content=choice.answer.text),
+                logprobs=_logprobs(body, choice, service.engine.tokenizer),
+                finish_reason=choice.finish_reason,
+            )
+            for index, choice in enumerate(choices)
+        ],
+        usage=usage(choices, len(choices)),
+    )
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+async def _choices(body: ChatRequest, prompt_format: PromptFormat, service: Service) -> list[Choice]:
+    tokenizer = service.engine.tokenizer
+    messages = [_message(each) for each in body.messages]
+    # A checkpoint's own template is a program that runs beside us and may take its time.
+    prompt_ids = await asyncio.to_thread(prompt_format.encode, tokenizer, messages)
+    turn_strings = tuple(stop for stop in prompt_format.stop_strings if stop not in tokenizer.markers)
+    params = sampling_params(
+        body,
+        service,
+        max_new_tokens=_max_new_tokens(body, len(prompt_ids), service),
+        stop_ids=end_ids(service) | prompt_format.stop_token_ids(tokenizer),
+        stop_strings=(*turn_strings, *user_stops(body)),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+    rows = rows_for([prompt_ids], [params], body.n or 1, body.seed)
+    # The Nemotron formats write a newline between an answer and the next turn's marker.
+    strip_newline = TURN_START in prompt_format.stop_strings
+    return [
+        Choice(
+            row, AnswerText(tokenizer, row.prompt_ids, row.params.stop_strings, strip_newline=strip_newline)
+        )
+        for row in rows
+    ]
+
+
+def _message(message: ChatMessage) -> Message:
+    content = message.content
+    if isinstance(content, list):
+        content = "".join(part.text for part in content)
+    return Message("system" if message.role == "developer" else message.role, content or "")
+
+
+def _max_new_tokens(body: ChatRequest, num_prompt: int, service: Service) -> int:
+    """What was asked for, or all that the context still holds."""
+    if body.max_tokens and body.max_completion_tokens and body.max_tokens != body.max_completion_tokens:
+        text = "max_tokens and max_completion_tokens are two names of one limit; send one of them"
+        raise ApiError(400, text, param="max_completion_tokens")
+    param = "max_tokens" if body.max_tokens else "max_completion_tokens"
+    asked = body.max_completion_tokens or body.max_tokens
+    check_length(service.engine, num_prompt, asked or 1, param=param if asked else "messages")
+    return asked or service.engine.info.context_length - num_prompt
+
+
+def _logprobs(body: ChatRequest, choice: Choice, tokenizer: Tokenizer) -> ChatLogprobs | None:
+    """Of the tokens not reported yet."""
+    if not body.logprobs:
+        return None
+    positions = positions_of(choice, choice.take_tokens())
+    return ChatLogprobs(content=[_position(each, tokenizer) for each in positions])
+
+
+def _position(position: PositionLogprobs, tokenizer: Tokenizer) -> TokenLogprobs:
+    top = [_token(each, tokenizer) for each in position.top]
+    return TokenLogprobs(**_token(position.chosen, tokenizer).model_dump(), top_logprobs=top)
+
+
+def _token(given: TokenLogprob, tokenizer: Tokenizer) -> TopLogprob:
+    text, data = token_name(tokenizer, given.token_id)
+    return TopLogprob(token=text, logprob=finite(given.logprob), bytes=data)
+
+
+async def _events(
+    body: ChatRequest, choices: list[Choice], identity: Identity, service: Service, exchange: Exchange
+) -> AsyncGenerator[dict[str, Any], None]:
+    with_usage = bool(body.stream_options and body.stream_options.include_usage)
+    more: dict[str, object] = {"usage": None} if with_usage else {}
+    tokenizer = service.engine.tokenizer
+    started: set[int] = set()
+
+    def chunk(
+        index: int, delta: dict[str, object], logprobs: ChatLogprobs | None = None, reason: str | None = None
+    ) -> dict[str, Any]:
+        shown = None if logprobs is None else logprobs.model_dump()
+        part = {"index": index, "delta": delta, "logprobs": shown, "finish_reason": reason}
+        return identity.chunk(CHUNK, [part], **more)
+
+    async with aclosing(run_choices(choices, service, exchange)) as parts:
+        async for index, text, is_whole in parts:
+            if index not in started:
+                started.add(index)
+                yield chunk(index, {"role": "assistant", "content": "", "refusal": None})
+            if text:
+                yield chunk(index, {"content": text}, _logprobs(body, choices[index], tokenizer))
+            if is_whole:
+                yield chunk(index, {}, reason=choices[index].finish_reason)
+    if with_usage:
+        yield identity.chunk(CHUNK, [], usage=usage(choices, len(choices)).model_dump())

@@ -1,0 +1,197 @@
+"""From the fields of an OpenAI request to the engine's parameters, and from its steps to choices."""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from nemotron4.inference.interface import PositionLogprobs, SamplingParams, TokenStep
+from nemotron4.server.answer_text import AnswerText
+from nemotron4.server.errors import ApiError
+from nemotron4.server.exchange import Exchange
+from nemotron4.server.openai_schemas import MAX_ROWS, ChatRequest, CompletionRequest, Usage
+from nemotron4.server.rows import Row, RowResult, row_seed, steps, usable_temperature
+from nemotron4.server.service import Service
+from nemotron4.text.tokenizer import Tokenizer
+
+LEAST_LOGPROB = -9999.0  # OpenAI's number for "cannot happen"; JSON has no infinity
+LEAST_TOP_P = 1e-9  # OpenAI's top_p may be 0: only the most likely token
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What every object of one answer repeats."""
+
+    id: str
+    created: int
+    model: str
+
+    @classmethod
+    def new(cls, prefix: str, model: str) -> Identity:
+        return cls(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), model)
+
+    def chunk(self, kind: str, choices: list[dict[str, Any]], **more: object) -> dict[str, Any]:
+        """One event of a stream."""
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {**head, "choices": choices, **more}
+
+
+@dataclass
+class Choice:
+    """One answer: its text, its tokens, and how many of them were handed out."""
+
+    row: Row
+    answer: AnswerText
+    result: RowResult = field(default_factory=RowResult)
+    num_reported: int = 0
+
+    def push(self, step: TokenStep) -> str:
+        self.result.add(step)
+        return self.answer.push(step)
+
+    @property
+    def finish_reason(self) -> Literal["stop", "length"]:
+        return "stop" if self.result.finish_reason == "stop" else "length"
+
+    def take_tokens(self) -> range:
+        """Numbers of the tokens whose text was handed out since the last call.
+
+        The tokens that spell a stop string or end the turn are in no text and so never among them.
+        """
+        start, starts = self.num_reported, self.answer.starts
+        while self.num_reported < len(starts) and starts[self.num_reported] < len(self.answer.text):
+            self.num_reported += 1
+        return range(start, self.num_reported)
+
+
+def sampling_params(
+    body: CompletionRequest | ChatRequest,
+    service: Service,
+    *,
+    max_new_tokens: int,
+    stop_ids: frozenset[int],
+    stop_strings: tuple[str, ...],
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+) -> SamplingParams:
+    """The engine's parameters without a seed, which every row gets for itself."""
+    return SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=usable_temperature(_or(body.temperature, 1.0)),
+        top_k=_or(body.top_k, 0),
+        top_p=max(_or(body.top_p, 1.0), LEAST_TOP_P),
+        min_p=_or(body.min_p, 0.0),
+        repetition_penalty=_or(body.repetition_penalty, 1.0),
+        presence_penalty=_or(body.presence_penalty, 0.0),
+        frequency_penalty=_or(body.frequency_penalty, 0.0),
+        logit_bias=_logit_bias(body.logit_bias or {}, service.engine.info.vocab_size),
+        min_new_tokens=min(_or(body.min_tokens, 0), max_new_tokens),
+        min_tokens_masks=stop_ids,
+        stop_token_ids=stop_ids,
+        stop_strings=stop_strings,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
+    bias = {}
+    for name, value in given.items():
+        if not (name.isascii() and name.isdigit() and len(name) < 10 and int(name) < vocab_size):
+            text = f"logit_bias: {name[:40]!r} is not a token id; expected '0' to '{vocab_size - 1}'"
+            raise ApiError(400, text, param="logit_bias")
+        bias[int(name)] = value
+    return bias
+
+
+def check_request(body: CompletionRequest | ChatRequest, service: Service) -> None:
+    """Refuse what the types of single fields cannot tell."""
+    if body.model is not None and body.model != service.engine.info.name:
+        raise model_not_found(body.model, service)
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options is allowed only with stream: true", param="stream_options")
+    for stop in user_stops(body):
+        if not stop:
+            raise ApiError(400, "stop: an empty string cannot be a stop string", param="stop")
+
+
+def model_not_found(name: str, service: Service) -> ApiError:
+    text = f"The model {name[:100]!r} is not served here; this server has {service.engine.info.name!r}."
+    return ApiError(404, text, param="model", code="model_not_found")
+
+
+def user_stops(body: CompletionRequest | ChatRequest) -> tuple[str, ...]:
+    if body.stop is None:
+        return ()
+    return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
+
+
+def end_ids(service: Service) -> frozenset[int]:
+    """The ids after which the model has said all."""
+    own = service.engine.tokenizer.eos_id
+    return frozenset(service.engine.info.eos_token_ids) | (frozenset() if own is None else {own})
+
+
+def rows_for(
+    prompts: Sequence[list[int]], params: Sequence[SamplingParams], n: int, seed: int | None
+) -> list[Row]:
+    """``n`` rows for each prompt, each with a seed of its own; OpenAI's order of choices."""
+    if len(prompts) * n > MAX_ROWS:
+        text = f"{len(prompts)} prompts with n {n} make {len(prompts) * n} answers; the limit is {MAX_ROWS}"
+        raise ApiError(400, text, param="n")
+    return [
+        Row(ids, _with_seed(each, row_seed(seed, choice)))
+        for ids, each in zip(prompts, params, strict=True)
+        for choice in range(n)
+    ]
+
+
+def _with_seed(params: SamplingParams, seed: int | None) -> SamplingParams:
+    return replace(params, seed=seed)
+
+
+async def run_choices(
+    choices: Sequence[Choice], service: Service, exchange: Exchange
+) -> AsyncGenerator[tuple[int, str, bool], None]:
+    """(number of the choice, text that can be sent, whether it is whole) of every token."""
+    rows = [choice.row for choice in choices]
+    async with aclosing(steps(service.engine, rows, exchange, service.metrics)) as events:
+        async for index, step in events:
+            yield index, choices[index].push(step), step.finish_reason is not None
+
+
+async def run_to_end(choices: Sequence[Choice], service: Service, exchange: Exchange) -> None:
+    async with aclosing(run_choices(choices, service, exchange)) as events:
+        async for _ in events:
+            pass
+
+
+def usage(choices: Sequence[Choice], n: int) -> Usage:
+    num_prompt = sum(len(choice.row.prompt_ids) for choice in choices[::n])
+    num_new = sum(len(choice.result.token_ids) for choice in choices)
+    return Usage(prompt_tokens=num_prompt, completion_tokens=num_new, total_tokens=num_prompt + num_new)
+
+
+def token_name(tokenizer: Tokenizer, token_id: int) -> tuple[str, list[int]]:
+    """Text and bytes of one token; a control piece, which has none, goes by its name."""
+    data = tokenizer.token_bytes(token_id)
+    if not data:
+        return tokenizer.piece(token_id), []
+    return data.decode("utf-8", errors="replace"), list(data)
+
+
+def finite(logprob: float) -> float:
+    return logprob if math.isfinite(logprob) else LEAST_LOGPROB
+
+
+def positions_of(choice: Choice, numbers: range) -> list[PositionLogprobs]:
+    return [choice.result.logprobs[number] for number in numbers]

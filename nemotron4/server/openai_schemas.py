@@ -1,0 +1,243 @@
+"""The bodies of the OpenAI routes, strictly typed. What the API knows and this server does not is refused.
+
+A field that changes results and is not supported is refused by name; one that cannot change them is ignored;
+one that nobody knows is refused with the nearest known name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
+
+MAX_CHOICES = 128
+MAX_ROWS = 1024  # prompts times n
+MAX_TOP_LOGPROBS = 20
+
+Ignored = Annotated[
+    Any, Field(default=None, description="Accepted and ignored: it cannot change the answer.")
+]
+
+
+def _only(*neutral: object) -> Any:
+    """A field that is not supported; ``neutral`` values ask for nothing and pass, as null does."""
+
+    def check(value: object) -> object:
+        if value is not None and value not in neutral:
+            allowed = " or ".join(repr(each) for each in (*neutral, None)).replace("None", "null")
+            raise PydanticCustomError(
+                "unsupported",
+                "not supported by this server; leave it out or send {allowed}",
+                {"allowed": allowed},
+            )
+        return value
+
+    return Annotated[
+        Any,
+        AfterValidator(check),
+        WithJsonSchema({"enum": [None, *neutral], "description": "Not supported."}),
+        Field(default=None),
+    ]
+
+
+Strings = Annotated[list[str], Field(fail_fast=True)]
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
+IdLists = Annotated[list[Ids], Field(fail_fast=True)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class StreamOptions(_Strict):
+    include_usage: bool | None = None
+    include_obfuscation: Ignored
+
+
+class _Sampling(_Strict):
+    """What completions and chat have in common."""
+
+    model: str | None = Field(None, description="The name that /v1/models gives, or left out.")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    max_tokens: int | None = Field(None, ge=0)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | Annotated[Strings, Field(max_length=16)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    # Beyond OpenAI's own, under the names that other open servers use.
+    top_k: int | None = Field(None, ge=0, lt=2**31)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    min_tokens: int | None = Field(None, ge=0, lt=2**31)
+    user: Ignored
+    metadata: Ignored
+    store: Ignored
+
+
+class CompletionRequest(_Sampling):
+    """``POST /v1/completions``."""
+
+    prompt: str | Strings | Ids | IdLists
+    best_of: int | None = Field(None, description="Not supported: leave it out or send 1.")
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    suffix: _only()  # type: ignore[valid-type]
+
+
+class TextPart(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+def _role(value: str) -> str:
+    if value.lower() not in ("system", "developer", "user", "assistant", "tool"):
+        raise PydanticCustomError("role", "expected system, developer, user, assistant or tool")
+    return value.lower()
+
+
+class ChatMessage(_Strict):
+    """One turn. A message of an earlier answer can be sent back as it came."""
+
+    role: Annotated[
+        str,
+        AfterValidator(_role),
+        WithJsonSchema({"enum": ["system", "developer", "user", "assistant", "tool"]}),
+    ]
+    content: str | list[TextPart] | None = None
+    name: Ignored
+    refusal: Ignored
+    annotations: Ignored
+    tool_call_id: Ignored
+    audio: _only()  # type: ignore[valid-type]
+    tool_calls: _only([])  # type: ignore[valid-type]
+    function_call: _only()  # type: ignore[valid-type]
+
+
+class ChatRequest(_Sampling):
+    """``POST /v1/chat/completions``."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    parallel_tool_calls: Ignored
+    service_tier: Ignored
+    safety_identifier: Ignored
+    prompt_cache_key: Ignored
+    prompt_cache_retention: Ignored
+    tools: _only([])  # type: ignore[valid-type]
+    tool_choice: _only("none", "auto")  # type: ignore[valid-type]
+    functions: _only([])  # type: ignore[valid-type]
+    function_call: _only("none", "auto")  # type: ignore[valid-type]
+    response_format: _only({"type": "text"})  # type: ignore[valid-type]
+    modalities: _only(["text"])  # type: ignore[valid-type]
+    audio: _only()  # type: ignore[valid-type]
+    prediction: _only()  # type: ignore[valid-type]
+    web_search_options: _only()  # type: ignore[valid-type]
+    reasoning_effort: _only("none")  # type: ignore[valid-type]
+    verbosity: _only()  # type: ignore[valid-type]
+
+
+class Usage(BaseModel):
+    """Counted in tokens; the prompt counts once, however many choices were asked for."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class Completion(BaseModel):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprobs(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[TokenLogprobs]
+    refusal: None = None
+
+
+class AnswerMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    error: ErrorBody
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "nemotron4"
+    context_length: int
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

@@ -1,0 +1,143 @@
+"""One process, one port: closed until the engine can generate, open until the last answer is whole."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from nemotron4.errors import ConfigError
+from nemotron4.inference.interface import InferenceEngine
+from nemotron4.server.app import create_app
+from nemotron4.server.service import Gate
+from nemotron4.server.settings import ServerSettings
+
+BACKLOG = 2048
+STALE_CONNECTION_S = 5  # what is still open after the last answer is idle
+
+
+def run(
+    engine_factory: Callable[[], InferenceEngine],
+    *,
+    port: int,
+    settings: ServerSettings | None = None,
+    is_announced: bool = True,
+) -> None:
+    """Serve until SIGTERM or SIGINT. Port 0 takes a free one; the readiness line names it.
+
+    The port is bound before the model is loaded, so that a busy port is reported at once, and connections
+    are refused until the engine can generate. The first signal lets running requests end and refuses new ones
+    with 503; the second one exits at once.
+    """
+    settings = settings or ServerSettings()
+    listener = bind(settings.host, port)
+    try:
+        engine = engine_factory()
+        try:
+            _serve(engine, settings, listener, is_announced)
+        finally:
+            engine.close()
+    finally:
+        listener.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet: connecting to it is refused."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (socket.gaierror, UnicodeError, OverflowError) as error:
+        raise ConfigError(f"host {host!r} with port {port} is no address: {error}") from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        # A restart must not wait for the connections of the process before it to be forgotten.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise _cannot_listen(host, port, error) from error
+    return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot listen on {host}:{port}: {error.strerror}",
+        hint="stop the program that holds the port, or choose another one with --port",
+    )
+
+
+def _serve(
+    engine: InferenceEngine, settings: ServerSettings, listener: socket.socket, is_announced: bool
+) -> None:
+    port = listener.getsockname()[1]
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:  # another server that was loading took the port in the meantime
+        raise _cannot_listen(settings.host, port, error) from error
+    _raise_file_limit()
+    app = create_app(engine, settings)
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        backlog=BACKLOG,
+        access_log=False,
+        log_config=None,
+        log_level="error",
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=STALE_CONNECTION_S,
+    )
+    url = f"http://{_url_host(settings.host)}:{port}"
+    line = (
+        f"ready: {engine.info.name} on {url} (PUT /generate, OpenAI under {url}/v1)" if is_announced else None
+    )
+    _DrainingServer(config, app.state.service.gate, line).run(sockets=[listener])
+
+
+def _url_host(host: str) -> str:
+    if host in ("0.0.0.0", "::"):
+        return "localhost"
+    return f"[{host}]" if ":" in host else host
+
+
+def _raise_file_limit() -> None:
+    """As many open connections as the system lets this process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or soft < hard:
+        wanted = hard if hard != resource.RLIM_INFINITY else max(soft, 65536)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class _DrainingServer(uvicorn.Server):
+    """uvicorn closes its port at the first signal; this one answers 503 there until the last answer."""
+
+    def __init__(self, config: uvicorn.Config, gate: Gate, ready_line: str | None) -> None:
+        super().__init__(config)
+        self._gate = gate
+        self._ready_line = ready_line
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._ready_line is not None:
+            print(self._ready_line, file=sys.stderr, flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._gate.is_draining:
+            os._exit(128 + sig)  # the operator does not want to wait, whatever still runs
+        self._gate.is_draining = True
+        waits = f", waiting for {self._gate.num_in_flight} requests" if self._gate.num_in_flight else ""
+        os.write(2, f"shutting down{waits}; a second signal exits at once\n".encode())
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._gate.is_draining and self._gate.num_in_flight == 0:
+            self.should_exit = True
+        return await super().on_tick(counter)

@@ -1,0 +1,66 @@
+"""What an operator can set about the server. Every limit has its home here."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nemotron4.errors import ConfigError
+
+NemoCompat = Literal["strict", "fixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Settings of one server process."""
+
+    host: str = "127.0.0.1"
+    nemo_compat: NemoCompat = "strict"  # docs/serving.md, "Compatibility"
+    api_keys: tuple[str, ...] = ()  # empty: no key is asked for
+    allowed_hosts: tuple[str, ...] = ()  # names a loopback server answers to, besides localhost and addresses
+    max_body_bytes: int = 8 * 2**20
+    body_timeout_s: float = 60.0  # a client that sends slower than this is answered 408
+    send_timeout_s: float = 120.0  # a client that reads nothing for this long is dropped
+    max_full_logprob_values: int = 2**25  # all_probs: tokens times vocabulary, about 600 MB of JSON
+
+    def __post_init__(self) -> None:
+        if self.nemo_compat not in ("strict", "fixed"):
+            raise ConfigError(f"nemo_compat is {self.nemo_compat!r}; expected 'strict' or 'fixed'")
+        for name in ("max_body_bytes", "body_timeout_s", "send_timeout_s", "max_full_logprob_values"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected more than 0")
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host == "localhost" or (is_address(self.host) and _address(self.host).is_loopback)
+
+
+def is_address(host: str) -> bool:
+    """True for a literal IPv4 or IPv6 address."""
+    try:
+        _address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.ip_address(host.strip("[]"))
+
+
+def read_api_keys(path: Path) -> tuple[str, ...]:
+    """The keys of a file: one a line; blank lines and lines that start with ``#`` do not count."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read: {reason}") from error
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    if not keys:
+        raise ConfigError(f"{path}: holds no key", hint="write one key on each line")
+    for number, key in enumerate(keys, start=1):
+        if not key.isascii() or any(character.isspace() for character in key):
+            raise ConfigError(f"{path}: key {number} has a space or a character outside ASCII")
+    return keys

@@ -1,0 +1,101 @@
+"""A running app over the shipped fake engine: in process for most tests, on a real port for some."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from nemotron4.inference.fake import FakeEngine
+from nemotron4.server.access_log import AccessLog
+from nemotron4.server.app import create_app
+from nemotron4.server.settings import ServerSettings
+
+JSON = {"Content-Type": "application/json"}
+
+
+@dataclass
+class InProcess:
+    """One app without a port. Every call runs a loop of its own."""
+
+    engine: FakeEngine
+    settings: ServerSettings = field(default_factory=ServerSettings)
+
+    def __post_init__(self) -> None:
+        self.log = io.StringIO()
+        self.app = create_app(self.engine, self.settings, access_log=AccessLog(self.log))
+
+    def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+                return await client.request(method, path, **arguments)
+
+        return asyncio.run(send())
+
+    def generate(self, body: object, **headers: str) -> httpx.Response:
+        return self.request("PUT", "/generate", content=json.dumps(body), headers={**JSON, **headers})
+
+    def post(self, path: str, body: object, **headers: str) -> httpx.Response:
+        return self.request("POST", path, content=json.dumps(body), headers={**JSON, **headers})
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.getvalue().splitlines()]
+
+
+@dataclass
+class Running:
+    """One app on a loopback port, in a thread."""
+
+    engine: FakeEngine
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def wait_idle(self) -> None:
+        """Return once the engine holds no request; the test's time limit catches one that never does."""
+        while (stats := self.engine.stats()).num_running or stats.num_waiting:
+            time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def serving(engine: FakeEngine, settings: ServerSettings | None = None) -> Iterator[Running]:
+    app = create_app(engine, settings, access_log=AccessLog(io.StringIO()))
+    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", access_log=False, log_config=None)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield Running(engine, listener.getsockname()[1])
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        thread.join()
+        listener.close()
+
+
+@pytest.fixture
+def make_app() -> Callable[..., InProcess]:
+    def make(reply: Any = None, *, settings: ServerSettings | None = None, **engine: Any) -> InProcess:
+        return InProcess(FakeEngine(reply, **engine), settings or ServerSettings())
+
+    return make
+
+
+@pytest.fixture(name="serving")
+def serving_fixture() -> Callable[..., contextlib.AbstractContextManager[Running]]:
+    return serving
