@@ -120,8 +120,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         q, k, v = (part.view(*part.shape[:-1], -1, self.head_dim) for part in self.project(x))
         heads = attend(self.layer, rotation.apply(q), rotation.apply(k), v)
-        out: Tensor = self.o_proj(heads.flatten(-2))
-        return out
+        return self.combine(heads.flatten(-2))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
+    def combine(self, heads: Tensor) -> Tensor:
+        out: Tensor = self.o_proj(heads)
+        return out

@@ -74,6 +74,6 @@ def build_norm(config: ModelConfig) -> nn.Module:
     return kind(config.hidden_size, config.norm_eps)
 
 
-def build_mlp(config: ModelConfig) -> nn.Module:
+def build_mlp(config: ModelConfig) -> SquaredReluMLP | SwiGluMLP:
     kind = SquaredReluMLP if config.mlp == "relu2" else SwiGluMLP
     return kind(config.hidden_size, config.ffn_hidden_size)

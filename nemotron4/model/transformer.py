@@ -6,6 +6,8 @@ Shape suffixes: B = sequences, T = positions, V = vocabulary, D = hidden size; `
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,10 @@ class Block(nn.Module):
         out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
         return out
 
+    def set_mlp(self, mlp: nn.Module) -> None:
+        """Put another feed-forward block with the same inputs and outputs in place."""
+        self._modules["mlp"] = mlp
+
 
 class Decoder(nn.Module):
     """Tokens to the hidden states after the final norm."""
@@ -41,11 +47,14 @@ class Decoder(nn.Module):
         self.norm = build_norm(config)
         self.rotary = RotaryEmbedding(config)
 
+    def blocks(self) -> Iterator[Block]:
+        return iter(cast("Iterable[Block]", self.layers))
+
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """(...) token ids and their positions -> (..., D)."""
         x: Tensor = self.embed_tokens(tokens)
         rotation = self.rotary(positions, x.dtype)
-        for block in self.layers:
+        for block in self.blocks():
             x = block(x, rotation, attend)
         out: Tensor = self.norm(x)
         return out
@@ -89,6 +98,10 @@ class Transformer(nn.Module):
         """(..., D) -> (..., V), float32."""
         out: Tensor = self.lm_head(hidden)
         return out.float()
+
+    def set_output_layer(self, layer: nn.Module) -> None:
+        """Put another linear map from hidden states to logits in place of ``lm_head``."""
+        self._modules["lm_head"] = layer
 
     @torch.no_grad()
     def initialise(self, *, seed: int) -> None:
