@@ -2,8 +2,133 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from pathlib import Path
+
+import torch
+
+from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.load import load_transformer
+from nemotron4.errors import ConfigError, unknown_name
+from nemotron4.inference.engine import Engine
+from nemotron4.inference.interface import ModelInfo
+from nemotron4.inference.packed_linear import can_pack, pack
+from nemotron4.inference.runner import ModelRunner
+from nemotron4.model.config import ModelConfig
+from nemotron4.model.kv_cache import KVCache
+from nemotron4.text.prompt import card_prompt
+from nemotron4.text.tokenizer import check_round_trip
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHARE_OF_FREE_MEMORY = {"cpu": 0.25, "cuda": 0.85}
 
 
-def load(model: str, **settings: Any) -> Any:
-    raise NotImplementedError
+def load(
+    model: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantize: str | None = None,
+    adapter: str | None = None,
+    cache_gb: float | None = None,
+    max_running: int = 128,
+    max_waiting: int = 1024,
+    max_step_tokens: int = 512,
+) -> Engine:
+    """Load a model by pulled name, directory, ``.gguf`` file or hub id, and start its engine.
+
+    ``dtype`` "auto" is float32 on a CPU, where it is also the fastest, and bfloat16 on a GPU.
+    ``cache_gb`` bounds the keys and values of running requests; by default it is what ``max_running`` full
+    contexts need, but at most a quarter of the free memory (CPU; 85 % on a GPU).
+    """
+    if quantize is not None:
+        raise ConfigError(
+            f"quantize is {quantize!r}; this version serves float32, bfloat16 and float16 weights"
+        )
+    if adapter is not None:
+        raise ConfigError("adapters cannot be served yet", hint="merge the adapter into the weights first")
+    checkpoint = open_checkpoint(model)
+    chosen_device = _device(device)
+    chosen_dtype = _dtype(dtype, chosen_device)
+    module, _ = load_transformer(checkpoint, dtype=chosen_dtype, device=chosen_device)
+    module.requires_grad_(False)
+    if can_pack(chosen_dtype, chosen_device):
+        pack(module)
+    tokenizer = checkpoint.tokenizer()
+    prompt_format = checkpoint.prompt_format()
+    check_round_trip(tokenizer, card_prompt())
+    config = checkpoint.config
+    num_blocks = _num_blocks(config, chosen_dtype, chosen_device, cache_gb=cache_gb, max_running=max_running)
+    cache = KVCache(config, num_blocks, dtype=chosen_dtype, device=chosen_device)
+    info = ModelInfo(
+        name=checkpoint.name,
+        context_length=config.context_length,
+        vocab_size=config.vocab_size,
+        num_parameters=config.num_parameters,
+        dtype=str(chosen_dtype).removeprefix("torch."),
+        device=str(chosen_device),
+        eos_token_ids=checkpoint.eos_token_ids,
+    )
+    return Engine(
+        ModelRunner(module, cache),
+        info,
+        tokenizer,
+        prompt_format,
+        adds_bos=checkpoint.adds_bos,
+        max_running=max_running,
+        max_waiting=max_waiting,
+        max_step_tokens=max_step_tokens,
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        message, hint = unknown_name("device", name, ("auto", "cpu", "cuda"))
+        raise ConfigError(message, hint=hint)
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but torch sees no CUDA device", hint="use device 'cpu'")
+    return torch.device(name)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        message, hint = unknown_name("dtype", name, ("auto", *DTYPES))
+        raise ConfigError(message, hint=hint)
+    return DTYPES[name]
+
+
+def _num_blocks(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    cache_gb: float | None,
+    max_running: int,
+) -> int:
+    block_bytes = KVCache.bytes_per_block(config, dtype)
+    if cache_gb is not None:
+        num_blocks = int(cache_gb * 1e9) // block_bytes
+    else:
+        blocks_per_context = -(-config.context_length // KVCache.block_size)
+        affordable = int(_free_bytes(device) * SHARE_OF_FREE_MEMORY[device.type]) // block_bytes
+        num_blocks = min(max_running * blocks_per_context, affordable)
+    if num_blocks < 2:
+        raise ConfigError(
+            f"{num_blocks * block_bytes / 1e6:.0f} MB of cache hold no request; one block is "
+            f"{block_bytes / 1e6:.1f} MB",
+            hint="give more memory with cache_gb",
+        )
+    return num_blocks
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,254 @@
+"""Continuous batching: any number of requests on one model, in a thread of its own. Token ids only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from nemotron4.errors import EngineBusyError, Nemotron4Error, RequestError
+from nemotron4.inference.blocks import BlockPool
+from nemotron4.inference.interface import (
+    EngineStats,
+    ModelInfo,
+    SamplingParams,
+    TokenStep,
+)
+from nemotron4.inference.requests import Deliver, Request
+from nemotron4.inference.runner import ModelRunner
+from nemotron4.inference.scheduler import Scheduler, Slice
+from nemotron4.inference.scheduler import Sequence as ScheduledSequence
+from nemotron4.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from nemotron4.text.prompt import PromptFormat
+
+
+class EngineCore:
+    """Requests in, token steps out. ``Engine`` adds text in and text out.
+
+    One thread owns model, cache and scheduler; other threads only append to the inbox. A step that fails ends
+    the requests in it with that error and nothing else.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        info: ModelInfo,
+        tokenizer: Tokenizer,
+        prompt_format: PromptFormat | None,
+        *,
+        adds_bos: bool,
+        max_running: int,
+        max_waiting: int,
+        max_step_tokens: int,
+    ) -> None:
+        self.info = info
+        self.tokenizer = tokenizer
+        self.prompt_format = prompt_format
+        self.adds_bos = adds_bos  # whether the model expects BOS before a raw text
+        self._runner = runner
+        self._max_waiting = max_waiting
+        pool = BlockPool(runner.cache.num_blocks, runner.cache.block_size)
+        self._scheduler = Scheduler(pool, max_running=max_running, max_step_tokens=max_step_tokens)
+        self._requests: dict[ScheduledSequence, Request] = {}
+        self._inbox: deque[Request] = deque()
+        self._cancelled: deque[Request] = deque()
+        self._wake = threading.Event()
+        self._is_closing = False
+        self._num_prompt_tokens = self._num_reused = self._num_generated = self._num_finished = 0
+        self._thread = threading.Thread(target=self._loop, name="nemotron4-engine", daemon=True)
+        self._thread.start()
+
+    # -- for any thread ------------------------------------------------------------------------------------
+
+    def stats(self) -> EngineStats:
+        scheduler = self._scheduler
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting) + len(self._inbox),
+            max_waiting=self._max_waiting,
+            cache_blocks_used=scheduler.pool.num_used,
+            cache_blocks_total=scheduler.pool.num_blocks,
+            prompt_tokens_total=self._num_prompt_tokens,
+            prompt_tokens_reused_total=self._num_reused,
+            generated_tokens_total=self._num_generated,
+            requests_finished_total=self._num_finished,
+            preemptions_total=scheduler.num_preemptions,
+        )
+
+    async def stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> AsyncIterator[TokenStep]:
+        """See ``InferenceEngine.stream``."""
+        loop = asyncio.get_running_loop()
+        steps: asyncio.Queue[TokenStep | Exception] = asyncio.Queue()
+
+        def deliver(step: TokenStep | Exception) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read
+                loop.call_soon_threadsafe(steps.put_nowait, step)
+
+        request = self._submit(prompt_ids, params, deliver, is_bounded=True)
+        is_finished = False
+        try:
+            while not is_finished:
+                step = await steps.get()
+                is_finished = isinstance(step, Exception) or step.finish_reason is not None
+                if isinstance(step, Exception):
+                    raise step
+                yield step
+        finally:
+            if not is_finished:
+                self._cancel(request)
+
+    def collect(self, prompts: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[list[TokenStep]]:
+        """Run all prompts to their end and return every step of each. Blocks the calling thread."""
+        arrived: queue.SimpleQueue[tuple[int, TokenStep | Exception]] = queue.SimpleQueue()
+
+        def deliver(index: int, step: TokenStep | Exception) -> None:
+            arrived.put((index, step))
+
+        results: list[list[TokenStep]] = [[] for _ in prompts]
+        requests: list[Request] = []
+        try:
+            for index, (prompt_ids, params) in enumerate(prompts):
+                requests.append(self._submit(prompt_ids, params, partial(deliver, index), is_bounded=False))
+            num_left = len(prompts)
+            while num_left:
+                index, step = arrived.get()
+                if isinstance(step, Exception):
+                    raise step
+                results[index].append(step)
+                num_left -= step.finish_reason is not None
+        except BaseException:
+            for request in requests:
+                self._cancel(request)
+            raise
+        return results
+
+    def close(self) -> None:
+        """Stop the engine; requests in flight end with finish reason ``abort``."""
+        self._is_closing = True
+        self._wake.set()
+        self._thread.join()
+
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raise RequestError if this request can never be served."""
+        num_prompt, limit = len(prompt_ids), self.info.context_length
+        if num_prompt == 0:
+            raise RequestError("the prompt is empty", hint="give at least one token")
+        outside = next((i for i in prompt_ids if not 0 <= i < self.info.vocab_size), None)
+        if outside is not None:
+            raise RequestError(
+                f"token id {outside} is outside the vocabulary of {self.info.vocab_size}",
+                hint=f"use ids from 0 to {self.info.vocab_size - 1}",
+            )
+        total = num_prompt + params.max_new_tokens
+        if total > limit:
+            raise RequestError(
+                f"the prompt has {num_prompt} tokens and {params.max_new_tokens} new ones are asked for: "
+                f"{total} is above the context length of {limit}",
+                hint=f"ask for at most {limit - num_prompt} new tokens"
+                if num_prompt < limit
+                else "shorten the prompt",
+            )
+        if not self._scheduler.fits(total):
+            cached = self._scheduler.pool.num_blocks * self._scheduler.pool.block_size
+            raise RequestError(
+                f"the request needs {total} positions of cache; there are {cached}",
+                hint="start the engine with more cache memory",
+            )
+        biased = next((i for i in params.logit_bias if not 0 <= i < self.info.vocab_size), None)
+        if biased is not None:
+            raise RequestError(f"logit_bias names token id {biased}, outside the vocabulary")
+
+    def _submit(
+        self, prompt_ids: Sequence[int], params: SamplingParams, deliver: Deliver, *, is_bounded: bool
+    ) -> Request:
+        self.check(prompt_ids, params)
+        if self._is_closing:
+            raise RequestError("the engine is closed")
+        num_waiting = len(self._inbox) + len(self._scheduler.waiting)
+        if is_bounded and num_waiting >= self._max_waiting:
+            raise EngineBusyError(f"{num_waiting} requests are waiting, the most that may", retry_after_s=1.0)
+        request = Request(prompt_ids, params, self.tokenizer, deliver)
+        self._inbox.append(request)
+        self._wake.set()
+        return request
+
+    def _cancel(self, request: Request) -> None:
+        self._cancelled.append(request)
+        self._wake.set()
+
+    # -- for the engine's own thread -----------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _loop(self) -> None:
+        while not self._is_closing:
+            self._wake.clear()
+            self._take_mail()
+            slices = self._scheduler.plan()
+            if slices:
+                self._step(slices)
+            else:
+                self._wake.wait()
+        self._take_mail()
+        for request in list(self._requests.values()):
+            self._end(request)
+            request.deliver(TokenStep(None, finish_reason="abort"))
+
+    def _take_mail(self) -> None:
+        while self._inbox:
+            request = self._inbox.popleft()
+            self._requests[request.sequence] = request
+            self._num_prompt_tokens += len(request.sequence.prompt_ids)
+            self._scheduler.add(request.sequence)
+        while self._cancelled:
+            self._end(self._cancelled.popleft())
+
+    def _end(self, request: Request) -> None:
+        if self._requests.pop(request.sequence, None) is not None:
+            self._scheduler.finish(request.sequence)
+            self._num_finished += 1
+
+    def _step(self, slices: list[Slice]) -> None:
+        try:
+            result = self._runner.run(slices)
+        except Exception as error:  # a step that cannot be computed must not end the engine
+            self._fail(slices, error)
+            return
+        drawn = iter(range(len(result.argmax_R)))
+        for planned, first_row in zip(slices, result.first_rows, strict=True):
+            request = self._requests[planned.sequence]
+            row = next(drawn) if planned.completes else None
+            self._num_reused += planned.sequence.take_reused()
+            try:
+                if request.needs_prompt_logits:
+                    rows = partial(self._prompt_logits, result.hidden_ND, first_row)
+                    request.observe_prompt(planned.start, rows, planned.end)
+                planned.sequence.num_computed = planned.end
+                if row is not None:
+                    self._num_generated += request.params.max_new_tokens > 0
+                    argmax = result.argmax_R[row] if request.takes_argmax else None
+                    step = request.advance(result.logits_RV[row], argmax)
+                    if step.finish_reason is not None:
+                        self._end(request)
+                    request.deliver(step)
+            except Exception as error:
+                self._fail([planned], error)
+
+    def _prompt_logits(self, hidden_ND: torch.Tensor, first_row: int, i: int, j: int) -> torch.Tensor:
+        return self._runner.logits(hidden_ND, first_row + i, first_row + j)
+
+    def _fail(self, slices: list[Slice], error: Exception) -> None:
+        for planned in slices:
+            request = self._requests[planned.sequence]
+            self._end(request)
+            wrapped = Nemotron4Error(f"this request could not be computed: {error}")
+            wrapped.__cause__ = error
+            request.deliver(wrapped)

@@ -1,0 +1,111 @@
+"""Linear layers for CPU inference: weights reordered once for oneDNN, q/k/v in one product.
+
+Two reasons. Speed: torch's default product reorders the weights again at every call. Sameness: with two or
+more rows, a row's result does not depend on how many rows there are (tests/inference/test_packed_linear.py),
+so a request's tokens are the same in any batch; a lone row is therefore computed as one of two.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nemotron4.model.attention import Attention
+from nemotron4.model.layers import SquaredReluMLP, SwiGluMLP
+from nemotron4.model.transformer import Transformer
+
+
+class PackedLinear(nn.Module):
+    """``x W^T + b`` with W stored in oneDNN's blocked order; several layers side by side if asked."""
+
+    def __init__(self, *layers: nn.Linear) -> None:
+        super().__init__()
+        weights: list[Tensor] = [layer.weight.detach() for layer in layers]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+        self.out_features = weight.shape[0]
+        self.bias = torch.cat(biases).detach() if biases else None
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        is_alone = rows.shape[0] == 1
+        if is_alone:
+            rows = rows.expand(2, -1).contiguous()
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
+        return (out[:1] if is_alone else out).view(*x.shape[:-1], self.out_features)
+
+
+class PackedAttention(Attention):
+    """Attention whose three input projections are one product."""
+
+    def __init__(self, attention: Attention) -> None:
+        nn.Module.__init__(self)  # Attention's own projections are not built
+        self.layer = attention.layer
+        self.head_dim = attention.head_dim
+        self._sizes = [p.out_features for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        self.qkv_proj = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.packed_o_proj = PackedLinear(attention.o_proj)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.qkv_proj(x).split(self._sizes, dim=-1)
+        return q, k, v
+
+    def combine(self, heads: Tensor) -> Tensor:
+        out: Tensor = self.packed_o_proj(heads)
+        return out
+
+
+class PackedSquaredReluMLP(nn.Module):
+    def __init__(self, mlp: SquaredReluMLP) -> None:
+        super().__init__()
+        self.up_proj = PackedLinear(mlp.up_proj)
+        self.down_proj = PackedLinear(mlp.down_proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.relu_(self.up_proj(x)).square_())
+        return out
+
+
+class PackedSwiGluMLP(nn.Module):
+    """SwiGLU whose gate and up projections are one product."""
+
+    def __init__(self, mlp: SwiGluMLP) -> None:
+        super().__init__()
+        self.gate_up_proj = PackedLinear(mlp.gate_proj, mlp.up_proj)
+        self.down_proj = PackedLinear(mlp.down_proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        out: Tensor = self.down_proj(F.silu(gate).mul_(up))
+        return out
+
+
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether oneDNN has the product for these weights on this machine."""
+    if device.type != "cpu" or not torch._C._has_mkldnn:
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32
+
+
+def pack(model: Transformer) -> None:
+    """Replace every linear layer in place. The model can generate afterwards, but not train or be saved.
+
+    Each plain weight is freed as soon as its packed copy stands, so memory grows by one layer at most.
+    """
+    for block in model.model.blocks():
+        block.self_attn = PackedAttention(block.self_attn)
+        block.set_mlp(_packed_mlp(block.mlp))
+    model.set_output_layer(PackedLinear(model.lm_head))
+
+
+def _packed_mlp(mlp: nn.Module) -> nn.Module:
+    if isinstance(mlp, SwiGluMLP):
+        return PackedSwiGluMLP(mlp)
+    assert isinstance(mlp, SquaredReluMLP)
+    return PackedSquaredReluMLP(mlp)

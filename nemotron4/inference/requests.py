@@ -1,0 +1,98 @@
+"""One request on its way through the engine: its tokens, its random numbers, its end."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from nemotron4.inference import sampling
+from nemotron4.inference.interface import PositionLogprobs, SamplingParams, TokenStep
+from nemotron4.inference.scheduler import Sequence as ScheduledSequence
+from nemotron4.inference.stopping import StopCheck
+from nemotron4.text.tokenizer import Tokenizer
+
+Deliver = Callable[[TokenStep | Exception], None]
+
+# Rows of logits turned into log-probabilities at once: bounds memory for wide vocabularies.
+LOGPROB_ROWS = 64
+
+
+class Request:
+    """Draws this request's tokens; everything it needs besides logits is its own, never the batch's."""
+
+    def __init__(
+        self, prompt_ids: Sequence[int], params: SamplingParams, tokenizer: Tokenizer, deliver: Deliver
+    ) -> None:
+        self.params = params
+        self.deliver = deliver
+        self.sequence = ScheduledSequence(tuple(prompt_ids), can_share_prefix=params.prompt_logprobs is None)
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        self._generator = torch.Generator().manual_seed(seed % 2**63)
+        self._stop = StopCheck(params, tokenizer, prompt_ids)
+        self._prompt_logprobs: list[PositionLogprobs] = []
+
+    @property
+    def needs_prompt_logits(self) -> bool:
+        num_wanted = len(self.sequence.prompt_ids) - 1
+        return self.params.prompt_logprobs is not None and len(self._prompt_logprobs) < num_wanted
+
+    @property
+    def takes_argmax(self) -> bool:
+        """True if the next token is simply the largest logit."""
+        return self.params.temperature == 0 and not sampling.changes_logits(
+            self.params, len(self.sequence.new_ids)
+        )
+
+    def observe_prompt(self, start: int, logits_of: Callable[[int, int], Tensor], end: int) -> None:
+        """Score prompt tokens start+1 .. end with the logits of positions start .. end-1.
+
+        ``logits_of(i, j)`` gives rows i to j of the slice that began at ``start``, (j - i, V).
+        """
+        ids = self.sequence.prompt_ids
+        first = len(self._prompt_logprobs)  # after a pre-emption positions come again
+        last = min(end, len(ids) - 1)
+        assert self.params.prompt_logprobs is not None
+        for i in range(max(first, start), last, LOGPROB_ROWS):
+            j = min(i + LOGPROB_ROWS, last)
+            self._prompt_logprobs += sampling.logprobs(
+                logits_of(i - start, j - start),
+                ids[i + 1 : j + 1],
+                num_top=self.params.prompt_logprobs,
+                is_full=self.params.full_logprobs,
+            )
+
+    def advance(self, logits_V: Tensor, argmax: int | None) -> TokenStep:
+        """Draw the next token from the logits of the last position; the step says whether it was the last."""
+        params, sequence = self.params, self.sequence
+        prompt_logprobs = None
+        if params.prompt_logprobs is not None and not sequence.new_ids:
+            prompt_logprobs = tuple(self._prompt_logprobs)
+        if params.max_new_tokens == 0:
+            return TokenStep(None, prompt_logprobs=prompt_logprobs, finish_reason="length")
+        token_id = self._draw(logits_V) if argmax is None else argmax
+        scored = None
+        if params.logprobs is not None or params.full_logprobs:
+            num_top = params.logprobs or 0
+            [scored] = sampling.logprobs(
+                logits_V[None], [token_id], num_top=num_top, is_full=params.full_logprobs
+            )
+        sequence.new_ids.append(token_id)
+        stop = self._stop.after(token_id, len(sequence.new_ids))
+        return TokenStep(
+            token_id,
+            scored,
+            prompt_logprobs,
+            finish_reason=stop.reason if stop else None,
+            stop_reason=stop.matched if stop else None,
+        )
+
+    def _draw(self, logits_V: Tensor) -> int:
+        params, sequence = self.params, self.sequence
+        if sampling.changes_logits(params, len(sequence.new_ids)):
+            logits_V = sampling.adjust(
+                logits_V, params, prompt_ids=sequence.prompt_ids, new_ids=sequence.new_ids
+            )
+        return sampling.draw(logits_V, params, self._generator)

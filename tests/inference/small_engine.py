@@ -1,0 +1,101 @@
+"""A real engine on a small random model, and a tokenizer of letters, for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from nemotron4.inference.engine import Engine
+from nemotron4.inference.interface import ModelInfo
+from nemotron4.inference.packed_linear import pack
+from nemotron4.inference.runner import ModelRunner
+from nemotron4.model.config import ModelConfig
+from nemotron4.model.kv_cache import KVCache
+from nemotron4.model.transformer import Transformer
+
+SMALL = ModelConfig(
+    num_layers=2,
+    hidden_size=64,
+    ffn_hidden_size=96,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=101,
+    context_length=1024,
+)
+
+
+class LetterTokenizer:
+    """Id i is the character chr(i); ids 0 to 31 are control pieces."""
+
+    vocab_size = 101
+    bos_id = 2
+    eos_id = 3
+    replaces_each_byte = True
+
+    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+        return [ord(character) for character in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.piece(i) for i in ids if not self.is_control(i))
+
+    def token_bytes(self, token_id: int, *, is_first: bool = False) -> bytes:
+        return b"" if self.is_control(token_id) else chr(token_id).encode()
+
+    def piece(self, token_id: int) -> str:
+        return chr(token_id)
+
+    def token_id(self, piece: str) -> int | None:
+        return ord(piece)
+
+    def is_control(self, token_id: int) -> bool:
+        return token_id < 32
+
+
+def random_model(config: ModelConfig = SMALL, *, seed: int = 0) -> Transformer:
+    """A model whose weights are large enough that greedy text wanders and sampling has choices."""
+    model = Transformer(config).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.normal_(0.0, 0.3, generator=generator)
+    return model
+
+
+def small_engine(
+    model: Transformer | None = None,
+    *,
+    num_blocks: int = 64,
+    max_running: int = 16,
+    max_waiting: int = 256,
+    max_step_tokens: int = 128,
+) -> Engine:
+    model = model or random_model()
+    if torch.backends.mkldnn.is_available():
+        pack(model)
+    config = model.config
+    cache = KVCache(config, num_blocks, dtype=torch.float32, device=torch.device("cpu"))
+    info = ModelInfo(
+        name="small",
+        context_length=config.context_length,
+        vocab_size=config.vocab_size,
+        num_parameters=config.num_parameters,
+        dtype="float32",
+        device="cpu",
+        eos_token_ids=(),
+    )
+    return Engine(
+        ModelRunner(model, cache),
+        info,
+        LetterTokenizer(),
+        None,
+        adds_bos=False,
+        max_running=max_running,
+        max_waiting=max_waiting,
+        max_step_tokens=max_step_tokens,
+    )
+
+
+def random_prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(32, 101, (n,), generator=generator).tolist() for n in lengths]

@@ -1,0 +1,310 @@
+"""The engine on small random models: against transformers, against itself alone, and under pressure."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import NemotronConfig, NemotronForCausalLM
+
+from nemotron4.errors import EngineBusyError, RequestError
+from nemotron4.inference.engine import Engine, derive_seed
+from nemotron4.inference.interface import SamplingParams, TokenStep
+from nemotron4.model.config import ModelConfig
+from nemotron4.model.transformer import Transformer
+from tests.inference.small_engine import SMALL, random_model, random_prompts, small_engine
+
+
+def slow_greedy(model: Transformer, prompt_ids: list[int], count: int) -> list[int]:
+    """The obvious way: a full forward pass for every token."""
+    ids = list(prompt_ids)
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[len(prompt_ids) :]
+
+
+def token_ids(engine: Engine, prompts: list[list[int]], **settings: object) -> list[tuple[int, ...]]:
+    return [g.token_ids for g in engine.generate(prompts, **settings)]  # type: ignore[arg-type]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true within 20 s"
+        time.sleep(0.005)
+
+
+def test_greedy_tokens_equal_transformers_generate_for_mixed_lengths() -> None:
+    config = SMALL
+    peer = NemotronForCausalLM(
+        NemotronConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.ffn_hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            eos_token_id=None,
+            bos_token_id=None,
+        )
+    ).eval()
+    model = random_model()
+    peer.load_state_dict(model.state_dict(), strict=True)
+    prompts = random_prompts(1, 40, 7, 97, 32, 33)
+    with small_engine(model) as engine:
+        actual = token_ids(engine, prompts, max_new_tokens=40, temperature=0)
+    for prompt, new in zip(prompts, actual, strict=True):
+        ids = torch.tensor([prompt])
+        expected = peer.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, pad_token_id=0
+        )
+        assert list(new) == expected[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"norm": "rmsnorm", "mlp": "swiglu", "rotary_fraction": 1.0, "tie_embeddings": True},
+        {"num_kv_heads": 6},
+        {"num_kv_heads": 1, "head_dim": 24},
+        {"attention_bias": True},
+    ],
+    ids=["llama", "mha", "mqa", "bias"],
+)
+def test_cached_decoding_equals_the_full_forward_pass(change: dict[str, object]) -> None:
+    config = ModelConfig(**{**SMALL.__dict__, **change})  # type: ignore[arg-type]
+    plain, prompts = random_model(config), random_prompts(5, 70)
+    expected = [slow_greedy(plain, prompt, 12) for prompt in prompts]
+    with small_engine(random_model(config)) as engine:
+        assert [list(t) for t in token_ids(engine, prompts, max_new_tokens=12, temperature=0)] == expected
+
+
+SETTINGS = {"max_new_tokens": 70, "temperature": 1.3, "top_k": 40, "top_p": 0.95, "seed": 11, "logprobs": 0}
+
+
+def alone(prompts: list[list[int]]) -> list[object]:
+    """Each prompt in an engine of its own."""
+    results = []
+    for prompt in prompts:
+        with small_engine() as engine:
+            results += engine.generate([prompt], **SETTINGS)  # type: ignore[arg-type]
+    return results
+
+
+def test_tokens_and_logprobs_are_the_same_bits_alone_and_in_any_batch() -> None:
+    prompts = random_prompts(3, 31, 32, 33, 64, 65, 100, 127, 200, 5)
+    expected = alone(prompts)
+    with small_engine() as engine:
+        assert engine.generate(prompts, **SETTINGS) == expected  # type: ignore[arg-type]
+    with small_engine(max_running=3, max_step_tokens=32) as engine:
+        assert engine.generate(prompts[::-1], **SETTINGS) == expected[::-1]  # type: ignore[arg-type]
+
+
+def test_preemption_changes_no_bit_and_loses_nothing() -> None:
+    prompts = random_prompts(30, 60, 90, 33, 10, 70)
+    expected = alone(prompts)
+    with small_engine(num_blocks=9) as engine:
+        assert engine.generate(prompts, **SETTINGS) == expected  # type: ignore[arg-type]
+        assert engine.stats().preemptions_total > 0
+        wait_until(lambda: engine.stats().cache_blocks_used == 0)
+
+
+def test_shared_prefixes_are_computed_once_and_change_no_bit() -> None:
+    [prefix] = random_prompts(96)
+    prompts = [prefix + tail for tail in random_prompts(1, 20, 40, seed=1)]
+    expected = alone(prompts)
+    with small_engine() as engine:
+        assert engine.generate(prompts, **SETTINGS) == expected  # type: ignore[arg-type]
+        assert engine.stats().prompt_tokens_reused_total == 2 * 96
+        assert engine.generate(prompts, **SETTINGS) == expected  # type: ignore[arg-type]
+
+
+def test_samples_of_one_prompt_differ_and_share_its_blocks() -> None:
+    [prompt] = random_prompts(80)
+    with small_engine() as engine:
+        samples = engine.generate([prompt], n=4, seed=5, max_new_tokens=20)
+        assert engine.stats().prompt_tokens_reused_total == 3 * 64
+        again = [engine.generate([prompt], seed=derive_seed(5, i), max_new_tokens=20)[0] for i in range(4)]
+    assert len({s.token_ids for s in samples}) == 4
+    assert samples == again
+
+
+def test_without_a_seed_two_runs_differ() -> None:
+    with small_engine() as engine:
+        [first], [second] = (token_ids(engine, random_prompts(5), max_new_tokens=30) for _ in range(2))
+    assert first != second
+
+
+def test_scores_equal_the_full_forward_pass() -> None:
+    rows = random_prompts(2, 50, 150)
+    model = random_model()
+    expected = []
+    for row in rows:
+        with torch.no_grad():
+            logprobs = torch.log_softmax(model(torch.tensor([row]))[0], -1)
+        expected.append([float(logprobs[i, row[i + 1]]) for i in range(len(row) - 1)])
+    with small_engine() as engine:
+        actual = engine.score(token_ids=rows)
+        assert engine.score(token_ids=rows) == actual
+        assert engine.score(token_ids=[[40]]) == [[]]
+    for a, e in zip(actual, expected, strict=True):
+        assert a == pytest.approx(e, abs=1e-4)
+
+
+def test_logprobs_are_raw_whatever_the_sampling() -> None:
+    [prompt] = random_prompts(10)
+    with small_engine() as engine:
+        [generated] = engine.generate(
+            [prompt], max_new_tokens=8, temperature=0.3, top_k=5, seed=1, logprobs=0
+        )
+        [scores] = engine.score(token_ids=[prompt + list(generated.token_ids)])
+    assert generated.logprobs == pytest.approx(scores[-8:], abs=1e-4)
+
+
+def test_stop_strings_straddle_tokens_and_are_cut() -> None:
+    with small_engine() as engine:
+        [free] = engine.generate(["HELLO"], max_new_tokens=30, temperature=0)
+        stop = free.text[4:7]
+        [stopped] = engine.generate(["HELLO"], max_new_tokens=30, temperature=0, stop=[stop])
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == free.text.partition(stop)[0]
+    assert free.token_ids[: len(stopped.token_ids)] == stopped.token_ids
+
+
+def test_stop_tokens_end_a_text_without_appearing_in_it() -> None:
+    [prompt] = random_prompts(6)
+    with small_engine() as engine:
+        [free] = engine.generate([prompt], max_new_tokens=30, temperature=0)
+        stop_id = free.token_ids[5]
+        end = free.token_ids.index(stop_id)
+        [stopped] = engine.generate([prompt], max_new_tokens=30, temperature=0, stop_token_ids=[stop_id])
+    assert stopped.token_ids == free.token_ids[: end + 1]
+    assert stopped.finish_reason == "stop"
+    assert not stopped.text.endswith(chr(stop_id)) or stopped.text == free.text[:end]
+
+
+def test_minimum_tokens_mask_the_given_ids_only_until_then() -> None:
+    [prompt] = random_prompts(6)
+    with small_engine() as engine:
+        [free] = token_ids(engine, [prompt], max_new_tokens=10, temperature=0)
+        [masked] = token_ids(
+            engine, [prompt], max_new_tokens=10, temperature=0, min_new_tokens=1, min_tokens_masks={free[0]}
+        )
+    assert masked[0] != free[0]
+
+
+async def steps_of(engine: Engine, prompt: list[int], **settings: object) -> list[TokenStep]:
+    params = SamplingParams(**settings)  # type: ignore[arg-type]
+    return [step async for step in engine.stream(prompt, params)]
+
+
+def test_streams_give_the_tokens_of_generate() -> None:
+    prompts = random_prompts(4, 50)
+
+    async def both() -> list[list[TokenStep]]:
+        return await asyncio.gather(*(steps_of(engine, p, max_new_tokens=9, temperature=0) for p in prompts))
+
+    with small_engine() as engine:
+        streamed = asyncio.run(both())
+        expected = token_ids(engine, prompts, max_new_tokens=9, temperature=0)
+    assert [tuple(s.token_id for s in steps) for steps in streamed] == expected
+    assert [s.finish_reason for s in streamed[0]] == [None] * 8 + ["length"]
+
+
+def test_leaving_a_stream_frees_its_blocks() -> None:
+    async def leave_early() -> None:
+        stream = engine.stream(random_prompts(70)[0], SamplingParams(max_new_tokens=900))
+        async for _ in stream:
+            break
+        await stream.aclose()  # type: ignore[attr-defined]
+
+    with small_engine() as engine:
+        asyncio.run(leave_early())
+        wait_until(lambda: engine.stats().num_running == 0)
+        assert engine.stats().cache_blocks_used == 0
+
+
+def test_full_log_probabilities_cover_the_vocabulary() -> None:
+    with small_engine() as engine:
+        steps = asyncio.run(
+            steps_of(engine, [40, 41], max_new_tokens=1, prompt_logprobs=2, logprobs=3, full_logprobs=True)
+        )
+    [step] = steps
+    assert step.logprobs is not None
+    assert step.prompt_logprobs is not None
+    for position in (step.logprobs, *step.prompt_logprobs):
+        assert position.full is not None
+        assert len(position.full) == SMALL.vocab_size
+        assert position.full[position.chosen.token_id] == position.chosen.logprob
+        assert position.top[0].logprob == max(position.full)
+    assert len(step.logprobs.top) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "words"),
+    [
+        ([], {}, "the prompt is empty"),
+        ([101], {}, "token id 101 is outside the vocabulary of 101"),
+        (
+            [40] * 1000,
+            {"max_new_tokens": 25},
+            "1000 tokens and 25 new ones .* above the context length of 1024",
+        ),
+        ([40], {"logit_bias": {500: 1.0}}, "logit_bias names token id 500"),
+        ([40], {"temperature": -1.0}, "temperature is -1.0"),
+    ],
+)
+def test_impossible_requests_are_refused(prompt: list[int], settings: dict[str, object], words: str) -> None:
+    with small_engine() as engine:
+        with pytest.raises(RequestError, match=words):
+            engine.generate([prompt], **settings)  # type: ignore[arg-type]
+        assert len(token_ids(engine, [[40]], max_new_tokens=3)[0]) == 3
+
+
+def test_a_request_larger_than_the_cache_is_refused() -> None:
+    with small_engine(num_blocks=4) as engine, pytest.raises(RequestError, match="there are 128"):
+        engine.generate([[40] * 100], max_new_tokens=100)
+
+
+def test_a_full_queue_answers_busy_and_recovers() -> None:
+    async def crowd() -> list[object]:
+        return await asyncio.gather(
+            *(steps_of(engine, [40], max_new_tokens=200) for _ in range(40)), return_exceptions=True
+        )
+
+    with small_engine(max_running=1, max_waiting=4) as engine:
+        outcomes = asyncio.run(crowd())
+        assert any(isinstance(outcome, EngineBusyError) for outcome in outcomes)
+        assert any(isinstance(outcome, list) and len(outcome) == 200 for outcome in outcomes)
+        assert len(token_ids(engine, [[40]], max_new_tokens=3)[0]) == 3
+
+
+def test_closing_aborts_what_runs() -> None:
+    async def run() -> TokenStep:
+        async for step in engine.stream([40], SamplingParams(max_new_tokens=1000)):
+            if step.finish_reason is None:
+                asyncio.get_running_loop().run_in_executor(None, engine.close)
+        return step
+
+    engine = small_engine()
+    assert asyncio.run(run()).finish_reason == "abort"
+
+
+def test_a_failing_step_costs_only_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    with small_engine() as engine:
+        original = engine._runner.run
+
+        def explode(slices: object) -> object:
+            monkeypatch.setattr(engine._runner, "run", original)
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(engine._runner, "run", explode)
+        with pytest.raises(Exception, match="could not be computed: out of memory"):
+            engine.generate([[40]], max_new_tokens=3)
+        assert len(token_ids(engine, [[40]], max_new_tokens=3)[0]) == 3
+        assert engine.stats().cache_blocks_used == 0

@@ -1,0 +1,138 @@
+"""Blocks and turns, without a model."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemotron4.inference.blocks import BlockPool, prefix_digests
+from nemotron4.inference.scheduler import Scheduler, Sequence
+
+
+def scheduler(num_blocks: int = 32, *, max_running: int = 4, max_step_tokens: int = 16) -> Scheduler:
+    return Scheduler(BlockPool(num_blocks, 4), max_running=max_running, max_step_tokens=max_step_tokens)
+
+
+def compute(planner: Scheduler) -> list[tuple[int, int]]:
+    """Plan a step and pretend to run it: (start, end) of each slice."""
+    slices = planner.plan()
+    for planned in slices:
+        planned.sequence.num_computed = planned.end
+        if planned.completes:
+            planned.sequence.new_ids.append(0)
+    return [(planned.start, planned.end) for planned in slices]
+
+
+def test_long_prompts_are_cut_at_block_boundaries() -> None:
+    planner = scheduler(max_step_tokens=10)
+    planner.add(Sequence(tuple(range(21))))
+    assert [compute(planner) for _ in range(4)] == [[(0, 8)], [(8, 16)], [(16, 21)], [(21, 22)]]
+
+
+def test_generating_sequences_go_before_new_prompts() -> None:
+    planner = scheduler(max_step_tokens=8)
+    planner.add(Sequence((1, 2, 3)))
+    compute(planner)
+    planner.add(Sequence(tuple(range(20))))
+    assert compute(planner) == [(3, 4), (0, 4)]
+    assert compute(planner) == [(4, 5), (4, 8)]
+
+
+def test_first_come_first_served() -> None:
+    planner = scheduler(max_running=1)
+    first, second = Sequence((1,)), Sequence((2,))
+    planner.add(first)
+    planner.add(second)
+    compute(planner)
+    assert list(planner.running) == [first]
+    planner.finish(first)
+    compute(planner)
+    assert list(planner.running) == [second]
+
+
+def test_the_last_admitted_gives_way_and_comes_back_first() -> None:
+    planner = scheduler(num_blocks=5)
+    first, second = Sequence(tuple(range(7))), Sequence(tuple(range(50, 55)))
+    planner.add(first)
+    planner.add(second)
+    for _ in range(8):
+        compute(planner)
+    assert planner.num_preemptions >= 1
+    assert list(planner.running) == [first]
+    assert list(planner.waiting) == [second]
+    kept = list(second.new_ids)
+    planner.finish(first)
+    compute(planner)
+    assert second in planner.running
+    assert second.new_ids[: len(kept)] == kept
+
+
+def test_a_prompt_planned_in_the_same_step_is_shared() -> None:
+    planner = scheduler(max_step_tokens=64)
+    prompt = tuple(range(10))
+    planner.add(Sequence(prompt))
+    planner.add(Sequence((*prompt, 11)))
+    assert compute(planner) == [(0, 10), (8, 11)]
+
+
+def test_blocks_of_a_step_that_never_ran_are_not_shared() -> None:
+    planner = scheduler(max_step_tokens=64)
+    failed = Sequence(tuple(range(10)))
+    planner.add(failed)
+    planner.plan()
+    planner.finish(failed)
+    planner.add(Sequence(tuple(range(10))))
+    assert compute(planner) == [(0, 10)]
+
+
+def test_kept_prefixes_are_given_up_oldest_first() -> None:
+    pool = BlockPool(4, 4)
+    old, new = pool.allocate(2), pool.allocate(2)
+    for block, digest in zip(old + new, (b"a", b"b", b"c", b"d"), strict=True):
+        pool.publish(block, digest)
+    pool.release(old)
+    pool.release(new)
+    assert pool.num_available == 4
+    pool.allocate(2)
+    assert pool.share([b"a"]) == []
+    assert pool.share([b"c", b"d"]) == new
+
+
+def test_neighbours_and_room_to_grow() -> None:
+    pool = BlockPool(64, 4)
+    starts = [pool.allocate(1)[0] for _ in range(4)]
+    assert starts == [0, 32, 16, 48]
+    assert pool.allocate(3, after=starts[1]) == [33, 34, 35]
+
+
+def test_digests_cover_everything_before() -> None:
+    a, b = prefix_digests([1, 2, 3, 4, 5], 2), prefix_digests([9, 2, 3, 4], 2)
+    assert len(a) == 2
+    assert a[1] != b[1]
+    assert prefix_digests([1, 2, 3, 4], 2) == a
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12),
+    num_new=st.integers(1, 15),
+    num_blocks=st.integers(12, 40),
+)
+def test_every_sequence_ends_and_every_block_returns(
+    lengths: list[int], num_new: int, num_blocks: int
+) -> None:
+    planner = scheduler(num_blocks=num_blocks)
+    sequences = [Sequence(tuple(range(n))) for n in lengths]
+    for sequence in sequences:
+        planner.add(sequence)
+    for _ in range(2000):
+        if not planner.running and not planner.waiting:
+            break
+        compute(planner)
+        used = [b for s in planner.running for b in s.blocks]
+        assert planner.pool.num_used == len(set(used))
+        for sequence in list(planner.running):
+            if len(sequence.new_ids) >= num_new:
+                planner.finish(sequence)
+    assert all(len(sequence.new_ids) == num_new for sequence in sequences)
+    assert planner.pool.num_used == 0
