@@ -57,6 +57,7 @@ def model_config(values: Mapping[str, Any], source: Path) -> ModelConfig:
             tie_embeddings=bool(reader.get("tie_word_embeddings", False)),
             attention_bias=bool(reader.get("attention_bias", False)),
             init_std=reader.number("initializer_range", default=0.02),
+            num_reward_attributes=reader.integer("num_reward_attributes", default=0),
         )
     except ConfigError as error:
         raise CheckpointError(f"{source}: {error.message}", hint=error.hint) from error

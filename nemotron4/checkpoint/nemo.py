@@ -27,7 +27,7 @@ from nemotron4.checkpoint.nemo_names import (
     nemo_parts,
 )
 from nemotron4.checkpoint.nemo_torch_dist import METADATA, read_torch_dist_index
-from nemotron4.checkpoint.nemo_zarr import StoredTensor, read_rows, read_zarr_index
+from nemotron4.checkpoint.nemo_zarr import StoredTensor, read_rows_into, read_zarr_index
 from nemotron4.checkpoint.templates import missing_template_note, prompt_format
 from nemotron4.checkpoint.turns import end_token_ids
 from nemotron4.checkpoint.vocabulary import checked_tokenizer
@@ -100,16 +100,16 @@ class NemoCheckpoint:
         source = self._source(name)
         stored = self._stored[source.key]
         index = () if source.layer is None else (source.layer,)
-        parts = []
-        position = 0
+        columns = source.shape[1] if len(source.shape) == 2 else 1
+        rows_RC = torch.empty((stop - start, columns), dtype=stored.dtype)
+        position = 0  # row of the result at which the segment begins
         for first, last in source.rows:
-            low = max(start, position)
-            high = min(stop, position + last - first)
+            low, high = max(start, position), min(stop, position + last - first)
             if low < high:
-                begin = first + low - position
-                parts.append(read_rows(self._files, stored, index, begin, begin + high - low))
+                part_RC = rows_RC[low - start : high - start]
+                read_rows_into(self._files, stored, index, first + low - position, part_RC)
             position += last - first
-        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+        rows = rows_RC if len(source.shape) == 2 else rows_RC[:, 0]
         return rows if dtype is None else rows.to(dtype)
 
     def tokenizer(self) -> Tokenizer:

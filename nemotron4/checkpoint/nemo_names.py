@@ -57,8 +57,8 @@ def hugging_face_sources(config: ModelConfig) -> dict[str, Source]:
         found[f"model.norm.{name}"] = Source(f"decoder.final_layernorm.{name}", None, ((0, d),), (d,))
     if config.num_reward_attributes:
         rows = config.num_reward_attributes
-        found["rm_head.weight"] = Source(REWARD_HEAD[0], None, ((0, rows),), (rows, d))
-        found["rm_head.bias"] = Source(REWARD_HEAD[1], None, ((0, rows),), (rows,))
+        found["reward_head.weight"] = Source(REWARD_HEAD[0], None, ((0, rows),), (rows, d))
+        found["reward_head.bias"] = Source(REWARD_HEAD[1], None, ((0, rows),), (rows,))
     elif not config.tie_embeddings:
         found["lm_head.weight"] = Source(OUTPUT, None, ((0, v),), (v, d))
     return found

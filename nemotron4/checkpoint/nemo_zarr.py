@@ -43,50 +43,57 @@ class StoredTensor:
     chunks: tuple[StoredChunk, ...]
 
 
-def read_rows(
-    files: NemoFiles, tensor: StoredTensor, index: tuple[int, ...], start: int, stop: int
-) -> torch.Tensor:
-    """Rows ``start:stop`` of the tensor at the leading ``index`` (the layer of a stacked tensor, or ()).
+def read_rows_into(
+    files: NemoFiles, tensor: StoredTensor, index: tuple[int, ...], start: int, rows_RC: torch.Tensor
+) -> None:
+    """Fill ``rows_RC`` with the rows from ``start`` of the tensor at the leading ``index``.
 
-    Returns [stop - start, columns], or [stop - start] when what remains is a vector.
+    ``index`` is the layer of a stacked tensor, or (). A vector is one column.
     """
-    depth = len(index)
-    rows_shape = tensor.shape[depth:]
-    columns = rows_shape[1] if len(rows_shape) == 2 else 1
-    rows_RC = torch.empty((stop - start, columns), dtype=tensor.dtype)
+    stop = start + rows_RC.shape[0]
     filled = 0
     for chunk in tensor.chunks:
         if any(not s <= i < s + n for i, s, n in zip(index, chunk.start, chunk.shape, strict=False)):
             continue
-        first = max(start, chunk.start[depth])
-        last = min(stop, chunk.start[depth] + chunk.shape[depth])
-        if first >= last:
-            continue
-        column = chunk.start[depth + 1] if len(rows_shape) == 2 else 0
-        part = _chunk_rows(files, tensor, chunk, index, first, last)
-        rows_RC[first - start : last - start, column : column + part.shape[1]] = part
-        filled += part.numel()
+        row, height, column, width = _rows_and_columns(chunk.start, chunk.shape, len(index))
+        first, last = max(start, row), min(stop, row + height)
+        if first < last:
+            target_RC = rows_RC[first - start : last - start, column : column + width]
+            _read_chunk_rows(files, tensor, chunk, index, first, target_RC)
+            filled += target_RC.numel()
     assert filled == rows_RC.numel(), f"{tensor.key}: {filled} of {rows_RC.numel()} values found"
-    return rows_RC if len(rows_shape) == 2 else rows_RC[:, 0]
 
 
-def _chunk_rows(
-    files: NemoFiles, tensor: StoredTensor, chunk: StoredChunk, index: tuple[int, ...], first: int, last: int
-) -> torch.Tensor:
-    """Rows ``first:last`` (global numbers) of the chunk, as [rows, columns of the chunk]."""
-    depth = len(index)
-    stored_rows = chunk.stored_shape[depth]
-    has_columns = len(tensor.shape) - depth == 2
-    stored_columns = chunk.stored_shape[depth + 1] if has_columns else 1
-    columns = chunk.shape[depth + 1] if has_columns else 1
+def _rows_and_columns(
+    start: tuple[int, ...], shape: tuple[int, ...], depth: int
+) -> tuple[int, int, int, int]:
+    """First row, rows, first column, columns; a vector is one column."""
+    is_matrix = len(shape) - depth == 2
+    return start[depth], shape[depth], start[-1] if is_matrix else 0, shape[-1] if is_matrix else 1
+
+
+def _read_chunk_rows(
+    files: NemoFiles,
+    tensor: StoredTensor,
+    chunk: StoredChunk,
+    index: tuple[int, ...],
+    first: int,
+    target_RC: torch.Tensor,
+) -> None:
+    """Rows of the chunk from the global row ``first`` on, into a part of the result."""
+    row, height, _, width = _rows_and_columns(chunk.start, chunk.stored_shape, len(index))
     leading = 0
     for i, begin, size in zip(index, chunk.start, chunk.stored_shape, strict=False):
         leading = leading * size + (i - begin)
-    row = leading * stored_rows + (first - chunk.start[depth])
-    values = torch.empty((last - first, stored_columns), dtype=tensor.dtype)
-    width = stored_columns * tensor.dtype.itemsize
-    files.read_into(chunk.file, chunk.offset + row * width, as_bytes(values))
-    return values[:, :columns]
+    offset = chunk.offset + (leading * height + first - row) * width * tensor.dtype.itemsize
+    if target_RC.is_contiguous() and target_RC.shape[1] == width:
+        files.read_into(chunk.file, offset, as_bytes(target_RC))
+        return
+    stored_RC = torch.empty((target_RC.shape[0], width), dtype=tensor.dtype)
+    files.read_into(chunk.file, offset, as_bytes(stored_RC))
+    # As integers and by numpy: one thread is enough for a copy, and torch would start a team for it.
+    words = {2: torch.int16, 4: torch.int32}[tensor.dtype.itemsize]
+    target_RC.view(words).numpy()[:] = stored_RC[:, : target_RC.shape[1]].view(words).numpy()
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:

@@ -27,6 +27,7 @@ class Command(NamedTuple):
 # module, so that `nemotron4 --help` imports none of them.
 COMMANDS: dict[str, Command] = {
     "pull": Command("nemotron4.cli.pull:pull", "Fetch a model into the cache."),
+    "convert": Command("nemotron4.cli.convert:convert", "Write a checkpoint in another form."),
 }
 
 USAGE = "Usage: nemotron4 COMMAND [OPTIONS]..."

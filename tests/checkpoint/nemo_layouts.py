@@ -92,8 +92,8 @@ def hugging_face_weights(config: ModelConfig, dtype: torch.dtype = torch.bfloat1
         found |= {f"model.layers.{layer}.{name}": random(*shape) for name, shape in shapes.items()}
     found |= {"model.norm.weight": random(d), "model.norm.bias": random(d)}
     if config.num_reward_attributes:
-        found |= {"rm_head.weight": random(config.num_reward_attributes, d)}
-        found |= {"rm_head.bias": random(config.num_reward_attributes)}
+        found |= {"reward_head.weight": random(config.num_reward_attributes, d)}
+        found |= {"reward_head.bias": random(config.num_reward_attributes)}
     elif not config.tie_embeddings:
         found |= {"lm_head.weight": random(v, d)}
     return found
@@ -127,7 +127,9 @@ def megatron_weights(config: ModelConfig, weights: Tensors) -> Tensors:
     }
     if "lm_head.weight" in weights:
         found["output_layer.weight"] = weights["lm_head.weight"]
-    return found | {name: weights[name] for name in weights if name.startswith("rm_head.")}
+    if "reward_head.weight" in weights:
+        found |= {f"rm_head.{part}": weights[f"reward_head.{part}"] for part in ("weight", "bias")}
+    return found
 
 
 def settings(config: ModelConfig, **changes: Any) -> dict[str, Any]:

@@ -1,0 +1,165 @@
+"""Any checkpoint into Hugging Face, NeMo or GGUF files: tensor by tensor, resumable, verified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from nemotron4.checkpoint.blocks import cached_rows
+from nemotron4.checkpoint.convert_files import (
+    Finished,
+    OutputFile,
+    Progress,
+    read_manifest,
+    verify_files,
+    write_files,
+)
+from nemotron4.checkpoint.convert_quantize import Scheme
+from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
+from nemotron4.checkpoint.nemo import NemoCheckpoint
+from nemotron4.checkpoint.write_huggingface import huggingface_files
+from nemotron4.checkpoint.write_nemo import nemo_files
+from nemotron4.errors import CheckpointError, ConfigError
+from nemotron4.model.adapter_files import WEIGHTS_FILE
+
+Target = Literal["hf", "nemo", "gguf"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """What is written. ``dtype`` None keeps the source's; ``quantize`` applies to the linear layers."""
+
+    to: Target
+    dtype: Literal["bf16", "fp16", "fp32"] | None = None
+    quantize: Scheme | None = None
+    adapter: Path | None = None  # a LoRA adapter in PEFT's format, merged into the weights
+    tensor_parallel: int = 1  # NeMo only: chunks per tensor
+
+    def __post_init__(self) -> None:
+        if self.quantize is not None and self.to != "hf":
+            raise ConfigError(
+                f"quantize is {self.quantize!r} and the target {self.to!r}; eight-bit weights are written "
+                "as Hugging Face files only",
+                hint="use --to hf, or leave --quantize out",
+            )
+        if self.tensor_parallel != 1 and self.to != "nemo":
+            raise ConfigError(f"tensor_parallel is {self.tensor_parallel}; only NeMo files are split")
+
+
+def convert(
+    checkpoint: Checkpoint,
+    destination: Path,
+    options: ConvertOptions,
+    report: Callable[[Progress], None] | None = None,
+) -> list[Finished]:
+    """Write the files of the conversion, or those that an interrupted run left to do."""
+    files, settings = plan_conversion(checkpoint, options)
+    return write_files(destination, files, settings, report)
+
+
+def verify(
+    checkpoint: Checkpoint,
+    destination: Path,
+    options: ConvertOptions,
+    report: Callable[[Progress], None] | None = None,
+) -> int:
+    """Re-read every written file and convert the source once more in memory: hashes must agree.
+
+    Returns the number of bytes compared.
+    """
+    files, settings = plan_conversion(checkpoint, options)
+    manifest = read_manifest(destination)
+    if manifest["settings"] != settings:
+        raise CheckpointError(
+            f"{destination}: holds another conversion: {_difference(manifest['settings'], settings)}"
+        )
+    total = verify_files(destination)
+    expected = {row["name"]: row["sha256"] for row in manifest["files"]}
+    for file in files:
+        digest = hashlib.sha256()
+        for block in file.blocks():
+            digest.update(block)
+        if digest.hexdigest() != expected.get(file.name):
+            raise CheckpointError(
+                f"{destination / file.name}: the source gives other bytes than were written",
+                hint=f"the source has changed since; delete {destination} and convert again",
+            )
+    return total
+
+
+def plan_conversion(
+    checkpoint: Checkpoint, options: ConvertOptions
+) -> tuple[Sequence[OutputFile], dict[str, Any]]:
+    """The files to write, and the settings that identify the conversion."""
+    dtype = DTYPES[options.dtype] if options.dtype else _stored_dtype(checkpoint)
+    source = cached_rows(checkpoint)
+    if options.adapter is not None:
+        source = MergedCheckpoint(source, options.adapter)
+    if options.to == "hf":
+        files = huggingface_files(
+            source, dtype=dtype, sentencepiece_model=_sentencepiece(checkpoint), quantize=options.quantize
+        )
+    elif options.to == "nemo":
+        model = _sentencepiece(checkpoint)
+        if model is None:
+            raise CheckpointError(
+                f"{checkpoint.path}: has no SentencePiece tokenizer, which NeMo's Nemotron needs"
+            )
+        files = nemo_files(
+            source, dtype=dtype, tokenizer=("tokenizer.model", model), tensor_parallel=options.tensor_parallel
+        )
+    else:
+        from nemotron4.checkpoint.write_gguf import gguf_files
+
+        files = gguf_files(source, dtype=dtype, sentencepiece_model=_sentencepiece(checkpoint))
+    settings = {
+        "source": checkpoint.name,
+        "source_tensors": _fingerprint(checkpoint),
+        "to": options.to,
+        "dtype": str(dtype).removeprefix("torch."),
+        "quantize": options.quantize,
+        "adapter": None if options.adapter is None else _file_hash(options.adapter / WEIGHTS_FILE),
+        "tensor_parallel": options.tensor_parallel,
+    }
+    return files, settings
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    words = {info.dtype for info in checkpoint.tensors.values() if len(info.shape) == 2}
+    return STORED[words.pop()] if len(words) == 1 and words <= STORED.keys() else torch.bfloat16
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fingerprint(checkpoint: Checkpoint) -> str:
+    rows = sorted((info.name, info.shape, info.dtype) for info in checkpoint.tensors.values())
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} is {found.get(name)!r}, not {value!r}"
+        for name, value in wanted.items()
+        if found.get(name) != value
+    )
+
+
+def _sentencepiece(checkpoint: Checkpoint) -> bytes | None:
+    """The SentencePiece model that the checkpoint carries."""
+    if isinstance(checkpoint, NemoCheckpoint):
+        name, data = checkpoint.tokenizer_file()
+        return None if name.endswith(".json") else data
+    path = checkpoint.path / "tokenizer.model"
+    return path.read_bytes() if checkpoint.format == "huggingface" and path.is_file() else None

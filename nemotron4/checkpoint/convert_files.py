@@ -1,0 +1,308 @@
+"""Write large files so that they can be trusted: streamed, hashed, atomic, resumable.
+
+A conversion is a list of files, each of known size and a stream of blocks. A file is written beside its
+name and renamed when whole; a journal remembers the hashes of the finished ones, so the same command goes
+on after a kill. ``manifest.json`` appears when every file is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from nemotron4.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+JOURNAL = ".conversion.jsonl"
+PARTIAL = ".partial"
+READ_BYTES = 8 * 1024**2
+
+Blocks = Generator[memoryview | bytes, None, Mapping[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file to write: exactly ``size`` bytes, in blocks; what ``blocks`` returns goes into the manifest."""
+
+    name: str
+    size: int
+    blocks: Callable[[], Blocks]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A file that stands under its final name."""
+
+    name: str
+    size: int
+    sha256: str
+    facts: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "bytes": self.size, "sha256": self.sha256, "facts": dict(self.facts)}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Finished:
+        return cls(row["name"], row["bytes"], row["sha256"], row["facts"])
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a conversion is: bytes done before this run, bytes of this run, and its seconds."""
+
+    total_bytes: int
+    skipped_bytes: int
+    written_bytes: int
+    elapsed_s: float
+    file: str
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.written_bytes / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def remaining_s(self) -> float | None:
+        left = self.total_bytes - self.skipped_bytes - self.written_bytes
+        return left / self.bytes_per_s if self.bytes_per_s > 0 else None
+
+
+def small_file(name: str, data: bytes) -> OutputFile:
+    def blocks() -> Blocks:
+        yield data
+        return None
+
+    return OutputFile(name, len(data), blocks)
+
+
+def json_file(name: str, value: Any) -> OutputFile:
+    return small_file(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_files(
+    folder: Path,
+    files: Sequence[OutputFile],
+    settings: Mapping[str, Any],
+    report: Callable[[Progress], None] | None = None,
+) -> list[Finished]:
+    """Write the files in order and then the manifest; finished ones of an earlier run are kept.
+
+    ``settings`` identify the conversion: a folder that holds another one, or other files, is refused.
+    """
+    files = list(files)
+    done_before = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+    if done_before is not None:
+        if done_before["settings"] != dict(settings):
+            raise _occupied(folder, "another conversion")
+        return [Finished.from_json(row) for row in done_before["files"]]
+    _make_folder(folder)
+    with (folder / JOURNAL).open("a+b") as journal:
+        try:
+            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"{folder}: another process is converting into this folder") from None
+        finished = _read_journal(folder, journal, settings, files)
+        _check_space(folder, sum(file.size for file in files if file.name not in finished))
+        meter = _Meter(sum(f.size for f in files), sum(f.size for f in finished.values()), report)
+        for file in files:
+            if file.name in finished:
+                continue
+            finished[file.name] = _write(folder, file, meter)
+            journal.write(json.dumps(finished[file.name].to_json()).encode() + b"\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+        rows = [finished[file.name] for file in files]
+        manifest = {"settings": dict(settings), "files": [row.to_json() for row in rows]}
+        _write(folder, json_file(MANIFEST, manifest), None)
+        (folder / JOURNAL).unlink()
+    return rows
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """``{"settings": {...}, "files": [{"name", "bytes", "sha256", "facts"}]}`` of a finished conversion."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        return {"settings": manifest["settings"], "files": manifest["files"]}
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder}: there is no {MANIFEST}; the conversion is not finished",
+            hint="repeat the convert command; it goes on where it stopped",
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a manifest of a conversion: {error!r}") from error
+
+
+def verify_files(folder: Path) -> int:
+    """Re-read every file of the manifest and compare size and hash; returns the number of bytes read."""
+    total = 0
+    for row in read_manifest(folder)["files"]:
+        path = folder / row["name"]
+        if not path.is_file() or path.stat().st_size != row["bytes"]:
+            found = path.stat().st_size if path.is_file() else "no"
+            raise CheckpointError(
+                f"{path}: {found} bytes; the manifest says {row['bytes']}",
+                hint=f"delete {folder} and convert again",
+            )
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != row["sha256"]:
+            raise CheckpointError(
+                f"{path}: sha256 is {digest}; the manifest says {row['sha256']}",
+                hint=f"the file has changed or the disk is failing; delete {folder} and convert again",
+            )
+        total += row["bytes"]
+    return total
+
+
+class _Meter:
+    """Sums bytes and reports at most four times a second."""
+
+    def __init__(self, total: int, skipped: int, report: Callable[[Progress], None] | None) -> None:
+        self._total, self._skipped, self._report = total, skipped, report
+        self._started = self._reported = time.monotonic()
+        self._written = 0
+
+    def add(self, count: int, file: str) -> None:
+        self._written += count
+        now = time.monotonic()
+        is_last = self._skipped + self._written == self._total
+        if self._report is not None and (now - self._reported > 0.25 or is_last):
+            self._reported = now
+            self._report(Progress(self._total, self._skipped, self._written, now - self._started, file))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be made: {error.strerror}") from error
+    if not (folder / JOURNAL).exists() and any(folder.iterdir()):
+        raise _occupied(folder, "other files")
+
+
+def _occupied(folder: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{folder}: holds {what}", hint="give an empty or new folder, or delete this one")
+
+
+def _read_journal(
+    folder: Path, journal: BinaryIO, settings: Mapping[str, Any], files: Iterable[OutputFile]
+) -> dict[str, Finished]:
+    """Files that an earlier run finished and that still have their size."""
+    journal.seek(0)
+    lines = journal.read().split(b"\n")
+    whole = b"".join(line + b"\n" for line in lines[:-1])
+    journal.truncate(len(whole))  # the last line may be torn
+    rows = [json.loads(line) for line in lines[:-1]]
+    if not rows:
+        journal.write(json.dumps({"settings": dict(settings)}).encode() + b"\n")
+        journal.flush()
+        return {}
+    if rows[0] != {"settings": json.loads(json.dumps(dict(settings)))}:
+        raise _occupied(folder, "another unfinished conversion")
+    sizes = {file.name: file.size for file in files}
+    found = [Finished.from_json(row) for row in rows[1:]]
+    return {
+        row.name: row
+        for row in found
+        if sizes.get(row.name) == row.size
+        and (folder / row.name).is_file()
+        and (folder / row.name).stat().st_size == row.size
+    }
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CheckpointError(
+            f"{folder}: the conversion writes {needed:,} more bytes, the disk has {free:,} free",
+            hint="free some space or choose another disk",
+        )
+
+
+def _write(folder: Path, file: OutputFile, meter: _Meter | None) -> Finished:
+    path = folder / file.name
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    try:
+        with partial.open("wb", buffering=0) as stream:
+            with _Sink(stream, digest.update) as sink:
+                facts = _pump(file, sink, meter)
+            if sink.written != file.size:
+                raise AssertionError(f"{file.name}: {sink.written} bytes written, {file.size} planned")
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CheckpointError(
+                f"{path}: the disk is full", hint="free some space, then repeat the command; it goes on here"
+            ) from error
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return Finished(file.name, file.size, digest.hexdigest(), facts or {})
+
+
+def _pump(file: OutputFile, sink: _Sink, meter: _Meter | None) -> Mapping[str, Any] | None:
+    blocks = file.blocks()
+    while True:
+        try:
+            block = next(blocks)
+        except StopIteration as stop:
+            facts: Mapping[str, Any] | None = stop.value
+            return facts
+        sink.put(block)
+        if meter is not None:
+            meter.add(len(block), file.name)
+
+
+class _Sink:
+    """Hashes and writes on a thread of its own, one block behind the reader."""
+
+    def __init__(self, stream: BinaryIO, update: Callable[[memoryview | bytes], None]) -> None:
+        self.written = 0
+        self._stream, self._update = stream, update
+        self._queue: queue.Queue[memoryview | bytes | None] = queue.Queue(maxsize=1)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="convert-write", daemon=True)
+
+    def __enter__(self) -> _Sink:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def put(self, block: memoryview | bytes) -> None:
+        if self._error is not None:
+            raise self._error
+        self._queue.put(block)
+
+    def _run(self) -> None:
+        while (block := self._queue.get()) is not None:
+            if self._error is not None:
+                continue
+            try:
+                self._update(block)
+                view = memoryview(block)
+                while len(view):
+                    view = view[self._stream.write(view) :]
+                self.written += len(block)
+            except BaseException as error:
+                self._error = error

@@ -1,0 +1,168 @@
+"""A checkpoint as a Hugging Face directory: sharded safetensors, configuration, tokenizer, chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemotron4.checkpoint.blocks import blocks
+from nemotron4.checkpoint.convert_files import Blocks, OutputFile, json_file, small_file
+from nemotron4.checkpoint.convert_quantize import (
+    STORED,
+    ErrorSum,
+    Scheme,
+    quantization_config,
+    quantize_rows,
+)
+from nemotron4.checkpoint.convert_tokenizer import tokenizer_config, tokenizer_json
+from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.checkpoint.nemo_zarr import as_bytes
+from nemotron4.checkpoint.write_safetensors import SHARD_BYTES, Entry, Group, safetensors_files
+from nemotron4.errors import CheckpointError
+from nemotron4.model.config import ModelConfig
+
+DTYPE_WORDS = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+# Copied from a Hugging Face source as they are.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def huggingface_files(
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    sentencepiece_model: bytes | None,
+    quantize: Scheme | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> list[OutputFile]:
+    """Every file of the directory; ``config.json``, which makes it a checkpoint, comes last."""
+    groups = [_group(checkpoint, name, dtype, quantize) for name in _names(checkpoint)]
+    files = safetensors_files(groups, shard_bytes=shard_bytes)
+    files += _tokenizer_files(checkpoint, sentencepiece_model)
+    config = checkpoint.config
+    eos = list(checkpoint.eos_token_ids)
+    generation: dict[str, Any] = {"eos_token_id": eos, "bos_token_id": checkpoint.bos_token_id}
+    files.append(json_file("generation_config.json", generation))
+    values = config_json(config, dtype=dtype)
+    values |= {"bos_token_id": checkpoint.bos_token_id, "eos_token_id": eos[0] if eos else None}
+    if quantize is not None:
+        kept = [name.removesuffix(".weight") for name in ("lm_head.weight", "reward_head.weight")]
+        values["quantization_config"] = quantization_config(quantize, ignored=kept)
+    return [*files, json_file("config.json", values)]
+
+
+def config_json(config: ModelConfig, *, dtype: torch.dtype) -> dict[str, Any]:
+    """``config.json`` for NemotronForCausalLM or LlamaForCausalLM."""
+    is_nemotron = config.norm == "layernorm1p"
+    scaling: dict[str, Any] | None = None
+    if config.rope_scaling is not None:
+        given = config.rope_scaling
+        scaling = {"rope_type": given.kind, "factor": given.factor}
+        if given.kind == "llama3":
+            scaling |= {
+                "low_freq_factor": given.low_freq_factor,
+                "high_freq_factor": given.high_freq_factor,
+                "original_max_position_embeddings": given.original_context_length,
+            }
+    values: dict[str, Any] = {
+        "architectures": ["NemotronForCausalLM" if is_nemotron else "LlamaForCausalLM"],
+        "model_type": "nemotron" if is_nemotron else "llama",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.ffn_hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context_length,
+        "hidden_act": "relu2" if is_nemotron else "silu",
+        "norm_eps" if is_nemotron else "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+        "partial_rotary_factor": config.rotary_fraction,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": False,
+        "initializer_range": config.init_std,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": DTYPE_WORDS[dtype],
+        "use_cache": True,
+    }
+    if config.num_reward_attributes:
+        values["num_reward_attributes"] = config.num_reward_attributes
+    return values
+
+
+def _names(checkpoint: Checkpoint) -> Iterator[str]:
+    for name in checkpoint.tensors:
+        is_copy = name == "lm_head.weight" and checkpoint.config.tie_embeddings
+        if not is_copy and not name.endswith("rotary_emb.inv_freq"):
+            yield name
+
+
+def _is_linear(name: str) -> bool:
+    """The weights that eight-bit schemes replace: every linear layer of the blocks, not the heads."""
+    return name.startswith("model.layers.") and name.endswith("_proj.weight")
+
+
+def _group(checkpoint: Checkpoint, name: str, dtype: torch.dtype, quantize: Scheme | None) -> Group:
+    shape = checkpoint.tensors[name].shape
+    if quantize is None or not _is_linear(name):
+
+        def copied() -> Blocks:
+            for rows in blocks(checkpoint, name, dtype):
+                yield as_bytes(rows.contiguous())
+            return None
+
+        return Group((Entry(name, dtype, shape),), copied)
+
+    def quantized() -> Blocks:
+        error = ErrorSum()
+        scales = []
+        for rows in blocks(checkpoint, name):
+            part = quantize_rows(rows, quantize, scale_dtype=dtype)
+            error.add(rows, part)
+            scales.append(part.scale_R1)
+            yield as_bytes(part.values_RC)
+        yield as_bytes(torch.cat(scales))
+        return {name: error.to_json()}
+
+    entries = (Entry(name, STORED[quantize], shape), Entry(f"{name}_scale", dtype, (shape[0], 1)))
+    return Group(entries, quantized)
+
+
+def _tokenizer_files(checkpoint: Checkpoint, model: bytes | None) -> list[OutputFile]:
+    if checkpoint.format == "huggingface" and (
+        (checkpoint.path / "tokenizer.json").is_file() or model is None
+    ):
+        found = [checkpoint.path / name for name in TOKENIZER_FILES]
+        return [small_file(path.name, _read(path)) for path in found if path.is_file()]
+    if model is None:
+        raise CheckpointError(
+            f"{checkpoint.path}: its tokenizer has no Hugging Face form here",
+            hint="convert from the NeMo or Hugging Face checkpoint instead",
+        )
+    prompt = checkpoint.prompt_format()
+    template = None if prompt is None else prompt.template
+    files = [small_file("tokenizer.model", model)]
+    specification = tokenizer_json(model)
+    if specification is not None:
+        files.append(json_file("tokenizer.json", specification))
+    return [*files, json_file("tokenizer_config.json", tokenizer_config(model, chat_template=template))]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
