@@ -74,7 +74,7 @@ def _byte_level_bpe(metadata: Mapping[str, object]) -> Tokenizer:
             "type": "BPE",
             "ignore_merges": name == "llama-bpe",
             "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": [merge.split(" ", 1) for merge in _list(metadata, "merges")],
+            "merges": [str(merge) for merge in _list(metadata, "merges")],
         },
     }
     return JsonTokenizer(
