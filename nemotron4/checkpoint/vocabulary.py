@@ -6,13 +6,8 @@ from pathlib import Path
 
 from nemotron4.errors import CheckpointError, TokenizerError
 from nemotron4.model.config import ModelConfig
+from nemotron4.text.prompt import card_prompt
 from nemotron4.text.tokenizer import Tokenizer, check_round_trip
-
-# The model card's prompt: line ends, markers and a blank line that a careless vocabulary loses.
-CARD_PROMPT = (
-    "<extra_id_0>System\n\n<extra_id_1>User\n"
-    "Write a poem on NVIDIA in the style of Shakespeare\n<extra_id_1>Assistant\n"
-)
 
 
 def checked_tokenizer(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> Tokenizer:
@@ -23,7 +18,7 @@ def checked_tokenizer(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> 
             hint="the tokenizer files belong to another model",
         )
     try:
-        check_round_trip(tokenizer, CARD_PROMPT)
+        check_round_trip(tokenizer, card_prompt())
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error.message}", hint=error.hint) from error
     return tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import signal
 import subprocess
@@ -57,6 +58,10 @@ class ChatTemplate:
         text = result["text"]
         assert isinstance(text, str)
         return text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = functools.partial(ChatTemplate, name=self._name, cpu_time_s=self._cpu_time_s)
+        return make, (self.source,)
 
     def close(self) -> None:
         """End the process; a later rendering starts a new one."""

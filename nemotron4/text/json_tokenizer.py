@@ -36,10 +36,10 @@ class JsonTokenizer:
     def __init__(self, spec: Spec, *, source: str, bos: str | None = None, eos: str | None = None) -> None:
         self._spec = _encodable(spec, source)
         self._source = source
-        self._added = {token["id"]: token for token in self._spec["added_tokens"]}
+        self._given = spec
+        self._added = {token["id"]: token for token in spec.get("added_tokens") or ()}
         self._decoding = _Decoding.of(self._spec.get("decoder"), source)
         full = _tokenizer(self._spec, source)
-        # Without normalisation of markers nothing but the flag differs between the two forms.
         self._variants = {(True, False): full}
         self._full = full
         self._vocab_size = max(full.get_vocab().values(), default=-1) + 1
@@ -101,6 +101,11 @@ class JsonTokenizer:
     def is_control(self, token_id: int) -> bool:
         token = self._added.get(token_id)
         return token is not None and token["special"] and not _VISIBLE_MARKER.fullmatch(token["content"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The library forgets on the way whether it parses special tokens.
+        bos, eos = (None if i is None else self.piece(i) for i in (self._bos_id, self._eos_id))
+        return functools.partial(JsonTokenizer, source=self._source, bos=bos, eos=eos), (self._given,)
 
     @functools.cached_property
     def _marker_ids(self) -> frozenset[int]:

@@ -76,12 +76,11 @@ class SentencePieceTokenizer:
         return decode_ids(self, ids)
 
     def token_bytes(self, token_id: int, *, is_first: bool = False) -> bytes:
-        processor = self._processor
+        piece, processor = self.piece(token_id), self._processor
         if processor.is_control(token_id):
             return b""
         if processor.is_unknown(token_id):
             return self._unknown_text
-        piece = self.piece(token_id)
         if processor.is_byte(token_id):
             return bytes([int(piece[3:5], 16)])
         if is_first and self._drops_first_mark:
@@ -89,7 +88,12 @@ class SentencePieceTokenizer:
         return piece.replace(WORD_MARK, " ").encode()
 
     def piece(self, token_id: int) -> str:
-        return str(self._processor.id_to_piece(token_id))
+        try:
+            return str(self._processor.id_to_piece(token_id))
+        except IndexError as error:
+            raise TokenizerError(
+                f"{self._source}: no piece has id {token_id}; ids are below {self.vocab_size}"
+            ) from error
 
     def token_id(self, piece: str) -> int | None:
         token_id = int(self._processor.piece_to_id(piece))
@@ -98,6 +102,12 @@ class SentencePieceTokenizer:
 
     def is_control(self, token_id: int) -> bool:
         return bool(self._processor.is_control(token_id))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = functools.partial(
+            SentencePieceTokenizer, source=self._source, bos_id=self._bos_id, eos_id=self._eos_id
+        )
+        return make, (self._model,)
 
     @functools.cached_property
     def _marker_ids(self) -> tuple[int, ...]:

@@ -87,5 +87,6 @@ def check_round_trip(tokenizer: Tokenizer, text: str) -> None:
     raise TokenizerError(
         f"decode(encode(text)) differs from the text at character {at}: "
         f"expected {text[at : at + 24]!r}, got {decoded[at : at + 24]!r}",
-        hint="clients cut the prompt off a reply by its length; use the tokenizer files of the release",
+        hint="clients cut the prompt off a reply by its length; use the release's own tokenizer file "
+        "(a tokenizer.json goes before a tokenizer.model)",
     )

@@ -47,7 +47,9 @@ def _read_tokenizer(directory: Path, sentencepiece_name: str | None) -> Tokenize
     if (directory / "tokenizer.json").is_file():
         return _read_json_tokenizer(directory)
     if (directory / "tokenizer.model").is_file():
-        return SentencePieceTokenizer.read(directory / "tokenizer.model")
+        tokenizer = SentencePieceTokenizer.read(directory / "tokenizer.model")
+        _refuse_other_tokens(directory, tokenizer)
+        return tokenizer
     models = sorted(directory.glob("*.model"))
     if len(models) == 1:
         return SentencePieceTokenizer.read(models[0])
@@ -97,3 +99,18 @@ def _read_json_tokenizer(directory: Path) -> Tokenizer:
         bos=special_token(config, "bos_token"),
         eos=special_token(config, "eos_token"),
     )
+
+
+def _refuse_other_tokens(directory: Path, tokenizer: Tokenizer) -> None:
+    """TokenizerError if transformers' files add tokens that the SentencePiece model beside them lacks."""
+    added: dict[str, Any] = {}
+    if (directory / "added_tokens.json").is_file():
+        added |= read_json(directory / "added_tokens.json")
+    for token_id, token in read_tokenizer_config(directory).get("added_tokens_decoder", {}).items():
+        added[token["content"]] = int(token_id)
+    for content, token_id in added.items():
+        if tokenizer.token_id(content) != token_id:
+            raise TokenizerError(
+                f"{directory}: the token {content!r} (id {token_id}) is not in tokenizer.model",
+                hint="save the tokenizer with transformers, which writes a tokenizer.json that has it",
+            )

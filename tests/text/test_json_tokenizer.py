@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,16 @@ def test_special_tokens_vanish_but_nemotrons_markers_stay(corpus: tuple[str, ...
     assert not tokenizer.is_control(4)
 
 
+def test_a_marker_that_is_not_flagged_special_stays_in_the_text(corpus: tuple[str, ...]) -> None:
+    library = byte_level_bpe(corpus)
+    library.add_tokens(["<|tool|>"])
+    tokenizer = JsonTokenizer(json.loads(library.to_str()), source="test")
+    tool = tokenizer.token_id("<|tool|>")
+    assert tool not in tokenizer.encode("<|tool|>", parse_special=False)
+    assert tokenizer.encode("<|tool|>") == [tool]
+    assert tokenizer.decode(tokenizer.encode("<|tool|>")) == "<|tool|>"
+
+
 def test_added_tokens_that_are_not_special_are_text(byte_level: JsonTokenizer) -> None:
     assert byte_level.markers == CHATML_MARKERS
     assert byte_level.encode("<think>", parse_special=False) == [byte_level.token_id("<think>")]
@@ -208,3 +219,30 @@ def test_the_chat_template_is_found(tmp_path: Path) -> None:
     assert read_chat_template(tmp_path) == "three"
     (tmp_path / "chat_template.jinja").write_text("four")
     assert read_chat_template(tmp_path) == "four"
+
+
+def test_a_copy_in_another_process_spells_and_parses_alike(directory: Path) -> None:
+    tokenizer = open_tokenizer(directory)
+    text = "a" + "".join(tokenizer.markers)
+    spelled = tokenizer.encode(text, parse_special=False)
+    copy = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301 - made here
+    assert copy.encode(text, parse_special=False) == spelled
+    assert copy.encode(text) == tokenizer.encode(text)
+    assert (copy.bos_id, copy.eos_id) == (tokenizer.bos_id, tokenizer.eos_id)
+
+
+def test_an_id_without_a_piece_is_an_error(byte_level: JsonTokenizer) -> None:
+    with pytest.raises(TokenizerError, match=f"no piece has id {byte_level.vocab_size}"):
+        byte_level.decode([byte_level.vocab_size])
+
+
+def test_tokens_added_beside_a_sentencepiece_model_are_not_lost(
+    tmp_path: Path, sentencepiece_model: bytes
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model)
+    decoder = {"5": {"content": "<extra_id_1>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    assert open_tokenizer(tmp_path).vocab_size == 420
+    (tmp_path / "added_tokens.json").write_text('{"<|im_end|>": 420}')
+    with pytest.raises(TokenizerError, match=r"'<\|im_end\|>' \(id 420\) is not in tokenizer\.model"):
+        open_tokenizer(tmp_path)

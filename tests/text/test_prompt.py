@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -250,3 +251,20 @@ def test_the_reward_text_needs_an_answer_and_a_marker(chatml_tokenizer: JsonToke
         prompt.render_reward([user("q")])
     with pytest.raises(TemplateError, match="no marker '<extra_id_2>'"):
         prompt.encode_reward(chatml_tokenizer, [user("q"), assistant("a")])
+
+
+def test_a_template_may_write_the_control_pieces_of_a_sentencepiece_model(
+    nemotron_tokenizer: SentencePieceTokenizer,
+) -> None:
+    source = "{{ bos_token }}{% for m in messages %}Q: {{ m.content }}{{ eos_token }}{% endfor %}"
+    made = prompt.from_template(source, nemotron_tokenizer)
+    ids = made.encode(nemotron_tokenizer, [user("is </s> the end?")])
+    assert (ids[0], ids[-1], ids.count(3)) == (2, 3, 1)
+    assert ids[1:-1] == nemotron_tokenizer.encode("Q: is </s> the end?")
+    assert made.stop_strings == ("</s>",)
+
+
+def test_a_format_can_be_sent_to_another_process(chatml_tokenizer: JsonTokenizer) -> None:
+    made = prompt.from_template(FOREIGN, chatml_tokenizer)
+    copy = pickle.loads(pickle.dumps(made))  # noqa: S301 - made here
+    assert copy.encode(chatml_tokenizer, [user("q")]) == made.encode(chatml_tokenizer, [user("q")])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -106,3 +107,18 @@ def test_the_round_trip_check_names_the_first_difference(
     check_round_trip(nemotron_tokenizer, card_prompt)
     with pytest.raises(TokenizerError, match=r"at character 6: expected '▁two', got ' two'"):
         check_round_trip(nemotron_tokenizer, "one is▁two")
+
+
+def test_an_id_without_a_piece_is_an_error(nemotron_tokenizer: SentencePieceTokenizer) -> None:
+    with pytest.raises(TokenizerError, match="no piece has id 420; ids are below 420"):
+        nemotron_tokenizer.decode([420])
+
+
+def test_a_copy_in_another_process_spells_and_parses_alike(
+    nemotron_tokenizer: SentencePieceTokenizer, card_prompt: str
+) -> None:
+    copy = pickle.loads(pickle.dumps(nemotron_tokenizer))  # noqa: S301 - made here
+    for parse_special in (True, False):
+        expected = nemotron_tokenizer.encode(card_prompt, parse_special=parse_special)
+        assert copy.encode(card_prompt, parse_special=parse_special) == expected
+    assert (copy.bos_id, copy.eos_id) == (2, 3)
