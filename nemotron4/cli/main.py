@@ -26,6 +26,7 @@ class Command(NamedTuple):
 # One line for each sub-command, in the order of a user's journey. The help text stands here and not in the
 # module, so that `nemotron4 --help` imports none of them.
 COMMANDS: dict[str, Command] = {
+    "eval": Command("nemotron4.cli.eval:app", "Measure a model by the card's benchmarks."),
     "pull": Command("nemotron4.cli.pull:pull", "Fetch a model into the cache."),
     "convert": Command("nemotron4.cli.convert:convert", "Write a checkpoint in another form."),
 }

@@ -54,9 +54,14 @@ _VERDICTS: Mapping[str, tuple[float, int]] = {  # label -> (share of A, battles)
 }
 
 
+def verdict_labels(judgment: str) -> set[str]:
+    """Every label in ``[[...]]``; a judge that gave none is asked to finish."""
+    return set(_VERDICT.findall(judgment))
+
+
 def verdict_label(judgment: str) -> Score | str:
     """The one label that all ``[[...]]`` matches agree on."""
-    labels = {label for label in _VERDICT.findall(judgment) if label}
+    labels = verdict_labels(judgment)
     if not labels:
         return unscored("no verdict")
     if len(labels) > 1:

@@ -1,0 +1,79 @@
+"""Check and fetch the input files of benchmarks."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemotron4.errors import DownloadError
+from nemotron4.evaluation.data import DataFile, DataSource, unpack
+from nemotron4.evaluation.registry import TASKS, find_task
+
+
+def files_of(names: Sequence[str]) -> list[DataFile]:
+    """The input files of the named benchmarks (all, if none is named), each once."""
+    tasks = [find_task(name) for name in names] or list(TASKS.values())
+    return list(dict.fromkeys(file for task in tasks for file in task.files))
+
+
+def check_files(files: Sequence[DataFile], folder: Path) -> list[dict[str, Any]]:
+    """One row per file; status ok, changed, missing, or unknown (there, but no hash to hold it against)."""
+    rows = []
+    for file in files:
+        path = DataSource(folder).find(file)
+        found = None if path is None else hashlib.sha256(unpack(path)).hexdigest()
+        if found is None:
+            status = "missing"
+        elif file.sha256 is None:
+            status = "unknown"
+        else:
+            status = "ok" if found == file.sha256 else "changed"
+        rows.append(
+            {
+                "path": file.path,
+                "status": status,
+                "sha256": found,
+                "expected_sha256": file.sha256,
+                "source": file.source,
+                "licence": file.licence,
+            }
+        )
+    return rows
+
+
+def fetch_files(files: Sequence[DataFile], folder: Path) -> Iterator[str]:
+    """Download what is missing and has an address; yields a line per file. A wrong hash is never kept."""
+    import httpx
+
+    for file, row in zip(files, check_files(files, folder), strict=True):
+        if row["status"] in ("ok", "unknown"):
+            yield f"have     {file.path}"
+        elif file.url is None:
+            yield f"by hand  {file.path}: {file.source} ({file.licence})"
+        else:
+            try:
+                answer = httpx.get(file.url, follow_redirects=True, timeout=60.0).raise_for_status()
+            except httpx.HTTPError as error:
+                raise DownloadError(
+                    f"{file.url}: {error}", hint=f"put the file at {folder / file.path} by hand"
+                ) from error
+            _keep(file, answer.content, folder)
+            yield f"fetched  {file.path}"
+
+
+def _keep(file: DataFile, received: bytes, folder: Path) -> None:
+    content = gzip.decompress(received) if received[:2] == b"\x1f\x8b" else received
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != file.sha256:
+        raise DownloadError(
+            f"{file.url}: sha256 of the content is {sha256}; expected {file.sha256}",
+            hint="the source has changed; use a copy of the expected version, or pass --data FILE",
+        )
+    path = folder / file.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    partial.replace(path)

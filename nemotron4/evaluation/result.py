@@ -1,0 +1,167 @@
+"""A result: the numbers of one task with everything that decides whether two of them may be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+from nemotron4.errors import DataError
+from nemotron4.evaluation.task import Metric, Outcome, Task
+from nemotron4.grading.statistics import Interval
+from nemotron4.records import JsonObject, read_json_lines, write
+
+RESULT_FILE = "result.json"
+ITEMS_FILE = "items.jsonl"
+
+
+def sha256_of(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()
+
+
+def grader_sha256() -> str:
+    """Hash of the source of every grader and task: another grader is another number."""
+    digest = hashlib.sha256()
+    for package in ("nemotron4.grading", "nemotron4.grading.instructions", "nemotron4.evaluation.tasks"):
+        for file in sorted(resources.files(package).iterdir(), key=lambda entry: entry.name):
+            if file.name.endswith((".py", ".json")):
+                digest.update(f"{package}/{file.name}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One scored task. ``name`` is the task's, with the judge appended where it is not the card's."""
+
+    task: str
+    name: str
+    metrics: Mapping[str, Metric]
+    num_items: int
+    unscored: Mapping[str, int]
+    unparsed: int
+    data_sha256: str
+    data_is_standard: bool
+    prompt_sha256: str
+    grader_sha256: str
+    seed: int
+    isolation: str | None = None
+    model: str | None = None
+    judge: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+    usage: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    items: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+
+    def to_json(self) -> JsonObject:
+        """The object that ``--json`` prints. Items are written to a file of their own."""
+        return {
+            "task": self.task,
+            "name": self.name,
+            "metrics": {name: metric.value for name, metric in self.metrics.items()},
+            "numerators": {name: metric.numerator for name, metric in self.metrics.items()},
+            "denominators": {name: metric.denominator for name, metric in self.metrics.items()},
+            "intervals": {
+                name: asdict(metric.interval) for name, metric in self.metrics.items() if metric.interval
+            },
+            "unscored": sum(self.unscored.values()),
+            "unscored_reasons": dict(self.unscored),
+            "unparsed": self.unparsed,
+            "num_items": self.num_items,
+            "model": self.model,
+            "judge": self.judge,
+            "data_sha256": self.data_sha256,
+            "data_is_standard": self.data_is_standard,
+            "prompt_sha256": self.prompt_sha256,
+            "grader_sha256": self.grader_sha256,
+            "sampling": dict(self.sampling),
+            "seed": self.seed,
+            "limit": self.limit,
+            "isolation": self.isolation,
+            "usage": dict(self.usage),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_json(cls, row: JsonObject, items: Mapping[str, Mapping[str, float | None]]) -> Self:
+        intervals = row["intervals"]
+        metrics = {
+            name: Metric(
+                value,
+                row["numerators"][name],
+                row["denominators"][name],
+                Interval(**intervals[name]) if name in intervals else None,
+            )
+            for name, value in row["metrics"].items()
+        }
+        same = ("task", "name", "num_items", "unparsed", "data_sha256", "data_is_standard", "prompt_sha256")
+        more = ("grader_sha256", "seed", "isolation", "model", "judge", "sampling", "limit", "usage")
+        return cls(
+            metrics=metrics,
+            unscored=row["unscored_reasons"],
+            notes=tuple(row["notes"]),
+            items=items,
+            **{name: row[name] for name in (*same, *more)},
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree before two results are compared. The model is what may differ."""
+        return {
+            "name": self.name,
+            "data_sha256": self.data_sha256,
+            "prompt_sha256": self.prompt_sha256,
+            "grader_sha256": self.grader_sha256,
+            "sampling": dict(self.sampling),
+            "seed": self.seed,
+            "judge": self.judge,
+        }
+
+
+def make_result(task: Task, outcome: Outcome, **more: Any) -> Result:
+    notes = tuple(note for note in (task.note, *outcome.notes) if note)
+    return Result(
+        task=task.name,
+        metrics=outcome.metrics,
+        unscored=outcome.unscored,
+        unparsed=outcome.unparsed,
+        items=outcome.items,
+        prompt_sha256=sha256_of(task.prompt),
+        grader_sha256=grader_sha256(),
+        notes=notes,
+        **more,
+    )
+
+
+def result_name(task: Task, judge: str | None) -> str:
+    """A judge other than the card's makes another benchmark, under another name."""
+    if task.judge is None or judge is None or judge == task.card_judge:
+        return task.name
+    return f"{task.name} (judge {judge})"
+
+
+def save(result: Result, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / ITEMS_FILE, ({"id": name, **values} for name, values in result.items.items()))
+    partial = folder / f".{RESULT_FILE}.partial"
+    partial.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+    partial.replace(folder / RESULT_FILE)
+
+
+def load_result(folder: Path) -> Result:
+    """A saved result; DataError if the folder holds none (a run that has not ended, or something else)."""
+    path = folder / RESULT_FILE
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+        items = {str(item.pop("id")): item for _, item in read_json_lines(folder / ITEMS_FILE)}
+        return Result.from_json(row, items)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror}",
+            hint="a run that was stopped has no result: run it again",
+        ) from error
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not a result of this version: {error!r}") from error

@@ -1,0 +1,1 @@
+"""One file per benchmark: loader, prompt, decoding, grader, metric."""

@@ -1,0 +1,91 @@
+"""MMLU: 14,042 questions of 57 subjects, zero-shot, answered with one generated letter."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from nemotron4.client.interface import Sampling
+from nemotron4.errors import DataError
+from nemotron4.evaluation.data import Content, DataFile, DataSource
+from nemotron4.evaluation.task import Inputs, Item, Metric, Outcome, Task, accuracy, answered, user
+from nemotron4.grading import answers
+from nemotron4.grading.statistics import Interval, bootstrap_ratio
+
+FILE = DataFile(
+    path="mmlu/test.jsonl.gz",
+    sha256="3f46fe9a66f9ed20c09452fe76b404797523dc8c51bb3edbca39ece04fa1b9d2",
+    source="hendrycks/test (MIT), Hugging Face edition cais/mmlu, as JSON lines"
+    " {subject, index, question, choices, answer}",
+    licence="MIT",
+)
+INSTRUCTION = (
+    "Below is a multi-choice question. You must reply with only a single letter (either A, B, C or D)\n\n"
+)
+
+
+def question_prompt(question: str, choices: Sequence[str]) -> str:
+    lettered = "".join(f"{letter}. {choice}\n" for letter, choice in zip("ABCD", choices, strict=True))
+    return f"{question.strip()}\n{lettered}Answer:"
+
+
+def read_questions(content: Content) -> list[tuple[str, str, str, list[str], str]]:
+    """(id, subject, question, choices, letter) of every row."""
+    questions = []
+    for number, row in content.json_lines():
+        try:
+            subject, choices, letter = row["subject"], row["choices"], row["answer"]
+            name, question = f"{subject}/{row['index']}", row["question"]
+        except KeyError as error:
+            raise DataError(f"{content.path}:{number}: field {error} is missing") from error
+        if isinstance(letter, int) and 0 <= letter < 4:
+            letter = "ABCD"[letter]
+        if not isinstance(choices, list) or len(choices) != 4 or letter not in ("A", "B", "C", "D"):
+            raise DataError(f"{content.path}:{number}: expected four choices and an answer from A to D")
+        questions.append((name, subject, question, [str(choice) for choice in choices], letter))
+    return questions
+
+
+def load(source: DataSource) -> list[Item]:
+    items = []
+    for name, subject, question, choices, letter in read_questions(source.main(FILE)):
+        prompt = INSTRUCTION + question_prompt(question, choices)
+        items.append(Item(id=name, messages=user(prompt), group=subject, fields={"answer": letter}))
+    return items
+
+
+def score(inputs: Inputs) -> Outcome:
+    items, unscored = answered(inputs)
+    scores = [answers.mmlu(inputs.responses[item.id][0], item.fields["answer"]) for item in items]
+    subjects: dict[str, list[float]] = defaultdict(list)
+    for item, found in zip(items, scores, strict=True):
+        subjects[item.group].append(found.value or 0.0)
+    metrics = {"accuracy": accuracy(scores), "macro_accuracy": _macro(subjects, seed=inputs.seed)}
+    return Outcome(
+        metrics=metrics,
+        unscored=unscored,
+        unparsed=sum(found.is_unparsed for found in scores),
+        items={item.id: {"accuracy": found.value} for item, found in zip(items, scores, strict=True)},
+    )
+
+
+def _macro(subjects: dict[str, list[float]], *, seed: int) -> Metric:
+    """The plain mean of the subjects' accuracies; its interval draws subjects."""
+    if not subjects:
+        return Metric(None, 0, 0)
+    means = [sum(values) / len(values) for values in subjects.values()]
+    found = bootstrap_ratio(means, [1.0] * len(means), seed=seed)
+    interval = Interval(100 * found.lower, 100 * found.upper, found.method.replace("questions", "subjects"))
+    return Metric(100 * sum(means) / len(means), sum(means), len(means), interval)
+
+
+MMLU = Task(
+    name="mmlu",
+    title="MMLU, 0-shot, generated letter",
+    files=(FILE,),
+    load=load,
+    score=score,
+    sampling=Sampling(max_tokens=2),
+    prompt=INSTRUCTION + question_prompt("{question}", ["{A}", "{B}", "{C}", "{D}"]),
+    card={"accuracy": 78.7},
+)
