@@ -6,7 +6,7 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nemotron4 import __version__
@@ -28,6 +28,8 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "eval": Command("nemotron4.cli.eval:app", "Measure a model by the card's benchmarks."),
     "pull": Command("nemotron4.cli.pull:pull", "Fetch a model into the cache."),
+    "chat": Command("nemotron4.cli.chat:chat", "Chat with a model in the terminal."),
+    "generate": Command("nemotron4.cli.generate:generate", "Answer a file of prompts."),
     "convert": Command("nemotron4.cli.convert:convert", "Write a checkpoint in another form."),
 }
 
@@ -44,8 +46,14 @@ def main(arguments: Sequence[str] | None = None, commands: Mapping[str, Command]
 
     Data goes to stdout, errors and progress to stderr.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return explained(lambda: _dispatch(words, commands))
+
+
+def explained(run: Callable[[], int]) -> int:
+    """The exit status of ``run``; what a user or a full disk caused is told in words."""
     try:
-        status = _dispatch(list(sys.argv[1:] if arguments is None else arguments), commands)
+        status = run()
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED

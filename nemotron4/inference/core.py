@@ -45,7 +45,6 @@ class EngineCore:
         tokenizer: Tokenizer,
         prompt_format: PromptFormat | None,
         *,
-        adds_bos: bool,
         max_running: int,
         max_waiting: int,
         max_step_tokens: int,
@@ -53,7 +52,6 @@ class EngineCore:
         self.info = info
         self.tokenizer = tokenizer
         self.prompt_format = prompt_format
-        self.adds_bos = adds_bos  # whether the model expects BOS before a raw text
         self._runner = runner
         self._max_waiting = max_waiting
         pool = BlockPool(runner.cache.num_blocks, runner.cache.block_size)

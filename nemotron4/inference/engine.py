@@ -81,7 +81,7 @@ class Engine(EngineCore):
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt. Text is taken as it is, markers included; messages are rendered."""
         if isinstance(prompt, str):
-            bos = [self.tokenizer.bos_id] if self.adds_bos and self.tokenizer.bos_id is not None else []
+            bos = [self.tokenizer.bos_id] if self.info.adds_bos and self.tokenizer.bos_id is not None else []
             return bos + self.tokenizer.encode(prompt)
         if not prompt or isinstance(prompt[0], int):
             return list(cast("Sequence[int]", prompt))

@@ -112,6 +112,7 @@ class ModelInfo:
     dtype: str
     device: str
     eos_token_ids: tuple[int, ...]  # end-of-text and end-of-turn ids of the checkpoint's generation config
+    adds_bos: bool = False  # the model expects BOS before a raw text
 
 
 @dataclass(frozen=True)

@@ -68,13 +68,13 @@ def load(
         dtype=str(chosen_dtype).removeprefix("torch."),
         device=str(chosen_device),
         eos_token_ids=checkpoint.eos_token_ids,
+        adds_bos=checkpoint.adds_bos,
     )
     return Engine(
         ModelRunner(module, cache),
         info,
         tokenizer,
         prompt_format,
-        adds_bos=checkpoint.adds_bos,
         max_running=max_running,
         max_waiting=max_waiting,
         max_step_tokens=max_step_tokens,

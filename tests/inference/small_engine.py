@@ -89,7 +89,6 @@ def small_engine(
         info,
         LetterTokenizer(),
         None,
-        adds_bos=False,
         max_running=max_running,
         max_waiting=max_waiting,
         max_step_tokens=max_step_tokens,

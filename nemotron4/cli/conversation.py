@@ -1,0 +1,146 @@
+"""A chat in the terminal or over a pipe: a line in, a streamed answer out, commands that start with ``/``."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from nemotron4 import records
+from nemotron4.cli.console import note
+from nemotron4.cli.prompting import chat_params, chat_prompt_ids
+from nemotron4.errors import DataError, Nemotron4Error, RequestError, unknown_name
+from nemotron4.inference.interface import InferenceEngine, SamplingParams
+from nemotron4.records import Conversation, Message
+from nemotron4.server.answer_text import AnswerText
+
+HELP = """\
+/save FILE    write the conversation to a file (one row, as fine-tuning reads it)
+/load FILE    continue the conversation of a file
+/system TEXT  set the system message; without TEXT, remove it
+/reset        forget the conversation, keep the system message
+/help         show this
+Ctrl-C stops an answer, Ctrl-D leaves."""
+
+
+class Chat:
+    """One conversation with one engine."""
+
+    def __init__(
+        self,
+        engine: InferenceEngine,
+        params: SamplingParams,
+        *,
+        system: str | None = None,
+        output: TextIO | None = None,
+    ) -> None:
+        self._engine = engine
+        self._params = params
+        self._output = output or sys.stdout
+        self._system = system
+        self._turns: list[Message] = []
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/save": self._save,
+            "/load": self._load,
+            "/system": self._set_system,
+            "/reset": lambda _: self._turns.clear(),
+            "/help": lambda _: note(HELP),
+        }
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        system = (Message("system", self._system),) if self._system else ()
+        return (*system, *self._turns)
+
+    def run(self, read_line: Callable[[], str], *, is_interactive: bool) -> None:
+        """Answer line after line until ``read_line`` raises EOFError.
+
+        Interactively an error is told, Ctrl-C stops the answer, and the conversation goes on; otherwise both
+        end the program.
+        """
+        with asyncio.Runner() as runner:
+            while True:
+                try:
+                    self._turn(read_line(), runner)
+                except EOFError:
+                    return
+                except KeyboardInterrupt:
+                    if not is_interactive:
+                        raise
+                    note("\n(stopped; Ctrl-D leaves)")
+                except Nemotron4Error as error:
+                    if not is_interactive:
+                        raise
+                    note(f"error: {error}")
+
+    def _turn(self, line: str, runner: asyncio.Runner) -> None:
+        if not line.strip():
+            return
+        if not line.startswith("/"):
+            self._turns.append(Message("user", line))
+            self._answer(runner)
+            return
+        name, _, rest = line.strip().partition(" ")
+        if name not in self._commands:
+            message, hint = unknown_name("command", name, self._commands)
+            raise RequestError(message, hint=hint)
+        self._commands[name](rest.strip())
+
+    def _answer(self, runner: asyncio.Runner) -> None:
+        """Stream the answer. Interrupted, the part that was shown stays in the conversation."""
+        shown: list[str] = []
+        try:
+            runner.run(self._stream(shown))
+        finally:
+            if answer := "".join(shown).strip():
+                self._turns.append(Message("assistant", answer))
+            else:
+                self._turns.pop()  # a question without an answer would stand twice when it is repeated
+
+    async def _stream(self, shown: list[str]) -> None:
+        prompt_ids = chat_prompt_ids(self._engine, self.messages)
+        params = chat_params(self._engine, self._params)
+        room = self._engine.info.context_length - len(prompt_ids)
+        if room < 1:
+            raise RequestError(
+                f"the conversation has {len(prompt_ids)} tokens; the model reads "
+                f"{self._engine.info.context_length}",
+                hint="/reset starts a new one",
+            )
+        params = dataclasses.replace(params, max_new_tokens=min(params.max_new_tokens, room))
+        answer = AnswerText(self._engine.tokenizer, prompt_ids, params.stop_strings)
+        async for step in self._engine.stream(prompt_ids, params):
+            text = answer.push(step)
+            shown.append(text)
+            self._output.write(text)
+            self._output.flush()
+            if step.finish_reason == "length":
+                note(f"\n(cut after {params.max_new_tokens} tokens)")
+        self._output.write("\n")
+        self._output.flush()
+
+    def _save(self, name: str) -> None:
+        if not name:
+            raise RequestError("/save needs a file name", hint="/save talk.jsonl")
+        if not self._turns:
+            raise RequestError("there is nothing to save yet")
+        records.write(Path(name).expanduser(), [Conversation(messages=self.messages)])
+        note(f"saved {len(self.messages)} messages to {name}")
+
+    def _load(self, name: str) -> None:
+        if not name:
+            raise RequestError("/load needs a file name", hint="/load talk.jsonl")
+        path = Path(name).expanduser()
+        conversation = next(records.read(path, Conversation), None)
+        if conversation is None:
+            raise DataError(f"{path}: holds no conversation")
+        first, *rest = conversation.messages
+        self._system = first.content if first.role == "system" else None
+        self._turns = rest if first.role == "system" else [first, *rest]
+        note(f"loaded {len(conversation.messages)} messages from {name}")
+
+    def _set_system(self, text: str) -> None:
+        self._system = text or None
