@@ -1,8 +1,13 @@
-"""Values of a stored GGUF tensor. The slow, obvious version is ``gguf.quants.dequantize``."""
+"""Values of a stored GGUF tensor. The slow, obvious version is ``gguf.quants.dequantize``.
+
+Works in small steps on one thread: temporaries stay in the processor's cache, and a busy machine, where
+threads wait for each other, costs no more than its share.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import gguf.quants
 import numpy as np
@@ -12,62 +17,82 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from nemotron4.checkpoint.gguf_file import GgufTensor
 from nemotron4.errors import CheckpointError
 
-# N = blocks, X = bytes of a block, K = 32 values of a block
+# N = blocks, X = bytes of a block, K = values of a block
+Array = np.ndarray[Any, np.dtype[Any]]
+
 _Kind = GGMLQuantizationType
 _PLAIN = {_Kind.F32: torch.float32, _Kind.F16: torch.float16, _Kind.BF16: torch.bfloat16}
-_BLOCKS_PER_STEP = 1 << 17  # 16 MB of float32: bounds the temporary memory
+_VALUES_PER_STEP = 1 << 15  # 128 KB of float32
 
 
-def dequantize(data: torch.Tensor, tensor: GgufTensor) -> torch.Tensor:
-    """Values of the stored bytes: float32 for quantised kinds, the stored type for F32, F16 and BF16."""
+def dequantize(data: torch.Tensor, tensor: GgufTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Values of the stored bytes, which may become part of the result.
+
+    Without ``dtype``: float32 for quantised kinds, the stored type for F32, F16 and BF16.
+    """
     if tensor.kind in _PLAIN:
-        return data.view(_PLAIN[tensor.kind]).view(tensor.shape)
+        plain = data.view(_PLAIN[tensor.kind]).view(tensor.shape)
+        return plain if dtype is None else plain.to(dtype)
+    block_size, block_bytes = GGML_QUANT_SIZES[tensor.kind]
+    block_NX = data.numpy().reshape(-1, block_bytes)
+    values_NK = torch.empty(len(block_NX), block_size, dtype=dtype or torch.float32)
+    step = _VALUES_PER_STEP // block_size
+    float_NK = torch.empty(step, block_size)
+    for start in range(0, len(block_NX), step):
+        target_NK = values_NK[start : start + step]
+        if values_NK.dtype is torch.float32:
+            _fill(block_NX[start : start + step], target_NK.numpy(), tensor)
+        else:
+            _fill(block_NX[start : start + step], float_NK[: len(target_NK)].numpy(), tensor)
+            target_NK.copy_(float_NK[: len(target_NK)])
+    return values_NK.view(tensor.shape)
+
+
+def _fill(block_NX: Array, out_NK: Array, tensor: GgufTensor) -> None:
+    """Write the blocks' values into ``out_NK``, float32."""
     if tensor.kind in _FAST:
-        block_NX = data.view(-1, GGML_QUANT_SIZES[tensor.kind][1])
-        values_NK = torch.empty(len(block_NX), 32)
-        for rows in _steps(len(block_NX)):
-            _FAST[tensor.kind](block_NX[rows], values_NK[rows])
-        return values_NK.view(tensor.shape)
-    stored = data.numpy().reshape(tensor.shape[0] if len(tensor.shape) > 1 else 1, -1)
+        _FAST[tensor.kind](block_NX, out_NK)
+        return
     try:
-        values = gguf.quants.dequantize(stored, tensor.kind)
+        out_NK[:] = gguf.quants.dequantize(block_NX, tensor.kind)
     except NotImplementedError as error:
         raise CheckpointError(f"tensor {tensor.name!r}: type {tensor.kind.name} cannot be read") from error
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).view(tensor.shape)
 
 
-def _steps(count: int) -> Iterator[slice]:
-    return (slice(start, start + _BLOCKS_PER_STEP) for start in range(0, count, _BLOCKS_PER_STEP))
+def _halves(bytes_NX: Array) -> Array:
+    return np.ascontiguousarray(bytes_NX).view(np.float16).astype(np.float32)
 
 
-def _halves(bytes_NX: torch.Tensor) -> torch.Tensor:
-    return bytes_NX.contiguous().view(torch.float16).float()
-
-
-def _q8_0(block_NX: torch.Tensor, out_NK: torch.Tensor) -> None:
+def _q8_0(block_NX: Array, out_NK: Array) -> None:
     """2 bytes scale, 32 signed bytes."""
-    out_NK.copy_(block_NX[:, 2:].view(torch.int8)).mul_(_halves(block_NX[:, :2]))
+    out_NK[:] = block_NX[:, 2:].view(np.int8)
+    out_NK *= _halves(block_NX[:, :2])
 
 
-def _nibbles(bytes_NX: torch.Tensor, out_NK: torch.Tensor) -> None:
-    out_NK[:, :16] = bytes_NX & 15
-    out_NK[:, 16:] = bytes_NX >> 4
+def _nibbles(bytes_NX: Array, out_NK: Array) -> None:
+    """16 bytes: value i in the low half of byte i, value 16 + i in the high half."""
+    both_NK = np.empty(out_NK.shape, np.uint8)
+    np.bitwise_and(bytes_NX, 15, out=both_NK[:, :16])
+    np.right_shift(bytes_NX, 4, out=both_NK[:, 16:])
+    out_NK[:] = both_NK
 
 
-def _q4_0(block_NX: torch.Tensor, out_NK: torch.Tensor) -> None:
+def _q4_0(block_NX: Array, out_NK: Array) -> None:
     """2 bytes scale, 32 nibbles of value + 8."""
     _nibbles(block_NX[:, 2:], out_NK)
-    out_NK.sub_(8).mul_(_halves(block_NX[:, :2]))
+    out_NK -= 8
+    out_NK *= _halves(block_NX[:, :2])
 
 
-def _q4_1(block_NX: torch.Tensor, out_NK: torch.Tensor) -> None:
+def _q4_1(block_NX: Array, out_NK: Array) -> None:
     """2 bytes scale, 2 bytes minimum, 32 nibbles."""
     _nibbles(block_NX[:, 4:], out_NK)
     scale_minimum_N2 = _halves(block_NX[:, :4])
-    out_NK.mul_(scale_minimum_N2[:, :1]).add_(scale_minimum_N2[:, 1:])
+    out_NK *= scale_minimum_N2[:, :1]
+    out_NK += scale_minimum_N2[:, 1:]
 
 
-_FAST: dict[GGMLQuantizationType, Callable[[torch.Tensor, torch.Tensor], None]] = {
+_FAST: dict[GGMLQuantizationType, Callable[[Array, Array], None]] = {
     _Kind.Q8_0: _q8_0,
     _Kind.Q4_0: _q4_0,
     _Kind.Q4_1: _q4_1,

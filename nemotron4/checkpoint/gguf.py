@@ -14,6 +14,7 @@ from nemotron4.checkpoint.files import read_bytes
 from nemotron4.checkpoint.gguf_config import model_config
 from nemotron4.checkpoint.gguf_file import read_gguf
 from nemotron4.checkpoint.interface import Format, TensorInfo
+from nemotron4.checkpoint.templates import missing_template_note, prompt_format
 from nemotron4.checkpoint.turns import end_token_ids
 from nemotron4.checkpoint.vocabulary import checked_tokenizer
 from nemotron4.errors import CheckpointError, unknown_name
@@ -68,16 +69,17 @@ class GgufCheckpoint:
             raise CheckpointError(f"{self.path}: {message}", hint=hint)
         stored = self._file.tensors[self._stored_names[name]]
         data = read_bytes(self.path, name, stored.offset, stored.num_bytes)
+        if not self._is_nemotron and ".q_proj." in name:
+            data = to_rotate_half(data, stored.shape[0], self.config.num_heads)
+        if not self._is_nemotron and ".k_proj." in name:
+            data = to_rotate_half(data, stored.shape[0], self.config.num_kv_heads)
+        is_gamma = self._is_nemotron and name.endswith("norm.weight")
         try:
-            tensor = dequantize(data, stored)
+            tensor = dequantize(data, stored, torch.float32 if is_gamma else dtype)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {error.message}", hint=error.hint) from error
-        if self._is_nemotron and name.endswith("norm.weight"):
-            tensor = tensor.float() - 1  # GGUF stores gamma, Hugging Face gamma - 1
-        if not self._is_nemotron and ".q_proj." in name:
-            tensor = to_rotate_half(tensor, self.config.num_heads)
-        if not self._is_nemotron and ".k_proj." in name:
-            tensor = to_rotate_half(tensor, self.config.num_kv_heads)
+        if is_gamma:
+            tensor = tensor - 1  # GGUF stores gamma, Hugging Face gamma - 1
         return tensor if dtype is None else tensor.to(dtype)
 
     @property
@@ -98,8 +100,6 @@ class GgufCheckpoint:
 
     @cached_property
     def _prompt_format(self) -> PromptFormat | None:
-        from nemotron4.checkpoint.templates import prompt_format
-
         return prompt_format(self._template, self.tokenizer, is_nemotron=self._is_nemotron)
 
     def prompt_format(self) -> PromptFormat | None:
@@ -107,8 +107,6 @@ class GgufCheckpoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        from nemotron4.checkpoint.templates import missing_template_note
-
         return missing_template_note(self.path, self._template, is_nemotron=self._is_nemotron)
 
     @cached_property
@@ -138,13 +136,14 @@ class GgufCheckpoint:
         return not self._is_nemotron and (is_sentencepiece or is_llama3)
 
 
-def to_rotate_half(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
+def to_rotate_half(data: torch.Tensor, num_rows: int, num_heads: int) -> torch.Tensor:
     """Undo the row order that llama.cpp's converter gives q and k of Llama models.
 
-    There rows (2i, 2i + 1) of a head rotate together; here rows (i, i + head_dim / 2).
+    There rows (2i, 2i + 1) of a head rotate together; here rows (i, i + head_dim / 2). ``data`` are the
+    stored bytes: every row is quantised by itself, so whole rows can change places.
     """
-    pairs = tensor.view(num_heads, tensor.shape[0] // num_heads // 2, 2, *tensor.shape[1:])
-    return pairs.transpose(1, 2).reshape(tensor.shape)
+    pairs = data.numpy().reshape(num_heads, num_rows // num_heads // 2, 2, -1)
+    return torch.from_numpy(pairs.swapaxes(1, 2).reshape(-1))
 
 
 def _hugging_face_name(stored: str, path: Path) -> str:

@@ -81,7 +81,7 @@ def write_gguf(source: Path, file: Path, kind: Kind = Kind.F32, **metadata: Any)
             writer.add_float32(key, value)
         elif value is not None:
             writer.add_string(key, value)
-    _add_vocabulary(writer, source)
+    _add_vocabulary(writer, source, config["vocab_size"])
     for name, tensor in load_file(source / "model.safetensors").items():
         tensor = tensor.astype(np.float32)
         part = name.split(".")[-2]
@@ -98,7 +98,8 @@ def write_gguf(source: Path, file: Path, kind: Kind = Kind.F32, **metadata: Any)
     return file
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, source: Path) -> None:
+def _add_vocabulary(writer: gguf.GGUFWriter, source: Path, vocab_size: int) -> None:
+    """Padded with unused entries (type 5) to the rows of the embedding, as llama.cpp's converter does."""
     if (source / "tokenizer.model").is_file():
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
         ids = range(pieces.vocab_size())
@@ -118,8 +119,9 @@ def _add_vocabulary(writer: gguf.GGUFWriter, source: Path) -> None:
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    padding = [f"[PAD{i}]" for i in range(len(tokens), vocab_size)]
+    writer.add_token_list(tokens + padding)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens] + [5] * len(padding))
     writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import gguf
+import gguf.quants
 import numpy as np
 import pytest
 import torch
@@ -32,6 +33,15 @@ def nemotron(tmp_path: Path) -> Path:
     return nemotron_directory(tmp_path / "nemotron")
 
 
+def test_a_tensor_of_several_steps_equals_gguf_bit_for_bit() -> None:
+    # More values than one step takes, and not a multiple of it.
+    values = np.random.default_rng(0).standard_normal((67, 1024), dtype=np.float32)
+    raw = gguf.quants.quantize(values, Kind.Q8_0)
+    tensor = GgufTensor("w", values.shape, Kind.Q8_0, 0, raw.size)
+    found = dequantize(torch.from_numpy(raw.reshape(-1)), tensor, torch.float16)
+    assert torch.equal(found, torch.from_numpy(gguf_dequantize(raw, Kind.Q8_0)).half())
+
+
 @pytest.mark.parametrize("family", BUILDERS)
 def test_a_float_file_gives_the_logits_of_its_source(tmp_path: Path, family: str) -> None:
     source = BUILDERS[family](tmp_path / family)
@@ -42,6 +52,18 @@ def test_a_float_file_gives_the_logits_of_its_source(tmp_path: Path, family: str
     with torch.no_grad():
         torch.testing.assert_close(model(tokens_BT), peer(tokens_BT).logits, atol=1e-4, rtol=1e-4)
     assert set(report.loaded) | report.skipped.keys() == set(model.state_dict())
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_transformers_own_gguf_reader_gives_the_same_logits(tmp_path: Path, family: str) -> None:
+    # It reads head_dim as hidden / heads, hence 8.
+    source = BUILDERS[family](tmp_path / family, head_dim=8)
+    file = write_gguf(source, tmp_path / "m.gguf")
+    peer = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name)
+    model, _ = load_transformer(open_checkpoint(file), dtype=torch.float32)
+    tokens_BT = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens_BT), peer(tokens_BT).logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", BUILDERS)
@@ -91,7 +113,10 @@ def test_random_blocks_equal_gguf_bit_for_bit(kind: Kind) -> None:
     raw = np.random.default_rng(0).integers(0, 256, (24, 4 * block_bytes), dtype=np.uint8)
     tensor = GgufTensor("w", (24, 4 * block), kind, 0, raw.size)
     expected = gguf_dequantize(raw, kind)
-    np.testing.assert_array_equal(dequantize(torch.from_numpy(raw.reshape(-1)), tensor).numpy(), expected)
+    data = torch.from_numpy(raw.reshape(-1))
+    np.testing.assert_array_equal(dequantize(data, tensor).numpy(), expected)
+    rounded = torch.from_numpy(expected).to(torch.bfloat16)
+    assert torch.equal(dequantize(data, tensor, torch.bfloat16).nan_to_num(7), rounded.nan_to_num(7))
 
 
 def test_metadata_equals_what_gguf_itself_reads(nemotron: Path, tmp_path: Path) -> None:
