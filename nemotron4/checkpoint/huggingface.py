@@ -13,6 +13,7 @@ from nemotron4.checkpoint.files import read_json
 from nemotron4.checkpoint.hf_config import model_config
 from nemotron4.checkpoint.interface import Format, TensorInfo
 from nemotron4.checkpoint.safetensors import StoredTensor, read_header, read_tensor
+from nemotron4.checkpoint.templates import missing_template_note, prompt_format
 from nemotron4.checkpoint.turns import end_token_ids
 from nemotron4.checkpoint.vocabulary import checked_tokenizer
 from nemotron4.errors import CheckpointError, unknown_name
@@ -78,8 +79,6 @@ class HuggingFaceCheckpoint:
 
     @cached_property
     def _prompt_format(self) -> PromptFormat | None:
-        from nemotron4.checkpoint.templates import prompt_format
-
         return prompt_format(self._template, self.tokenizer, is_nemotron=self._is_nemotron)
 
     def prompt_format(self) -> PromptFormat | None:
@@ -87,8 +86,6 @@ class HuggingFaceCheckpoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        from nemotron4.checkpoint.templates import missing_template_note
-
         return missing_template_note(self.path, self._template, is_nemotron=self._is_nemotron)
 
     @cached_property
