@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +53,21 @@ def test_nemotron_answers_train_with_the_marker_that_follows(
         "<extra_id_0>System\nsys\n<extra_id_1>User\nq1\n<extra_id_1>Assistant\n[a1\n<extra_id_1>]User\nq2\n"
         "<extra_id_1>Assistant\n[a2\n<extra_id_1>]"
     )
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "nemo_chat_masks.json"
+
+
+@pytest.mark.parametrize(
+    "case", json.loads(GOLDEN.read_text())["cases"], ids=lambda case: case["expected"][:40]
+)
+def test_nemotron_masks_are_those_that_nemo_computes(
+    case: dict[str, Any], nemotron_tokenizer: SentencePieceTokenizer
+) -> None:
+    turns = [Message(turn["role"], turn["content"]) for turn in case["turns"]]
+    made = prompt.nemotron4({int(place) + 1: values for place, values in case["labels"].items()})
+    messages = [Message("system", case["system"]), *turns]
+    assert spelled(made, nemotron_tokenizer, messages) == case["expected"]
 
 
 def test_nemotron_first_turn_never_trains(nemotron_tokenizer: SentencePieceTokenizer) -> None:
