@@ -32,6 +32,7 @@ _PRE_TOKENIZERS: Mapping[str, tuple[str, ...]] = {
     "llama-bpe": (rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",),
     "qwen2": (rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}",),
 }
+_KINDS: Mapping[type, str] = {str: "a string", bool: "true or false", int: "an integer"}
 # Nemotron's turn markers belong to the text whatever type a converter gave them.
 _VISIBLE_MARKER = re.compile(r"<extra_id_\d+>")
 
@@ -94,7 +95,7 @@ def _added_token(token_id: int, content: str, *, is_special: bool) -> dict[str, 
 def _sentencepiece(metadata: Mapping[str, object]) -> Tokenizer:
     tokens = _tokens(metadata)
     types = _types(metadata, len(tokens))
-    scores = [float(score) for score in _list(metadata, "scores")]
+    scores = _numbers(metadata, "scores")
     if len(scores) != len(tokens):
         raise TokenizerError(f"{SOURCE}: {len(scores)} scores for {len(tokens)} tokens")
     pieces = [
@@ -127,7 +128,7 @@ def _tokens(metadata: Mapping[str, object]) -> list[str]:
 def _types(metadata: Mapping[str, object], num_tokens: int) -> list[int]:
     if "tokenizer.ggml.token_type" not in metadata:
         return [NORMAL] * num_tokens
-    types = [int(kind) for kind in _list(metadata, "token_type")]
+    types = [int(kind) for kind in _numbers(metadata, "token_type")]
     if len(types) != num_tokens or not all(NORMAL <= kind <= BYTE for kind in types):
         raise TokenizerError(
             f"{SOURCE}: {len(types)} token types for {num_tokens} tokens; expected as many, each 1 to 6"
@@ -144,10 +145,20 @@ def _token_id(metadata: Mapping[str, object], name: str) -> int | None:
     key = f"tokenizer.ggml.{name}_token_id"
     if key not in metadata:
         return None
-    token_id, num_tokens = int(str(metadata[key])), len(_list(metadata, "tokens"))
+    token_id: int = _value(metadata, f"{name}_token_id", int)
+    num_tokens = len(_list(metadata, "tokens"))
     if not 0 <= token_id < num_tokens:
         raise TokenizerError(f"{SOURCE}: {key} is {token_id}; expected an id below {num_tokens}")
     return token_id
+
+
+def _numbers(metadata: Mapping[str, object], name: str) -> list[float]:
+    try:
+        return [float(value) for value in _list(metadata, name)]
+    except (TypeError, ValueError) as error:
+        raise TokenizerError(
+            f"{SOURCE}: tokenizer.ggml.{name} holds something that is no number: {error}"
+        ) from error
 
 
 def _list(metadata: Mapping[str, object], name: str) -> Sequence[Any]:
@@ -162,5 +173,5 @@ def _value(metadata: Mapping[str, object], name: str, kind: type[Any], default: 
     value = metadata.get(f"tokenizer.ggml.{name}", default)
     if not isinstance(value, kind):
         given = "missing" if value is None else repr(value)[:40]
-        raise TokenizerError(f"{SOURCE}: tokenizer.ggml.{name} is {given}; expected a {kind.__name__}")
+        raise TokenizerError(f"{SOURCE}: tokenizer.ggml.{name} is {given}; expected {_KINDS[kind]}")
     return value

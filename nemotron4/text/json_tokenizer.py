@@ -38,8 +38,8 @@ class JsonTokenizer:
         self._source = source
         self._given = spec
         self._added = {token["id"]: token for token in spec.get("added_tokens") or ()}
-        self._decoding = _Decoding.of(self._spec.get("decoder"), source)
         full = _tokenizer(self._spec, source)
+        self._decoding = _Decoding.of(self._spec.get("decoder"), source)
         self._variants = {(True, False): full}
         self._full = full
         self._vocab_size = max(full.get_vocab().values(), default=-1) + 1
@@ -141,13 +141,15 @@ def _encodable(spec: Spec, source: str) -> Spec:
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
         raise TokenizerError(f"{source}: expected a JSON object with a field 'model'")
     added = spec.get("added_tokens") or []
-    try:
-        flagged = [{**token, "special": _is_marker(token)} for token in added]
-        is_complete = all(isinstance(token["id"], int) for token in added)
-    except (KeyError, TypeError) as error:
-        raise TokenizerError(f"{source}: an entry of 'added_tokens' lacks the field {error}") from error
-    if not is_complete:
-        raise TokenizerError(f"{source}: an entry of 'added_tokens' has an id that is not an integer")
+    fields = (("id", int), ("content", str), ("special", bool))
+    for token in added if isinstance(added, list) else [added]:
+        for name, kind in fields:
+            if not isinstance(token, dict) or not isinstance(token.get(name), kind):
+                raise TokenizerError(
+                    f"{source}: the added token {str(token)[:60]} "
+                    f"has no field {name!r} of type {kind.__name__}"
+                )
+    flagged = [{**token, "special": _is_marker(token)} for token in added]
     return {**spec, "added_tokens": flagged, "truncation": None, "padding": None, "post_processor": None}
 
 

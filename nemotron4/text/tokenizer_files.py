@@ -104,10 +104,16 @@ def _read_json_tokenizer(directory: Path) -> Tokenizer:
 def _refuse_other_tokens(directory: Path, tokenizer: Tokenizer) -> None:
     """TokenizerError if transformers' files add tokens that the SentencePiece model beside them lacks."""
     added: dict[str, Any] = {}
-    if (directory / "added_tokens.json").is_file():
-        added |= read_json(directory / "added_tokens.json")
-    for token_id, token in read_tokenizer_config(directory).get("added_tokens_decoder", {}).items():
-        added[token["content"]] = int(token_id)
+    try:
+        if (directory / "added_tokens.json").is_file():
+            added |= read_json(directory / "added_tokens.json")
+        for token_id, token in read_tokenizer_config(directory).get("added_tokens_decoder", {}).items():
+            added[token["content"]] = int(token_id)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TokenizerError(
+            f"{directory}: added_tokens.json or added_tokens_decoder in tokenizer_config.json is not "
+            f"a table of tokens and ids: {error}"
+        ) from error
     for content, token_id in added.items():
         if tokenizer.token_id(content) != token_id:
             raise TokenizerError(
