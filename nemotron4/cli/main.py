@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
     "pull": Command("nemotron4.cli.pull:pull", "Fetch a model into the cache."),
     "chat": Command("nemotron4.cli.chat:chat", "Chat with a model in the terminal."),
     "generate": Command("nemotron4.cli.generate:generate", "Answer a file of prompts."),
+    "plan": Command("nemotron4.cli.plan:plan", "Say which GPUs a model needs, and why."),
     "convert": Command("nemotron4.cli.convert:convert", "Write a checkpoint in another form."),
 }
 

@@ -1,0 +1,1 @@
+"""What hardware a model needs, and the scripts that start it there. No torch."""

@@ -1,0 +1,131 @@
+"""Bytes on each GPU while a model serves or trains.
+
+Serving: weights, the KV cache of the asked sequences, activations of one prefill chunk, and what the runtime
+takes. Training (mixed precision as in Megatron): 16-bit weights, float32 gradients, and 12 bytes of float32
+master weight and Adam moments for each trained parameter, the last divided over the data parallel ranks;
+activations are the layers' inputs (everything else is recomputed) of the micro-batches in flight.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from nemotron4.cluster.hardware import Dtype
+from nemotron4.cluster.sizes import Shape, TensorSize, stage_tensors
+
+Train = Literal["full", "lora"]
+Method = Literal["sft", "reward", "dpo", "rpo", "ppo"]
+
+PREFILL_TOKENS = 8192  # tokens of one prefill step, vLLM's default chunk
+RUNTIME_BYTES = 2 * 1000**3  # CUDA context, communication buffers, graphs: an assumption
+LORA_RANK = 32
+CRITIC_METHODS = ("ppo",)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model is split: tensor x pipeline x data parallel ranks."""
+
+    tensor_parallel: int
+    pipeline_parallel: int
+    data_parallel: int = 1
+
+    @property
+    def num_gpus(self) -> int:
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankBytes:
+    """What lies on one GPU."""
+
+    weights: int
+    kv_cache: int = 0
+    activations: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    runtime: int = RUNTIME_BYTES
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+    def to_json(self) -> dict[str, int]:
+        return {**asdict(self), "total": self.total}
+
+
+def serving_bytes(
+    shape: Shape, layout: Layout, stage: int, *, dtype: Dtype, context: int, concurrency: int
+) -> RankBytes:
+    """One rank of a stage with the cache of ``concurrency`` full sequences of ``context`` tokens."""
+    tp, pp = layout.tensor_parallel, layout.pipeline_parallel
+    tokens = min(PREFILL_TOKENS, context * concurrency)
+    q = shape.num_heads * shape.head_dim
+    kv = shape.num_kv_heads * shape.head_dim
+    # Residual stream, norm output and the widest intermediate of a block, two bytes each.
+    widths = 3 * shape.hidden_size + max((q + 2 * kv) // tp, shape.ffn_hidden_size // tp)
+    logits = 4 * concurrency * shape.vocab_size // tp if stage == pp - 1 else 0
+    return RankBytes(
+        weights=_weights(shape, layout, stage, dtype),
+        kv_cache=concurrency * context * kv_bytes_per_token(shape, layout),
+        activations=2 * tokens * widths + logits,
+    )
+
+
+def training_bytes(
+    shape: Shape,
+    layout: Layout,
+    stage: int,
+    *,
+    train: Train,
+    method: Method,
+    context: int,
+    micro_batch: int = 1,
+) -> RankBytes:
+    """One rank of a stage. ``ppo`` also trains a critic of the same size; references are read from disk."""
+    tp, pp = layout.tensor_parallel, layout.pipeline_parallel
+    models = 2 if method in CRITIC_METHODS else 1
+    weights = _weights(shape, layout, stage, "bf16") * models
+    if train == "full":
+        trained = weights // 2
+    else:
+        trained = models * sum(_lora_parameters(t, tp) for t in stage_tensors(shape, stage, pp))
+        weights += 2 * trained
+    layers = shape.num_layers // pp
+    in_flight = min(pp, pp - stage)  # one forward one backward: the first stage holds the most
+    inputs = 2 * micro_batch * context * shape.hidden_size * layers * in_flight // tp
+    q = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
+    block = 2 * micro_batch * context * (6 * shape.hidden_size + 2 * (q + 2 * shape.ffn_hidden_size)) // tp
+    logits = 6 * micro_batch * context * shape.vocab_size // tp if stage == pp - 1 else 0
+    return RankBytes(
+        weights=weights,
+        activations=inputs + max(block, logits),
+        gradients=4 * trained,
+        optimizer=math.ceil(12 * trained / layout.data_parallel),
+    )
+
+
+def kv_bytes_per_token(shape: Shape, layout: Layout) -> int:
+    """Keys and values of one position on one rank, 16 bits. Heads that do not divide are repeated."""
+    heads = max(1, shape.num_kv_heads // layout.tensor_parallel)
+    return 2 * (shape.num_layers // layout.pipeline_parallel) * heads * shape.head_dim * 2
+
+
+def _weights(shape: Shape, layout: Layout, stage: int, dtype: Dtype) -> int:
+    tensors = stage_tensors(shape, stage, layout.pipeline_parallel)
+    return sum(tensor.num_bytes(dtype, layout.tensor_parallel) for tensor in tensors)
+
+
+def _lora_parameters(tensor: TensorSize, tensor_parallel: int) -> int:
+    """A [rank, columns] and B [rows, rank] of every linear layer; the split side is split too."""
+    if not tensor.is_linear:
+        return 0
+    rows, columns = tensor.local_shape(tensor_parallel)
+    return LORA_RANK * (rows + columns)
+
+
+def largest(ranks: list[RankBytes]) -> RankBytes:
+    """The rank that needs the most."""
+    return max(ranks, key=lambda rank: rank.total)

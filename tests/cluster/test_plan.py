@@ -1,0 +1,207 @@
+"""The planner reproduces published hardware, sizes and rates."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nemotron4.cli.main import main
+from nemotron4.cluster.hardware import gpu_named
+from nemotron4.cluster.memory import Layout, kv_bytes_per_token
+from nemotron4.cluster.plan import Plan, Workload, make_plan
+from nemotron4.cluster.rates import mfu, non_embedding_parameters
+from nemotron4.cluster.sizes import bytes_by_part, num_parameters, tensor_sizes
+from nemotron4.errors import ConfigError
+from nemotron4.model.config import ModelConfig
+from nemotron4.model.presets import PRESETS, nemotron4_15b, nemotron4_340b
+
+
+def plan_for(gpu: str, **workload: object) -> Plan:
+    return make_plan(nemotron4_340b(), gpu_named(gpu), Workload(**workload))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("gpu", "num_gpus"), [("h200-141gb", 8), ("h100-80gb", 16), ("a100-80gb", 16)])
+def test_bf16_needs_the_hardware_of_the_model_card(gpu: str, num_gpus: int) -> None:
+    layout = plan_for(gpu).layout
+    assert layout.num_gpus == num_gpus
+    assert layout == Layout(tensor_parallel=8, pipeline_parallel=num_gpus // 8)
+
+
+def test_bf16_does_not_fit_one_node_of_h100_and_the_plan_says_why() -> None:
+    plan = plan_for("h100-80gb")
+    rejected = {attempt.layout.num_gpus: attempt.problem for attempt in plan.rejected}
+    assert set(rejected) == {1, 2, 4, 8}
+    assert "weights 85.3" in (rejected[8] or "")
+    assert "78.7 of 85.5 GB" in (rejected[8] or "")
+
+
+def test_fp8_fits_one_node_of_h100_and_not_half_of_it() -> None:
+    plan = plan_for("h100-80gb", dtype="fp8")
+    assert plan.layout.num_gpus == 8
+    assert {attempt.layout.num_gpus for attempt in plan.rejected} == {1, 2, 4}
+
+
+def test_full_fine_tuning_needs_twelve_nodes_as_the_published_recipe() -> None:
+    assert plan_for("h100-80gb", train="full").layout == Layout(8, 12)
+
+
+def test_lora_fits_where_full_training_does_not() -> None:
+    assert plan_for("h100-80gb", train="lora").layout.num_gpus == 16
+
+
+@pytest.mark.parametrize(
+    ("preset", "total", "non_embedding", "kv_bytes"),
+    [
+        ("nemotron4-340b", 341_029_195_776, 331_592_011_776, 589_824),
+        ("nemotron4-15b", 15_628_775_424, 12_483_047_424, 131_072),
+        ("minitron-8b", 8_271_699_968, 6_174_547_968, 131_072),
+        ("minitron-4b", 4_190_509_056, 2_617_645_056, 131_072),
+    ],
+)
+def test_parameters_and_cache_are_those_published(
+    preset: str, total: int, non_embedding: int, kv_bytes: int
+) -> None:
+    config = PRESETS[preset]()
+    assert num_parameters(config) == config.num_parameters == total
+    assert non_embedding_parameters(config) == non_embedding
+    assert kv_bytes_per_token(config, Layout(1, 1)) == kv_bytes
+    assert sum(bytes_by_part(config, "bf16").values()) == 2 * total
+
+
+@pytest.mark.parametrize(
+    ("preset", "num_gpus", "seconds", "batch", "published"),
+    [
+        ("nemotron4-340b", 1536, 10.3, 768, 42.4),
+        ("nemotron4-340b", 3072, 10.3, 1536, 42.3),
+        ("nemotron4-340b", 6144, 8.0, 2304, 41.0),
+        ("nemotron4-15b", 768, 0.57, 384, 34.3),
+        ("nemotron4-15b", 1536, 0.58, 768, 33.3),
+        ("nemotron4-15b", 2304, 0.64, 1152, 30.5),
+    ],
+)
+def test_mfu_reproduces_the_published_rows(
+    preset: str, num_gpus: int, seconds: float, batch: int, published: float
+) -> None:
+    share = mfu(PRESETS[preset](), num_gpus=num_gpus, peak=989e12, batch=batch, context=4096, seconds=seconds)
+    assert 100 * share == pytest.approx(published, abs=0.31)
+
+
+def test_more_sequences_need_more_memory_until_nothing_fits() -> None:
+    few, many = plan_for("h200-141gb", concurrency=1), plan_for("h200-141gb", concurrency=64)
+    cache = [plan.chosen.stages[0].kv_cache for plan in (few, many)]
+    assert cache[1] == 64 * cache[0]
+    with pytest.raises(ConfigError, match="no layout of up to"):
+        plan_for("h100-80gb", concurrency=10**7)
+
+
+def test_decode_is_bound_by_bandwidth_and_follows_the_formula() -> None:
+    plan = plan_for("h200-141gb", concurrency=1)
+    rates = plan.rates
+    assert rates is not None
+    rank = plan.chosen.stages[0]
+    assert rates.decode_bound == "bandwidth"
+    assert rates.decode_step_s == pytest.approx((rank.weights + rank.kv_cache) / 4.8e12)
+
+
+def test_a_given_layout_is_described_even_if_it_does_not_fit() -> None:
+    plan = make_plan(
+        nemotron4_340b(), gpu_named("h100-80gb"), Workload(), tensor_parallel=8, pipeline_parallel=1
+    )
+    assert plan.chosen.problem is not None
+    assert plan.to_json()["fits"] is False
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"tensor_parallel": 3}, "tensor_parallel is 3"),
+        ({"tensor_parallel": 16}, "tensor_parallel is 16; the model has 8 key/value heads"),
+        ({"pipeline_parallel": 5}, "96 layers do not divide"),
+    ],
+)
+def test_an_impossible_split_is_refused(sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_plan(nemotron4_340b(), gpu_named("h100-80gb"), Workload(), **sizes)
+
+
+def test_an_unknown_gpu_names_the_nearest() -> None:
+    with pytest.raises(ConfigError) as raised:
+        gpu_named("h100")
+    assert raised.value.hint == "did you mean 'h100-80gb'?"
+
+
+def test_eight_bit_bytes_equal_a_converted_checkpoint(tmp_path: Path) -> None:
+    import torch
+
+    from nemotron4.checkpoint.convert import ConvertOptions, convert
+    from nemotron4.checkpoint.opening import open_checkpoint
+    from nemotron4.checkpoint.safetensors import read_header
+    from tests.tiny_models import nemotron_directory
+
+    source = nemotron_directory(tmp_path / "m", dtype=torch.bfloat16)
+    checkpoint = open_checkpoint(source)
+    convert(checkpoint, tmp_path / "q", ConvertOptions(to="hf", quantize="int8"))
+    stored = read_header(tmp_path / "q" / "model.safetensors")
+    planned = sum(bytes_by_part(checkpoint.config, "int8").values())
+    assert sum(tensor.num_bytes for tensor in stored.values()) == planned
+
+
+def test_every_tensor_has_the_name_and_shape_of_the_real_model() -> None:
+    import torch
+
+    from nemotron4.model.transformer import Transformer
+
+    llama = {"norm": "rmsnorm", "mlp": "swiglu", "tie_embeddings": True}
+    nano = PRESETS["nano"]()
+    for config in (nano, ModelConfig(**{**vars(nano), **llama})):
+        with torch.device("meta"):
+            model = Transformer(config)
+        real = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        assert {tensor.name: tensor.shape for tensor in tensor_sizes(config)} == real
+
+
+def test_planning_loads_no_torch() -> None:
+    script = (
+        "import sys; from nemotron4.cli.main import main; "
+        "status = main(['plan', 'nemotron4-340b', '--json']); "
+        "assert status == 0; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_gpus"] == 16
+
+
+def test_the_command_prints_json_and_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "nemotron4-340b", "--gpu", "h100-80gb", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["num_gpus"], values["tensor_parallel"], values["pipeline_parallel"]) == (16, 8, 2)
+    assert values["bytes_per_rank"]["weights"] == 2 * (
+        nemotron4_340b().num_parameters // 16 + _replicated_norms() // 16
+    )
+    assert main(["plan", "nemotron4-340b", "--gpu", "h100-80gb"]) == 0
+    text = capsys.readouterr().out
+    assert "341,029,195,776" in text
+    assert "8 GPUs" in text
+
+
+def _replicated_norms() -> int:
+    """Norm weights stand on all eight tensor ranks of a stage: seven copies more. The final norm is extra."""
+    config = nemotron4_340b()
+    final = 2 * config.hidden_size
+    layers = 4 * config.hidden_size * config.num_layers
+    return 7 * layers + 16 * final - final
+
+
+def test_the_picture_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "plan.svg"
+    assert main(["plan", "nemotron4-15b", "--plot", str(path)]) == 0
+    assert path.read_text().count("<svg") == 1
+
+
+def test_the_15b_needs_one_gpu() -> None:
+    assert make_plan(nemotron4_15b(), gpu_named("h100-80gb"), Workload()).layout == Layout(1, 1)
