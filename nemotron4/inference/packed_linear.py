@@ -2,7 +2,8 @@
 
 Two reasons. Speed: torch's default product reorders the weights again at every call. Sameness: with two or
 more rows, a row's result does not depend on how many rows there are (tests/inference/test_packed_linear.py),
-so a request's tokens are the same in any batch; a lone row is therefore computed as one of two.
+so a request's tokens are the same in any batch. A lone row is therefore computed as one of several, which
+costs no time: the product waits for the weights.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from nemotron4.model.attention import Attention
 from nemotron4.model.layers import SquaredReluMLP, SwiGluMLP
 from nemotron4.model.transformer import Transformer
+
+
+LONE_ROW_COPIES = 4  # the number of rows for which oneDNN reads weights fastest
 
 
 class PackedLinear(nn.Module):
@@ -32,7 +36,7 @@ class PackedLinear(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         is_alone = rows.shape[0] == 1
         if is_alone:
-            rows = rows.expand(2, -1).contiguous()
+            rows = rows.expand(LONE_ROW_COPIES, -1).contiguous()
         out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
         return (out[:1] if is_alone else out).view(*x.shape[:-1], self.out_features)
 
