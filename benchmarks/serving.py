@@ -126,9 +126,7 @@ def measure(name: str, *, rounds: int, cases: list[Case]) -> list[dict[str, obje
     return rows
 
 
-def measure_case(
-    engine: Engine, peer: NemotronForCausalLM, case: Case, *, rounds: int
-) -> dict[str, object]:
+def measure_case(engine: Engine, peer: NemotronForCausalLM, case: Case, *, rounds: int) -> dict[str, object]:
     vocabulary = engine.info.vocab_size
     warm_up = Case("warm-up", min(case.num_sequences, 4), 32, 4)
     run_ours(engine, warm_up, prompts(warm_up, vocabulary, 99))

@@ -16,7 +16,6 @@ from nemotron4.model.attention import Attention
 from nemotron4.model.layers import SquaredReluMLP, SwiGluMLP
 from nemotron4.model.transformer import Transformer
 
-
 LONE_ROW_COPIES = 4  # the number of rows for which oneDNN reads weights fastest
 
 
