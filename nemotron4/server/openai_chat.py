@@ -87,7 +87,7 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
 
 async def _choices(body: ChatRequest, prompt_format: PromptFormat, service: Service) -> list[Choice]:
     tokenizer = service.engine.tokenizer
-    messages = [_message(each) for each in body.messages]
+    messages = [_message(each, index) for index, each in enumerate(body.messages)]
     # A checkpoint's own template is a program that runs beside us and may take its time.
     prompt_ids = await asyncio.to_thread(prompt_format.encode, tokenizer, messages)
     turn_strings = tuple(stop for stop in prompt_format.stop_strings if stop not in tokenizer.markers)
@@ -110,8 +110,10 @@ async def _choices(body: ChatRequest, prompt_format: PromptFormat, service: Serv
     ]
 
 
-def _message(message: ChatMessage) -> Message:
+def _message(message: ChatMessage, index: int) -> Message:
     content = message.content
+    if content is None and message.role != "assistant":
+        raise ApiError(400, f"messages[{index}]: a {message.role} message needs content", param="messages")
     if isinstance(content, list):
         content = "".join(part.text for part in content)
     return Message("system" if message.role == "developer" else message.role, content or "")

@@ -79,7 +79,7 @@ class _Sampling(_Strict):
     # Beyond OpenAI's own, under the names that other open servers use.
     top_k: int | None = Field(None, ge=0, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     min_tokens: int | None = Field(None, ge=0, lt=2**31)
     user: Ignored
     metadata: Ignored

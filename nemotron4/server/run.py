@@ -48,11 +48,13 @@ def run(
 
 def bind(host: str, port: int) -> socket.socket:
     """A bound socket that does not listen yet: connecting to it is refused."""
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"port is {port}; expected 0 (any free one) to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except (socket.gaierror, UnicodeError, OverflowError) as error:
+    except (socket.gaierror, UnicodeError) as error:
         raise ConfigError(f"host {host!r} with port {port} is no address: {error}") from error
     listener = socket.socket(family, kind, protocol)
     try:

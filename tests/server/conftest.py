@@ -9,7 +9,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,11 +36,22 @@ class InProcess:
         self.log = io.StringIO()
         self.app = create_app(self.engine, self.settings, access_log=AccessLog(self.log))
 
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://127.0.0.1")
+
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            async with self.client() as client:
                 return await client.request(method, path, **arguments)
+
+        return asyncio.run(send())
+
+    def request_all(self, method: str, path: str, contents: Iterable[str]) -> list[httpx.Response]:
+        """One JSON request after the other over one loop."""
+
+        async def send() -> list[httpx.Response]:
+            async with self.client() as client:
+                return [await client.request(method, path, content=each, headers=JSON) for each in contents]
 
         return asyncio.run(send())
 

@@ -171,6 +171,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"messages": [{"content": "a"}]}, "messages", "required"),
     ({"messages": [{"role": "boss", "content": "a"}]}, "messages", "expected system"),
     ({"messages": [{"role": "user", "content": 1}]}, "messages", "valid string"),
+    ({"messages": [*HI, {"role": "user"}]}, "messages", "messages[1]: a user message needs content"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
         "messages",

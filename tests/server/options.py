@@ -1,0 +1,16 @@
+"""Options that several sub-commands share: one spelling, one help text."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A pulled name (smollm2), a directory, a .gguf or .nemo file, or a hub id.")
+]
+DtypeOption = Annotated[str, typer.Option(help="Type of the weights: auto, float32, bfloat16 or float16.")]
+DeviceOption = Annotated[str, typer.Option(help="Where to run: auto, cpu or cuda.")]
+QuantizeOption = Annotated[str | None, typer.Option(help="Quantise the weights while loading: int8.")]
+AdapterOption = Annotated[str | None, typer.Option(metavar="PATH", help="A trained adapter to apply.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
