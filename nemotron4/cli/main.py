@@ -28,6 +28,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "eval": Command("nemotron4.cli.eval:app", "Measure a model by the card's benchmarks."),
     "pull": Command("nemotron4.cli.pull:pull", "Fetch a model into the cache."),
+    "serve": Command("nemotron4.cli.serve:serve", "Put a model on a port: PUT /generate and OpenAI routes."),
     "chat": Command("nemotron4.cli.chat:chat", "Chat with a model in the terminal."),
     "generate": Command("nemotron4.cli.generate:generate", "Answer a file of prompts."),
     "plan": Command("nemotron4.cli.plan:plan", "Say which GPUs a model needs, and why."),

@@ -1,0 +1,71 @@
+"""``nemotron4 serve``: put a model on a port."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nemotron4.cli.options import AdapterOption, DeviceOption, DtypeOption, ModelArgument, QuantizeOption
+
+
+def serve(
+    model: ModelArgument,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 1424,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    quantize: QuantizeOption = None,
+    adapter: AdapterOption = None,
+    max_running: Annotated[int, typer.Option(min=1, help="Rows that generate at the same time.")] = 128,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Rows that wait; more are answered 429.")] = 1024,
+    cache_gb: Annotated[
+        float | None, typer.Option(help="Memory for keys and values; without it a share of what is free.")
+    ] = None,
+    nemo_compat: Annotated[
+        str,
+        typer.Option(help="strict: /generate as NeMo has it. fixed: refusals are HTTP 400, penalties count."),
+    ] = "strict",
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Ask for one of the keys in this file, one a line.")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Answer to this name too when listening on loopback; repeatable."),
+    ] = None,
+    max_body_mb: Annotated[float, typer.Option(help="Largest request body, in MB.")] = 8.0,
+) -> None:
+    """Serve a model: PUT /generate (NeMo) and /v1 (OpenAI) on one port.
+
+    The port opens when the model can generate; a line on stderr then says so. SIGTERM or Ctrl-C lets running
+    requests end and refuses new ones; a second signal exits at once.
+    """
+    from nemotron4.server.settings import ServerSettings, read_api_keys
+
+    settings = ServerSettings(
+        host=host,
+        nemo_compat=nemo_compat,  # type: ignore[arg-type]  # checked there
+        api_keys=() if api_key_file is None else read_api_keys(api_key_file),
+        allowed_hosts=tuple(allowed_host or ()),
+        max_body_bytes=int(max_body_mb * 1e6),
+    )
+
+    from nemotron4.inference.interface import InferenceEngine
+    from nemotron4.server.run import run
+
+    def load_engine() -> InferenceEngine:
+        from nemotron4.inference.load import load
+
+        return load(
+            model,
+            dtype=dtype,
+            device=device,
+            quantize=quantize,
+            adapter=adapter,
+            cache_gb=cache_gb,
+            max_running=max_running,
+            max_waiting=max_waiting,
+        )
+
+    run(load_engine, port=port, settings=settings)

@@ -1,0 +1,78 @@
+"""``nemotron4 serve``: options are checked before a model is touched; the real model answers both APIs."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from nemotron4.cli.main import main
+
+CARD_PROMPT = (
+    "<extra_id_0>System\n\n<extra_id_1>User\nWrite a poem on NVIDIA in the style of Shakespeare\n"
+    "<extra_id_1>Assistant\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nemo-compat", "loose"], "nemo_compat is 'loose'; expected 'strict' or 'fixed'"),
+        (["--api-key-file", "/nonexistent/keys"], "/nonexistent/keys: cannot be read"),
+        (["--port", "70000"], "port is 70000"),
+        (["--max-body-mb", "0"], "max_body_bytes is 0"),
+        (["--port", "0", "--host", "no such host"], "is no address"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_the_model(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["serve", "/no/such/model", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_busy_port_is_refused_before_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert main(["serve", "/no/such/model", "--port", port]) == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+@contextmanager
+def _serving(model: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "nemotron4.cli", "serve", str(model), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        lines = iter(process.stderr)
+        urls = (re.search(r"^ready: \S+ on (http://\S+)", line) for line in lines)
+        yield next(found[1] for found in urls if found)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@pytest.mark.demo_model
+def test_the_demo_model_answers_the_card_and_a_chat(demo_model: Path) -> None:
+    with _serving(demo_model) as url, httpx.Client(base_url=url, timeout=60) as client:
+        body: dict[str, Any] = {"sentences": [CARD_PROMPT], "tokens_to_generate": 8, "greedy": True}
+        sentence = client.put("/generate", json=body).json()["sentences"][0]
+        assert sentence.startswith(CARD_PROMPT)
+        assert len(sentence) > len(CARD_PROMPT)
+        question = {"role": "user", "content": "What is the capital of France?"}
+        chat = {"messages": [question], "temperature": 0, "max_tokens": 20}
+        answer = client.post("/v1/chat/completions", json=chat).json()
+        assert answer["choices"][0]["message"]["content"] == "The capital of France is Paris."
+        assert answer["choices"][0]["finish_reason"] == "stop"
