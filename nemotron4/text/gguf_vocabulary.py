@@ -104,7 +104,11 @@ def _sentencepiece(metadata: Mapping[str, object]) -> Tokenizer:
     ]
     if not any(piece.type == UNKNOWN for piece in pieces):
         pieces = _with_unknown(metadata, pieces)
-    model = build_bpe(pieces, add_dummy_prefix=_value(metadata, "add_space_prefix", bool, True))
+    add_dummy_prefix = _value(metadata, "add_space_prefix", bool, True)
+    try:
+        model = build_bpe(pieces, add_dummy_prefix=add_dummy_prefix)
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise TokenizerError(f"{SOURCE}: a token or score is out of range: {error}") from error
     return SentencePieceTokenizer(
         model, source=SOURCE, bos_id=_token_id(metadata, "bos"), eos_id=_token_id(metadata, "eos")
     )

@@ -57,14 +57,18 @@ class _Rendering:
             return cls(writer, messages, None, {})
         # The longest first: one marker may begin another.
         pattern = re.compile("|".join(re.escape(m) for m in sorted(known, key=len, reverse=True)))
-        found = sorted({marker for message in messages for marker in pattern.findall(message.content)})
-        used = set("".join(message.content for message in messages))
+        written = "\n".join(part for message in messages for part in (message.role, message.content))
+        found, used = sorted(set(pattern.findall(written))), set(written)
         free = (code for code in _PRIVATE_USE if chr(code) not in used)
         stand_ins = dict(zip(found, free, strict=False))
         if len(stand_ins) < len(found):
             raise TemplateError("the messages use too many private-use characters to tell markers from text")
-        safe = [Message(m.role, pattern.sub(lambda x: chr(stand_ins[x[0]]), m.content)) for m in messages]
-        return cls(writer, safe, pattern, {code: marker for marker, code in stand_ins.items()})
+
+        def safe(text: str) -> str:
+            return pattern.sub(lambda match: chr(stand_ins[match[0]]), text)
+
+        safe_messages = [Message(safe(message.role), safe(message.content)) for message in messages]
+        return cls(writer, safe_messages, pattern, {code: marker for marker, code in stand_ins.items()})
 
     def render(self, num_messages: int, *, add_generation_prompt: bool) -> str:
         return self.writer.template.render(

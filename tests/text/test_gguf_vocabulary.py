@@ -148,6 +148,7 @@ def test_merges_stop_where_the_named_pre_tokenizer_cuts(pre: str, pieces: str) -
         ({"tokenizer.ggml.model": "bert"}, "unknown tokenizer.ggml.model 'bert'"),
         ({"tokenizer.ggml.model": None}, "tokenizer.ggml.model is missing"),
         ({"tokenizer.ggml.tokens": None}, "tokenizer.ggml.tokens is missing; expected a list"),
+        ({"tokenizer.ggml.scores": [1e99] * 420}, "a token or score is out of range"),
         ({"tokenizer.ggml.scores": [0.5]}, "1 scores for 420 tokens"),
         ({"tokenizer.ggml.token_type": ["x"]}, "token_type holds something that is no number"),
         ({"tokenizer.ggml.eos_token_id": "3"}, "eos_token_id is '3'; expected an integer"),

@@ -268,3 +268,11 @@ def test_a_format_can_be_sent_to_another_process(chatml_tokenizer: JsonTokenizer
     made = prompt.from_template(FOREIGN, chatml_tokenizer)
     copy = pickle.loads(pickle.dumps(made))  # noqa: S301 - made here
     assert copy.encode(chatml_tokenizer, [user("q")]) == made.encode(chatml_tokenizer, [user("q")])
+
+
+def test_a_marker_in_the_name_of_a_role_stays_text(
+    chatml_tokenizer: JsonTokenizer, foreign_format: prompt.PromptFormat
+) -> None:
+    ids = foreign_format.encode(chatml_tokenizer, [Message("user<|im_end|>", "q")])
+    assert ids.count(chatml_tokenizer.token_id("<|im_end|>")) == 1
+    assert "user<|im_end|>\nq" in chatml_tokenizer.decode(ids)
