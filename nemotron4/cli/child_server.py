@@ -1,0 +1,126 @@
+"""The processes that the demonstration starts: they never outlive it unless they should."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import httpx
+
+from nemotron4.errors import Nemotron4Error
+
+STOP_S = 10.0
+TAIL_LINES = 15
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Raise if something listens there already."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As the server does: a port whose last connections are still closing is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Nemotron4Error(
+                f"port {port} of {host} cannot be used: {error.strerror}",
+                hint=f"stop the program that listens there, or choose another port: --port {port + 1}",
+            ) from error
+
+
+def run_child(command: Sequence[str]) -> int:
+    """Run a command and return its exit status; interrupted, end it and everything it started."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        return process.wait()
+    except BaseException:
+        with _uninterrupted():
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        raise
+
+
+class ChildServer:
+    """``nemotron4 serve`` as a child, stopped at the end of the ``with`` block unless ``keep`` was called.
+
+    It has a process group of its own, so that Ctrl-C reaches the demonstration alone. Its standard input is a
+    pipe that nothing is written to: the command watches it and ends with its parent (``cli/lifeline.py``).
+    """
+
+    def __init__(self, command: Sequence[str], *, url: str, log: Path, may_outlive: bool = False) -> None:
+        self.url = url
+        self.log = log
+        self._is_kept = False
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL if may_outlive else subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not self._is_kept:
+            self.stop()
+
+    def keep(self) -> None:
+        """Leave it running."""
+        self._is_kept = True
+
+    def wait_until_ready(self, *, timeout_s: float) -> None:
+        """Return when it answers; it accepts no connection before it can generate."""
+        deadline = time.monotonic() + timeout_s
+        with httpx.Client(trust_env=False, timeout=timeout_s) as client:
+            while time.monotonic() < deadline:
+                if self._process.poll() is not None:
+                    raise self.failure("the server ended before it was ready")
+                try:
+                    client.get(f"{self.url}/health").raise_for_status()
+                    return
+                except httpx.TransportError:
+                    time.sleep(0.05)
+        raise self.failure(f"the server was not ready after {timeout_s:.0f} s")
+
+    def failure(self, message: str) -> Nemotron4Error:
+        """An error with the end of what the server wrote."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+        written = "".join(f"\n    {line}" for line in lines)
+        return Nemotron4Error(f"{message}; it wrote:{written}" if lines else f"{message} and wrote nothing")
+
+    def stop(self) -> None:
+        """Ask it to end, then insist."""
+        with _uninterrupted():
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C while the child is being stopped must not leave it behind."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    earlier = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, earlier, strict=True):
+            signal.signal(number, handler)
