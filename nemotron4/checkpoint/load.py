@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import CheckpointError, unknown_name
@@ -21,11 +23,26 @@ class LoadReport:
     skipped: Mapping[str, str]  # name -> reason
 
 
+class _WithoutInitialisation(TorchFunctionMode):
+    """Makes ``torch.nn.init`` do nothing: on the meta device it imports torch's compiler, for a second."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def load_transformer(
     checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> tuple[Transformer, LoadReport]:
     """The checkpoint's language model, ready to run, and what became of every tensor."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInitialisation():
         model = Transformer(checkpoint.config)
     report = load_weights(model, checkpoint, dtype=dtype, device=device)
     model.model.rotary = RotaryEmbedding(checkpoint.config).to(device)  # not in a checkpoint: computed

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -72,3 +76,17 @@ def test_a_module_whose_shape_differs_names_the_tensor_and_the_file(checkpoint: 
     model.lm_head = torch.nn.Linear(48, 9, bias=False, device="meta")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: tensor 'lm_head\.weight' has shape"):
         load_weights(model, checkpoint, dtype=torch.float32)
+
+
+def test_loading_does_not_import_torchs_compiler(checkpoint: Checkpoint) -> None:
+    code = f"""
+        import sys
+        import torch
+        from nemotron4.checkpoint import open_checkpoint
+        from nemotron4.checkpoint.load import load_transformer
+
+        load_transformer(open_checkpoint({str(checkpoint.path)!r}), dtype=torch.float32)
+        assert "torch._dynamo" not in sys.modules
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment, check=True)
