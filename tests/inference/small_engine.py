@@ -8,7 +8,7 @@ import torch
 
 from nemotron4.inference.engine import Engine
 from nemotron4.inference.interface import ModelInfo
-from nemotron4.inference.packed_linear import pack
+from nemotron4.inference.packed_linear import can_pack, pack
 from nemotron4.inference.runner import ModelRunner
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.kv_cache import KVCache
@@ -69,18 +69,19 @@ def small_engine(
     max_running: int = 16,
     max_waiting: int = 256,
     max_step_tokens: int = 128,
+    dtype: torch.dtype = torch.float32,
 ) -> Engine:
-    model = model or random_model()
-    if torch.backends.mkldnn.is_available():
+    model = (model or random_model()).to(dtype)
+    if can_pack(dtype, torch.device("cpu")):
         pack(model)
     config = model.config
-    cache = KVCache(config, num_blocks, dtype=torch.float32, device=torch.device("cpu"))
+    cache = KVCache(config, num_blocks, dtype=dtype, device=torch.device("cpu"))
     info = ModelInfo(
         name="small",
         context_length=config.context_length,
         vocab_size=config.vocab_size,
         num_parameters=config.num_parameters,
-        dtype="float32",
+        dtype=str(dtype).removeprefix("torch."),
         device="cpu",
         eos_token_ids=(),
     )

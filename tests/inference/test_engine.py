@@ -13,6 +13,7 @@ from transformers import NemotronConfig, NemotronForCausalLM
 from nemotron4.errors import EngineBusyError, RequestError
 from nemotron4.inference.engine import Engine, derive_seed
 from nemotron4.inference.interface import SamplingParams, TokenStep
+from nemotron4.inference.packed_linear import can_pack
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.transformer import Transformer
 from tests.inference.small_engine import SMALL, random_model, random_prompts, small_engine
@@ -122,6 +123,26 @@ def test_shared_prefixes_are_computed_once_and_change_no_bit() -> None:
         assert engine.generate(prompts, **SETTINGS) == expected  # type: ignore[arg-type]
         assert engine.stats().prompt_tokens_reused_total == 2 * 96
         assert engine.generate(prompts, **SETTINGS) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_scores_stay_near_float32(dtype: torch.dtype) -> None:
+    rows = random_prompts(5, 40, 70)
+    with small_engine() as engine:
+        expected = engine.score(token_ids=rows)
+    with small_engine(dtype=dtype) as engine:
+        assert engine.info.dtype == str(dtype).removeprefix("torch.")
+        for actual, wanted in zip(engine.score(token_ids=rows), expected, strict=True):
+            assert torch.tensor(actual).sub(torch.tensor(wanted)).abs().mean() < 0.1
+
+
+def test_bfloat16_gives_the_same_bits_in_any_batch() -> None:
+    if not can_pack(torch.bfloat16, torch.device("cpu")):
+        pytest.skip("oneDNN has no bfloat16 product here")
+    prompts = random_prompts(3, 40, 70)
+    with small_engine(dtype=torch.bfloat16) as engine:
+        together = engine.generate(prompts, **SETTINGS)  # type: ignore[arg-type]
+        assert [engine.generate([p], **SETTINGS)[0] for p in prompts] == together  # type: ignore[arg-type]
 
 
 def test_samples_of_one_prompt_differ_and_share_its_blocks() -> None:

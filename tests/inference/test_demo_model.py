@@ -1,0 +1,69 @@
+"""The engine on the pulled SmolLM2-135M-Instruct, against transformers on the same dequantised weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import nemotron4
+from nemotron4.checkpoint import open_checkpoint
+from nemotron4.text.prompt import card_prompt
+
+pytestmark = pytest.mark.demo_model
+
+
+def transformers_model(path: Path) -> LlamaForCausalLM:
+    checkpoint = open_checkpoint(path)
+    config = checkpoint.config
+    with torch.device("meta"):
+        peer = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=config.hidden_size,
+                intermediate_size=config.ffn_hidden_size,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                num_key_value_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                rms_norm_eps=config.norm_eps,
+                rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=None,
+            )
+        )
+    state = {name: checkpoint.read(name, torch.float32) for name in checkpoint.tensors}
+    peer.load_state_dict(state, assign=True, strict=False)
+    peer.tie_weights()
+    # Not part of a state dict, hence still on the meta device.
+    peer.model.rotary_emb = type(peer.model.rotary_emb)(peer.config)
+    return peer.eval()
+
+
+@pytest.mark.slow
+def test_greedy_tokens_equal_transformers_for_mixed_lengths(demo_model: Path) -> None:
+    texts = ["The capital of France is", card_prompt(), "def fibonacci(n):", "Once upon a time " * 12]
+    peer = transformers_model(demo_model)
+    with nemotron4.load(demo_model) as engine:
+        generations = engine.generate(texts, max_new_tokens=24, temperature=0, stop_token_ids=())
+        prompts = [engine.encode(text) for text in texts]
+    for prompt, generation in zip(prompts, generations, strict=True):
+        ids = torch.tensor([prompt])
+        expected = peer.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, pad_token_id=0
+        )
+        assert list(generation.token_ids) == expected[0, len(prompt) :].tolist()
+
+
+def test_it_answers_in_its_own_format(demo_model: Path) -> None:
+    with nemotron4.load(demo_model) as engine:
+        [answer] = engine.generate(
+            [[{"role": "user", "content": "What is the capital of France?"}]],
+            max_new_tokens=32,
+            temperature=0,
+        )
+    assert answer.text == "The capital of France is Paris."
+    assert answer.finish_reason == "stop"
