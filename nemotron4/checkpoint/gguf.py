@@ -69,10 +69,15 @@ class GgufCheckpoint:
             raise CheckpointError(f"{self.path}: {message}", hint=hint)
         stored = self._file.tensors[self._stored_names[name]]
         data = read_bytes(self.path, name, stored.offset, stored.num_bytes)
-        if not self._is_nemotron and ".q_proj." in name:
-            data = to_rotate_half(data, stored.shape[0], self.config.num_heads)
-        if not self._is_nemotron and ".k_proj." in name:
-            data = to_rotate_half(data, stored.shape[0], self.config.num_kv_heads)
+        heads = {"q_proj": self.config.num_heads, "k_proj": self.config.num_kv_heads}
+        num_heads = None if self._is_nemotron else heads.get(name.split(".")[-2])
+        if num_heads is not None:
+            if stored.shape[0] != num_heads * self.config.head_dim:
+                raise CheckpointError(
+                    f"{self.path}: tensor {name!r} has {stored.shape[0]} rows; "
+                    f"expected {num_heads} heads of {self.config.head_dim}"
+                )
+            data = to_rotate_half(data, num_heads, self.config.head_dim)
         is_gamma = self._is_nemotron and name.endswith("norm.weight")
         try:
             tensor = dequantize(data, stored, torch.float32 if is_gamma else dtype)
@@ -136,13 +141,13 @@ class GgufCheckpoint:
         return not self._is_nemotron and (is_sentencepiece or is_llama3)
 
 
-def to_rotate_half(data: torch.Tensor, num_rows: int, num_heads: int) -> torch.Tensor:
+def to_rotate_half(data: torch.Tensor, num_heads: int, head_dim: int) -> torch.Tensor:
     """Undo the row order that llama.cpp's converter gives q and k of Llama models.
 
     There rows (2i, 2i + 1) of a head rotate together; here rows (i, i + head_dim / 2). ``data`` are the
     stored bytes: every row is quantised by itself, so whole rows can change places.
     """
-    pairs = data.numpy().reshape(num_heads, num_rows // num_heads // 2, 2, -1)
+    pairs = data.numpy().reshape(num_heads, head_dim // 2, 2, -1)
     return torch.from_numpy(pairs.swapaxes(1, 2).reshape(-1))
 
 

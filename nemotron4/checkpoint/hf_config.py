@@ -19,9 +19,16 @@ def model_config(values: Mapping[str, Any], source: Path) -> ModelConfig:
 
     Shapes must be in the file: no default of a model class stands in for a missing one.
     """
-    reader = _Reader(values, source)
+    rope = values.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise CheckpointError(f"{source}: rope_parameters is {rope!r}; expected an object")
+    # transformers 5.x moved these two into rope_parameters, which then counts.
+    moved = {
+        name: rope[name] for name in ("partial_rotary_factor", "rope_theta") if rope.get(name) is not None
+    }
+    reader = _Reader({**values, **moved}, source)
     kind = reader.get("model_type")
-    if kind not in _ACTIVATIONS:
+    if not isinstance(kind, str) or kind not in _ACTIVATIONS:
         raise CheckpointError(
             f"{source}: model_type is {kind!r}; readable: {', '.join(_ACTIVATIONS)}",
             hint="this decoder computes the Nemotron-4 and the Llama block, nothing else",
@@ -30,14 +37,7 @@ def model_config(values: Mapping[str, Any], source: Path) -> ModelConfig:
     hidden_size = reader.integer("hidden_size")
     num_heads = reader.integer("num_attention_heads")
     head_dim = reader.integer("head_dim", "kv_channels", default=hidden_size // max(num_heads, 1))
-    rope = reader.get("rope_parameters") or {}
-    if not isinstance(rope, Mapping):
-        raise CheckpointError(f"{source}: rope_parameters is {rope!r}; expected an object")
-    fraction = rope.get("partial_rotary_factor")
-    if fraction is None:
-        names = ("partial_rotary_factor", "rope_percent", "rope_percentage")
-        fraction = reader.number(*names, default=0.5 if kind == "nemotron" else 1.0)
-    theta = rope.get("rope_theta")
+    fraction_names = ("partial_rotary_factor", "rope_percent", "rope_percentage")
     try:
         return ModelConfig(
             num_layers=reader.integer("num_hidden_layers"),
@@ -51,11 +51,11 @@ def model_config(values: Mapping[str, Any], source: Path) -> ModelConfig:
             norm="layernorm1p" if kind == "nemotron" else "rmsnorm",
             norm_eps=reader.number(_EPS[kind], default=1e-5 if kind == "nemotron" else 1e-6),
             mlp="relu2" if kind == "nemotron" else "swiglu",
-            rotary_fraction=float(fraction),
-            rope_theta=reader.number("rope_theta", default=10000.0) if theta is None else float(theta),
+            rotary_fraction=reader.number(*fraction_names, default=0.5 if kind == "nemotron" else 1.0),
+            rope_theta=reader.number("rope_theta", default=10000.0),
             rope_scaling=_rope_scaling(reader.get("rope_scaling") or rope, source),
-            tie_embeddings=bool(reader.get("tie_word_embeddings", False)),
-            attention_bias=bool(reader.get("attention_bias", False)),
+            tie_embeddings=reader.flag("tie_word_embeddings"),
+            attention_bias=reader.flag("attention_bias"),
             init_std=reader.number("initializer_range", default=0.02),
             num_reward_attributes=reader.integer("num_reward_attributes", default=0),
         )
@@ -85,6 +85,12 @@ class _Reader:
             raise CheckpointError(f"{self._source}: {names[0]} is {value!r}; expected a number")
         return float(value)
 
+    def flag(self, name: str) -> bool:
+        value = self.get(name, False)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{self._source}: {name} is {value!r}; expected true or false")
+        return value
+
     def _first(self, names: tuple[str, ...], default: float | None) -> Any:
         for name in names:
             if self._values.get(name) is not None:
@@ -104,7 +110,7 @@ def _refuse_unsupported(reader: _Reader, kind: str) -> None:
             f"hidden_act is {activation!r}; a {kind} block here computes {_ACTIVATIONS[kind]!r}",
             "the weights would give other values under another activation",
         )
-    if reader.get("mlp_bias", False):
+    if reader.flag("mlp_bias"):
         raise reader.refuse("mlp_bias is true", "the MLP here has no bias")
     quantization = reader.get("quantization_config")
     if quantization is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from nemotron4.errors import CheckpointError
 from nemotron4.text.tokenizer import Tokenizer
 
 # A Nemotron chat model ends a turn with <extra_id_1>, although its configuration declares </s> only.
@@ -15,6 +16,10 @@ def end_token_ids(
     declared: Iterable[int], tokenizer: Tokenizer, *, is_nemotron: bool, template: str | None
 ) -> tuple[int, ...]:
     """Declared ids first, then the end markers of the family and of the template that the vocabulary has."""
+    declared = list(declared)
+    for token_id in declared:
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
+            raise CheckpointError(f"the declared end of text {token_id!r} is not a token id")
     pieces = [*(NEMOTRON_ENDS if is_nemotron else ()), *template_ends(template)]
     found = [tokenizer.token_id(piece) for piece in pieces]
     return tuple(dict.fromkeys([*declared, *(token_id for token_id in found if token_id is not None)]))

@@ -188,6 +188,14 @@ def test_damaged_headers_are_explained_errors(nemotron: Path, tmp_path: Path, po
         open_checkpoint(tmp_path / "m.gguf")
 
 
+def test_q_rows_that_are_no_whole_heads_are_refused(tmp_path: Path) -> None:
+    source = llama_directory(tmp_path / "m")
+    lengths = {"llama__attention__key_length": 16, "llama__attention__value_length": 16}
+    file = write_gguf(source, tmp_path / "m.gguf", **lengths, llama__rope__dimension_count=16)
+    with pytest.raises(CheckpointError, match="has 48 rows; expected 6 heads of 16"):
+        open_checkpoint(file).read("model.layers.0.self_attn.q_proj.weight")
+
+
 def test_a_fractional_count_is_refused(nemotron: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nemotron\.block_count is 1\.5; expected an integer"):
         open_checkpoint(write_gguf(nemotron, tmp_path / "m.gguf", nemotron__block_count=1.5))

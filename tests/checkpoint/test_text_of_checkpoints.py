@@ -48,6 +48,13 @@ def test_the_generation_configuration_comes_first(tmp_path: Path) -> None:
     assert open_checkpoint(directory).eos_token_ids == (7, 8, 2)
 
 
+def test_an_end_that_is_no_token_id_is_refused(tmp_path: Path) -> None:
+    directory = llama_directory(tmp_path / "m")
+    edit(directory / "generation_config.json", eos_token_id=["</s>"])
+    with pytest.raises(CheckpointError, match="end of text '</s>' is not a token id"):
+        _ = open_checkpoint(directory).eos_token_ids
+
+
 def test_without_any_declared_end_the_tokenizers_own_counts(tmp_path: Path) -> None:
     directory = llama_directory(tmp_path / "m")
     edit(directory / "tokenizer_config.json", eos_token="<|endoftext|>", chat_template=None)
