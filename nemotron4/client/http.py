@@ -9,6 +9,8 @@ import asyncio
 import email.utils
 import json
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,7 +77,7 @@ class HttpEndpoint:
                 connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s),
                 headers=self._headers,
-                trust_env=True,
+                proxy=_proxy_from_environment(self.base_url),
             )
         return self._session
 
@@ -85,6 +87,14 @@ class HttpEndpoint:
             # Lets transports of TLS connections finish closing (aiohttp's documented graceful shutdown).
             await asyncio.sleep(0)
             self._session = None
+
+
+def _proxy_from_environment(url: str) -> str | None:
+    """HTTP_PROXY and NO_PROXY, read once: aiohttp's own ``trust_env`` asks a thread at every request."""
+    parts = urllib.parse.urlsplit(url)
+    if not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
 
 
 def error_for_status(url: str, status: int, content: bytes, retry_after: str | None) -> ClientError:

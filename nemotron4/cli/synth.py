@@ -1,0 +1,223 @@
+"""``nemotron4 synth``: make training data with a recipe; every command works on the folder of a run."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nemotron4.cli.console import group, note, print_json
+from nemotron4.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from nemotron4.synth.recipe import Recipe
+
+app = group(
+    "Make synthetic training data: prompts, answers, judged pairs. A run survives kill -9: repeat it."
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.")]
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Override a value of the recipe, as in stage.0.knobs.n=5."
+    ),
+]
+
+
+def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
+    from nemotron4.synth.recipe import load_recipe
+
+    return load_recipe(recipe, overrides or [])
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run lives; an existing run goes on.")],
+    overrides: SetOption = None,
+    shard: Annotated[
+        str, typer.Option(metavar="INDEX/NUMBER", help="Work on one shard of a larger job.")
+    ] = "0/1",
+    workers: Annotated[int, typer.Option(help="Local processes; their shards are merged at the end.")] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no books at the end.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a run, or continue it where it stands: after a kill, a stop, or a change of the recipe."""
+    from nemotron4.synth.execute import parse_shard, run_recipe, run_workers
+
+    loaded = _load(recipe, overrides)
+    report = (lambda line: None) if quiet else note
+    if workers > 1:
+        arguments = [str(recipe), *(word for value in overrides or [] for word in ("--set", value))]
+        outcome = run_workers(loaded, out, workers, arguments, report)
+    else:
+        outcome = run_recipe(loaded, out, shard=parse_shard(shard), report=report)
+    if as_json:
+        print_json({"ending": outcome.ending, "reason": outcome.reason, "seconds": outcome.seconds,
+                    "calls": outcome.calls, "books": _books(out).to_json()})  # fmt: skip
+    elif not quiet:
+        note(f"{outcome.ending}: {outcome.reason} ({outcome.calls} calls in {outcome.seconds:.1f} s)")
+        _print_books(out)
+
+
+def _books(folder: Path) -> Any:
+    from nemotron4.synth.books import read_books
+    from nemotron4.synth.ledger import Reader
+    from nemotron4.synth.project import LEDGER, load_saved_recipe
+
+    with Reader(folder / LEDGER) as ledger:
+        return read_books(ledger, load_saved_recipe(folder))
+
+
+def _print_books(folder: Path) -> None:
+    from nemotron4.synth.books import books_table
+
+    print(books_table(_books(folder)))
+
+
+@app.command()
+def status(
+    folder: FolderArgument,
+    failures: Annotated[int, typer.Option(help="Show so many failures with their reasons.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the books of a run, also while it runs: requested = done + failed + filtered + pending."""
+    if as_json:
+        print_json(_books(folder).to_json())
+    else:
+        _print_books(folder)
+    if failures:
+        from nemotron4.synth.ledger import Reader
+        from nemotron4.synth.project import LEDGER
+
+        with Reader(folder / LEDGER) as ledger:
+            for stage, record, kind, reason in ledger.failures(failures):
+                note(f"{record.hex()[:12]} {stage}: {kind}: {reason}")
+
+
+@app.command()
+def preview(
+    recipe: RecipeArgument,
+    number: Annotated[int, typer.Option("-n", "--number", help="Records that each stage works on.")] = 5,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a few records through every stage and show one row of each; nothing is kept."""
+    from nemotron4.synth.execute import run_recipe
+    from nemotron4.synth.ledger import Reader
+    from nemotron4.synth.project import LEDGER
+
+    loaded = _load(recipe, overrides)
+    with tempfile.TemporaryDirectory(prefix="nemotron4-preview-") as name:
+        folder = Path(name)
+        run_recipe(loaded, folder, stage_limit=number)
+        shown: dict[str, Any] = {}
+        with Reader(folder / LEDGER) as ledger:
+            for stage in loaded.stage:
+                record = next(ledger.records_of(stage.name), None)
+                shown[stage.name] = None if record is None else ledger.payload(record)
+        if as_json:
+            print_json({"rows": shown, "books": _books(folder).to_json()})
+            return
+        for stage_name, row in shown.items():
+            print(f"--- {stage_name}")
+            print("(no row)" if row is None else json.dumps(row, indent=1, ensure_ascii=False))
+        _print_books(folder)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    like: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A run whose measured rates, tokens and yields are used."),
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate calls, tokens, money and time of a recipe without any call."""
+    from nemotron4.synth.plan import make_plan, plan_table
+    from nemotron4.synth.project import prepare
+
+    loaded = _load(recipe, overrides)
+    made = make_plan(loaded, prepare(loaded).stages, _books(like) if like is not None else None)
+    if as_json:
+        print_json(made.to_json())
+    else:
+        print(plan_table(made))
+        if made.seconds is None:
+            note("the time is unknown: run a preview or a small run, then name its folder with --like")
+
+
+@app.command()
+def retry(
+    folder: FolderArgument,
+    stage: Annotated[str | None, typer.Option(help="Only the failures of this stage.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no books at the end.")] = False,
+) -> None:
+    """Try everything that failed again, with new samples, and finish the run."""
+    from nemotron4.synth.execute import run_recipe
+    from nemotron4.synth.ledger import Ledger
+    from nemotron4.synth.project import LEDGER, load_saved_recipe
+
+    loaded = load_saved_recipe(folder)
+    ledger = Ledger(folder / LEDGER)
+    try:
+        number = ledger.requeue_failed(stage)
+    finally:
+        ledger.close()
+    note(f"{number} failures are tried again")
+    run_recipe(loaded, folder, report=None if quiet else note)
+    if not quiet:
+        _print_books(folder)
+
+
+@app.command()
+def export(
+    folder: FolderArgument,
+    partial: Annotated[bool, typer.Option("--partial", help="Export an unfinished run.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the rows, their card and plots to DIR/export; the folder appears when it is whole."""
+    from nemotron4.synth.export import export as write_export
+    from nemotron4.synth.project import load_saved_recipe
+
+    made = write_export(folder, load_saved_recipe(folder), is_partial_allowed=partial)
+    if as_json:
+        print_json({"folder": str(made.folder), "rows": made.counts})
+        return
+    for name, rows in made.counts.items():
+        print(f"{rows}\t{made.folder / name}")
+
+
+@app.command()
+def merge(
+    shards: Annotated[list[Path], typer.Argument(metavar="DIR...", help="The folders of the shards.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the merged run.")],
+) -> None:
+    """Join the shards of one recipe into a run; duplicates across shards are found then."""
+    from nemotron4.synth.merge import merge as merge_shards
+    from nemotron4.synth.project import load_saved_recipe, prepare
+
+    changed = merge_shards(shards, out, prepare(load_saved_recipe(shards[0])))
+    note(f"{changed} decisions of stages that see all rows changed; `synth run` finishes what became ready")
+    _print_books(out)
+
+
+@app.command()
+def show(
+    folder: FolderArgument,
+    record: Annotated[str, typer.Argument(metavar="ID", help="A record's id, or its first characters.")],
+) -> None:
+    """Print where a row comes from, as JSON: every ancestor with its raw replies, scores and filters."""
+    from nemotron4.synth.ancestry import ancestry, find_record
+    from nemotron4.synth.ledger import Reader
+    from nemotron4.synth.project import LEDGER
+
+    with Reader(folder / LEDGER) as ledger:
+        print(json.dumps(ancestry(ledger, find_record(ledger, record)), indent=1, ensure_ascii=False))

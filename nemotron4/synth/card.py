@@ -1,0 +1,250 @@
+"""The data card of an export: what it is, from where, how it was filtered and judged, and its plots."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemotron4.records import read_json_lines
+from nemotron4.synth.books import Books
+from nemotron4.synth.judge_report import judge_report
+from nemotron4.synth.ledger import FILTERED, Reader
+from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.stages import KINDS
+
+
+@dataclass
+class _Numbers:
+    """What the card says about one file."""
+
+    lengths: dict[str, list[int]] = field(default_factory=dict)
+    gaps: list[float] = field(default_factory=list)
+    chosen_rewards: list[float] = field(default_factory=list)
+    rejected_rewards: list[float] = field(default_factory=list)
+    tasks: Counter[str] = field(default_factory=Counter)
+    topics: Counter[str] = field(default_factory=Counter)
+    models: Counter[str] = field(default_factory=Counter)
+
+
+def write_card(folder: Path, recipe: Recipe, books: Books, counts: dict[str, int], ledger: Reader) -> None:
+    """Write ``README.md`` and the plots of an export's folder."""
+    numbers: dict[str, _Numbers] = {
+        name: _read_numbers(folder / name) for name in ("sft.jsonl", "preference.jsonl") if name in counts
+    }
+    plots = write_plots(folder, numbers)
+    sections = [
+        _front_matter(recipe, counts),
+        f"# {recipe.name}\n\nSynthetic data made with the recipe `{recipe.name}` (seed {recipe.seed}).",
+        _files(counts),
+        _sources(recipe, numbers),
+        _stages(books),
+        _filters(books),
+        _contamination(recipe, ledger),
+        _judges(recipe, ledger),
+        _statistics(numbers),
+        plots,
+        _limits(books),
+    ]
+    text = "\n\n".join(section for section in sections if section) + "\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _read_numbers(path: Path) -> _Numbers:
+    numbers = _Numbers()
+    for _, row in read_json_lines(path):
+        meta = row.get("meta", {})
+        numbers.tasks[meta.get("task", "unknown")] += 1
+        if meta.get("topic"):
+            numbers.topics[meta["topic"]] += 1
+        if "chosen" in row:
+            for part in ("chosen", "rejected"):
+                numbers.lengths.setdefault(part, []).append(len(row[part]))
+                numbers.models[meta.get(f"{part}_model") or "unknown"] += 1
+            if row.get("chosen_reward") is not None and row.get("rejected_reward") is not None:
+                numbers.gaps.append(row["chosen_reward"] - row["rejected_reward"])
+                numbers.chosen_rewards.append(row["chosen_reward"])
+                numbers.rejected_rewards.append(row["rejected_reward"])
+        else:
+            answers = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
+            numbers.lengths.setdefault("answers", []).extend(map(len, answers))
+    return numbers
+
+
+def _front_matter(recipe: Recipe, counts: dict[str, int]) -> str:
+    """What ``datasets.load_dataset`` reads: one configuration per row form."""
+    lines = ["---", f"license: {recipe.export.licence}", "tags: [synthetic]", "configs:"]
+    for name in ("sft", "preference", "prompts"):
+        file = f"{name}.parquet" if f"{name}.parquet" in counts else f"{name}.jsonl"
+        if f"{name}.jsonl" in counts:
+            lines.append(f"  - config_name: {name}\n    data_files: {file}")
+    return "\n".join([*lines, "---"])
+
+
+def _files(counts: dict[str, int]) -> str:
+    return _table("## Files", ("file", "rows"), [(f"`{name}`", str(rows)) for name, rows in counts.items()])
+
+
+def _sources(recipe: Recipe, numbers: dict[str, _Numbers]) -> str:
+    lines = ["## Sources and licences", "", f"Licence of this data: {recipe.export.licence}.", ""]
+    lines += [f"- {source}" for source in recipe.export.sources] or ["No sources are stated in the recipe."]
+    lines += ["", "Models that were asked:", ""]
+    for name, endpoint in recipe.endpoint.items():
+        revision = f", revision `{endpoint.revision}`" if endpoint.revision else ""
+        lines.append(f"- `{name}`: `{endpoint.model}` ({endpoint.form}{revision})")
+    models: Counter[str] = sum((part.models for part in numbers.values()), Counter())
+    if models:
+        lines += ["", "Answers by model: " + ", ".join(f"`{m}` {n}" for m, n in sorted(models.items())) + "."]
+    return "\n".join(lines)
+
+
+def _stages(books: Books) -> str:
+    rows = [
+        (
+            stage.name, KINDS[stage.kind].summary, str(stage.requested), str(stage.done),
+            str(sum(stage.filtered.values())), str(sum(stage.failed.values())), str(stage.rows_made),
+        )
+        for stage in books.stages
+    ]  # fmt: skip
+    head = ("stage", "what it does", "requested", "done", "filtered", "failed", "rows made")
+    return _table("## Counts per stage", head, rows)
+
+
+def _filters(books: Books) -> str:
+    rows = [
+        (stage.name, rule, str(number), f"{number / max(1, stage.requested):.1%}")
+        for stage in books.stages
+        for rule, number in sorted(stage.filtered.items())
+    ]
+    failures = [
+        (stage.name, f"failed: {reason}", str(number), f"{number / max(1, stage.requested):.1%}")
+        for stage in books.stages
+        for reason, number in sorted(stage.failed.items())
+    ]
+    return _table("## Left out, by rule", ("stage", "rule", "rows", "share"), rows + failures)
+
+
+def _contamination(recipe: Recipe, ledger: Reader) -> str:
+    stages = [stage for stage in recipe.stage if stage.kind == "decontaminate"]
+    if not stages:
+        return "## Decontamination\n\nThis data was not compared with any benchmark."
+    lines = ["## Decontamination", ""]
+    for stage in stages:
+        files = ", ".join(f"`{Path(file).name}`" for file in stage.knobs.get("files", []))
+        lines.append(
+            f"`{stage.name}` compared every text with {files}: 13 words in a row, "
+            "or 10 words in a row and over half of the item, or a whole short item."
+        )
+        hits: Counter[str] = Counter()
+        for record, state, rule in ledger.inputs(stage.name):
+            if state == FILTERED and rule == "contaminated":
+                reason = next(r for s, _, _, r in ledger.work_of(record) if s == stage.name)
+                hits[(reason or "").rpartition(": ")[0]] += 1
+        lines += [f"- `{item}`: {number} rows" for item, number in sorted(hits.items())] or [
+            "No row was hit."
+        ]
+    return "\n".join(lines)
+
+
+def _judges(recipe: Recipe, ledger: Reader) -> str:
+    report = judge_report(ledger, recipe)
+    return "## Judges\n\n" + "\n".join(f"- {line}" for line in report) if report else ""
+
+
+def _statistics(numbers: dict[str, _Numbers]) -> str:
+    rows = [
+        (f"{name} {part}", str(len(values)), *_quantiles(values))
+        for name, found in numbers.items()
+        for part, values in found.lengths.items()
+    ]
+    rows += [
+        (f"{name} reward gap", str(len(found.gaps)), *_quantiles(found.gaps))
+        for name, found in numbers.items()
+        if found.gaps
+    ]
+    text = _table(
+        "## Lengths (characters) and reward gaps", ("what", "number", "10 %", "median", "90 %", "mean"), rows
+    )
+    for name, found in numbers.items():
+        tasks = ", ".join(f"{task} {number}" for task, number in found.tasks.most_common())
+        text += f"\n\nTasks in `{name}`: {tasks}."
+    return text
+
+
+def _quantiles(values: Sequence[float]) -> tuple[str, ...]:
+    ordered = sorted(values)
+    points = [ordered[min(len(ordered) - 1, int(q * len(ordered)))] for q in (0.1, 0.5, 0.9)]
+    return tuple(f"{value:.3g}" for value in [*points, sum(ordered) / len(ordered)])
+
+
+def _limits(books: Books) -> str:
+    text = "## Limits\n\nThe texts were written by language models: they contain errors and inherit biases."
+    failed = books.num_failed
+    if failed:
+        text += f" {failed} pieces of work failed and are missing; `synth retry` tries them again."
+    if books.num_pending:
+        text += f" The run was not finished: {books.num_pending} pieces of work are pending."
+    return text
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    lines = [title, "", _row(head), _row(["---"] * len(head))]
+    return "\n".join(lines + [_row(row) for row in rows])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def write_plots(folder: Path, numbers: dict[str, _Numbers]) -> str:
+    """Histograms of lengths, rewards and gaps, and the commonest topics; the card's section about them."""
+    try:
+        import matplotlib
+    except ImportError:
+        return "## Plots\n\nmatplotlib was not installed, so there are none."
+    matplotlib.use("agg")
+    names = []
+    for name, found in numbers.items():
+        if not found.lengths:
+            continue
+        stem = name.removesuffix(".jsonl")
+        panels: list[tuple[str, dict[str, Any]]] = [("characters", dict(found.lengths))]
+        if found.gaps:
+            rewards = {"chosen": found.chosen_rewards, "rejected": found.rejected_rewards}
+            panels += [("reward", rewards), ("reward gap", {"gap": found.gaps})]
+        names += [
+            _histogram(folder / f"{stem}.{label.replace(' ', '_')}.png", label, s) for label, s in panels
+        ]
+        if found.topics:
+            names.append(_bars(folder / f"{stem}.topics.png", found.topics))
+    return "## Plots\n\n" + "\n".join(f"![{name}]({name})" for name in names) if names else ""
+
+
+def _histogram(path: Path, label: str, series: dict[str, Any]) -> str:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(list(series.values()), bins=30, label=list(series))
+    axes.set_xlabel(label)
+    axes.set_ylabel("rows")
+    axes.legend()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    return path.name
+
+
+def _bars(path: Path, topics: Counter[str]) -> str:
+    from matplotlib.figure import Figure
+
+    common = sorted(topics.items(), key=lambda entry: (-entry[1], entry[0]))[:20][::-1]
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.barh([topic[:48] for topic, _ in common], [number for _, number in common])
+    axes.set_xlabel("rows")
+    axes.set_title("commonest topics")
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    return path.name

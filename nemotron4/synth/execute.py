@@ -1,0 +1,126 @@
+"""Running a recipe into a folder: one process, several local processes, or one shard of a larger job."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from nemotron4.client import ChatModel
+from nemotron4.errors import ConfigError, Nemotron4Error
+from nemotron4.synth.ledger import Ledger
+from nemotron4.synth.merge import merge
+from nemotron4.synth.project import LEDGER, prepare, save_recipe
+from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.runner import Outcome, Runner
+
+Report = Callable[[str], None]
+
+
+def run_recipe(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    models: Mapping[str, ChatModel] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    stage_limit: int | None = None,
+    report: Report | None = None,
+) -> Outcome:
+    """Start or continue the run in ``folder``. SIGINT and SIGTERM end it cleanly; a second one at once."""
+    prepared = prepare(recipe, models)
+    save_recipe(folder, recipe)
+    ledger = Ledger(folder / LEDGER, synchronous="FULL" if recipe.durable == "power_loss" else "NORMAL")
+    try:
+        runner = Runner(
+            recipe,
+            prepared.stages,
+            ledger,
+            prepared.models,
+            prepared.prompts,
+            shard=shard,
+            stage_limit=stage_limit,
+            progress=None if report is None else lambda r: report(progress_line(r)),
+        )
+
+        async def main() -> Outcome:
+            _stop_on_signals(runner)
+            try:
+                return await runner.run()
+            finally:
+                await prepared.close()
+
+        return asyncio.run(main())
+    finally:
+        ledger.close()
+
+
+def _stop_on_signals(runner: Runner) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        runner.stop(f"{number.name} was received")
+        loop.remove_signal_handler(number)  # the next one ends the process the usual way
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            loop.add_signal_handler(number, stop, number)
+        except (ValueError, RuntimeError):  # not the main thread: the owner of that thread decides
+            return
+
+
+def progress_line(runner: Runner) -> str:
+    """Calls so far, calls under way, and what each stage has done since the start."""
+    done = {stage.name: runner.counts.get((stage.name, "done"), 0) for stage in runner.stages}
+    parts = [f"{name} {number}" for name, number in done.items() if number]
+    failed = sum(number for (_, outcome), number in runner.counts.items() if outcome == "failed")
+    spending = runner.spending
+    money = f", {spending.money:.4f} in money" if spending.money else ""
+    return (
+        f"{spending.calls} calls ({spending.in_flight} under way), {spending.tokens} tokens{money}, "
+        f"{failed} failed; done: {', '.join(parts) or 'nothing yet'}"
+    )
+
+
+def run_workers(
+    recipe: Recipe, folder: Path, num_workers: int, arguments: Sequence[str], report: Report
+) -> Outcome:
+    """Shards in local processes, then a merge into ``folder``, then what only the whole can finish.
+
+    ``arguments`` are those of ``synth run`` that the shards share (recipe and overrides).
+    """
+    if num_workers < 2:
+        raise ConfigError(f"workers is {num_workers}; expected 2 or more")
+    shards = [folder / "shards" / f"{index:04d}-of-{num_workers:04d}" for index in range(num_workers)]
+    commands = [
+        [sys.executable, "-m", "nemotron4.cli", "synth", "run", *arguments, "--out", str(shard),
+         "--shard", f"{index}/{num_workers}", "--quiet"]
+        for index, shard in enumerate(shards)
+    ]  # fmt: skip
+    workers = [subprocess.Popen(command) for command in commands]
+    try:
+        failed = [str(shard) for worker, shard in zip(workers, shards, strict=True) if worker.wait() != 0]
+    except BaseException:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.wait()
+        raise
+    if failed:
+        raise Nemotron4Error(
+            f"{len(failed)} of {num_workers} shards did not finish: {', '.join(failed)}",
+            hint="repeat the same command: it goes on where they stopped",
+        )
+    report(f"{num_workers} shards are done; merging")
+    merge(shards, folder, prepare(recipe))
+    return run_recipe(recipe, folder, report=report)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``2/8`` is the third of eight shards."""
+    index, separator, number = text.partition("/")
+    if not separator or not index.isdigit() or not number.isdigit() or not 0 <= int(index) < int(number):
+        raise ConfigError(f"shard is {text!r}; expected INDEX/NUMBER with 0 <= INDEX < NUMBER, as in 0/8")
+    return int(index), int(number)

@@ -1,0 +1,201 @@
+"""From the ledger to files: chat and preference rows in several forms, Parquet, and a data card.
+
+Rows stand in the order of their ids, which are hashes: the order is fixed and mixed. The folder appears under
+its name only when it is whole, and holds nothing that depends on when or how often the run was started.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron4.errors import DataError
+from nemotron4.records import Conversation, JsonObject, Message, PreferencePair, write
+from nemotron4.synth.books import Books, read_books
+from nemotron4.synth.card import write_card
+from nemotron4.synth.ledger import Reader
+from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.rows import Dialogue, Judged, Prompt, decode
+from nemotron4.text import prompt as prompt_text
+
+EXPORT = "export"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote: rows per file."""
+
+    folder: Path
+    counts: dict[str, int]
+
+
+def export(folder: Path, recipe: Recipe, *, is_partial_allowed: bool = False) -> Exported:
+    """Write ``folder/export``. A run that is not finished is refused unless a partial export is asked for."""
+    target = folder / EXPORT
+    partial = folder / f".{EXPORT}.partial-{os.getpid()}"
+    _remove_leftovers(folder)
+    with Reader(folder / "ledger.sqlite") as ledger:
+        books = read_books(ledger, recipe)
+        if books.num_pending and not is_partial_allowed:
+            raise DataError(
+                f"{folder}: {books.num_pending} pieces of work are pending",
+                hint="finish the run, or export what is there with --partial",
+            )
+        if not books.is_balanced:
+            raise DataError(f"{folder}: the books do not balance", hint="see `synth status`")
+        try:
+            partial.mkdir(parents=True)
+            counts = _write_files(ledger, recipe, partial)
+            write_card(partial, recipe, books, counts, ledger)
+            _write_json(partial / "books.json", _book_rows(books))
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    old = folder / f".{EXPORT}.old"
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    return Exported(target, counts)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What a killed export left; an old export whose replacement never came is put back."""
+    old = folder / f".{EXPORT}.old"
+    if old.exists():
+        if (folder / EXPORT).exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(folder / EXPORT)
+    for leftover in folder.glob(f".{EXPORT}.partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _book_rows(books: Books) -> JsonObject:
+    return {"balanced": books.is_balanced, "stages": [stage.to_json() for stage in books.stages]}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def rows_of(ledger: Reader, stages: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
+    """(record id, stage, row) of some stages in the order of ids."""
+    streams = [((record, stage) for record in ledger.records_of(stage)) for stage in stages]
+    for record, stage in heapq.merge(*streams):
+        yield record.hex(), stage, decode(ledger.payload(record))
+
+
+Form = Callable[[str, str, Any], Conversation | PreferencePair | JsonObject]
+
+
+def _write_files(ledger: Reader, recipe: Recipe, folder: Path) -> dict[str, int]:
+    wanted: list[tuple[str, tuple[str, ...], Form]] = [
+        ("sft.jsonl", recipe.export.sft, _conversation),
+        ("preference.jsonl", recipe.export.preference, _preference),
+        ("preference.trl.jsonl", recipe.export.preference, _trl),
+        ("preference.nemo_aligner.jsonl", recipe.export.preference, _nemo_aligner),
+        ("prompts.jsonl", recipe.export.prompts, _prompt),
+    ]
+    counts: dict[str, int] = {}
+    for name, stages, form in wanted:
+        if stages:
+            counts[name] = write(folder / name, (form(*entry) for entry in rows_of(ledger, stages)))
+    for name in ("sft", "preference"):
+        if f"{name}.jsonl" in counts and write_parquet(folder / f"{name}.jsonl", folder / f"{name}.parquet"):
+            counts[f"{name}.parquet"] = counts[f"{name}.jsonl"]
+    return counts
+
+
+def _meta(stage: str, prompt: Prompt | Dialogue) -> JsonObject:
+    meta: JsonObject = {"stage": stage, "task": prompt.task, "topic": prompt.topic, "tags": list(prompt.tags)}
+    if isinstance(prompt, Prompt):
+        meta |= {"form": prompt.form, "constraints": [c.type for c in prompt.constraints]}
+        meta |= {"document_id": prompt.document_id}
+    return {name: value for name, value in meta.items() if value}
+
+
+def _conversation(record: str, stage: str, row: Any) -> Conversation:
+    """A dialogue; of a pair the prompt with the chosen answer."""
+    if isinstance(row, Dialogue):
+        return Conversation(id=record, messages=row.messages, meta=_meta(stage, row) | row.meta)
+    if isinstance(row, Judged):
+        answer = Message("assistant", row.chosen.text)
+        return Conversation(id=record, messages=(*row.prompt.messages, answer), meta=_meta(stage, row.prompt))
+    raise DataError(f"stage {stage!r} makes {type(row).__name__} rows; sft needs dialogues or judged pairs")
+
+
+def _judged(stage: str, row: Any) -> Judged:
+    if not isinstance(row, Judged):
+        raise DataError(f"stage {stage!r} makes {type(row).__name__} rows; preference needs judged pairs")
+    return row
+
+
+def _preference(record: str, stage: str, row: Any) -> PreferencePair:
+    row = _judged(stage, row)
+    meta = _meta(stage, row.prompt) | {"judge": row.judge, "scores": row.scores}
+    meta |= {"chosen_model": row.chosen.model, "rejected_model": row.rejected.model}
+    return PreferencePair(
+        id=record,
+        prompt=row.prompt.messages,
+        chosen=row.chosen.text,
+        rejected=row.rejected.text,
+        chosen_reward=row.chosen_reward,
+        rejected_reward=row.rejected_reward,
+        meta=meta,
+    )
+
+
+def _trl(record: str, stage: str, row: Any) -> JsonObject:
+    """TRL's conversational preference form with an explicit prompt."""
+    row = _judged(stage, row)
+    return {
+        "prompt": [message.to_json() for message in row.prompt.messages],
+        "chosen": [{"role": "assistant", "content": row.chosen.text}],
+        "rejected": [{"role": "assistant", "content": row.rejected.text}],
+        "score_chosen": row.chosen_reward,
+        "score_rejected": row.rejected_reward,
+    }
+
+
+def _nemo_aligner(record: str, stage: str, row: Any) -> JsonObject:
+    """NeMo-Aligner's DPO and RPO form: rendered prompt, answers that end with the next turn's marker."""
+    row = _judged(stage, row)
+    return {
+        "prompt": prompt_text.render(row.prompt.messages),
+        "chosen_response": f"{row.chosen.text}\n<extra_id_1>",
+        "rejected_response": f"{row.rejected.text}\n<extra_id_1>",
+        "chosen_reward": row.chosen_reward,
+        "rejected_reward": row.rejected_reward,
+    }
+
+
+def _prompt(record: str, stage: str, row: Any) -> JsonObject:
+    prompt: Prompt = row if isinstance(row, Prompt) else row.prompt
+    return {
+        "id": record,
+        "messages": [message.to_json() for message in prompt.messages],
+        "meta": _meta(stage, prompt) | ({"answer": prompt.answer} if prompt.answer else {}),
+    }
+
+
+def write_parquet(source: Path, target: Path) -> bool:
+    """The same rows as Parquet; False if pyarrow is not installed."""
+    try:
+        import pyarrow.json
+        import pyarrow.parquet
+    except ImportError:
+        return False
+    if source.stat().st_size == 0:
+        return False
+    with source.open("rb") as lines:
+        block = max(1 << 20, 2 * max(len(line) for line in lines))
+    table = pyarrow.json.read_json(source, read_options=pyarrow.json.ReadOptions(block_size=block))
+    pyarrow.parquet.write_table(table, target, compression="zstd")
+    return True

@@ -1,0 +1,161 @@
+"""A recipe made ready to run: stages with their kinds, typed knobs and configuration hashes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nemotron4 import config
+from nemotron4.client import Sampling
+from nemotron4.errors import ConfigError, unknown_name
+from nemotron4.records import JsonObject
+from nemotron4.synth import keys
+from nemotron4.synth.prompts import PromptBook
+from nemotron4.synth.recipe import Recipe, StageConfig
+from nemotron4.synth.stage import Kind
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run. ``cfg`` changes when anything that decides its rows changes."""
+
+    config: StageConfig
+    kind: Kind
+    knobs: Any
+    sampling: Sampling | None
+    endpoints: tuple[str, ...]
+    consumers: tuple[str, ...]
+    makes: type
+    cfg: bytes
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def is_source(self) -> bool:
+        return self.kind.roots is not None
+
+    @property
+    def is_barrier(self) -> bool:
+        return self.kind.decide is not None
+
+
+def build_graph(
+    recipe: Recipe, kinds: Mapping[str, Kind], prompts: PromptBook, identities: Mapping[str, JsonObject]
+) -> tuple[Stage, ...]:
+    """The stages in the recipe's order; every mismatch between them is a ConfigError that names the stage."""
+    made: dict[str, type] = {}
+    stages: list[Stage] = []
+    for entry in recipe.stage:
+        kind = kinds.get(entry.kind)
+        if kind is None:
+            message, hint = unknown_name("kind of stage", entry.kind, kinds)
+            raise ConfigError(f"stage {entry.name!r}: {message}", hint=hint)
+        _check_inputs(entry, kind, made)
+        knobs = _knobs(entry, kind)
+        sampling = _sampling(entry, kind)
+        endpoints = _endpoints(entry, kind, knobs, recipe)
+        made[entry.name] = kind.makes or made[entry.takes[0]]
+        stages.append(
+            Stage(
+                config=entry,
+                kind=kind,
+                knobs=knobs,
+                sampling=sampling,
+                endpoints=endpoints,
+                consumers=recipe.consumers(entry.name),
+                makes=made[entry.name],
+                cfg=_configuration(entry, kind, knobs, sampling, endpoints, prompts, identities, recipe.seed),
+            )
+        )
+    return tuple(stages)
+
+
+def _check_inputs(entry: StageConfig, kind: Kind, made: Mapping[str, type]) -> None:
+    if (kind.roots is not None) != (not entry.takes):
+        expected = "takes nothing" if kind.roots is not None else "must take at least one stage"
+        raise ConfigError(f"stage {entry.name!r}: a stage of kind {entry.kind!r} {expected}")
+    for upstream in entry.takes:
+        if made[upstream] not in kind.takes:
+            wanted = " or ".join(t.__name__ for t in kind.takes)
+            raise ConfigError(
+                f"stage {entry.name!r} ({entry.kind}) takes {wanted} rows, "
+                f"but {upstream!r} makes {made[upstream].__name__} rows"
+            )
+
+
+def _knobs(entry: StageConfig, kind: Kind) -> Any:
+    try:
+        return config.build(kind.knobs, entry.knobs)
+    except ConfigError as error:
+        text = error.message.removeprefix("settings: ").removeprefix("settings")
+        raise ConfigError(f"stage {entry.name!r} ({entry.kind}): {text}", hint=error.hint) from error
+
+
+def _sampling(entry: StageConfig, kind: Kind) -> Sampling | None:
+    given: dict[str, Any] = {
+        name: value
+        for name, value in (
+            ("temperature", entry.temperature), ("top_p", entry.top_p), ("max_tokens", entry.max_tokens),
+        )
+        if value is not None
+    }  # fmt: skip
+    if kind.sampling is None:
+        if given or entry.endpoint:
+            what = ", ".join([*given, *(["endpoint"] if entry.endpoint else [])])
+            raise ConfigError(f"stage {entry.name!r} ({entry.kind}) makes no calls; remove {what}")
+        return None
+    return dataclasses.replace(kind.sampling, **given)
+
+
+def _endpoints(entry: StageConfig, kind: Kind, knobs: Any, recipe: Recipe) -> tuple[str, ...]:
+    if kind.sampling is None:
+        return ()
+    several = tuple(getattr(knobs, "endpoints", ()))
+    for name in several:
+        if name not in recipe.endpoint:
+            message, hint = unknown_name("endpoint", name, recipe.endpoint)
+            raise ConfigError(f"stage {entry.name!r}: {message}", hint=hint)
+    if entry.endpoint is not None:
+        return (entry.endpoint, *several)
+    if several:
+        return several
+    if len(recipe.endpoint) == 1:
+        return tuple(recipe.endpoint)
+    raise ConfigError(
+        f"stage {entry.name!r} ({entry.kind}) needs an endpoint",
+        hint=f"endpoint = one of: {', '.join(sorted(recipe.endpoint)) or '(none is defined)'}",
+    )
+
+
+def _configuration(
+    entry: StageConfig,
+    kind: Kind,
+    knobs: Any,
+    sampling: Sampling | None,
+    endpoints: tuple[str, ...],
+    prompts: PromptBook,
+    identities: Mapping[str, JsonObject],
+    seed: int,
+) -> bytes:
+    return keys.digest(
+        "stage",
+        entry.kind,
+        kind.version,
+        _jsonable(dataclasses.asdict(knobs)),
+        None if sampling is None else dataclasses.asdict(sampling),
+        [identities[name] for name in endpoints],
+        prompts.identity(kind.prompts),
+        seed,
+    )
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(entry) for entry in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

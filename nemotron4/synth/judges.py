@@ -1,0 +1,148 @@
+"""Judges behind one interface: the rank of each answer, or why there is none.
+
+Ground truth decides what is right; an LLM judge compares two answers in both orders; a reward model scores
+each answer alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from nemotron4.client import BadContentError, Reward
+from nemotron4.errors import DataError
+from nemotron4.grading import answers, instructions
+from nemotron4.grading.code import extract_mbpp, mbpp_program, run_program
+from nemotron4.grading.sandbox import Sandbox, open_sandbox
+from nemotron4.records import ATTRIBUTES, JsonObject, Message
+from nemotron4.synth.rows import Answered, Prompt, Response
+from nemotron4.synth.stage import Context, Filtered
+
+# The scalar of the 340B reward model (model card of Nemotron-4-340B-Reward).
+CARD_WEIGHTS: Mapping[str, float] = {
+    "helpfulness": 0.3, "correctness": 0.74, "coherence": 0.46, "complexity": 0.47, "verbosity": -0.33,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """One number per answer (higher is better), and what the judge saw."""
+
+    values: tuple[float, ...]
+    scores: JsonObject = field(default_factory=dict)
+
+
+class Judge(Protocol):
+    """Raises Filtered when the answers cannot be told apart, BadContentError when it cannot decide."""
+
+    name: str
+
+    async def rule(self, answered: Answered, context: Context) -> Ruling: ...
+
+
+class TruthJudge:
+    """1 for an answer that is right, 0 for a wrong one: constraints, tests, or the known answer."""
+
+    name = "truth"
+
+    async def rule(self, answered: Answered, context: Context) -> Ruling:
+        # Tests run in processes of their own: not on the event loop's thread.
+        values = tuple(
+            [await asyncio.to_thread(self._check, answered.prompt, answer) for answer in answered.responses]
+        )
+        return Ruling(values, {"correct": list(values)})
+
+    def _check(self, prompt: Prompt, response: Response) -> float:
+        if prompt.constraints:
+            score = instructions.score(
+                response.text,
+                [constraint.type for constraint in prompt.constraints],
+                [constraint.arguments for constraint in prompt.constraints],
+            )
+        elif prompt.tests is not None:
+            program = mbpp_program(extract_mbpp(response.text), prompt.tests.splitlines(), "")
+            score = run_program(program, _sandbox())
+        elif prompt.answer is not None:
+            numeric = re.fullmatch(r"-?[\d,]+(?:\.\d+)?", prompt.answer.strip())
+            score = (
+                answers.gsm8k(response.text, prompt.answer, "flexible")
+                if numeric
+                else answers.boxed(response.text, prompt.answer)
+            )
+        else:
+            raise Filtered("no ground truth", "the prompt has neither constraints, tests nor an answer")
+        if score.value is None:
+            raise BadContentError(f"not gradable: {score.reason}", kind="ungradable")
+        return score.value
+
+
+@functools.cache
+def _sandbox() -> Sandbox:
+    return open_sandbox()
+
+
+_VERDICT = re.compile(r"\[\[([ABC])\]\]")
+
+
+class LlmJudge:
+    """Compares two answers twice, in both orders; only an agreement counts."""
+
+    name = "llm"
+
+    async def rule(self, answered: Answered, context: Context) -> Ruling:
+        if len(answered.responses) != 2:
+            raise DataError(f"the LLM judge compares two answers, not {len(answered.responses)}; set k = 2")
+        first, second = (response.text for response in answered.responses)
+        forward = await self._verdict(answered.prompt, first, second, context, 0)
+        backward = await self._verdict(answered.prompt, second, first, context, 500)
+        mirrored = {"A": "B", "B": "A", "C": "C"}[backward]
+        if forward != mirrored:
+            raise Filtered("judge disagrees with itself", f"verdicts {forward} and, swapped, {backward}")
+        if forward == "C":
+            raise Filtered("judge sees a tie", "verdicts C and, swapped, C")
+        values = (1.0, 0.0) if forward == "A" else (0.0, 1.0)
+        return Ruling(values, {"verdicts": [forward, backward]})
+
+    async def _verdict(self, prompt: Prompt, first: str, second: str, context: Context, base: int) -> str:
+        request = context.prompt("judge_pair", prompt=shown(prompt.messages), first=first, second=second)
+        reply = None
+        for repair in range(context.max_repairs + 1):
+            reply = await context.chat((Message("user", request),), sample=base + repair)
+            found = set(_VERDICT.findall(reply.text))
+            if len(found) == 1:
+                return str(found.pop())
+        raise BadContentError(
+            f"no single verdict in {reply.text[-120:] if reply else ''!r}", kind="no_verdict"
+        )
+
+
+class RewardJudge:
+    """The weighted sum of the five attributes that a reward model gives each answer."""
+
+    name = "reward"
+
+    def __init__(self, weights: Mapping[str, float] = CARD_WEIGHTS) -> None:
+        self._weights = weights
+
+    async def rule(self, answered: Answered, context: Context) -> Ruling:
+        rewards = [
+            await context.score((*answered.prompt.messages, Message("assistant", response.text)))
+            for response in answered.responses
+        ]
+        values = tuple(self.scalar(reward) for reward in rewards)
+        attributes = [[reward.attributes[name] for name in ATTRIBUTES] for reward in rewards]
+        return Ruling(values, {"attributes": attributes})
+
+    def scalar(self, reward: Reward) -> float:
+        return sum(weight * reward.attributes[name] for name, weight in self._weights.items())
+
+
+def shown(messages: Sequence[Message]) -> str:
+    """A conversation for a reader: one labelled turn after the other; a lone turn without label."""
+    if len(messages) == 1:
+        return messages[0].content
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)

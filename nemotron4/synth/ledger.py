@@ -1,0 +1,499 @@
+"""The ledger of a run: one SQLite file (write-ahead log) that holds records, work, calls and spending.
+
+A *record* is what a stage made of its parent record. *Work* is one stage applied to one record; it is ready,
+done, failed (with class and reason) or filtered (with rule). A *call* is a paid reply. One thread writes;
+everything a finished piece of work leaves behind goes into one transaction, and many pieces share one commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from nemotron4.errors import DataError, Nemotron4Error
+from nemotron4.records import JsonObject
+
+READY, DONE, FAILED, FILTERED = range(4)
+STATE_NAMES = ("ready", "done", "failed", "filtered")
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS record (
+    id BLOB NOT NULL PRIMARY KEY, stage TEXT NOT NULL, parent BLOB, ordinal INTEGER NOT NULL, payload BLOB);
+CREATE INDEX IF NOT EXISTS record_parent ON record (parent, stage);
+CREATE INDEX IF NOT EXISTS record_stage ON record (stage, id);
+CREATE TABLE IF NOT EXISTS work (
+    stage TEXT NOT NULL, record BLOB NOT NULL, state INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    cfg BLOB, class TEXT, reason TEXT, PRIMARY KEY (stage, record)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS work_ready ON work (stage, record) WHERE state = 0;
+CREATE TABLE IF NOT EXISTS call (
+    record BLOB NOT NULL, key BLOB NOT NULL, stage TEXT NOT NULL, sample INTEGER NOT NULL,
+    reply BLOB NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, latency_ms INTEGER,
+    attempts INTEGER);
+CREATE UNIQUE INDEX IF NOT EXISTS call_key ON call (record, key);
+CREATE TABLE IF NOT EXISTS tally (stage TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL,
+    PRIMARY KEY (stage, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS note (record BLOB NOT NULL, at REAL NOT NULL, value TEXT NOT NULL);
+"""
+
+
+class LedgerError(Nemotron4Error):
+    """The ledger cannot be opened or written: another run holds it, the disk is full, the file is not one."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """A record to be stored. ``payload`` None stands for "the same row as my parent"."""
+
+    stage: str
+    ordinal: int
+    payload: JsonObject | None
+    id: bytes
+    parent: bytes | None
+
+
+@dataclass(frozen=True)
+class StoredReply:
+    """A paid call as the ledger keeps it."""
+
+    record: bytes
+    key: bytes
+    stage: str
+    sample: int
+    reply: JsonObject
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    latency_ms: int
+    attempts: int
+
+
+@dataclass
+class Effects:
+    """What one piece of work leaves behind: applied wholly or not at all."""
+
+    stage: str
+    record: bytes | None = None  # None: replies only, the work goes on
+    state: int = READY
+    cfg: bytes | None = None
+    failure_class: str | None = None
+    reason: str | None = None
+    replies: list[StoredReply] = field(default_factory=list)
+    children: list[Child] = field(default_factory=list)
+    consumers: Sequence[str] = ()
+    tally: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    record: bytes
+    attempt: int
+
+
+def pack(value: Any) -> bytes:
+    """JSON, deflated when that makes it shorter; the first byte tells which."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(text) > 160:
+        packed = zlib.compress(text, 1)
+        if len(packed) < len(text):
+            return b"z" + packed
+    return b"j" + text
+
+
+def unpack(blob: bytes) -> Any:
+    return json.loads(zlib.decompress(blob[1:]) if blob[:1] == b"z" else blob[1:])
+
+
+def _connect(path: Path, *, is_read_only: bool) -> sqlite3.Connection:
+    mode = "ro" if is_read_only else "rwc"
+    connection = sqlite3.connect(
+        f"file:{path}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False
+    )
+    connection.execute("PRAGMA busy_timeout = 10000")
+    return connection
+
+
+class Reader:
+    """Read access to a ledger, also while a run writes it."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise DataError(
+                f"{path}: there is no ledger here", hint="name the folder given to `synth run --out`"
+            )
+        self.path = path
+        self._db = _connect(path, is_read_only=True)
+        try:
+            self._check_version()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _check_version(self) -> None:
+        try:
+            version = self.meta("schema")
+        except sqlite3.DatabaseError as error:
+            raise DataError(f"{self.path}: not a ledger: {error}") from error
+        if version != str(SCHEMA_VERSION):
+            raise DataError(f"{self.path}: the ledger has form {version}; expected {SCHEMA_VERSION}")
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def meta(self, name: str) -> str | None:
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return None if row is None else row[0]
+
+    def payload(self, record: bytes) -> JsonObject:
+        """The row of a record, taken from the nearest ancestor that has one."""
+        wanted: bytes | None = record
+        while wanted is not None:
+            row = self._db.execute("SELECT payload, parent FROM record WHERE id = ?", (wanted,)).fetchone()
+            if row is None:
+                raise DataError(f"{self.path}: record {wanted.hex()} is missing")
+            if row[0] is not None:
+                value: JsonObject = unpack(row[0])
+                return value
+            wanted = row[1]
+        raise DataError(f"{self.path}: record {record.hex()} and its ancestors have no content")
+
+    def ready(self, stage: str, after: bytes, limit: int) -> list[WorkItem]:
+        """Work of a stage in the order of record ids, from beyond ``after``."""
+        rows = self._db.execute(
+            "SELECT record, attempt FROM work WHERE stage = ? AND state = 0 AND record > ? "
+            "ORDER BY record LIMIT ?",
+            (stage, after, limit),
+        )
+        return [WorkItem(*row) for row in rows]
+
+    def count(self, stage: str, state: int) -> int:
+        row = self._db.execute("SELECT count(*) FROM work WHERE stage = ? AND state = ?", (stage, state))
+        return int(row.fetchone()[0])
+
+    def states(self) -> list[tuple[str, int, str | None, int]]:
+        """(stage, state, class, number) of all work."""
+        return self._db.execute(
+            "SELECT stage, state, class, count(*) FROM work GROUP BY stage, state, class"
+        ).fetchall()
+
+    def record_counts(self) -> dict[str, int]:
+        """Number of records of each stage."""
+        return dict(self._db.execute("SELECT stage, count(*) FROM record GROUP BY stage").fetchall())
+
+    def tallies(self) -> dict[tuple[str, str], float]:
+        return {(stage, name): value for stage, name, value in self._db.execute("SELECT * FROM tally")}
+
+    def reply(self, record: bytes, key: bytes) -> StoredReply | None:
+        row = self._db.execute("SELECT * FROM call WHERE record = ? AND key = ?", (record, key)).fetchone()
+        return None if row is None else _stored_reply(row)
+
+    def replies_of(self, record: bytes, stage: str | None = None) -> list[StoredReply]:
+        rows = self._db.execute(
+            "SELECT * FROM call WHERE record = ? ORDER BY stage, sample, rowid", (record,)
+        )
+        return [reply for reply in map(_stored_reply, rows) if stage is None or reply.stage == stage]
+
+    def records_of(self, stage: str) -> Iterator[bytes]:
+        """Ids of a stage's records, ascending."""
+        for row in self._db.execute("SELECT id FROM record WHERE stage = ? ORDER BY id", (stage,)):
+            yield row[0]
+
+    def work_of(self, record: bytes) -> list[tuple[str, int, str | None, str | None]]:
+        """(stage, state, class, reason) of everything done to a record."""
+        return self._db.execute(
+            "SELECT stage, state, class, reason FROM work WHERE record = ? ", (record,)
+        ).fetchall()
+
+    def inputs(self, stage: str) -> Iterator[tuple[bytes, int, str | None]]:
+        """(record, state, class) of a stage's work, in the order of record ids."""
+        yield from self._db.execute(
+            "SELECT record, state, class FROM work WHERE stage = ? ORDER BY record", (stage,)
+        )
+
+    def parent(self, record: bytes) -> tuple[str, bytes | None, int]:
+        """(stage, parent, ordinal) of a record."""
+        row = self._db.execute("SELECT stage, parent, ordinal FROM record WHERE id = ?", (record,)).fetchone()
+        if row is None:
+            raise DataError(f"{self.path}: record {record.hex()} is missing")
+        return row[0], row[1], row[2]
+
+    def children(self, record: bytes) -> list[tuple[bytes, str]]:
+        return self._db.execute(
+            "SELECT id, stage FROM record WHERE parent = ? ORDER BY stage, ordinal", (record,)
+        ).fetchall()
+
+    def find_ids(self, prefix: str) -> list[bytes]:
+        """Records whose hexadecimal id starts with the prefix (at most ten)."""
+        rows = self._db.execute(
+            "SELECT id FROM record WHERE lower(hex(id)) LIKE ? LIMIT 10", (prefix.lower() + "%",)
+        )
+        return [row[0] for row in rows]
+
+    def notes(self) -> list[tuple[bytes, float, JsonObject]]:
+        rows = self._db.execute("SELECT record, at, value FROM note ORDER BY record, at, rowid")
+        return [(record, at, json.loads(value)) for record, at, value in rows]
+
+    def failures(self, limit: int) -> list[tuple[str, bytes, str, str]]:
+        return self._db.execute(
+            "SELECT stage, record, class, reason FROM work WHERE state = ? ORDER BY stage, record LIMIT ?",
+            (FAILED, limit),
+        ).fetchall()
+
+
+def _stored_reply(row: Sequence[Any]) -> StoredReply:
+    record, key, stage, sample, reply, *rest = row
+    return StoredReply(record, key, stage, sample, unpack(reply), *rest)
+
+
+class Ledger(Reader):
+    """The one writer of a ledger file. ``synchronous`` FULL survives power loss, NORMAL survives kill -9."""
+
+    def __init__(self, path: Path, *, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _take_lock(path.with_suffix(".lock"))
+        try:
+            self._writer = _connect(path, is_read_only=False)
+            try:
+                self._prepare(synchronous)
+                super().__init__(path)
+            except BaseException:
+                self._writer.close()
+                raise
+        except sqlite3.DatabaseError as error:
+            os.close(self._lock)
+            raise LedgerError(f"{path}: cannot be used as a ledger: {error}") from error
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _prepare(self, synchronous: str) -> None:
+        self._writer.execute("PRAGMA journal_mode = WAL")
+        self._writer.execute(f"PRAGMA synchronous = {synchronous}")
+        self._writer.execute("PRAGMA wal_autocheckpoint = 4000")
+        with self.transaction() as db:
+            for statement in _SCHEMA.split(";\n"):
+                db.execute(statement)
+            db.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
+
+    def close(self) -> None:
+        super().close()
+        self._writer.close()
+        os.close(self._lock)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All statements inside or none. A full disk or a file error becomes LedgerError."""
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            yield self._writer
+            self._writer.execute("COMMIT")
+        except BaseException as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._writer.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                raise LedgerError(
+                    f"the ledger cannot be written: {error}",
+                    hint="nothing is lost: free some space, then repeat the same command",
+                ) from error
+            raise
+
+    @contextlib.contextmanager
+    def attached(self, other: Path) -> Iterator[sqlite3.Connection]:
+        """A transaction in which another ledger's tables are visible as ``shard.*``, read-only."""
+        self._writer.execute("ATTACH DATABASE ? AS shard", (f"file:{other}?mode=ro",))
+        try:
+            with self.transaction() as db:
+                yield db
+        finally:
+            self._writer.execute("DETACH DATABASE shard")
+
+    def apply(self, batch: Iterable[Effects]) -> None:
+        """Store the effects of many pieces of work in one transaction."""
+        with self.transaction() as db:
+            self.apply_in(db, batch)
+
+    def apply_in(self, db: sqlite3.Connection, batch: Iterable[Effects]) -> None:
+        """The same inside a transaction of the caller's."""
+        tally: dict[tuple[str, str], float] = {}
+        for effects in batch:
+            _apply_one(db, effects)
+            for name, value in effects.tally.items():
+                tally[effects.stage, name] = tally.get((effects.stage, name), 0.0) + value
+        add_tallies(db, tally)
+
+    def set_meta(self, name: str, value: str) -> None:
+        with self.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def add_note(self, record: bytes, at: float, value: JsonObject) -> None:
+        with self.transaction() as db:
+            db.execute(
+                "INSERT INTO note VALUES (?, ?, ?)", (record, at, json.dumps(value, ensure_ascii=False))
+            )
+
+    def set_roots(self, stage: str, roots: Sequence[Child]) -> None:
+        """Work of a source stage: one root record each. A changed root is done again, a missing one goes."""
+        contents = {root.id: pack(root.payload) for root in roots}
+        fingerprint = hashlib.blake2b(
+            b"".join(k + v for k, v in contents.items()), digest_size=16
+        ).hexdigest()
+        if self.meta(f"roots:{stage}") == fingerprint:
+            return
+        with self.transaction() as db:
+            present = db.execute(
+                "SELECT id, payload FROM record WHERE stage = ?", (f"root:{stage}",)
+            ).fetchall()
+            for record, payload in present:
+                if contents.get(record) != payload:
+                    delete_record(db, record)
+            _insert_children(db, roots, (stage,))
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"roots:{stage}", fingerprint))
+
+    def requeue_failed(self, stage: str | None = None) -> int:
+        """Make failed work ready again, with a new attempt number so that it draws new samples."""
+        with self.transaction() as db:
+            where, values = ("", ()) if stage is None else (" AND stage = ?", (stage,))
+            return db.execute(
+                "UPDATE work SET state = 0, attempt = attempt + 1, class = NULL, reason = NULL "
+                f"WHERE state = {FAILED}{where}",
+                values,
+            ).rowcount
+
+    def fit_graph(self, takes: Mapping[str, Sequence[str]], shape: str) -> None:
+        """Give each stage the records of the stages it takes, and remove what belongs to no stage."""
+        with self.transaction() as db:
+            known = [*takes, *(name for names in takes.values() for name in names)]
+            marks = ",".join("?" * len(known))
+            for (record,) in db.execute(
+                f"SELECT id FROM record WHERE stage NOT IN ({marks})", known
+            ).fetchall():
+                delete_record(db, record)
+            for stage, upstream in takes.items():
+                marks = ",".join("?" * len(upstream))
+                foreign = db.execute(
+                    "SELECT w.record FROM work w LEFT JOIN record r ON r.id = w.record "
+                    f"WHERE w.stage = ? AND (r.id IS NULL OR r.stage NOT IN ({marks}))",
+                    (stage, *upstream),
+                ).fetchall()
+                for (record,) in foreign:
+                    delete_outputs(db, stage, record)
+                    db.execute("DELETE FROM work WHERE stage = ? AND record = ?", (stage, record))
+                db.execute(
+                    "INSERT OR IGNORE INTO work SELECT ?, id, 0, 0, NULL, NULL, NULL FROM record "
+                    f"WHERE stage IN ({marks})",
+                    (stage, *upstream),
+                )
+            marks = ",".join("?" * len(takes))
+            db.execute(f"DELETE FROM work WHERE stage NOT IN ({marks})", tuple(takes))
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('graph', ?)", (shape,))
+
+    def invalidate(self, stage: str, cfg: bytes) -> int:
+        """Redo a stage whose configuration changed: what it made goes, and all that was made of that.
+
+        Paid replies stay: a call that would be repeated unchanged is answered from the ledger.
+        """
+        with self.transaction() as db:
+            stale = db.execute(
+                "SELECT record FROM work WHERE stage = ? AND state != 0 AND cfg IS NOT ?", (stage, cfg)
+            ).fetchall()
+            for (record,) in stale:
+                delete_outputs(db, stage, record)
+            db.execute(
+                "UPDATE work SET state = 0, class = NULL, reason = NULL WHERE stage = ? AND cfg IS NOT ?",
+                (stage, cfg),
+            )
+            return len(stale)
+
+    def drop_idle_counters(self) -> None:
+        """Counters of list items belong to work that is done; a stage that starts anew counts anew."""
+        with self.transaction() as db:
+            db.execute(
+                "DELETE FROM tally WHERE name LIKE 'items_%' AND NOT EXISTS "
+                "(SELECT 1 FROM work WHERE work.stage = tally.stage AND work.state != 0)"
+            )
+
+
+def _apply_one(db: sqlite3.Connection, effects: Effects) -> None:
+    db.executemany(
+        "INSERT OR IGNORE INTO call VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                r.record, r.key, r.stage, r.sample, pack(r.reply),
+                r.prompt_tokens, r.completion_tokens, r.latency_ms, r.attempts,
+            )
+            for r in effects.replies
+        ],
+    )  # fmt: skip
+    if effects.record is None:
+        return
+    _insert_children(db, effects.children, effects.consumers)
+    db.execute(
+        "UPDATE work SET state = ?, cfg = ?, class = ?, reason = ? WHERE stage = ? AND record = ?",
+        (effects.state, effects.cfg, effects.failure_class, effects.reason, effects.stage, effects.record),
+    )
+
+
+def _insert_children(db: sqlite3.Connection, children: Sequence[Child], consumers: Sequence[str]) -> None:
+    db.executemany(
+        "INSERT OR IGNORE INTO record VALUES (?, ?, ?, ?, ?)",
+        [
+            (c.id, c.stage, c.parent, c.ordinal, None if c.payload is None else pack(c.payload))
+            for c in children
+        ],
+    )
+    db.executemany(
+        "INSERT OR IGNORE INTO work VALUES (?, ?, 0, 0, NULL, NULL, NULL)",
+        [(consumer, child.id) for consumer in consumers for child in children],
+    )
+
+
+def add_tallies(db: sqlite3.Connection, tally: dict[tuple[str, str], float]) -> None:
+    db.executemany(
+        "INSERT INTO tally VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
+        [(stage, name, value) for (stage, name), value in tally.items()],
+    )
+
+
+def delete_outputs(db: sqlite3.Connection, stage: str, record: bytes) -> None:
+    """Remove what a stage made of a record, with every descendant and the work on them."""
+    made = db.execute("SELECT id FROM record WHERE parent = ? AND stage = ?", (record, stage)).fetchall()
+    for (child,) in made:
+        delete_record(db, child)
+
+
+def delete_record(db: sqlite3.Connection, record: bytes) -> None:
+    """Remove a record, its descendants and the work on them. Paid calls and notes stay."""
+    doomed = [record]
+    while doomed:
+        current = doomed.pop()
+        doomed += [row[0] for row in db.execute("SELECT id FROM record WHERE parent = ?", (current,))]
+        db.execute("DELETE FROM work WHERE record = ?", (current,))
+        db.execute("DELETE FROM record WHERE id = ?", (current,))
+
+
+def _take_lock(path: Path) -> int:
+    """Only one process writes a ledger; the lock goes when its process ends, however it ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise LedgerError(
+            f"{path.with_suffix('.sqlite')} is in use by another run", hint="wait for it or stop it first"
+        ) from error
+    return descriptor

@@ -1,0 +1,119 @@
+"""Near-duplicates among many short texts: MinHash with banding in numpy, then exact Jaccard on candidates.
+
+Shingles are runs of five bytes of the normalised text. Own code instead of a library, by measurement: see
+``benchmarks/synth/near_duplicates.py`` and docs/synthesis.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemotron4.synth.parsing import normalise
+
+SHINGLE_BYTES = 5
+NUM_BANDS = 20
+ROWS_PER_BAND = 5
+_BATCH = 8192
+_PER_GROUP = 4  # earlier members of a bucket that each later one is compared with
+
+U64 = NDArray[np.uint64]
+
+
+def find_near_duplicates(texts: Sequence[str], threshold: float) -> dict[int, int]:
+    """Index of each text to drop -> index of the earlier, kept text it repeats (Jaccard >= threshold).
+
+    Two texts of Jaccard similarity s become candidates with probability 1 - (1 - s^5)^20: 0.996 at 0.75.
+    Deterministic; texts shorter than a shingle are compared as a whole.
+    """
+    keys = [normalise(text).encode() for text in texts]
+    signatures_NK = _signatures(keys)
+    pairs = _candidates(signatures_NK)
+    dropped: dict[int, int] = {}
+    shingles: dict[int, frozenset[bytes]] = {}
+    for later, earlier in sorted(pairs):
+        if later in dropped or earlier in dropped:
+            continue
+        if _jaccard(_shingles(keys, later, shingles), _shingles(keys, earlier, shingles)) >= threshold:
+            dropped[later] = earlier
+        if len(shingles) > 100_000:
+            shingles.clear()
+    return dropped
+
+
+def _signatures(keys: Sequence[bytes]) -> NDArray[np.uint32]:
+    """MinHash values, one row per text; multiply-shift hashes of the shingles."""
+    draw = np.random.default_rng(340)
+    num_hashes = NUM_BANDS * ROWS_PER_BAND
+    factors = draw.integers(1, 2**63, num_hashes, dtype=np.uint64) | np.uint64(1)
+    offsets = draw.integers(0, 2**63, num_hashes, dtype=np.uint64)
+    signatures = np.empty((len(keys), num_hashes), np.uint32)
+    for start in range(0, len(keys), _BATCH):
+        batch = keys[start : start + _BATCH]
+        hashes, starts = _shingle_hashes(batch)
+        for k in range(num_hashes):
+            mixed = (hashes * factors[k] + offsets[k]) >> np.uint64(32)
+            signatures[start : start + len(batch), k] = np.minimum.reduceat(mixed.astype(np.uint32), starts)
+    return signatures
+
+
+def _shingle_hashes(batch: Sequence[bytes]) -> tuple[U64, NDArray[np.intp]]:
+    """Hashes of all shingles of a batch, one text after the other, and where each text begins."""
+    padded = [key if len(key) >= SHINGLE_BYTES else key.ljust(SHINGLE_BYTES, b"\0") for key in batch]
+    data = np.frombuffer(b"".join(padded), np.uint8).astype(np.uint64)
+    lengths = np.array([len(key) for key in padded])
+    windows = np.zeros(len(data) - SHINGLE_BYTES + 1, np.uint64)
+    for i in range(SHINGLE_BYTES):
+        windows = (windows << np.uint64(8)) | data[i : i + len(windows)]
+    ends = np.cumsum(lengths)
+    is_inside = np.ones(len(data), bool)
+    for i in range(1, SHINGLE_BYTES):
+        is_inside[ends - i] = False  # windows that would reach into the next text
+    counts = lengths - SHINGLE_BYTES + 1
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    inside = windows[is_inside[: len(windows)]]
+    # Spread the five bytes over the word (the finaliser of SplitMix64).
+    inside = (inside ^ (inside >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    return inside ^ (inside >> np.uint64(27)), starts
+
+
+def _candidates(signatures_NK: NDArray[np.uint32]) -> set[tuple[int, int]]:
+    """(later, earlier) pairs that agree in all rows of at least one band."""
+    pairs: set[tuple[int, int]] = set()
+    for band in range(NUM_BANDS):
+        rows = signatures_NK[:, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND].astype(np.uint64)
+        keys = np.zeros(len(rows), np.uint64)
+        for column in range(ROWS_PER_BAND):
+            keys = (keys ^ rows[:, column]) * np.uint64(0x9E3779B97F4A7C15)
+            keys ^= keys >> np.uint64(32)
+        order = np.argsort(keys, kind="stable")  # equal keys stay in the order of the texts
+        for distance in range(1, _PER_GROUP + 1):
+            is_equal = keys[order[distance:]] == keys[order[:-distance]]
+            later, earlier = order[distance:][is_equal], order[:-distance][is_equal]
+            pairs.update(zip(later.tolist(), earlier.tolist(), strict=True))
+        _add_first_members(keys, order, pairs)
+    return pairs
+
+
+def _add_first_members(keys: U64, order: NDArray[np.intp], pairs: set[tuple[int, int]]) -> None:
+    """Each member of a bucket against the bucket's first: the one that is most likely kept."""
+    ordered = keys[order]
+    is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    first = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
+    later = order[~is_first]
+    pairs.update(zip(later.tolist(), first[~is_first].tolist(), strict=True))
+
+
+def _shingles(keys: Sequence[bytes], index: int, cache: dict[int, frozenset[bytes]]) -> frozenset[bytes]:
+    if index not in cache:
+        key = keys[index]
+        last = max(1, len(key) - SHINGLE_BYTES + 1)
+        cache[index] = frozenset(key[i : i + SHINGLE_BYTES] for i in range(last))
+    return cache[index]
+
+
+def _jaccard(first: frozenset[bytes], second: frozenset[bytes]) -> float:
+    common = len(first & second)
+    return common / (len(first) + len(second) - common)

@@ -1,0 +1,125 @@
+"""A recipe: endpoints, stages with their knobs, budget and export, read strictly from TOML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from nemotron4 import config
+from nemotron4.errors import ConfigError, unknown_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointConfig:
+    """One model server. Prices are per million tokens, in any currency."""
+
+    url: str = ""
+    model: str = "fake"
+    form: Literal["openai", "generate", "fake", "local"] = "openai"
+    api_key_env: str | None = None
+    revision: str = ""  # part of every call's identity: change it when the server's weights change
+    max_in_flight: int = 64
+    timeout_s: float = 600.0
+    price_in: float = 0.0
+    price_out: float = 0.0
+    template: str = "nemotron4"  # for the forms generate and local
+    reward_form: Literal["score", "hosted"] = "score"
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    fake_latency_ms: float = 0.0  # for the form fake
+
+    def __post_init__(self) -> None:
+        if self.form in ("openai", "generate") and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url is {self.url!r}; expected an http:// or https:// address")
+        if self.max_in_flight < 1:
+            raise ValueError(f"max_in_flight is {self.max_in_flight}; expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage: what it does (``kind``), whose rows it takes, and how it samples."""
+
+    name: str
+    kind: str
+    takes: tuple[str, ...] = ()
+    endpoint: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    knobs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Where a run stops cleanly; 0 is no limit. Money counts by the endpoints' prices."""
+
+    calls: int = 0
+    tokens: int = 0
+    money: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryConfig:
+    """Patience: attempts of one call, repairs of one unusable reply, seconds without any connection."""
+
+    max_attempts: int = 8
+    max_repairs: int = 2
+    first_wait_s: float = 0.5
+    max_wait_s: float = 60.0
+    max_outage_s: float = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Which stages' rows go into which file. ``licence`` and ``sources`` are printed on the data card."""
+
+    sft: tuple[str, ...] = ()
+    preference: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    licence: str = "unspecified"
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything a run depends on, except the models themselves."""
+
+    name: str
+    stage: tuple[StageConfig, ...]
+    endpoint: dict[str, EndpointConfig] = field(default_factory=dict)
+    seed: int = 0
+    prompts: Path | None = None  # a TOML file that replaces prompt texts
+    durable: Literal["power_loss", "kill"] = "power_loss"
+    budget: Budget = field(default_factory=Budget)
+    retry: RetryConfig = field(default_factory=RetryConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+
+    def __post_init__(self) -> None:
+        names: list[str] = []
+        for stage in self.stage:
+            if stage.name in names:
+                raise ValueError(f"two stages are called {stage.name!r}")
+            for upstream in stage.takes:
+                if upstream not in names:
+                    message, hint = unknown_name("stage", upstream, names)
+                    raise ValueError(f"stage {stage.name!r} takes {message}; it must stand above ({hint})")
+            if stage.endpoint is not None and stage.endpoint not in self.endpoint:
+                message, hint = unknown_name("endpoint", stage.endpoint, self.endpoint)
+                raise ValueError(f"stage {stage.name!r}: {message} ({hint})")
+            names.append(stage.name)
+        for name in (*self.export.sft, *self.export.preference, *self.export.prompts):
+            if name not in names:
+                message, hint = unknown_name("stage", name, names)
+                raise ValueError(f"export: {message} ({hint})")
+
+    def consumers(self, name: str) -> tuple[str, ...]:
+        return tuple(stage.name for stage in self.stage if name in stage.takes)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; paths inside it are relative to its folder."""
+    recipe = config.load(Recipe, path, overrides)
+    if not recipe.stage:
+        raise ConfigError(f"{path}: the recipe has no stage", hint="add a [[stage]] table")
+    return recipe

@@ -1,0 +1,172 @@
+"""The typed rows that stages take and make, and their JSON form in the ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from nemotron4.errors import DataError
+from nemotron4.records import JsonObject, Message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """Where a source stage starts: the number of a request for topics, or one entry of a file."""
+
+    index: int
+    entry: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """A subject to ask about. ``area``: general, math or python."""
+
+    topic: str
+    area: str = "general"
+    above: str | None = None  # the macro topic it was derived from
+    level: str | None = None  # school or programming level
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A text to ask about."""
+
+    document_id: str
+    text: str
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraint:
+    """A verifiable instruction: its type in the IFEval registry and the arguments of its checker."""
+
+    type: str
+    arguments: JsonObject
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """Something to answer: the last message is a user turn."""
+
+    messages: tuple[Message, ...]
+    task: str
+    topic: str | None = None
+    form: str = "draft"  # draft, revision, imported, single, persistent, second_turn
+    constraints: tuple[Constraint, ...] = ()
+    answer: str | None = None  # the true answer, where there is one
+    tests: str | None = None  # Python asserts, for code
+    document_id: str | None = None
+    tags: tuple[str, ...] = ()
+    meta: JsonObject = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The last user turn."""
+        return self.messages[-1].content
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """One answer to a prompt."""
+
+    text: str
+    model: str
+    sample: int
+    finish_reason: str
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A prompt with several answers."""
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A pair: which answer was chosen, which rejected, who judged and what the scores were."""
+
+    prompt: Prompt
+    chosen: Response
+    rejected: Response
+    judge: str
+    chosen_reward: float | None = None
+    rejected_reward: float | None = None
+    scores: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialogue:
+    """A conversation for supervised fine-tuning; it ends with an assistant turn."""
+
+    messages: tuple[Message, ...]
+    task: str
+    topic: str | None = None
+    tags: tuple[str, ...] = ()
+    scores: JsonObject = field(default_factory=dict)
+    meta: JsonObject = field(default_factory=dict)
+
+
+Row = Root | Topic | Document | Prompt | Answered | Judged | Dialogue
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__.lower(): kind for kind in (Root, Topic, Document, Prompt, Answered, Judged, Dialogue)
+}
+
+
+def encode(row: Row) -> JsonObject:
+    """The row as JSON, without fields that hold their default."""
+    return {"kind": type(row).__name__.lower(), **_fields(row)}
+
+
+def _fields(value: Any) -> JsonObject:
+    result: JsonObject = {}
+    for item in dataclasses.fields(value):
+        content = getattr(value, item.name)
+        if content == item.default or (item.default_factory is not dataclasses.MISSING and not content):
+            continue
+        result[item.name] = _plain(content)
+    return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Message):
+        return [value.role, value.content]
+    if dataclasses.is_dataclass(value):
+        return _fields(value)
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def decode(value: Mapping[str, Any]) -> Row:
+    """The inverse of ``encode``."""
+    fields = dict(value)
+    kind = fields.pop("kind", None)
+    if kind not in _KINDS:
+        raise DataError(f"a row of unknown kind {kind!r} in the ledger; known: {', '.join(_KINDS)}")
+    row: Row = _KINDS[kind](**_nested(fields))
+    return row
+
+
+def _nested(fields: dict[str, Any]) -> dict[str, Any]:
+    for name, content in fields.items():
+        if name == "messages":
+            fields[name] = tuple(Message(role, text) for role, text in content)
+        elif name == "prompt":
+            fields[name] = Prompt(**_nested(dict(content)))
+        elif name in ("chosen", "rejected"):
+            fields[name] = Response(**content)
+        elif name == "responses":
+            fields[name] = tuple(Response(**entry) for entry in content)
+        elif name == "constraints":
+            fields[name] = tuple(Constraint(**entry) for entry in content)
+        elif name == "tags":
+            fields[name] = tuple(content)
+    return fields

@@ -1,0 +1,366 @@
+"""The engine: pulls the deepest ready work, keeps every endpoint as busy as it allows, stores replies.
+
+A kill at any moment loses nothing that was stored: the same command goes on where the ledger stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nemotron4.client import BadContentError, ChatModel, ClientError, HopelessError
+from nemotron4.synth import keys
+from nemotron4.synth.commit import GroupCommit
+from nemotron4.synth.endpoint import Endpoint, EndpointDownError, StoppedError
+from nemotron4.synth.graph import Stage
+from nemotron4.synth.ledger import (
+    DONE,
+    FAILED,
+    FILTERED,
+    Child,
+    Effects,
+    Ledger,
+    delete_outputs,
+)
+from nemotron4.synth.prompts import PromptBook
+from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.rows import Root, Row, decode, encode
+from nemotron4.synth.stage import Filtered
+from nemotron4.synth.work import Shared, Spending, Work
+
+QUEUE_LIMIT = 4096  # work held in memory per stage; the rest waits in the ledger
+PAGE = 1024
+
+Ending = Literal["finished", "stopped"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. ``finished`` means that no ready work is left."""
+
+    ending: Ending
+    reason: str
+    seconds: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class _Item:
+    """Ready work. ``row`` is at hand when its stage has just made it."""
+
+    record: bytes
+    attempt: int
+    row: Row | None = None
+
+
+@dataclass
+class _Queue:
+    """Ready work of one stage: some in memory, perhaps more in the ledger."""
+
+    items: deque[_Item] = field(default_factory=deque)
+    known: set[bytes] = field(default_factory=set)  # in memory or running
+    has_more: bool = True
+    cursor: bytes = b""
+
+
+class Runner:
+    """One process, one event loop, one ledger.
+
+    shard: (index, number); only roots of this shard are worked on. stage_limit: at most so many records per
+    stage (for previews).
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stages: Sequence[Stage],
+        ledger: Ledger,
+        models: Mapping[str, ChatModel],
+        prompts: PromptBook,
+        *,
+        shard: tuple[int, int] = (0, 1),
+        stage_limit: int | None = None,
+        progress: Callable[[Runner], None] | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.stages = stages
+        self.ledger = ledger
+        self._models = models
+        self._prompts = prompts
+        self._shard = shard
+        self._stage_limit = stage_limit
+        self._progress = progress
+        self._queues = {stage.name: _Queue() for stage in stages}
+        self._taken: dict[str, int] = {stage.name: 0 for stage in stages}
+        self._running: set[asyncio.Task[None]] = set()
+        self._something_ended = asyncio.Event()
+        self._stop_reason: str | None = None
+        self._error: BaseException | None = None
+        self.endpoints: dict[str, Endpoint] = {}
+        self.counts: dict[tuple[str, str], int] = {}
+        self.spending = Spending(recipe.budget)
+
+    async def run(self) -> Outcome:
+        """Work until nothing is ready, the budget is reached or ``stop`` is called."""
+        started_at = time.monotonic()
+        self.spending = _spending_so_far(self.recipe, self.ledger)
+        calls_before = self.spending.calls
+        self.endpoints = {
+            name: Endpoint(name, config, self._models[name], self.recipe.retry)
+            for name, config in self.recipe.endpoint.items()
+            if name in self._models
+        }
+        self._prepare()
+        async with GroupCommit(self.ledger) as commit:
+            shared = Shared(
+                ledger=self.ledger,
+                commit=commit,
+                endpoints=self.endpoints,
+                prompts=self._prompts,
+                retry=self.recipe.retry,
+                spending=self.spending,
+                seed=self.recipe.seed,
+                has_old_replies=calls_before > 0,
+                stop=self.stop,
+            )
+            reporter = asyncio.create_task(self._report_progress())
+            try:
+                await self._drive(shared)
+            finally:
+                reporter.cancel()
+        if self._error is not None:
+            raise self._error
+        return Outcome(
+            ending="finished" if self._stop_reason is None else "stopped",
+            reason=self._stop_reason or "nothing is left to do",
+            seconds=time.monotonic() - started_at,
+            calls=self.spending.calls - calls_before,
+        )
+
+    def stop(self, reason: str, error: BaseException | None = None) -> None:
+        """Start no new call; calls under way are waited for and stored. With an error, ``run`` raises it."""
+        self._stop_reason = self._stop_reason or reason
+        self._error = self._error or error
+        for endpoint in self.endpoints.values():
+            endpoint.stop(StoppedError())
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def _prepare(self) -> None:
+        """Redo what the recipe changed, and make the roots of the source stages."""
+        reconcile_graph(self.ledger, self.stages)
+        for stage in self.stages:
+            if stage.kind.roots is None:
+                continue
+            roots = []
+            for index, row in enumerate(stage.kind.roots(stage.knobs)):
+                root = row if isinstance(row, Root) else Root(index=index, entry=row)
+                identity = keys.record_id(f"root:{stage.name}", None, index)
+                if keys.shard_of(identity, self._shard[1]) == self._shard[0]:
+                    roots.append(Child(f"root:{stage.name}", index, encode(root), identity, None))
+            self.ledger.set_roots(stage.name, roots)
+
+    async def _drive(self, shared: Shared) -> None:
+        while self._stop_reason is None:
+            self._something_ended.clear()
+            self._start_work(shared)
+            if self._running:
+                await self._something_ended.wait()
+            elif not await self._next_barrier(shared):
+                break
+        if self._running:
+            await asyncio.wait(self._running)
+
+    async def _report_progress(self) -> None:
+        while self._progress is not None:
+            await asyncio.sleep(1.0)
+            self._progress(self)
+
+    def _start_work(self, shared: Shared) -> None:
+        # A few more than the endpoints take, so that a freed slot never waits for this loop.
+        room = sum(int(endpoint.limit.limit * 1.25) + 4 for endpoint in self.endpoints.values()) or 64
+        while len(self._running) < room:
+            following = self._next_item()
+            if following is None:
+                return
+            stage, item = following
+            task = asyncio.create_task(self._work_on(shared, stage, item))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._something_ended.set()
+
+    def _next_item(self) -> tuple[Stage, _Item] | None:
+        """The next piece of work of the deepest stage that has some and is not a barrier."""
+        for stage in reversed(self.stages):
+            if stage.is_barrier or self._is_at_limit(stage):
+                continue
+            queue = self._queues[stage.name]
+            if not queue.items and queue.has_more:
+                self._refill(stage.name, queue)
+            if queue.items:
+                self._taken[stage.name] += 1
+                return stage, queue.items.popleft()
+        return None
+
+    def _is_at_limit(self, stage: Stage) -> bool:
+        return self._stage_limit is not None and self._taken[stage.name] >= self._stage_limit
+
+    def _refill(self, name: str, queue: _Queue) -> None:
+        """Read ready work from the ledger, once around the ids, skipping what is already running."""
+        was_at_start = queue.cursor == b""
+        while True:
+            page = self.ledger.ready(name, queue.cursor, PAGE)
+            for item in page:
+                if item.record not in queue.known:
+                    queue.items.append(_Item(item.record, item.attempt))
+                    queue.known.add(item.record)
+            queue.cursor = page[-1].record if len(page) == PAGE else b""
+            if queue.items:
+                return
+            if queue.cursor == b"":
+                if was_at_start:
+                    queue.has_more = False
+                    return
+                was_at_start = True
+
+    async def _work_on(self, shared: Shared, stage: Stage, item: _Item) -> None:
+        endpoint = stage.endpoints[0] if stage.endpoints else None
+        work = Work(shared, stage.name, item.record, item.attempt, endpoint, stage.sampling)
+        effects = Effects(stage=stage.name, record=item.record, cfg=stage.cfg, consumers=stage.consumers)
+        made: Sequence[Row | None] = ()
+        row = item.row
+        try:
+            row = row or decode(self.ledger.payload(item.record))
+            assert stage.kind.run is not None
+            made = await stage.kind.run(row, work, stage.knobs)
+            effects.state = DONE
+            effects.children = _children(stage.name, item.record, made)
+        except Filtered as drop:
+            effects.state, effects.failure_class, effects.reason = FILTERED, drop.rule, drop.message
+        except StoppedError:
+            return work.abandon()
+        except EndpointDownError as error:
+            work.abandon()
+            return self.stop(error.message, error)
+        except ClientError as error:
+            effects.state, effects.failure_class = FAILED, f"{_error_class(error)}: {error.kind}"
+            effects.reason = error.message
+        except BaseException as error:
+            work.abandon()
+            return self.stop(f"stage {stage.name}: {error!r}", error)
+        try:
+            await work.finish(effects)
+        except BaseException as error:
+            return self.stop(str(error), error)
+        assert row is not None
+        self._finished(stage, item, effects, [row if child is None else child for child in made])
+        return None
+
+    def _finished(self, stage: Stage, item: _Item, effects: Effects, rows: Sequence[Row]) -> None:
+        """The effects are durable: offer the children to their stages."""
+        self._queues[stage.name].known.discard(item.record)
+        outcome = {DONE: "done", FAILED: "failed", FILTERED: "filtered"}[effects.state]
+        self.counts[stage.name, outcome] = self.counts.get((stage.name, outcome), 0) + 1
+        for consumer in stage.consumers:
+            queue = self._queues[consumer]
+            for child, row in zip(effects.children, rows, strict=True):
+                if len(queue.items) >= QUEUE_LIMIT or queue.has_more:
+                    queue.has_more = True
+                else:
+                    queue.items.append(_Item(child.id, 0, row))
+                    queue.known.add(child.id)
+
+    async def _next_barrier(self, shared: Shared) -> bool:
+        """Run the first stage that waits for all rows above it; True if there was one."""
+        for stage in self.stages:
+            if stage.is_barrier and self.ledger.ready(stage.name, b"", 1):
+                await asyncio.to_thread(run_barrier, self.ledger, stage)
+                for consumer in stage.consumers:
+                    self._queues[consumer].has_more = True
+                return True
+        return False
+
+
+def _children(stage: str, parent: bytes, rows: Sequence[Row | None]) -> list[Child]:
+    return [
+        Child(stage, i, None if row is None else encode(row), keys.record_id(stage, parent, i), parent)
+        for i, row in enumerate(rows)
+    ]
+
+
+def _error_class(error: ClientError) -> str:
+    if isinstance(error, HopelessError):
+        return "hopeless"
+    return "content" if isinstance(error, BadContentError) else "transient"
+
+
+def _spending_so_far(recipe: Recipe, ledger: Ledger) -> Spending:
+    spending = Spending(recipe.budget)
+    for (_, name), value in ledger.tallies().items():
+        if name == "calls":
+            spending.calls += int(value)
+        elif name in ("prompt_tokens", "completion_tokens"):
+            spending.tokens += int(value)
+        elif name == "money":
+            spending.money += value
+    return spending
+
+
+def run_barrier(ledger: Ledger, stage: Stage) -> int:
+    """Decide over all rows of a stage at once and make the ledger agree; returns how many decisions changed.
+
+    The decision depends on the set of rows only, so a kill in the middle is repaired by running it again, and
+    rows that arrive later (a retry, a merge of shards) may change what was decided before.
+    """
+    assert stage.kind.decide is not None
+    # Only ids and states are held; the rows stream through the decision.
+    before = list(ledger.inputs(stage.name))
+    rows = ((record, decode(ledger.payload(record))) for record, _, _ in before)
+    drops = stage.kind.decide(rows, stage.knobs)
+    changed = 0
+    for start in range(0, len(before), PAGE):
+        with ledger.transaction() as db:
+            batch: list[Effects] = []
+            for record, state, rule in before[start : start + PAGE]:
+                drop = drops.get(record)
+                if (state, rule) == ((DONE, None) if drop is None else (FILTERED, drop[0])):
+                    continue
+                changed += 1
+                if state == DONE:
+                    delete_outputs(db, stage.name, record)
+                effects = Effects(stage=stage.name, record=record, cfg=stage.cfg, consumers=stage.consumers)
+                if drop is None:
+                    effects.state, effects.children = DONE, _children(stage.name, record, [None])
+                else:
+                    effects.state, effects.failure_class, effects.reason = FILTERED, *drop
+                batch.append(effects)
+            ledger.apply_in(db, batch)
+    return changed
+
+
+def reconcile_graph(ledger: Ledger, stages: Sequence[Stage]) -> None:
+    """Make an existing ledger fit the recipe: new stages get their work, changed ones are done again.
+
+    What depends on a changed stage goes with its rows; everything else stays.
+    """
+    shape = keys.digest([[stage.name, sorted(stage.config.takes)] for stage in stages]).hex()
+    if ledger.meta("graph") != shape:
+        ledger.fit_graph(
+            {stage.name: stage.config.takes or (f"root:{stage.name}",) for stage in stages}, shape
+        )
+    configurations = keys.digest([[stage.name, stage.cfg.hex()] for stage in stages]).hex()
+    if ledger.meta("configurations") == configurations:
+        return
+    for stage in stages:
+        ledger.invalidate(stage.name, stage.cfg)
+    ledger.drop_idle_counters()
+    ledger.set_meta("configurations", configurations)

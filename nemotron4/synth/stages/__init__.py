@@ -1,0 +1,18 @@
+"""Every kind of stage, by the name a recipe uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nemotron4.synth.stage import Kind
+from nemotron4.synth.stages import answers, filtering, instructions, judging, questions, sources, topics
+
+KINDS: Mapping[str, Kind] = {
+    **topics.KINDS,
+    **sources.KINDS,
+    **questions.KINDS,
+    **instructions.KINDS,
+    **filtering.KINDS,
+    **answers.KINDS,
+    **judging.KINDS,
+}

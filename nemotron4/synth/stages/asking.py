@@ -1,0 +1,79 @@
+"""Asking for a list and getting it whole: parse, top up what is missing, convert only as the last resort."""
+
+from __future__ import annotations
+
+from nemotron4.client import BadContentError, Reply
+from nemotron4.records import Message
+from nemotron4.synth.parsing import ParsedList, normalise, parse_list
+from nemotron4.synth.stage import Context
+
+MAX_ITEMS_PER_CALL = 20
+LIST_PROMPTS = ("list_form", "list_more", "list_convert")
+
+
+async def ask_list(
+    context: Context, question: str, n: int, *, is_single_line: bool = False, max_characters: int = 2000
+) -> list[str]:
+    """``n`` different items. At most 20 are asked for at a time, and the next round shows what exists.
+
+    A short list is topped up, ``max_repairs`` rounds without any new item end it. More items than asked for
+    are all kept. No item at all is a BadContentError; a shortfall is counted as ``items_missing``.
+    """
+    items: list[str] = []
+    seen: set[str] = set()
+    last: Reply | None = None
+    sample = fruitless = 0
+    while len(items) < n and fruitless <= context.max_repairs:
+        wanted = min(n - len(items), MAX_ITEMS_PER_CALL)
+        form = context.prompt("list_more", n=wanted, existing=_bullets(items)) if items else None
+        request = f"{question}\n\n{form or context.prompt('list_form', n=wanted)}"
+        last = await context.chat((Message("user", request),), sample=sample)
+        sample += 1
+        new = _new_items(_parsed(last, wanted), seen, is_single_line, max_characters)
+        items += new
+        fruitless = 0 if new else fruitless + 1
+    if not items and last is not None:
+        items = await _convert(context, last, n, sample, is_single_line, max_characters)
+    context.count("items_requested", n)
+    context.count("items_made", len(items))
+    if len(items) < n:
+        context.count("items_missing", n - len(items))
+    if not items:
+        raise BadContentError(f"no list item in {sample} replies, the last: {_shown(last)}", kind="no_list")
+    return items
+
+
+def _parsed(reply: Reply, expected: int) -> ParsedList:
+    return parse_list(reply.text, expected=expected, is_truncated=reply.finish_reason == "length")
+
+
+def _new_items(parsed: ParsedList, seen: set[str], is_single_line: bool, max_characters: int) -> list[str]:
+    new = []
+    for item in parsed.items:
+        text = item.text.splitlines()[0].strip() if is_single_line else item.text
+        key = normalise(text)
+        if key and key not in seen and len(text) <= max_characters:
+            seen.add(key)
+            new.append(text)
+    return new
+
+
+async def _convert(
+    context: Context, reply: Reply, n: int, sample: int, is_single_line: bool, max_characters: int
+) -> list[str]:
+    """A model copies the items out; only what stands in the reply, whole words, is taken."""
+    if not reply.text.strip():
+        return []
+    request = context.prompt("list_convert", reply=reply.text)
+    converted = await context.chat((Message("user", request),), sample=sample, temperature=0.0)
+    source = f" {normalise(reply.text)} "
+    found = _new_items(_parsed(converted, n), set(), is_single_line, max_characters)
+    return [item for item in found if f" {normalise(item)}" in source]
+
+
+def _bullets(items: list[str]) -> str:
+    return "\n".join(f"- {' '.join(item.split())}" for item in items)
+
+
+def _shown(reply: Reply | None) -> str:
+    return repr("" if reply is None else reply.text[:160])

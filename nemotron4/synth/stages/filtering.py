@@ -1,0 +1,273 @@
+"""Stages that let rows pass or drop them, each with a rule that is counted and a reason that is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron4.client import BadContentError, Sampling
+from nemotron4.records import Message
+from nemotron4.synth import filters, keys
+from nemotron4.synth.near_duplicates import find_near_duplicates
+from nemotron4.synth.parsing import normalise
+from nemotron4.synth.rows import Answered, Dialogue, Judged, Prompt, Response, Row
+from nemotron4.synth.stage import Context, Drop, Filtered, Kind
+
+TEXT_ROWS = (Prompt, Answered, Judged, Dialogue)
+
+
+@dataclass(frozen=True)
+class QualityKnobs:
+    """Limits in words; 0 is no limit. ``language`` is a two-letter code, empty for any."""
+
+    min_words: int = 3
+    max_words: int = 0
+    drop_repetition: bool = True
+    drop_refusals: bool = True
+    drop_truncated: bool = True
+    language: str = ""
+
+
+@dataclass(frozen=True)
+class DedupKnobs:
+    """No settings: texts that are equal after normalisation; the first in the order of ids stays."""
+
+
+@dataclass(frozen=True)
+class NearDedupKnobs:
+    threshold: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}; expected from 0.5 to 1 (Jaccard)")
+
+
+@dataclass(frozen=True)
+class DiversityKnobs:
+    threshold: float = 0.7
+
+
+@dataclass(frozen=True)
+class DecontaminateKnobs:
+    """Benchmark files (JSON lines, .gz allowed) whose items must not be trained on."""
+
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class SplitKnobs:
+    """Keeps one part of the prompts, by their text: the parts of equal ``share`` are disjoint."""
+
+    part: str = "sft"
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.part not in ("sft", "preference"):
+            raise ValueError(f"part is {self.part!r}; expected 'sft' or 'preference'")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share is {self.share}; expected the share of sft, from 0 to 1")
+
+
+@dataclass(frozen=True)
+class SampleKnobs:
+    """At most ``n`` rows of each task, so that no source outweighs the others."""
+
+    n: int = 1000
+
+
+@dataclass(frozen=True)
+class SafetyKnobs:
+    """No settings: a model answers Yes or No; prompts it calls harmful get the tag ``unsafe``."""
+
+
+@dataclass(frozen=True)
+class TagKnobs:
+    tag: str = "unsafe"
+
+
+def main_text(row: Any) -> str:
+    """What two rows are compared by: the prompt, or the first user turn."""
+    if isinstance(row, Prompt):
+        return "\n".join(message.content for message in row.messages)
+    if isinstance(row, Dialogue):
+        return row.messages[0].content
+    return main_text(row.prompt)
+
+
+def _objection(text: str, knobs: QualityKnobs, *, finish_reason: str | None) -> Drop | None:
+    num_words = len(text.split())
+    if num_words < knobs.min_words:
+        return "too short", f"{num_words} words; at least {knobs.min_words} are asked"
+    if knobs.max_words and num_words > knobs.max_words:
+        return "too long", f"{num_words} words; at most {knobs.max_words} are allowed"
+    if finish_reason == "length" and knobs.drop_truncated:
+        return "truncated", "the token limit cut the answer"
+    if finish_reason is not None and knobs.drop_refusals and filters.is_refusal(text):
+        return "refusal", text[:120]
+    if knobs.drop_repetition and (reason := filters.repetition(text)) is not None:
+        return "repetition", reason
+    if knobs.language and (reason := filters.wrong_language(text, knobs.language)) is not None:
+        return "language", reason
+    return None
+
+
+async def quality(row: Any, context: Context, knobs: QualityKnobs) -> Sequence[Row | None]:
+    """Prompts and dialogues pass or not; of several answers the good ones stay if two are left."""
+    if isinstance(row, Answered):
+        drops = [_response_objection(response, knobs) for response in row.responses]
+        kept = tuple(r for r, drop in zip(row.responses, drops, strict=True) if drop is None)
+        for drop in drops:
+            if drop is not None:
+                context.count(f"answers_dropped: {drop[0]}")
+        if len(kept) < min(2, len(row.responses)):
+            raise Filtered(*next(drop for drop in drops if drop is not None))
+        same = len(kept) == len(row.responses)
+        return [None if same else dataclasses.replace(row, responses=kept)]
+    if isinstance(row, Judged):
+        texts = [_response_objection(response, knobs) for response in (row.chosen, row.rejected)]
+    elif isinstance(row, Dialogue):
+        turns = [message.content for message in row.messages if message.role == "assistant"]
+        texts = [_objection(text, knobs, finish_reason="stop") for text in turns]
+    else:
+        texts = [_objection(row.text, knobs, finish_reason=None)]
+    for drop in texts:
+        if drop is not None:
+            raise Filtered(*drop)
+    return [None]
+
+
+def _response_objection(response: Response, knobs: QualityKnobs) -> Drop | None:
+    return _objection(response.text, knobs, finish_reason=response.finish_reason)
+
+
+def exact_duplicates(rows: Iterable[tuple[bytes, Any]], knobs: DedupKnobs) -> Mapping[bytes, Drop]:
+    seen: dict[bytes, bytes] = {}
+    drops: dict[bytes, Drop] = {}
+    for record, row in rows:
+        key = keys.digest(normalise(main_text(row)))
+        first = seen.setdefault(key, record)
+        if first != record:
+            drops[record] = ("duplicate", f"the same text as {first.hex()}")
+    return drops
+
+
+def near_duplicates(rows: Iterable[tuple[bytes, Any]], knobs: NearDedupKnobs) -> Mapping[bytes, Drop]:
+    ids: list[bytes] = []
+    texts: list[str] = []
+    for record, row in rows:
+        ids.append(record)
+        texts.append(main_text(row))
+    if not texts:
+        return {}
+    found = find_near_duplicates(texts, knobs.threshold)
+    return {
+        ids[later]: ("near duplicate", f"much the same as {ids[kept].hex()}") for later, kept in found.items()
+    }
+
+
+def too_similar(rows: Iterable[tuple[bytes, Any]], knobs: DiversityKnobs) -> Mapping[bytes, Drop]:
+    pairs = [(record, main_text(row)) for record, row in rows]
+    found = filters.find_similar([text for _, text in pairs], knobs.threshold)
+    return {
+        pairs[later][0]: ("not diverse", f"ROUGE-L {score:.2f} with {pairs[kept][0].hex()}")
+        for later, (kept, score) in found.items()
+    }
+
+
+def cap_per_task(rows: Iterable[tuple[bytes, Any]], knobs: SampleKnobs) -> Mapping[bytes, Drop]:
+    """The first ``n`` of each task in the order of ids, which is a random order."""
+    counts: Counter[str] = Counter()
+    drops: dict[bytes, Drop] = {}
+    for record, row in rows:
+        task = row.task if isinstance(row, Prompt | Dialogue) else row.prompt.task
+        counts[task] += 1
+        if counts[task] > knobs.n:
+            drops[record] = ("sample", f"more than {knobs.n} rows of the task {task!r}")
+    return drops
+
+
+@functools.lru_cache(maxsize=4)
+def _benchmarks(files: tuple[Path, ...]) -> filters.BenchmarkIndex:
+    return filters.load_benchmarks(files)
+
+
+async def decontaminate(row: Any, context: Context, knobs: DecontaminateKnobs) -> Sequence[Row | None]:
+    """Drop what contains a benchmark item; the reason names the item."""
+    index = _benchmarks(knobs.files)
+    texts = [main_text(row)]
+    if isinstance(row, Answered):
+        texts += [response.text for response in row.responses]
+    elif isinstance(row, Judged):
+        texts += [row.chosen.text, row.rejected.text]
+    elif isinstance(row, Dialogue):
+        texts += [message.content for message in row.messages[1:]]
+    for text in texts:
+        hit = index.find(text)
+        if hit is not None:
+            raise Filtered("contaminated", f"{hit[0]}: {hit[1]}")
+    return [None]
+
+
+async def split(prompt: Prompt, context: Context, knobs: SplitKnobs) -> Sequence[Row | None]:
+    """By the first user turn's text, so that equal prompts never stand in both parts."""
+    first = normalise(prompt.messages[0].content)
+    point = int.from_bytes(keys.digest("split", first)[:8], "big") / 2**64
+    part = "sft" if point < knobs.share else "preference"
+    if part != knobs.part:
+        raise Filtered("other split", f"belongs to the {part} part")
+    return [None]
+
+
+async def tag_unsafe(prompt: Prompt, context: Context, knobs: SafetyKnobs) -> Sequence[Row | None]:
+    """Tag, not drop: the preference split keeps such prompts."""
+    question = context.prompt("safety", prompt=prompt.messages[-1].content)
+    for sample in range(context.max_repairs + 1):
+        reply = await context.chat((Message("user", question),), sample=sample)
+        words = reply.text.lower().split()
+        verdict = words[0].strip(".,:;!*\"'") if words else ""
+        if verdict == "no":
+            return [None]
+        if verdict == "yes":
+            context.count("tagged_unsafe")
+            return [dataclasses.replace(prompt, tags=(*prompt.tags, "unsafe"))]
+    raise BadContentError(f"neither Yes nor No, but {reply.text[:80]!r}", kind="no_verdict")
+
+
+async def drop_tagged(row: Any, context: Context, knobs: TagKnobs) -> Sequence[Row | None]:
+    tags = row.tags if isinstance(row, Prompt | Dialogue) else row.prompt.tags
+    if knobs.tag in tags:
+        raise Filtered(knobs.tag, f"the row has the tag {knobs.tag!r}")
+    return [None]
+
+
+def _pass(summary: str, knobs: type, **functions: Any) -> Kind:
+    return Kind(
+        summary=summary, takes=TEXT_ROWS, makes=None, knobs=knobs,
+        calls=lambda _: 0, fan_out=lambda _: 1, **functions,
+    )  # fmt: skip
+
+
+KINDS = {
+    "quality": _pass("length, repetition, refusals, cut answers, language", QualityKnobs, run=quality),
+    "exact_dedup": _pass("equal texts", DedupKnobs, decide=exact_duplicates),
+    "near_dedup": _pass("nearly equal texts (MinHash, Jaccard)", NearDedupKnobs, decide=near_duplicates),
+    "diversity": _pass("texts too like an earlier one (ROUGE-L)", DiversityKnobs, decide=too_similar),
+    "sample": _pass("at most n rows of each task", SampleKnobs, decide=cap_per_task),
+    "decontaminate": _pass("texts that contain a benchmark item", DecontaminateKnobs, run=decontaminate),
+    "drop_tagged": _pass("rows with a tag, such as unsafe", TagKnobs, run=drop_tagged),
+    "split": Kind(
+        summary="the SFT or the preference part of the prompts, disjoint by text",
+        takes=(Prompt,), makes=Prompt, knobs=SplitKnobs, run=split,
+        calls=lambda _: 0, fan_out=lambda knobs: knobs.share if knobs.part == "sft" else 1 - knobs.share,
+    ),
+    "safety_tag": Kind(
+        summary="a model tags harmful prompts as unsafe",
+        takes=(Prompt,), makes=Prompt, knobs=SafetyKnobs, run=tag_unsafe, prompts=("safety",),
+        sampling=Sampling(temperature=0.0, max_tokens=4), calls=lambda _: 1, fan_out=lambda _: 1,
+    ),
+}  # fmt: skip

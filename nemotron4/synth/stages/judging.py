@@ -1,0 +1,118 @@
+"""From answers to preference pairs, by one of the judges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from nemotron4.client import Sampling
+from nemotron4.records import ATTRIBUTES
+from nemotron4.synth.judges import CARD_WEIGHTS, Judge, LlmJudge, RewardJudge, Ruling, TruthJudge
+from nemotron4.synth.parsing import normalise
+from nemotron4.synth.rows import Answered, Judged, Row
+from nemotron4.synth.stage import Context, Filtered, Kind
+
+
+@dataclass(frozen=True)
+class TruthKnobs:
+    """No settings: right answers are chosen, wrong ones rejected."""
+
+
+@dataclass(frozen=True)
+class LlmKnobs:
+    """No settings: both orders, agreement only."""
+
+
+@dataclass(frozen=True)
+class RewardKnobs:
+    """Pairs need a gap of ``min_gap`` and a chosen answer of at least ``min_helpfulness``."""
+
+    min_gap: float = 0.0
+    min_helpfulness: float = 0.0
+    weights: dict[str, float] = field(default_factory=lambda: dict(CARD_WEIGHTS))
+
+    def __post_init__(self) -> None:
+        unknown = set(self.weights) - set(ATTRIBUTES)
+        if unknown:
+            raise ValueError(f"weights has the unknown {sorted(unknown)}; known: {', '.join(ATTRIBUTES)}")
+
+
+def _check_distinct(answered: Answered) -> None:
+    texts = {normalise(response.text) for response in answered.responses}
+    if len(texts) == 1:
+        raise Filtered("identical answers", f"all {len(answered.responses)} answers say the same")
+
+
+def _pair(answered: Answered, ruling: Ruling, judge: Judge) -> Judged:
+    """The best against the worst answer; the first of equals."""
+    values = ruling.values
+    best, worst = values.index(max(values)), values.index(min(values))
+    if values[best] == values[worst]:
+        raise Filtered("no gap", f"every answer has the value {values[best]:g}")
+    chosen, rejected = answered.responses[best], answered.responses[worst]
+    return Judged(
+        prompt=answered.prompt,
+        chosen=chosen,
+        rejected=rejected,
+        judge=judge.name,
+        chosen_reward=values[best],
+        rejected_reward=values[worst],
+        scores={**ruling.scores, "values": list(values), "chosen": best, "rejected": worst},
+    )
+
+
+async def _judge(answered: Answered, context: Context, judge: Judge) -> Judged:
+    _check_distinct(answered)
+    return _pair(answered, await judge.rule(answered, context), judge)
+
+
+async def judge_truth(answered: Answered, context: Context, knobs: TruthKnobs) -> Sequence[Row]:
+    """Answers -> one right against one wrong."""
+    try:
+        return [await _judge(answered, context, TruthJudge())]
+    except Filtered as drop:
+        if drop.rule != "no gap":
+            raise
+        all_right = drop.message.endswith("1")
+        raise Filtered("all right" if all_right else "all wrong", drop.message) from None
+
+
+async def judge_llm(answered: Answered, context: Context, knobs: LlmKnobs) -> Sequence[Row]:
+    """Two answers -> a pair on which the judge agrees with itself."""
+    return [await _judge(answered, context, LlmJudge())]
+
+
+async def judge_reward(answered: Answered, context: Context, knobs: RewardKnobs) -> Sequence[Row]:
+    """Answers -> the best against the worst by the reward model."""
+    judged = await _judge(answered, context, RewardJudge(knobs.weights))
+    assert judged.chosen_reward is not None
+    assert judged.rejected_reward is not None
+    gap = judged.chosen_reward - judged.rejected_reward
+    if gap < knobs.min_gap:
+        raise Filtered("small gap", f"{gap:.3f}; at least {knobs.min_gap:g} is asked")
+    helpfulness = judged.scores["attributes"][judged.scores["chosen"]][0]
+    if helpfulness < knobs.min_helpfulness:
+        raise Filtered(
+            "low helpfulness", f"{helpfulness:.3f} for the chosen one; at least {knobs.min_helpfulness:g}"
+        )
+    return [judged]
+
+
+KINDS = {
+    "judge_truth": Kind(
+        summary="pairs by ground truth: constraints, tests, or the known answer",
+        takes=(Answered,), makes=Judged, knobs=TruthKnobs, run=judge_truth,
+        calls=lambda knobs: 0, fan_out=lambda knobs: 0.45,
+    ),
+    "judge_llm": Kind(
+        summary="pairs by a model that compares both orders",
+        takes=(Answered,), makes=Judged, knobs=LlmKnobs, run=judge_llm,
+        prompts=("judge_pair",), sampling=Sampling(temperature=0.0, max_tokens=256),
+        calls=lambda knobs: 2, fan_out=lambda knobs: 0.65,
+    ),
+    "judge_reward": Kind(
+        summary="pairs by a reward model's weighted attributes",
+        takes=(Answered,), makes=Judged, knobs=RewardKnobs, run=judge_reward,
+        sampling=Sampling(), calls=lambda knobs: 2, fan_out=lambda knobs: 0.75,
+    ),
+}  # fmt: skip

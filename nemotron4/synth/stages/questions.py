@@ -1,0 +1,197 @@
+"""Prompts from topics and documents: open and closed questions, writing, mathematics, Python, revisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nemotron4.client import Sampling
+from nemotron4.records import Message
+from nemotron4.synth.rows import Document, Prompt, Row, Topic
+from nemotron4.synth.stage import Context, Kind
+from nemotron4.synth.stages.asking import LIST_PROMPTS, ask_list
+
+MATERIALS = (
+    "newsletter", "essay", "poem", "blog post", "e-mail", "short story", "speech", "product description",
+    "news report", "letter", "review", "dialogue",
+)  # fmt: skip
+AUDIENCES = {
+    "beginner": "beginners who know loops, conditions and functions",
+    "intermediate": "people with some experience who know the common data structures and modules",
+    "advanced": "advanced programmers who care about design, efficiency and edge cases",
+}
+# Ways to put a text and a request about it into one prompt.
+JOINERS = (
+    "{document}\n\n{request}",
+    "{request}\n\n{document}",
+    "Text:\n{document}\n\nTask: {request}",
+    "{request}\n\n---\n{document}\n---",
+    'Here is a text.\n\n"""\n{document}\n"""\n\nUse it for the following: {request}',
+)
+
+
+@dataclass(frozen=True)
+class OpenKnobs:
+    n: int = 10
+
+
+@dataclass(frozen=True)
+class WritingKnobs:
+    """``materials_per_topic`` kinds of text are drawn for each topic; 0 takes all."""
+
+    n: int = 5
+    materials: tuple[str, ...] = MATERIALS
+    materials_per_topic: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.materials:
+            raise ValueError("materials is empty; expected at least one kind of text")
+
+
+@dataclass(frozen=True)
+class RevisionKnobs:
+    """``keep_draft``: the short prompt stays beside its revisions."""
+
+    n: int = 5
+    keep_draft: bool = True
+
+
+@dataclass(frozen=True)
+class ClosedKnobs:
+    n: int = 5
+
+
+@dataclass(frozen=True)
+class MathKnobs:
+    n: int = 10
+    form: str = "general"
+
+    def __post_init__(self) -> None:
+        if self.form not in ("general", "beginner"):
+            raise ValueError(f"form is {self.form!r}; expected 'general' or 'beginner'")
+
+
+@dataclass(frozen=True)
+class PythonKnobs:
+    """Problems of each level for every topic."""
+
+    n: int = 5
+    levels: tuple[str, ...] = ("beginner", "intermediate", "advanced")
+
+    def __post_init__(self) -> None:
+        unknown = set(self.levels) - set(AUDIENCES)
+        if unknown or not self.levels:
+            raise ValueError(f"levels is {list(self.levels)}; expected some of {', '.join(AUDIENCES)}")
+
+
+def _prompt(text: str, task: str, topic: str | None, **fields: object) -> Prompt:
+    return Prompt(messages=(Message("user", text),), task=task, topic=topic, **fields)  # type: ignore[arg-type]
+
+
+async def open_questions(topic: Topic, context: Context, knobs: OpenKnobs) -> Sequence[Row]:
+    """Topic -> n questions or requests."""
+    question = context.prompt("open_questions", n=knobs.n, topic=topic.topic)
+    return [_prompt(text, "open_qa", topic.topic) for text in await ask_list(context, question, knobs.n)]
+
+
+async def writing_tasks(topic: Topic, context: Context, knobs: WritingKnobs) -> Sequence[Row]:
+    """Topic -> n writing tasks for each drawn material."""
+    number = min(knobs.materials_per_topic or len(knobs.materials), len(knobs.materials))
+    made: list[Row] = []
+    for material in context.random("materials").sample(knobs.materials, number):
+        question = context.prompt("writing_tasks", n=knobs.n, material=material, topic=topic.topic)
+        for text in await ask_list(context, question, knobs.n):
+            made.append(_prompt(text, "writing", topic.topic, meta={"material": material}))
+    return made
+
+
+async def revise(prompt: Prompt, context: Context, knobs: RevisionKnobs) -> Sequence[Row | None]:
+    """Prompt -> n longer forms of it, and with ``keep_draft`` the prompt itself."""
+    name = "revise_task" if prompt.task == "writing" else "revise_question"
+    question = context.prompt(name, n=knobs.n, prompt=prompt.text)
+    made: list[Row | None] = [None] if knobs.keep_draft else []
+    for text in await ask_list(context, question, knobs.n):
+        made.append(_prompt(text, prompt.task, prompt.topic, form="revision", meta=prompt.meta))
+    return made
+
+
+async def closed_questions(document: Document, context: Context, knobs: ClosedKnobs) -> Sequence[Row]:
+    """Document -> n requests about it, each joined with the document by a drawn template."""
+    question = context.prompt("closed_questions", n=knobs.n, document=document.text)
+    draw = context.random("joiner")
+    made = []
+    for text in await ask_list(context, question, knobs.n):
+        pieces = {"document": document.text, "request": text}
+        joined = draw.choice(JOINERS)
+        for name, piece in pieces.items():
+            joined = joined.replace(f"{{{name}}}", piece, 1)
+        made.append(
+            _prompt(joined, "closed_qa", None, document_id=document.document_id, meta={"request": text})
+        )
+    return made
+
+
+async def math_problems(topic: Topic, context: Context, knobs: MathKnobs) -> Sequence[Row]:
+    """Topic -> n mathematics problems."""
+    name = "math_problems" if knobs.form == "general" else "math_problems_beginner"
+    question = context.prompt(name, n=knobs.n, topic=topic.topic)
+    return [_prompt(text, "math", topic.topic) for text in await ask_list(context, question, knobs.n)]
+
+
+async def python_problems(topic: Topic, context: Context, knobs: PythonKnobs) -> Sequence[Row]:
+    """Topic -> n programming problems for each level."""
+    made: list[Row] = []
+    for level in knobs.levels:
+        question = context.prompt("python_problems", n=knobs.n, topic=topic.topic, audience=AUDIENCES[level])
+        for text in await ask_list(context, question, knobs.n):
+            made.append(_prompt(text, "python", topic.topic, meta={"level": level}))
+    return made
+
+
+_SAMPLING = Sampling(temperature=0.7, top_p=0.9, max_tokens=1024)
+
+
+def _rounds(n: int) -> int:
+    return -(-n // 20)
+
+
+KINDS = {
+    "open_questions": Kind(
+        summary="questions and requests about a topic",
+        takes=(Topic,), makes=Prompt, knobs=OpenKnobs, run=open_questions,
+        prompts=("open_questions", *LIST_PROMPTS), sampling=_SAMPLING,
+        calls=lambda knobs: _rounds(knobs.n), fan_out=lambda knobs: knobs.n,
+    ),
+    "writing_tasks": Kind(
+        summary="writing assignments about a topic",
+        takes=(Topic,), makes=Prompt, knobs=WritingKnobs, run=writing_tasks,
+        prompts=("writing_tasks", *LIST_PROMPTS), sampling=_SAMPLING,
+        calls=lambda knobs: _rounds(knobs.n) * (knobs.materials_per_topic or len(knobs.materials)),
+        fan_out=lambda knobs: knobs.n * (knobs.materials_per_topic or len(knobs.materials)),
+    ),
+    "revise": Kind(
+        summary="longer, more demanding forms of a prompt",
+        takes=(Prompt,), makes=Prompt, knobs=RevisionKnobs, run=revise,
+        prompts=("revise_question", "revise_task", *LIST_PROMPTS), sampling=_SAMPLING,
+        calls=lambda knobs: _rounds(knobs.n), fan_out=lambda knobs: knobs.n + knobs.keep_draft,
+    ),
+    "closed_questions": Kind(
+        summary="requests about a document",
+        takes=(Document,), makes=Prompt, knobs=ClosedKnobs, run=closed_questions,
+        prompts=("closed_questions", *LIST_PROMPTS), sampling=_SAMPLING,
+        calls=lambda knobs: _rounds(knobs.n), fan_out=lambda knobs: knobs.n,
+    ),
+    "math_problems": Kind(
+        summary="mathematics problems about a topic",
+        takes=(Topic,), makes=Prompt, knobs=MathKnobs, run=math_problems,
+        prompts=("math_problems", "math_problems_beginner", *LIST_PROMPTS), sampling=_SAMPLING,
+        calls=lambda knobs: _rounds(knobs.n), fan_out=lambda knobs: knobs.n,
+    ),
+    "python_problems": Kind(
+        summary="programming problems about a topic",
+        takes=(Topic,), makes=Prompt, knobs=PythonKnobs, run=python_problems,
+        prompts=("python_problems", *LIST_PROMPTS), sampling=_SAMPLING,
+        calls=lambda knobs: _rounds(knobs.n) * len(knobs.levels),
+        fan_out=lambda knobs: knobs.n * len(knobs.levels),
+    ),
+}  # fmt: skip

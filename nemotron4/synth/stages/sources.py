@@ -1,0 +1,134 @@
+"""Rows from files: documents, real prompts, and question sets whose answers are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemotron4.errors import ConfigError, DataError
+from nemotron4.records import JsonObject, Message, read_json_lines
+from nemotron4.synth.rows import Document, Prompt, Root, Row
+from nemotron4.synth.stage import Context, Filtered, Kind
+
+
+@dataclass(frozen=True)
+class DocumentKnobs:
+    """A JSON lines file. Documents outside the length limits (in words) are filtered, not cut."""
+
+    file: Path
+    text_field: str = "text"
+    id_field: str = "id"
+    limit: int = 0
+    min_words: int = 50
+    max_words: int = 1100
+
+
+@dataclass(frozen=True)
+class PromptFileKnobs:
+    """A JSON lines file with one prompt a line: ``messages`` or a text field; a true answer if there is one.
+
+    answer_after: the answer is what follows this mark in the answer field ("####" in GSM8K).
+    unsafe_field: a field that is true for prompts a safety classifier flagged; they get the tag ``unsafe``.
+    """
+
+    file: Path
+    task: str
+    text_field: str = "prompt"
+    answer_field: str = ""
+    answer_after: str = ""
+    tests_field: str = ""
+    unsafe_field: str = ""
+    limit: int = 0
+
+
+def _lines(file: Path, limit: int) -> Iterator[tuple[int, JsonObject]]:
+    if not file.exists():
+        raise ConfigError(
+            f"{file}: there is no such file", hint="paths in a recipe count from the working folder"
+        )
+    for number, (line, row) in enumerate(read_json_lines(file)):
+        if limit and number >= limit:
+            return
+        yield line, row
+
+
+def document_roots(knobs: DocumentKnobs) -> Iterator[JsonObject]:
+    for line, row in _lines(knobs.file, knobs.limit):
+        text = row.get(knobs.text_field)
+        if not isinstance(text, str):
+            raise DataError(f"{knobs.file}:{line}: field {knobs.text_field!r} is missing or not a text")
+        yield {"id": str(row.get(knobs.id_field, line)), "text": text}
+
+
+async def documents(root: Root, context: Context, knobs: DocumentKnobs) -> Sequence[Row]:
+    """Root -> document."""
+    text = root.entry["text"]
+    num_words = len(text.split())
+    if not knobs.min_words <= num_words <= knobs.max_words:
+        raise Filtered(
+            "document length", f"{num_words} words; expected {knobs.min_words} to {knobs.max_words}"
+        )
+    return [Document(document_id=root.entry["id"], text=text, source=knobs.file.name)]
+
+
+def prompt_roots(knobs: PromptFileKnobs) -> Iterator[JsonObject]:
+    """The needed fields of each line, checked."""
+    for line, row in _lines(knobs.file, knobs.limit):
+        where = f"{knobs.file}:{line}"
+        entry: JsonObject = {"messages": _messages(row, knobs.text_field, where)}
+        if knobs.answer_field:
+            answer = str(row.get(knobs.answer_field, ""))
+            if knobs.answer_after:
+                answer = answer.rpartition(knobs.answer_after)[2]
+            if not answer.strip():
+                raise DataError(f"{where}: field {knobs.answer_field!r} holds no answer")
+            entry["answer"] = answer.strip()
+        if knobs.tests_field:
+            tests = row.get(knobs.tests_field)
+            entry["tests"] = "\n".join(tests) if isinstance(tests, list) else str(tests)
+        if knobs.unsafe_field and row.get(knobs.unsafe_field):
+            entry["unsafe"] = True
+        yield entry
+
+
+def _messages(row: JsonObject, text_field: str, where: str) -> list[list[str]]:
+    if isinstance(row.get("messages"), list):
+        turns = [Message.parse(value, f"{where}: messages[{i}]") for i, value in enumerate(row["messages"])]
+        while turns and turns[-1].role == "assistant":
+            turns.pop()
+        if turns and turns[-1].role == "user":
+            return [[turn.role, turn.content] for turn in turns]
+        raise DataError(f"{where}: the conversation has no user turn")
+    text = row.get(text_field)
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{where}: neither 'messages' nor a text in field {text_field!r}")
+    return [["user", text]]
+
+
+async def imported_prompts(root: Root, context: Context, knobs: PromptFileKnobs) -> Sequence[Row]:
+    """Root -> prompt."""
+    entry = root.entry
+    return [
+        Prompt(
+            messages=tuple(Message(role, text) for role, text in entry["messages"]),
+            task=knobs.task,
+            form="imported",
+            answer=entry.get("answer"),
+            tests=entry.get("tests"),
+            tags=("unsafe",) if entry.get("unsafe") else (),
+            meta={"source": knobs.file.name},
+        )
+    ]
+
+
+KINDS = {
+    "documents": Kind(
+        summary="documents from a JSON lines file",
+        takes=(), makes=Document, knobs=DocumentKnobs, roots=document_roots, run=documents,
+    ),
+    "prompt_file": Kind(
+        summary="prompts from a JSON lines file, with true answers where there are any",
+        takes=(), makes=Prompt, knobs=PromptFileKnobs, roots=prompt_roots, run=imported_prompts,
+    ),
+}  # fmt: skip

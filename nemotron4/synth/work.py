@@ -1,0 +1,250 @@
+"""One piece of work under way: its calls are looked up in the ledger first, paid second, stored at once."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nemotron4.client import ClientError, Reply, RetryPolicy, Reward, Sampling, TransientError
+from nemotron4.records import JsonObject, Message
+from nemotron4.synth import keys
+from nemotron4.synth.commit import GroupCommit
+from nemotron4.synth.endpoint import Endpoint, StoppedError
+from nemotron4.synth.ledger import Effects, Ledger, StoredReply
+from nemotron4.synth.prompts import PromptBook
+from nemotron4.synth.recipe import Budget, RetryConfig
+
+
+@dataclass
+class Spending:
+    """What the run has paid so far, earlier starts included."""
+
+    budget: Budget
+    calls: int = 0
+    tokens: int = 0
+    money: float = 0.0
+    in_flight: int = 0
+
+    def exhausted(self) -> str | None:
+        """The budget that one more call would break. Calls under way count with the mean so far."""
+        expected = self.calls + self.in_flight
+        if self.budget.calls and expected + 1 > self.budget.calls:
+            return f"{self.budget.calls} calls"
+        share = expected / self.calls if self.calls else 1.0
+        if self.budget.tokens and self.tokens * share >= self.budget.tokens:
+            return f"{self.budget.tokens} tokens"
+        if self.budget.money and self.money * share >= self.budget.money:
+            return f"{self.budget.money:g} in money"
+        return None
+
+
+@dataclass
+class Shared:
+    """What all pieces of work of a run share."""
+
+    ledger: Ledger
+    commit: GroupCommit
+    endpoints: Mapping[str, Endpoint]
+    prompts: PromptBook
+    retry: RetryConfig
+    spending: Spending
+    seed: int
+    has_old_replies: bool  # of an earlier start; a fresh run need not look
+    stop: Callable[[str, BaseException | None], None]
+
+
+@dataclass
+class Work:
+    """Implements ``stage.Context``. Its calls run one after the other; parallelism is between records.
+
+    A reply is held until the work ends or the next call starts, so that the last one is stored in the same
+    transaction as what was made of it.
+    """
+
+    shared: Shared
+    stage: str
+    record: bytes
+    attempt: int
+    endpoint: str | None
+    sampling: Sampling | None
+    tally: dict[str, float] = field(default_factory=dict)
+    _held: list[tuple[StoredReply, Endpoint]] = field(default_factory=list)
+
+    @property
+    def max_repairs(self) -> int:
+        return self.shared.retry.max_repairs
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        sample: int = 0,
+        endpoint: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> Reply:
+        target = self._endpoint(endpoint)
+        assert self.sampling is not None, f"stage {self.stage} has no sampling"
+        # A retried failure draws new samples; its old replies would fail again.
+        sample += 1000 * self.attempt
+        chosen = self.sampling.temperature if temperature is None else temperature
+        seed = keys.call_seed(self.shared.seed, self.record, self.stage, sample) if chosen > 0 else None
+        sampling = dataclasses.replace(
+            self.sampling, temperature=chosen, max_tokens=max_tokens or self.sampling.max_tokens, seed=seed
+        )
+        request = target.model.chat_request(messages, sampling)
+
+        async def call() -> tuple[JsonObject, int | None, int | None]:
+            reply = await target.model.chat(messages, sampling)
+            stored = {"text": reply.text, "finish": reply.finish_reason, "model": reply.model}
+            return stored, reply.prompt_tokens, reply.completion_tokens
+
+        stored = await self._call(target, request, sample, call)
+        return Reply(
+            text=stored.reply["text"],
+            finish_reason=stored.reply["finish"],
+            model=stored.reply["model"],
+            prompt_tokens=stored.prompt_tokens,
+            completion_tokens=stored.completion_tokens,
+        )
+
+    async def score(self, messages: Sequence[Message], *, endpoint: str | None = None) -> Reward:
+        target = self._endpoint(endpoint)
+        request = {"score": target.model.name, "messages": [message.to_json() for message in messages]}
+
+        async def call() -> tuple[JsonObject, int | None, int | None]:
+            reward = await target.model.score(messages)
+            return {"attributes": reward.attributes, "scalar": reward.scalar}, None, None
+
+        stored = await self._call(target, request, 0, call)
+        return Reward(attributes=stored.reply["attributes"], scalar=stored.reply["scalar"])
+
+    def prompt(self, name: str, **values: object) -> str:
+        return self.shared.prompts.render(name, values)
+
+    def random(self, purpose: str) -> random.Random:
+        return random.Random(keys.digest("choice", self.shared.seed, self.record.hex(), self.stage, purpose))
+
+    def count(self, name: str, value: float = 1.0) -> None:
+        self.tally[name] = self.tally.get(name, 0.0) + value
+
+    async def finish(self, effects: Effects) -> None:
+        """Store the end of the work with the replies still held; free their slots when it is durable."""
+        effects.replies = [reply for reply, _ in self._held]
+        for name, value in self.tally.items():
+            effects.tally[name] = effects.tally.get(name, 0.0) + value
+        endpoints = [endpoint for _, endpoint in self._held]
+        self._held, self.tally = [], {}
+        try:
+            await self.shared.commit.store(effects)
+        finally:
+            for endpoint in endpoints:
+                endpoint.release()
+
+    def abandon(self) -> None:
+        """The work stays ready; what was paid is stored."""
+        self._flush()
+
+    def _endpoint(self, name: str | None) -> Endpoint:
+        chosen = name or self.endpoint
+        assert chosen is not None, f"stage {self.stage} has no endpoint"
+        return self.shared.endpoints[chosen]
+
+    async def _call(
+        self,
+        target: Endpoint,
+        request: JsonObject,
+        sample: int,
+        call: Callable[[], Awaitable[tuple[JsonObject, int | None, int | None]]],
+    ) -> StoredReply:
+        key = keys.call_key({"request": request, "endpoint": target.identity}, self.record, sample)
+        if self.shared.has_old_replies:
+            stored = self.shared.ledger.reply(self.record, key)
+            if stored is not None:
+                return stored
+        self._flush()
+        reply, prompt_tokens, completion_tokens, latency_s, attempts = await self._pay(target, call)
+        stored = StoredReply(
+            self.record, key, self.stage, sample, reply,
+            prompt_tokens, completion_tokens, int(latency_s * 1000), attempts,
+        )  # fmt: skip
+        self._account(target, stored, latency_s)
+        self._held.append((stored, target))
+        return stored
+
+    async def _pay(self, target: Endpoint, call: Callable[[], Awaitable[Any]]) -> tuple[Any, ...]:
+        """The reply, its latency and the number of attempts; the slot stays taken."""
+        retry = self.shared.retry
+        policy = RetryPolicy(
+            max_attempts=retry.max_attempts, first_wait_s=retry.first_wait_s, max_wait_s=retry.max_wait_s
+        )
+        spending = self.shared.spending
+        attempt = 0
+        while True:
+            attempt += 1
+            started_at = await target.acquire()
+            exhausted = spending.exhausted()
+            if exhausted is not None:
+                target.release()
+                self.shared.stop(f"the budget of {exhausted} is reached", None)
+                raise StoppedError
+            spending.in_flight += 1
+            try:
+                reply, prompt_tokens, completion_tokens = await call()
+            except ClientError as error:
+                target.release()
+                self.count("calls_failed")
+                target.failed(error, started_at)
+                # Without any connection the endpoint's own patience decides, not the number of attempts.
+                is_last = attempt >= policy.max_attempts and error.kind != "connection"
+                if not isinstance(error, TransientError) or is_last:
+                    raise
+                draw = random.Random(self.record + bytes([attempt % 256])).random()
+                await asyncio.sleep(policy.wait_s(min(attempt, 16), error, draw))
+                continue
+            except BaseException:
+                target.release()
+                raise
+            finally:
+                spending.in_flight -= 1
+            target.succeeded()
+            return reply, prompt_tokens, completion_tokens, time.monotonic() - started_at, attempt
+
+    def _account(self, target: Endpoint, stored: StoredReply, latency_s: float) -> None:
+        money = target.price(stored.prompt_tokens, stored.completion_tokens)
+        spending = self.shared.spending
+        spending.calls += 1
+        spending.tokens += (stored.prompt_tokens or 0) + (stored.completion_tokens or 0)
+        spending.money += money
+        self.count("calls")
+        self.count("latency_s", latency_s)
+        self.count("prompt_tokens", stored.prompt_tokens or 0)
+        self.count("completion_tokens", stored.completion_tokens or 0)
+        if money:
+            self.count("money", money)
+
+    def _flush(self) -> None:
+        """Store the held replies now; their slots are free when that is durable."""
+        if not self._held:
+            return
+        held, tally = self._held, self.tally
+        paid = {name: tally.pop(name) for name in list(tally) if name in _SPENDING_COUNTERS}
+        self._held = []
+        future = self.shared.commit.store(
+            Effects(stage=self.stage, replies=[reply for reply, _ in held], tally=paid)
+        )
+        future.add_done_callback(lambda done: _free(done, [endpoint for _, endpoint in held]))
+
+
+_SPENDING_COUNTERS = ("calls", "latency_s", "prompt_tokens", "completion_tokens", "money")
+
+
+def _free(done: asyncio.Future[None], endpoints: Sequence[Endpoint]) -> None:
+    done.exception()  # the writer's failure also reaches the work's own end
+    for endpoint in endpoints:
+        endpoint.release()

@@ -1,0 +1,71 @@
+"""Recipes on the shipped fake, small enough to run in a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron4 import config
+from nemotron4.client import FakeBehaviour, FakeChatModel
+from nemotron4.synth.books import Books, read_books
+from nemotron4.synth.execute import run_recipe
+from nemotron4.synth.ledger import Reader
+from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.runner import Outcome
+
+PIPELINE: list[dict[str, Any]] = [
+    {"name": "macro", "kind": "macro_topics", "knobs": {"n": 4}},
+    {"name": "sub", "kind": "subtopics", "takes": ["macro"], "knobs": {"n": 2}},
+    {"name": "open", "kind": "open_questions", "takes": ["sub"], "knobs": {"n": 5}},
+    {"name": "dedup", "kind": "exact_dedup", "takes": ["open"]},
+    {"name": "respond", "kind": "respond", "takes": ["dedup"], "knobs": {"k": 2}},
+    {"name": "judge", "kind": "judge_llm", "takes": ["respond"]},
+]
+
+
+def make_recipe(stages: Sequence[dict[str, Any]] = PIPELINE, **fields: Any) -> Recipe:
+    """A recipe on one fake endpoint; fields replace the recipe's."""
+    values: dict[str, Any] = {
+        "name": "test",
+        "stage": list(stages),
+        "endpoint": {"gen": {"form": "fake"}},
+        "durable": "kill",
+        "retry": {"first_wait_s": 0.001, "max_wait_s": 0.01},
+        "export": {"preference": [s["name"] for s in stages if s["kind"].startswith("judge")]},
+    }
+    return config.build(Recipe, values | fields)
+
+
+class Bench:
+    """Runs recipes in one folder and reads what came out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = FakeChatModel()
+
+    def run(self, recipe: Recipe, behaviour: FakeBehaviour | None = None, **options: Any) -> Outcome:
+        self.model = FakeChatModel(behaviour, keep_requests=True)
+        return run_recipe(recipe, self.folder, models={"gen": self.model}, **options)
+
+    def books(self, recipe: Recipe) -> Books:
+        with Reader(self.folder / "ledger.sqlite") as ledger:
+            books = read_books(ledger, recipe)
+        assert books.is_balanced
+        return books
+
+    def rows(self, stage: str) -> dict[bytes, Any]:
+        with Reader(self.folder / "ledger.sqlite") as ledger:
+            return {record: ledger.payload(record) for record in ledger.records_of(stage)}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "run")
+
+
+@pytest.fixture
+def recipe() -> Callable[..., Recipe]:
+    return make_recipe
