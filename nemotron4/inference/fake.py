@@ -59,6 +59,7 @@ class FakeEngine:
         tokenizer: Tokenizer | None = None,
         prompt_format: PromptFormat | None = None,
         model_seed: int = 0,
+        adds_bos: bool = False,
     ) -> None:
         self._reply = reply
         self._delay_s = delay_s
@@ -75,6 +76,7 @@ class FakeEngine:
             dtype="float64",
             device="cpu",
             eos_token_ids=() if self._tokenizer.eos_id is None else (self._tokenizer.eos_id,),
+            adds_bos=adds_bos,
         )
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._num_running = 0

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nemotron4.inference.interface import PositionLogprobs, SamplingParams
-from nemotron4.server.errors import ApiError
+from nemotron4.server.errors import ApiError, json_text
 from nemotron4.server.exchange import Exchange
 from nemotron4.server.nemo_validation import END_OF_TEXT, NemoRequest
 from nemotron4.server.rows import (
@@ -29,10 +29,10 @@ from nemotron4.text.tokenizer import Tokenizer
 MARKER = "<extra_id_1>"
 
 
-async def generate(request: NemoRequest, service: Service, exchange: Exchange) -> dict[str, Any]:
-    """The response object of ``PUT /generate``. ApiError for what NeMo crashes on or never ends with."""
+async def generate(request: NemoRequest, service: Service, exchange: Exchange) -> bytes:
+    """The answer of ``PUT /generate`` as JSON. ApiError for what NeMo crashes on or never ends with."""
     tokenizer = service.engine.tokenizer
-    prompts = [await _prompt_ids(tokenizer, text, request.add_BOS) for text in request.sentences]
+    prompts = await _prompts(tokenizer, request)
     max_len = max(map(len, prompts))
     check_length(service.engine, max_len, request.tokens_to_generate, param="tokens_to_generate")
     final_length = max_len + request.tokens_to_generate
@@ -45,9 +45,8 @@ async def generate(request: NemoRequest, service: Service, exchange: Exchange) -
         params = _params(request, service, eos_id, stop_ids, stop_strings, index, final_length - len(ids))
         rows.append(Row(ids, params))
     results = await collect(service.engine, rows, exchange, service.metrics)
-    if request.all_probs:  # the whole vocabulary at every position takes a while to put together
-        return await asyncio.to_thread(_response, request, tokenizer, eos_id, rows, results)
-    return _response(request, tokenizer, eos_id, rows, results)
+    # Beside the event loop: a large answer takes a while to put together.
+    return await asyncio.to_thread(_answer, request, tokenizer, eos_id, rows, results)
 
 
 def end_of_text_id(service: Service) -> int:
@@ -82,15 +81,16 @@ def stops(
     return frozenset(ids), tuple(strings)
 
 
-async def _prompt_ids(tokenizer: Tokenizer, text: str, add_bos: bool) -> list[int]:
-    ids = await encode(tokenizer, text)
-    if add_bos:
+async def _prompts(tokenizer: Tokenizer, request: NemoRequest) -> list[list[int]]:
+    start: list[int] = []
+    if request.add_BOS:
         if tokenizer.bos_id is None:
             raise ApiError(400, "add_BOS is true, but this model's tokenizer has no beginning-of-text token")
-        ids = [tokenizer.bos_id, *ids]
-    if not ids:
+        start = [tokenizer.bos_id]
+    prompts = [start + ids for ids in await encode(tokenizer, request.sentences)]
+    if not all(prompts):
         raise ApiError(400, "sentences must not hold an empty string unless add_BOS is true")
-    return ids
+    return prompts
 
 
 def _check_full_logprobs(service: Service, num_rows: int, length: int) -> None:
@@ -133,13 +133,13 @@ def _params(
     )
 
 
-def _response(
+def _answer(
     request: NemoRequest,
     tokenizer: Tokenizer,
     eos_id: int,
     rows: Sequence[Row],
     results: Sequence[RowResult],
-) -> dict[str, Any]:
+) -> bytes:
     token_ids = [row.prompt_ids + result.token_ids for row, result in zip(rows, results, strict=True)]
     length = max(map(len, token_ids))
     token_ids = [ids + [eos_id] * (length - len(ids)) for ids in token_ids]
@@ -153,11 +153,15 @@ def _response(
     }
     if request.compute_logprob:
         response["logprob"] = [_logprobs(result, length) for result in results]
-    if request.all_probs:
-        response["full_logprob"] = None
-        if request.compute_logprob:
-            response["full_logprob"] = [_full_logprobs(result, length, eos_id) for result in results]
-    return response
+    text = json_text(response)
+    if not request.all_probs:
+        return text
+    full = b"null"
+    if request.compute_logprob:
+        full = b",".join(_full_logprobs(result, length, eos_id) for result in results)
+        full = b"[" + full + b"]"
+    # The first key in the order of sorted keys.
+    return b'{"full_logprob":' + full + b"," + text[1:]
 
 
 def _offsets(pieces: Sequence[str]) -> Iterator[int]:
@@ -177,12 +181,14 @@ def _logprobs(result: RowResult, length: int) -> list[float]:
     return values + [0.0] * (length - 1 - len(values))
 
 
-def _full_logprobs(result: RowResult, length: int, eos_id: int) -> list[list[float]]:
-    values = []
+def _full_logprobs(result: RowResult, length: int, eos_id: int) -> bytes:
+    """JSON of a row, position by position: the encoder holds everybody else up while it writes one."""
+    width, texts = 0, []
     for position in _positions(result):
         assert position.full is not None, "the engine left full_logprobs out"
-        values.append([float(value) for value in position.full])
-    filling = [-math.inf] * (len(values[0]) if values else 0)
-    if filling:
-        filling[eos_id] = 0.0
-    return values + [filling] * (length - 1 - len(values))
+        width = len(position.full)
+        texts.append(json_text(list(position.full)).rstrip())
+    filling = [-math.inf] * width
+    filling[eos_id] = 0.0
+    texts += [json_text(filling).rstrip()] * (length - 1 - len(texts))
+    return b"[" + b",".join(texts) + b"]"

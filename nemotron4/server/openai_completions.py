@@ -49,7 +49,7 @@ async def answer_completion(body: CompletionRequest, request: Request, service: 
     if body.best_of not in (None, 1):
         text = "best_of is not supported by this server: ask for n answers and choose among them"
         raise ApiError(400, text, param="best_of", code="unsupported_parameter")
-    prompts = await _prompts(body, service.engine.tokenizer)
+    prompts = await _prompts(body, service)
     choices = _choices(body, prompts, n, service)
     identity = Identity.new("cmpl", service.engine.info.name)
     run = _Run(body, service.engine.tokenizer, [text for text, _ in prompts for _ in range(n)])
@@ -67,24 +67,28 @@ async def answer_completion(body: CompletionRequest, request: Request, service: 
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-async def _prompts(body: CompletionRequest, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
+async def _prompts(body: CompletionRequest, service: Service) -> list[tuple[str, list[int]]]:
     """Text and ids of each prompt."""
+    tokenizer = service.engine.tokenizer
     given: Any = body.prompt
     if isinstance(given, str) or (given and isinstance(given[0], int)):
         given = [given]
-    prompts = []
-    for prompt in given:
-        ids = await encode(tokenizer, prompt) if isinstance(prompt, str) else prompt
+    if not given:
+        raise ApiError(400, "prompt: the list is empty; expected at least one prompt", param="prompt")
+    is_text = isinstance(given[0], str)
+    prompts: list[list[int]] = given
+    if is_text:
+        start = [tokenizer.bos_id] if service.engine.info.adds_bos and tokenizer.bos_id is not None else []
+        prompts = [start + ids for ids in await encode(tokenizer, given)]
+    last = tokenizer.vocab_size - 1
+    for ids in prompts:
         if not ids:
             raise ApiError(400, "prompt: expected at least one token", param="prompt")
-        if max(ids) >= tokenizer.vocab_size:
-            last = tokenizer.vocab_size - 1
+        if max(ids) > last:
             text = f"prompt: token id {max(ids)} is outside the vocabulary; the last is {last}"
             raise ApiError(400, text, param="prompt")
-        prompts.append((prompt if isinstance(prompt, str) else tokenizer.decode(ids), ids))
-    if not prompts:
-        raise ApiError(400, "prompt: the list is empty; expected at least one prompt", param="prompt")
-    return prompts
+    texts = given if is_text else [tokenizer.decode(ids) for ids in prompts]
+    return list(zip(texts, prompts, strict=True))
 
 
 def _choices(

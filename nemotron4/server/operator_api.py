@@ -34,9 +34,8 @@ class Health(BaseModel):
 def operator_routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.api_route(
-        "/health", methods=["GET"], responses={503: {"model": Health, "description": "The server drains."}}
-    )
+    @router.head("/health", include_in_schema=False)
+    @router.get("/health", responses={503: {"model": Health, "description": "The server drains."}})
     async def get_health() -> Health:
         """Ready to generate. The port is closed until then."""
         health = Health(

@@ -74,11 +74,11 @@ def usable_temperature(temperature: float) -> float:
     return 0.0 if temperature < LEAST_TEMPERATURE else temperature
 
 
-async def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of the raw text, markers included."""
-    if len(text) <= INLINE_CHARACTERS:
-        return tokenizer.encode(text)
-    return await asyncio.to_thread(tokenizer.encode, text)
+async def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of raw texts, markers included."""
+    if sum(map(len, texts)) <= INLINE_CHARACTERS:
+        return [tokenizer.encode(text) for text in texts]
+    return await asyncio.to_thread(lambda: [tokenizer.encode(text) for text in texts])
 
 
 def check_length(engine: InferenceEngine, num_prompt: int, num_new: int, *, param: str | None = None) -> None:

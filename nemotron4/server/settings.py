@@ -23,7 +23,7 @@ class ServerSettings:
     max_body_bytes: int = 8 * 2**20
     body_timeout_s: float = 60.0  # a client that sends slower than this is answered 408
     send_timeout_s: float = 120.0  # a client that reads nothing for this long is dropped
-    max_full_logprob_values: int = 2**25  # all_probs: tokens times vocabulary, about 600 MB of JSON
+    max_full_logprob_values: int = 2**23  # all_probs: tokens times vocabulary, about 150 MB of JSON
 
     def __post_init__(self) -> None:
         if self.nemo_compat not in ("strict", "fixed"):

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemotron4.errors import EngineBusyError, RequestError
@@ -34,6 +34,7 @@ def _text(steps: list[TokenStep]) -> str:
     return TOKENIZER.decode(_ids(steps))
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.text())
 def test_every_text_survives_encoding(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode(text)) == text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemotron4.inference.fake import FakeEngine
@@ -62,6 +62,7 @@ def test_an_answer_cut_by_its_length_keeps_everything() -> None:
     assert "".join(_answer("é", limit=1)) == "\N{REPLACEMENT CHARACTER}"
 
 
+@settings(deadline=None)
 @given(
     st.text(alphabet="ab\n é", max_size=12),
     st.lists(st.text(alphabet="ab\n", min_size=1, max_size=3), max_size=2),

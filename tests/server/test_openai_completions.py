@@ -58,6 +58,14 @@ def test_every_form_of_prompt(make_app: App, prompt: Any, texts: list[str]) -> N
     assert answer["model"] == "fake"
 
 
+def test_text_of_a_model_that_expects_bos_gets_it_and_raw_generate_does_not(make_app: App) -> None:
+    app = make_app("b", adds_bos=True)
+    assert _complete(app, prompt="aa")["usage"]["prompt_tokens"] == 3
+    assert _complete(app, prompt=FakeTokenizer().encode("aa"))["usage"]["prompt_tokens"] == 2
+    assert _texts(_complete(app, prompt="", echo=True)) == ["b"]
+    assert app.generate({"sentences": ["a"], "greedy": True}).json()["tokens"] == [["a", "b", "</s>"]]
+
+
 def test_16_tokens_by_default_and_the_reason_is_length(make_app: App) -> None:
     answer = _complete(make_app("x" * 50), prompt="p")
     assert answer["choices"][0] == {"index": 0, "text": "x" * 16, "logprobs": None, "finish_reason": "length"}

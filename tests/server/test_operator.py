@@ -29,6 +29,7 @@ def _metrics(app: Any) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 def test_health_names_the_model(make_app: App) -> None:
     response = make_app(name="m").request("GET", "/health")
     assert (response.status_code, response.json()) == (200, {"status": "ok", "model": "m"})
+    assert make_app().request("HEAD", "/health").status_code == 200
 
 
 def test_metrics_count_tokens_requests_and_latencies(make_app: App) -> None:
