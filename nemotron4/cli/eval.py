@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from nemotron4.client import ChatModel
 
 app = typer.Typer(
     add_completion=False,
@@ -128,3 +131,97 @@ def score(
     if out is not None:
         save(result, out)
     typer.echo(json.dumps(result.to_json()) if as_json else "\n".join(result_lines(result)))
+
+
+@app.command()
+def run(
+    tasks: Annotated[list[str], typer.Argument(help="Benchmarks; see `nemotron4 eval list`.")],
+    model: Annotated[str, typer.Option(help="URL of a server, or a model to load in this process.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same command resumes it.")],
+    judge: Annotated[str | None, typer.Option(help="URL of the judge's server.")] = None,
+    model_name: Annotated[str | None, typer.Option(help="The model's name at its server.")] = None,
+    judge_name: Annotated[str | None, typer.Option(help="The judge's name at its server.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score a seeded sample of this size.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Replaces the benchmark's data file.")] = None,
+    folder: DataFolder = None,
+    seed: Seed = 0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 16,
+    unsafe: Unsafe = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a model, have the judge judge, score. Stopped at any point, the same command goes on."""
+    import asyncio
+
+    from nemotron4.cli.console import note, print_json
+    from nemotron4.errors import ConfigError
+    from nemotron4.evaluation import inspect_adapter
+    from nemotron4.evaluation.data import DataSource, data_folder
+    from nemotron4.evaluation.endpoints import JUDGE_KEY_VARIABLE, connect
+    from nemotron4.evaluation.registry import find_task
+    from nemotron4.evaluation.runner import RunSettings, run_task
+    from nemotron4.evaluation.tables import result_lines
+
+    inspect_adapter.check_installed()
+    chosen = [find_task(name) for name in tasks]
+    if judge is None and (judged := [task.name for task in chosen if task.judge is not None]):
+        raise ConfigError(f"{judged[0]} is scored by a judge", hint="pass --judge URL")
+    if data is not None and len(chosen) > 1:
+        raise ConfigError(f"--data replaces the file of one benchmark; {len(chosen)} are given")
+    source = DataSource(data_folder(folder), data)
+    settings = RunSettings(out=out, limit=limit, seed=seed, concurrency=concurrency, allow_unsafe=unsafe)
+    chat = _open_model(model, model_name)
+    judging = None if judge is None else connect(judge, judge_name, key_variable=JUDGE_KEY_VARIABLE)
+
+    async def run_all() -> None:
+        for task in chosen:
+            result = await run_task(task, source, settings, model=chat, judge=judging, note=note)
+            if as_json:
+                print_json(result.to_json())
+            else:
+                typer.echo("\n".join(result_lines(result)))
+        await chat.close()
+        if judging is not None:
+            await judging.close()
+
+    asyncio.run(run_all())
+
+
+def _open_model(model: str, name: str | None) -> ChatModel:
+    """The server at an address, or an engine in this process."""
+    from nemotron4.evaluation.endpoints import connect, is_address
+
+    if is_address(model):
+        return connect(model, name)
+    from nemotron4.client import EngineChatModel
+    from nemotron4.errors import ConfigError
+    from nemotron4.inference.interface import SamplingParams
+    from nemotron4.inference.load import load
+
+    engine = load(model)
+    prompt_format = engine.prompt_format
+    if prompt_format is None:
+        raise ConfigError(f"{model} has no chat template, and benchmarks are asked in one")
+    return EngineChatModel(
+        engine,
+        make_params=SamplingParams,
+        render=prompt_format.render,
+        stop=prompt_format.stop_strings,
+        name=name,
+    )
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder with result.json and items.jsonl.")],
+    second: Annotated[Path, typer.Argument(help="The other folder, of the same benchmark.")],
+    as_json: AsJson = False,
+) -> None:
+    """Test two results on the same items against chance; refuses results of different definitions."""
+    from nemotron4.evaluation.compare import compare as compare_results
+    from nemotron4.evaluation.compare import comparison_lines
+    from nemotron4.evaluation.result import load_result
+
+    comparison = compare_results(load_result(first), load_result(second))
+    typer.echo(json.dumps(comparison.to_json()) if as_json else "\n".join(comparison_lines(comparison)))
+    if comparison.differences:
+        raise typer.Exit(1)

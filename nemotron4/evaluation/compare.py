@@ -1,0 +1,94 @@
+"""Two results side by side: may they be compared, and do they differ beyond chance?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from nemotron4.errors import DataError
+from nemotron4.evaluation.result import Result
+from nemotron4.grading.statistics import PairedTest, mcnemar, sign_flips
+from nemotron4.records import JsonObject
+
+PAGE_LENGTH = 10
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``differences`` name what forbids the comparison; tests and flips are there only without any."""
+
+    first: Result
+    second: Result
+    differences: Mapping[str, tuple[object, object]]
+    tests: Mapping[str, PairedTest]
+    won: Mapping[str, list[str]]
+    lost: Mapping[str, list[str]]
+
+    def to_json(self) -> JsonObject:
+        return {
+            "task": self.first.task,
+            "comparable": not self.differences,
+            "differences": {name: list(pair) for name, pair in self.differences.items()},
+            "metrics": {
+                name: [self.first.metrics[name].value, metric.value]
+                for name, metric in self.second.metrics.items()
+                if name in self.first.metrics
+            },
+            "tests": {name: asdict(test) for name, test in self.tests.items()},
+            "won": dict(self.won),
+            "lost": dict(self.lost),
+        }
+
+
+def compare(first: Result, second: Result) -> Comparison:
+    """Paired tests per metric over the items both results scored; only if their definitions agree."""
+    if first.task != second.task:
+        raise DataError(f"{first.task} cannot be compared with {second.task}")
+    theirs = second.identity()
+    differences = {
+        name: (value, theirs[name]) for name, value in first.identity().items() if value != theirs[name]
+    }
+    if set(first.items) != set(second.items):
+        differences["items"] = (len(first.items), len(second.items))
+    tests: dict[str, PairedTest] = {}
+    won: dict[str, list[str]] = {}
+    lost: dict[str, list[str]] = {}
+    if not differences:
+        for metric in sorted({name for values in first.items.values() for name in values}):
+            pairs = [
+                (name, before, after)
+                for name, values in first.items.items()
+                if (before := values.get(metric)) is not None
+                and (after := second.items[name].get(metric)) is not None
+            ]
+            tests[metric] = _test([(before, after) for _, before, after in pairs])
+            won[metric] = [name for name, before, after in pairs if after > before]
+            lost[metric] = [name for name, before, after in pairs if after < before]
+    return Comparison(first, second, differences, tests, won, lost)
+
+
+def _test(pairs: list[tuple[float, float]]) -> PairedTest:
+    before, after = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    if {*before, *after} <= {0.0, 1.0}:
+        return mcnemar([value > 0 for value in before], [value > 0 for value in after])
+    return sign_flips(before, after)
+
+
+def comparison_lines(comparison: Comparison) -> list[str]:
+    """For a reader. A difference inside the noise is called that."""
+    first, second = comparison.first, comparison.second
+    lines = [f"{first.task}: {first.model or 'first'} -> {second.model or 'second'}"]
+    if comparison.differences:
+        lines.append("not comparable:")
+        lines += [f"  {name}: {a} / {b}" for name, (a, b) in comparison.differences.items()]
+        return lines
+    for name, test in comparison.tests.items():
+        verdict = "differ" if test.p_value < 0.05 else "no difference beyond chance"
+        lines.append(
+            f"  {name:<20}{test.difference:+.4f}  [{test.interval.lower:+.4f}, {test.interval.upper:+.4f}]"
+            f"  p {test.p_value:.4f}  {verdict}  ({test.method}; {test.num_items} items)"
+        )
+        for word, names in (("won", comparison.won[name]), ("lost", comparison.lost[name])):
+            shown = ", ".join(names[:PAGE_LENGTH]) + (" ..." if len(names) > PAGE_LENGTH else "")
+            lines.append(f"    {word} {len(names)}" + (f": {shown}" if names else ""))
+    return lines

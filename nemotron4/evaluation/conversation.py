@@ -1,0 +1,150 @@
+"""What is asked of a model for one item, and its answer: the runner's unit of work, for models and judges."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from nemotron4.client import ChatModel, Reply, Sampling, call_with_retries
+from nemotron4.client.interface import HopelessError
+from nemotron4.evaluation.task import Item, JudgeRequest
+from nemotron4.records import JsonObject, Message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """User turns to be answered in order; or choices to be weighed; or two answers to be rewarded."""
+
+    id: str
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    follow_ups: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    rewarded: tuple[str, ...] = ()
+    is_usable: Callable[[str], bool] | None = None
+    retry: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The model's texts, one per turn (or one JSON list of numbers), and what they cost."""
+
+    id: str
+    texts: tuple[str, ...]
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    duration_s: float = 0.0
+    first_token: Mapping[str, float] | None = None  # log-probabilities of the first token's candidates
+
+    def to_json(self) -> JsonObject:
+        return {
+            "id": self.id,
+            "response": self.texts[0] if len(self.texts) == 1 else list(self.texts),
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "duration_s": round(self.duration_s, 4),
+        } | ({} if self.first_token is None else {"first_token": dict(self.first_token)})
+
+
+Ask = Callable[[Sequence[Message]], Any]  # messages -> awaitable Reply
+
+
+def of_item(item: Item, sampling: Sampling) -> Conversation:
+    return Conversation(
+        id=item.id,
+        messages=item.messages,
+        sampling=sampling,
+        follow_ups=item.follow_ups,
+        choices=tuple(item.fields.get("choices", ())),
+        rewarded=(item.fields["chosen"], item.fields["rejected"]) if "rejected" in item.fields else (),
+    )
+
+
+def of_judgment(request: JudgeRequest) -> Conversation:
+    return Conversation(
+        id=f"{request.id}#{request.part}",
+        messages=request.messages,
+        sampling=request.sampling,
+        is_usable=request.is_usable,
+        retry=request.retry,
+        fields={"item": request.id, "part": request.part, **request.fields},
+    )
+
+
+async def hold(conversation: Conversation, chat: ChatModel, ask: Ask) -> Answer:
+    """Ask everything. ``ask`` sends chat messages (the runner logs them); numbers come from ``chat``."""
+    started_s = time.monotonic()
+    if conversation.choices:
+        texts: tuple[str, ...] = (json.dumps(await _weigh(conversation, chat)),)
+        return Answer(id=conversation.id, texts=texts, duration_s=time.monotonic() - started_s)
+    if conversation.rewarded:
+        rewards = []
+        for answer in conversation.rewarded:
+            messages = (*conversation.messages, Message("assistant", answer))
+            reward = await call_with_retries(partial(chat.score, messages))
+            if reward.scalar is None:
+                raise HopelessError("the endpoint sends no scalar reward", kind="unsupported")
+            rewards.append(reward.scalar)
+        return Answer(
+            id=conversation.id, texts=(json.dumps(rewards),), duration_s=time.monotonic() - started_s
+        )
+    replies = await _talk(conversation, ask)
+    text = tuple(reply.text for reply in replies)
+    if conversation.is_usable is not None:
+        text = ("\n".join(text),)  # a judge's two attempts are one judgment
+    return Answer(
+        id=conversation.id,
+        texts=text,
+        prompt_tokens=_total([reply.prompt_tokens for reply in replies]),
+        completion_tokens=_total([reply.completion_tokens for reply in replies]),
+        duration_s=time.monotonic() - started_s,
+        first_token=_first_token(replies[0], conversation),
+    )
+
+
+async def _talk(conversation: Conversation, ask: Ask) -> list[Reply]:
+    messages = list(conversation.messages)
+    replies: list[Reply] = [await ask(messages)]
+    follow_ups = list(conversation.follow_ups)
+    if conversation.retry and conversation.is_usable and not conversation.is_usable(replies[0].text):
+        follow_ups.append(conversation.retry)
+    for follow_up in follow_ups:
+        messages += [Message("assistant", replies[-1].text), Message("user", follow_up)]
+        replies.append(await ask(messages))
+    return replies
+
+
+async def _weigh(conversation: Conversation, chat: ChatModel) -> list[float]:
+    """Log-probability of each choice after the prompt, in nats.
+
+    A server that ignores the request would give equal or missing numbers and so exact chance without an
+    error; both are refused.
+    """
+    prompt = conversation.messages[0].content
+    totals = []
+    for choice in conversation.choices:
+        tokens = await call_with_retries(partial(chat.continuation_logprobs, prompt, choice))
+        totals.append(sum(token.logprob for token in tokens))
+        if not tokens or math.isnan(totals[-1]):
+            raise HopelessError("the endpoint sent no log-probabilities of the choice", kind="unsupported")
+    if len(totals) > 1 and len(set(totals)) == 1 and len(set(conversation.choices)) > 1:
+        raise HopelessError("the endpoint sent equal log-probabilities for all choices", kind="unsupported")
+    return totals
+
+
+def _first_token(reply: Reply, conversation: Conversation) -> dict[str, float] | None:
+    if conversation.sampling.top_logprobs is None or not reply.logprobs:
+        return None
+    first = reply.logprobs[0]
+    return dict(first.top) or {first.token: first.logprob}
+
+
+def _total(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None

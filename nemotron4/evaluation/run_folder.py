@@ -1,0 +1,72 @@
+"""The folder of one run: every answer is on disk as soon as it is there, so a killed run loses none.
+
+``run.json`` says what was asked of which model; a run with other settings is another run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemotron4.errors import ConfigError
+from nemotron4.records import JsonObject
+
+RUN_FILE = "run.json"
+RESPONSES_FILE = "responses.jsonl"
+JUDGMENTS_FILE = "judgments.jsonl"
+FAILURES_FILE = "failures.jsonl"
+
+
+class RowLog:
+    """An append-only JSON-lines file. A last line that a kill cut short is dropped when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[JsonObject] = []
+        if path.exists():
+            self._recover()
+        self._stream = path.open("ab")
+
+    def _recover(self) -> None:
+        whole = 0
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                self.rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+            whole += len(line)
+        if whole != self.path.stat().st_size:
+            os.truncate(self.path, whole)
+
+    def append(self, row: JsonObject) -> None:
+        self.rows.append(row)
+        self._stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def claim(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make the folder a run with these settings, or check that it already is one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RUN_FILE
+    if not path.exists():
+        partial = folder / f".{RUN_FILE}.partial"
+        partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+        return
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(settings))
+    different = [name for name in wanted if wanted[name] != earlier.get(name)]
+    if different:
+        name = different[0]
+        raise ConfigError(
+            f"{folder} holds a run with {name} {earlier.get(name)!r}; this one has {wanted[name]!r}",
+            hint="take another --out, or repeat the earlier command to resume it",
+        )

@@ -1,0 +1,218 @@
+"""`nemotron4 eval run` against a scripted server: scores, judges, failures, kill and resume."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron4.cli.main import main
+
+pytest.importorskip("inspect_ai")
+pytestmark = pytest.mark.filterwarnings("default")  # inspect_ai's dependencies warn
+
+Script = Callable[[list[dict[str, str]]], "str | int"]
+
+
+class ScriptedServer:
+    """An OpenAI-compatible endpoint that answers by a function: a text, or an HTTP status to fail with."""
+
+    def __init__(self, script: Script, *, delay_s: float = 0.0) -> None:
+        self.requests: list[list[dict[str, str]]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                self._send(200, {"data": [{"id": "scripted"}]})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                time.sleep(delay_s)
+                reply = script(body["messages"])
+                if isinstance(reply, int):
+                    self._send(reply, {"error": {"message": "scripted failure"}})
+                    return
+                outer.requests.append(body["messages"])
+                choice: dict[str, Any] = {
+                    "message": {"role": "assistant", "content": reply},
+                    "finish_reason": "stop",
+                }
+                if body.get("logprobs"):
+                    top = [{"token": "m", "logprob": -0.2}, {"token": "M", "logprob": -1.7}]
+                    choice["logprobs"] = {"content": [{"token": "m", "logprob": -0.2, "top_logprobs": top}]}
+                usage = {"prompt_tokens": 5, "completion_tokens": 3}
+                self._send(200, {"model": "scripted", "choices": [choice], "usage": usage})
+
+            def _send(self, status: int, value: Any) -> None:
+                data = json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> ScriptedServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Callable[[Sequence[dict[str, Any]]], str]:
+    def write(rows: Sequence[dict[str, Any]]) -> str:
+        path = tmp_path / "data.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write
+
+
+GSM8K = [{"question": f"Say {n}.", "answer": f"#### {n}"} for n in range(8)]
+
+
+def _say_the_number(messages: list[dict[str, str]]) -> str:
+    return "#### " + messages[-1]["content"].split("Say ")[-1].rstrip(".")
+
+
+def test_a_run_and_its_stored_answers_have_the_same_score(
+    data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    file = data(GSM8K)
+    with ScriptedServer(_say_the_number) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", file, "--out", str(out), "--json"]
+        assert main(command) == 0
+        live = json.loads(capsys.readouterr().out)
+        assert main(command) == 0  # everything is there: the second time asks nothing
+        assert len(server.requests) == 8
+    capsys.readouterr()
+    answers = str(out / "gsm8k/responses.jsonl")
+    assert main(["eval", "score", "gsm8k", "--responses", answers, "--data", file, "--json"]) == 0
+    stored = json.loads(capsys.readouterr().out)
+    assert live["metrics"] == stored["metrics"] == {"strict": 100, "flexible": 100}
+    assert live["model"] == "scripted"
+    assert live["usage"]["completion_tokens"] == 24
+    assert list((out / "gsm8k/logs").glob("*.eval"))
+
+
+def test_a_folder_with_another_run_is_refused(data: Any, tmp_path: Path, capsys: Any) -> None:
+    file, out = data(GSM8K), str(tmp_path / "out")
+    with ScriptedServer(_say_the_number) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", file, "--out", out]
+        assert main([*command, "--limit", "2"]) == 0
+        assert main([*command, "--limit", "3"]) == 1
+        assert "limit 2" in capsys.readouterr().err
+        assert len(server.requests) == 2
+
+
+def test_mt_bench_asks_the_second_turn_after_the_models_own_answer(
+    data: Any, tmp_path: Path, capsys: Any
+) -> None:
+    if "NEMOTRON4_SHARED" not in os.environ:
+        pytest.skip("set NEMOTRON4_SHARED to the folder that holds data/eval")
+    folder = Path(os.environ["NEMOTRON4_SHARED"]) / "data" / "eval"
+
+    def script(messages: list[dict[str, str]]) -> str:
+        if messages[0]["role"] == "system":
+            return "Rating: [[4]]" if "second" in messages[-1]["content"] else "Rating: [[8]]"
+        return f"answer {len(messages)}"
+
+    file = data([{"question_id": 81, "category": "writing", "turns": ["first", "second"]}])
+    with ScriptedServer(script) as server:
+        command = ["eval", "run", "mt_bench", "--model", server.url, "--judge", server.url, "--json"]
+        command += ["--data", file, "--data-dir", str(folder), "--out", str(tmp_path / "out")]
+        assert main(command) == 0
+        conversation = [m["content"] for m in server.requests[1]]
+    assert conversation == ["first", "answer 1", "second"]
+    result = json.loads(capsys.readouterr().out)
+    assert result["name"] == "mt_bench (judge scripted)"
+    assert result["metrics"]["total"] == 6
+    judgments = str(tmp_path / "out/mt_bench/judgments.jsonl")
+    assert main(["eval", "score", "mt_bench", "--judgments", judgments, "--data", file, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == result["metrics"]
+
+
+def test_a_request_that_can_never_succeed_is_unscored_under_its_reason(
+    data: Any, tmp_path: Path, capsys: Any
+) -> None:
+    def script(messages: list[dict[str, str]]) -> str | int:
+        return 400 if "Say 3" in messages[-1]["content"] else _say_the_number(messages)
+
+    with ScriptedServer(script) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", data(GSM8K), "--json"]
+        assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["denominators"]["strict"] == 7
+    assert result["unscored_reasons"] == {"request refused: bad_request": 1}
+
+
+def _wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "the run did not get going"
+        time.sleep(0.02)
+
+
+def test_a_killed_run_goes_on_without_losing_or_repeating_an_answer(
+    data: Any, tmp_path: Path, capsys: Any
+) -> None:
+    rows = [{"question": f"Say {n}.", "answer": f"#### {n}"} for n in range(40)]
+    out = tmp_path / "out"
+    answers = out / "gsm8k/responses.jsonl"
+    with ScriptedServer(_say_the_number, delay_s=0.1) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", data(rows), "--out", str(out)]
+        command += ["--concurrency", "2", "--json"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nemotron4.cli", *command],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        _wait_for(lambda: answers.exists() and answers.read_bytes().count(b"\n") >= 6)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kept = answers.read_bytes().count(b"\n")
+        with answers.open("ab") as torn:
+            torn.write(b'{"id": "39", "resp')
+        asked = len(server.requests)
+        assert main(command) == 0
+        assert asked - kept <= 2  # only what was under way
+        assert len(server.requests) - asked == 40 - kept
+    result = json.loads(capsys.readouterr().out)
+    assert result["numerators"]["strict"] == 40
+    ids = [json.loads(line)["id"] for line in answers.read_text().splitlines()]
+    assert sorted(ids, key=int) == [str(n) for n in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def _leftovers_of_inspect() -> Iterator[None]:
+    """inspect_ai sets up the root logger, and leaves streams to a garbage collection that would warn."""
+    before = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:], level = before
+    logging.root.setLevel(level)
+    gc.collect()
