@@ -57,7 +57,7 @@ class AnswerText:
         if isinstance(step.stop_reason, str):
             found = [self._raw.find(stop, self._num_sent) for stop in self._stop_strings]
             end = min((at for at in found if at >= 0), default=end)
-        if self._strip_newline and self._raw[:end].endswith("\n") and end > self._num_sent:
+        if self._strip_newline and self._raw.endswith("\n", self._num_sent, end):
             end -= 1
         return end
 
@@ -67,7 +67,7 @@ class AnswerText:
         for length in range(min(longest, len(self._raw) - self._num_sent), 0, -1):
             ending = self._raw[-length:]
             if any(stop.startswith(ending) for stop in self._withheld):
-                newline = self._strip_newline and self._raw[:-length].endswith("\n")
+                newline = self._strip_newline and self._raw.endswith("\n", 0, len(self._raw) - length)
                 return length + newline
         return 1 if self._strip_newline and self._raw.endswith("\n") else 0
 
