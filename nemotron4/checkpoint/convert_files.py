@@ -26,7 +26,7 @@ from nemotron4.errors import CheckpointError
 MANIFEST = "manifest.json"
 JOURNAL = ".conversion.jsonl"
 PARTIAL = ".partial"
-READ_BYTES = 8 * 1024**2
+FLUSH_BYTES = 64 * 1024**2
 
 Blocks = Generator[memoryview | bytes, None, Mapping[str, Any] | None]
 
@@ -270,22 +270,32 @@ def _pump(file: OutputFile, sink: _Sink, meter: _Meter | None) -> Mapping[str, A
 
 
 class _Sink:
-    """Hashes and writes on a thread of its own, one block behind the reader."""
+    """Hashes and writes on a thread of its own, one block behind the reader.
+
+    Another thread asks the system to write to the disk all the while, so that little is left to wait for at
+    the end of a large file.
+    """
 
     def __init__(self, stream: BinaryIO, update: Callable[[memoryview | bytes], None]) -> None:
         self.written = 0
         self._stream, self._update = stream, update
+        self._flushes: queue.Queue[bool] = queue.Queue()
+        self._flusher = threading.Thread(target=self._flush, name="convert-flush", daemon=True)
+        self._flushed = 0
         self._queue: queue.Queue[memoryview | bytes | None] = queue.Queue(maxsize=1)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="convert-write", daemon=True)
 
     def __enter__(self) -> _Sink:
         self._thread.start()
+        self._flusher.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._queue.put(None)
         self._thread.join()
+        self._flushes.put(False)
+        self._flusher.join()
         if self._error is not None and kind is None:
             raise self._error
 
@@ -304,5 +314,15 @@ class _Sink:
                 while len(view):
                     view = view[self._stream.write(view) :]
                 self.written += len(block)
+                if self.written - self._flushed > FLUSH_BYTES and self._flushes.empty():
+                    self._flushed = self.written
+                    self._flushes.put(True)
             except BaseException as error:
                 self._error = error
+
+    def _flush(self) -> None:
+        while self._flushes.get():
+            try:
+                os.fdatasync(self._stream.fileno())
+            except OSError as error:
+                self._error = self._error or error

@@ -1,0 +1,176 @@
+"""The process behind the shim: NeMo's ``megatron_gpt_eval.py`` by its command line, this engine inside."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron4.cli.console import note
+from nemotron4.cluster.hydra import parse_overrides
+from nemotron4.cluster.ranks import Rank, find_rank, held_lifeline, lifeline_port, wait_for_leader_to_end
+from nemotron4.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nemotron4.inference.interface import InferenceEngine
+
+STARS = "*" * 27
+PRECISIONS = ("16", "32", "bf16", "bf16-mixed", "16-mixed", "32-true", "bf16-true", "16-true")
+
+
+def run(arguments: list[str], environment: Mapping[str, str]) -> int:
+    """Serve, answer the offline prompts, or wait for the rank that does; the exit status."""
+    values = parse_overrides(arguments)
+    model = _model(values)
+    _check_layout(values)
+    rank = find_rank(environment)
+    port = lifeline_port(values["port"])
+    if not rank.is_leader:
+        note(f"node {rank.node}, local rank {rank.local_rank}: waits for node 0, local rank 0")
+        wait_for_leader_to_end(rank, port)
+        return 0
+    _tell_layout(values, rank)
+    with held_lifeline(rank, port):
+        if values["server"]:
+            _serve(model, values)
+        else:
+            _answer_offline(model, values)
+    return 0
+
+
+def _model(values: Mapping[str, Any]) -> str:
+    if values.get("gpt_model_file"):
+        return str(values["gpt_model_file"])
+    if values.get("checkpoint_dir"):
+        raise ConfigError(
+            f"checkpoint_dir is {values['checkpoint_dir']!r}; Lightning checkpoints are pickles, which are "
+            "not read",
+            hint="give the extracted .nemo directory as gpt_model_file",
+        )
+    raise ConfigError("need at least a nemo file or checkpoint dir", hint="gpt_model_file=PATH")
+
+
+def _check_layout(values: Mapping[str, Any]) -> None:
+    """NeMo's own assertion, and types that would fail later."""
+    names = (
+        "tensor_model_parallel_size",
+        "pipeline_model_parallel_size",
+        "trainer.devices",
+        "trainer.num_nodes",
+        "port",
+    )
+    for name in names:
+        if type(values.get(name)) is not int:
+            raise ConfigError(f"{name} is {values.get(name)!r}; expected an integer")
+    tensor, pipeline = values["tensor_model_parallel_size"], values["pipeline_model_parallel_size"]
+    expert = values.get("expert_model_parallel_size", 1)
+    if tensor > 0 and pipeline > 0:
+        product = tensor * pipeline * expert
+        if values["trainer.devices"] * values["trainer.num_nodes"] != product:
+            raise ConfigError(
+                "devices * num_nodes should equal tensor_model_parallel_size * pipeline_model_parallel_size",
+                hint=f"{values['trainer.devices']} * {values['trainer.num_nodes']} is not {product}",
+            )
+    if str(values["trainer.precision"]) not in PRECISIONS:
+        raise ConfigError(
+            f"trainer.precision is {values['trainer.precision']!r}; expected {', '.join(PRECISIONS)}"
+        )
+
+
+def _tell_layout(values: Mapping[str, Any], rank: Rank) -> None:
+    tensor, pipeline = values["tensor_model_parallel_size"], values["pipeline_model_parallel_size"]
+    if max(tensor, pipeline) > 1:
+        note(
+            f"tensor parallel {tensor} x pipeline parallel {pipeline} asked for; this engine runs on one "
+            f"device of node 0, the other {rank.num_tasks - 1} processes wait"
+        )
+
+
+def _load(model: str) -> InferenceEngine:
+    from nemotron4.inference.load import load
+
+    return load(model)
+
+
+def _serve(model: str, values: Mapping[str, Any]) -> None:
+    from nemotron4.server.run import run as serve
+    from nemotron4.server.settings import ServerSettings
+
+    settings = ServerSettings(host=str(values.get("host", "127.0.0.1")))
+    if values["web_server"]:
+        note(f"the page is on http://localhost:{values['port']}/ (web_port is not used)")
+    serve(lambda: _load(model), port=values["port"], settings=settings)
+
+
+def _answer_offline(model: str, values: Mapping[str, Any]) -> None:
+    """Both runs of the original: all prompts at once, then in batches of two."""
+    prompts = _prompts(values)
+    engine = _load(model)
+    try:
+        answers = asyncio.run(_generate(engine, values, [prompts, *_pairs(prompts)]))
+    finally:
+        engine.close()
+    _print_between_stars(answers[0])
+    _print_between_stars(answers[1:])
+
+
+def _prompts(values: Mapping[str, Any]) -> list[str]:
+    prompts = values.get("prompts") or []
+    if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts):
+        raise ConfigError(f"prompts is {prompts!r}; expected a list of texts")
+    if values.get("prompts_jsonl"):
+        from nemotron4.records import read_json_lines
+
+        rows = read_json_lines(Path(str(values["prompts_jsonl"])))
+        return [str(row.get("prompt", row.get("text", ""))) for _, row in rows]
+    return prompts
+
+
+def _pairs(prompts: list[str]) -> list[list[str]]:
+    return [prompts[i : i + 2] for i in range(0, len(prompts), 2)]
+
+
+async def _generate(
+    engine: InferenceEngine, values: Mapping[str, Any], batches: list[list[str]]
+) -> list[dict[str, Any]]:
+    """Each batch through the same checks and rules as ``PUT /generate``."""
+    import httpx
+
+    from nemotron4.server.app import create_app
+    from nemotron4.server.settings import ServerSettings
+
+    settings = {
+        name.removeprefix("inference."): value
+        for name, value in values.items()
+        if name.startswith("inference.") and name != "inference.use_flash_attention"
+    }
+    transport = httpx.ASGITransport(create_app(engine, ServerSettings()))
+    answers = []
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
+        for sentences in batches:
+            response = await client.put("/generate", json={"sentences": sentences, **settings})
+            answer = response.json()
+            if not isinstance(answer, dict) or "sentences" not in answer:
+                raise ConfigError(f"the prompts cannot be answered: {answer}")
+            order = ("sentences", "tokens", "logprob", "full_logprob", "token_ids", "offsets")
+            answers.append({name: answer.get(name) for name in order})
+    return answers
+
+
+def _print_between_stars(value: Any) -> None:
+    print(STARS)
+    print(value)
+    print(STARS, flush=True)
+
+
+def main() -> int:
+    from nemotron4.cli.main import explained
+
+    return explained(lambda: run(sys.argv[1:], os.environ))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
