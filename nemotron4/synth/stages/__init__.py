@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nemotron4.synth.stage import Kind
-from nemotron4.synth.stages import answers, filtering, instructions, judging, questions, sources, topics
+from nemotron4.synth.stages import (
+    answers,
+    dialogue,
+    filtering,
+    instructions,
+    judging,
+    questions,
+    sources,
+    topics,
+)
 
 KINDS: Mapping[str, Kind] = {
     **topics.KINDS,
@@ -14,5 +23,6 @@ KINDS: Mapping[str, Kind] = {
     **instructions.KINDS,
     **filtering.KINDS,
     **answers.KINDS,
+    **dialogue.KINDS,
     **judging.KINDS,
 }
