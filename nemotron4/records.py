@@ -225,7 +225,7 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObject]]:
     """Line number (from 1) and object of every non-blank line. DataError names file and line."""
     path = Path(path)
-    with _open_text(path) as lines:
+    with open_text(path) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -271,7 +271,8 @@ def write(path: str | os.PathLike[str], rows: Iterable[Record | JsonObject]) -> 
     return count
 
 
-def _open_text(path: Path) -> io.TextIOBase:
+def open_text(path: Path) -> io.TextIOBase:
+    """The file as text, decompressed by its suffix; DataError if it cannot be opened."""
     try:
         if path.suffix == ".gz":
             return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8")
