@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nemotron4.errors import TrainingError
+from nemotron4.model.adapters import adapted_modules
 from nemotron4.training.packing import PackedRow, Sample, pack, plan_rows
 from nemotron4.training.scorer import Scorer
 from nemotron4.training.stages.interface import Stage, Totals
@@ -39,6 +40,10 @@ class Engine:
         """Parameters that train, by the model's own names; a tied weight once."""
         return {name: p for name, p in self.scorer.net.named_parameters() if p.requires_grad}
 
+    @property
+    def has_adapters(self) -> bool:
+        return bool(adapted_modules(self.scorer.net))
+
     def rows(self, samples: Sequence[Sample], row_tokens: int) -> list[PackedRow]:
         """This process's share of a step, packed."""
         plan = plan_rows([sample.num_tokens for sample in samples], row_tokens)
@@ -59,10 +64,13 @@ class Engine:
         for row in rows:
             terms = stage.terms(self.scorer(row), row)
             refuse_non_finite(terms.loss.sum, row)
-            torch.autograd.backward(terms.loss.sum / count)
+            torch.autograd.backward(self._scaled_for_backward(terms.loss.sum / count))
             total += float(terms.loss.sum.detach())
             add_totals(totals, terms.totals)
         return self._result(total, count, totals, sum(len(row.tokens_N) - row.num_padding for row in rows))
+
+    def _scaled_for_backward(self, loss: Tensor) -> Tensor:
+        return loss
 
     def _result(self, total: float, count: float, totals: Totals, num_tokens: int) -> StepResult:
         names = sorted(totals)  # a stage reports the same names for every row, so processes agree on them

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from nemotron4.errors import ConfigError, TrainingError
 from nemotron4.training import checkpoints
@@ -74,17 +75,18 @@ def plan_steps(recipe: Recipe, num_samples: int) -> Plan:
 
 
 def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSection) -> torch.optim.AdamW:
-    """AdamW with two groups: matrices decay, norms and biases do not."""
+    """AdamW; matrices decay, norms and biases do not."""
     if not trainable:
         raise ConfigError("the model has no parameter that trains")
-    matrices = [p for p in trainable.values() if p.dim() >= 2]
-    vectors = [p for p in trainable.values() if p.dim() < 2]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    groups: dict[Any, dict[str, Any]] = {}
+    for parameter in trainable.values():
+        # One fused call works on parameters of one layout.
+        layout = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        decay = settings.weight_decay if parameter.dim() >= 2 else 0.0
+        group = groups.setdefault((layout, decay), {"params": [], "weight_decay": decay})
+        group["params"].append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        list(groups.values()),
         lr=settings.learning_rate,
         betas=(settings.betas[0], settings.betas[1]),
         eps=settings.eps,

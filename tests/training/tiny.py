@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 import torch
 
+from nemotron4.config import build
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.reward_head import RewardModel
 from nemotron4.model.transformer import Transformer
+from nemotron4.training import checkpoints
+from nemotron4.training.dataset import Dataset
+from nemotron4.training.engine import Engine
 from nemotron4.training.packing import Sample, Segment
-from nemotron4.training.scorer import LogprobScorer, RewardScorer
+from nemotron4.training.recipe import BatchSection, OptimizerSection, ParallelSection, Recipe, RunSection
+from nemotron4.training.scorer import LogprobScorer, RewardScorer, Scorer
+from nemotron4.training.stages.interface import Stage
+from nemotron4.training.stages.sft import LikelihoodStage
+from nemotron4.training.trainer import Progress, Trainer
 
-VOCABULARY = 61
+VOCABULARY = 64
 
 
 def config(**changes: object) -> ModelConfig:
@@ -79,3 +94,65 @@ def scored(num: int, num_attributes: int = 3, seed: int = 0) -> list[Sample]:
         labels[i % num_attributes] = -100.0
         made.append(Sample((segment(generator),), labels=tuple(labels), where=f"scored.jsonl:{i + 1}"))
     return made
+
+
+def dataset(
+    samples: list[Sample], *, source_sizes: tuple[int, ...] = (), weights: tuple[float, ...] = ()
+) -> Dataset:
+    return Dataset(samples, seed=3, source_sizes=source_sizes, weights=weights)
+
+
+def make_recipe(folder: Path, **settings: object) -> Recipe:
+    """A recipe for samples in memory; settings go to the section that has them."""
+    values: dict[str, dict[str, object]] = {
+        "model": {"preset": "nano", "tokenizer": "none"},
+        "data": {"train": ["none.jsonl"]},
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
+        "run": {"directory": str(folder), "save_every": 2, "max_steps": 3},
+        "batch": {"global_size": 4, "row_tokens": 40},
+    }
+    for name, value in settings.items():
+        kinds = (OptimizerSection, RunSection, BatchSection, ParallelSection)
+        for section, kind in zip(("optimizer", "run", "batch", "parallel"), kinds, strict=True):
+            if name in {field.name for field in dataclasses.fields(kind)}:
+                values.setdefault(section, {})[name] = value
+    return build(Recipe, {"stage": "sft", **values})
+
+
+def make_trainer(
+    folder: Path,
+    *,
+    scorer: Scorer | None = None,
+    stage: Stage | None = None,
+    samples: list[Sample] | None = None,
+    fingerprint: str = "run",
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    **settings: object,
+) -> Trainer:
+    return Trainer(
+        make_recipe(folder, **settings),
+        Engine(scorer or logprob_scorer()),
+        stage or LikelihoodStage(),
+        dataset(samples or texts(11)),
+        texts(3, seed=9) if samples is None else (),
+        fingerprint=fingerprint,
+        on_progress=on_progress,
+    )
+
+
+def run_until_killed(folder: Path, moment: str) -> None:
+    """Train, and die by SIGKILL in the middle of a step or of a save."""
+    trainer = make_trainer(folder, max_steps=8)
+    die = partial(os.kill, os.getpid(), signal.SIGKILL)
+    if moment == "step":
+        trainer.on_progress = lambda p: die() if p.step == 5 else None
+    else:
+        write = checkpoints.save_tensors
+
+        def write_then_die(*arguments: object, **settings: object) -> None:
+            write(*arguments, **settings)  # type: ignore[arg-type]
+            if trainer._step == 6:
+                die()
+
+        checkpoints.save_tensors = write_then_die  # type: ignore[assignment]
+    trainer.run()
