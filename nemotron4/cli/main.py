@@ -33,6 +33,7 @@ COMMANDS: dict[str, Command] = {
     "generate": Command("nemotron4.cli.generate:generate", "Answer a file of prompts."),
     "plan": Command("nemotron4.cli.plan:plan", "Say which GPUs a model needs, and why."),
     "launch": Command("nemotron4.cli.launch:app", "Start jobs on a cluster, and the card's own scripts."),
+    "train": Command("nemotron4.cli.train:train", "Train or align a model as a recipe says."),
     "convert": Command("nemotron4.cli.convert:convert", "Write a checkpoint in another form."),
     "synth": Command("nemotron4.cli.synth:app", "Make synthetic training data."),
 }

@@ -47,6 +47,11 @@ class JsonTokenizer:
         self._eos_id = self._special_id(eos, "end of text")
 
     @property
+    def specification(self) -> Spec:
+        """The tokenizer as ``tokenizer.json`` holds it, for writing one."""
+        return self._given
+
+    @property
     def vocab_size(self) -> int:
         return self._vocab_size
 

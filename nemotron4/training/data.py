@@ -1,0 +1,329 @@
+"""Rows to samples: rendered, tokenized, masked, labelled; with an account of what was left out.
+
+A row that cannot be used is a Problem with file and line. Whether problems stop the run is
+``data.max_bad_rows``'s decision, made before anything trains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, overload
+
+import torch
+
+from nemotron4.errors import TemplateError
+from nemotron4.records import Message
+from nemotron4.text.masks import encode_answer, encode_conversation
+from nemotron4.text.nemotron_format import LABEL_START
+from nemotron4.text.prompt import PromptFormat, encode_reward, nemotron4
+from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.training.formats import (
+    MISSING,
+    AnswerRow,
+    ChatRow,
+    JudgedRow,
+    PairRow,
+    Prompt,
+    ScoredRow,
+)
+from nemotron4.training.packing import Sample, Segment
+from nemotron4.training.reading import Problem, ReadRow
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How rows of one model become tokens. ``virtual_ids`` precede every sequence (P-tuning)."""
+
+    tokenizer: Tokenizer
+    prompt_format: PromptFormat | None
+    max_length: int
+    over_long: Literal["drop", "cut"] = "drop"
+    bos_id: int | None = None  # for models trained with one before every text
+    virtual_ids: tuple[int, ...] = ()
+
+    # ---- one row
+
+    def chat(self, row: ChatRow) -> Segment:
+        prompt_format = self._format()
+        if row.labels:
+            if prompt_format.name != "nemotron4":
+                raise TemplateError(f"the format {prompt_format.name!r} has no label line for SteerLM rows")
+            prompt_format = nemotron4(row.labels)
+        turns = encode_conversation(prompt_format, self.tokenizer, row.messages)
+        return self._segment(turns.token_ids, turns.is_trained)
+
+    def answer(self, prompt: Prompt, answer: str) -> Segment:
+        """A prompt and its answer, which alone trains, with what ends it."""
+        if isinstance(prompt, str):
+            prompt_ids = self.tokenizer.encode(prompt)
+            answer_ids = self.tokenizer.encode(answer, continues=bool(prompt_ids))
+            answer_ids += self._missing_stop(answer_ids)
+        else:
+            parts = encode_answer(self._format(), self.tokenizer, prompt, answer)
+            prompt_ids, answer_ids = list(parts.prompt_ids), list(parts.answer_ids)
+        return self._segment(
+            (*prompt_ids, *answer_ids), (*[False] * len(prompt_ids), *[True] * len(answer_ids))
+        )
+
+    def judged_text(self, conversation: Prompt) -> Segment:
+        """What a reward model reads; its score stands at the last token. No token is a target."""
+        if isinstance(conversation, str):
+            ids = self.tokenizer.encode(conversation)
+        elif LABEL_START in self.tokenizer.markers:
+            ids = encode_reward(self.tokenizer, conversation)
+        else:
+            ids = self._format().encode(self.tokenizer, conversation, add_generation_prompt=False)
+        return self._segment(ids, (False,) * len(ids))
+
+    def _format(self) -> PromptFormat:
+        if self.prompt_format is None:
+            raise TemplateError(
+                "the model has no prompt format, and the row is a list of messages",
+                hint="give rendered text (prompt and completion), or start from a chat model",
+            )
+        return self.prompt_format
+
+    def stop_ids(self) -> frozenset[int]:
+        if self.prompt_format is not None:
+            return self.prompt_format.stop_token_ids(self.tokenizer)
+        return frozenset() if self.tokenizer.eos_id is None else frozenset({self.tokenizer.eos_id})
+
+    def _missing_stop(self, answer_ids: Sequence[int]) -> list[int]:
+        """The end of text, unless the answer brings its own stop marker."""
+        if answer_ids and answer_ids[-1] in self.stop_ids():
+            return []
+        return [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+
+    def _segment(self, ids: Sequence[int], is_trained: Sequence[bool]) -> Segment:
+        front = list(self.virtual_ids)
+        if self.bos_id is not None and (not ids or ids[0] != self.bos_id):
+            front.append(self.bos_id)
+        return Segment((*front, *ids), (*[False] * len(front), *is_trained))
+
+
+Build = Callable[[ReadRow], Sample]
+
+
+def build_samples(
+    rows: Sequence[ReadRow], encoder: Encoder, build: Build
+) -> tuple[list[Sample], list[Problem]]:
+    """Samples of the rows that can train, and the problem of each that cannot."""
+    samples: list[Sample] = []
+    problems: list[Problem] = []
+    for row in rows:
+        try:
+            samples.append(_fitting(build(row), encoder))
+        except (TemplateError, UnusableRowError) as error:
+            problems.append(Problem(row.where, str(error).replace("\nhint: ", "; ")))
+    return samples, problems
+
+
+class UnusableRowError(Exception):
+    """A row that is well formed and still cannot train; becomes a Problem."""
+
+
+def _fitting(sample: Sample, encoder: Encoder) -> Sample:
+    longest = max(len(segment.tokens) for segment in sample.segments)
+    if longest <= encoder.max_length:
+        return sample
+    is_readout = not any(any(segment.is_trained) for segment in sample.segments)
+    if encoder.over_long == "drop" or is_readout:
+        raise UnusableRowError(f"{longest} tokens; data.max_length is {encoder.max_length}")
+    cut = tuple(
+        Segment(segment.tokens[: encoder.max_length], segment.is_trained[: encoder.max_length])
+        for segment in sample.segments
+    )
+    _require_trained(cut, "after the cut to data.max_length ")
+    return Sample(cut, sample.labels, sample.where, sample.reference)
+
+
+def _require_trained(segments: Sequence[Segment], when: str = "") -> None:
+    if any(segment.num_trained == 0 for segment in segments):
+        raise UnusableRowError(f"{when}no token of the row trains")
+
+
+def sft_sample(encoder: Encoder) -> Build:
+    def build(read: ReadRow) -> Sample:
+        row = read.row
+        if isinstance(row, AnswerRow):
+            segment = encoder.answer(row.prompt, row.answer)
+        else:
+            assert isinstance(row, ChatRow), "the reader gives rows of the stage's kind"
+            segment = encoder.chat(row)
+        _require_trained([segment])
+        return Sample((segment,), where=read.where)
+
+    return build
+
+
+def pair_sample(encoder: Encoder, *, needs_rewards: bool) -> Build:
+    def build(read: ReadRow) -> Sample:
+        row = read.row
+        assert isinstance(row, PairRow), "the reader gives rows of the stage's kind"
+        if row.chosen == row.rejected:
+            raise UnusableRowError("chosen and rejected are equal")
+        labels: tuple[float, ...] = ()
+        if row.chosen_reward is not None and row.rejected_reward is not None:
+            labels = (row.chosen_reward, row.rejected_reward)
+        elif needs_rewards:
+            name = "chosen_reward" if row.chosen_reward is None else "rejected_reward"
+            raise UnusableRowError(f"field {name!r} is missing; loss rpo needs both rewards and assumes none")
+        segments = (encoder.answer(row.prompt, row.chosen), encoder.answer(row.prompt, row.rejected))
+        _require_trained(segments)
+        return Sample(segments, labels, read.where)
+
+    return build
+
+
+def judged_samples(rows: Sequence[ReadRow], encoder: Encoder) -> tuple[list[Sample], list[Problem]]:
+    """KTO: each row's own answer, and the next row's answer to this row's prompt for the baseline."""
+
+    def build(read: ReadRow) -> Sample:
+        row, other = read.row, following[read.where]
+        assert isinstance(row, JudgedRow), "the reader gives rows of the stage's kind"
+        segments = (encoder.answer(row.prompt, row.answer), encoder.answer(row.prompt, other))
+        _require_trained(segments)
+        return Sample(segments, (float(row.is_desirable),), read.where)
+
+    answers = [read.row.answer for read in rows if isinstance(read.row, JudgedRow)]
+    if len(rows) < 2:
+        return [], [Problem(read.where, "KTO needs two rows or more for its baseline") for read in rows]
+    following = {read.where: answers[(i + 1) % len(answers)] for i, read in enumerate(rows)}
+    return build_samples(rows, encoder, build)
+
+
+def scored_sample(encoder: Encoder, outputs: Sequence[str], *, trained: Sequence[str]) -> Build:
+    """One label for each output of the head; what is not trained counts as missing."""
+
+    def build(read: ReadRow) -> Sample:
+        row = read.row
+        assert isinstance(row, ScoredRow), "the reader gives rows of the stage's kind"
+        labels = tuple(row.attributes.get(name, MISSING) if name in trained else MISSING for name in outputs)
+        if all(label == MISSING for label in labels):
+            raise UnusableRowError(f"none of the trained attributes is labelled: {', '.join(trained)}")
+        return Sample((encoder.judged_text(row.conversation),), labels, read.where)
+
+    return build
+
+
+def reward_pair_sample(encoder: Encoder, *, needs_strength: bool) -> Build:
+    def build(read: ReadRow) -> Sample:
+        row = read.row
+        assert isinstance(row, PairRow), "the reader gives rows of the stage's kind"
+        if row.chosen == row.rejected:
+            raise UnusableRowError("chosen and rejected are equal")
+        if needs_strength and row.strength is None:
+            raise UnusableRowError(
+                "field 'margin' or 'preference_strength' is missing; the objective needs it"
+            )
+        labels = (row.strength,) if row.strength is not None else ()
+        segments = tuple(
+            encoder.judged_text(_conversation(row.prompt, answer)) for answer in (row.chosen, row.rejected)
+        )
+        return Sample(segments, labels, read.where)
+
+    return build
+
+
+def _conversation(prompt: Prompt, answer: str) -> Prompt:
+    return prompt + answer if isinstance(prompt, str) else (*prompt, Message("assistant", answer))
+
+
+class TextWindows(Sequence[Sample]):
+    """Documents laid end to end and cut into windows; a window's pieces do not see each other.
+
+    A document starts and ends with the separator (BOS or EOS), so its first token and its end train too. A
+    document that goes on in the next window repeats one token there, so no prediction is lost.
+    """
+
+    def __init__(self, documents: Sequence[Sequence[int]], separator: int, max_length: int) -> None:
+        pieces: list[tuple[int, int]] = []  # start and end in the stream
+        stream: list[int] = []
+        for document in documents:
+            start = len(stream)
+            stream += [separator, *document, separator]
+            pieces += [
+                (at, min(at + max_length, len(stream)))
+                for at in range(start, len(stream) - 1, max_length - 1)
+            ]
+        self._stream = torch.tensor(stream, dtype=torch.int32)
+        self._windows = _fill(pieces, max_length)
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        segments = []
+        for start, stop in self._windows[index]:
+            tokens = tuple(self._stream[start:stop].tolist())
+            segments.append(Segment(tokens, (False, *[True] * (len(tokens) - 1))))
+        return Sample(tuple(segments), where=f"window {index}")
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self._stream)
+
+
+class Joined(Sequence[Sample]):
+    """Several sequences of samples as one, without copying them."""
+
+    def __init__(self, parts: Sequence[Sequence[Sample]]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        for part in self._parts:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
+
+
+def _fill(pieces: Sequence[tuple[int, int]], max_length: int) -> list[list[tuple[int, int]]]:
+    """Pieces in order, as many to a window as fit."""
+    windows: list[list[tuple[int, int]]] = []
+    used = max_length
+    for start, stop in pieces:
+        if used + stop - start > max_length:
+            windows.append([])
+            used = 0
+        windows[-1].append((start, stop))
+        used += stop - start
+    return windows
+
+
+def fingerprint(samples: Sequence[Sample]) -> str:
+    """A hash of everything that trains: tokens, masks and labels, in order."""
+    digest = hashlib.sha256()
+    for sample in _each(samples):
+        digest.update(sample_hash(sample).encode())
+    return digest.hexdigest()
+
+
+def sample_hash(sample: Sample) -> str:
+    """Identifies a sample by its tokens, masks and labels; covers tokenizer and template."""
+    return hashlib.sha256(repr((sample.segments, sample.labels)).encode()).hexdigest()
+
+
+def _each(samples: Sequence[Sample]) -> Iterator[Sample]:
+    return (samples[i] for i in range(len(samples)))

@@ -1,0 +1,112 @@
+"""What a run leaves for others: a Hugging Face directory with the trained weights, or an adapter's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nemotron4.checkpoint.convert_files import write_files
+from nemotron4.checkpoint.interface import Checkpoint, Format, TensorInfo
+from nemotron4.checkpoint.nemo import NemoCheckpoint
+from nemotron4.checkpoint.write_huggingface import huggingface_files
+from nemotron4.errors import CheckpointError
+from nemotron4.model.config import ModelConfig
+from nemotron4.text.json_tokenizer import JsonTokenizer
+from nemotron4.text.prompt import PromptFormat
+from nemotron4.text.tokenizer import Tokenizer
+
+
+class TrainedCheckpoint:
+    """Weights in memory with the tokenizer and the format of the checkpoint they started from.
+
+    See ``checkpoint.interface.Checkpoint``. ``tokenizer_folder`` holds the tokenizer's files.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Tensor], config: ModelConfig, base: Checkpoint, tokenizer_folder: Path
+    ) -> None:
+        self._weights = weights
+        self._base = base
+        self.config = config
+        self.path = tokenizer_folder
+        self.format: Format = "huggingface"
+        self.name = base.name
+        self.notes: tuple[str, ...] = ()
+        self.bos_token_id, self.adds_bos = base.bos_token_id, base.adds_bos
+        self.eos_token_ids = base.eos_token_ids
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(name, tuple(t.shape), str(t.dtype).removeprefix("torch."), tokenizer_folder)
+            for name, t in weights.items()
+        }
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        tensor = self._weights[name].detach().cpu()
+        return tensor.clone() if dtype is None else tensor.to(dtype)
+
+    def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
+        rows = self._weights[name].detach()[start:stop].cpu()
+        return rows if dtype is None else rows.to(dtype)
+
+    def tokenizer(self) -> Tokenizer:
+        return self._base.tokenizer()
+
+    def prompt_format(self) -> PromptFormat | None:
+        return self._base.prompt_format()
+
+
+def write_model(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    config: ModelConfig,
+    base: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    fingerprint: str,
+) -> None:
+    """A directory that ``--model`` and transformers read; an earlier one of the same run is kept."""
+    tokenizer_folder = folder.parent / "tokenizer"
+    write_tokenizer(tokenizer_folder, base)
+    checkpoint = TrainedCheckpoint(weights, config, base, tokenizer_folder)
+    model_file = tokenizer_folder / "tokenizer.model"
+    model = model_file.read_bytes() if model_file.is_file() else None
+    files = huggingface_files(checkpoint, dtype=dtype, sentencepiece_model=model)
+    write_files(folder, files, {"run": fingerprint})
+
+
+def write_tokenizer(folder: Path, base: Checkpoint) -> None:
+    """The tokenizer's files, copied or made from what the checkpoint carries."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if base.format == "huggingface":
+        from nemotron4.checkpoint.write_huggingface import TOKENIZER_FILES
+
+        for name in TOKENIZER_FILES:
+            if (base.path / name).is_file():
+                (folder / name).write_bytes((base.path / name).read_bytes())
+        return
+    if isinstance(base, NemoCheckpoint):
+        name, data = base.tokenizer_file()
+        (folder / ("tokenizer.json" if name.endswith(".json") else "tokenizer.model")).write_bytes(data)
+        return
+    tokenizer = base.tokenizer()
+    if not isinstance(tokenizer, JsonTokenizer):
+        raise CheckpointError(
+            f"{base.path}: its tokenizer has no Hugging Face form here",
+            hint="start from the Hugging Face or NeMo checkpoint instead",
+        )
+    prompt = base.prompt_format()
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": None if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id),
+        "eos_token": None if tokenizer.eos_id is None else tokenizer.piece(tokenizer.eos_id),
+        "add_bos_token": base.adds_bos,
+        "clean_up_tokenization_spaces": False,
+    }
+    if prompt is not None:
+        settings["chat_template"] = prompt.template
+    specification = json.dumps(tokenizer.specification, ensure_ascii=False)
+    (folder / "tokenizer.json").write_text(specification, encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,177 @@
+"""A run before it runs: what its data renders to, how long it takes, whether the loss law holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from nemotron4.checkpoint import open_checkpoint
+from nemotron4.errors import TrainingError
+from nemotron4.model.config import ModelConfig
+from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.training import run
+from nemotron4.training.engine import Engine
+from nemotron4.training.packing import Sample, Segment
+from nemotron4.training.recipe import Recipe
+from nemotron4.training.reference import model_hash
+from nemotron4.training.stages.interface import Stage
+from nemotron4.training.trainer import plan_steps
+
+TOLERANCE = 1e-4  # relative, of loss and gradient in float32
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What ``--dry-run`` reports. Seconds are a lower bound, at full matrix-product speed."""
+
+    num_samples: int
+    num_validation: int
+    num_left_out: int
+    problems: tuple[str, ...]
+    tokens_per_epoch: int
+    trained_share: float
+    longest: int
+    num_steps: int
+    num_parameters: int
+    weights_bytes: int
+    optimizer_bytes: int
+    seconds: float
+    first_sample: str
+
+
+def preview(recipe: Recipe) -> Preview:
+    """Read and render everything; build no model and take no step."""
+    base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
+    config = run.model_config(recipe, base)
+    encoder = run.build_encoder(recipe, base, config)
+    read = run.read_data(recipe, encoder)
+    plan = plan_steps(recipe, len(read.train))
+    samples = [read.train[i] for i in range(len(read.train))]
+    segments = [segment for sample in samples for segment in sample.segments]
+    tokens = sum(len(segment.tokens) for segment in segments)
+    trained = trainable_parameters(recipe, config)
+    flops = 6 * config.num_parameters * tokens * sum(plan.sizes) / len(samples)
+    return Preview(
+        num_samples=len(samples),
+        num_validation=len(read.validation),
+        num_left_out=len(read.problems),
+        problems=tuple(str(problem) for problem in read.problems[:20]),
+        tokens_per_epoch=tokens,
+        trained_share=sum(segment.num_trained for segment in segments) / max(1, tokens),
+        longest=max(len(segment.tokens) for segment in segments),
+        num_steps=plan.num_steps,
+        num_parameters=config.num_parameters,
+        weights_bytes=4 * config.num_parameters,
+        optimizer_bytes=12 * trained,
+        seconds=flops / matmul_flops_per_s(),
+        first_sample="\n".join(marked(segment, encoder.tokenizer) for segment in samples[0].segments),
+    )
+
+
+def trainable_parameters(recipe: Recipe, config: ModelConfig) -> int:
+    """How many numbers have a gradient: all, or the adapter's (counted on the meta device)."""
+    if recipe.adapter is None:
+        return config.num_parameters
+    from nemotron4.model.adapters import add_adapter
+    from nemotron4.model.transformer import Transformer
+
+    with torch.device("meta"):
+        net = Transformer(config)
+        add_adapter(net, recipe.adapter, seed=0)
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def marked(segment: Segment, tokenizer: Tokenizer) -> str:
+    """The text with trained stretches between [[ and ]]: readable without colour."""
+    parts: list[str] = []
+    for is_trained, ids in stretches(segment):
+        real = [i for i in ids if i < tokenizer.vocab_size]
+        text = tokenizer.decode(real) or "".join(tokenizer.piece(i) for i in real)
+        parts.append(f"[[{text}]]" if is_trained else text)
+    return "".join(parts)
+
+
+def stretches(segment: Segment) -> list[tuple[bool, list[int]]]:
+    """The tokens cut where training starts or ends."""
+    runs: list[tuple[bool, list[int]]] = []
+    for token, is_trained in zip(segment.tokens, segment.is_trained, strict=True):
+        if not runs or runs[-1][0] != is_trained:
+            runs.append((is_trained, []))
+        runs[-1][1].append(token)
+    return runs
+
+
+def matmul_flops_per_s(size: int = 1024, rounds: int = 5) -> float:
+    """The best of a few float32 matrix products: what MFU and estimates are measured against."""
+    x = torch.ones(size, size)
+    best = 0.0
+    for _ in range(rounds):
+        started = time.perf_counter()
+        x @ x
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+# ---- the loss law on the user's own data
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One way to cut the first step, and how far its result is from the first way's (relative)."""
+
+    name: str
+    num_rows: int
+    loss: float
+    grad_norm: float
+    difference: float
+
+
+def check_invariance(recipe: Recipe) -> list[Cut]:
+    """The first step's loss and gradient under several cuts; TrainingError if they differ."""
+    base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
+    config = run.model_config(recipe, base)
+    read = run.read_data(recipe, run.build_encoder(recipe, base, config))
+    engine = Engine(run.build_scorer(recipe, base, config))
+    engine.scorer.eval()  # dropout draws by row, so it is left out of the comparison
+    size = plan_steps(recipe, len(read.train)).sizes[0]
+    samples = [read.train[i] for i in range(min(size, len(read.train)))]
+    if recipe.stage == "preference":
+        read = run.with_reference_of(recipe, samples, engine, model_hash(engine.scorer.net))
+        samples = list(read.train)
+    cuts = compare_cuts(engine, run.build_stage(recipe), samples, recipe.batch.row_tokens)
+    worst = max(cuts, key=lambda cut: cut.difference)
+    if worst.difference > TOLERANCE:
+        raise TrainingError(
+            f"the gradient changes by {worst.difference:.1e} (relative) when the step is cut {worst.name}; "
+            f"expected below {TOLERANCE:.0e}"
+        )
+    return cuts
+
+
+def compare_cuts(engine: Engine, stage: Stage, samples: Sequence[Sample], row_tokens: int) -> list[Cut]:
+    longest = max(sample.num_tokens for sample in samples)
+    total = sum(sample.num_tokens for sample in samples)
+    ways = {
+        "as the recipe says": row_tokens,
+        "into the shortest rows": longest,
+        "into two rows": max(longest, total // 2 + longest),
+    }
+    cuts: list[Cut] = []
+    first: list[torch.Tensor] = []
+    for name, tokens in ways.items():
+        rows = engine.rows(samples, tokens)
+        result = engine.forward_backward(rows, stage)
+        norm = engine.grad_norm()
+        gradients = [p.grad for p in engine.trainable.values() if p.grad is not None]
+        first = first or [gradient.clone() for gradient in gradients]
+        apart = [a - b for a, b in zip(gradients, first, strict=True)]
+        difference = float(torch.nn.utils.get_total_norm(apart)) / max(norm, 1e-12)
+        if cuts:
+            difference = max(difference, abs(result.loss - cuts[0].loss) / max(abs(result.loss), 1e-12))
+        cuts.append(Cut(name, len(rows), result.loss, norm, difference))
+        for parameter in engine.trainable.values():
+            parameter.grad = None
+    return cuts

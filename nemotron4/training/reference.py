@@ -1,0 +1,122 @@
+"""Log-probabilities under the reference model: computed once, kept beside the data, checked when reused.
+
+The cache is keyed by the model's weights and by each row's tokens and mask, which cover tokenizer and
+template. It holds numbers only, as JSON lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nemotron4.errors import TrainingError
+from nemotron4.model.adapters import adapters_off
+from nemotron4.training.data import sample_hash
+from nemotron4.training.engine import Engine
+from nemotron4.training.packing import Sample
+from nemotron4.training.scorer import segment_logprobs
+
+NUM_CHECKED = 32
+TOLERANCE = 1e-3  # nats for each trained token: other hardware and other packing round differently
+
+
+def model_hash(model: nn.Module) -> str:
+    """A hash of every frozen-at-start weight: names, shapes and bytes; adapters do not count."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if any(part in name for part in ("lora_", "adapter_", "prompt_")):
+            continue
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def with_reference(
+    samples: Sequence[Sample],
+    engine: Engine,
+    *,
+    cache: Path,
+    row_tokens: int,
+    is_writer: bool = True,
+    note: Callable[[str], None] = lambda text: None,
+) -> list[Sample]:
+    """The samples with their reference log-probabilities; only rows the cache lacks are computed.
+
+    With adapters the reference is the base: the engine's model with its adapters switched off.
+    """
+    hashes = [sample_hash(sample) for sample in samples]
+    known = _read(cache)
+    missing = [i for i, key in enumerate(hashes) if key not in known]
+    cached = [i for i, key in enumerate(hashes) if key in known]
+    checked = random.Random(0).sample(cached, min(NUM_CHECKED, len(cached)))
+    if missing:
+        note(f"reference log-probabilities: {len(missing)} rows to compute, {len(cached)} in {cache}")
+    computed = _score([samples[i] for i in (*missing, *checked)], engine, row_tokens)
+    for i, values in zip(checked, computed[len(missing) :], strict=True):
+        _compare(samples[i], known[hashes[i]], values, cache)
+    new = {hashes[i]: values for i, values in zip(missing, computed, strict=False)}
+    if new and is_writer:
+        _append(cache, new)
+    known |= new
+    return [replace(s, reference=known[key]) for s, key in zip(samples, hashes, strict=True)]
+
+
+def _score(samples: Sequence[Sample], engine: Engine, row_tokens: int) -> list[tuple[float, ...]]:
+    """Every sample's log-probabilities, on every process."""
+    if not samples:
+        return []
+    offsets: dict[int, int] = {}
+    start = 0
+    for sample in samples:
+        offsets[id(sample)] = start
+        start += len(sample.segments)
+    flat = [0.0] * start
+    switch = adapters_off(engine.scorer.net) if engine.has_adapters else contextlib.nullcontext()
+    with switch:
+        for row in engine.rows(samples, row_tokens):
+            sums = segment_logprobs(engine.score(row), row).tolist()
+            at = 0
+            for sample in row.samples:
+                count = len(sample.segments)
+                flat[offsets[id(sample)] : offsets[id(sample)] + count] = sums[at : at + count]
+                at += count
+    flat = engine.add_up(flat)
+    return [tuple(flat[offsets[id(s)] : offsets[id(s)] + len(s.segments)]) for s in samples]
+
+
+def _compare(sample: Sample, cached: Sequence[float], fresh: Sequence[float], cache: Path) -> None:
+    for segment, old, new in zip(sample.segments, cached, fresh, strict=True):
+        if abs(old - new) > TOLERANCE * max(1, segment.num_trained):
+            raise TrainingError(
+                f"{cache}: the cached reference log-probability of {sample.where} is {old:.4f}, "
+                f"but the model gives {new:.4f}",
+                hint="delete the cache; it was made by other weights or other code",
+            )
+
+
+def _read(cache: Path) -> dict[str, tuple[float, ...]]:
+    if not cache.exists():
+        return {}
+    known = {}
+    for line in cache.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+            known[str(row["row"])] = tuple(float(value) for value in row["logprobs"])
+        except (ValueError, KeyError, TypeError):
+            continue  # the line that was being written when a process was killed; it is computed again
+    return known
+
+
+def _append(cache: Path, new: dict[str, tuple[float, ...]]) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with cache.open("a", encoding="utf-8") as file:
+        for key, values in new.items():
+            file.write(json.dumps({"row": key, "logprobs": values}) + "\n")

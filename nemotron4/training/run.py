@@ -1,0 +1,410 @@
+"""From a recipe to a finished run: model, data, reference, trainer, output. The whole, after its pieces."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from nemotron4 import __version__
+from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.checkpoint.load import load_weights
+from nemotron4.errors import ConfigError, unknown_name
+from nemotron4.model.adapter_files import adapter_tensors, write_adapter
+from nemotron4.model.adapters import add_adapter
+from nemotron4.model.attention import RotaryEmbedding
+from nemotron4.model.config import ModelConfig
+from nemotron4.model.presets import PRESETS
+from nemotron4.model.reward_head import RewardModel
+from nemotron4.model.transformer import Transformer
+from nemotron4.training import data, parallel
+from nemotron4.training.dataset import Dataset
+from nemotron4.training.engine import Engine
+from nemotron4.training.formats import ALL_ATTRIBUTES, Kind, TextRow
+from nemotron4.training.output import write_model
+from nemotron4.training.packing import Sample
+from nemotron4.training.reading import Problem, read_rows, refuse_too_many
+from nemotron4.training.recipe import Recipe, RewardSection, as_plain
+from nemotron4.training.reference import model_hash, with_reference
+from nemotron4.training.scorer import LogprobScorer, RewardScorer, Scorer
+from nemotron4.training.stages.interface import Stage
+from nemotron4.training.stages.preference import JudgedStage, PairStage
+from nemotron4.training.stages.reward import BradleyTerryStage, RegressionStage
+from nemotron4.training.stages.sft import LikelihoodStage
+from nemotron4.training.trainer import Progress, Trainer
+
+Note = Callable[[str], None]
+BRADLEY_TERRY = {
+    "bradley_terry": "regular",
+    "bradley_terry_margin": "margin",
+    "bradley_terry_scaled": "scaled",
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the recipe's files hold, read and checked before anything trains."""
+
+    train: Sequence[Sample]
+    validation: Sequence[Sample]
+    problems: Sequence[Problem]
+    source_sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished (or stopped) run reports."""
+
+    steps: int
+    num_steps: int
+    output: Path | None
+    num_samples: int
+    num_problems: int
+    is_writer: bool = True  # False on all but the first process
+
+
+# ---- pieces
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError(
+            f"model.device is {name!r}; this machine has auto, cpu" + (", cuda" * torch.cuda.is_available())
+        )
+    return torch.device(name)
+
+
+def model_config(recipe: Recipe, base: Checkpoint) -> ModelConfig:
+    """The shape to train: the checkpoint's, or the preset's with the tokenizer's vocabulary."""
+    if recipe.model.preset is None:
+        config = base.config
+    elif recipe.model.preset not in PRESETS:
+        message, hint = unknown_name("preset", recipe.model.preset, PRESETS)
+        raise ConfigError(message, hint=hint)
+    else:
+        config = PRESETS[recipe.model.preset]()
+        needed = base.tokenizer().vocab_size
+        if config.vocab_size < needed:
+            config = _changed(config, vocab_size=-(-needed // 64) * 64)
+    if recipe.stage == "reward":
+        return _changed(config, num_reward_attributes=len(ALL_ATTRIBUTES))
+    return config
+
+
+def _changed(config: ModelConfig, **values: Any) -> ModelConfig:
+    return ModelConfig(**{**config.__dict__, **values})
+
+
+def build_scorer(recipe: Recipe, base: Checkpoint, config: ModelConfig) -> Scorer:
+    """The model with its weights loaded, or drawn where the recipe says so, and its adapter."""
+    is_reward = recipe.stage == "reward"
+    seed = recipe.run.seed
+    if recipe.model.preset is not None:
+        net: Transformer | RewardModel
+        if is_reward:
+            raise ConfigError("a reward model starts from a trained model", hint="set model.start")
+        net = Transformer(config)
+        net.initialise(seed=seed)
+    else:
+        net = _loaded(base, config, is_reward=is_reward, seed=seed)
+    if recipe.adapter is not None:
+        add_adapter(net, recipe.adapter, seed=seed)
+        if isinstance(net, RewardModel):
+            raise ConfigError(
+                "a reward model's head trains too, which adapters do not save yet", hint="drop [adapter]"
+            )
+    return RewardScorer(net) if isinstance(net, RewardModel) else LogprobScorer(net)
+
+
+def _loaded(
+    base: Checkpoint, config: ModelConfig, *, is_reward: bool, seed: int
+) -> Transformer | RewardModel:
+    with torch.device("meta"):
+        net = RewardModel(config) if is_reward else Transformer(config)
+    skip = {}
+    if isinstance(net, RewardModel) and not base.config.num_reward_attributes:
+        fresh = "the head is new and drawn from the recipe's seed"
+        skip = {"reward_head.weight": fresh, "reward_head.bias": fresh}
+        if "lm_head.weight" in base.tensors:
+            skip["lm_head.weight"] = "a reward model has no output layer"
+    load_weights(net, base, dtype=torch.float32, skip=skip)
+    net.model.rotary = RotaryEmbedding(config)
+    if isinstance(net, RewardModel) and skip:
+        net.reward_head = torch.nn.Linear(config.hidden_size, config.num_reward_attributes)
+        net.initialise_head(seed=seed)
+    return net
+
+
+def build_stage(recipe: Recipe) -> Stage:
+    if recipe.stage == "preference":
+        assert recipe.preference is not None, "the recipe has checked it"
+        kind = JudgedStage if recipe.preference.loss == "kto" else PairStage
+        return kind(recipe.preference)
+    if recipe.stage == "reward":
+        settings = recipe.reward or RewardSection()
+        if settings.objective == "regression":
+            return RegressionStage(ALL_ATTRIBUTES)
+        variant = BRADLEY_TERRY[settings.objective]
+        return BradleyTerryStage(variant, ALL_ATTRIBUTES.index(settings.score))  # type: ignore[arg-type]
+    return LikelihoodStage()
+
+
+def row_kind(recipe: Recipe) -> Kind:
+    if recipe.stage == "preference":
+        return "kto" if recipe.preference and recipe.preference.loss == "kto" else "preference"
+    if recipe.stage == "reward":
+        objective = (recipe.reward or RewardSection()).objective
+        return "reward" if objective == "regression" else "reward_pairs"
+    return recipe.stage
+
+
+def build_encoder(recipe: Recipe, base: Checkpoint, config: ModelConfig) -> data.Encoder:
+    if recipe.data.max_length > config.context_length:
+        raise ConfigError(
+            f"data.max_length is {recipe.data.max_length}; the model's context is {config.context_length}"
+        )
+    virtual: tuple[int, ...] = ()
+    if recipe.adapter is not None and recipe.adapter.kind == "p_tuning":
+        virtual = tuple(range(config.vocab_size, config.vocab_size + recipe.adapter.num_virtual_tokens))
+    return data.Encoder(
+        base.tokenizer(),
+        base.prompt_format(),
+        recipe.data.max_length,
+        recipe.data.over_long,
+        base.bos_token_id if base.adds_bos else None,
+        virtual,
+    )
+
+
+def read_data(recipe: Recipe, encoder: data.Encoder) -> Data:
+    """Every row read and encoded; DataError if more rows are bad than the recipe allows."""
+    if recipe.stage == "pretrain":
+        return _read_texts(recipe, encoder)
+    train, problems, total = _read_samples(recipe, encoder, recipe.data.train)
+    refuse_too_many(problems, total, recipe.data.max_bad_rows)
+    validation, more, total = _read_samples(recipe, encoder, recipe.data.validation)
+    refuse_too_many(more, total, recipe.data.max_bad_rows)
+    return Data(train, validation, [*problems, *more])
+
+
+def _read_samples(
+    recipe: Recipe, encoder: data.Encoder, paths: Sequence[Path]
+) -> tuple[list[Sample], list[Problem], int]:
+    kind = row_kind(recipe)
+    rows, problems = read_rows(paths, kind)
+    total = len(rows) + len(problems)
+    if kind == "kto":
+        samples, more = data.judged_samples(rows, encoder)
+        return samples, [*problems, *more], total
+    samples, more = data.build_samples(rows, encoder, sample_builder(recipe, encoder))
+    return samples, [*problems, *more], total
+
+
+def sample_builder(recipe: Recipe, encoder: data.Encoder) -> data.Build:
+    """How one row of the recipe's stage becomes a sample."""
+    if recipe.stage == "preference":
+        needs = recipe.preference is not None and recipe.preference.loss == "rpo"
+        return data.pair_sample(encoder, needs_rewards=needs)
+    if recipe.stage == "reward":
+        settings = recipe.reward or RewardSection()
+        if settings.objective == "regression":
+            return data.scored_sample(encoder, ALL_ATTRIBUTES, trained=settings.attributes)
+        needs = settings.objective != "bradley_terry"
+        return data.reward_pair_sample(encoder, needs_strength=needs)
+    return data.sft_sample(encoder)
+
+
+def _read_texts(recipe: Recipe, encoder: data.Encoder) -> Data:
+    separator = encoder.tokenizer.eos_id if encoder.tokenizer.bos_id is None else encoder.tokenizer.bos_id
+    if separator is None:
+        raise ConfigError("the tokenizer has neither BOS nor EOS to stand between documents")
+    problems: list[Problem] = []
+
+    def windows(path: Path) -> data.TextWindows:
+        rows, bad = read_rows([path], "pretrain")
+        refuse_too_many(bad, len(rows) + len(bad), recipe.data.max_bad_rows)
+        problems.extend(bad)
+        texts = [read.row.text for read in rows if isinstance(read.row, TextRow)]
+        ids = [encoder.tokenizer.encode(text, parse_special=False) for text in texts]
+        return data.TextWindows(ids, separator, recipe.data.max_length)
+
+    train = [windows(path) for path in recipe.data.train]
+    validation = [windows(path) for path in recipe.data.validation]
+    return Data(data.Joined(train), data.Joined(validation), problems, tuple(len(w) for w in train))
+
+
+# ---- the run
+
+
+def fingerprint(recipe: Recipe, samples: Data, weights: str) -> str:
+    """Changes with anything that changes the loss curve; not with the layout or the length of the run."""
+    plain = as_plain(recipe)
+    for name in ("run", "parallel"):
+        plain.pop(name, None)
+    plain["seed"] = recipe.run.seed
+    texts = [json.dumps(plain, sort_keys=True), weights]
+    texts += [data.fingerprint(samples.train), data.fingerprint(samples.validation)]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:32]
+
+
+def train(
+    recipe: Recipe,
+    *,
+    note: Note = lambda text: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Summary:
+    """Run the recipe, or continue it; SIGTERM saves and stops. Every process of a launch calls this."""
+    device = pick_device(recipe.model.device)
+    base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
+    config = model_config(recipe, base)
+    read = read_data(recipe, build_encoder(recipe, base, config))
+    with parallel.process_group(recipe.parallel, device) as mesh:
+        is_writer = mesh is None or torch.distributed.get_rank() == 0
+        tell: Note = note if is_writer else lambda text: None
+        tell(
+            f"{len(read.train)} training samples, {len(read.validation)} for validation, "
+            f"{len(read.problems)} rows left out"
+        )
+        scorer = build_scorer(recipe, base, config).to(device)
+        weights = model_hash(scorer.net)
+        engine = Engine(scorer, device=device) if mesh is None else parallel.distribute(scorer, mesh, device)
+        read = _with_reference(recipe, read, engine, weights, is_writer=is_writer, note=tell)
+        trainer = Trainer(
+            recipe,
+            engine,
+            build_stage(recipe),
+            Dataset(read.train, recipe.run.seed, read.source_sizes, _weights(recipe, read)),
+            list(read.validation),
+            fingerprint=fingerprint(recipe, read, weights),
+            on_progress=on_progress if is_writer else lambda progress: None,
+            is_writer=is_writer,
+        )
+        if is_writer:
+            write_record(recipe, read, trainer)
+        with _stopping_on_sigterm(trainer):
+            steps = trainer.run()
+        output = None
+        if steps == trainer.plan.num_steps:
+            output = _write_output(recipe, trainer, base, config, is_writer=is_writer)
+        return Summary(steps, trainer.plan.num_steps, output, len(read.train), len(read.problems), is_writer)
+
+
+def _weights(recipe: Recipe, read: Data) -> tuple[float, ...]:
+    return recipe.data.weights if recipe.stage == "pretrain" else ()
+
+
+def _with_reference(
+    recipe: Recipe, read: Data, engine: Engine, weights: str, *, is_writer: bool, note: Note
+) -> Data:
+    if recipe.stage != "preference":
+        return read
+    cache = recipe.data.train[0].parent / f".reference-{weights}.jsonl"
+    done = [
+        with_reference(
+            samples, engine, cache=cache, row_tokens=recipe.batch.row_tokens, is_writer=is_writer, note=note
+        )
+        for samples in (read.train, read.validation)
+    ]
+    return Data(done[0], done[1], read.problems)
+
+
+def with_reference_of(recipe: Recipe, samples: Sequence[Sample], engine: Engine, weights: str) -> Data:
+    """The given samples alone, with their reference log-probabilities."""
+    return _with_reference(
+        recipe, Data(samples, (), ()), engine, weights, is_writer=True, note=lambda text: None
+    )
+
+
+def write_record(recipe: Recipe, read: Data, trainer: Trainer) -> None:
+    """The resolved recipe, and what it was run with."""
+    folder = recipe.run.directory
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "recipe": as_plain(recipe),
+        "fingerprint": trainer.fingerprint,
+        "num_steps": trainer.plan.num_steps,
+        "num_samples": len(read.train),
+        "num_rows_left_out": len(read.problems),
+        "inputs": {str(path): _file_hash(path) for path in (*recipe.data.train, *recipe.data.validation)},
+        "versions": {
+            "nemotron4": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "commit": _commit(),
+        },
+    }
+    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _commit() -> str | None:
+    """The commit of the package's own checkout, if it is one."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
+
+
+@contextmanager
+def _stopping_on_sigterm(trainer: Trainer) -> Iterator[None]:
+    """SIGTERM asks for a save and a stop after the step; not in a thread, which gets no signals."""
+    try:
+        before = signal.signal(signal.SIGTERM, lambda *_: trainer.stop_requested.set())
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _write_output(
+    recipe: Recipe, trainer: Trainer, base: Checkpoint, config: ModelConfig, *, is_writer: bool
+) -> Path:
+    net = trainer.engine.scorer.net
+    if recipe.adapter is not None:
+        folder = recipe.run.directory / "adapter"
+        tensors = {name: _whole(t) for name, t in adapter_tensors(net, recipe.adapter).items()}
+        if is_writer:
+            write_adapter(folder, tensors, recipe.adapter, base=recipe.model.start or "")
+        return folder
+    folder = recipe.run.directory / "model"
+    weights = {name: _whole(t) for name, t in net.state_dict().items()}
+    if config.tie_embeddings:
+        weights.pop("lm_head.weight", None)
+    if is_writer:
+        write_model(
+            folder, weights, config, base, dtype=torch.float32,
+            fingerprint=f"{trainer.fingerprint} {trainer.plan.num_steps}",
+        )  # fmt: skip
+    return folder
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
