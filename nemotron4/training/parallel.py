@@ -40,7 +40,7 @@ def process_group(settings: ParallelSection, device: torch.device) -> Iterator[D
         raise ConfigError(
             f"parallel data {settings.data} x tensor {settings.tensor} x pipeline {settings.pipeline} = "
             f"{settings.num_processes} processes, but {launched} were launched",
-            hint=f"torchrun --nproc-per-node {settings.num_processes} -m nemotron4 train ...",
+            hint=f"torchrun --nproc-per-node {settings.num_processes} -m nemotron4.cli train ...",
         )
     if launched == 1:
         yield None

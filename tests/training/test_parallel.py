@@ -51,12 +51,10 @@ def assert_same_run(one: tuple, many: tuple) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 @pytest.mark.parametrize("case", ["sft", "reward", "dpo", "rpo"])
-@pytest.mark.parametrize(
-    ("data", "tensor"), [(2, 1), (1, 2), (2, 2)]
-)
+@pytest.mark.parametrize(("data", "tensor"), [(2, 1), (1, 2), (2, 2)])
 def test_every_layout_trains_as_one_process(
     tmp_path: Path, case: str, adapter: str, data: int, tensor: int
 ) -> None:
     one = run(tmp_path / "one", case, adapter=adapter)
-    many = run(tmp_path / "many", case, adapter=adapter, data=data, tensor=tensor, pipeline=pipeline)
+    many = run(tmp_path / "many", case, adapter=adapter, data=data, tensor=tensor)
     assert_same_run(one, many)
