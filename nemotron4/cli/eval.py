@@ -225,3 +225,15 @@ def compare(
     typer.echo(json.dumps(comparison.to_json()) if as_json else "\n".join(comparison_lines(comparison)))
     if comparison.differences:
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or of single results.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.md, report.html and the plots.")],
+) -> None:
+    """Write the card's tables with these results beside them, with plots and provenance."""
+    from nemotron4.evaluation.report import write_report
+
+    for path in write_report(folders, out):
+        typer.echo(str(path))

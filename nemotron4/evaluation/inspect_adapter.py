@@ -22,6 +22,7 @@ PROVIDER = "nemotron4"
 
 OnAnswer = Callable[[Answer], None]
 OnFailure = Callable[[str, ClientError], None]
+OnLog = Callable[[str, Sequence[str]], None]  # file name of a finished log, the ids in it
 
 
 def check_installed() -> None:
@@ -43,6 +44,7 @@ async def run_conversations(
     metadata: Mapping[str, Any],
     on_answer: OnAnswer,
     on_failure: OnFailure,
+    on_log: OnLog,
 ) -> None:
     """Hold every conversation, ``concurrency`` at a time; a failed one is reported and ends nothing else."""
     check_installed()
@@ -73,6 +75,7 @@ async def run_conversations(
                 raise KeyboardInterrupt
             if log.status == "error" and log.error is not None:
                 raise ConfigError(f"inspect_ai could not run {name}: {log.error.message}")
+            on_log(Path(log.location).name, [conversation.id for conversation in chunk])
 
 
 def _model_api(chat: ChatModel) -> Any:

@@ -18,6 +18,7 @@ RUN_FILE = "run.json"
 RESPONSES_FILE = "responses.jsonl"
 JUDGMENTS_FILE = "judgments.jsonl"
 FAILURES_FILE = "failures.jsonl"
+SAMPLES_FILE = "samples.jsonl"  # which log of the viewer shows which ids
 
 
 class RowLog:

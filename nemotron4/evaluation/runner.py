@@ -22,6 +22,7 @@ from nemotron4.evaluation.run_folder import (
     FAILURES_FILE,
     JUDGMENTS_FILE,
     RESPONSES_FILE,
+    SAMPLES_FILE,
     RowLog,
     claim,
 )
@@ -206,6 +207,7 @@ class _Stage:
                     metadata=self._identity,
                     on_answer=on_answer,
                     on_failure=on_failure,
+                    on_log=self._keep_log,
                 )
             progress.end()
             self.failures = [row for row in failed.rows if row["id"] in by_id]
@@ -219,6 +221,11 @@ class _Stage:
                 hint="repeat the command: what was answered is kept",
             )
         return [done[name] for name in by_id if name in done]
+
+    def _keep_log(self, name: str, ids: Sequence[str]) -> None:
+        """Which log shows which sample: the report's links."""
+        with closing(RowLog(self._folder / SAMPLES_FILE)) as log:
+            log.append({"log": name, "ids": list(ids)})
 
 
 def _conversation_id(row: JsonObject) -> str:

@@ -1,0 +1,314 @@
+"""The report of runs: the card's tables with ours beside them, plots, provenance, links to samples."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from nemotron4.errors import ConfigError, DataError
+from nemotron4.evaluation import published
+from nemotron4.evaluation.result import RESULT_FILE, Result, load_result
+from nemotron4.evaluation.run_folder import SAMPLES_FILE
+from nemotron4.evaluation.tables import fraction, number
+from nemotron4.records import read_json_lines
+
+LINKS_PER_TASK = 10
+VIEWER = "http://127.0.0.1:7575"
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    path: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Links:
+    items: Sequence[tuple[str, str]]  # text, address
+
+
+Block = Heading | Paragraph | Table | Picture | Links
+
+
+def as_markdown(blocks: Iterable[Block]) -> str:
+    parts = []
+    for block in blocks:
+        match block:
+            case Heading(text, level):
+                parts.append(f"{'#' * level} {text}")
+            case Paragraph(text):
+                parts.append(text)
+            case Table(columns, rows):
+                lines = [columns, ["---"] * len(columns), *rows]
+                parts.append("\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines))
+            case Picture(path, caption):
+                parts.append(f"![{caption}]({path})")
+            case Links(items):
+                parts.append("\n".join(f"- [{text}]({address})" for text, address in items))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1c1c1c}"
+    "table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums;display:block;"
+    "overflow-x:auto}"
+    "td,th{border:1px solid #d0d0d0;padding:.3rem .6rem;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}th{background:#f3f5f1}img{max-width:100%}"
+)
+
+
+def as_html(blocks: Iterable[Block], title: str) -> str:
+    """One page without scripts; everything from results is escaped."""
+    parts = []
+    for block in blocks:
+        match block:
+            case Heading(text, level):
+                parts.append(f"<h{level}>{html.escape(text)}</h{level}>")
+            case Paragraph(text):
+                parts.append(f"<p>{html.escape(text)}</p>")
+            case Table(columns, rows):
+                head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
+                body = "".join(
+                    "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows
+                )
+                parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+            case Picture(path, caption):
+                parts.append(f'<p><img src="{html.escape(path)}" alt="{html.escape(caption)}"></p>')
+            case Links(items):
+                entries = "".join(
+                    f'<li><a href="{html.escape(address)}">{html.escape(text)}</a></li>'
+                    for text, address in items
+                )
+                parts.append(f"<ul>{entries}</ul>")
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+    return f"{head}<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A result and where it lies."""
+
+    folder: Path
+    result: Result
+
+    @property
+    def model(self) -> str:
+        return self.result.model or self.folder.resolve().parent.name
+
+
+def find_results(folders: Sequence[Path]) -> list[Found]:
+    """Every result below the folders. Runs that have none yet are an error: they would be missing unseen."""
+    found = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder")
+        places = (
+            [folder] if (folder / RESULT_FILE).exists() else sorted(p for p in folder.iterdir() if p.is_dir())
+        )
+        results = [Found(place, load_result(place)) for place in places if (place / RESULT_FILE).exists()]
+        unfinished = [p for p in places if (p / "run.json").exists() and not (p / RESULT_FILE).exists()]
+        if unfinished:
+            raise DataError(f"{unfinished[0]}: the run has no result yet", hint="run the same command again")
+        if not results:
+            raise DataError(f"{folder}: no {RESULT_FILE} in it or one level below")
+        found += results
+    return found
+
+
+def value_of(found: Sequence[Found], model: str, task: str, metric: str) -> Found | None:
+    """The model's result under exactly this task's definition that has the metric, or None."""
+    for one in found:
+        if one.model == model and one.result.name == task and metric in one.result.metrics:
+            return one
+    return None
+
+
+def _models(found: Sequence[Found]) -> list[str]:
+    return list(dict.fromkeys(one.model for one in found))
+
+
+def _shown(one: Found | None, metric: str) -> str:
+    """Value, interval, and a star where the run was of a sample or of other data."""
+    if one is None:
+        return ""
+    entry = one.result.metrics[metric]
+    text = number(entry.value)
+    if entry.interval is not None:
+        text += f" [{entry.interval.lower:.1f}, {entry.interval.upper:.1f}]"
+    return text + ("*" if one.result.limit is not None or not one.result.data_is_standard else "")
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def _peer_table(found: Sequence[Found]) -> Table:
+    models = _models(found)
+    rows = []
+    for (task, metric, label), values in published.PEER_TABLE.items():
+        ours = [_shown(value_of(found, model, task, metric), metric) for model in models]
+        rows.append([label, *ours, *(_plain(value) for value in values)])
+    return Table(["", *(f"{model} (ours)" for model in models), *published.PEERS], rows)
+
+
+def _mt_bench_table(found: Sequence[Found]) -> Table:
+    rows = [[f"{published.CARD_MODEL} (card)", *(_plain(value) for value in published.MT_BENCH_CARD)]]
+    for one in found:
+        if one.result.task == "mt_bench":
+            metrics = one.result.metrics
+            cells = [number(metrics[c].value) if c in metrics else "" for c in published.MT_BENCH_COLUMNS]
+            rows.append([f"{one.model}, {one.result.name}", *cells])
+    return Table(["", *published.MT_BENCH_COLUMNS], rows)
+
+
+def _stage_table(found: Sequence[Found]) -> Table:
+    rows = [[stage, *(_plain(value) for value in values)] for stage, values in published.STAGES.items()]
+    for model in _models(found):
+        ours = [value_of(found, model, task, metric) for task, metric, _ in published.STAGE_COLUMNS]
+        cells = [_shown(one, column[1]) for one, column in zip(ours, published.STAGE_COLUMNS, strict=True)]
+        if any(cells):
+            rows.append([f"{model} (ours)", *cells])
+    return Table(["", *(label for *_, label in published.STAGE_COLUMNS)], rows)
+
+
+def _every_metric(found: Sequence[Found]) -> Table:
+    rows = []
+    for one in found:
+        for name, metric in one.result.metrics.items():
+            interval = metric.interval
+            shown = (
+                "" if interval is None else f"[{interval.lower:.2f}, {interval.upper:.2f}] {interval.method}"
+            )
+            reasons = ", ".join(f"{count} {reason}" for reason, count in one.result.unscored.items())
+            rows.append(
+                [
+                    one.result.name,
+                    one.model,
+                    name,
+                    number(metric.value),
+                    shown,
+                    fraction(metric),
+                    reasons or "0",
+                ]
+            )
+    return Table(["benchmark", "model", "metric", "value", "95 % interval", "fraction", "unscored"], rows)
+
+
+def _provenance(found: Sequence[Found]) -> Table:
+    rows = []
+    for one in found:
+        result, usage = one.result, one.result.usage
+        tokens = f"{usage.get('prompt_tokens', 0):g} + {usage.get('completion_tokens', 0):g}"
+        rows.append(
+            [
+                result.name,
+                one.model,
+                result.judge or "-",
+                f"{result.num_items}" + (f" (sample, seed {result.seed})" if result.limit else ""),
+                result.data_sha256[:12] + ("" if result.data_is_standard else " (not the standard file)"),
+                result.prompt_sha256[:12],
+                result.grader_sha256[:12],
+                json.dumps(dict(result.sampling)),
+                str(result.seed),
+                result.isolation or "-",
+                tokens,
+                f"{usage.get('duration_s', 0):.0f}",
+            ]
+        )
+    columns = ["benchmark", "model", "judge", "items", "data sha256", "prompt sha256", "grader sha256"]
+    return Table([*columns, "sampling", "seed", "isolation", "tokens in + out", "request seconds"], rows)
+
+
+def _sample_links(one: Found) -> Links | None:
+    """The first items that scored lowest, in the viewer started on the run's logs."""
+    path = one.folder / SAMPLES_FILE
+    if not path.exists():
+        return None
+    log_of = {name: row["log"] for _, row in read_json_lines(path) for name in row["ids"]}
+    scored = {
+        name: sum(v for v in values.values() if v is not None)
+        for name, values in one.result.items.items()
+        if name in log_of
+    }
+    lowest = sorted(scored, key=lambda name: scored[name])[:LINKS_PER_TASK]
+    links = [
+        (name, f"{VIEWER}/#/logs/{log_of[name]}/samples/sample/{quote(name, safe='')}/1/") for name in lowest
+    ]
+    return Links(links) if links else None
+
+
+def report_blocks(found: Sequence[Found], pictures: Sequence[Picture]) -> list[Block]:
+    blocks: list[Block] = [
+        Heading("Benchmark report", 1),
+        Paragraph(
+            "Columns and rows marked (ours) were measured; all others are printed by the technical report and"
+            " the model card. A star marks a sample of the benchmark or another data file. A value inside"
+            " another's interval is consistent with it, not equal to it."
+        ),
+        Heading("Benchmarks beside the published ones"),
+        _peer_table(found),
+        Heading("MT-Bench by category"),
+        _mt_bench_table(found),
+        *pictures,
+        Heading("Alignment stages"),
+        Paragraph("Published stages of the 340B model, and the measured models in the same columns."),
+        _stage_table(found),
+        Heading("Every metric"),
+        _every_metric(found),
+        Heading("Where the numbers come from"),
+        _provenance(found),
+    ]
+    notes = [(one.result.name, note) for one in found for note in one.result.notes]
+    if notes:
+        blocks += [Heading("Notes"), Table(["benchmark", "note"], [list(note) for note in notes])]
+    for one in found:
+        if (links := _sample_links(one)) is not None:
+            blocks += [
+                Heading(f"Lowest-scored samples of {one.result.name}, {one.model}", 3),
+                Paragraph(f"Start the viewer first: inspect view --log-dir {one.folder / 'logs'}"),
+                links,
+            ]
+    return blocks
+
+
+def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
+    """Write ``report.md``, ``report.html`` and the plots into ``out``; returns what was written."""
+    found = find_results(folders)
+    try:
+        from nemotron4.evaluation import plots
+    except ImportError as error:
+        raise ConfigError(
+            f"plots need matplotlib, which is not installed ({error})", hint="pip install 'nemotron4[eval]'"
+        ) from error
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = [Picture(path.name, caption) for path, caption in plots.draw_all(found, out)]
+    blocks = report_blocks(found, pictures)
+    markdown, page = out / "report.md", out / "report.html"
+    markdown.write_text(as_markdown(blocks), encoding="utf-8")
+    page.write_text(as_html(blocks, "Benchmark report"), encoding="utf-8")
+    return [markdown, page, *(out / picture.path for picture in pictures)]

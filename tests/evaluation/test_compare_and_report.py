@@ -1,0 +1,115 @@
+"""Two results side by side, and the report of results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron4.cli.main import main
+from nemotron4.errors import DataError
+from nemotron4.evaluation import report
+from nemotron4.evaluation.result import load_result
+
+Scored = Callable[..., Path]
+
+
+@pytest.fixture
+def scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Scored:
+    """Score GSM8K answers (right for the numbers given) into a folder."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"question": "q", "answer": f"#### {n}"}) + "\n" for n in range(20)))
+
+    def run(name: str, right: set[int], *, seed: int = 0, model: str = "m<1>") -> Path:
+        responses = tmp_path / f"{name}.jsonl"
+        rows = [{"id": n, "response": f"#### {n if n in right else -1}"} for n in range(20)]
+        responses.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        out = tmp_path / name / "gsm8k"
+        command = ["eval", "score", "gsm8k", "--responses", str(responses), "--data", str(data)]
+        assert main([*command, "--out", str(out), "--seed", str(seed), "--model", model]) == 0
+        capsys.readouterr()
+        return out
+
+    return run
+
+
+def test_compare_names_the_items_that_flipped(scored: Scored, capsys: Any) -> None:
+    first, second = scored("first", set(range(10))), scored("second", set(range(2, 20)))
+    assert main(["eval", "compare", str(first), str(second), "--json"]) == 0
+    comparison = json.loads(capsys.readouterr().out)
+    assert comparison["comparable"]
+    assert comparison["lost"]["strict"] == ["0", "1"]
+    assert len(comparison["won"]["strict"]) == 10
+    assert comparison["tests"]["strict"]["difference"] == pytest.approx(0.4)
+    assert comparison["tests"]["strict"]["p_value"] == pytest.approx(2 * (1 + 12 + 66) / 2**12)
+    assert main(["eval", "compare", str(first), str(first)]) == 0
+    assert "no difference beyond chance" in capsys.readouterr().out
+
+
+def test_compare_refuses_other_definitions(scored: Scored, capsys: Any) -> None:
+    first, second = scored("first", {1}), scored("second", {1}, seed=3)
+    assert main(["eval", "compare", str(first), str(second), "--json"]) == 1
+    comparison = json.loads(capsys.readouterr().out)
+    assert comparison["differences"] == {"seed": [0, 3]}
+    assert comparison["tests"] == {}
+
+
+def test_a_saved_result_is_read_back_as_it_was(scored: Scored) -> None:
+    folder = scored("first", {1, 2})
+    result = load_result(folder)
+    assert result.metrics["strict"].value == 10
+    assert result.to_json() == json.loads((folder / "result.json").read_text())
+    assert result.items["1"] == {"strict": 1, "flexible": 1}
+
+
+class _Text(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        self.seen.append(data)
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_report_shows_ours_beside_the_published_values(
+    scored: Scored, tmp_path: Path, capsys: Any
+) -> None:
+    pytest.importorskip("matplotlib")
+    folder = scored("first", set(range(9)))
+    out = tmp_path / "report"
+    assert main(["eval", "report", str(folder.parent), "--out", str(out)]) == 0
+    written = capsys.readouterr().out.split()
+    assert {Path(path).name for path in written} == {"report.md", "report.html", "benchmarks.png"}
+    text = (out / "report.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| GSM8K 0-shot"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1].startswith("45.00 [")
+    assert cells[1].endswith("*")  # not the standard data file
+    assert cells[2] == "92.3"
+    assert "9/20" in text
+    page = _Text()
+    page.feed((out / "report.html").read_text())
+    assert "m<1> (ours)" in page.seen  # names from results are escaped
+    assert (out / "benchmarks.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_report_refuses_a_run_without_a_result(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no result"):
+        report.find_results([tmp_path])
+    (tmp_path / "gsm8k").mkdir()
+    (tmp_path / "gsm8k/run.json").write_text("{}")
+    with pytest.raises(DataError, match="has no result yet"):
+        report.find_results([tmp_path])
+
+
+def test_a_result_of_another_judge_is_not_put_in_the_published_row(scored: Scored) -> None:
+    from dataclasses import replace
+
+    result = replace(load_result(scored("first", {1})), name="gsm8k (judge other)")
+    found = [report.Found(Path("x"), result)]
+    assert report.value_of(found, "m<1>", "gsm8k", "strict") is None
