@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from nemotron4.text.streaming import decode_ids
@@ -30,7 +31,10 @@ class FakeTokenizer:
         word_pieces = [word.replace(" ", "▁") for word in self._words]
         self._pieces = [*CONTROL_PIECES, *MARKERS, *byte_pieces, *word_pieces]
         self._ids = {piece: token_id for token_id, piece in enumerate(self._pieces)}
-        self._word_ids = {word: FIRST_WORD + i for i, word in enumerate(self._words)}
+        self._text_ids = {text: FIRST_WORD + i for i, text in enumerate(self._words)}
+        self._text_ids |= {marker: FIRST_MARKER + n for n, marker in enumerate(MARKERS)}
+        self._pattern = _splitter([*MARKERS, *self._words])
+        self._plain_pattern = _splitter(self._words)
         self._bytes = [b""] * FIRST_MARKER
         self._bytes += [marker.encode() for marker in MARKERS]
         self._bytes += [bytes([byte]) for byte in range(256)]
@@ -58,22 +62,13 @@ class FakeTokenizer:
 
     def encode(self, text: str, *, parse_special: bool = True, continues: bool = False) -> list[int]:
         check_encodable(text)
-        special = {marker: FIRST_MARKER + n for n, marker in enumerate(MARKERS)} if parse_special else {}
-        candidates = [*special.items(), *((word, self._word_ids[word]) for word in self._words)]
-        by_first: dict[str, list[tuple[str, int]]] = {}
-        for piece, token_id in candidates:
-            by_first.setdefault(piece[0], []).append((piece, token_id))
         ids: list[int] = []
-        position = 0
-        while position < len(text):
-            for piece, token_id in by_first.get(text[position], ()):
-                if text.startswith(piece, position):
-                    ids.append(token_id)
-                    position += len(piece)
-                    break
+        for part in (self._pattern if parse_special else self._plain_pattern).split(text):
+            token_id = self._text_ids.get(part)
+            if token_id is not None and (parse_special or part not in MARKERS):
+                ids.append(token_id)
             else:
-                ids += [FIRST_BYTE + byte for byte in text[position].encode("utf-8")]
-                position += 1
+                ids += [FIRST_BYTE + byte for byte in part.encode("utf-8")]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -90,6 +85,11 @@ class FakeTokenizer:
 
     def is_control(self, token_id: int) -> bool:
         return token_id < FIRST_MARKER
+
+
+def _splitter(texts: Sequence[str]) -> re.Pattern[str]:
+    """Cuts a text so that every one of these texts is a part of its own."""
+    return re.compile("(" + "|".join(map(re.escape, texts)) + ")")
 
 
 def _byte_piece(byte: int) -> str:

@@ -18,6 +18,7 @@ import pytest
 import uvicorn
 
 from nemotron4.inference.fake import FakeEngine
+from nemotron4.inference.interface import EngineStats
 from nemotron4.server.access_log import AccessLog
 from nemotron4.server.app import create_app
 from nemotron4.server.settings import ServerSettings
@@ -71,15 +72,20 @@ class Running:
 
     engine: FakeEngine
     port: int
+    client: httpx.Client
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def wait_idle(self) -> None:
-        """Return once the engine holds no request; the test's time limit catches one that never does."""
-        while (stats := self.engine.stats()).num_running or stats.num_waiting:
+    def wait_until(self, is_so: Callable[[EngineStats], object]) -> None:
+        """Return once it is so; the test's time limit catches what never is."""
+        while not is_so(self.engine.stats()):
             time.sleep(0.002)
+
+    def wait_idle(self) -> None:
+        """Return once the engine holds no request."""
+        self.wait_until(lambda stats: not stats.num_running and not stats.num_waiting)
 
 
 @contextlib.contextmanager
@@ -90,8 +96,10 @@ def serving(engine: FakeEngine, settings: ServerSettings | None = None) -> Itera
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
+    port = listener.getsockname()[1]
     try:
-        yield Running(engine, listener.getsockname()[1])
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, verify=False) as client:
+            yield Running(engine, port, client)
     finally:
         server.should_exit = True
         server.force_exit = True
@@ -99,8 +107,10 @@ def serving(engine: FakeEngine, settings: ServerSettings | None = None) -> Itera
         listener.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_app() -> Callable[..., InProcess]:
+    """Makes an app from the fake's reply, the server's settings and the fake's own."""
+
     def make(reply: Any = None, *, settings: ServerSettings | None = None, **engine: Any) -> InProcess:
         return InProcess(FakeEngine(reply, **engine), settings or ServerSettings())
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import pytest
 
 from nemotron4.inference.fake import FakeEngine
@@ -30,7 +29,7 @@ def running(serving: Callable[..., Any]) -> Iterator[Any]:
         running.wait_idle()
         assert engine.stats().cache_blocks_used == 0
         body = {"sentences": ["p"], "tokens_to_generate": 9, "greedy": True}
-        assert httpx.put(f"{running.url}/generate", json=body).json()["sentences"] == ["pfine"]
+        assert running.client.put("/generate", json=body).json()["sentences"] == ["pfine"]
 
 
 def _connect(running: Any) -> socket.socket:
@@ -64,7 +63,7 @@ def test_2000_connections_opened_and_dropped(running: Any) -> None:
 def test_hundreds_of_connections_held_open_and_silent(running: Any) -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     held = [_connect(running) for _ in range(min(400, soft // 4))]
-    assert httpx.get(f"{running.url}/health", timeout=10).status_code == 200
+    assert running.client.get("/health").status_code == 200
     for connection in held:
         connection.close()
 
@@ -98,8 +97,7 @@ def test_a_client_that_leaves_while_it_waits_frees_its_slots(running: Any, path:
         }
     connection = _connect(running)
     connection.sendall(_request(path, body, "PUT" if path == "/generate" else "POST"))
-    while not running.engine.stats().num_waiting:
-        pass
+    running.wait_until(lambda stats: stats.num_waiting)
     connection.close()
     running.wait_idle()
     assert running.engine.stats().requests_finished_total < 8
@@ -113,11 +111,10 @@ def test_a_client_that_reads_nothing_is_dropped_and_holds_no_slot(serving: Calla
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", running.port))
         connection.sendall(_request("/v1/completions", body))
-        while not engine.stats().num_running:
-            pass
+        running.wait_until(lambda stats: stats.num_running)
         running.wait_idle()
         assert engine.stats().requests_finished_total == 0
-        assert httpx.get(f"{running.url}/health").status_code == 200
+        assert running.client.get("/health").status_code == 200
         connection.close()
 
 
@@ -139,17 +136,17 @@ def test_a_slow_reader_gets_everything_and_holds_no_slot_meanwhile(running: Any)
 @pytest.mark.parametrize("character", ["a", "<extra_id_1>"])
 def test_a_prompt_of_a_megabyte_is_refused_with_the_numbers(running: Any, character: str) -> None:
     text = character * (2**20 // len(character.encode()))
-    refused = httpx.put(f"{running.url}/generate", json={"sentences": [text]}, timeout=30)
+    refused = running.client.put("/generate", json={"sentences": [text]})
     assert refused.status_code == 400
     assert "50000" in refused.json()
     chat = {"messages": [{"role": "user", "content": text}]}
-    assert httpx.post(f"{running.url}/v1/chat/completions", json=chat, timeout=30).status_code == 400
+    assert running.client.post("/v1/chat/completions", json=chat).status_code == 400
 
 
 def test_a_body_over_the_limit_is_413_although_it_is_sent_whole(running: Any) -> None:
     data = b'{"sentences": ["' + b"x" * (9 * 2**20) + b'"]}'
     headers = {"Content-Type": "application/json"}
-    assert httpx.put(f"{running.url}/generate", content=data, headers=headers, timeout=30).status_code == 413
+    assert running.client.put("/generate", content=data, headers=headers).status_code == 413
 
 
 @pytest.mark.parametrize(
@@ -216,7 +213,7 @@ def test_many_clients_at_once_are_all_answered(running: Any) -> None:
             {"sentences": "bad"},
             {"sentences": ["p"], "top_p": 9},
         ]
-        return httpx.put(f"{running.url}/generate", json=bodies[number % 3], timeout=30).status_code
+        return running.client.put("/generate", json=bodies[number % 3]).status_code
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, range(30))) == [200, 400, 200] * 10

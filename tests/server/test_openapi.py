@@ -23,7 +23,7 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", APP, headers={"Host": "
 
 
 @schema.parametrize()
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_generated_requests_are_answered_as_documented(case: Any) -> None:
     case.headers = {**(case.headers or {}), "Host": "localhost"}
     case.call_and_validate(checks=[not_a_server_error, status_code_conformance, response_schema_conformance])
