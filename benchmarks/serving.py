@@ -1,4 +1,4 @@
-"""Our engine beside transformers' ``generate``: same random weights, float32, same prompts, one process, in turns.
+"""Our engine beside transformers' ``generate``: same random weights, float32, same prompts, one process.
 
     python benchmarks/serving.py [--models nano small] [--rounds 3] [--threads 2] [--out FILE.json]
 

@@ -145,7 +145,7 @@ def stream_chat(client: httpx.Client) -> Answer:
     request = {
         "model": MODEL,
         "messages": [{"role": "user", "content": QUESTION}],
-        "temperature": 0.6,  # greedy, a model of this size soon repeats itself
+        "temperature": 1.0,  # greedy, a model of this size soon repeats itself
         "top_p": 0.9,
         "seed": 1,
         "max_tokens": CHAT_TOKENS,
@@ -192,10 +192,9 @@ def _step(text: str) -> None:
 def _what_next(server: ChildServer) -> None:
     note(
         f"\nThe server keeps running at {server.url} (process {server.pid}, log {server.log}). Try next:\n"
-        f"    {server.url}/docs                 its API, in a browser\n"
-        f"    .venv/bin/nemotron4 chat {MODEL}          a conversation in this terminal\n"
-        f"    any OpenAI client with base_url={server.url}/v1\n"
-        f"    kill {server.pid}                               stops it"
+        f"    .venv/bin/python examples/openai_client.py {server.url}\n"
+        f"    .venv/bin/nemotron4 chat {MODEL}      a conversation, in a process of its own\n"
+        f"    kill {server.pid}      stops the server"
     )
 
 

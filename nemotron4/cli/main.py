@@ -26,16 +26,16 @@ class Command(NamedTuple):
 # One line for each sub-command, in the order of a user's journey. The help text stands here and not in the
 # module, so that `nemotron4 --help` imports none of them.
 COMMANDS: dict[str, Command] = {
-    "eval": Command("nemotron4.cli.eval:app", "Measure a model by the card's benchmarks."),
     "pull": Command("nemotron4.cli.pull:pull", "Fetch a model into the cache."),
     "serve": Command("nemotron4.cli.serve:serve", "Put a model on a port: PUT /generate and OpenAI routes."),
     "chat": Command("nemotron4.cli.chat:chat", "Chat with a model in the terminal."),
     "generate": Command("nemotron4.cli.generate:generate", "Answer a file of prompts."),
     "plan": Command("nemotron4.cli.plan:plan", "Say which GPUs a model needs, and why."),
-    "launch": Command("nemotron4.cli.launch:app", "Start jobs on a cluster, and the card's own scripts."),
-    "train": Command("nemotron4.cli.train:train", "Train or align a model as a recipe says."),
     "convert": Command("nemotron4.cli.convert:convert", "Write a checkpoint in another form."),
+    "train": Command("nemotron4.cli.train:train", "Train or align a model as a recipe says."),
     "synth": Command("nemotron4.cli.synth:app", "Make synthetic training data."),
+    "eval": Command("nemotron4.cli.eval:app", "Measure a model by the card's benchmarks."),
+    "launch": Command("nemotron4.cli.launch:app", "Start jobs on a cluster, and the card's own scripts."),
 }
 
 USAGE = "Usage: nemotron4 COMMAND [OPTIONS]..."
