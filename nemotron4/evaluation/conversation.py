@@ -24,7 +24,7 @@ class Conversation:
     messages: tuple[Message, ...]
     sampling: Sampling
     follow_ups: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
+    choices: tuple[tuple[str, str], ...] = ()  # prompt and continuation
     rewarded: tuple[str, ...] = ()
     is_usable: Callable[[str], bool] | None = None
     retry: str | None = None
@@ -126,14 +126,13 @@ async def _weigh(conversation: Conversation, chat: ChatModel) -> list[float]:
     A server that ignores the request would give equal or missing numbers and so exact chance without an
     error; both are refused.
     """
-    prompt = conversation.messages[0].content
     totals = []
-    for choice in conversation.choices:
+    for prompt, choice in conversation.choices:
         tokens = await call_with_retries(partial(chat.continuation_logprobs, prompt, choice))
         totals.append(sum(token.logprob for token in tokens))
         if not tokens or math.isnan(totals[-1]):
             raise HopelessError("the endpoint sent no log-probabilities of the choice", kind="unsupported")
-    if len(totals) > 1 and len(set(totals)) == 1 and len(set(conversation.choices)) > 1:
+    if len(totals) > 1 and len(set(totals)) == 1:
         raise HopelessError("the endpoint sent equal log-probabilities for all choices", kind="unsupported")
     return totals
 

@@ -8,6 +8,7 @@ from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.evaluation.task import Task
 from nemotron4.evaluation.tasks.alpaca_eval import ALPACA_EVAL
 from nemotron4.evaluation.tasks.arena_hard import ARENA_HARD
+from nemotron4.evaluation.tasks.choices import ARC_CHALLENGE, HELLASWAG, MMLU_5SHOT, MMLU_LOGPROB, WINOGRANDE
 from nemotron4.evaluation.tasks.gsm8k import GSM8K
 from nemotron4.evaluation.tasks.humaneval import HUMANEVAL
 from nemotron4.evaluation.tasks.ifeval import IFEVAL
@@ -32,6 +33,11 @@ _ALL = (
     MBPP_427,
     MBPP_500,
     MT_BENCH_FIRST,
+    MMLU_LOGPROB,
+    MMLU_5SHOT,
+    ARC_CHALLENGE,
+    HELLASWAG,
+    WINOGRANDE,
 )
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
 
