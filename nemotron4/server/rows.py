@@ -108,7 +108,7 @@ async def steps(
     exchange.num_prompt_tokens += sum(len(row.prompt_ids) for row in rows)
 
     async def pump(index: int, row: Row) -> None:
-        started, first_token, num_tokens = time.monotonic(), None, 0
+        started, first_token, num_tokens, is_ended = time.monotonic(), None, 0, False
         try:
             stream: Any = engine.stream(row.prompt_ids, row.params)
             async with aclosing(stream):
@@ -121,6 +121,9 @@ async def steps(
                         exchange.finish_reasons.append(step.finish_reason)
                         metrics.row_ended(started, first_token, num_tokens)
                     queue.put_nowait((index, step))
+                    is_ended = step.finish_reason is not None
+            if not is_ended:
+                raise RuntimeError("the engine ended a row without a reason")
         except Exception as error:
             queue.put_nowait(error)
 

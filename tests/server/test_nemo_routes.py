@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+import httpx
 import pytest
 
 from nemotron4.inference.fake import FakeEngine
+from nemotron4.inference.interface import SamplingParams, TokenStep
+from nemotron4.server.access_log import AccessLog
+from nemotron4.server.app import create_app
 
 App = Callable[..., Any]
 GENERATE_ALLOWS = "PUT, GET, HEAD, OPTIONS"
@@ -123,3 +129,18 @@ def test_a_defect_of_the_engine_is_500_and_the_next_request_succeeds(make_app: A
     assert app.log_lines()[-1]["error"] == "ValueError"
     assert app.generate(body).json()["sentences"] == ["ab"]
     assert engine.stats().num_running == 0
+
+
+def test_an_engine_that_ends_a_row_without_a_reason_is_a_500_and_no_hang() -> None:
+    class Careless(FakeEngine):
+        async def stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> AsyncIterator[TokenStep]:
+            yield TokenStep(20)
+
+    app = create_app(Careless(), access_log=AccessLog(io.StringIO()))
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.put("/generate", json={"sentences": ["a"]})
+
+    assert asyncio.run(ask()).status_code == 500
