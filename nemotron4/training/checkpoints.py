@@ -37,6 +37,7 @@ class SavedState:
     samples_seen: int
     fingerprint: str  # of data, model and settings that must not change within a run
     best_validation: float | None = None
+    best_step: int | None = None
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], state: SavedState) -> Path:
@@ -95,12 +96,14 @@ def load(path: Path, tensors: dict[str, Tensor]) -> None:
         )
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints and what interrupted saves left behind."""
+def prune(folder: Path, keep: int, best_step: int | None = None) -> None:
+    """Delete all but the newest ``keep`` checkpoints and the best one, and what interrupted saves left."""
     if _rank() != 0:
         return
+    best = None if best_step is None else f"step-{best_step:08d}"
     for path in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(path)
+        if path.name != best:
+            shutil.rmtree(path)
     for path in folder.glob(".partial-step-*"):
         shutil.rmtree(path)
 

@@ -86,12 +86,24 @@ def trainable_parameters(recipe: Recipe, config: ModelConfig) -> int:
 
 def marked(segment: Segment, tokenizer: Tokenizer) -> str:
     """The text with trained stretches between [[ and ]]: readable without colour."""
+    return "".join(
+        f"[[{shown(ids, tokenizer)}]]" if is_trained else shown(ids, tokenizer)
+        for is_trained, ids in stretches(segment)
+    )
+
+
+def shown(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """The text of the ids with markers spelled out: a trained stop marker must be seen."""
     parts: list[str] = []
-    for is_trained, ids in stretches(segment):
-        real = [i for i in ids if i < tokenizer.vocab_size]
-        text = tokenizer.decode(real) or "".join(tokenizer.piece(i) for i in real)
-        parts.append(f"[[{text}]]" if is_trained else text)
-    return "".join(parts)
+    plain: list[int] = []
+    for token in ids:
+        if token >= tokenizer.vocab_size or tokenizer.is_control(token):
+            parts.append(tokenizer.decode(plain))
+            plain = []
+            parts.append(tokenizer.piece(token) if token < tokenizer.vocab_size else "<virtual>")
+        else:
+            plain.append(token)
+    return "".join((*parts, tokenizer.decode(plain)))
 
 
 def stretches(segment: Segment) -> list[tuple[bool, list[int]]]:

@@ -24,12 +24,11 @@ def _check_at_least(section: str, values: dict[str, float], minimum: float) -> N
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
-    """Where the weights come from: ``start`` (a checkpoint) or ``preset`` (fresh weights)."""
+    """Where the weights come from: ``start`` (a checkpoint) or ``preset`` (fresh weights). Float32."""
 
     start: str | None = None
     preset: str | None = None
     tokenizer: str | None = None  # a checkpoint whose tokenizer a fresh model uses
-    dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"  # auto: the GPU if there is one
 
     def __post_init__(self) -> None:
@@ -115,7 +114,6 @@ class RunSection:
     keep_checkpoints: int = 2
     validate_every: int = 0  # 0: only at the end
     seed: int = 0
-    recompute_activations: bool = False
 
     def __post_init__(self) -> None:
         if (self.max_steps is None) == (self.epochs is None):

@@ -124,6 +124,7 @@ class Trainer:
         self._step = 0
         self._seen = 0
         self._best: float | None = None
+        self._best_step: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -144,11 +145,13 @@ class Trainer:
         while self._step < self.plan.num_steps and not self.stop_requested.is_set():
             self._train_step()
             is_last = self._step == self.plan.num_steps
+            is_best = False
             if self.validation and (
                 is_last or (settings.validate_every and self._step % settings.validate_every == 0)
             ):
-                self._validate()
-            if is_last or self._step % settings.save_every == 0 or self.stop_requested.is_set():
+                is_best = self._validate()
+            is_due = self._step % settings.save_every == 0
+            if is_last or is_best or is_due or self.stop_requested.is_set():
                 self._save()
         return self._step
 
@@ -193,12 +196,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _validate(self) -> None:
+    def _validate(self) -> bool:
+        """Record the validation loss; True if it is the lowest yet, whose checkpoint is kept."""
         rows = self.engine.rows(self.validation, self.recipe.batch.row_tokens)
         result = self.engine.evaluate(rows, self.stage)
         self._record(result, {}, kind="validation")
-        if self._best is None or result.loss < self._best:
-            self._best = result.loss
+        is_best = self._best is None or result.loss < self._best
+        if is_best:
+            self._best, self._best_step = result.loss, self._step
+        return is_best
 
     def _record(self, result: StepResult, more: Mapping[str, float], kind: str = "train") -> None:
         values = {"loss": result.loss, **self.stage.summarise(result.totals), **more}
@@ -214,9 +220,9 @@ class Trainer:
         return checkpoints.plain_tensors(self.engine.trainable, self.optimizer)
 
     def _save(self) -> None:
-        state = checkpoints.SavedState(self._step, self._seen, self.fingerprint, self._best)
+        state = checkpoints.SavedState(self._step, self._seen, self.fingerprint, self._best, self._best_step)
         checkpoints.save(self._checkpoints, self.tensors(), state)
-        checkpoints.prune(self._checkpoints, self.recipe.run.keep_checkpoints)
+        checkpoints.prune(self._checkpoints, self.recipe.run.keep_checkpoints, self._best_step)
 
     def _resume(self) -> None:
         if self.is_writer:
@@ -233,7 +239,8 @@ class Trainer:
                 hint="give the changed run a new run.directory, or undo the change to continue this one",
             )
         checkpoints.load(path, self.tensors())
-        self._step, self._seen, self._best = state.step, state.samples_seen, state.best_validation
+        self._step, self._seen = state.step, state.samples_seen
+        self._best, self._best_step = state.best_validation, state.best_step
         if self.is_writer:
             _truncate_metrics(self.folder / METRICS_FILE, state.step)
 

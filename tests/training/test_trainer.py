@@ -127,6 +127,25 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert kept == ["step-00000005", "step-00000006"]
 
 
+def test_the_checkpoint_with_the_lowest_validation_loss_is_kept(tmp_path: Path) -> None:
+    # So large a rate that validation gets worse after its best step.
+    trainer = make_trainer(
+        tmp_path,
+        max_steps=6,
+        save_every=1,
+        validate_every=1,
+        keep_checkpoints=1,
+        learning_rate=0.3,
+        clip_norm=0.0,
+    )
+    trainer.run()
+    lines = [line for line in curve(tmp_path) if line["kind"] == "validation"]
+    best = min(lines, key=lambda line: line["loss"])["step"]
+    assert best < 6
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == [f"step-{best:08d}", "step-00000006"]
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

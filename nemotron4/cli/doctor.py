@@ -1,0 +1,104 @@
+"""``nemotron4 doctor``: look for what would go wrong later."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nemotron4.cli.console import group, note, print_json
+from nemotron4.cli.options import JsonOption
+from nemotron4.errors import ConfigError, DataError, unknown_name
+
+if TYPE_CHECKING:
+    from nemotron4.training.doctor import Examination
+    from nemotron4.training.packing import Segment
+
+app = group("Look for what would go wrong later.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps ``data`` a sub-command while it is the only one."""
+
+
+@app.command("data")
+def data(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="JSON lines (.gz, .zst) or Parquet.")
+    ],
+    kind: Annotated[str, typer.Option(help="sft, preference, kto, reward or reward_pairs.")],
+    model: Annotated[str, typer.Option(help="The model whose tokenizer and prompt format apply.")],
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of a sequence; default the model's context.")
+    ] = None,
+    show: Annotated[int, typer.Option(help="Rendered samples to print, with the trained text marked.")] = 1,
+    write_clean: Annotated[
+        Path | None, typer.Option(help="Write the usable rows, each once, to this file.")
+    ] = None,
+    max_bad_rows: Annotated[int, typer.Option(help="More bad rows than this end with status 1.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every row of training data as training would, and name each problem by file, line and field.
+
+    Bad rows cannot train: wrong fields, no trained token, too long, chosen equal to rejected. Warnings can:
+    a stop marker that never trains, inverted or missing rewards, duplicates, prompts and answers that merge.
+    """
+    from nemotron4.training.doctor import KINDS, examine
+
+    if kind not in KINDS:
+        message, hint = unknown_name("kind", kind, KINDS)
+        raise ConfigError(message, hint=hint)
+    found = examine(files, next(k for k in KINDS if k == kind), model, max_length=max_length)
+    if as_json:
+        print_json(
+            {
+                "summary": found.summary,
+                "problems": [{"where": p.where, "message": p.message} for p in found.problems],
+                "warnings": [
+                    {"where": f.where, "topic": f.topic, "message": f.message} for f in found.findings
+                ],
+            }
+        )
+    else:
+        _print(found, show)
+    if write_clean is not None:
+        from nemotron4.records import write
+
+        written = write(write_clean, [row for row in found.clean if isinstance(row, dict)])
+        note(f"{written:,} clean rows written to {write_clean}")
+    if len(found.problems) > max_bad_rows:
+        raise DataError(
+            f"{len(found.problems)} of {found.num_rows} rows cannot be used (--max-bad-rows {max_bad_rows})",
+            hint="repair them, or write the others with --write-clean",
+        )
+
+
+def _print(found: Examination, show: int) -> None:
+    for problem in found.problems:
+        print(f"bad      {problem}")
+    for finding in found.findings:
+        print(f"warning  {finding.where}: {finding.message}")
+    for sample in found.samples[: max(0, show)]:
+        print(f"---- {sample.where}")
+        for segment in sample.segments:
+            print(_rendered(segment, found))
+    print("----")
+    for name, value in found.summary.items():
+        print(f"{name.replace('_', ' '):<18}{value:>12,}")
+
+
+def _rendered(segment: Segment, found: Examination) -> str:
+    """Trained text in green on a terminal, between [[ and ]] elsewhere."""
+    from nemotron4.training.preview import marked, shown, stretches
+
+    tokenizer = found.encoder.tokenizer
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return marked(segment, tokenizer)
+    return "".join(
+        f"\033[32m{shown(ids, tokenizer)}\033[0m" if is_trained else shown(ids, tokenizer)
+        for is_trained, ids in stretches(segment)
+    )
