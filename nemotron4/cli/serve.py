@@ -55,8 +55,12 @@ def serve(
     from nemotron4.server.run import run
 
     def load_engine() -> InferenceEngine:
+        from nemotron4.checkpoint import open_checkpoint
         from nemotron4.inference.load import load
+        from nemotron4.inference.reward import load_reward
 
+        if open_checkpoint(model).config.num_reward_attributes:
+            return load_reward(model, dtype=dtype, device=device)
         return load(
             model,
             dtype=dtype,

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from nemotron4.errors import RequestError
+from nemotron4.records import Message
 from nemotron4.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -158,4 +159,29 @@ class InferenceEngine(Protocol):
 
     def close(self) -> None:
         """Stop the engine; requests in flight end with finish reason ``abort``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What a reward model says of the last answer of a conversation; the values are unbounded."""
+
+    raw: tuple[float, ...]  # every output, in the head's order
+    attributes: Mapping[str, float]  # the five named ones
+    scalar: float  # their weighted sum
+
+
+@runtime_checkable
+class RewardScorer(Protocol):
+    """An engine that judges conversations instead of continuing them; its ``stream`` refuses."""
+
+    def score(self, conversations: Sequence[Sequence[Message]]) -> list[Reward]:
+        """One reward for each conversation, which ends with the answer to judge. Blocks.
+
+        Raises RequestError for one that does not fit the context: it is never cut.
+        """
+        ...
+
+    def score_ids(self, rows: Sequence[Sequence[int]]) -> list[Reward]:
+        """The same for token ids that are read as they are, at the last one."""
         ...

@@ -9,7 +9,7 @@ import torch
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.load import load_transformer
-from nemotron4.errors import ConfigError, unknown_name
+from nemotron4.errors import CheckpointError, ConfigError, unknown_name
 from nemotron4.inference.engine import Engine
 from nemotron4.inference.interface import ModelInfo
 from nemotron4.inference.packed_linear import can_pack, pack
@@ -48,8 +48,13 @@ def load(
     if adapter is not None:
         raise ConfigError("adapters cannot be served yet", hint="merge the adapter into the weights first")
     checkpoint = open_checkpoint(model)
-    chosen_device = _device(device)
-    chosen_dtype = _dtype(dtype, chosen_device)
+    chosen_device = find_device(device)
+    chosen_dtype = find_dtype(dtype, chosen_device)
+    if checkpoint.config.num_reward_attributes:
+        raise CheckpointError(
+            f"{checkpoint.path}: a reward model, which scores and writes no text",
+            hint="load it with nemotron4.inference.reward.load_reward, or serve it and POST /score",
+        )
     module, _ = load_transformer(checkpoint, dtype=chosen_dtype, device=chosen_device)
     module.requires_grad_(False)
     if can_pack(chosen_dtype, chosen_device):
@@ -81,7 +86,7 @@ def load(
     )
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):
@@ -92,7 +97,7 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def find_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if name not in DTYPES:

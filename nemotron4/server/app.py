@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nemotron4 import __version__
-from nemotron4.inference.interface import InferenceEngine
+from nemotron4.inference.interface import InferenceEngine, RewardScorer
 from nemotron4.server.access_log import AccessLog
 from nemotron4.server.errors import ApiError, error_response
 from nemotron4.server.front_door import FrontDoor
@@ -18,6 +18,8 @@ from nemotron4.server.metrics import Metrics
 from nemotron4.server.nemo_api import nemo_routes
 from nemotron4.server.openai_api import openai_routes, validation_error
 from nemotron4.server.operator_api import UnknownPath, operator_routes
+from nemotron4.server.reward_api import reward_routes
+from nemotron4.server.reward_kserve import kserve_routes
 from nemotron4.server.service import Service
 from nemotron4.server.settings import ServerSettings
 
@@ -32,6 +34,9 @@ def create_app(
         title="nemotron4", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.service = service
+    if isinstance(engine, RewardScorer):  # before the OpenAI routes: the hosted form is a chat completion
+        app.include_router(reward_routes(service, engine))
+        app.include_router(kserve_routes(service, engine))
     app.include_router(nemo_routes(service))
     app.include_router(openai_routes(service))
     app.include_router(operator_routes(service))

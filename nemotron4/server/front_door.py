@@ -24,6 +24,8 @@ ROUTES = frozenset(
         "/health",
         "/metrics",
         "/openapi.json",
+        "/score",
+        "/v2/models/reward_model/infer",
         "/v1/models",
         "/v1/completions",
         "/v1/chat/completions",
