@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+
+import orjson
 
 from nemotron4.client.fake import FakeBehaviour, fake_attributes, fake_logprobs, make_reply
 from nemotron4.client.interface import Reply, Sampling
@@ -145,7 +146,7 @@ class _Connection(asyncio.Protocol):
         if (method, path) not in _ROUTES:
             return self._send(404, _not_found(path))
         try:
-            request = json.loads(body)
+            request = orjson.loads(body)
         except ValueError:
             return self._send(400, {"error": {"message": "the body is not JSON"}})
         fake.number += 1
@@ -186,7 +187,7 @@ class _Connection(asyncio.Protocol):
         return self._send(200, answer)
 
     def _send(self, status: int, value: Any, *, retry_after_s: float | None = None) -> None:
-        self._send_bytes(status, json.dumps(value, ensure_ascii=False).encode(), retry_after_s)
+        self._send_bytes(status, orjson.dumps(value), retry_after_s)
 
     def _send_bytes(self, status: int, content: bytes, retry_after_s: float | None = None) -> None:
         if self._transport is None:

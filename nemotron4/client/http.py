@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
+import orjson
 
 from nemotron4.client.interface import BadContentError, ClientError, HopelessError, TransientError
 
@@ -50,7 +51,7 @@ class HttpEndpoint:
     async def request(self, method: str, path: str, body: Any = None) -> Any:
         """The decoded JSON of a 2xx answer; anything else raises one of the three error classes."""
         url = f"{self.base_url}{path}"
-        data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        data = None if body is None else orjson.dumps(body)
         try:
             async with self._open_session().request(method, url, data=data) as response:
                 content = await response.read()
@@ -65,7 +66,7 @@ class HttpEndpoint:
         if not 200 <= status < 300:
             raise error_for_status(url, status, content, retry_after)
         try:
-            return json.loads(content)
+            return orjson.loads(content)
         except ValueError as error:
             shown = content[:80].decode("utf-8", "replace")
             raise BadContentError(f"{url}: the answer is not JSON: {shown!r}", kind="not_json") from error

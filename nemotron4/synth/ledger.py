@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import orjson
+
 from nemotron4.errors import DataError, Nemotron4Error
 from nemotron4.records import JsonObject
 
@@ -101,7 +103,7 @@ class WorkItem:
 
 def pack(value: Any) -> bytes:
     """JSON, deflated when that makes it shorter; the first byte tells which."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    text = orjson.dumps(value)
     if len(text) > 160:
         packed = zlib.compress(text, 1)
         if len(packed) < len(text):
@@ -110,7 +112,7 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(blob: bytes) -> Any:
-    return json.loads(zlib.decompress(blob[1:]) if blob[:1] == b"z" else blob[1:])
+    return orjson.loads(zlib.decompress(blob[1:]) if blob[:1] == b"z" else blob[1:])
 
 
 def _connect(path: Path, *, is_read_only: bool) -> sqlite3.Connection:
@@ -346,6 +348,10 @@ class Ledger(Reader):
                 "INSERT INTO note VALUES (?, ?, ?)", (record, at, json.dumps(value, ensure_ascii=False))
             )
 
+    def insert_roots(self, db: sqlite3.Connection, stage: str, roots: Sequence[Child]) -> None:
+        """Roots with their ready work, inside a transaction of the caller's."""
+        _insert_children(db, roots, (stage,))
+
     def set_roots(self, stage: str, roots: Sequence[Child]) -> None:
         """Work of a source stage: one root record each. A changed root is done again, a missing one goes."""
         contents = {root.id: pack(root.payload) for root in roots}
@@ -361,7 +367,7 @@ class Ledger(Reader):
             for record, payload in present:
                 if contents.get(record) != payload:
                     delete_record(db, record)
-            _insert_children(db, roots, (stage,))
+            self.insert_roots(db, stage, roots)
             db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"roots:{stage}", fingerprint))
 
     def requeue_failed(self, stage: str | None = None) -> int:

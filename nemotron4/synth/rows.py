@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from nemotron4.errors import DataError
 from nemotron4.records import JsonObject, Message
@@ -127,22 +128,33 @@ def encode(row: Row) -> JsonObject:
 
 def _fields(value: Any) -> JsonObject:
     result: JsonObject = {}
-    for item in dataclasses.fields(value):
-        content = getattr(value, item.name)
-        if content == item.default or (item.default_factory is not dataclasses.MISSING and not content):
-            continue
-        result[item.name] = _plain(content)
+    for name, default in _defaults(type(value)):
+        content = getattr(value, name)
+        if content != default:
+            result[name] = _plain(content)
     return result
 
 
+@functools.cache
+def _defaults(kind: Hashable) -> tuple[tuple[str, Any], ...]:
+    """(name, default) of a row type's fields; MISSING, which equals nothing, where there is none."""
+    return tuple(
+        (
+            field.name,
+            field.default if field.default_factory is dataclasses.MISSING else field.default_factory(),
+        )
+        for field in dataclasses.fields(cast("type[Any]", kind))
+    )
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, str | int | float | dict | None):
+        return value
     if isinstance(value, Message):
         return [value.role, value.content]
     if dataclasses.is_dataclass(value):
         return _fields(value)
-    if isinstance(value, tuple):
-        return [_plain(entry) for entry in value]
-    return value
+    return [_plain(entry) for entry in value]
 
 
 def decode(value: Mapping[str, Any]) -> Row:

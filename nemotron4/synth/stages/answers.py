@@ -36,10 +36,9 @@ async def answer(
 
 async def respond(prompt: Prompt, context: Context, knobs: RespondKnobs) -> Sequence[Row]:
     """Prompt -> the prompt with k answers."""
-    draw = context.random("endpoints")
-    order: list[str | None] = []
+    order: list[str | None] = [] if knobs.endpoints else [None] * knobs.k
     while len(order) < knobs.k:
-        order += draw.sample(knobs.endpoints, len(knobs.endpoints)) if knobs.endpoints else [None]
+        order += context.random("endpoints").sample(knobs.endpoints, len(knobs.endpoints))
     responses = []
     for sample, endpoint in enumerate(order[: knobs.k]):
         reply = await answer(context, prompt.messages, sample=sample, endpoint=endpoint)
