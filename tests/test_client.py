@@ -363,7 +363,11 @@ class ScriptedEngine:
 
 
 def engine_model(engine: ScriptedEngine) -> EngineChatModel:
-    return EngineChatModel(engine, make_params=SamplingParams, render=lambda messages: messages[-1].content)
+    return EngineChatModel(
+        engine,
+        make_params=SamplingParams,
+        encode_chat=lambda messages: engine.tokenizer.encode(messages[-1].content),
+    )
 
 
 def test_the_in_process_engine_answers_without_its_stop_text() -> None:

@@ -204,7 +204,7 @@ def _open_model(model: str, name: str | None) -> ChatModel:
     return EngineChatModel(
         engine,
         make_params=SamplingParams,
-        render=prompt_format.render,
+        encode_chat=lambda messages: prompt_format.encode(engine.tokenizer, messages),
         stop=prompt_format.stop_strings,
         name=name,
     )

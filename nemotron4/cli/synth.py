@@ -13,6 +13,7 @@ from nemotron4.cli.console import group, note, print_json
 from nemotron4.cli.options import JsonOption
 
 if TYPE_CHECKING:
+    from nemotron4.client import ChatModel
     from nemotron4.synth.recipe import Recipe
 
 app = group(
@@ -52,17 +53,47 @@ def run(
 
     loaded = _load(recipe, overrides)
     report = (lambda line: None) if quiet else note
+    if workers > 1 and any(endpoint.form == "local" for endpoint in loaded.endpoint.values()):
+        raise typer.BadParameter("each worker would load the model of a 'local' endpoint; serve it instead")
     if workers > 1:
         arguments = [str(recipe), *(word for value in overrides or [] for word in ("--set", value))]
         outcome = run_workers(loaded, out, workers, arguments, report)
     else:
-        outcome = run_recipe(loaded, out, shard=parse_shard(shard), report=report)
+        outcome = run_recipe(
+            loaded, out, models=_local_models(loaded), shard=parse_shard(shard), report=report
+        )
     if as_json:
         print_json({"ending": outcome.ending, "reason": outcome.reason, "seconds": outcome.seconds,
                     "calls": outcome.calls, "books": _books(out).to_json()})  # fmt: skip
     elif not quiet:
         note(f"{outcome.ending}: {outcome.reason} ({outcome.calls} calls in {outcome.seconds:.1f} s)")
         _print_books(out)
+
+
+def _local_models(recipe: Recipe) -> dict[str, ChatModel]:
+    """The models of ``local`` endpoints, loaded into this process."""
+    names = [name for name, endpoint in recipe.endpoint.items() if endpoint.form == "local"]
+    if not names:
+        return {}
+    from nemotron4.client import EngineChatModel
+    from nemotron4.errors import ConfigError
+    from nemotron4.inference.interface import SamplingParams
+    from nemotron4.inference.load import load
+
+    def open_model(model: str) -> ChatModel:
+        engine = load(model)
+        prompt_format = engine.prompt_format
+        if prompt_format is None:
+            raise ConfigError(f"{model} has no chat template, so messages cannot be rendered")
+        return EngineChatModel(
+            engine,
+            make_params=SamplingParams,
+            encode_chat=lambda messages: prompt_format.encode(engine.tokenizer, messages),
+            stop=prompt_format.stop_strings,
+            name=model,
+        )
+
+    return {name: open_model(recipe.endpoint[name].model) for name in names}
 
 
 def _books(folder: Path) -> Any:
@@ -115,7 +146,7 @@ def preview(
     loaded = _load(recipe, overrides)
     with tempfile.TemporaryDirectory(prefix="nemotron4-preview-") as name:
         folder = Path(name)
-        run_recipe(loaded, folder, stage_limit=number)
+        run_recipe(loaded, folder, models=_local_models(loaded), stage_limit=number)
         shown: dict[str, Any] = {}
         with Reader(folder / LEDGER) as ledger:
             for stage in loaded.stage:
@@ -172,7 +203,7 @@ def retry(
     finally:
         ledger.close()
     note(f"{number} failures are tried again")
-    run_recipe(loaded, folder, report=None if quiet else note)
+    run_recipe(loaded, folder, models=_local_models(loaded), report=None if quiet else note)
     if not quiet:
         _print_books(folder)
 

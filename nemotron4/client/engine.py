@@ -33,8 +33,8 @@ class Engine(Protocol):
 class EngineChatModel:
     """Closing it leaves the engine running: whoever made the engine closes it.
 
-    make_params: the engine's ``SamplingParams`` class. render: messages to prompt text.
-    stop: stop strings of the template.
+    make_params: the engine's ``SamplingParams`` class. encode_chat: messages to prompt ids, markers that
+    stand in a message spelled out. stop: stop strings of the template.
     """
 
     def __init__(
@@ -42,25 +42,29 @@ class EngineChatModel:
         engine: Engine,
         *,
         make_params: Callable[..., Any],
-        render: Callable[[Sequence[Message]], str],
+        encode_chat: Callable[[Sequence[Message]], Sequence[int]],
         stop: Sequence[str] = (),
         name: str | None = None,
     ) -> None:
         self.name: str = name or str(engine.info.name)
         self._engine = engine
         self._make_params = make_params
-        self._render = render
+        self._encode_chat = encode_chat
         self._stop = tuple(stop)
 
     def chat_request(self, messages: Sequence[Message], sampling: Sampling) -> JsonObject:
-        return {"model": self.name, "prompt": self._render(messages), **self._values(sampling)}
+        values = self._values(sampling)
+        values["stop_token_ids"] = sorted(values["stop_token_ids"])
+        return {"model": self.name, "messages": [message.to_json() for message in messages], **values}
 
     async def chat(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
-        return await self.complete(self._render(messages), sampling)
+        return await self._generate(self._encode_chat(messages), sampling)
 
     async def complete(self, prompt: str, sampling: Sampling) -> Reply:
+        return await self._generate(self._engine.tokenizer.encode(prompt), sampling)
+
+    async def _generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Reply:
         tokenizer = self._engine.tokenizer
-        prompt_ids = tokenizer.encode(prompt)
         ids: list[int] = []
         logprobs: list[TokenLogprob] = []
         last: Any = None

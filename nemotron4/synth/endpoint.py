@@ -120,7 +120,7 @@ class Endpoint:
 
 
 def connect(name: str, config: EndpointConfig) -> ChatModel:
-    """The chat model of an endpoint. The form ``local`` is made by the command line, which may load torch."""
+    """The chat model of an endpoint. ``local`` is made by the command line, which may load torch."""
     if config.form == "fake":
         return FakeChatModel(FakeBehaviour(latency_s=config.fake_latency_ms / 1000), name=config.model)
     if config.form == "generate":
@@ -133,7 +133,9 @@ def connect(name: str, config: EndpointConfig) -> ChatModel:
             timeout_s=config.timeout_s,
         )
     if config.form == "local":
-        raise ConfigError(f"endpoint {name!r}: the form 'local' needs a loaded engine")
+        raise ConfigError(
+            f"endpoint {name!r}: the form 'local' is for the command line, which loads the model"
+        )
     return OpenAIChatModel(
         config.url,
         config.model,

@@ -13,7 +13,11 @@ from nemotron4.errors import ConfigError, unknown_name
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointConfig:
-    """One model server. Prices are per million tokens, in any currency."""
+    """One model. Prices are per million tokens, in any currency.
+
+    form: openai (any server with /v1/chat/completions), generate (PUT /generate), local (``model`` is loaded
+    into this process), fake.
+    """
 
     url: str = ""
     model: str = "fake"
@@ -24,7 +28,7 @@ class EndpointConfig:
     timeout_s: float = 600.0
     price_in: float = 0.0
     price_out: float = 0.0
-    template: str = "nemotron4"  # for the forms generate and local
+    template: str = "nemotron4"  # for the form generate
     reward_form: Literal["score", "hosted"] = "score"
     extra_body: dict[str, Any] = field(default_factory=dict)
     fake_latency_ms: float = 0.0  # for the form fake
@@ -118,7 +122,7 @@ class Recipe:
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe; paths inside it are relative to its folder."""
+    """Read a recipe; paths inside it count from the working folder."""
     recipe = config.load(Recipe, path, overrides)
     if not recipe.stage:
         raise ConfigError(f"{path}: the recipe has no stage", hint="add a [[stage]] table")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from nemotron4.errors import DataError
 from nemotron4.records import JsonObject, Message
@@ -121,6 +120,16 @@ _KINDS: dict[str, type[Any]] = {
 }
 
 
+# (name, default) of each field; MISSING, which equals nothing, where there is none.
+_DEFAULTS: dict[type[Any], list[tuple[str, Any]]] = {
+    kind: [
+        (f.name, f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
+        for f in dataclasses.fields(kind)
+    ]
+    for kind in (*_KINDS.values(), Constraint, Response)
+}
+
+
 def encode(row: Row) -> JsonObject:
     """The row as JSON, without fields that hold their default."""
     return {"kind": type(row).__name__.lower(), **_fields(row)}
@@ -128,23 +137,11 @@ def encode(row: Row) -> JsonObject:
 
 def _fields(value: Any) -> JsonObject:
     result: JsonObject = {}
-    for name, default in _defaults(type(value)):
+    for name, default in _DEFAULTS[type(value)]:
         content = getattr(value, name)
         if content != default:
             result[name] = _plain(content)
     return result
-
-
-@functools.cache
-def _defaults(kind: Hashable) -> tuple[tuple[str, Any], ...]:
-    """(name, default) of a row type's fields; MISSING, which equals nothing, where there is none."""
-    return tuple(
-        (
-            field.name,
-            field.default if field.default_factory is dataclasses.MISSING else field.default_factory(),
-        )
-        for field in dataclasses.fields(cast("type[Any]", kind))
-    )
 
 
 def _plain(value: Any) -> Any:

@@ -34,6 +34,7 @@ from nemotron4.synth.work import Shared, Spending, Work
 
 QUEUE_LIMIT = 4096  # work held in memory per stage; the rest waits in the ledger
 PAGE = 1024
+PROGRESS_S = 5.0
 
 Ending = Literal["finished", "stopped"]
 
@@ -179,7 +180,7 @@ class Runner:
 
     async def _report_progress(self) -> None:
         while self._progress is not None:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(PROGRESS_S)
             self._progress(self)
 
     def _start_work(self, shared: Shared) -> None:
