@@ -24,7 +24,7 @@ def check_files(files: Sequence[DataFile], folder: Path) -> list[dict[str, Any]]
     rows = []
     for file in files:
         path = DataSource(folder).find(file)
-        found = None if path is None else hashlib.sha256(unpack(path)).hexdigest()
+        found = None if path is None else file.identity(hashlib.sha256(unpack(path)).hexdigest())
         if found is None:
             status = "missing"
         elif file.sha256 is None:
@@ -45,33 +45,39 @@ def check_files(files: Sequence[DataFile], folder: Path) -> list[dict[str, Any]]
 
 
 def fetch_files(files: Sequence[DataFile], folder: Path) -> Iterator[str]:
-    """Download what is missing and has an address; yields a line per file. A wrong hash is never kept."""
+    """Download what is missing and has an address; yields a line per file. A wrong hash is never kept.
+
+    One file that fails does not keep the others from being fetched; DownloadError comes at the end.
+    """
     import httpx
 
-    for file, row in zip(files, check_files(files, folder), strict=True):
-        if row["status"] in ("ok", "unknown"):
-            yield f"have     {file.path}"
-        elif file.url is None:
-            yield f"by hand  {file.path}: {file.source} ({file.licence})"
-        else:
-            try:
-                answer = httpx.get(file.url, follow_redirects=True, timeout=60.0).raise_for_status()
-            except httpx.HTTPError as error:
-                raise DownloadError(
-                    f"{file.url}: {error}", hint=f"put the file at {folder / file.path} by hand"
-                ) from error
-            _keep(file, answer.content, folder)
-            yield f"fetched  {file.path}"
+    failures: list[str] = []
+    with httpx.Client(follow_redirects=True, timeout=60.0) as client:
+        for file, row in zip(files, check_files(files, folder), strict=True):
+            if row["status"] in ("ok", "unknown"):
+                yield f"have     {file.path}"
+            elif file.url is None:
+                yield f"by hand  {file.path}: {file.source} ({file.licence})"
+            else:
+                try:
+                    _keep(file, client.get(file.url).raise_for_status().content, folder)
+                except (httpx.HTTPError, DownloadError) as error:
+                    failures.append(file.path)
+                    yield f"failed   {file.path}: {error}"
+                else:
+                    yield f"fetched  {file.path}"
+    if failures:
+        raise DownloadError(
+            f"{len(failures)} of {len(files)} files could not be fetched: {', '.join(failures)}",
+            hint=f"put them below {folder} by hand; `nemotron4 eval data check` says where they come from",
+        )
 
 
 def _keep(file: DataFile, received: bytes, folder: Path) -> None:
     content = gzip.decompress(received) if received[:2] == b"\x1f\x8b" else received
-    sha256 = hashlib.sha256(content).hexdigest()
+    sha256 = file.identity(hashlib.sha256(content).hexdigest())
     if sha256 != file.sha256:
-        raise DownloadError(
-            f"{file.url}: sha256 of the content is {sha256}; expected {file.sha256}",
-            hint="the source has changed; use a copy of the expected version, or pass --data FILE",
-        )
+        raise DownloadError(f"{file.url}: sha256 of the content is {sha256}; expected {file.sha256}")
     path = folder / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")

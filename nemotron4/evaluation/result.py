@@ -137,10 +137,10 @@ def make_result(task: Task, outcome: Outcome, **more: Any) -> Result:
 
 
 def result_name(task: Task, judge: str | None) -> str:
-    """A judge other than the card's makes another benchmark, under another name."""
-    if task.judge is None or judge is None or judge == task.card_judge:
+    """A judge other than the card's, or one that is not named, makes another benchmark under another name."""
+    if task.judge is None or judge == task.card_judge:
         return task.name
-    return f"{task.name} (judge {judge})"
+    return f"{task.name} (judge {judge or 'not named'})"
 
 
 def save(result: Result, folder: Path) -> None:

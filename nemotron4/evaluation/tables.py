@@ -19,7 +19,7 @@ def fraction(metric: Metric) -> str:
 
 def result_lines(result: Result) -> list[str]:
     """The result for a reader: every metric with its interval, its fraction and the card's value."""
-    card = TASKS[result.task].card if result.name in TASKS else {}
+    card = TASKS[result.task].card if result.name == result.task else {}
     lines = [f"{result.name}: {result.num_items} items"]
     for name, metric in result.metrics.items():
         line = f"  {name:<20}{number(metric.value):>9}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -31,6 +32,8 @@ class ScriptedServer:
 
     def __init__(self, script: Script, *, delay_s: float = 0.0) -> None:
         self.requests: list[list[dict[str, str]]] = []
+        self.in_flight = 0
+        self.lock = threading.Lock()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -44,12 +47,17 @@ class ScriptedServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer.lock:
+                    outer.in_flight += 1
                 time.sleep(delay_s)
                 reply = script(body["messages"])
+                with outer.lock:
+                    outer.in_flight -= 1
+                    if isinstance(reply, str):
+                        outer.requests.append(body["messages"])
                 if isinstance(reply, int):
                     self._send(reply, {"error": {"message": "scripted failure"}})
                     return
-                outer.requests.append(body["messages"])
                 choice: dict[str, Any] = {
                     "message": {"role": "assistant", "content": reply},
                     "finish_reason": "stop",
@@ -156,6 +164,27 @@ def test_mt_bench_asks_the_second_turn_after_the_models_own_answer(
     assert json.loads(capsys.readouterr().out)["metrics"] == result["metrics"]
 
 
+def test_the_alpaca_judge_is_read_from_its_log_probabilities(data: Any, tmp_path: Path, capsys: Any) -> None:
+    if "NEMOTRON4_SHARED" not in os.environ:
+        pytest.skip("set NEMOTRON4_SHARED to the folder that holds data/eval")
+    folder = Path(os.environ["NEMOTRON4_SHARED"]) / "data" / "eval"
+    file = data([{"instruction": f"question {n} {{output_1}}", "output": "theirs"} for n in range(6)])
+    with ScriptedServer(lambda messages: "ours") as server:
+        command = ["eval", "run", "alpaca_eval", "--model", server.url, "--judge", server.url, "--json"]
+        command += ["--data", file, "--data-dir", str(folder), "--out", str(tmp_path / "out")]
+        assert main(command) == 0
+        judged = [m[-1]["content"] for m in server.requests if len(m) == 2]
+    result = json.loads(capsys.readouterr().out)
+    rows = [json.loads(line) for line in (tmp_path / "out/alpaca_eval/judgments.jsonl").open()]
+    shown_first = {row["id"] for row in rows if row["model_shown"] == "m"}
+    assert 0 < len(shown_first) < 6  # the scripted judge prefers m, so the order decides
+    share = 1 / (1 + math.exp(-1.5))
+    expected = (len(shown_first) * share + (6 - len(shown_first)) * (1 - share)) / 6
+    assert result["metrics"]["win_rate"] == pytest.approx(100 * expected)
+    assert sum(text.index("ours") < text.index("theirs") for text in judged) == len(shown_first)
+    assert all("question" in text and "{output_1}" in text for text in judged)
+
+
 def test_a_request_that_can_never_succeed_is_unscored_under_its_reason(
     data: Any, tmp_path: Path, capsys: Any
 ) -> None:
@@ -180,7 +209,7 @@ def _wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 def test_a_killed_run_goes_on_without_losing_or_repeating_an_answer(
     data: Any, tmp_path: Path, capsys: Any
 ) -> None:
-    rows = [{"question": f"Say {n}.", "answer": f"#### {n}"} for n in range(40)]
+    rows = [{"question": f"Say {n}.", "answer": f"#### {n}"} for n in range(24)]
     out = tmp_path / "out"
     answers = out / "gsm8k/responses.jsonl"
     with ScriptedServer(_say_the_number, delay_s=0.1) as server:
@@ -195,17 +224,18 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_an_answer(
         _wait_for(lambda: answers.exists() and answers.read_bytes().count(b"\n") >= 6)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        _wait_for(lambda: server.in_flight == 0)  # requests of the dead process count as asked
         kept = answers.read_bytes().count(b"\n")
         with answers.open("ab") as torn:
-            torn.write(b'{"id": "39", "resp')
+            torn.write(b'{"id": "23", "resp')
         asked = len(server.requests)
         assert main(command) == 0
         assert asked - kept <= 2  # only what was under way
-        assert len(server.requests) - asked == 40 - kept
+        assert len(server.requests) - asked == 24 - kept
     result = json.loads(capsys.readouterr().out)
-    assert result["numerators"]["strict"] == 40
+    assert result["numerators"]["strict"] == 24
     ids = [json.loads(line)["id"] for line in answers.read_text().splitlines()]
-    assert sorted(ids, key=int) == [str(n) for n in range(40)]
+    assert sorted(ids, key=int) == [str(n) for n in range(24)]
 
 
 @pytest.fixture(autouse=True)

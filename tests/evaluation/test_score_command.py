@@ -152,6 +152,7 @@ def test_mt_bench_drops_unreadable_ratings_and_takes_the_last(score: Any) -> Non
         {"id": 101, "turn": 1, "text": "[[4]]"},
     ]
     result = score("mt_bench", data, None, judgments)
+    assert result["name"] == "mt_bench (judge not named)"
     assert result["metrics"] == {"total": 6, "turn_1": 6, "turn_2": None, "writing": 8, "reasoning": 4}
     assert result["unscored_reasons"] == {"no rating": 1, "no judgment": 1}
     assert score("mt_bench_first", data, None, judgments)["metrics"]["total"] == 3

@@ -27,17 +27,21 @@ from nemotron4.grading.statistics import Interval, standard_error
 from nemotron4.records import Message
 
 _SOURCE = "tatsu-lab/alpaca_eval @cd543a1"
+_URL = "https://raw.githubusercontent.com/tatsu-lab/alpaca_eval/cd543a149df89434d8a54582c0151c0b945c3d20/"
 REFERENCE = DataFile(
     path="alpaca_eval_2/reference_gpt4_1106_preview.json.gz",
     sha256="b048c206996e29220fb417101e69219b6ca6ad40e17c3b889f1314394df09e24",
     source=_SOURCE + ", results/gpt4_1106_preview/model_outputs.json",
     licence="CC BY-NC 4.0",
+    url=_URL + "results/gpt4_1106_preview/model_outputs.json",
+    same_rows=("83db546b872ddebee8965fd05fa48461ee3c32bc695c62fb57f2d214ff741ec4",),
 )
 JUDGE_PROMPT = DataFile(
     path="alpaca_eval_2/judge_prompt_alpaca_eval_clf.txt",
     sha256="784227e6dc2832fc08c43d2c8ea3a308e7523780187a1aaad2f85e30bac85f62",
     source=_SOURCE + ", src/alpaca_eval/evaluators_configs/alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt",
     licence="Apache-2.0",
+    url=_URL + "src/alpaca_eval/evaluators_configs/alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt",
 )
 DIFFICULTY = DataFile(
     path="alpaca_eval_2/instruction_difficulty.csv",

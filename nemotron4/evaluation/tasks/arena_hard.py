@@ -20,24 +20,27 @@ from nemotron4.grading.statistics import Interval, bootstrap_ratio
 from nemotron4.records import Message
 
 _SOURCE = "lmarena/arena-hard-auto @ddef8ef, "
+_URL = "https://raw.githubusercontent.com/lmarena/arena-hard-auto/ddef8ef196211f3a3503c94f44e402dd20f262a4/"
 QUESTIONS = DataFile(
     path="arena_hard_v0.1/question.jsonl.gz",
     sha256="4daad38811161c3ba5c248f26b90c3cef89634f4c772002ed9138c1e13f63e9f",
     source=_SOURCE + "data/arena-hard-v0.1/question.jsonl",
     licence="Apache-2.0",
-    url="https://raw.githubusercontent.com/lmarena/arena-hard-auto/ddef8ef/data/arena-hard-v0.1/question.jsonl",
+    url=_URL + "data/arena-hard-v0.1/question.jsonl",
 )
 BASELINE = DataFile(
     path="arena_hard_v0.1/baseline_gpt-4-0314.jsonl.gz",
     sha256="245109b8fe7c3bef0304f1c559d29da377f97f61535ad1170b46a61a08eb9ac7",
     source=_SOURCE + "data/arena-hard-v0.1/model_answer/gpt-4-0314.jsonl",
     licence="Apache-2.0 (GPT-4 text)",
+    url=_URL + "data/arena-hard-v0.1/model_answer/gpt-4-0314.jsonl",
 )
 JUDGE_CONFIG = DataFile(
     path="arena_hard_v0.1/judge_config.yaml",
     sha256="6e001736bacacdb1591ffca7eec953a7089f8f5604872d1ca4f9a6f9de1ee451",
     source=_SOURCE + "config/judge_config.yaml",
     licence="Apache-2.0",
+    url=_URL + "config/judge_config.yaml",
 )
 RETRY = "continue your judgment and finish by outputting a final verdict label"
 

@@ -19,7 +19,10 @@ from nemotron4.grading.statistics import Interval, bootstrap_ratio
 from nemotron4.records import Message
 
 _FORK = "Zhilin123/FastChat @71aa329, fastchat/llm_judge/data/"
-_URL = "https://raw.githubusercontent.com/lm-sys/FastChat/main/fastchat/llm_judge/data/"
+_URL = (
+    "https://raw.githubusercontent.com/Zhilin123/FastChat/71aa329da2b17f387929ae6f5b3a453804e885cd/"
+    "fastchat/llm_judge/data/"
+)
 QUESTIONS = DataFile(
     path="mt_bench/question.jsonl",
     sha256="119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7",
@@ -39,6 +42,7 @@ REFERENCES = DataFile(
     sha256="e484037da5cc14007dde1d821ef76046fccbd0b2f095237fad9ead2c4fc66800",
     source=_FORK + "mt_bench/reference_answer/gpt-4-0125-preview.jsonl (FastChat pull request 3158)",
     licence="Apache-2.0",
+    url=_URL + "mt_bench/reference_answer/gpt-4-0125-preview.jsonl",
 )
 CATEGORIES = ("writing", "roleplay", "extraction", "stem", "humanities", "reasoning", "math", "coding")
 WITH_REFERENCE = ("math", "reasoning", "coding")
