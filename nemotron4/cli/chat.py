@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nemotron4.cli.console import note
+from nemotron4.cli.console import note, show_notes
 from nemotron4.cli.options import AdapterOption, DeviceOption, DtypeOption, ModelArgument, QuantizeOption
 
 
@@ -37,6 +37,7 @@ def chat(
     if is_interactive:
         note(f"loading {model} ...")
     engine = load(model, dtype=dtype, device=device, quantize=quantize, adapter=adapter)
+    show_notes(engine.info)
     try:
         if is_interactive:
             note(f"{engine.info.name} is ready. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.")

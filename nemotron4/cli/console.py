@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from nemotron4.inference.interface import ModelInfo
 
 
 def group(help_text: str) -> typer.Typer:
@@ -24,3 +27,9 @@ def print_json(value: Any) -> None:
 def note(text: str = "") -> None:
     """A line for the person at the terminal; never part of the data."""
     print(text, file=sys.stderr, flush=True)
+
+
+def show_notes(info: ModelInfo) -> None:
+    """What the reader of a checkpoint had to assume."""
+    for text in info.notes:
+        note(f"note: {info.name}: {text}")

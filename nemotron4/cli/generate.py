@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nemotron4.cli.console import note, print_json
+from nemotron4.cli.console import note, print_json, show_notes
 from nemotron4.cli.options import (
     AdapterOption,
     DeviceOption,
@@ -84,6 +84,7 @@ def generate(
 
         note(f"loading {model} ...")
         engine: InferenceEngine = load(model, dtype=dtype, device=device, quantize=quantize, adapter=adapter)
+        show_notes(engine.info)
         return engine
 
     with Journal(output, run) as journal:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from nemotron4.cli.console import show_notes
 from nemotron4.cli.options import AdapterOption, DeviceOption, DtypeOption, ModelArgument, QuantizeOption
 
 
@@ -61,7 +62,7 @@ def serve(
 
         if open_checkpoint(model).config.num_reward_attributes:
             return load_reward(model, dtype=dtype, device=device)
-        return load(
+        engine = load(
             model,
             dtype=dtype,
             device=device,
@@ -71,5 +72,7 @@ def serve(
             max_running=max_running,
             max_waiting=max_waiting,
         )
+        show_notes(engine.info)
+        return engine
 
     run(load_engine, port=port, settings=settings)

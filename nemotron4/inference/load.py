@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -16,8 +17,6 @@ from nemotron4.inference.packed_linear import can_pack, pack
 from nemotron4.inference.runner import ModelRunner
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.kv_cache import KVCache
-from nemotron4.text.prompt import card_prompt
-from nemotron4.text.tokenizer import check_round_trip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARE_OF_FREE_MEMORY = {"cpu": 0.25, "cuda": 0.85}
@@ -55,13 +54,13 @@ def load(
             f"{checkpoint.path}: a reward model, which scores and writes no text",
             hint="load it with nemotron4.inference.reward.load_reward, or serve it and POST /score",
         )
-    module, _ = load_transformer(checkpoint, dtype=chosen_dtype, device=chosen_device)
-    module.requires_grad_(False)
-    if can_pack(chosen_dtype, chosen_device):
-        pack(module)
-    tokenizer = checkpoint.tokenizer()
-    prompt_format = checkpoint.prompt_format()
-    check_round_trip(tokenizer, card_prompt())
+    with ThreadPoolExecutor(max_workers=1) as pool:  # the vocabulary is read while the weights are
+        text = pool.submit(lambda: (checkpoint.tokenizer(), checkpoint.prompt_format()))
+        module, _ = load_transformer(checkpoint, dtype=chosen_dtype, device=chosen_device)
+        module.requires_grad_(False)
+        if can_pack(chosen_dtype, chosen_device):
+            pack(module)
+        tokenizer, prompt_format = text.result()
     config = checkpoint.config
     num_blocks = _num_blocks(config, chosen_dtype, chosen_device, cache_gb=cache_gb, max_running=max_running)
     cache = KVCache(config, num_blocks, dtype=chosen_dtype, device=chosen_device)
@@ -74,6 +73,7 @@ def load(
         device=str(chosen_device),
         eos_token_ids=checkpoint.eos_token_ids,
         adds_bos=checkpoint.adds_bos,
+        notes=checkpoint.notes,
     )
     return Engine(
         ModelRunner(module, cache),
