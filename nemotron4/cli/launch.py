@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,11 +27,6 @@ PYTHON = {python!r}
 
 os.execv(PYTHON, [PYTHON, "-m", "nemotron4.cli.megatron_gpt_eval", *sys.argv[1:]])
 '''
-
-
-@app.callback()
-def launch() -> None:
-    """Start jobs on a cluster, and the model card's own scripts."""
 
 
 @app.command("install-shim")
@@ -57,3 +52,108 @@ def install_shim(
     print(path)
     note("the card's nemo_inference.sh ends in `pkill python`, which kills every python of the user there;")
     note("outside a container run it as: unshare -r --pid --fork --mount-proc bash nemo_inference.sh MODEL")
+
+
+@app.command("slurm")
+def slurm(
+    target: Annotated[str, typer.Argument(metavar="MODEL|RECIPE", help="The model to serve, or a recipe.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Settings of a training recipe.")
+    ] = None,
+    job: Annotated[Literal["serve", "train", "synth"], typer.Option(help="What to run.")] = "serve",
+    nodes: Annotated[int, typer.Option(help="Nodes of the job.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs of each node.")] = 1,
+    gpu: Annotated[str, typer.Option(help="Their kind, to check that the model fits.")] = "h100-80gb",
+    time: Annotated[str, typer.Option(help="Longest run: h:mm:ss or days-h:mm:ss.")] = "4:00:00",
+    account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
+    container: Annotated[
+        str | None, typer.Option(metavar="IMAGE", help="Run in a container (pyxis).")
+    ] = None,
+    mount: Annotated[
+        list[str] | None, typer.Option(metavar="SRC:DST", help="Mount a folder there; repeatable.")
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(help="Python with nemotron4; this one, or python3 in a container.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port to serve on.")] = 1424,
+    host: Annotated[str, typer.Option(help="Address to serve on.")] = "0.0.0.0",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where synthetic shards go.")] = None,
+    shards: Annotated[int, typer.Option(help="Shards of a synthetic data run.")] = 8,
+    submit: Annotated[bool, typer.Option("--submit", help="Hand the script to sbatch.")] = False,
+) -> None:
+    """Print a batch script for Slurm, after the paths and the plan have been checked."""
+    from nemotron4.cluster import slurm as scripts
+
+    batch = scripts.SlurmJob(
+        name=f"nemotron4-{job}",
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        time=time,
+        account=account,
+        partition=partition,
+        container=container,
+        mounts=tuple(mount or ()),
+        python=python or (sys.executable if container is None else "python3"),
+    )
+    if job == "serve":
+        _check_fits(target, gpu)
+        text = scripts.serve_script(batch, [target, "--host", host, "--port", str(port)])
+    elif job == "train":
+        _check_processes(Path(target), settings or [], nodes * gpus_per_node)
+        text = scripts.train_script(batch, [target, *(settings or [])])
+    else:
+        if out is None:
+            raise ConfigError("--out is missing", hint="name the folder for the shards")
+        _existing(Path(target))
+        text = scripts.synth_script(batch, target, str(out), shards=shards)
+    print(scripts.submit(text) if submit else text, end="" if not submit else "\n")
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file", hint="give the path of a recipe")
+    return path
+
+
+def _check_fits(model: str, gpu: str) -> None:
+    """The engine uses one device: the model must fit on one."""
+    from nemotron4.checkpoint.opening import open_checkpoint
+    from nemotron4.cluster.hardware import gpu_named
+    from nemotron4.cluster.plan import Workload, make_plan
+
+    plan = make_plan(
+        open_checkpoint(model).config,
+        gpu_named(gpu),
+        Workload(concurrency=1),
+        tensor_parallel=1,
+        pipeline_parallel=1,
+    )
+    if plan.chosen.problem is not None:
+        raise ConfigError(
+            f"{model} does not fit one {gpu}, and the engine uses one device: {plan.chosen.problem}",
+            hint=f"nemotron4 plan {model} --gpu {gpu} says what it needs",
+        )
+
+
+def _check_processes(recipe: Path, settings: list[str], num_gpus: int) -> None:
+    """data x tensor x pipeline of the recipe must be the GPUs of the job."""
+    import math
+    import tomllib
+
+    from nemotron4.config import apply_override
+
+    try:
+        values = tomllib.loads(_existing(recipe).read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{recipe}: not valid TOML: {error}") from error
+    for setting in settings:
+        apply_override(values, setting)
+    parallel = values.get("parallel", {})
+    sizes = [parallel.get(axis, 1) for axis in ("data", "tensor", "pipeline")]
+    if math.prod(sizes) != num_gpus:
+        raise ConfigError(
+            f"{recipe}: parallel data {sizes[0]} x tensor {sizes[1]} x pipeline {sizes[2]} = "
+            f"{math.prod(sizes)} processes, but the job has {num_gpus} GPUs",
+            hint=f"add parallel.data={max(1, num_gpus // max(1, sizes[1] * sizes[2]))}",
+        )

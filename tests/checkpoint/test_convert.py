@@ -190,6 +190,67 @@ def test_eight_bit_weights_state_their_true_error(tmp_path: Path, scheme: Any, b
     assert settings["config_groups"]["group_0"]["weights"]["strategy"] == "channel"
 
 
+@pytest.mark.filterwarnings("ignore")  # the peer's own
+@pytest.mark.parametrize(("scheme", "bound"), [("int8", 0.1), ("fp8", 0.3)])
+def test_transformers_reads_eight_bit_weights_as_compressed_tensors(
+    tmp_path: Path, scheme: Any, bound: float
+) -> None:
+    pytest.importorskip("compressed_tensors")
+    source = release(tmp_path / "m")
+    plain = AutoModelForCausalLM.from_pretrained(converted(source, tmp_path / "p", to="hf", dtype="fp32"))
+    peer = AutoModelForCausalLM.from_pretrained(converted(source, tmp_path / "q", to="hf", quantize=scheme))
+    stored = peer.model.layers[0].self_attn.q_proj.weight.dtype
+    assert stored == {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[scheme]
+    tokens_BT = torch.arange(24).view(2, 12) * 7 % CONFIG.vocab_size
+    with torch.no_grad():
+        expected, found = plain(tokens_BT).logits, peer(tokens_BT).logits.float()
+    assert float((found - expected).norm() / expected.norm()) < bound
+
+
+LLAMA_CPP = """
+import json, sys
+from llama_cpp import Llama
+ids = json.loads(sys.argv[2])
+model = Llama(sys.argv[1], n_ctx=128, n_threads=1, verbose=False, logits_all=False)
+new = []
+for token in model.generate(ids, temp=0.0, repeat_penalty=1.0):
+    new.append(int(token))
+    if len(new) == 24:
+        break
+print(json.dumps({"new": new, "text_ids": model.tokenize(b"the quick fox 12", add_bos=False, special=True)}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path: Path) -> None:
+    """With ``llama-cpp-python`` in an environment of its own: NEMOTRON4_LLAMA_CPP names its python."""
+    peer = os.environ.get("NEMOTRON4_LLAMA_CPP")
+    if not peer:
+        pytest.skip("NEMOTRON4_LLAMA_CPP names no python that has llama-cpp-python")
+    source = release(tmp_path / "m", dtype=torch.float32, context_length=128, hidden_size=64)
+    file = converted(source, tmp_path / "g", to="gguf") / "model.gguf"
+    checkpoint = open_checkpoint(source)
+    prompt = checkpoint.tokenizer().encode(CARD_PROMPT)
+    done = subprocess.run(
+        [peer, "-c", LLAMA_CPP, str(file), json.dumps(prompt)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    model = Transformer(checkpoint.config)
+    load_weights(model, checkpoint, dtype=torch.float32)
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(24):
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    assert found["new"] == ids[len(prompt) :]
+    assert found["text_ids"] == checkpoint.tokenizer().encode("the quick fox 12")
+
+
 def test_a_row_of_zeros_stays_zero() -> None:
     from nemotron4.checkpoint.convert_quantize import quantize_rows
 
