@@ -46,15 +46,15 @@ def train(
     if plot:
         _plot([recipe, *(overrides or [])], output, as_json=as_json)
         return
-    from nemotron4.training import recipe as recipes
+    from nemotron4.training import chain
 
-    settings = recipes.load(Path(recipe), overrides or [])
+    stages = chain.load(Path(recipe), overrides or [])
     if dry_run:
-        _dry_run(settings, as_json=as_json)
+        _dry_run(stages[0], as_json=as_json)
     elif invariance:
-        _check_invariance(settings, as_json=as_json)
+        _check_invariance(stages[0], as_json=as_json)
     else:
-        _train(settings, as_json=as_json)
+        _train(stages, as_json=as_json)
 
 
 def _plot(runs: list[str], output: Path, *, as_json: bool) -> None:
@@ -108,10 +108,10 @@ def _check_invariance(settings: Recipe, *, as_json: bool) -> None:
         )
 
 
-def _train(settings: Recipe, *, as_json: bool) -> None:
-    from nemotron4.training.run import train as run
+def _train(stages: list[Recipe], *, as_json: bool) -> None:
+    from nemotron4.training.chain import run
 
-    summary = run(settings, note=note, on_progress=show)
+    summary = run(stages, note=note, on_progress=show)
     if not summary.is_writer:
         return
     if as_json:
@@ -120,7 +120,7 @@ def _train(settings: Recipe, *, as_json: bool) -> None:
                 "steps": summary.steps,
                 "num_steps": summary.num_steps,
                 "output": None if summary.output is None else str(summary.output),
-                "run": str(settings.run.directory),
+                "run": str(summary.directory),
             }
         )
     elif summary.output is None:

@@ -209,9 +209,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         stage = tomllib.loads(path.read_text(encoding="utf-8")).get("stage")
     except (OSError, tomllib.TOMLDecodeError):
         stage = None  # config.load reports both with the file's name
-    if isinstance(stage, str) and stage in _PLANNED:
-        raise ConfigError(f"{path}: stage {stage!r} is not available in this version", hint=_PLANNED[stage])
+    try:
+        refuse_planned(stage)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
     return config.load(Recipe, path, overrides)
+
+
+def refuse_planned(stage: object) -> None:
+    """ConfigError for a stage that people know from elsewhere and that does not exist here yet."""
+    if isinstance(stage, str) and stage in _PLANNED:
+        raise ConfigError(f"stage {stage!r} is not available in this version", hint=_PLANNED[stage])
 
 
 def as_plain(value: Any) -> Any:

@@ -45,6 +45,7 @@ from nemotron4.training.stages.reward import BradleyTerryStage, RegressionStage
 from nemotron4.training.stages.sft import LikelihoodStage
 from nemotron4.training.trainer import Progress, Trainer
 
+RECORD_FILE = "run.json"
 Note = Callable[[str], None]
 BRADLEY_TERRY = {
     "bradley_terry": "regular",
@@ -72,6 +73,7 @@ class Summary:
     output: Path | None
     num_samples: int
     num_problems: int
+    directory: Path
     is_writer: bool = True  # False on all but the first process
 
 
@@ -294,13 +296,21 @@ def train(
             is_writer=is_writer,
         )
         if is_writer:
-            write_record(recipe, read, trainer)
+            write_record(recipe, read, trainer, weights)
         with _stopping_on_sigterm(trainer):
             steps = trainer.run()
         output = None
         if steps == trainer.plan.num_steps:
             output = _write_output(recipe, trainer, base, config, is_writer=is_writer)
-        return Summary(steps, trainer.plan.num_steps, output, len(read.train), len(read.problems), is_writer)
+        return Summary(
+            steps,
+            trainer.plan.num_steps,
+            output,
+            len(read.train),
+            len(read.problems),
+            recipe.run.directory,
+            is_writer,
+        )
 
 
 def _weights(recipe: Recipe, read: Data) -> tuple[float, ...]:
@@ -329,13 +339,14 @@ def with_reference_of(recipe: Recipe, samples: Sequence[Sample], engine: Engine,
     )
 
 
-def write_record(recipe: Recipe, read: Data, trainer: Trainer) -> None:
+def write_record(recipe: Recipe, read: Data, trainer: Trainer, weights: str) -> None:
     """The resolved recipe, and what it was run with."""
     folder = recipe.run.directory
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "recipe": as_plain(recipe),
         "fingerprint": trainer.fingerprint,
+        "start_weights": weights,
         "num_steps": trainer.plan.num_steps,
         "num_samples": len(read.train),
         "num_rows_left_out": len(read.problems),
@@ -347,7 +358,7 @@ def write_record(recipe: Recipe, read: Data, trainer: Trainer) -> None:
             "commit": _commit(),
         },
     }
-    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _file_hash(path: Path) -> str:
@@ -384,17 +395,21 @@ def _stopping_on_sigterm(trainer: Trainer) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def output_folder(recipe: Recipe) -> Path:
+    """Where the run leaves its model or adapter."""
+    return recipe.run.directory / ("model" if recipe.adapter is None else "adapter")
+
+
 def _write_output(
     recipe: Recipe, trainer: Trainer, base: Checkpoint, config: ModelConfig, *, is_writer: bool
 ) -> Path:
     net = trainer.engine.scorer.net
+    folder = output_folder(recipe)
     if recipe.adapter is not None:
-        folder = recipe.run.directory / "adapter"
         tensors = {name: _whole(t) for name, t in adapter_tensors(net, recipe.adapter).items()}
         if is_writer:
             write_adapter(folder, tensors, recipe.adapter, base=recipe.model.start or "")
         return folder
-    folder = recipe.run.directory / "model"
     weights = {name: _whole(t) for name, t in net.state_dict().items()}
     if config.tie_embeddings:
         weights.pop("lm_head.weight", None)

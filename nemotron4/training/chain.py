@@ -1,0 +1,122 @@
+"""Stages one after the other: SFT, then DPO, then rounds of RPO, each starting from the one before.
+
+A chain is a recipe file whose ``stage`` is an array of tables. What stands outside them holds for every
+stage; ``model.start = "previous"`` (the default) is the last stage's model that is not a reward model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemotron4 import config
+from nemotron4.errors import ConfigError
+from nemotron4.training import recipe as recipes
+from nemotron4.training.recipe import Recipe, as_plain
+from nemotron4.training.run import RECORD_FILE, Summary, output_folder, train
+from nemotron4.training.trainer import Progress
+
+PREVIOUS = "previous"
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
+    """The recipe or recipes of a file; stage i is overridden by ``stage.i.name=value``, i from 0."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError):
+        values = {}  # the loader of single recipes reports both with the file's name
+    if not isinstance(values.get("stage"), list):
+        return [recipes.load(path, overrides)]
+    for override in overrides:
+        config.apply_override(values, override)
+    try:
+        return list(_stages(values))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
+
+
+def _stages(values: dict[str, Any]) -> Iterator[Recipe]:
+    tables = values.pop("stage")
+    folder = values.get("run", {}).get("directory")
+    if not isinstance(folder, str):
+        raise ConfigError("a chain needs run.directory outside its stages; each stage gets a folder in it")
+    start: str | None = values.get("model", {}).get("start")
+    names: set[str] = set()
+    for place, table in enumerate(tables):
+        table = dict(table)
+        name = table.pop("name", None)
+        if not isinstance(name, str) or name in names:
+            raise ConfigError(f"stage {place} has name {name!r}; expected a text that no other stage has")
+        names.add(name)
+        merged = _merged(values, {**table, "stage": table.get("kind")})
+        merged.pop("kind", None)
+        recipes.refuse_planned(merged["stage"])
+        merged["run"]["directory"] = str(Path(folder) / f"{place:02d}-{name}")
+        own = table.get("model", {}).get("start", PREVIOUS)
+        merged.setdefault("model", {})["start"] = start if own == PREVIOUS else own
+        try:
+            recipe = config.build(Recipe, merged)
+        except ConfigError as error:
+            raise ConfigError(f"stage {name!r}: {error.message}", hint=error.hint) from error
+        yield recipe
+        if recipe.stage != "reward":
+            if recipe.adapter is not None and place + 1 < len(tables):
+                raise ConfigError(
+                    f"stage {name!r} trains an adapter, which the next stage cannot start from",
+                    hint="merge it with nemotron4 convert, or train that stage without [adapter]",
+                )
+            start = str(output_folder(recipe))
+
+
+def _merged(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Tables joined key by key, the stage's own value first."""
+    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in common.items()}
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def run(
+    stages: Sequence[Recipe],
+    *,
+    note: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Summary:
+    """Run the stages in order, passing over finished ones; the summary is the last one's that ran."""
+    summary: Summary | None = None
+    for place, recipe in enumerate(stages):
+        if len(stages) > 1:
+            note(f"stage {place + 1} of {len(stages)}: {recipe.stage}, in {recipe.run.directory}")
+        is_last = place + 1 == len(stages)
+        if not is_last and is_finished(recipe):
+            note("finished before")
+            continue
+        summary = train(recipe, note=note, on_progress=on_progress)
+        if summary.steps < summary.num_steps:
+            break
+    assert summary is not None, "the last stage always runs"
+    return summary
+
+
+def is_finished(recipe: Recipe) -> bool:
+    """True if this very recipe, on these very files, has left its output."""
+    output = output_folder(recipe)
+    record = recipe.run.directory / RECORD_FILE
+    if not (output / "manifest.json").is_file() or not record.is_file():
+        return False
+    values = json.loads(record.read_text(encoding="utf-8"))
+    if values["recipe"] != json.loads(json.dumps(as_plain(recipe))):
+        return False
+    return all(_has_hash(Path(path), known) for path, known in values["inputs"].items())
+
+
+def _has_hash(path: Path, known: str) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == known

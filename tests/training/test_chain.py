@@ -1,0 +1,139 @@
+"""Chains: each stage starts from the one before, and a repeated command does only what is left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nemotron4.errors import ConfigError
+from nemotron4.training import chain
+from nemotron4.training.run import RECORD_FILE
+from tests import tiny_models
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.nemotron_directory(tmp_path_factory.mktemp("start"))
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def chain_file(folder: Path, start: Path) -> Path:
+    question = [{"role": "user", "content": "Shall I compare thee?"}]
+    chats = write(
+        folder / "chats.jsonl",
+        [{"messages": [*question, {"role": "assistant", "content": f"No {i}"}]} for i in range(4)],
+    )
+    pairs = write(
+        folder / "pairs.jsonl",
+        [
+            {
+                "prompt": question,
+                "chosen": f"Yes {i}",
+                "rejected": f"No {i}",
+                "chosen_reward": 2,
+                "rejected_reward": 1,
+            }
+            for i in range(4)
+        ],
+    )
+    text = f"""
+[model]
+start = "{start}"
+device = "cpu"
+[data]
+max_length = 100
+[optimizer]
+learning_rate = 1e-3
+warmup_steps = 0
+[batch]
+global_size = 2
+row_tokens = 300
+[run]
+directory = "{folder / "chain"}"
+max_steps = 2
+[[stage]]
+name = "sft"
+kind = "sft"
+data.train = ["{chats}"]
+[[stage]]
+name = "dpo"
+kind = "preference"
+data.train = ["{pairs}"]
+preference = {{ loss = "dpo", beta = 0.1 }}
+[[stage]]
+name = "rpo-1"
+kind = "preference"
+data.train = ["{pairs}"]
+preference = {{ loss = "rpo", beta = 0.1 }}
+"""
+    (folder / "chain.toml").write_text(text)
+    return folder / "chain.toml"
+
+
+def first_loss(folder: Path) -> float:
+    return float(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+
+
+def test_each_stage_starts_from_the_model_before_it_and_takes_it_as_reference(
+    tmp_path: Path, start: Path
+) -> None:
+    stages = chain.load(chain_file(tmp_path, start))
+    summary = chain.run(stages)
+    folder = tmp_path / "chain"
+    assert summary.output == folder / "02-rpo-1" / "model"
+    assert [stage.model.start for stage in stages] == [
+        str(start), str(folder / "00-sft" / "model"), str(folder / "01-dpo" / "model")
+    ]  # fmt: skip
+    # A policy that equals its reference has the loss log 2, whatever the stage before did to the model.
+    assert first_loss(folder / "01-dpo") == pytest.approx(0.6931472, abs=1e-5)
+    # One reference file for each start.
+    assert len(list(tmp_path.glob(".reference-*.jsonl"))) == 2
+
+
+def test_a_repeated_command_passes_over_finished_stages(tmp_path: Path, start: Path) -> None:
+    stages = chain.load(chain_file(tmp_path, start))
+    chain.run(stages)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "chain").rglob(RECORD_FILE)}
+    notes: list[str] = []
+    chain.run(stages, note=notes.append)
+    assert notes.count("finished before") == 2
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "chain").rglob(RECORD_FILE)}
+    first, second, _ = sorted(before)
+    assert (before[first], before[second]) == (after[first], after[second])
+
+
+def test_changed_data_makes_a_stage_unfinished(tmp_path: Path, start: Path) -> None:
+    stages = chain.load(chain_file(tmp_path, start))
+    chain.run(stages[:1])
+    assert chain.is_finished(stages[0])
+    with (tmp_path / "chats.jsonl").open("a") as file:
+        file.write("\n")
+    assert not chain.is_finished(stages[0])
+
+
+def test_stages_are_overridden_by_their_place(tmp_path: Path, start: Path) -> None:
+    stages = chain.load(chain_file(tmp_path, start), ["stage.1.preference.beta=0.7", "batch.global_size=3"])
+    assert stages[1].preference is not None
+    assert stages[1].preference.beta == 0.7
+    assert {stage.batch.global_size for stage in stages} == {3}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('kind = "sft"', 'kind = "policy-gradient"', "not available in this version"),
+        ('name = "dpo"', 'name = "sft"', "no other stage has"),
+        ("max_length = 100", "max_lenght = 100", "stage 'sft'.*unknown key 'data.max_lenght'"),
+    ],
+)
+def test_a_wrong_chain_is_refused(tmp_path: Path, start: Path, old: str, new: str, message: str) -> None:
+    path = chain_file(tmp_path, start)
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        chain.load(path)
