@@ -145,13 +145,12 @@ def _fields(value: Any) -> JsonObject:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, str | int | float | dict | None):
-        return value
-    if isinstance(value, Message):
+    kind = type(value)
+    if kind is tuple:
+        return [_plain(entry) for entry in value]
+    if kind is Message:
         return [value.role, value.content]
-    if dataclasses.is_dataclass(value):
-        return _fields(value)
-    return [_plain(entry) for entry in value]
+    return _fields(value) if kind in _DEFAULTS else value
 
 
 def decode(value: Mapping[str, Any]) -> Row:

@@ -21,6 +21,7 @@ from nemotron4.synth.recipe import Recipe
 from nemotron4.synth.rows import decode, encode
 from nemotron4.synth.stages import KINDS
 from nemotron4.synth.stages.dialogue import strip_politeness
+from nemotron4.synth.stages.topic_following import parse_dialogue
 from tests.synth.conftest import Bench
 
 MakeRecipe = Callable[..., Recipe]
@@ -586,3 +587,76 @@ def test_dialogues_below_the_threshold_are_dropped(bench: Bench, recipe: MakeRec
     bench.run(made)
     assert all(row.scores["helpfulness"] >= 2.0 for row in values(bench))
     assert 0 < filtered(bench, made)["low helpfulness"] < 12
+
+
+TALK = "User: I lost my card.\nAssistant: I can block it.\nUser: Do so.\nAssistant: It is blocked."
+TALK += "\nUser: And now?\nAssistant: A new one comes by post.\nUser: When?\nAssistant: On Friday."
+STRAYING = [
+    {"bot turn": "It is blocked.", "distractor user turn": "Who invented the block of flats?"},
+    {"bot turn": "On Friday!", "distractor user turn": "Fridays are for films; which do you like?"},
+    {"bot turn": "Something it never said.", "distractor user turn": "Hm?"},
+]
+
+
+def test_dialogues_with_distractors_find_their_way_back(bench: Bench, recipe: MakeRecipe) -> None:
+    def script(messages: Sequence[Message], sampling: Sampling) -> str:
+        text = messages[-1].content
+        if "list of" in text:
+            return "1. A customer has lost a card."
+        if "JSON array" in text:
+            return f"Here you are:\n```json\n{json.dumps(STRAYING)}\n```"
+        return TALK if "Begin every turn" in text else "You help with\nlost cards only."
+
+    stages = [
+        topics("banking"),
+        then("topic_scenarios", name="s", knobs={"n": 1}),
+        then("topic_following", "s"),
+    ]
+    bench.run(recipe(stages), FakeBehaviour(script=script))
+    (row,) = values(bench)
+    said = [message.content for message in row.messages]
+    assert row.messages[0] == Message("system", "You help with lost cards only.")
+    assert [said[place] for place in row.meta["distractors"]] == [
+        "Who invented the block of flats?", "Fridays are for films; which do you like?",
+    ]  # fmt: skip
+    assert [said[place - 1] for place in row.meta["distractors"]] == ["It is blocked.", "On Friday."]
+    assert all("I can only help" in said[place + 1] for place in row.meta["distractors"])
+    assert [message.role for message in row.messages[1:]] == ["user", "assistant"] * 6
+    assert bench.books(recipe(stages)).stage("out").counters["distractors_without_place"] == 1
+
+
+@pytest.mark.parametrize("talk", ["", "Assistant: Hi.", "User: Hi.", "User: a\nUser: b\nAssistant: c"])
+def test_what_is_no_dialogue_is_not_read_as_one(talk: str) -> None:
+    assert parse_dialogue(talk) == []
+
+
+def test_colonies_grow_to_their_size_with_fit_members_only(bench: Bench, recipe: MakeRecipe) -> None:
+    def script(messages: Sequence[Message], sampling: Sampling) -> str:
+        text = messages[-1].content
+        if "Is the task clear" in text:
+            return "No." if "rivers" in text else "Yes, it is."
+        if "Solve this task" in text:
+            return "```python\nprint(1)\n```\nIt prints."
+        return scripted_reply(messages, sampling)
+
+    stages = [
+        {
+            "name": "out",
+            "kind": "genetic_code",
+            "knobs": {"colonies": 2, "size": 6, "children_per_crossover": 1},
+        }
+    ]
+    bench.run(recipe(stages), FakeBehaviour(script=script))
+    rows = values(bench)
+    assert [sum(row.meta["colony"] == i for row in rows) for i in (0, 1)] == [6, 6]
+    assert all("rivers" not in row.messages[0].content for row in rows)
+    assert {row.meta["made_by"] for row in rows} == {"crossover", "mutation"}
+    again = Bench(bench.folder / "again")
+    again.run(recipe(stages), FakeBehaviour(script=script))
+    assert again.rows("out") == bench.rows("out")
+
+
+def test_a_colony_without_fit_children_fails_after_its_steps(bench: Bench, recipe: MakeRecipe) -> None:
+    made = recipe([{"name": "out", "kind": "genetic_code", "knobs": {"colonies": 1, "max_steps": 3}}])
+    bench.run(made)
+    assert bench.books(made).stage("out").failed == {"content: barren": 1}

@@ -9,10 +9,12 @@ from nemotron4.synth.stages import (
     answers,
     dialogue,
     filtering,
+    genetic,
     instructions,
     judging,
     questions,
     sources,
+    topic_following,
     topics,
 )
 
@@ -24,5 +26,7 @@ KINDS: Mapping[str, Kind] = {
     **filtering.KINDS,
     **answers.KINDS,
     **dialogue.KINDS,
+    **topic_following.KINDS,
+    **genetic.KINDS,
     **judging.KINDS,
 }

@@ -15,10 +15,11 @@ from nemotron4.records import Message
 from nemotron4.synth import filters, keys
 from nemotron4.synth.near_duplicates import find_near_duplicates
 from nemotron4.synth.parsing import normalise
-from nemotron4.synth.rows import Answered, Dialogue, Judged, Prompt, Response, Row
+from nemotron4.synth.rows import Answered, Dialogue, Judged, Prompt, Response, Row, Topic
 from nemotron4.synth.stage import Context, Drop, Filtered, Kind
 
 TEXT_ROWS = (Prompt, Answered, Judged, Dialogue)
+COMPARED_ROWS = (Topic, *TEXT_ROWS)  # duplicates can be found among topics too
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,10 @@ def main_text(row: Any) -> str:
     """What two rows are compared by: the prompt, or the first user turn."""
     if isinstance(row, Prompt):
         return "\n".join(message.content for message in row.messages)
+    if isinstance(row, Topic):
+        return row.topic
     if isinstance(row, Dialogue):
-        return row.messages[0].content
+        return next(message.content for message in row.messages if message.role == "user")
     return main_text(row.prompt)
 
 
@@ -245,18 +248,18 @@ async def drop_tagged(row: Any, context: Context, knobs: TagKnobs) -> Sequence[R
     return [None]
 
 
-def _pass(summary: str, knobs: type, **functions: Any) -> Kind:
+def _pass(summary: str, knobs: type, takes: tuple[type, ...] = TEXT_ROWS, **functions: Any) -> Kind:
     return Kind(
-        summary=summary, takes=TEXT_ROWS, makes=None, knobs=knobs,
+        summary=summary, takes=takes, makes=None, knobs=knobs,
         calls=lambda _: 0, fan_out=lambda _: 1, **functions,
     )  # fmt: skip
 
 
 KINDS = {
     "quality": _pass("length, repetition, refusals, cut answers, language", QualityKnobs, run=quality),
-    "exact_dedup": _pass("equal texts", DedupKnobs, decide=exact_duplicates),
-    "near_dedup": _pass("nearly equal texts (MinHash, Jaccard)", NearDedupKnobs, decide=near_duplicates),
-    "diversity": _pass("texts too like an earlier one (ROUGE-L)", DiversityKnobs, decide=too_similar),
+    "exact_dedup": _pass("equal texts", DedupKnobs, COMPARED_ROWS, decide=exact_duplicates),
+    "near_dedup": _pass("nearly equal texts", NearDedupKnobs, COMPARED_ROWS, decide=near_duplicates),
+    "diversity": _pass("texts too like an earlier one", DiversityKnobs, COMPARED_ROWS, decide=too_similar),
     "sample": _pass("at most n rows of each task", SampleKnobs, decide=cap_per_task),
     "decontaminate": _pass("texts that contain a benchmark item", DecontaminateKnobs, run=decontaminate),
     "drop_tagged": _pass("rows with a tag, such as unsafe", TagKnobs, run=drop_tagged),
