@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gzip
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +100,20 @@ def test_each_checker_has_a_reply_that_follows_and_one_that_does_not(
 ) -> None:
     assert check(name, arguments, good)
     assert not check(name, arguments, bad)
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "ifeval_decisions.jsonl.gz"
+
+
+def test_decisions_equal_those_of_the_published_checkers() -> None:
+    """Instructions of IFEval (CC BY 4.0) with made-up replies, decided by its code with langdetect seed 0."""
+    with gzip.open(GOLDEN, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    assert {name for row in rows for name in row["ids"]} == set(CHECKERS)
+    for row in rows:
+        given = (row["response"], row["ids"], row["arguments"])
+        assert list(follows(*given, mode="strict")) == row["strict"], row
+        assert list(follows(*given, mode="loose")) == row["loose"], row
 
 
 def test_the_cases_cover_all_25_checkers() -> None:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemotron4.grading import pairwise
+from nemotron4.grading import judgments, pairwise
 from nemotron4.grading.judgments import Verdict
 
 OUTCOMES = st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2, max_size=60)
@@ -46,3 +47,27 @@ def test_the_battle_interval_stays_within_0_and_100(outcomes: list[float]) -> No
 def test_the_battle_interval_is_reproducible() -> None:
     outcomes = [1.0, 0.0, 0.5, 1.0] * 50
     assert pairwise.battle_interval(outcomes) == pairwise.battle_interval(outcomes)
+
+
+@pytest.mark.parametrize(
+    ("seed", "score", "lower", "upper"),
+    [(0, 53.3, 50.63, 56.33), (1, 51.6, 48.25, 54.72), (2, 50.44, 47.95, 53.53)],
+)
+def test_score_and_interval_equal_the_official_code(
+    seed: int, score: float, lower: float, upper: float
+) -> None:
+    """Expected: show_result.py of arena-hard-auto @ddef8ef (logistic regression, 100 rounds, seed 42)."""
+    generator = random.Random(seed)
+    verdicts = []
+    for _ in range(300):
+        for game in (1, 2):
+            labels = ["A>>B", "A>B", "A=B", "B>A", "B>>A", None]
+            label = generator.choices(labels, [1, 3, 2, 2 + seed, 1, 0.3])[0]
+            if label is not None:
+                verdict = judgments.verdict(f"[[{label}]]", 1 if game == 1 else 2)
+                assert isinstance(verdict, Verdict)
+                verdicts.append(verdict)
+    outcomes = pairwise.battles(verdicts)
+    interval = pairwise.battle_interval(outcomes)
+    found = (pairwise.win_rate(outcomes), interval.lower, interval.upper)
+    assert tuple(round(value, 2) for value in found) == (score, lower, upper)
