@@ -14,7 +14,7 @@ import json
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -257,6 +257,14 @@ class Reader:
         ).fetchall()
 
 
+def _fingerprint(roots: Iterable[Child]) -> str:
+    hashed = hashlib.blake2b(digest_size=16)
+    for root in roots:
+        hashed.update(root.id)
+        hashed.update(pack(root.payload))
+    return hashed.hexdigest()
+
+
 def _stored_reply(row: Sequence[Any]) -> StoredReply:
     record, key, stage, sample, reply, *rest = row
     return StoredReply(record, key, stage, sample, unpack(reply), *rest)
@@ -352,22 +360,28 @@ class Ledger(Reader):
         """Roots with their ready work, inside a transaction of the caller's."""
         _insert_children(db, roots, (stage,))
 
-    def set_roots(self, stage: str, roots: Sequence[Child]) -> None:
-        """Work of a source stage: one root record each. A changed root is done again, a missing one goes."""
-        contents = {root.id: pack(root.payload) for root in roots}
-        fingerprint = hashlib.blake2b(
-            b"".join(k + v for k, v in contents.items()), digest_size=16
-        ).hexdigest()
+    def set_roots(self, stage: str, roots: Callable[[], Iterator[Child]]) -> None:
+        """Work of a source stage: one root record each. A changed root is done again, a missing one goes.
+
+        ``roots`` gives the same children each time it is called; they are never all in memory.
+        """
+        fingerprint = _fingerprint(roots())
         if self.meta(f"roots:{stage}") == fingerprint:
             return
         with self.transaction() as db:
-            present = db.execute(
-                "SELECT id, payload FROM record WHERE stage = ?", (f"root:{stage}",)
-            ).fetchall()
-            for record, payload in present:
-                if contents.get(record) != payload:
-                    delete_record(db, record)
-            self.insert_roots(db, stage, roots)
+            db.execute("CREATE TEMP TABLE wanted (id BLOB PRIMARY KEY) WITHOUT ROWID")
+            for root in roots():
+                db.execute("INSERT INTO wanted VALUES (?)", (root.id,))
+                stored = db.execute("SELECT payload FROM record WHERE id = ?", (root.id,)).fetchone()
+                if stored is not None and stored[0] != pack(root.payload):
+                    delete_record(db, root.id)
+                    stored = None
+                if stored is None:
+                    self.insert_roots(db, stage, [root])
+            missing = "SELECT id FROM record WHERE stage = ? AND id NOT IN (SELECT id FROM wanted)"
+            for (record,) in db.execute(missing, (f"root:{stage}",)).fetchall():
+                delete_record(db, record)
+            db.execute("DROP TABLE wanted")
             db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"roots:{stage}", fingerprint))
 
     def requeue_failed(self, stage: str | None = None) -> int:

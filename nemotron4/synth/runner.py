@@ -6,9 +6,10 @@ A kill at any moment loses nothing that was stored: the same command goes on whe
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -157,15 +158,17 @@ class Runner:
         """Redo what the recipe changed, and make the roots of the source stages."""
         reconcile_graph(self.ledger, self.stages)
         for stage in self.stages:
-            if stage.kind.roots is None:
-                continue
-            roots = []
-            for index, row in enumerate(stage.kind.roots(stage.knobs)):
-                root = row if isinstance(row, Root) else Root(index=index, entry=row)
-                identity = keys.record_id(f"root:{stage.name}", None, index)
-                if keys.shard_of(identity, self._shard[1]) == self._shard[0]:
-                    roots.append(Child(f"root:{stage.name}", index, encode(root), identity, None))
-            self.ledger.set_roots(stage.name, roots)
+            if stage.is_source:
+                self.ledger.set_roots(stage.name, functools.partial(self._roots, stage))
+
+    def _roots(self, stage: Stage) -> Iterator[Child]:
+        """The roots of a source stage that belong to this shard."""
+        assert stage.kind.roots is not None
+        name = f"root:{stage.name}"
+        for index, entry in enumerate(stage.kind.roots(stage.knobs)):
+            identity = keys.record_id(name, None, index)
+            if keys.shard_of(identity, self._shard[1]) == self._shard[0]:
+                yield Child(name, index, encode(Root(index=index, entry=entry)), identity, None)
 
     async def _drive(self, shared: Shared) -> None:
         while self._stop_reason is None:

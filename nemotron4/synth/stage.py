@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from nemotron4.client import Reply, Reward, Sampling
 from nemotron4.errors import Nemotron4Error
-from nemotron4.records import Message
+from nemotron4.records import JsonObject, Message
 from nemotron4.synth.rows import Row
 
 
@@ -59,7 +59,7 @@ class Context(Protocol):
 MapFunction = Callable[[Any, Context, Any], Awaitable[Sequence[Row | None]]]
 Drop = tuple[str, str]  # rule, reason
 BarrierFunction = Callable[[Iterable[tuple[bytes, Any]], Any], Mapping[bytes, Drop]]
-RootFunction = Callable[[Any], Iterable[Any]]
+RootFunction = Callable[[Any], Iterable[JsonObject]]
 
 
 @dataclass(frozen=True, kw_only=True)
