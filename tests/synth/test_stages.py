@@ -660,3 +660,70 @@ def test_a_colony_without_fit_children_fails_after_its_steps(bench: Bench, recip
     made = recipe([{"name": "out", "kind": "genetic_code", "knobs": {"colonies": 1, "max_steps": 3}}])
     bench.run(made)
     assert bench.books(made).stage("out").failed == {"content: barren": 1}
+
+
+GLAIVE = {
+    "system": "SYSTEM: You have the function add(a, b).",
+    "chat": 'USER: 2 and 3?\n\n\nASSISTANT: <functioncall> {"name": "add"} <|endoftext|>\n\n\n'
+    'FUNCTION RESPONSE: {"sum": 5}\n\n\nASSISTANT: It is 5. <|endoftext|>\n',
+}
+TABLE = {
+    "text": "Sales in tons.",
+    "table": [["year", "tea"], [2020, "7|8"]],
+    "question": "How much?",
+    "answer": [7, 8],
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "turns"),
+    [
+        (
+            "messages",
+            {"messages": [{"role": "User", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
+            [("user", "Hi"), ("assistant", "Ho")],
+        ),
+        (
+            "glaive",
+            GLAIVE,
+            [
+                ("system", "You have the function add(a, b)."),
+                ("user", "2 and 3?"),
+                ("assistant", '<functioncall> {"name": "add"}'),
+                ("tool", '{"sum": 5}'),
+                ("assistant", "It is 5."),
+            ],
+        ),
+        (
+            "table_qa",
+            TABLE,
+            [
+                ("user", "Sales in tons.\n\n| year | tea |\n| --- | --- |\n| 2020 | 7\\|8 |\n\nHow much?"),
+                ("assistant", "7, 8"),
+            ],
+        ),
+    ],
+)
+def test_finished_conversations_are_imported(
+    form: str, row: Any, turns: Any, bench: Bench, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    knobs = {"file": write_lines(tmp_path / "d.jsonl", [row]), "task": "import", "form": form}
+    bench.run(recipe([{"name": "out", "kind": "dialogue_file", "knobs": knobs}]))
+    (found,) = values(bench)
+    assert [(message.role, message.content) for message in found.messages] == turns
+
+
+@pytest.mark.parametrize(
+    ("form", "row"),
+    [
+        ("messages", {"messages": [{"role": "user", "content": "Hi"}]}),
+        ("glaive", {"chat": "nothing labelled"}),
+        ("table_qa", {"table": [], "question": "?", "answer": 1}),
+    ],
+)
+def test_a_conversation_without_an_answer_is_named_by_line(
+    form: str, row: Any, bench: Bench, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    knobs = {"file": write_lines(tmp_path / "d.jsonl", [row]), "task": "import", "form": form}
+    with pytest.raises(DataError, match=r"d\.jsonl:1: expected"):
+        bench.run(recipe([{"name": "out", "kind": "dialogue_file", "knobs": knobs}]))

@@ -10,6 +10,7 @@ from nemotron4.synth.stages import (
     dialogue,
     filtering,
     genetic,
+    importers,
     instructions,
     judging,
     questions,
@@ -21,6 +22,7 @@ from nemotron4.synth.stages import (
 KINDS: Mapping[str, Kind] = {
     **topics.KINDS,
     **sources.KINDS,
+    **importers.KINDS,
     **questions.KINDS,
     **instructions.KINDS,
     **filtering.KINDS,
