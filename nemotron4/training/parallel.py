@@ -74,7 +74,9 @@ def shard(root: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh) -> Non
     if mesh["data"].size() > 1:
         for block in blocks:
             fully_shard(block, mesh=mesh["data"])
-        fully_shard(root, mesh=mesh["data"])
+        # The root too: its weights must be sharded again after a pass without gradients, or an optimiser or
+        # a checkpoint made next would take the gathered copies for the parameters.
+        fully_shard(root, mesh=mesh["data"], reshard_after_forward=True)
 
 
 class ShardedEngine(Engine):
