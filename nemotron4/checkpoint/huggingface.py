@@ -57,7 +57,11 @@ class HuggingFaceCheckpoint:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return checked_tokenizer(open_tokenizer(self.path), self.config, self.path)
+        # ``nemotron4 convert`` names the SentencePiece model that its tokenizer.json was made of: only the
+        # model knows which pieces are markers.
+        name = self._tokenizer_config.get("sentencepiece_model")
+        model = Path(name).name if isinstance(name, str) else None
+        return checked_tokenizer(open_tokenizer(self.path, sentencepiece_name=model), self.config, self.path)
 
     def tokenizer(self) -> Tokenizer:
         return self._tokenizer

@@ -87,6 +87,18 @@ def test_the_tokenizer_of_the_output_gives_sentencepiece_ids_and_the_card_s_prom
         assert tokenizer.decode(own.encode(probe)) == probe
 
 
+def test_the_output_s_own_tokenizer_knows_the_markers(tmp_path: Path) -> None:
+    source = release(tmp_path / "m")
+    own = open_checkpoint(source).tokenizer()
+    found = open_checkpoint(converted(source, tmp_path / "hf", to="hf")).tokenizer()
+    assert found.markers == own.markers
+    for parse_special in (True, False):
+        text = "<extra_id_1>User said <extra_id_2>"
+        assert found.encode(text, parse_special=parse_special) == own.encode(
+            text, parse_special=parse_special
+        )
+
+
 def test_nemo_to_hf_to_nemo_is_bit_equal(tmp_path: Path) -> None:
     source = release(tmp_path / "m")
     back = converted(
@@ -331,6 +343,35 @@ def test_the_same_command_after_the_end_changes_nothing(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in destination.iterdir()} == before
     with pytest.raises(CheckpointError, match="another conversion"):
         converted(source, destination, to="hf", dtype="fp32")
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from nemotron4.checkpoint.convert import ConvertOptions, convert
+from nemotron4.checkpoint.opening import open_checkpoint
+options = ConvertOptions(to=sys.argv[3], quantize=sys.argv[4] or None)
+convert(open_checkpoint(sys.argv[1]), Path(sys.argv[2]), options)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("to", "quantize"), [("hf", ""), ("hf", "int8"), ("nemo", ""), ("gguf", "")])
+def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path, to: str, quantize: str) -> None:
+    """At most 1.5 times the largest output tensor and 300 MB; the model is eight times that tensor."""
+    shape = {"hidden_size": 4096, "ffn_hidden_size": 16384, "num_heads": 32, "num_kv_heads": 8}
+    source = release(tmp_path / "m", num_layers=4, head_dim=128, **shape)
+    largest = 4096 * 16384 * 2
+    assert sum(path.stat().st_size for path in source.rglob("*")) > 8 * largest
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(source), str(tmp_path / "out"), to, quantize],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 1.5 * largest + 300e6
 
 
 def test_the_manifest_has_the_hash_of_every_file(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,40 @@ def test_torch_dist_written_by_torch_itself_reads_back(tmp_path: Path) -> None:
     state: dict[str, Any] = {f"module.{k}": v for k, v in layouts.megatron_weights(CONFIG, WEIGHTS).items()}
     state["module.decoder.layers.mlp.linear_fc1._extra_state"] = layouts.Hostile
     dcp.save(state, checkpoint_id=place, no_dist=True)
+    assert_reads(open_nemo(folder), WEIGHTS)
+
+
+RANK = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import torch
+import torch.distributed as dist
+from torch.distributed import checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", store=dist.FileStore(folder + "/store", 2), rank=rank, world_size=2)
+mesh = init_device_mesh("cpu", (2,))
+tensors, splits = torch.load(folder + "/tensors.pt", weights_only=True)
+state = {}
+for name, tensor in tensors.items():
+    placement = Shard(splits[name]) if name in splits else Replicate()
+    state["module." + name] = distribute_tensor(tensor, mesh, [placement])
+dcp.save(state, checkpoint_id=folder + "/m/model_weights")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_torch_dist_written_by_two_real_ranks_reads_back(tmp_path: Path) -> None:
+    folder = layouts.write_torch_dist(tmp_path / "m", CONFIG, WEIGHTS)
+    for file in (folder / "model_weights").iterdir():
+        file.unlink()
+    tensors = layouts.megatron_weights(CONFIG, WEIGHTS)
+    torch.save((tensors, layouts.SPLIT), tmp_path / "tensors.pt")
+    ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
+    assert len(list((folder / "model_weights").glob("*.distcp"))) == 2
     assert_reads(open_nemo(folder), WEIGHTS)
 
 

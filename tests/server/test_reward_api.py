@@ -67,6 +67,15 @@ def test_scores_are_the_head_at_the_last_token(engine: RewardEngine) -> None:
     assert reward.scalar == pytest.approx(expected)
 
 
+def test_a_converted_reward_model_gives_the_same_scores(tmp_path: Path, engine: RewardEngine) -> None:
+    from nemotron4.checkpoint.convert import ConvertOptions, convert
+    from nemotron4.checkpoint.opening import open_checkpoint
+
+    source = layouts.write_release(tmp_path / "m", CONFIG, layouts.hugging_face_weights(CONFIG))
+    convert(open_checkpoint(source), tmp_path / "hf", ConvertOptions(to="hf"))
+    assert load_reward(tmp_path / "hf").score([MESSAGES]) == engine.score([MESSAGES])
+
+
 def test_batched_scores_equal_single_ones(engine: RewardEngine) -> None:
     conversations = [[*MESSAGES[:1], Message("assistant", "word " * n)] for n in (1, 30, 7, 12, 3)]
     batched = engine.score(conversations)
