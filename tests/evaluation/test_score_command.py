@@ -198,7 +198,10 @@ def test_tfeval_counts_refused_on_topic_turns_against_the_distractors(score: Any
         {
             "system_instruction": "You are a bank.",
             "conversation": [{"role": role, "content": content} for role, content in turns],
-            "distractors": [{"bot turn": "Yes, a loan.", "distractor": "And football?"}],
+            "distractors": [
+                {"bot turn": "yes - a loan", "distractor": "And football?"},
+                {"bot turn": "Never said.", "distractor": "And cooking?"},
+            ],
         }
     ]
     refusal = "This question is not relevant to the scenario."
@@ -206,11 +209,13 @@ def test_tfeval_counts_refused_on_topic_turns_against_the_distractors(score: Any
         {"id": "0/on_topic/0", "response": refusal},
         {"id": "0/on_topic/1", "response": "A loan costs 3 %."},
         {"id": "0/distractor/0", "response": refusal},
+        {"id": "0/distractor/1", "response": refusal},
     ]
     result = score("tfeval", data, responses)
-    assert result["metrics"]["distractor_f1"] == pytest.approx(200 / 3)
+    assert result["metrics"]["distractor_f1"] == pytest.approx(80)
     assert result["metrics"]["on_topic_f1"] == pytest.approx(200 / 3)
-    assert result["metrics"]["distractor_precision"] == 50
+    assert result["metrics"]["distractor_precision"] == pytest.approx(200 / 3)
+    assert any(note.startswith("1 distractors follow the last bot turn") for note in result["notes"])
 
 
 def test_rewardbench_needs_every_subset_for_a_section(score: Any) -> None:

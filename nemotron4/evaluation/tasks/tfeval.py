@@ -7,6 +7,8 @@ distractor turn; which on-topic turns the card evaluated is not published.
 
 from __future__ import annotations
 
+import re
+
 from nemotron4.client.interface import Sampling
 from nemotron4.errors import DataError
 from nemotron4.evaluation.data import DataFile, DataSource
@@ -50,12 +52,21 @@ def _dialogue_items(row: JsonObject, dialogue: int, where: str) -> list[Item]:
         name = f"{dialogue}/on_topic/{position}"
         items.append(Item(id=name, messages=(system, *turns[:at]), group="on_topic"))
     for position, (bot_turn, distractor) in enumerate(distractors):
-        after = [at for at in bot_turns if turns[at].content.strip() == bot_turn.strip()]
-        if not after:
-            raise DataError(f"{where}: distractor {position} follows a bot turn that the dialogue lacks")
-        history = (system, *turns[: after[0] + 1], Message("user", distractor))
-        items.append(Item(id=f"{dialogue}/distractor/{position}", messages=history, group="distractor"))
+        if not bot_turns:
+            raise DataError(f"{where}: the dialogue has no bot turn that a distractor could follow")
+        words = _words(bot_turn)
+        after = next((at for at in bot_turns if words and words in _words(turns[at].content)), None)
+        history = (system, *turns[: (after or bot_turns[-1]) + 1], Message("user", distractor))
+        name = f"{dialogue}/distractor/{position}"
+        fields = {"is_placed": after is not None}
+        items.append(Item(id=name, messages=history, group="distractor", fields=fields))
     return items
+
+
+def _words(text: str) -> str:
+    """Lower-case words between blanks: writers quoted a bot turn in part, or with other punctuation."""
+    words = " ".join(re.findall(r"[^\W_]+", text.lower()))
+    return f" {words} " if words else ""
 
 
 def score(inputs: Inputs) -> Outcome:
@@ -75,7 +86,9 @@ def score(inputs: Inputs) -> Outcome:
     by_item: dict[str, dict[str, float | None]] = {
         item.id: {"accuracy": float(refused[item.id] == (item.group == "distractor"))} for item in items
     }
-    return Outcome(metrics=metrics, unscored=unscored, items=by_item)
+    unplaced = sum(not item.fields.get("is_placed", True) for item in items)
+    note = f"{unplaced} distractors follow the last bot turn: the turn they name is not in their dialogue"
+    return Outcome(metrics=metrics, unscored=unscored, items=by_item, notes=(note,) if unplaced else ())
 
 
 def _percent(value: float) -> float | None:
