@@ -91,9 +91,10 @@ def make_recipe(url: str, in_flight: int, prompts: Path, durable: str) -> Recipe
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--calls", type=int, default=20_000)
+    parser.add_argument("--only", type=int, help="one of the settings, by its place from 0")
     parser.add_argument("--durable", choices=("power_loss", "kill"), default="power_loss")
     arguments = parser.parse_args()
-    for setting in SETTINGS:
+    for setting in SETTINGS if arguments.only is None else SETTINGS[arguments.only : arguments.only + 1]:
         print(json.dumps(measure(setting, arguments.calls, arguments.durable)), flush=True)
 
 

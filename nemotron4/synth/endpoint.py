@@ -113,10 +113,14 @@ class Endpoint:
 
     def _arm_timer(self) -> None:
         """After Retry-After nobody may be left to wake the waiting calls."""
-        if self.limit.pause_s and (
-            self._wake_timer is None or self._wake_timer.when() < asyncio.get_running_loop().time()
-        ):
-            self._wake_timer = asyncio.get_running_loop().call_later(self.limit.pause_s + 0.001, self._wake)
+        if self.limit.pause_s and self._wake_timer is None:
+            loop = asyncio.get_running_loop()
+            self._wake_timer = loop.call_later(self.limit.pause_s + 0.001, self._pause_ended)
+
+    def _pause_ended(self) -> None:
+        self._wake_timer = None
+        self._arm_timer()  # the pause may have grown meanwhile
+        self._wake()
 
 
 def connect(name: str, config: EndpointConfig) -> ChatModel:
