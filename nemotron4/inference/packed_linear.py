@@ -1,4 +1,4 @@
-"""Linear layers for CPU inference: weights reordered once for oneDNN, q/k/v in one product.
+"""Layers for CPU inference: weights reordered once for oneDNN, q/k/v in one product, norms prepared.
 
 Two reasons. Speed: torch's default product reorders the weights again at every call. Sameness: with two or
 more rows, a row's result does not depend on how many rows there are (tests/inference/test_packed_linear.py),
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemotron4.model.attention import Attention
-from nemotron4.model.layers import SquaredReluMLP, SwiGluMLP
+from nemotron4.model.attention import Attention, Rotation
+from nemotron4.model.layers import LayerNorm1P, SquaredReluMLP, SwiGluMLP
 from nemotron4.model.transformer import Transformer
 
 LONE_ROW_COPIES = 4  # the number of rows for which oneDNN reads weights fastest
@@ -32,32 +32,52 @@ class PackedLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        is_alone = rows.shape[0] == 1
-        if is_alone:
-            rows = rows.expand(LONE_ROW_COPIES, -1).contiguous()
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
-        return (out[:1] if is_alone else out).view(*x.shape[:-1], self.out_features)
+        if x.dim() != 2:
+            return self.forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.out_features)
+        if x.shape[0] == 1:
+            return self.forward(x.expand(LONE_ROW_COPIES, -1).contiguous())[:1]
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return out
 
 
 class PackedAttention(Attention):
-    """Attention whose three input projections are one product."""
+    """Attention whose three input projections are one product, and whose rotations are one."""
 
     def __init__(self, attention: Attention) -> None:
         nn.Module.__init__(self)  # Attention's own projections are not built
         self.layer = attention.layer
         self.head_dim = attention.head_dim
-        self._sizes = [p.out_features for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        num_q, num_kv = (p.out_features // self.head_dim for p in (attention.q_proj, attention.k_proj))
+        self._rotated_and_not = (num_q + num_kv, num_kv)
+        self._q_and_k = (num_q, num_kv)
         self.qkv_proj = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
         self.packed_o_proj = PackedLinear(attention.o_proj)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.qkv_proj(x).split(self._sizes, dim=-1)
+    def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        qkv: Tensor = self.qkv_proj(x)
+        qk, v = qkv.view(*x.shape[:-1], -1, self.head_dim).split_with_sizes(self._rotated_and_not, -2)
+        q, k = rotation.apply(qk).split_with_sizes(self._q_and_k, -2)
         return q, k, v
 
     def combine(self, heads: Tensor) -> Tensor:
         out: Tensor = self.packed_o_proj(heads)
         return out
+
+
+class FrozenLayerNorm(nn.Module):
+    """LayerNorm1P with gamma computed once, in float32."""
+
+    def __init__(self, norm: LayerNorm1P) -> None:
+        super().__init__()
+        self._gamma_D = norm.weight.detach().float() + 1
+        self._bias_D = norm.bias.detach().float()
+        self._shape = tuple(norm.weight.shape)
+        self._eps = norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return torch.layer_norm(x, self._shape, self._gamma_D, self._bias_D, self._eps)
+        return torch.layer_norm(x.float(), self._shape, self._gamma_D, self._bias_D, self._eps).to(x.dtype)
 
 
 class PackedSquaredReluMLP(nn.Module):
@@ -103,7 +123,11 @@ def pack(model: Transformer) -> None:
     """
     for block in model.model.blocks():
         block.self_attn = PackedAttention(block.self_attn)
-        block.set_mlp(_packed_mlp(block.mlp))
+        block.set_part("mlp", _packed_mlp(block.mlp))
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            norm = getattr(block, name)
+            if isinstance(norm, LayerNorm1P):
+                block.set_part(name, FrozenLayerNorm(norm))
     model.set_output_layer(PackedLinear(model.lm_head))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nemotron4.inference.packed_linear import LONE_ROW_COPIES
 from nemotron4.inference.scheduler import Slice
 from nemotron4.model.kv_cache import CachedAttend, KVCache, Segment
 from nemotron4.model.transformer import Transformer
@@ -46,8 +47,11 @@ class ModelRunner:
             positions.append(np.arange(planned.start, planned.end))
             num_prompt = len(sequence.prompt_ids)
             segments.append(Segment(sequence.blocks, planned.start, planned.end, num_prompt))
-        tokens_N = torch.tensor(tokens, device=self._device)
-        positions_N = torch.from_numpy(np.concatenate(positions)).to(self._device)
+        # Products read the weights fastest for a few rows; a lone row gets company that attends to nothing.
+        missing = max(0, LONE_ROW_COPIES - len(tokens))
+        tokens_N = torch.tensor(tokens + [0] * missing, device=self._device)
+        positions_N = torch.from_numpy(np.concatenate([*positions, np.zeros(missing, np.int64)]))
+        positions_N = positions_N.to(self._device)
         attend = CachedAttend(self.cache, segments, dtype=self._dtype)
         hidden_ND = self.model.model(tokens_N, positions_N, attend)
         last_rows = [

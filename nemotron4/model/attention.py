@@ -17,18 +17,24 @@ from nemotron4.model.config import ModelConfig, RopeScaling
 
 
 class Rotation:
-    """cos and sin of the positions of one forward pass: each (..., 1, R)."""
+    """The angles of one forward pass: cos twice and (-sin, sin), each (..., 1, 2R)."""
 
-    def __init__(self, cos: Tensor, sin: Tensor) -> None:
-        self.cos = cos
-        self.sin = sin
+    def __init__(self, angles_R: Tensor, dtype: torch.dtype) -> None:
+        cos, sin = angles_R.cos().to(dtype), angles_R.sin().to(dtype)
+        self.cos = torch.cat((cos, cos), dim=-1)
+        self.sin = torch.cat((-sin, sin), dim=-1)
+        self.num_rotated = self.cos.shape[-1]
 
     def apply(self, x: Tensor) -> Tensor:
         """Rotate the first 2R dims of each head; the pairs are (i, i + R), the rest passes through."""
-        half = self.cos.shape[-1]
-        first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-        rotated = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
-        return torch.cat((*rotated, rest) if rest.shape[-1] else rotated, dim=-1)
+        if x.shape[-1] == self.num_rotated:
+            return self._rotate(x)
+        rotated, rest = x[..., : self.num_rotated], x[..., self.num_rotated :]
+        return torch.cat((self._rotate(rotated), rest), dim=-1)
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        # Rolling by R swaps the two halves.
+        return torch.addcmul(x * self.cos, x.roll(self.num_rotated // 2, -1), self.sin)
 
 
 class RotaryEmbedding(nn.Module):
@@ -42,8 +48,7 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("inv_freq_R", rotary_frequencies(config), persistent=False)
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        angles = positions.float()[..., None, None] * self.inv_freq_R
-        return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
+        return Rotation(positions.float()[..., None, None] * self.inv_freq_R, dtype)
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
@@ -118,13 +123,16 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(q_size, hidden, bias=bias)
 
     def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
-        q, k, v = (part.view(*part.shape[:-1], -1, self.head_dim) for part in self.project(x))
-        heads = attend(self.layer, rotation.apply(q), rotation.apply(k), v)
+        heads = attend(self.layer, *self.project(x, rotation))
         return self.combine(heads.flatten(-2))
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+    def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (..., H, E), rotated keys (..., K, E) and values (..., K, E)."""
+        parts = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        q, k, v = (part.view(*part.shape[:-1], -1, self.head_dim) for part in parts)
+        return rotation.apply(q), rotation.apply(k), v
 
     def combine(self, heads: Tensor) -> Tensor:
+        """(..., H * E) -> (..., D)."""
         out: Tensor = self.o_proj(heads)
         return out

@@ -94,13 +94,17 @@ class _Group:
 
 
 class CachedAttend:
-    """Attention of one packed forward pass through the cache; built once, called for every layer."""
+    """Attention of one packed forward pass through the cache; built once, called for every layer.
+
+    Rows behind those of the segments are padding: nothing is written for them and they attend to nothing.
+    """
 
     def __init__(self, cache: KVCache, segments: Sequence[Segment], *, dtype: torch.dtype) -> None:
         self._cache = cache
         self._device = cache.keys[0].device
         self._dtype = dtype
         self._tiles: list[_Tile] = []
+        self._query_buffers: dict[torch.Size, tuple[Tensor, Tensor]] = {}
         singles: dict[int, list[tuple[int, Segment, int]]] = defaultdict(list)
         written: list[np.ndarray] = []
         row = 0
@@ -114,6 +118,7 @@ class CachedAttend:
             for position in range(prompt_end, segment.end):
                 singles[_rounded(position + 1, KEYS_ROUNDING)].append((row, segment, position))
                 row += 1
+        self._num_rows = row
         self._written_N = self._tensor(np.concatenate(written))
         self._groups = [
             group for num_keys, members in singles.items() for group in self._grouped(num_keys, members)
@@ -121,9 +126,11 @@ class CachedAttend:
 
     def __call__(self, layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
         keys_PKE, values_PKE = self._cache.keys[layer], self._cache.values[layer]
+        if k_NKE.shape[0] != self._num_rows:
+            k_NKE, v_NKE = k_NKE[: self._num_rows], v_NKE[: self._num_rows]
         keys_PKE.index_copy_(0, self._written_N, k_NKE)
         values_PKE.index_copy_(0, self._written_N, v_NKE)
-        out_NHE = torch.empty_like(q_NHE)
+        out_NHE = torch.zeros_like(q_NHE, memory_format=torch.contiguous_format)
         for tile in self._tiles:
             k_1KSE = keys_PKE[tile.keys].transpose(0, 1)[None]
             v_1KSE = values_PKE[tile.keys].transpose(0, 1)[None]
@@ -133,15 +140,29 @@ class CachedAttend:
             )
             out_NHE[tile.rows] = out_1HtE[0].transpose(0, 1)[: tile.rows.stop - tile.rows.start]
         num_kv_heads, head_dim = k_NKE.shape[1:]
+        num_grouped = q_NHE.shape[1] // num_kv_heads
         for group in self._groups:
             # The G query heads of one key head stand where the query positions would.
-            num_grouped = q_NHE.shape[1] // num_kv_heads
-            q_bKGE = q_NHE[group.rows].view(-1, num_kv_heads, num_grouped, head_dim)
-            q_bKGE = _padded(q_bKGE, _rounded(num_grouped, QUERY_ROUNDING))
-            k_bKSE, v_bKSE = (self._seen(tensor, group) for tensor in (keys_PKE, values_PKE))
-            out_bKGE = F.scaled_dot_product_attention(q_bKGE, k_bKSE, v_bKSE, attn_mask=group.mask_b11S)
+            q_bKGE = q_NHE[group.rows].reshape(-1, num_kv_heads, num_grouped, head_dim)
+            k_bKSE, v_bKSE = self._seen(keys_PKE, group), self._seen(values_PKE, group)
+            out_bKGE = F.scaled_dot_product_attention(
+                self._padded_queries(q_bKGE), k_bKSE, v_bKSE, attn_mask=group.mask_b11S
+            )
             out_NHE[group.rows] = out_bKGE[:, :, :num_grouped].reshape(-1, *q_NHE.shape[1:])
         return out_NHE
+
+    def _padded_queries(self, q_bKGE: Tensor) -> Tensor:
+        """Query rows up to a multiple of QUERY_ROUNDING, in a buffer that all layers use in turn."""
+        shape_bKGE = q_bKGE.shape
+        num_padded = _rounded(shape_bKGE[2], QUERY_ROUNDING)
+        if num_padded == shape_bKGE[2]:
+            return q_bKGE
+        if shape_bKGE not in self._query_buffers:
+            buffer = q_bKGE.new_zeros((*shape_bKGE[:2], num_padded, shape_bKGE[3]))
+            self._query_buffers[shape_bKGE] = buffer, buffer[:, :, : shape_bKGE[2]]
+        buffer, used = self._query_buffers[shape_bKGE]
+        used.copy_(q_bKGE)
+        return buffer
 
     def _seen(self, cached_PKE: Tensor, group: _Group) -> Tensor:
         """(b, K, S, E): a view where the group's keys lie at equal distances, else a copy."""

@@ -32,9 +32,10 @@ class Block(nn.Module):
         out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
         return out
 
-    def set_mlp(self, mlp: nn.Module) -> None:
-        """Put another feed-forward block with the same inputs and outputs in place."""
-        self._modules["mlp"] = mlp
+    def set_part(self, name: str, part: nn.Module) -> None:
+        """Put another module in place of a norm or of the feed-forward block."""
+        assert name in self._modules, name
+        self._modules[name] = part
 
 
 class Decoder(nn.Module):
