@@ -47,7 +47,7 @@ def _load_mmlu(source: DataSource, num_shots: int) -> list[Item]:
         parts = [f"The following are multiple choice questions (with answers) about {about}."]
         prompt = "\n\n".join([*parts, *shots[subject][:num_shots], mmlu.question_prompt(question, choices)])
         weighed = [(prompt, f" {one}") for one in "ABCD"]
-        items.append(make_item(name, (weighed, choices, "ABCD".index(letter)), subject))
+        items.append(make_item(name, (weighed, list("ABCD"), "ABCD".index(letter)), subject))
     return items
 
 
@@ -148,7 +148,7 @@ def _chosen(values: Sequence[float], right: int) -> Score:
 
 
 def score(inputs: Inputs) -> Outcome:
-    """``accuracy`` by total log-probability, ``accuracy_norm`` by log-probability per character."""
+    """``accuracy`` by total log-probability; ``accuracy_norm`` per character if choices differ in length."""
     items, reasons = answered(inputs)
     plain: dict[str, Score] = {}
     normed: dict[str, Score] = {}
@@ -163,7 +163,8 @@ def score(inputs: Inputs) -> Outcome:
     by_item: dict[str, Mapping[str, float | None]] = {
         name: {"accuracy": found.value, "accuracy_norm": normed[name].value} for name, found in plain.items()
     }
-    metrics["accuracy_norm"] = accuracy(list(normed.values()))
+    if any(len({len(text) for text in item.fields["texts"]}) > 1 for item in items):
+        metrics["accuracy_norm"] = accuracy(list(normed.values()))
     return Outcome(metrics=metrics, unscored=reasons, items=by_item)
 
 
