@@ -42,6 +42,7 @@ class Encoder:
     over_long: Literal["drop", "cut"] = "drop"
     bos_id: int | None = None  # for models trained with one before every text
     virtual_ids: tuple[int, ...] = ()
+    row_tokens: int | None = None  # of a packed row, which must hold all of a sample's sequences
 
     # ---- one row
 
@@ -125,6 +126,14 @@ class UnusableRowError(Exception):
 
 
 def _fitting(sample: Sample, encoder: Encoder) -> Sample:
+    """The sample, cut if the recipe says so; UnusableRowError if it does not fit."""
+    cut = _within_length(sample, encoder)
+    if encoder.row_tokens is not None and cut.num_tokens > encoder.row_tokens:
+        raise UnusableRowError(f"{cut.num_tokens} tokens together; batch.row_tokens is {encoder.row_tokens}")
+    return cut
+
+
+def _within_length(sample: Sample, encoder: Encoder) -> Sample:
     longest = max(len(segment.tokens) for segment in sample.segments)
     if longest <= encoder.max_length:
         return sample

@@ -193,6 +193,17 @@ class Recipe:
         for name in ("preference", "reward"):
             if getattr(self, name) is not None and self.stage != name:
                 raise ConfigError(f"table [{name}] has no meaning in stage {self.stage}")
+        if self.data.max_length > self.batch.row_tokens:
+            raise ConfigError(
+                f"data.max_length ({self.data.max_length}) is above "
+                f"batch.row_tokens ({self.batch.row_tokens})",
+                hint="a packed row holds at least one sequence",
+            )
+        if self.stage == "preference" and self.adapter is not None and self.adapter.kind == "p_tuning":
+            raise ConfigError(
+                "a virtual prompt cannot be switched off, so p_tuning has no reference for preferences",
+                hint="use kind lora or bottleneck",
+            )
         if self.data.weights and self.stage != "pretrain":
             raise ConfigError(f"data.weights has no meaning in stage {self.stage}")
 

@@ -189,6 +189,7 @@ def build_encoder(recipe: Recipe, base: Checkpoint, config: ModelConfig) -> data
         recipe.data.over_long,
         base.bos_token_id if base.adds_bos else None,
         virtual,
+        recipe.batch.row_tokens,
     )
 
 

@@ -47,6 +47,8 @@ def test_the_published_values_are_the_reports() -> None:
         ("model.preset=nano", "exactly one of start and preset"),
         ("adapter.kind=lorra", "adapter.kind is 'lorra'"),
         ("optimizer.betas=[0.9]", "two numbers"),
+        ("batch.row_tokens=1000", r"data.max_length \(1024\) is above batch.row_tokens \(1000\)"),
+        ("adapter.kind=p_tuning", "no reference for preferences"),
     ],
 )
 def test_an_impossible_setting_is_refused_before_anything_runs(change: str, message: str) -> None:

@@ -246,6 +246,15 @@ def test_over_long_rows_are_left_out_with_a_count_or_refused(tmp_path: Path, nem
     assert (found.num_samples, found.longest) == (7, 200)
 
 
+def test_a_pair_that_no_row_can_hold_is_found_before_the_run(tmp_path: Path, nemotron: Path) -> None:
+    recipe = make(
+        tmp_path, nemotron, "preference", pairs(tmp_path), preference={"loss": "dpo", "beta": 0.3},
+        data={"max_length": 70}, batch={"row_tokens": 70},
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1: \d+ tokens together; batch.row_tokens is 70"):
+        run.train(recipe)
+
+
 # ---- recipes and the command
 
 

@@ -106,7 +106,7 @@ def make_recipe(folder: Path, **settings: object) -> Recipe:
     """A recipe for samples in memory; settings go to the section that has them."""
     values: dict[str, dict[str, object]] = {
         "model": {"preset": "nano", "tokenizer": "none"},
-        "data": {"train": ["none.jsonl"]},
+        "data": {"train": ["none.jsonl"], "max_length": 40},
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
         "run": {"directory": str(folder), "save_every": 2, "max_steps": 3},
         "batch": {"global_size": 4, "row_tokens": 40},
