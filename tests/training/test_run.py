@@ -140,6 +140,27 @@ def test_dpo_starts_at_log_two(tmp_path: Path, nemotron: Path) -> None:
     assert losses(tmp_path)[1] < 0.69
 
 
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "rpo"])
+def test_preference_training_raises_the_accuracy_on_held_out_pairs(
+    tmp_path: Path, nemotron: Path, loss: str
+) -> None:
+    rows = [json.loads(line) for line in pairs(tmp_path, num=24).read_text().splitlines()]
+    for i, row in enumerate(rows):
+        # Which of the two is better cannot be told from their order or length.
+        row["chosen"], row["rejected"] = f"The year is {i + 10}.", f"The buds are {i + 10}."
+    held_out = write(tmp_path / "held_out.jsonl", rows[16:])
+    recipe = make(
+        tmp_path, nemotron, "preference", write(tmp_path / "train.jsonl", rows[:16]),
+        preference={"loss": loss, "beta": 0.1}, data={"validation": [str(held_out)]},
+        run={"max_steps": 12, "validate_every": 1}, optimizer={"learning_rate": 1e-4},
+    )  # fmt: skip
+    run.train(recipe)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    validation = [line for line in lines if line["kind"] == "validation"]
+    assert validation[-1]["margin_beta"] > validation[0]["margin_beta"] > 0
+    assert validation[-1]["accuracy"] >= 0.9
+
+
 def test_a_missing_reward_stops_rpo_with_file_and_line(tmp_path: Path, nemotron: Path) -> None:
     recipe = make(
         tmp_path,
