@@ -39,7 +39,7 @@ class MergedCheckpoint:
         if config.kind != "lora":
             raise CheckpointError(
                 f"{folder}: a {config.kind} adapter cannot be merged into the weights; only LoRA is linear",
-                hint="give it as --adapter when the model is served",
+                hint="P-tuning tables and bottleneck adapters run in training only, so far",
             )
         self._base = base
         self._file = folder / WEIGHTS_FILE

@@ -15,5 +15,7 @@ ModelArgument = Annotated[
 DtypeOption = Annotated[str, typer.Option(help="Type of the weights: auto, float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to run: auto, cpu or cuda.")]
 QuantizeOption = Annotated[str | None, typer.Option(help="Quantise the weights while loading: int8.")]
-AdapterOption = Annotated[str | None, typer.Option(metavar="PATH", help="A trained adapter to apply.")]
+AdapterOption = Annotated[
+    str | None, typer.Option(metavar="PATH", help="Folder of a trained LoRA adapter (PEFT's format).")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

@@ -1,0 +1,69 @@
+"""``nemotron4.load`` on directories, with and without an adapter, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import nemotron4
+from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.load import load_transformer
+from nemotron4.errors import CheckpointError, ConfigError, Nemotron4Error
+from nemotron4.model.adapter_files import save_adapter
+from nemotron4.model.adapters import AdapterConfig, add_adapter
+from tests.tiny_models import nemotron_directory
+
+ROW = [7, 40, 41, 42, 43, 44, 45, 46]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    nemotron_directory(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def test_a_directory_gives_the_scores_of_its_weights(tiny: Path) -> None:
+    model, _ = load_transformer(open_checkpoint(tiny), dtype=torch.float32)
+    with torch.no_grad():
+        logprobs = torch.log_softmax(model(torch.tensor([ROW]))[0], -1)
+    expected = [float(logprobs[i, ROW[i + 1]]) for i in range(len(ROW) - 1)]
+    with nemotron4.load(tiny, max_running=2) as engine:
+        assert engine.score(token_ids=[ROW])[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_lora_adapter_is_served_with_its_scale(tiny: Path, tmp_path: Path) -> None:
+    model, _ = load_transformer(open_checkpoint(tiny), dtype=torch.float32)
+    lora = AdapterConfig(kind="lora", rank=4, alpha=10.0, targets=("qkv", "up_proj"))
+    add_adapter(model, lora, seed=1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 0.3)
+        logprobs = torch.log_softmax(model(torch.tensor([ROW]))[0], -1)
+    save_adapter(tmp_path / "adapter", model, lora, base=str(tiny))
+    expected = [float(logprobs[i, ROW[i + 1]]) for i in range(len(ROW) - 1)]
+    with nemotron4.load(tiny, max_running=2) as engine:
+        plain = engine.score(token_ids=[ROW])[0]
+    with nemotron4.load(tiny, adapter=tmp_path / "adapter", max_running=2) as engine:
+        adapted = engine.score(token_ids=[ROW])[0]
+    assert adapted == pytest.approx(expected, abs=1e-4)
+    assert adapted != pytest.approx(plain, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "words"),
+    [
+        ({"dtype": "float33"}, ConfigError, "unknown dtype 'float33'"),
+        ({"device": "gpu"}, ConfigError, "unknown device 'gpu'"),
+        ({"quantize": "int8"}, ConfigError, "quantize is 'int8'"),
+        ({"cache_gb": 0.0}, ConfigError, "hold no request"),
+        ({"adapter": "nowhere"}, CheckpointError, "nowhere/adapter_config.json"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused(
+    tiny: Path, settings: dict[str, object], kind: type[Nemotron4Error], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        nemotron4.load(tiny, **settings)  # type: ignore[arg-type]
