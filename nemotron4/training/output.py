@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nemotron4.checkpoint.convert_files import write_files
+from nemotron4.checkpoint.convert_files import MANIFEST, read_manifest, write_files
 from nemotron4.checkpoint.interface import Checkpoint, Format, TensorInfo
 from nemotron4.checkpoint.nemo import NemoCheckpoint
 from nemotron4.checkpoint.write_huggingface import huggingface_files
@@ -67,14 +68,17 @@ def write_model(
     dtype: torch.dtype,
     fingerprint: str,
 ) -> None:
-    """A directory that ``--model`` and transformers read; an earlier one of the same run is kept."""
+    """A directory that ``--model`` and transformers read; a longer run replaces a shorter one's model."""
+    settings = {"run": fingerprint}
+    if (folder / MANIFEST).is_file() and read_manifest(folder)["settings"] != settings:
+        shutil.rmtree(folder)
     tokenizer_folder = folder.parent / "tokenizer"
     write_tokenizer(tokenizer_folder, base)
     checkpoint = TrainedCheckpoint(weights, config, base, tokenizer_folder)
     model_file = tokenizer_folder / "tokenizer.model"
     model = model_file.read_bytes() if model_file.is_file() else None
     files = huggingface_files(checkpoint, dtype=dtype, sentencepiece_model=model)
-    write_files(folder, files, {"run": fingerprint})
+    write_files(folder, files, settings)
 
 
 def write_tokenizer(folder: Path, base: Checkpoint) -> None:

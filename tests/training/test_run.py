@@ -93,6 +93,16 @@ def test_sft_writes_a_model_that_opens_and_differs(
     assert record["inputs"]
 
 
+def test_a_longer_run_goes_on_and_replaces_the_model(tmp_path: Path, nemotron: Path) -> None:
+    train = chats(tmp_path)
+    run.train(make(tmp_path, nemotron, "sft", train, run={"max_steps": 1}))
+    first = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    summary = run.train(make(tmp_path, nemotron, "sft", train, run={"max_steps": 3}))
+    assert summary.steps == 3
+    assert len(losses(tmp_path)) == 3
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() != first
+
+
 def test_the_trained_model_opens_in_transformers_with_the_same_logits(tmp_path: Path, llama: Path) -> None:
     transformers = pytest.importorskip("transformers")
     summary = run.train(make(tmp_path, llama, "sft", chats(tmp_path)))
