@@ -6,7 +6,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -113,7 +113,8 @@ async def run_task(
         limit=settings.limit,
         usage=_usage(answers, judged),
     )
-    result = replace(result, unscored=_with_failures(result.unscored, stage.failures))
+    missing = "no response" if task.judge is None else "no judgment"
+    result = replace(result, unscored=_with_failures(result.unscored, missing, stage.refused))
     save(result, folder)
     return result
 
@@ -143,12 +144,12 @@ def _usage(answers: Sequence[JsonObject], judged: Sequence[JsonObject]) -> dict[
     return usage
 
 
-def _with_failures(unscored: Any, failures: Sequence[JsonObject]) -> dict[str, int]:
-    """Items without a response because their request can never succeed, under that reason."""
+def _with_failures(unscored: Mapping[str, int], missing: str, refused: Counter[str]) -> dict[str, int]:
+    """What is missing because its request can never succeed, under that reason instead."""
     reasons = Counter(unscored)
-    for failure in failures:
-        reasons["no response"] -= 1
-        reasons[f"request refused: {failure['kind']}"] += 1
+    for kind, count in refused.items():
+        reasons[missing] -= count
+        reasons[f"request refused: {kind}"] += count
     return {reason: count for reason, count in reasons.items() if count > 0}
 
 
@@ -163,7 +164,7 @@ class _Stage:
         self._name = name
         self._identity = identity
         self._note = note
-        self.failures: list[JsonObject] = []
+        self.refused: Counter[str] = Counter()  # kinds of failure of the latest stage
 
     async def ask(
         self,
@@ -210,10 +211,9 @@ class _Stage:
                     on_log=self._keep_log,
                 )
             progress.end()
-            self.failures = [row for row in failed.rows if row["id"] in by_id]
-        missing = [
-            name for name in by_id if name not in done and name not in {f["id"] for f in self.failures}
-        ]
+            failures = {row["id"]: row["kind"] for row in failed.rows if row["id"] in by_id}
+        self.refused = Counter(failures.values())
+        missing = [name for name in by_id if name not in done and name not in failures]
         if missing:
             reason = f": {transient[0].message}" if transient else ""
             raise IncompleteRunError(

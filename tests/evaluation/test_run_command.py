@@ -199,6 +199,29 @@ def test_a_request_that_can_never_succeed_is_unscored_under_its_reason(
     assert result["unscored_reasons"] == {"request refused: bad_request": 1}
 
 
+def test_a_judgment_that_is_refused_is_counted_once_under_its_reason(
+    data: Any, tmp_path: Path, capsys: Any
+) -> None:
+    if "NEMOTRON4_SHARED" not in os.environ:
+        pytest.skip("set NEMOTRON4_SHARED to the folder that holds data/eval")
+    folder = Path(os.environ["NEMOTRON4_SHARED"]) / "data" / "eval"
+
+    def script(messages: list[dict[str, str]]) -> str | int:
+        is_judge = messages[0]["role"] == "system"
+        if is_judge and "second" in messages[-1]["content"]:
+            return 400
+        return "Rating: [[8]]" if is_judge else "answer"
+
+    file = data([{"question_id": 81, "category": "writing", "turns": ["first", "second"]}])
+    with ScriptedServer(script) as server:
+        command = ["eval", "run", "mt_bench", "--model", server.url, "--judge", server.url, "--json"]
+        command += ["--data", file, "--data-dir", str(folder), "--out", str(tmp_path / "out")]
+        assert main(command) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["metrics"]["total"] == 8
+    assert result["unscored_reasons"] == {"request refused: bad_request": 1}
+
+
 def _wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
