@@ -6,35 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import nemotron4
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.text.prompt import card_prompt
+from tests.peers import llama_config
 
 pytestmark = pytest.mark.demo_model
 
 
 def transformers_model(path: Path) -> LlamaForCausalLM:
     checkpoint = open_checkpoint(path)
-    config = checkpoint.config
     with torch.device("meta"):
-        peer = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.hidden_size,
-                intermediate_size=config.ffn_hidden_size,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_heads,
-                num_key_value_heads=config.num_kv_heads,
-                head_dim=config.head_dim,
-                rms_norm_eps=config.norm_eps,
-                rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-                tie_word_embeddings=True,
-                bos_token_id=None,
-                eos_token_id=None,
-            )
-        )
+        peer = LlamaForCausalLM(llama_config(checkpoint.config))
     state = {name: checkpoint.read(name, torch.float32) for name in checkpoint.tensors}
     peer.load_state_dict(state, assign=True, strict=False)
     peer.tie_weights()

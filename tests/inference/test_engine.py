@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import NemotronConfig, NemotronForCausalLM
+from transformers import NemotronForCausalLM
 
 from nemotron4.errors import EngineBusyError, RequestError
 from nemotron4.inference.engine import Engine, derive_seed
@@ -17,6 +17,7 @@ from nemotron4.inference.packed_linear import can_pack
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.transformer import Transformer
 from tests.inference.small_engine import SMALL, random_model, random_prompts, small_engine
+from tests.peers import nemotron_config
 
 
 def slow_greedy(model: Transformer, prompt_ids: list[int], count: int) -> list[int]:
@@ -40,20 +41,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_greedy_tokens_equal_transformers_generate_for_mixed_lengths() -> None:
-    config = SMALL
-    peer = NemotronForCausalLM(
-        NemotronConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.ffn_hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            eos_token_id=None,
-            bos_token_id=None,
-        )
-    ).eval()
+    peer = NemotronForCausalLM(nemotron_config(SMALL)).eval()
     model = random_model()
     peer.load_state_dict(model.state_dict(), strict=True)
     prompts = random_prompts(1, 40, 7, 97, 32, 33)

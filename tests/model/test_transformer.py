@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, NemotronConfig, NemotronForCausalLM
+from transformers import LlamaForCausalLM, NemotronForCausalLM
 
 from nemotron4.errors import ConfigError
 from nemotron4.model.config import ModelConfig, RopeScaling
 from nemotron4.model.presets import PRESETS
 from nemotron4.model.transformer import Transformer
+from tests.peers import llama_config, nemotron_config
 
 NEMOTRON = ModelConfig(
     num_layers=2, hidden_size=48, ffn_hidden_size=80, num_heads=6, num_kv_heads=2, head_dim=16, vocab_size=97
@@ -40,47 +41,13 @@ def _randomised(peer: torch.nn.Module) -> None:
 
 
 def nemotron_peer(config: ModelConfig) -> NemotronForCausalLM:
-    peer = NemotronForCausalLM(
-        NemotronConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.ffn_hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            partial_rotary_factor=config.rotary_fraction,
-        )
-    ).eval()
+    peer = NemotronForCausalLM(nemotron_config(config)).eval()
     _randomised(peer)
     return peer
 
 
 def llama_peer(config: ModelConfig) -> LlamaForCausalLM:
-    scaling = config.rope_scaling
-    rope: dict[str, object] = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if scaling is not None:
-        rope |= {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling is not None and scaling.kind == "llama3":
-        rope |= {
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_context_length,
-        }
-    peer = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.ffn_hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters=rope,
-            tie_word_embeddings=config.tie_embeddings,
-        )
-    ).eval()
+    peer = LlamaForCausalLM(llama_config(config)).eval()
     _randomised(peer)
     return peer
 
