@@ -88,12 +88,13 @@ def test_an_unfinished_run_is_exported_only_when_asked(bench: Bench, recipe: Mak
 
 
 def test_an_export_that_fails_leaves_the_old_one(bench: Bench, recipe: MakeRecipe) -> None:
-    bench.run(recipe())
-    before = (export(bench.folder, recipe()).folder / "preference.jsonl").read_bytes()
-    wrong = recipe(export={"preference": ["respond"]})
+    made = recipe(PIPELINE[:5], export={"prompts": ["dedup"]})
+    bench.run(made)
+    before = (export(bench.folder, made).folder / "prompts.jsonl").read_bytes()
+    wrong = recipe(PIPELINE[:5], export={"preference": ["respond"]})
     with pytest.raises(DataError, match="preference needs judged pairs"):
         export(bench.folder, wrong)
-    assert (bench.folder / "export" / "preference.jsonl").read_bytes() == before
+    assert (bench.folder / "export" / "prompts.jsonl").read_bytes() == before
     assert not list(bench.folder.glob(".export*"))
 
 
@@ -123,7 +124,7 @@ def sharded(roots: int) -> list[dict[str, Any]]:
 
 
 def test_shards_merge_into_the_run_that_was_never_cut(tmp_path: Path, recipe: MakeRecipe) -> None:
-    made = recipe(sharded(6))
+    made = recipe(sharded(6), export={"prompts": ["judge"]})
     run_recipe(made, tmp_path / "whole")
     whole = export(tmp_path / "whole", made)
     shards = [tmp_path / f"shard{i}" for i in range(3)]

@@ -197,7 +197,7 @@ def test_normalising_ignores_form_but_not_words() -> None:
     assert normalise("tea time") != normalise("tea times")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text(max_size=300), st.integers(1, 6), st.booleans())
 def test_any_text_is_parsed_without_inventing(reply: str, n: int, is_truncated: bool) -> None:
     parsed = parse_list(reply, expected=n, is_truncated=is_truncated)
@@ -209,7 +209,7 @@ def test_any_text_is_parsed_without_inventing(reply: str, n: int, is_truncated: 
     assert starts == sorted(starts)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(
         st.from_regex(r"[A-Z][a-z]{2,8}( [a-z]{2,8}){0,6}[?.]?", fullmatch=True),
