@@ -173,7 +173,7 @@ class _Stage:
         file: str,
         as_row: Callable[[Answer, Conversation], JsonObject],
     ) -> list[JsonObject]:
-        """The rows of all conversations, in their order; those already on disk are not asked again."""
+        """The rows of all conversations in the order of the file, in which scoring them again reads them."""
         by_id = {conversation.id: conversation for conversation in conversations}
         transient: list[ClientError] = []
         with (
@@ -220,7 +220,7 @@ class _Stage:
                 f"{self._name}: {len(missing)} of {len(conversations)} requests have no answer yet{reason}",
                 hint="repeat the command: what was answered is kept",
             )
-        return [done[name] for name in by_id if name in done]
+        return [row for name, row in done.items() if name in by_id]
 
     def _keep_log(self, name: str, ids: Sequence[str]) -> None:
         """Which log shows which sample: the report's links."""
