@@ -19,8 +19,9 @@ from pydoc_data.topics import topics
 
 from nemotron4 import config
 from nemotron4.synth.books import read_books
+from nemotron4.synth.effects import DONE, Child, Effects, StoredReply
 from nemotron4.synth.keys import digest, record_id
-from nemotron4.synth.ledger import DONE, Child, Effects, Ledger, Reader, StoredReply
+from nemotron4.synth.ledger import Ledger, Reader
 from nemotron4.synth.recipe import Recipe
 
 WORDS_PER_REPLY = 260

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from nemotron4.errors import DataError
 from nemotron4.records import JsonObject
-from nemotron4.synth.ledger import STATE_NAMES, Reader
+from nemotron4.synth.effects import STATE_NAMES
+from nemotron4.synth.ledger import Reader
 
 
 def find_record(ledger: Reader, prefix: str) -> bytes:

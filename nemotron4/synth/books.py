@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nemotron4.records import JsonObject
-from nemotron4.synth.ledger import DONE, FAILED, FILTERED, READY, Reader
+from nemotron4.synth.effects import DONE, FAILED, FILTERED, READY
+from nemotron4.synth.ledger import Reader
 from nemotron4.synth.recipe import Recipe
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from nemotron4.records import read_json_lines
 from nemotron4.synth.books import Books
+from nemotron4.synth.effects import FILTERED
 from nemotron4.synth.judge_report import judge_report
-from nemotron4.synth.ledger import FILTERED, Reader
+from nemotron4.synth.ledger import Reader
 from nemotron4.synth.recipe import Recipe
 from nemotron4.synth.stages import KINDS
 

@@ -10,7 +10,8 @@ import queue
 import threading
 from typing import Self
 
-from nemotron4.synth.ledger import Effects, Ledger
+from nemotron4.synth.effects import Effects
+from nemotron4.synth.ledger import Ledger
 
 MAX_BATCH = 512
 

@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from nemotron4.synth.ledger import DONE, FILTERED, Reader
+from nemotron4.synth.effects import DONE, FILTERED
+from nemotron4.synth.ledger import Reader
 from nemotron4.synth.recipe import Recipe, StageConfig
 from nemotron4.synth.rows import Judged, decode
 

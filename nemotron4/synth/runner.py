@@ -16,17 +16,10 @@ from typing import Literal
 from nemotron4.client import BadContentError, ChatModel, ClientError, HopelessError
 from nemotron4.synth import keys
 from nemotron4.synth.commit import GroupCommit
+from nemotron4.synth.effects import DONE, FAILED, FILTERED, Child, Effects
 from nemotron4.synth.endpoint import Endpoint, EndpointDownError, StoppedError
 from nemotron4.synth.graph import Stage
-from nemotron4.synth.ledger import (
-    DONE,
-    FAILED,
-    FILTERED,
-    Child,
-    Effects,
-    Ledger,
-    delete_outputs,
-)
+from nemotron4.synth.ledger import Ledger, delete_outputs
 from nemotron4.synth.prompts import PromptBook
 from nemotron4.synth.recipe import Recipe
 from nemotron4.synth.rows import Root, Row, decode, encode

@@ -14,8 +14,9 @@ from nemotron4.client import ClientError, Reply, RetryPolicy, Reward, Sampling, 
 from nemotron4.records import JsonObject, Message
 from nemotron4.synth import keys
 from nemotron4.synth.commit import GroupCommit
+from nemotron4.synth.effects import Effects, StoredReply
 from nemotron4.synth.endpoint import Endpoint, StoppedError
-from nemotron4.synth.ledger import Effects, Ledger, StoredReply
+from nemotron4.synth.ledger import Ledger
 from nemotron4.synth.prompts import PromptBook
 from nemotron4.synth.recipe import Budget, RetryConfig
 
