@@ -75,6 +75,12 @@ def gguf_files(
             f"tokenizer; this one has norm {config.norm}, {config.num_reward_attributes} reward attributes, "
             f"{'no' if sentencepiece_model is None else 'a'} SentencePiece model"
         )
+    if config.num_heads * config.head_dim != config.hidden_size:
+        raise CheckpointError(
+            f"{checkpoint.path}: {config.num_heads} heads of {config.head_dim} are not the hidden size "
+            f"{config.hidden_size}; llama.cpp loads no such Nemotron model",
+            hint="write --to hf instead",
+        )
     names = [
         name
         for name in checkpoint.tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,8 @@ def _tokenizer_files(checkpoint: Checkpoint, model: bytes | None) -> list[Output
     files = [small_file("tokenizer.model", model)]
     specification = tokenizer_json(model)
     if specification is not None:
-        files.append(json_file("tokenizer.json", specification))
+        # Compact: with indentation, Python's slow encoder would write hundreds of thousands of lines.
+        files.append(small_file("tokenizer.json", json.dumps(specification, ensure_ascii=False).encode()))
     return [*files, json_file("tokenizer_config.json", tokenizer_config(model, chat_template=template))]
 
 
