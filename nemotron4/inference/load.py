@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.errors import CheckpointError, ConfigError, unknown_name
@@ -18,6 +19,7 @@ from nemotron4.inference.packed_linear import can_pack, pack
 from nemotron4.inference.runner import ModelRunner
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.kv_cache import KVCache
+from nemotron4.model.transformer import Transformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARE_OF_FREE_MEMORY = {"cpu": 0.25, "cuda": 0.85}
@@ -56,13 +58,13 @@ def load(
             f"{checkpoint.path}: a reward model, which scores and writes no text",
             hint="load it with nemotron4.inference.reward.load_reward, or serve it and POST /score",
         )
-    with ThreadPoolExecutor(max_workers=1) as pool:  # the vocabulary is read while the weights are
-        text = pool.submit(lambda: (checkpoint.tokenizer(), checkpoint.prompt_format()))
-        module, _ = load_transformer(checkpoint, dtype=chosen_dtype, device=chosen_device)
-        module.requires_grad_(False)
-        if can_pack(chosen_dtype, chosen_device):
-            pack(module)
-        tokenizer, prompt_format = text.result()
+    # In a thread of its own: the vocabulary is read meanwhile, and the OpenMP workers that torch starts for a
+    # thread end with it. Were they left to the caller's thread, the engine's own workers would be more than
+    # there are processors, and OpenMP would then put them to sleep after every product.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        weights = pool.submit(_load_module, checkpoint, chosen_dtype, chosen_device)
+        tokenizer, prompt_format = checkpoint.tokenizer(), checkpoint.prompt_format()
+        module = weights.result()
     config = checkpoint.config
     num_blocks = _num_blocks(config, chosen_dtype, chosen_device, cache_gb=cache_gb, max_running=max_running)
     cache = KVCache(config, num_blocks, dtype=chosen_dtype, device=chosen_device)
@@ -86,6 +88,14 @@ def load(
         max_waiting=max_waiting,
         max_step_tokens=max_step_tokens,
     )
+
+
+def _load_module(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Transformer:
+    module, _ = load_transformer(checkpoint, dtype=dtype, device=device)
+    module.requires_grad_(False)
+    if can_pack(dtype, device):
+        pack(module)
+    return module
 
 
 def find_device(name: str) -> torch.device:
