@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,6 +29,14 @@ from nemotron4.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from nemotron4.text.prompt import PromptFormat
+
+
+_Letter = tuple["asyncio.Queue[TokenStep | Exception]", TokenStep | Exception]
+
+
+def _deliver_all(letters: list[_Letter]) -> None:
+    for steps, step in letters:
+        steps.put_nowait(step)
 
 
 class EngineCore:
@@ -60,6 +68,7 @@ class EngineCore:
         self._inbox: deque[Request] = deque()
         self._cancelled: deque[Request] = deque()
         self._wake = threading.Event()
+        self._outbox: dict[asyncio.AbstractEventLoop, list[_Letter]] = defaultdict(list)
         self._is_closing = False
         self._num_prompt_tokens = self._num_reused = self._num_generated = self._num_finished = 0
         self._thread = threading.Thread(target=self._loop, name="nemotron4-engine", daemon=True)
@@ -88,8 +97,7 @@ class EngineCore:
         steps: asyncio.Queue[TokenStep | Exception] = asyncio.Queue()
 
         def deliver(step: TokenStep | Exception) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read
-                loop.call_soon_threadsafe(steps.put_nowait, step)
+            self._outbox[loop].append((steps, step))
 
         request = self._submit(prompt_ids, params, deliver, is_bounded=True)
         is_finished = False
@@ -106,23 +114,26 @@ class EngineCore:
 
     def collect(self, prompts: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[list[TokenStep]]:
         """Run all prompts to their end and return every step of each. Blocks the calling thread."""
-        arrived: queue.SimpleQueue[tuple[int, TokenStep | Exception]] = queue.SimpleQueue()
+        results: list[list[TokenStep]] = [[] for _ in prompts]
+        ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
 
         def deliver(index: int, step: TokenStep | Exception) -> None:
-            arrived.put((index, step))
+            # Waking the waiting thread for every token would take a processor from the products.
+            if isinstance(step, Exception):
+                ended.put(step)
+                return
+            results[index].append(step)
+            if step.finish_reason is not None:
+                ended.put(None)
 
-        results: list[list[TokenStep]] = [[] for _ in prompts]
         requests: list[Request] = []
         try:
             for index, (prompt_ids, params) in enumerate(prompts):
                 requests.append(self._submit(prompt_ids, params, partial(deliver, index), is_bounded=False))
-            num_left = len(prompts)
-            while num_left:
-                index, step = arrived.get()
-                if isinstance(step, Exception):
-                    raise step
-                results[index].append(step)
-                num_left -= step.finish_reason is not None
+            for _ in prompts:
+                error = ended.get()
+                if error is not None:
+                    raise error
         except BaseException:
             for request in requests:
                 self._cancel(request)
@@ -193,12 +204,21 @@ class EngineCore:
             slices = self._scheduler.plan()
             if slices:
                 self._step(slices)
+                self._send()
             else:
                 self._wake.wait()
         self._take_mail()
         for request in list(self._requests.values()):
             self._end(request)
             request.deliver(TokenStep(None, finish_reason="abort"))
+        self._send()
+
+    def _send(self) -> None:
+        """Hand the step's tokens to the event loops that wait for them, waking each loop once."""
+        for loop, letters in self._outbox.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read
+                loop.call_soon_threadsafe(_deliver_all, letters)
+        self._outbox.clear()
 
     def _take_mail(self) -> None:
         while self._inbox:

@@ -109,11 +109,10 @@ class CachedAttend:
         written: list[np.ndarray] = []
         row = 0
         for segment in segments:
-            positions = _cache_positions(segment.blocks, segment.end)
-            written.append(positions[segment.start : segment.end])
+            written.append(_cache_positions(segment.blocks, segment.start, segment.end))
             prompt_end = max(segment.start, min(segment.end, segment.num_prompt))
             for start in range(segment.start, prompt_end, TILE):
-                self._add_tile(row, segment, start, min(start + TILE, prompt_end), positions)
+                self._add_tile(row, segment, start, min(start + TILE, prompt_end))
                 row += min(start + TILE, prompt_end) - start
             for position in range(prompt_end, segment.end):
                 singles[_rounded(position + 1, KEYS_ROUNDING)].append((row, segment, position))
@@ -179,11 +178,13 @@ class CachedAttend:
             group.first_position * width,
         )
 
-    def _add_tile(self, row: int, segment: Segment, start: int, end: int, positions: np.ndarray) -> None:
-        seen = positions[:end]
-        first = int(seen[0])
-        is_contiguous = int(seen[-1]) - first == end - 1 and _is_run(segment.blocks, end)
-        keys: slice | Tensor = slice(first, first + end) if is_contiguous else self._tensor(seen)
+    def _add_tile(self, row: int, segment: Segment, start: int, end: int) -> None:
+        keys: slice | Tensor
+        if _is_run(segment.blocks, end):
+            first = segment.blocks[0] * TILE
+            keys = slice(first, first + end)
+        else:
+            keys = self._tensor(_cache_positions(segment.blocks, 0, end))
         mask_tS = torch.zeros(TILE, end, dtype=self._dtype, device=self._device)
         mask_tS[: end - start, start:].fill_(-torch.inf).triu_(1)
         self._tiles.append(_Tile(slice(row, row + end - start), keys, mask_tS))
@@ -211,7 +212,7 @@ class CachedAttend:
         # Masked keys still need finite values: rounding up repeats the first position.
         positions = np.zeros((len(members), num_keys), dtype=np.int64)
         for i, (_, segment, position) in enumerate(members):
-            positions[i, : position + 1] = _cache_positions(segment.blocks, position + 1)
+            positions[i, : position + 1] = _cache_positions(segment.blocks, 0, position + 1)
         rows = tuple(row for row, _, _ in members)
         mask = self._mask(tuple(position for _, _, position in members), num_keys)
         return _Group(self._rows(rows), 0, None, self._tensor(positions.ravel()), mask)
@@ -231,10 +232,13 @@ class CachedAttend:
         return torch.from_numpy(values).to(self._device)
 
 
-def _cache_positions(blocks: Sequence[int], count: int) -> np.ndarray:
-    """Cache position of each of the first ``count`` positions of a sequence."""
-    used = np.asarray(blocks[: -(-count // TILE)], dtype=np.int64)
-    return (used[:, None] * TILE + np.arange(TILE)).ravel()[:count]
+def _cache_positions(blocks: Sequence[int], start: int, end: int) -> np.ndarray:
+    """Cache positions of a sequence's positions ``start`` to ``end`` (excluded)."""
+    first_block = start // TILE
+    used = np.asarray(blocks[first_block : -(-end // TILE)], dtype=np.int64)
+    return (used[:, None] * TILE + np.arange(TILE)).ravel()[
+        start - first_block * TILE : end - first_block * TILE
+    ]
 
 
 def _is_run(blocks: Sequence[int], count: int) -> bool:
