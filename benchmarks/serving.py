@@ -2,15 +2,17 @@
 
     python benchmarks/serving.py [--models nano small] [--rounds 3] [--threads 2] [--out FILE.json]
 
-Prompts are random token ids (128 each; prefill: one of 1,024), 128 greedy tokens each. A round measures both
-engines one after the other, so that a noisy machine disturbs both; the ratio is the median of the rounds'
-ratios. Needs the ``dev`` extra (transformers).
+Prompts are random token ids (128 each; prefill: one of 1,024), 128 greedy tokens each. Each engine lives in a
+process of its own, because the OpenMP workers of two engines in one process slow each other down; they take
+turns, so that a noisy machine disturbs both. The ratio is the median of the rounds' ratios. Needs the ``dev``
+extra (transformers).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import random
@@ -20,6 +22,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -28,7 +32,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import NemotronConfig, NemotronForCausalLM, PreTrainedTokenizerFast
 
 import nemotron4
-from nemotron4.inference.engine import Engine
 
 # hidden, layers, heads, kv heads, ffn, vocabulary: 18.9 M and 124.7 M parameters
 SHAPES = {"nano": (384, 8, 6, 2, 1536, 8192), "small": (768, 12, 12, 4, 3072, 32000)}
@@ -47,6 +50,8 @@ class Case:
         """Generated tokens, or prompt tokens where only the prompt counts."""
         return self.num_sequences * (self.num_new if self.num_new > 1 else self.prompt_length)
 
+
+Run = Callable[["Case", list[list[int]]], list[list[int]]]
 
 CASES = (
     Case("decode, 1 sequence", 1, PROMPT, NEW),
@@ -90,56 +95,82 @@ def prompts(case: Case, vocabulary: int, seed: int) -> list[list[int]]:
     ]
 
 
-def run_ours(engine: Engine, case: Case, rows: list[list[int]]) -> list[list[int]]:
-    generations = engine.generate(rows, max_new_tokens=case.num_new, temperature=0, stop_token_ids=())
-    return [list(generation.token_ids) for generation in generations]
+def open_ours(folder: str) -> Run:
+    engine = nemotron4.load(folder)
+
+    def run(case: Case, rows: list[list[int]]) -> list[list[int]]:
+        settings = {"max_new_tokens": case.num_new, "temperature": 0, "stop_token_ids": ()}
+        return [list(generation.token_ids) for generation in engine.generate(rows, **settings)]
+
+    return run
 
 
-def run_peer(peer: NemotronForCausalLM, case: Case, rows: list[list[int]]) -> list[list[int]]:
-    ids = torch.tensor(rows)
-    with torch.inference_mode():
-        out = peer.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=case.num_new,
-            min_new_tokens=case.num_new,
-            do_sample=False,
-        )
-    return out[:, case.prompt_length :].tolist()
+def open_transformers(folder: str) -> Run:
+    model = NemotronForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def run(case: Case, rows: list[list[int]]) -> list[list[int]]:
+        ids = torch.tensor(rows)
+        with torch.inference_mode():
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=case.num_new,
+                min_new_tokens=case.num_new,
+                do_sample=False,
+            )
+        return out[:, case.prompt_length :].tolist()
+
+    return run
 
 
-def timed(run: Callable[[], list[list[int]]]) -> tuple[float, list[list[int]]]:
-    start = time.perf_counter()
-    result = run()
-    return time.perf_counter() - start, result
+def work(connection: Connection, open_engine: Callable[[str], Run], folder: str, threads: int) -> None:
+    """The engine's process: receives a case and its prompts, sends seconds and tokens."""
+    torch.set_num_threads(threads)
+    run = open_engine(folder)
+    connection.send("ready")
+    while (job := connection.recv()) is not None:
+        start = time.perf_counter()
+        tokens = run(*job)
+        connection.send((time.perf_counter() - start, tokens))
 
 
-def measure(name: str, *, rounds: int, cases: list[Case]) -> list[dict[str, object]]:
+def measure(name: str, *, rounds: int, cases: list[Case], threads: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
+    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         write_model(name, Path(folder))
-        peer = NemotronForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        with nemotron4.load(folder) as engine:
-            for case in cases:
-                rows.append({"model": name, **measure_case(engine, peer, case, rounds=rounds)})
-                print(json.dumps(rows[-1]), flush=True)
+        workers: list[tuple[Connection, BaseProcess]] = []
+        for open_engine in (open_ours, open_transformers):
+            here, there = context.Pipe()
+            process = context.Process(target=work, args=(there, open_engine, folder, threads), daemon=True)
+            process.start()
+            here.recv()
+            workers.append((here, process))
+        for case in cases:
+            rows.append({"model": name, **measure_case([w[0] for w in workers], case, name, rounds)})
+            print(json.dumps(rows[-1]), flush=True)
+        for connection, process in workers:
+            connection.send(None)
+            process.join()
     return rows
 
 
-def measure_case(engine: Engine, peer: NemotronForCausalLM, case: Case, *, rounds: int) -> dict[str, object]:
-    vocabulary = engine.info.vocab_size
-    warm_up = Case("warm-up", min(case.num_sequences, 4), 32, 4)
-    run_ours(engine, warm_up, prompts(warm_up, vocabulary, 99))
-    run_peer(peer, warm_up, prompts(warm_up, vocabulary, 99))
-    ours, theirs, equal, total = [], [], 0, 0
-    for seed in range(rounds):
-        rows = prompts(case, vocabulary, seed)  # new ones each round: nothing is found in the prefix cache
-        seconds, tokens = timed(lambda rows=rows: run_ours(engine, case, rows))
-        ours.append(case.counted_tokens / seconds)
-        seconds, peer_tokens = timed(lambda rows=rows: run_peer(peer, case, rows))
-        theirs.append(case.counted_tokens / seconds)
-        equal += sum(a == b for a, b in zip(tokens, peer_tokens, strict=True))
-        total += len(rows)
+def measure_case(workers: list[Connection], case: Case, name: str, rounds: int) -> dict[str, object]:
+    vocabulary = SHAPES[name][-1]
+
+    def ask(worker: Connection, job: Case, seed: int) -> tuple[float, list[list[int]]]:
+        worker.send((job, prompts(job, vocabulary, seed)))
+        seconds, tokens = worker.recv()
+        return job.counted_tokens / seconds, tokens
+
+    for worker in workers:
+        ask(worker, Case("warm-up", min(case.num_sequences, 4), 32, 4), 99)
+    ours, theirs, equal = [], [], 0
+    for seed in range(rounds):  # new prompts each round: nothing is found in the prefix cache
+        (our_rate, our_tokens), (their_rate, their_tokens) = (ask(worker, case, seed) for worker in workers)
+        ours.append(our_rate)
+        theirs.append(their_rate)
+        equal += sum(a == b for a, b in zip(our_tokens, their_tokens, strict=True))
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return {
         "case": case.name,
@@ -147,7 +178,7 @@ def measure_case(engine: Engine, peer: NemotronForCausalLM, case: Case, *, round
         "transformers_tokens_per_s": round(statistics.median(theirs), 1),
         "ratio": round(statistics.median(ratios), 2),
         "ratios": [round(ratio, 2) for ratio in ratios],
-        "equal_sequences": f"{equal}/{total}",
+        "equal_sequences": f"{equal}/{rounds * case.num_sequences}",
     }
 
 
@@ -159,9 +190,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     cases = [case for case in CASES if case.name in arguments.cases]
-    rows = [row for name in arguments.models for row in measure(name, rounds=arguments.rounds, cases=cases)]
+    rows = [
+        row
+        for name in arguments.models
+        for row in measure(name, rounds=arguments.rounds, cases=cases, threads=arguments.threads)
+    ]
     result = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {arguments.threads} threads",
