@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from nemotron4.checkpoint.cache import DEMO_NAME, resolve
 from nemotron4.errors import CheckpointError
+
+
+def pytest_configure() -> None:
+    # A job started in the background ignores Ctrl-C, and so would every program that the tests interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
