@@ -78,9 +78,10 @@ def train_script(job: SlurmJob, arguments: list[str]) -> str:
     quoted = _command(job, launcher)
     lines = [
         *_header(job, tasks_per_node=1, extra=["--requeue"]),
-        'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        # No pipe into head: pipefail would end the job when scontrol is still writing as head leaves.
+        'mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         f"{_srun(job)} {quoted} \\",
-        f'    --rdzv-endpoint="$head:{RENDEZVOUS_PORT}" --rdzv-id="$SLURM_JOB_ID" \\',
+        f'    --rdzv-endpoint="${{hosts[0]}}:{RENDEZVOUS_PORT}" --rdzv-id="$SLURM_JOB_ID" \\',
         f"    -m nemotron4.cli train {shlex.join(arguments)}",
     ]
     return "\n".join(lines) + "\n"

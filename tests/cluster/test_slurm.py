@@ -40,7 +40,7 @@ def run_with_fakes(script: str, folder: Path, **variables: str) -> list[list[str
     """Run a script with srun and scontrol that only note their arguments."""
     for name, body in {
         "srun": 'printf "%s\\n" "$@" >> "$LOG"; echo -- >> "$LOG"',
-        "scontrol": "printf 'gpu1\\ngpu2\\n'",
+        "scontrol": "printf 'gpu1\\n'; sleep 0.2; printf 'gpu2\\n'",
     }.items():
         path = folder / name
         path.write_text(f"#!/bin/bash\n{body}\n")
