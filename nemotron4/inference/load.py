@@ -68,20 +68,9 @@ def load(
     config = checkpoint.config
     num_blocks = _num_blocks(config, chosen_dtype, chosen_device, cache_gb=cache_gb, max_running=max_running)
     cache = KVCache(config, num_blocks, dtype=chosen_dtype, device=chosen_device)
-    info = ModelInfo(
-        name=checkpoint.name,
-        context_length=config.context_length,
-        vocab_size=config.vocab_size,
-        num_parameters=config.num_parameters,
-        dtype=str(chosen_dtype).removeprefix("torch."),
-        device=str(chosen_device),
-        eos_token_ids=checkpoint.eos_token_ids,
-        adds_bos=checkpoint.adds_bos,
-        notes=checkpoint.notes,
-    )
     return Engine(
         ModelRunner(module, cache),
-        info,
+        describe(checkpoint, chosen_dtype, chosen_device),
         tokenizer,
         prompt_format,
         max_running=max_running,
@@ -96,6 +85,22 @@ def _load_module(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devic
     if can_pack(dtype, device):
         pack(module)
     return module
+
+
+def describe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> ModelInfo:
+    """What an engine tells about the checkpoint it has loaded."""
+    config = checkpoint.config
+    return ModelInfo(
+        name=checkpoint.name,
+        context_length=config.context_length,
+        vocab_size=config.vocab_size,
+        num_parameters=config.num_parameters,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        eos_token_ids=checkpoint.eos_token_ids,
+        adds_bos=checkpoint.adds_bos,
+        notes=checkpoint.notes,
+    )
 
 
 def find_device(name: str) -> torch.device:

@@ -15,7 +15,7 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.load import load_weights
 from nemotron4.errors import CheckpointError, RequestError
 from nemotron4.inference.interface import EngineStats, ModelInfo, Reward, SamplingParams, TokenStep
-from nemotron4.inference.load import find_device, find_dtype
+from nemotron4.inference.load import describe, find_device, find_dtype
 from nemotron4.model.attention import CausalAttend, RotaryEmbedding
 from nemotron4.model.reward_head import ATTRIBUTE_NAMES, RewardModel
 from nemotron4.records import ATTRIBUTES, Message
@@ -153,14 +153,5 @@ def load_reward(model: str | Path, *, dtype: str = "auto", device: str = "auto")
     net.reward_head.float()
     net.model.rotary = RotaryEmbedding(config).to(chosen_device)  # not in a checkpoint: computed
     net.eval().requires_grad_(False)
-    info = ModelInfo(
-        name=checkpoint.name,
-        context_length=config.context_length,
-        vocab_size=config.vocab_size,
-        num_parameters=config.num_parameters,
-        dtype=str(chosen_dtype).removeprefix("torch."),
-        device=str(chosen_device),
-        eos_token_ids=checkpoint.eos_token_ids,
-        adds_bos=checkpoint.adds_bos,
-    )
+    info = describe(checkpoint, chosen_dtype, chosen_device)
     return RewardEngine(net, info, checkpoint.tokenizer())
