@@ -10,6 +10,9 @@ import pytest
 
 from nemotron4.checkpoint.cache import DEMO_NAME, resolve
 from nemotron4.errors import CheckpointError
+from tests.browser import browser
+
+__all__ = ["browser"]  # a fixture that every test may ask for
 
 
 def pytest_configure() -> None:
@@ -27,6 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if marker in item.keywords:
                 item.add_marker(skip)
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("browser"))  # one worker, so one Chromium
     if _demo_model() is None:
         skip = pytest.mark.skip(reason="demo_model: run `nemotron4 pull smollm2` first")
         for item in items:
