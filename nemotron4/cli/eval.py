@@ -153,13 +153,14 @@ def run(
     import asyncio
 
     from nemotron4.cli.console import note, print_json
+    from nemotron4.client.connect import JUDGE_KEY_VARIABLE, connect
     from nemotron4.errors import ConfigError
     from nemotron4.evaluation import inspect_adapter
     from nemotron4.evaluation.data import DataSource, data_folder
-    from nemotron4.evaluation.endpoints import JUDGE_KEY_VARIABLE, connect
     from nemotron4.evaluation.registry import find_task
     from nemotron4.evaluation.runner import RunSettings, run_task
     from nemotron4.evaluation.tables import result_lines
+    from nemotron4.text.prompt import render
 
     inspect_adapter.check_installed()
     chosen = [find_task(name) for name in tasks]
@@ -170,7 +171,9 @@ def run(
     source = DataSource(data_folder(folder), data)
     settings = RunSettings(out=out, limit=limit, seed=seed, concurrency=concurrency, allow_unsafe=unsafe)
     chat = _open_model(model, model_name)
-    judging = None if judge is None else connect(judge, judge_name, key_variable=JUDGE_KEY_VARIABLE)
+    judging = (
+        None if judge is None else connect(judge, judge_name, render=render, key_variable=JUDGE_KEY_VARIABLE)
+    )
 
     async def run_all() -> None:
         for task in chosen:
@@ -188,10 +191,11 @@ def run(
 
 def _open_model(model: str, name: str | None) -> ChatModel:
     """The server at an address, or an engine in this process."""
-    from nemotron4.evaluation.endpoints import connect, is_address
+    from nemotron4.client.connect import connect, is_address
+    from nemotron4.text.prompt import render
 
     if is_address(model):
-        return connect(model, name)
+        return connect(model, name, render=render)
     from nemotron4.client import EngineChatModel
     from nemotron4.errors import ConfigError
     from nemotron4.inference.interface import SamplingParams

@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command("nemotron4.cli.doctor:app", "Look for what would go wrong later."),
     "synth": Command("nemotron4.cli.synth:app", "Make synthetic training data."),
     "eval": Command("nemotron4.cli.eval:app", "Measure a model by the card's benchmarks."),
+    "redteam": Command("nemotron4.cli.redteam:app", "Attack a model and keep what came of it."),
     "launch": Command("nemotron4.cli.launch:app", "Start jobs on a cluster, and the card's own scripts."),
 }
 

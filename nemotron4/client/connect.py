@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 
-from nemotron4.client import ChatModel, GenerateChatModel, OpenAIChatModel
+from nemotron4.client.generate import GenerateChatModel
+from nemotron4.client.interface import ChatModel
+from nemotron4.client.openai import OpenAIChatModel
 from nemotron4.errors import ConfigError
+from nemotron4.records import Message
 
 KEY_VARIABLE = "NEMOTRON4_API_KEY"
 JUDGE_KEY_VARIABLE = "NEMOTRON4_JUDGE_API_KEY"
@@ -15,17 +19,24 @@ def is_address(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
-def connect(address: str, name: str | None, *, key_variable: str = KEY_VARIABLE) -> ChatModel:
+def connect(
+    address: str,
+    name: str | None,
+    *,
+    render: Callable[[Sequence[Message]], str],
+    key_variable: str = KEY_VARIABLE,
+) -> ChatModel:
     """``.../generate`` is the card's server, everything else an OpenAI-compatible one (``/v1`` is added).
 
-    Without a name the server is asked for the model it serves. A key comes from the environment only.
+    ``render`` writes the prompt of the first kind. Without a name the server is asked for the model it
+    serves. A key comes from the environment only.
     """
+    if not is_address(address):
+        raise ConfigError(f"{address!r} is not an address", hint="write it as http://HOST:PORT")
     address = address.rstrip("/")
     if address.endswith("/generate"):
-        from nemotron4.text import prompt
-
         root = address.removesuffix("/generate")
-        return GenerateChatModel(root, render=prompt.render, name=name or "generate")
+        return GenerateChatModel(root, render=render, name=name or "generate")
     if not address.endswith("/v1"):
         address += "/v1"
     key = os.environ.get(key_variable)

@@ -1,0 +1,9 @@
+"""``nemotron4 redteam``: attack a model and keep what came of it."""
+
+from __future__ import annotations
+
+from nemotron4.cli.console import group
+from nemotron4.cli.redteam_sessions import app as sessions_app
+
+app = group("Attack a model and keep what came of it.")
+app.add_typer(sessions_app, name="sessions")
