@@ -192,6 +192,8 @@ def scripted_reply(messages: Sequence[Message], sampling: Sampling) -> str:
         return "\n".join(f"{i}. {_phrase(draw)}" for i in range(1, int(wanted[1]) + 1))
     if "[[A]]" in prompt:
         return f"[[{draw.choice('ABC')}]]"
+    if "one letter, A or B" in prompt:
+        return draw.choice("AB")
     if "Yes or No" in prompt:
         return draw.choice(("Yes", "No"))
     sentences = [f"{_phrase(draw).capitalize()} matters for {draw.choice(_SUBJECTS)}." for _ in range(4)]

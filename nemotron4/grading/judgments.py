@@ -95,6 +95,31 @@ def preference(logprobs: Mapping[str, float], model_shown: Literal["m", "M"]) ->
     return Score(value=weights.get(model_shown, 0.0) / sum(weights.values()))
 
 
+def letter_log_odds(logprobs: Mapping[str, float]) -> Score:
+    """ln P(A) - ln P(B), from a judge's first-token log-probabilities; spellings like " A" and "(A" add up.
+
+    A letter that is not listed is no likelier than the least likely token listed, nor than all that is left
+    of the probability; the value is then the one nearest to 0. Without either letter there is no judgment.
+    """
+    found: dict[str, list[float]] = {"A": [], "B": []}
+    for token, logprob in logprobs.items():
+        letter = token.strip(" \n([*\"'")
+        if letter in found and math.isfinite(logprob):
+            found[letter].append(logprob)
+    if not any(found.values()):
+        return unscored("no log-probability of A or B")
+    listed = [value for value in logprobs.values() if math.isfinite(value)]
+    rest = max(1.0 - sum(math.exp(value) for value in listed), 1e-9)
+    floor = min(*listed, math.log(rest))
+    log_sums = {name: _log_sum(values) if values else floor for name, values in found.items()}
+    return Score(value=log_sums["A"] - log_sums["B"])
+
+
+def _log_sum(logprobs: Sequence[float]) -> float:
+    highest = max(logprobs)
+    return highest + math.log(sum(math.exp(value - highest) for value in logprobs))
+
+
 def stored_preference(value: float) -> Score:
     """The alpaca_eval package's number: 1 baseline, 2 model, 0 or 1.5 a tie; NaN and others are unscored."""
     value = 1.5 if value == 0 else value

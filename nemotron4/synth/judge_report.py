@@ -11,7 +11,7 @@ from nemotron4.synth.ledger import Reader
 from nemotron4.synth.recipe import Recipe, StageConfig
 from nemotron4.synth.rows import Judged, decode
 
-_VERDICTS = re.compile(r"verdicts ([ABC]) and, swapped, ([ABC])$")
+_VERDICTS = re.compile(r"verdicts ([ABC]) and, swapped, ([ABC])(?:;|$)")
 
 
 def judge_report(ledger: Reader, recipe: Recipe) -> list[str]:

@@ -11,11 +11,11 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from nemotron4.client import BadContentError, Reward
 from nemotron4.errors import DataError
-from nemotron4.grading import answers, instructions
+from nemotron4.grading import answers, instructions, judgments
 from nemotron4.grading.code import extract_mbpp, mbpp_program, run_program
 from nemotron4.grading.sandbox import Sandbox, open_sandbox
 from nemotron4.records import ATTRIBUTES, JsonObject, Message
@@ -86,12 +86,28 @@ def _sandbox() -> Sandbox:
 
 
 _VERDICT = re.compile(r"\[\[([ABC])\]\]")
+_RIVALS = 20  # the most that OpenAI's API gives of the likeliest tokens
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What one order gave. ``log_odds`` is ln P(A) - ln P(B), where the judge was read by log-probability."""
+
+    letter: str
+    log_odds: float | None = None
 
 
 class LlmJudge:
-    """Compares two answers twice, in both orders; only an agreement counts."""
+    """Compares two answers twice, in both orders; only an agreement counts.
+
+    text: the verdict is read from what the judge wrote. logprob: one token is asked for, and the likelier of
+    the letters A and B is the verdict, so that a model which would rather write an essay can judge as well.
+    """
 
     name = "llm"
+
+    def __init__(self, verdict: Literal["text", "logprob"] = "text") -> None:
+        self._verdict = self._written if verdict == "text" else self._likelier
 
     async def rule(self, answered: Answered, context: Context) -> Ruling:
         if len(answered.responses) != 2:
@@ -99,25 +115,46 @@ class LlmJudge:
         first, second = (response.text for response in answered.responses)
         forward = await self._verdict(answered.prompt, first, second, context, 0)
         backward = await self._verdict(answered.prompt, second, first, context, 500)
-        mirrored = {"A": "B", "B": "A", "C": "C"}[backward]
-        if forward != mirrored:
-            raise Filtered("judge disagrees with itself", f"verdicts {forward} and, swapped, {backward}")
-        if forward == "C":
-            raise Filtered("judge sees a tie", "verdicts C and, swapped, C")
-        values = (1.0, 0.0) if forward == "A" else (0.0, 1.0)
-        return Ruling(values, {"verdicts": [forward, backward]})
+        seen = f"verdicts {forward.letter} and, swapped, {backward.letter}"
+        scores: JsonObject = {"verdicts": [forward.letter, backward.letter]}
+        if forward.log_odds is not None and backward.log_odds is not None:
+            seen += f"; log-odds {forward.log_odds:.3f} and {backward.log_odds:.3f}"
+            scores["log_odds"] = [round(forward.log_odds, 4), round(backward.log_odds, 4)]
+        if forward.letter != {"A": "B", "B": "A", "C": "C"}[backward.letter]:
+            raise Filtered("judge disagrees with itself", seen)
+        if forward.letter == "C":
+            raise Filtered("judge sees a tie", seen)
+        return Ruling((1.0, 0.0) if forward.letter == "A" else (0.0, 1.0), scores)
 
-    async def _verdict(self, prompt: Prompt, first: str, second: str, context: Context, base: int) -> str:
+    async def _written(
+        self, prompt: Prompt, first: str, second: str, context: Context, base: int
+    ) -> _Verdict:
         request = context.prompt("judge_pair", prompt=shown(prompt.messages), first=first, second=second)
         reply = None
         for repair in range(context.max_repairs + 1):
             reply = await context.chat((Message("user", request),), sample=base + repair)
             found = set(_VERDICT.findall(reply.text))
             if len(found) == 1:
-                return str(found.pop())
+                return _Verdict(str(found.pop()))
         raise BadContentError(
             f"no single verdict in {reply.text[-120:] if reply else ''!r}", kind="no_verdict"
         )
+
+    async def _likelier(
+        self, prompt: Prompt, first: str, second: str, context: Context, base: int
+    ) -> _Verdict:
+        request = context.prompt(
+            "judge_pair_letter", prompt=shown(prompt.messages), first=first, second=second
+        )
+        reply = await context.chat(
+            (Message("user", request),), sample=base, temperature=0.0, max_tokens=1, top_logprobs=_RIVALS
+        )
+        if not reply.logprobs:
+            raise BadContentError("the endpoint sent no log-probabilities", kind="no_logprobs")
+        score = judgments.letter_log_odds(dict(reply.logprobs[0].top))
+        if score.value is None:
+            raise BadContentError(f"{score.reason} in the first token", kind="no_verdict")
+        return _Verdict("A" if score.value > 0 else "B" if score.value < 0 else "C", score.value)
 
 
 class RewardJudge:

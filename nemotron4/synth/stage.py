@@ -39,6 +39,7 @@ class Context(Protocol):
         endpoint: str | None = None,
         temperature: float | None = None,
         max_tokens: int | None = None,
+        top_logprobs: int | None = None,
     ) -> Reply: ...
 
     async def score(self, messages: Sequence[Message], *, endpoint: str | None = None) -> Reward: ...

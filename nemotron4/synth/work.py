@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nemotron4.client import ClientError, Reply, RetryPolicy, Reward, Sampling, TransientError
+from nemotron4.client import ClientError, Reply, RetryPolicy, Reward, Sampling, TokenLogprob, TransientError
 from nemotron4.records import JsonObject, Message
 from nemotron4.synth import keys
 from nemotron4.synth.commit import GroupCommit
@@ -88,6 +88,7 @@ class Work:
         endpoint: str | None = None,
         temperature: float | None = None,
         max_tokens: int | None = None,
+        top_logprobs: int | None = None,
     ) -> Reply:
         target = self._endpoint(endpoint)
         assert self.sampling is not None, f"stage {self.stage} has no sampling"
@@ -96,13 +97,19 @@ class Work:
         chosen = self.sampling.temperature if temperature is None else temperature
         seed = keys.call_seed(self.shared.seed, self.record, self.stage, sample) if chosen > 0 else None
         sampling = dataclasses.replace(
-            self.sampling, temperature=chosen, max_tokens=max_tokens or self.sampling.max_tokens, seed=seed
+            self.sampling,
+            temperature=chosen,
+            max_tokens=max_tokens or self.sampling.max_tokens,
+            seed=seed,
+            top_logprobs=top_logprobs,
         )
         request = target.model.chat_request(messages, sampling)
 
         async def call() -> tuple[JsonObject, int | None, int | None]:
             reply = await target.model.chat(messages, sampling)
             stored = {"text": reply.text, "finish": reply.finish_reason, "model": reply.model}
+            if reply.logprobs is not None:
+                stored["logprobs"] = reply.logprobs
             return stored, reply.prompt_tokens, reply.completion_tokens
 
         stored = await self._call(target, request, sample, call)
@@ -112,6 +119,7 @@ class Work:
             model=stored.reply["model"],
             prompt_tokens=stored.prompt_tokens,
             completion_tokens=stored.completion_tokens,
+            logprobs=_logprobs(stored.reply.get("logprobs")),
         )
 
     async def score(self, messages: Sequence[Message], *, endpoint: str | None = None) -> Reward:
@@ -240,6 +248,20 @@ class Work:
             Effects(stage=self.stage, replies=[reply for reply, _ in held], tally=paid)
         )
         future.add_done_callback(lambda done: _free(done, [endpoint for _, endpoint in held]))
+
+
+def _logprobs(stored: Any) -> tuple[TokenLogprob, ...] | None:
+    """From a reply just paid, or from the JSON of one in the ledger."""
+    if stored is None:
+        return None
+    return tuple(
+        entry
+        if isinstance(entry, TokenLogprob)
+        else TokenLogprob(
+            entry["token"], entry["logprob"], tuple((token, value) for token, value in entry["top"])
+        )
+        for entry in stored
+    )
 
 
 _SPENDING_COUNTERS = ("calls", "latency_s", "prompt_tokens", "completion_tokens", "money")

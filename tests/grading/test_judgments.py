@@ -78,6 +78,27 @@ def test_without_the_two_tokens_there_is_no_preference(logprobs: dict[str, float
     assert not judgments.preference(logprobs, "m").is_scored
 
 
+def test_letter_log_odds_add_up_the_spellings_of_a_letter() -> None:
+    logprobs = {"A": math.log(0.3), " A": math.log(0.1), "B": math.log(0.2), "The": math.log(0.1)}
+    value = judgments.letter_log_odds(logprobs).value
+    assert value == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "expected"),
+    [
+        ({"A": math.log(0.6), "It": math.log(0.3)}, math.log(6)),  # all that is left is 0.1
+        ({"A": math.log(0.6), "It": math.log(0.05)}, math.log(12)),  # less likely than "It"
+        ({"The": math.log(0.6)}, None),
+        ({}, None),
+    ],
+)
+def test_a_letter_that_is_not_listed_is_bounded(logprobs: dict[str, float], expected: float | None) -> None:
+    assert judgments.letter_log_odds(logprobs).value == (
+        None if expected is None else pytest.approx(expected)
+    )
+
+
 def test_stored_preferences_count_zero_as_a_tie() -> None:
     assert judgments.stored_preference(0).value == 0.5
     assert judgments.stored_preference(2).value == 1

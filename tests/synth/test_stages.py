@@ -264,20 +264,21 @@ def verdicts(first: str, second: str) -> Script:
 
     def script(messages: Sequence[Message], sampling: Sampling) -> str:
         text = messages[-1].content
-        if "[[A]]" not in text:
+        if "=== answer A ===" not in text:
             return answer(messages, sampling)
         is_forward = text.index("short") < text.index("a longer answer")
-        return f"[[{first}]]" if is_forward else f"[[{second}]]"
+        letter = first if is_forward else second
+        return f"[[{letter}]]" if "[[A]]" in text else letter
 
     return script
 
 
-def llm_recipe(recipe: MakeRecipe, tmp_path: Path) -> Recipe:
+def llm_recipe(recipe: MakeRecipe, tmp_path: Path, **knobs: Any) -> Recipe:
     return recipe(
         [
             prompts_from(tmp_path / "p.jsonl", [{"prompt": "Say it."}]),
             then("respond", name="r"),
-            then("judge_llm", "r"),
+            then("judge_llm", "r", knobs=knobs),
         ]
     )
 
@@ -294,6 +295,21 @@ def test_the_llm_judge_counts_only_when_both_orders_agree(
     assert "100.0% got agreeing verdicts" in report[0]
     assert "50.0% of the decided verdicts" in report[0]
     assert "longer one in 100.0% of 1 pairs" in report[1]
+
+
+@pytest.mark.parametrize(("backward", "drops"), [("A", {}), ("B", {"judge disagrees with itself": 1})])
+def test_the_llm_judge_reads_the_likelier_letter_of_one_token(
+    bench: Bench, recipe: MakeRecipe, tmp_path: Path, backward: str, drops: dict[str, int]
+) -> None:
+    made = llm_recipe(recipe, tmp_path, verdict="logprob")
+    assert judged(bench, made, verdicts("B", backward)) == drops
+    requests = [r for r in bench.model.requests if "one letter" in r["messages"][0]["content"]]
+    assert [(request["max_tokens"], request["temperature"]) for request in requests] == [(1, 0.0)] * 2
+    for row in values(bench):
+        forward, swapped = row.scores["log_odds"]
+        assert (row.chosen.text, forward < 0 < swapped) == ("a longer answer", True)
+    with Reader(bench.folder / "ledger.sqlite") as ledger:
+        assert f"{'0.0' if drops else '100.0'}% got agreeing verdicts" in judge_report(ledger, made)[0]
 
 
 @pytest.mark.parametrize(("first", "second", "rule"), [("A", "A", "judge disagrees with itself"),

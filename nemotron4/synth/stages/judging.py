@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from nemotron4.client import Sampling
 from nemotron4.records import ATTRIBUTES
@@ -20,7 +21,9 @@ class TruthKnobs:
 
 @dataclass(frozen=True)
 class LlmKnobs:
-    """No settings: both orders, agreement only."""
+    """``verdict``: written by the judge, or the likelier letter of its first token."""
+
+    verdict: Literal["text", "logprob"] = "text"
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ async def judge_truth(answered: Answered, context: Context, knobs: TruthKnobs) -
 
 async def judge_llm(answered: Answered, context: Context, knobs: LlmKnobs) -> Sequence[Row]:
     """Two answers -> a pair on which the judge agrees with itself."""
-    return [await _judge(answered, context, LlmJudge())]
+    return [await _judge(answered, context, LlmJudge(knobs.verdict))]
 
 
 async def judge_reward(answered: Answered, context: Context, knobs: RewardKnobs) -> Sequence[Row]:
@@ -107,7 +110,7 @@ KINDS = {
     "judge_llm": Kind(
         summary="pairs by a model that compares both orders",
         takes=(Answered,), makes=Judged, knobs=LlmKnobs, run=judge_llm,
-        prompts=("judge_pair",), sampling=Sampling(temperature=0.0, max_tokens=256),
+        prompts=("judge_pair", "judge_pair_letter"), sampling=Sampling(temperature=0.0, max_tokens=256),
         calls=lambda knobs: 2, fan_out=lambda knobs: 0.65,
     ),
     "judge_reward": Kind(
