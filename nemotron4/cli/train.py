@@ -13,7 +13,6 @@ from nemotron4.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from nemotron4.training.recipe import Recipe
-    from nemotron4.training.trainer import Progress
 
 
 def train(
@@ -109,9 +108,11 @@ def _check_invariance(settings: Recipe, *, as_json: bool) -> None:
 
 
 def _train(stages: list[Recipe], *, as_json: bool) -> None:
+    from nemotron4.cli.training_view import TrainingView
     from nemotron4.training.chain import run
 
-    summary = run(stages, note=note, on_progress=show)
+    with TrainingView() as view:
+        summary = run(stages, note=note, on_progress=view.show)
     if not summary.is_writer:
         return
     if as_json:
@@ -127,19 +128,3 @@ def _train(stages: list[Recipe], *, as_json: bool) -> None:
         note(f"stopped after step {summary.steps} of {summary.num_steps}; the same command continues")
     else:
         print(summary.output)
-
-
-def show(progress: Progress) -> None:
-    """One line a step: what it learnt, how fast, how long it will take."""
-    values = dict(progress.values)
-    head = f"step {progress.step}/{progress.num_steps}"
-    if progress.kind == "validation":
-        head += " validation"
-    parts = [f"loss {values.pop('loss'):.4f}"]
-    for name in ("accuracy", "margin_beta", "reward_correlation", "grad_norm"):
-        if name in values:
-            parts.append(f"{name} {values[name]:.3g}")
-    if "tokens_per_s" in values:
-        left = values["seconds"] * (progress.num_steps - progress.step)
-        parts += [f"{values['tokens_per_s']:,.0f} tok/s", f"left {left / 60:.1f} min"]
-    note("  ".join([head, *parts]))

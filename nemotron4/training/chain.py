@@ -16,9 +16,9 @@ from typing import Any
 from nemotron4 import config
 from nemotron4.errors import ConfigError
 from nemotron4.training import recipe as recipes
+from nemotron4.training.metrics import Progress
 from nemotron4.training.recipe import Recipe, as_plain
 from nemotron4.training.run import RECORD_FILE, Summary, output_folder, train
-from nemotron4.training.trainer import Progress
 
 PREVIOUS = "previous"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemotron4.errors import ConfigError, DataError
-from nemotron4.training.trainer import METRICS_FILE
+from nemotron4.training.metrics import METRICS_FILE
 
 UNINTERESTING = ("step", "kind", "seconds", "samples_seen", "tokens")
 

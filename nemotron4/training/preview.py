@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from nemotron4.training.engine import Engine
 from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import model_hash
+from nemotron4.training.speed import StepCost, matmul_flops_per_s
 from nemotron4.training.stages.interface import Stage
 from nemotron4.training.trainer import plan_steps
 
@@ -53,7 +53,8 @@ def preview(recipe: Recipe) -> Preview:
     segments = [segment for sample in samples for segment in sample.segments]
     tokens = sum(len(segment.tokens) for segment in segments)
     trained = trainable_parameters(recipe, config)
-    flops = 6 * config.num_parameters * tokens * sum(plan.sizes) / len(samples)
+    cost = StepCost.of(config, has_adapter=recipe.adapter is not None)
+    flops = cost.flops(samples) * sum(plan.sizes) / len(samples)
     return Preview(
         num_samples=len(samples),
         num_validation=len(read.validation),
@@ -114,17 +115,6 @@ def stretches(segment: Segment) -> list[tuple[bool, list[int]]]:
             runs.append((is_trained, []))
         runs[-1][1].append(token)
     return runs
-
-
-def matmul_flops_per_s(size: int = 1024, rounds: int = 5) -> float:
-    """The best of a few float32 matrix products: what MFU and estimates are measured against."""
-    x = torch.ones(size, size)
-    best = 0.0
-    for _ in range(rounds):
-        started = time.perf_counter()
-        x @ x
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    return best
 
 
 # ---- the loss law on the user's own data

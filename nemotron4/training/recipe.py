@@ -12,6 +12,7 @@ from typing import Any, Literal
 from nemotron4 import config
 from nemotron4.errors import ConfigError
 from nemotron4.model.adapters import AdapterConfig
+from nemotron4.training.metrics import LogName
 
 StageName = Literal["pretrain", "sft", "reward", "preference"]
 
@@ -114,6 +115,7 @@ class RunSection:
     keep_checkpoints: int = 2
     validate_every: int = 0  # 0: only at the end
     seed: int = 0
+    log: tuple[LogName, ...] = ()  # besides metrics.jsonl
 
     def __post_init__(self) -> None:
         if (self.max_steps is None) == (self.epochs is None):

@@ -33,17 +33,19 @@ from nemotron4.training import data, parallel
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
 from nemotron4.training.formats import ALL_ATTRIBUTES, Kind, TextRow
+from nemotron4.training.metrics import Progress, open_logs
 from nemotron4.training.output import write_model
 from nemotron4.training.packing import Sample
 from nemotron4.training.reading import Problem, read_rows, refuse_too_many
 from nemotron4.training.recipe import Recipe, RewardSection, as_plain
 from nemotron4.training.reference import model_hash, with_reference
 from nemotron4.training.scorer import LogprobScorer, RewardScorer, Scorer
+from nemotron4.training.speed import StepCost, matmul_flops_per_s
 from nemotron4.training.stages.interface import Stage
 from nemotron4.training.stages.preference import JudgedStage, PairStage
 from nemotron4.training.stages.reward import BradleyTerryStage, RegressionStage
 from nemotron4.training.stages.sft import LikelihoodStage
-from nemotron4.training.trainer import Progress, Trainer
+from nemotron4.training.trainer import Trainer
 
 RECORD_FILE = "run.json"
 Note = Callable[[str], None]
@@ -295,6 +297,9 @@ def train(
             fingerprint=fingerprint(recipe, read, weights),
             on_progress=on_progress if is_writer else lambda progress: None,
             is_writer=is_writer,
+            logs=open_logs(recipe.run.directory, recipe.run.log, as_plain(recipe)) if is_writer else (),
+            cost=StepCost.of(config, has_adapter=recipe.adapter is not None),
+            peak_flops_per_s=matmul_flops_per_s(device) * recipe.parallel.num_processes,
         )
         if is_writer:
             write_record(recipe, read, trainer, weights)

@@ -6,9 +6,7 @@ line for each step and validation) and ``checkpoints/``. The same call continues
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,25 +22,12 @@ from nemotron4.errors import ConfigError, TrainingError
 from nemotron4.training import checkpoints
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine, StepResult
+from nemotron4.training.metrics import JsonLines, MetricsLog, Progress
 from nemotron4.training.packing import Sample
 from nemotron4.training.recipe import OptimizerSection, Recipe
 from nemotron4.training.schedule import learning_rate
+from nemotron4.training.speed import StepCost, peak_memory_bytes
 from nemotron4.training.stages.interface import Stage
-
-METRICS_FILE = "metrics.jsonl"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One line of the run's record."""
-
-    step: int  # from 1
-    num_steps: int
-    values: Mapping[str, float]
-    kind: str = "train"  # or validation
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "step": self.step, **self.values}
 
 
 @dataclass(frozen=True)
@@ -96,7 +81,11 @@ def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSe
 
 
 class Trainer:
-    """Runs a recipe on an engine. ``fingerprint`` identifies data, model and settings of the run."""
+    """Runs a recipe on an engine. ``fingerprint`` identifies data, model and settings of the run.
+
+    With ``cost`` and the measured ``peak_flops_per_s`` of all processes together each step records its MFU.
+    ``logs`` receive what ``metrics.jsonl`` does.
+    """
 
     def __init__(
         self,
@@ -109,6 +98,9 @@ class Trainer:
         fingerprint: str = "",
         on_progress: Callable[[Progress], None] = lambda progress: None,
         is_writer: bool = True,
+        logs: Sequence[MetricsLog] = (),
+        cost: StepCost | None = None,
+        peak_flops_per_s: float = 0.0,
     ) -> None:
         self.recipe = recipe
         self.engine = engine
@@ -118,6 +110,9 @@ class Trainer:
         self.fingerprint = fingerprint
         self.on_progress = on_progress
         self.is_writer = is_writer
+        self.logs = [JsonLines(recipe.run.directory), *logs] if is_writer else []
+        self.cost = cost
+        self.peak_flops_per_s = peak_flops_per_s
         self.plan = plan_steps(recipe, len(train))
         self.optimizer = build_optimizer(engine.trainable, recipe.optimizer)
         self.stop_requested = threading.Event()
@@ -141,6 +136,8 @@ class Trainer:
     def run(self) -> int:
         """Train to the end, or until ``stop_requested``; saves in both cases. Returns the steps done."""
         self._resume()
+        for log in self.logs:
+            log.begin(self._step)
         settings = self.recipe.run
         while self._step < self.plan.num_steps and not self.stop_requested.is_set():
             self._train_step()
@@ -153,13 +150,16 @@ class Trainer:
             is_due = self._step % settings.save_every == 0
             if is_last or is_best or is_due or self.stop_requested.is_set():
                 self._save()
+        for log in self.logs:
+            log.close()
         return self._step
 
     def _train_step(self) -> None:
         started = time.perf_counter()
         # Dropout of a step depends on the step alone: a resumed run needs no generator state.
         torch.manual_seed(self.recipe.run.seed * 1_000_003 + self._step)
-        rows = self.engine.rows(self.batch(self._step, self._seen), self.recipe.batch.row_tokens)
+        samples = self.batch(self._step, self._seen)
+        rows = self.engine.rows(samples, self.recipe.batch.row_tokens)
         result = self.engine.forward_backward(rows, self.stage)
         norm = self._update()
         self._seen += self.plan.sizes[self._step]
@@ -174,8 +174,16 @@ class Trainer:
                 "tokens_per_s": result.num_tokens / seconds,
                 "seconds": seconds,
                 "samples_seen": float(self._seen),
+                "memory_gb": peak_memory_bytes(self.engine.device) / 1e9,
+                **self._mfu(samples, seconds),
             },
         )
+
+    def _mfu(self, samples: Sequence[Sample], seconds: float) -> dict[str, float]:
+        """The share of the machine's measured matrix-product speed that went into the model."""
+        if self.cost is None or not self.peak_flops_per_s:
+            return {}
+        return {"mfu": self.cost.flops(samples) / seconds / self.peak_flops_per_s}
 
     def _update(self) -> float:
         norm = self.engine.grad_norm()
@@ -209,9 +217,8 @@ class Trainer:
     def _record(self, result: StepResult, more: Mapping[str, float], kind: str = "train") -> None:
         values = {"loss": result.loss, **self.stage.summarise(result.totals), **more}
         progress = Progress(self._step, self.plan.num_steps, values, kind)
-        if self.is_writer:
-            with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(progress.to_json()) + "\n")
+        for log in self.logs:
+            log.write(progress)
         self.on_progress(progress)
 
     # ---- checkpoints
@@ -229,8 +236,6 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
         path = checkpoints.newest(self._checkpoints)
         if path is None:
-            if self.is_writer:
-                (self.folder / METRICS_FILE).unlink(missing_ok=True)
             return
         state = checkpoints.read_state(path)
         if state.fingerprint != self.fingerprint:
@@ -241,22 +246,3 @@ class Trainer:
         checkpoints.load(path, self.tensors())
         self._step, self._seen = state.step, state.samples_seen
         self._best, self._best_step = state.best_validation, state.best_step
-        if self.is_writer:
-            _truncate_metrics(self.folder / METRICS_FILE, state.step)
-
-
-def _truncate_metrics(path: Path, step: int) -> None:
-    """Forget lines of steps after the checkpoint: the resumed run writes them again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            is_kept = json.loads(line)["step"] <= step
-        except (ValueError, KeyError):
-            is_kept = False  # the line that was being written when the process was killed
-        if is_kept:
-            kept.append(line + "\n")
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)

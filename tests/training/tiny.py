@@ -18,12 +18,13 @@ from nemotron4.model.transformer import Transformer
 from nemotron4.training import checkpoints
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
+from nemotron4.training.metrics import Progress
 from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.recipe import BatchSection, OptimizerSection, ParallelSection, Recipe, RunSection
 from nemotron4.training.scorer import LogprobScorer, RewardScorer, Scorer
 from nemotron4.training.stages.interface import Stage
 from nemotron4.training.stages.sft import LikelihoodStage
-from nemotron4.training.trainer import Progress, Trainer
+from nemotron4.training.trainer import Trainer
 
 VOCABULARY = 64
 

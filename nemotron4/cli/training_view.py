@@ -1,0 +1,137 @@
+"""What a person sees of a training run, on stderr: a live panel, or a line now and then in a log."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from nemotron4.cli.progress import PLAIN_INTERVAL_S, duration
+
+if TYPE_CHECKING:
+    from nemotron4.training.metrics import Progress
+
+NUM_RECENT = 60  # steps behind the curve and the estimate of the time left
+BARS = "▁▂▃▄▅▆▇█"
+# Shown in the panel's first lines, in words of their own.
+RATES = ("tokens_per_s", "mfu", "memory_gb", "seconds", "tokens", "samples_seen")
+IN_LOG_LINES = ("accuracy", "margin_beta", "reward_correlation", "reward", "grad_norm")
+
+
+class TrainingView:
+    """``show`` takes each step and validation of a run, or of the stages of a chain one after the other."""
+
+    def __init__(
+        self, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._clock = clock
+        self._last_printed = float("-inf")
+        self._losses: deque[float] = deque(maxlen=NUM_RECENT)
+        self._seconds: deque[float] = deque(maxlen=NUM_RECENT)
+        self._last: Progress | None = None
+        self._validation: Progress | None = None
+        self._live = (
+            Live(console=self._console, get_renderable=self.panel, refresh_per_second=4)
+            if self._console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, progress: Progress) -> None:
+        if progress.kind == "validation":
+            self._validation = progress
+        else:
+            if self._last is not None and progress.step < self._last.step:  # the next stage of a chain
+                self._losses.clear()
+                self._seconds.clear()
+                self._validation = None
+            self._last = progress
+            self._losses.append(progress.values["loss"])
+            self._seconds.append(progress.values["seconds"])
+        if self._live is None:
+            self._print_now_and_then(progress)
+
+    def _print_now_and_then(self, progress: Progress) -> None:
+        now = self._clock()
+        is_always_shown = progress.kind == "validation" or progress.step == progress.num_steps
+        if is_always_shown or now - self._last_printed >= PLAIN_INTERVAL_S:
+            self._last_printed = now
+            self._console.print(self.line(progress), soft_wrap=True)
+
+    def line(self, progress: Progress) -> str:
+        """``step 3/100  loss 2.1312  grad_norm 1.2  3,410 tok/s  MFU 52%  1.2 GB  left 3 min 5 s``"""
+        values = progress.values
+        head = f"step {progress.step}/{progress.num_steps}"
+        parts = [f"{head} validation" if progress.kind == "validation" else head]
+        parts.append(f"loss {values['loss']:.4f}")
+        parts += [f"{name} {values[name]:.3g}" for name in IN_LOG_LINES if name in values]
+        if progress.kind != "validation":
+            parts += _rates(values)
+            parts.append(f"left {duration(self._seconds_left(progress))}")
+        return "  ".join(parts)
+
+    def _seconds_left(self, progress: Progress) -> float:
+        return statistics.median(self._seconds) * (progress.num_steps - progress.step)
+
+    def panel(self) -> RenderableType:
+        """The live view; before the first step it says that nothing is there yet."""
+        last = self._last
+        if last is None:
+            return Panel(Text("reading data and weights ..."), title="nemotron4 train", title_align="left")
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            f"step {last.step} of {last.num_steps}",
+            ProgressBar(total=last.num_steps, completed=last.step, width=32),
+            f"about {duration(self._seconds_left(last))} left",
+        )
+        values = {name: value for name, value in last.values.items() if name not in (*RATES, "loss")}
+        table = Table.grid(padding=(0, 3))
+        loss = Text(f"loss {last.values['loss']:.4f}  ") + Text(curve(list(self._losses)), style="cyan")
+        for row in _in_columns([f"{name} {value:.4g}" for name, value in values.items()], 3):
+            table.add_row(*row)
+        rows: list[RenderableType] = [head, loss, Text("  ".join(_rates(last.values)))]
+        if self._validation is not None:
+            found = self._validation
+            rows.append(Text(f"validation after step {found.step}: loss {found.values['loss']:.4f}"))
+        return Panel(Group(*rows, table), title="nemotron4 train", title_align="left")
+
+
+def _rates(values: Mapping[str, float]) -> list[str]:
+    parts = []
+    if "tokens_per_s" in values:
+        parts.append(f"{values['tokens_per_s']:,.0f} tok/s")
+    if "mfu" in values:
+        parts.append(f"MFU {values['mfu']:.0%}")
+    if "memory_gb" in values:
+        parts.append(f"{values['memory_gb']:.1f} GB")
+    return parts
+
+
+def curve(values: list[float]) -> str:
+    """The values as a line of bars, from their lowest to their highest."""
+    low, high = min(values), max(values)
+    if high == low:
+        return BARS[0] * len(values)
+    return "".join(BARS[round((value - low) / (high - low) * (len(BARS) - 1))] for value in values)
+
+
+def _in_columns(cells: list[str], num_columns: int) -> list[list[str]]:
+    return [cells[i : i + num_columns] for i in range(0, len(cells), num_columns)]

@@ -1,0 +1,143 @@
+"""Where a run's numbers go: always JSON lines, and TensorBoard or Weights & Biases where the recipe asks.
+
+A resumed run forgets what was written after its checkpoint and writes it again, so no step stands twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from nemotron4.errors import ConfigError
+
+METRICS_FILE = "metrics.jsonl"
+LogName = Literal["tensorboard", "wandb"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One line of the run's record."""
+
+    step: int  # from 1
+    num_steps: int
+    values: Mapping[str, float]
+    kind: str = "train"  # or validation
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "step": self.step, **self.values}
+
+
+class MetricsLog(Protocol):
+    """``begin`` is called once, with the step that the run continues after (0: a new run)."""
+
+    def begin(self, step: int) -> None: ...
+
+    def write(self, progress: Progress) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """``metrics.jsonl``: one object for each step and validation."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / METRICS_FILE
+
+    def begin(self, step: int) -> None:
+        if step == 0:
+            self._path.unlink(missing_ok=True)
+        elif self._path.exists():
+            kept = [
+                line + "\n" for line in self._path.read_text("utf-8").splitlines() if _is_until(line, step)
+            ]
+            partial = self._path.with_suffix(".partial")
+            partial.write_text("".join(kept), encoding="utf-8")
+            os.replace(partial, self._path)
+
+    def write(self, progress: Progress) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(progress.to_json()) + "\n")
+
+    def close(self) -> None:
+        """Every line is on its way to the disk already."""
+
+
+def _is_until(line: str, step: int) -> bool:
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError):
+        return False  # the line that was being written when the process was killed
+
+
+class TensorBoard:
+    """Event files in ``tensorboard/``; names are ``train/loss``, ``validation/loss``."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                "run.log names tensorboard, which is not installed",
+                hint="pip install 'nemotron4[tensorboard]'",
+            ) from error
+        self._open: Any = SummaryWriter  # torch leaves it untyped
+        self._folder = folder / "tensorboard"
+
+    def begin(self, step: int) -> None:
+        self._writer = self._open(str(self._folder), purge_step=step + 1)
+
+    def write(self, progress: Progress) -> None:
+        for name, value in progress.values.items():
+            self._writer.add_scalar(f"{progress.kind}/{name}", value, progress.step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of the project ``nemotron4``; its id follows from the folder, so a resumed run continues it."""
+
+    def __init__(self, folder: Path, recipe: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                "run.log names wandb, which is not installed", hint="pip install 'nemotron4[wandb]'"
+            ) from error
+        self._wandb = wandb
+        self._folder = folder
+        self._recipe = dict(recipe)
+
+    def begin(self, step: int) -> None:
+        name = str(self._folder.resolve())
+        self._run = self._wandb.init(
+            project="nemotron4",
+            id=hashlib.sha256(name.encode()).hexdigest()[:16],
+            name=self._folder.name,
+            resume="allow" if step else "never",
+            dir=str(self._folder),
+            config=self._recipe,
+        )
+
+    def write(self, progress: Progress) -> None:
+        named = {f"{progress.kind}/{name}": value for name, value in progress.values.items()}
+        self._run.log(named, step=progress.step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def open_logs(folder: Path, names: Sequence[LogName], recipe: Mapping[str, Any]) -> list[MetricsLog]:
+    """What the recipe asks for besides JSON lines; ConfigError if a package is missing."""
+    logs: list[MetricsLog] = []
+    if "tensorboard" in names:
+        logs.append(TensorBoard(folder))
+    if "wandb" in names:
+        logs.append(WeightsAndBiases(folder, recipe))
+    return logs
