@@ -1,22 +1,25 @@
 """A checkpoint seen through a LoRA adapter: W + (alpha / rank) B A, merged while rows are read.
 
-The product is accumulated in float32 and rounded once. Legend: R = output rows, K = rank, C = input columns.
+The product is accumulated in float32 and rounded once. An adapter of a reward model brings the head with it,
+so the base may be the language model that it was trained on.
+
+Legend: R = output rows, K = rank, C = input columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from nemotron4.checkpoint.blocks import read_rows
-from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.checkpoint.interface import Checkpoint, TensorInfo
 from nemotron4.checkpoint.safetensors import StoredTensor, read_header, read_tensor
 from nemotron4.errors import CheckpointError
-from nemotron4.model.adapter_files import PEFT_PREFIX, WEIGHTS_FILE, read_adapter_config
+from nemotron4.model.adapter_files import HEAD_PREFIX, PEFT_PREFIX, WEIGHTS_FILE, read_adapter_config
 from nemotron4.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -44,19 +47,40 @@ class MergedCheckpoint:
         self._base = base
         self._file = folder / WEIGHTS_FILE
         self._scale = config.scale
-        self._updates = _updates(self._file, base)
+        stored = read_header(self._file)
+        self._head = {
+            name.removeprefix(PEFT_PREFIX): stored.pop(name)
+            for name in list(stored)
+            if name.startswith(HEAD_PREFIX)
+        }
+        self._updates = _updates(self._file, stored, base)
         self.path, self.format, self.name = base.path, base.format, base.name
         self.config, self.tensors, self.notes = base.config, base.tensors, base.notes
+        if self._head:
+            self._put_head()
         self.bos_token_id, self.adds_bos, self.eos_token_ids = (
             base.bos_token_id,
             base.adds_bos,
             base.eos_token_ids,
         )
 
+    def _put_head(self) -> None:
+        """The head in place of the output layer, which a reward model does not have."""
+        head = {
+            name: TensorInfo(name, stored.shape, str(stored.dtype).removeprefix("torch."), self._file)
+            for name, stored in self._head.items()
+        }
+        kept = {name: info for name, info in self.tensors.items() if name != "lm_head.weight"}
+        self.tensors = kept | head
+        self.config = replace(self.config, num_reward_attributes=head["reward_head.weight"].shape[0])
+
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self.read_rows(name, 0, self.tensors[name].shape[0], dtype)
 
     def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        if name in self._head:
+            head = read_tensor(self._file, self._head[name])[start:stop]
+            return head if dtype is None else head.to(dtype)
         rows_RC = read_rows(self._base, name, start, stop)
         update = self._updates.get(name)
         stored = rows_RC.dtype
@@ -73,9 +97,8 @@ class MergedCheckpoint:
         return self._base.prompt_format()
 
 
-def _updates(file: Path, base: Checkpoint) -> Mapping[str, _Update]:
-    """Weight name -> its factors; every tensor of the adapter belongs to a weight and fits it."""
-    stored = read_header(file)
+def _updates(file: Path, stored: Mapping[str, StoredTensor], base: Checkpoint) -> Mapping[str, _Update]:
+    """Weight name -> its factors; every stored tensor belongs to a weight and fits it."""
     found: dict[str, _Update] = {}
     for name, down_KC in stored.items():
         if not name.endswith(".lora_A.weight"):

@@ -13,6 +13,7 @@ import torch
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.load import load_weights
+from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.errors import CheckpointError, RequestError
 from nemotron4.inference.interface import EngineStats, ModelInfo, Reward, SamplingParams, TokenStep
 from nemotron4.inference.load import describe, find_device, find_dtype
@@ -137,9 +138,20 @@ def _reward(values: Sequence[float]) -> Reward:
     )
 
 
-def load_reward(model: str | Path, *, dtype: str = "auto", device: str = "auto") -> RewardEngine:
-    """Load a reward model by name or path; CheckpointError if it has no reward head."""
+def load_reward(
+    model: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    adapter: str | Path | None = None,
+) -> RewardEngine:
+    """Load a reward model by name or path; CheckpointError if it has no reward head.
+
+    ``adapter`` is the folder of a LoRA adapter that a reward stage left: it brings the head.
+    """
     checkpoint = open_checkpoint(model)
+    if adapter is not None:
+        checkpoint = MergedCheckpoint(checkpoint, Path(adapter))
     config = checkpoint.config
     if not config.num_reward_attributes:
         raise CheckpointError(

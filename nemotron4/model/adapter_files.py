@@ -2,6 +2,7 @@
 
 A folder holds ``adapter_config.json`` and ``adapter_model.safetensors``. Bottleneck adapters have no PEFT
 form; they are kept the same way under ``peft_type`` "NEMOTRON4_BOTTLENECK", which peft refuses by name.
+A reward model's head trains with its adapter and is saved whole, as PEFT's ``modules_to_save`` is.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
 PROMPT_KEY = "prompt_embeddings"
+HEAD = "reward_head"
+HEAD_PREFIX = f"{PEFT_PREFIX}{HEAD}."
 PEFT_TYPES = {"lora": "LORA", "p_tuning": "PROMPT_TUNING", "bottleneck": "NEMOTRON4_BOTTLENECK"}
 
 
@@ -45,6 +48,9 @@ def adapter_tensors(model: nn.Module, config: AdapterConfig) -> dict[str, Tensor
                     tensors[f"{PEFT_PREFIX}{name}.{key}"] = value.detach()
     if not tensors:
         raise CheckpointError(f"the model has no {config.kind} adapter to save")
+    head = getattr(model, HEAD, None)
+    if head is not None:
+        tensors |= {f"{HEAD_PREFIX}{name}": value.detach() for name, value in head.named_parameters()}
     return tensors
 
 
@@ -68,8 +74,10 @@ def _peft_config(config: AdapterConfig, tensors: dict[str, Tensor], base: str) -
         "base_model_name_or_path": base,
         "inference_mode": True,
     }
+    if any(name.startswith(HEAD_PREFIX) for name in tensors):
+        values |= {"task_type": "SEQ_CLS", "modules_to_save": [HEAD]}
     if config.kind == "lora":
-        targets = sorted({name.split(".")[-3] for name in tensors})
+        targets = sorted({name.split(".")[-3] for name in tensors if ".lora_" in name})
         alpha = config.scale * config.rank
         return values | {
             "r": config.rank,
@@ -102,7 +110,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         return AdapterConfig(kind="p_tuning", num_virtual_tokens=values["num_virtual_tokens"])
     if kind == "bottleneck":
         return AdapterConfig(kind="bottleneck", rank=values["rank"])
-    _refuse_unsupported_lora(values, path)
+    _refuse_unsupported_lora(values | {"modules_to_save": _saved_besides_the_head(values)}, path)
     targets = values["target_modules"]
     if isinstance(targets, str):
         if targets != "all-linear":
@@ -115,6 +123,10 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     if values.get("use_rslora"):
         alpha *= values["r"] ** 0.5
     return AdapterConfig(kind="lora", rank=values["r"], alpha=alpha, targets=names)
+
+
+def _saved_besides_the_head(values: dict[str, Any]) -> list[str]:
+    return [name for name in values.get("modules_to_save") or () if name != HEAD]
 
 
 def _refuse_unsupported_lora(values: dict[str, Any], path: Path) -> None:
@@ -140,16 +152,17 @@ def load_adapter(model: nn.Module, folder: Path) -> AdapterConfig:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    slots = _head_slots(model, tensors)
     if config.kind == "p_tuning":
-        _load_table(model, tensors, path)
-        return config
-    add_adapter(model, config, seed=0)
-    slots = {
-        f"{PEFT_PREFIX}{name}.{key}": parameter
-        for name, module in adapted_modules(model).items()
-        for key, parameter in module.named_parameters()
-        if key not in ("weight", "bias")
-    }
+        _load_table(model, {name: tensors.pop(name) for name in tensors.keys() - slots.keys()}, path)
+    else:
+        add_adapter(model, config, seed=0)
+        slots |= {
+            f"{PEFT_PREFIX}{name}.{key}": parameter
+            for name, module in adapted_modules(model).items()
+            for key, parameter in module.named_parameters()
+            if key not in ("weight", "bias")
+        }
     missing, surplus = sorted(slots.keys() - tensors.keys()), sorted(tensors.keys() - slots.keys())
     if missing or surplus:
         what = f"tensor {missing[0]!r} is missing" if missing else f"tensor {surplus[0]!r} has no place"
@@ -164,6 +177,14 @@ def load_adapter(model: nn.Module, folder: Path) -> AdapterConfig:
             parameter.copy_(tensors[name])
     model.requires_grad_(False)
     return config
+
+
+def _head_slots(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters that a saved head fills; none where the adapter has no head of its own."""
+    head = getattr(model, HEAD, None)
+    if head is None or not any(name.startswith(HEAD_PREFIX) for name in tensors):
+        return {}
+    return {f"{HEAD_PREFIX}{name}": parameter for name, parameter in head.named_parameters()}
 
 
 def _load_table(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

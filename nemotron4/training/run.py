@@ -127,10 +127,10 @@ def build_scorer(recipe: Recipe, base: Checkpoint, config: ModelConfig) -> Score
         net = _loaded(base, config, is_reward=is_reward, seed=seed)
     if recipe.adapter is not None:
         add_adapter(net, recipe.adapter, seed=seed)
-        if isinstance(net, RewardModel):
-            raise ConfigError(
-                "a reward model's head trains too, which adapters do not save yet", hint="drop [adapter]"
-            )
+        if isinstance(
+            net, RewardModel
+        ):  # a fresh head trains whole, beside the adapter that shapes its input
+            net.reward_head.requires_grad_(True)
     return RewardScorer(net) if isinstance(net, RewardModel) else LogprobScorer(net)
 
 

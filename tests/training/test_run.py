@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,11 +10,15 @@ import pytest
 import torch
 
 from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.convert import ConvertOptions, convert
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.cli.main import main
 from nemotron4.config import build
 from nemotron4.errors import ConfigError, DataError, TrainingError
+from nemotron4.inference.reward import load_reward
 from nemotron4.model.adapter_files import load_adapter
+from nemotron4.model.attention import CausalAttend
+from nemotron4.model.reward_head import RewardModel
 from nemotron4.training import recipe as recipes
 from nemotron4.training import run
 from nemotron4.training.data import TextWindows
@@ -211,6 +216,57 @@ def test_reward_regression_learns_its_labels(
     assert losses(tmp_path)[-1] < 0.3 * losses(tmp_path)[0]
     saved = open_checkpoint(tmp_path / "run" / "model")
     assert saved.config.num_reward_attributes == 9
+
+
+@pytest.mark.parametrize("kind", ["lora", "p_tuning", "bottleneck"])
+def test_a_reward_model_learns_through_an_adapter_and_its_head(
+    tmp_path: Path, nemotron: Path, kind: str
+) -> None:
+    recipe = make(
+        tmp_path, nemotron, "reward", pairs(tmp_path, rewards=False),
+        reward={"objective": "bradley_terry"}, adapter={"kind": kind, "rank": 4},
+        run={"max_steps": 20}, optimizer={"learning_rate": 1e-2},
+    )  # fmt: skip
+    summary = run.train(recipe)
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["accuracy"] == 1.0
+    assert summary.output is not None
+    net = plain_reward_model(recipe, nemotron)
+    fresh = net.reward_head.weight.detach().clone()
+    load_adapter(net, summary.output)
+    assert not torch.equal(net.reward_head.weight, fresh)
+
+
+def plain_reward_model(recipe: Recipe, base: Path) -> RewardModel:
+    """What the run started from: the base, its head drawn from the recipe's seed, no adapter."""
+    checkpoint = open_checkpoint(base)
+    config = run.model_config(recipe, checkpoint)
+    net = run.build_scorer(dataclasses.replace(recipe, adapter=None), checkpoint, config).net
+    assert isinstance(net, RewardModel)
+    return net
+
+
+def test_a_reward_adapter_turns_its_base_into_the_trained_reward_model(
+    tmp_path: Path, nemotron: Path
+) -> None:
+    recipe = make(
+        tmp_path, nemotron, "reward", pairs(tmp_path, rewards=False),
+        reward={"objective": "bradley_terry"}, adapter={"kind": "lora", "rank": 4, "targets": ["all"]},
+        run={"max_steps": 3}, optimizer={"learning_rate": 1e-2},
+    )  # fmt: skip
+    adapter = run.train(recipe).output
+    assert adapter is not None
+    merged = load_reward(nemotron, adapter=adapter)
+    convert(open_checkpoint(nemotron), tmp_path / "whole", ConvertOptions(to="hf", adapter=adapter))
+    net = plain_reward_model(recipe, nemotron)
+    load_adapter(net, adapter)
+    ids = open_checkpoint(nemotron).tokenizer().encode("Shall I compare thee to a summer's day?")
+    positions = torch.arange(len(ids))[None]
+    with torch.no_grad():
+        hidden = net.model(torch.tensor([ids]), positions, CausalAttend())
+        expected = net(hidden[0, -1]).tolist()
+    assert merged.score_ids([ids])[0].raw == pytest.approx(expected, abs=1e-5)
+    assert load_reward(tmp_path / "whole").score_ids([ids])[0].raw == pytest.approx(expected, abs=1e-5)
 
 
 def test_bradley_terry_learns_which_answer_is_better(tmp_path: Path, nemotron: Path) -> None:
