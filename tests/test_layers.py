@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "nemotron4"
-BASE = {"errors", "records", "config"}
+BASE = {"errors", "records", "config", "run_folder", "pages"}
 # part -> the parts it may import; every part may import base and itself.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
     "config": set(),
+    "run_folder": set(),
+    "pages": set(),
     "model": set(),
     "text": set(),
     "grading": set(),

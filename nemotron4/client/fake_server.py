@@ -19,6 +19,7 @@ import orjson
 
 from nemotron4.client.fake import FakeBehaviour, fake_attributes, fake_logprobs, make_reply
 from nemotron4.client.interface import Reply, Sampling
+from nemotron4.client.personas import PERSONAS
 from nemotron4.records import ATTRIBUTES, JsonObject, Message
 
 _STATUS = {
@@ -329,6 +330,7 @@ def _behaviour_from(arguments: argparse.Namespace) -> FakeBehaviour:
         hopeless=arguments.hopeless,
         retry_after_s=arguments.retry_after,
         seed=arguments.seed,
+        script=PERSONAS.get(arguments.persona),
     )
 
 
@@ -349,6 +351,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--fail", action="append", default=[], metavar="KIND=RATE")
     parser.add_argument("--hopeless", help="prompts with this text are refused with 400")
     parser.add_argument("--retry-after", type=float, help="seconds, sent with 429")
+    parser.add_argument("--persona", choices=sorted(PERSONAS), help="falls for every attack, or refuses all")
     parser.add_argument("--count-bodies", action="store_true", help="GET /stats then tells repeated requests")
     parser.add_argument("--seed", type=int, default=0)
     try:

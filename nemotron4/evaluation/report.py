@@ -2,111 +2,22 @@
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from nemotron4.errors import ConfigError, DataError
 from nemotron4.evaluation import published
+from nemotron4.evaluation.responses import SAMPLES_FILE
 from nemotron4.evaluation.result import RESULT_FILE, Result, load_result
-from nemotron4.evaluation.run_folder import SAMPLES_FILE
 from nemotron4.evaluation.tables import fraction, number
+from nemotron4.pages import Block, Heading, Links, Paragraph, Picture, Table, as_html, as_markdown
 from nemotron4.records import read_json_lines
 
 LINKS_PER_TASK = 10
 VIEWER = "http://127.0.0.1:7575"
-
-
-@dataclass(frozen=True)
-class Heading:
-    text: str
-    level: int = 2
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    text: str
-
-
-@dataclass(frozen=True)
-class Table:
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Picture:
-    path: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class Links:
-    items: Sequence[tuple[str, str]]  # text, address
-
-
-Block = Heading | Paragraph | Table | Picture | Links
-
-
-def as_markdown(blocks: Iterable[Block]) -> str:
-    parts = []
-    for block in blocks:
-        match block:
-            case Heading(text, level):
-                parts.append(f"{'#' * level} {text}")
-            case Paragraph(text):
-                parts.append(text)
-            case Table(columns, rows):
-                lines = [columns, ["---"] * len(columns), *rows]
-                parts.append("\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines))
-            case Picture(path, caption):
-                parts.append(f"![{caption}]({path})")
-            case Links(items):
-                parts.append("\n".join(f"- [{text}]({address})" for text, address in items))
-    return "\n\n".join(parts) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1c1c1c}"
-    "table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums;display:block;"
-    "overflow-x:auto}"
-    "td,th{border:1px solid #d0d0d0;padding:.3rem .6rem;text-align:right}"
-    "td:first-child,th:first-child{text-align:left}th{background:#f3f5f1}img{max-width:100%}"
-)
-
-
-def as_html(blocks: Iterable[Block], title: str) -> str:
-    """One page without scripts; everything from results is escaped."""
-    parts = []
-    for block in blocks:
-        match block:
-            case Heading(text, level):
-                parts.append(f"<h{level}>{html.escape(text)}</h{level}>")
-            case Paragraph(text):
-                parts.append(f"<p>{html.escape(text)}</p>")
-            case Table(columns, rows):
-                head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-                body = "".join(
-                    "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows
-                )
-                parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
-            case Picture(path, caption):
-                parts.append(f'<p><img src="{html.escape(path)}" alt="{html.escape(caption)}"></p>')
-            case Links(items):
-                entries = "".join(
-                    f'<li><a href="{html.escape(address)}">{html.escape(text)}</a></li>'
-                    for text, address in items
-                )
-                parts.append(f"<ul>{entries}</ul>")
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-    return f"{head}<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,11 @@ from nemotron4.evaluation.data import Content, unpack
 from nemotron4.evaluation.task import Item, Judgment
 from nemotron4.records import JsonObject
 
+RESPONSES_FILE = "responses.jsonl"
+JUDGMENTS_FILE = "judgments.jsonl"
+FAILURES_FILE = "failures.jsonl"
+SAMPLES_FILE = "samples.jsonl"  # which log of the viewer shows which ids
+
 
 def _rows(path: Path) -> list[tuple[int, JsonObject]]:
     return list(Content(path, unpack(path), "", False).json_lines())

@@ -17,18 +17,12 @@ from nemotron4.errors import Nemotron4Error
 from nemotron4.evaluation import inspect_adapter
 from nemotron4.evaluation.conversation import Answer, Conversation, of_item, of_judgment
 from nemotron4.evaluation.data import DataSource
+from nemotron4.evaluation.responses import FAILURES_FILE, JUDGMENTS_FILE, RESPONSES_FILE, SAMPLES_FILE
 from nemotron4.evaluation.result import Result, save, sha256_of
-from nemotron4.evaluation.run_folder import (
-    FAILURES_FILE,
-    JUDGMENTS_FILE,
-    RESPONSES_FILE,
-    SAMPLES_FILE,
-    RowLog,
-    claim,
-)
 from nemotron4.evaluation.scoring import score_task
 from nemotron4.evaluation.task import Item, Judgment, Task
 from nemotron4.records import JsonObject
+from nemotron4.run_folder import RowLog, claim
 
 Note = Callable[[str], None]
 

@@ -116,6 +116,29 @@ def sign_flips(
     )
 
 
+def two_shares(passed_a: int, failed_a: int, passed_b: int, failed_b: int) -> float:
+    """Fisher's exact two-sided p-value that two independent shares are equal."""
+    num_a, num_passed = passed_a + failed_a, passed_a + passed_b
+    total = num_a + passed_b + failed_b
+
+    def log_probability(passed: int) -> float:
+        return _log_choose(num_passed, passed) + _log_choose(total - num_passed, num_a - passed)
+
+    observed = log_probability(passed_a)
+    possible = range(max(0, num_a + num_passed - total), min(num_a, num_passed) + 1)
+    # As likely as what was seen, or less; the small number takes up rounding.
+    tail = sum(
+        math.exp(log_probability(k) - _log_choose(total, num_a))
+        for k in possible
+        if log_probability(k) <= observed + 1e-7
+    )
+    return min(1.0, tail)
+
+
+def _log_choose(total: int, chosen: int) -> float:
+    return math.lgamma(total + 1) - math.lgamma(chosen + 1) - math.lgamma(total - chosen + 1)
+
+
 def f1(true_positives: int, false_positives: int, false_negatives: int) -> tuple[float, float, float]:
     """Precision, recall and F1; NaN where there is nothing to divide by."""
 

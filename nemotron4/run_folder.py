@@ -1,4 +1,4 @@
-"""The folder of one run: every answer is on disk as soon as it is there, so a killed run loses none.
+"""The folder of one run: every row is on disk as soon as it is there, so a killed run loses none.
 
 ``run.json`` says what was asked of which model; a run with other settings is another run.
 """
@@ -15,10 +15,6 @@ from nemotron4.errors import ConfigError
 from nemotron4.records import JsonObject
 
 RUN_FILE = "run.json"
-RESPONSES_FILE = "responses.jsonl"
-JUDGMENTS_FILE = "judgments.jsonl"
-FAILURES_FILE = "failures.jsonl"
-SAMPLES_FILE = "samples.jsonl"  # which log of the viewer shows which ids
 
 
 class RowLog:

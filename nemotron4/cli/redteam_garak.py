@@ -1,0 +1,133 @@
+"""``nemotron4 redteam garak`` and ``compare``: scans by somebody else's attacks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nemotron4.cli.console import note, print_json
+from nemotron4.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from nemotron4.redteam.garak_process import Target
+
+START_S = 600.0
+
+
+def garak(
+    target: Annotated[
+        str, typer.Option(metavar="URL|MODEL", help="A server (URL, .../generate too), or a model to serve.")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the scan; the same command resumes it.")
+    ],
+    probes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GROUP", help="An area, a module or a probe; repeatable. Default: the report's ten areas."
+        ),
+    ] = None,
+    generations: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 5,
+    max_prompts: Annotated[
+        int, typer.Option(min=1, help="Prompts of one probe; some probes take no notice.")
+    ] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy: equal answers.")] = 0.7,
+    concurrency: Annotated[int, typer.Option(min=1, help="Prompts under way at once.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 1,
+    online: Annotated[bool, typer.Option("--online", help="Run the probes that need a network too.")] = False,
+    model_name: Annotated[str | None, typer.Option(help="The model's name at its server.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Scan a model with garak, by the areas of the technical report.
+
+    garak gets an environment of its own in the user's cache on first use: 1.8 GB and some minutes.
+    """
+    from nemotron4.redteam.garak_areas import plan_scan
+    from nemotron4.redteam.garak_environment import garak_python, known_probes
+    from nemotron4.redteam.garak_process import ScanSettings, garak_environment
+    from nemotron4.redteam.garak_report import scan_lines, write_report
+    from nemotron4.redteam.garak_scan import scan
+
+    settings = ScanSettings(
+        generations=generations,
+        max_prompts=max_prompts,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        concurrency=concurrency,
+        seed=seed,
+        is_online=online,
+    )
+    python = garak_python(note)
+    known = known_probes(python, garak_environment(out, settings))
+    plan = plan_scan(known, probes or [], is_online=online)
+    with _open_target(target, model_name) as opened:
+        note(
+            f"{len(plan.units)} processes for {sum(len(unit.probes) for unit in plan.units)} probes; "
+            f"{len(plan.skipped)} probes skipped"
+        )
+        result = scan(plan, opened, settings, out=out, python=python, note=note)
+    written = write_report(result, out)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print("\n".join(scan_lines(result)))
+    note(f"wrote {', '.join(map(str, written))}")
+    if any(probe.status == "failed" for probe in result.probes):
+        note("some probes failed: see 'What did not run' in the report; the same command tries them again")
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _open_target(target: str, model_name: str | None) -> Iterator[Target]:
+    """The server at an address, or a model served by a child process for as long as the scan takes."""
+    from nemotron4.client.connect import KEY_VARIABLE, connect, is_address
+    from nemotron4.redteam.garak_process import Target
+    from nemotron4.text.prompt import render
+
+    if is_address(target):
+        url = target.rstrip("/")
+        if not url.endswith(("/generate", "/v1")):
+            url += "/v1"
+        name = connect(url, model_name, render=render).name
+        yield Target(url=url, model=name, api_key=os.environ.get(KEY_VARIABLE))
+        return
+    from nemotron4.cli.child_server import ChildServer
+    from nemotron4.cli.progress import Waiting
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "nemotron4.cli.lifeline", "serve", target, "--port", str(port)]
+    with tempfile.TemporaryDirectory() as folder:
+        server = ChildServer(command, url=f"http://127.0.0.1:{port}", log=Path(folder) / "serve.log")
+        with server:
+            with Waiting(f"loading {target}"):
+                server.wait_until_ready(timeout_s=START_S)
+            url = f"{server.url}/v1"
+            yield Target(url=url, model=connect(url, None, render=render).name)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of a scan.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Folder of another scan.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two scans over the probes that ran in both, with Fisher's exact test."""
+    from nemotron4.redteam.garak_compare import compare as compare_scans
+    from nemotron4.redteam.garak_compare import comparison_lines
+    from nemotron4.redteam.garak_scan import load_scan
+
+    comparison = compare_scans(load_scan(first), load_scan(second))
+    if as_json:
+        print_json(comparison.to_json())
+    else:
+        print("\n".join(comparison_lines(comparison)))
