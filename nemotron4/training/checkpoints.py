@@ -1,7 +1,9 @@
 """Checkpoints of a run: whole or absent, never pickled, readable under another layout.
 
-A checkpoint is a folder ``step-00000120`` with safetensors shards and ``state.json``. It is written under a
-hidden name, synchronised to disk and renamed, so a folder that has its name is complete.
+A checkpoint is a folder ``step-00000120`` with safetensors shards and ``state.json``. Each process writes its
+own shard, behind the training, under a hidden name; when all are on disk the folder is renamed. So a folder
+that has its name is complete. torch's distributed checkpoint plans and reads the shards; its safetensors
+storage is used because its own storage keeps a pickle.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +23,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from nemotron4.errors import CheckpointError
 
 STATE_FILE = "state.json"
+WEIGHTS = "model."  # before the name of each trained parameter
 
 
 @dataclass(frozen=True)
@@ -40,36 +47,114 @@ class SavedState:
     best_step: int | None = None
 
 
-def save(folder: Path, tensors: Mapping[str, Tensor], state: SavedState) -> Path:
-    """Write a checkpoint for ``state.step``; every process calls it. Returns its final path."""
-    final = folder / f"step-{state.step:08d}"
-    partial = folder / f".partial-step-{state.step:08d}"
-    is_first = _rank() == 0
-    try:
-        if is_first:
-            folder.mkdir(parents=True, exist_ok=True)
+class Writer:
+    """Writes the checkpoints of a run while it trains on; every process has one and makes the same calls.
+
+    At most one checkpoint is being written: ``save`` waits for the one before, then copies the tensors to
+    main memory and returns. An error of one process is an error of all: it is raised by the next ``save`` or
+    by ``wait``, and the newest complete checkpoint is untouched.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+        # A group of its own: its collectives run beside the training's, in another thread.
+        self._group = dist.new_group(backend="gloo") if _is_distributed() else None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, tensors: Mapping[str, Tensor], state: SavedState) -> None:
+        """Begin the checkpoint of ``state.step``; once whole, all but the newest ``keep`` and the best go."""
+        self.wait()
+        copies = _copied(tensors)
+        self._pending = self._thread.submit(self._write, copies, state)
+
+    def has_failed(self) -> bool:
+        """True when the checkpoint begun last is known to have failed on this process."""
+        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
+
+    def wait(self) -> None:
+        """Until the checkpoint begun last is complete; CheckpointError if it could not be written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, tensors: dict[str, Tensor], state: SavedState) -> None:
+        final = self.folder / f"step-{state.step:08d}"
+        partial = self.folder / f".partial-step-{state.step:08d}"
+        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+
+        def begin() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-        _barrier()
-        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-        with _quiet():
-            save_tensors(dict(tensors), storage_writer=writer, no_dist=not _is_distributed())
-        _barrier()
-        if is_first:
+
+        def write_shard() -> None:
+            with _quiet():
+                save_tensors(
+                    tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None
+                )
+            for path in partial.glob(f"shard-{_rank() + 1:05d}-*"):
+                _synchronise(path)
+
+        def complete() -> None:
             (partial / STATE_FILE).write_text(json.dumps(state.__dict__), encoding="utf-8")
+            _synchronise(partial / STATE_FILE)
             _synchronise(partial)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
-            _synchronise_entry(folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        reason = "no space left on the disk" if error.errno == errno.ENOSPC else str(error)
-        raise CheckpointError(
-            f"{final}: the checkpoint could not be written: {reason}",
-            hint="the previous checkpoint is intact; free some space and repeat the command",
-        ) from error
-    _barrier()
-    return final
+            _synchronise(self.folder)
+            prune(self.folder, self.keep, state.best_step)
+
+        is_first = _rank() == 0
+        for part in (begin if is_first else None, write_shard, complete if is_first else None):
+            reason = self._first_reason(part)
+            if reason is not None:
+                if is_first:
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise CheckpointError(
+                    f"{final}: the checkpoint could not be written: {reason}",
+                    hint="the previous checkpoint is intact; free some space and repeat the command",
+                )
+
+    def _first_reason(self, part: Callable[[], None] | None) -> str | None:
+        """Do this process's part; why the first process that failed did, on every process."""
+        reason = None
+        try:
+            if part is not None:
+                part()
+        except OSError as error:
+            reason = _reason(error)
+        except CheckpointException as error:
+            causes = [failure for failure, _ in error.failures.values()]
+            if not all(isinstance(cause, OSError) for cause in causes):
+                raise
+            reason = _reason(causes[0])
+        if self._group is None:
+            return reason
+        reasons: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(reasons, reason, group=self._group)
+        return next((text for text in reasons if text is not None), None)
+
+
+def _reason(error: BaseException) -> str:
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "no space left on the disk" if is_full else str(error)
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in main memory, in memory of their own, sharded as they were."""
+    options = StagingOptions(
+        use_pinned_memory=False,
+        use_shared_memory=False,
+        use_async_staging=False,
+        use_non_blocking_copy=False,
+    )
+    stager = DefaultStager(options)
+    copies = stager.stage(dict(tensors))
+    stager.close()
+    assert isinstance(copies, dict), "the options ask for a copy at once"
+    return copies
 
 
 def newest(folder: Path) -> Path | None:
@@ -98,8 +183,6 @@ def load(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def prune(folder: Path, keep: int, best_step: int | None = None) -> None:
     """Delete all but the newest ``keep`` checkpoints and the best one, and what interrupted saves left."""
-    if _rank() != 0:
-        return
     best = None if best_step is None else f"step-{best_step:08d}"
     for path in sorted(folder.glob("step-*"))[:-keep]:
         if path.name != best:
@@ -116,11 +199,6 @@ def _rank() -> int:
     return dist.get_rank() if _is_distributed() else 0
 
 
-def _barrier() -> None:
-    if _is_distributed():
-        dist.barrier()
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
@@ -128,18 +206,47 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _synchronise(folder: Path) -> None:
-    for path in folder.iterdir():
-        _synchronise_entry(path)
-    _synchronise_entry(folder)
-
-
-def _synchronise_entry(path: Path) -> None:
+def _synchronise(path: Path) -> None:
+    """Have a file's content, or a folder's list of names, on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class SavedWeights:
+    """The trained weights of a checkpoint on disk, by the model's own names, some rows at a time."""
+
+    def __init__(self, path: Path) -> None:
+        metadata = HuggingFaceStorageReader(str(path)).read_metadata()
+        self.path = path
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._parts: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+        for index, stored in metadata.storage_data.items():
+            if index.fqn.startswith(WEIGHTS):
+                name = index.fqn.removeprefix(WEIGHTS)
+                whole = metadata.state_dict_metadata[index.fqn]
+                assert isinstance(whole, TensorStorageMetadata), "safetensors hold tensors only"
+                self.shapes[name] = tuple(whole.size)
+                self._parts.setdefault(name, []).append((stored.relative_path, tuple(index.offset)))
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows ``start:stop`` of a tensor, float32."""
+        from safetensors import safe_open
+
+        rows = torch.empty((stop - start, *self.shapes[name][1:]))
+        for file, offset in self._parts[name]:
+            with safe_open(file, framework="pt") as opened:
+                part = opened.get_slice(WEIGHTS + name)
+                shape = part.get_shape()
+                low, high = max(start, offset[0]), min(stop, offset[0] + shape[0])
+                if low < high:
+                    columns = tuple(slice(o, o + n) for o, n in zip(offset[1:], shape[1:], strict=True))
+                    rows[(slice(low - start, high - start), *columns)] = part[
+                        low - offset[0] : high - offset[0]
+                    ]
+        return rows
 
 
 def plain_tensors(
@@ -151,7 +258,7 @@ def plain_tensors(
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
-        tensors[f"model.{name}"] = parameter.detach()
+        tensors[f"{WEIGHTS}{name}"] = parameter.detach()
         state = optimizer.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)

@@ -6,8 +6,9 @@ before its backward pass. So neither rows, accumulation, packing nor processes c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,23 @@ class StepResult:
     loss: float
     totals: Totals
     num_tokens: int
+
+
+@dataclass
+class Sums:
+    """What the rows of this process add up to before anything is divided."""
+
+    loss: float = 0.0
+    totals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    suspects: list[str] = field(default_factory=list)  # rows whose loss is not finite
+
+    def add(self, loss: Tensor, totals: Totals, row: PackedRow) -> None:
+        value = float(loss.detach())
+        self.loss += value
+        add_totals(self.totals, totals)
+        if not math.isfinite(value):
+            where = ", ".join(sample.where for sample in row.samples[:8] if sample.where) or "unknown rows"
+            self.suspects.append(f"{value} on a packed row of {len(row.samples)} samples: {where}")
 
 
 class Engine:
@@ -53,29 +71,58 @@ class Engine:
         """Sums over all processes that hold different rows."""
         return list(values)
 
+    def any_process(self, flag: bool) -> bool:
+        """True on every process if it is true on one."""
+        return flag
+
+    def gather_texts(self, texts: Sequence[str]) -> list[str]:
+        """The texts of all processes, on every process."""
+        return list(texts)
+
+    def gather_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The named tensors of all parts of the model, on every process."""
+        return tensors
+
     def forward_backward(self, rows: Sequence[PackedRow], stage: Stage) -> StepResult:
-        """Add the gradients of ``sum of losses / sum of counts`` to the parameters."""
+        """Add the gradients of ``sum of losses / sum of counts`` to the parameters.
+
+        A loss that is not finite is a TrainingError on every process, raised before any update.
+        """
+        stage, count = self._prepare(rows, stage, empty="no row of the step trains anything")
+        sums = self._backward(rows, stage, count)
+        result = self._result(sums, count, rows)
+        if not math.isfinite(result.loss):
+            suspects = self.gather_texts(sums.suspects)
+            raise TrainingError(
+                f"the loss is {'; '.join(dict.fromkeys(suspects))}",
+                hint="no update was made; look at these rows, or lower optimizer.learning_rate",
+            )
+        return result
+
+    def _prepare(self, rows: Sequence[PackedRow], stage: Stage, *, empty: str) -> tuple[Stage, float]:
+        """The stage for these rows, and the divisor: the counts of all rows of all processes."""
         stage = stage.prepare(rows, self.score, self.add_up)
         (count,) = self.add_up([sum(stage.count(row) for row in rows)])
         if count == 0:
-            raise TrainingError("no row of the step trains anything", hint="see nemotron4 doctor data")
-        total = 0.0
-        totals: dict[str, tuple[float, float]] = {}
+            raise TrainingError(empty, hint="see nemotron4 doctor data")
+        return stage, count
+
+    def _backward(self, rows: Sequence[PackedRow], stage: Stage, count: float) -> Sums:
+        sums = Sums()
         for row in rows:
             terms = stage.terms(self.scorer(row), row)
-            refuse_non_finite(terms.loss.sum, row)
             torch.autograd.backward(self._scaled_for_backward(terms.loss.sum / count))
-            total += float(terms.loss.sum.detach())
-            add_totals(totals, terms.totals)
-        return self._result(total, count, totals, sum(len(row.tokens_N) - row.num_padding for row in rows))
+            sums.add(terms.loss.sum, terms.totals, row)
+        return sums
 
     def _scaled_for_backward(self, loss: Tensor) -> Tensor:
         return loss
 
-    def _result(self, total: float, count: float, totals: Totals, num_tokens: int) -> StepResult:
-        names = sorted(totals)  # a stage reports the same names for every row, so processes agree on them
-        flat = [x for name in names for x in totals[name]]
-        loss, tokens, *rest = self.add_up([total, float(num_tokens), *flat])
+    def _result(self, sums: Sums, count: float, rows: Sequence[PackedRow]) -> StepResult:
+        names = sorted(sums.totals)  # a stage reports the same names for every row, so processes agree
+        flat = [x for name in names for x in sums.totals[name]]
+        num_tokens = sum(len(row.tokens_N) - row.num_padding for row in rows)
+        loss, tokens, *rest = self.add_up([sums.loss, float(num_tokens), *flat])
         added = {name: (rest[2 * i], rest[2 * i + 1]) for i, name in enumerate(names)}
         return StepResult(loss / count, added, int(tokens))
 
@@ -88,19 +135,18 @@ class Engine:
         self.scorer.train(was_training)
         return scores
 
+    def scores(self, rows: Sequence[PackedRow]) -> Iterable[Tensor]:
+        """``score`` of each row, in order."""
+        return (self.score(row) for row in rows)
+
     def evaluate(self, rows: Sequence[PackedRow], stage: Stage) -> StepResult:
         """Loss and totals without gradients."""
-        stage = stage.prepare(rows, self.score, self.add_up)
-        (count,) = self.add_up([sum(stage.count(row) for row in rows)])
-        total = 0.0
-        totals: dict[str, tuple[float, float]] = {}
-        for row in rows:
-            terms = stage.terms(self.score(row), row)
-            total += float(terms.loss.sum)
-            add_totals(totals, terms.totals)
-        if count == 0:
-            raise TrainingError("no validation row counts", hint="see nemotron4 doctor data")
-        return self._result(total, count, totals, sum(len(row.tokens_N) - row.num_padding for row in rows))
+        stage, count = self._prepare(rows, stage, empty="no validation row counts")
+        sums = Sums()
+        for row, scores in zip(rows, self.scores(rows), strict=True):
+            terms = stage.terms(scores, row)
+            sums.add(terms.loss.sum, terms.totals, row)
+        return self._result(sums, count, rows)
 
     def grad_norm(self) -> float:
         """Euclidean norm of all gradients together."""
@@ -112,13 +158,3 @@ def add_totals(into: dict[str, tuple[float, float]], more: Totals) -> None:
     for name, (total, count) in more.items():
         old_total, old_count = into.get(name, (0.0, 0.0))
         into[name] = (old_total + total, old_count + count)
-
-
-def refuse_non_finite(loss: Tensor, row: PackedRow) -> None:
-    """Stop before the update, and say which rows of the data were in the batch."""
-    if not torch.isfinite(loss):
-        where = ", ".join(sample.where for sample in row.samples[:8] if sample.where) or "unknown rows"
-        raise TrainingError(
-            f"the loss is {float(loss.detach())} on a packed row of {len(row.samples)} samples: {where}",
-            hint="no update was made; look at these rows, or lower optimizer.learning_rate",
-        )

@@ -19,16 +19,17 @@ from nemotron4.model.config import ModelConfig
 from nemotron4.text.json_tokenizer import JsonTokenizer
 from nemotron4.text.prompt import PromptFormat
 from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.training.checkpoints import SavedWeights
 
 
 class TrainedCheckpoint:
-    """Weights in memory with the tokenizer and the format of the checkpoint they started from.
+    """The weights of a run's checkpoint with the tokenizer and the format of the model they started from.
 
     See ``checkpoint.interface.Checkpoint``. ``tokenizer_folder`` holds the tokenizer's files.
     """
 
     def __init__(
-        self, weights: Mapping[str, Tensor], config: ModelConfig, base: Checkpoint, tokenizer_folder: Path
+        self, weights: SavedWeights, config: ModelConfig, base: Checkpoint, tokenizer_folder: Path
     ) -> None:
         self._weights = weights
         self._base = base
@@ -40,16 +41,14 @@ class TrainedCheckpoint:
         self.bos_token_id, self.adds_bos = base.bos_token_id, base.adds_bos
         self.eos_token_ids = base.eos_token_ids
         self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(name, tuple(t.shape), str(t.dtype).removeprefix("torch."), tokenizer_folder)
-            for name, t in weights.items()
+            name: TensorInfo(name, shape, "float32", weights.path) for name, shape in weights.shapes.items()
         }
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        tensor = self._weights[name].detach().cpu()
-        return tensor.clone() if dtype is None else tensor.to(dtype)
+        return self.read_rows(name, 0, self.tensors[name].shape[0], dtype)
 
     def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
-        rows = self._weights[name].detach()[start:stop].cpu()
+        rows = self._weights.read_rows(name, start, stop)
         return rows if dtype is None else rows.to(dtype)
 
     def tokenizer(self) -> Tokenizer:
@@ -61,7 +60,7 @@ class TrainedCheckpoint:
 
 def write_model(
     folder: Path,
-    weights: Mapping[str, Tensor],
+    weights: SavedWeights,
     config: ModelConfig,
     base: Checkpoint,
     *,

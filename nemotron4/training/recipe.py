@@ -163,11 +163,16 @@ class ParallelSection:
     """Processes = data x tensor x pipeline; all 1 needs no process group."""
 
     data: int = 1
+    replicas: int = 1  # of the data processes: weights are sharded within a replica and repeated over them
     tensor: int = 1
     pipeline: int = 1
 
     def __post_init__(self) -> None:
         _check_at_least("parallel", dataclasses.asdict(self), 1)
+        if self.data % self.replicas:
+            raise ConfigError(
+                f"parallel.replicas is {self.replicas}; expected a divisor of parallel.data ({self.data})"
+            )
 
     @property
     def num_processes(self) -> int:

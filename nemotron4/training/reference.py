@@ -81,8 +81,9 @@ def _score(samples: Sequence[Sample], engine: Engine, row_tokens: int) -> list[t
     flat = [0.0] * start
     switch = adapters_off(engine.scorer.net) if engine.has_adapters else contextlib.nullcontext()
     with switch:
-        for row in engine.rows(samples, row_tokens):
-            sums = segment_logprobs(engine.score(row), row).tolist()
+        rows = engine.rows(samples, row_tokens)
+        for row, scores in zip(rows, engine.scores(rows), strict=True):
+            sums = segment_logprobs(scores, row).tolist()
             at = 0
             for sample in row.samples:
                 count = len(sample.segments)

@@ -29,7 +29,7 @@ from nemotron4.model.config import ModelConfig
 from nemotron4.model.presets import PRESETS
 from nemotron4.model.reward_head import RewardModel
 from nemotron4.model.transformer import Transformer
-from nemotron4.training import data, parallel
+from nemotron4.training import checkpoints, data, parallel
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
 from nemotron4.training.formats import ALL_ATTRIBUTES, Kind, TextRow
@@ -303,7 +303,7 @@ def train(
         )
         if is_writer:
             write_record(recipe, read, trainer, weights)
-        with _stopping_on_sigterm(trainer):
+        with stopping_on_sigterm(trainer):
             steps = trainer.run()
         output = None
         if steps == trainer.plan.num_steps:
@@ -388,7 +388,7 @@ def _commit() -> str | None:
 
 
 @contextmanager
-def _stopping_on_sigterm(trainer: Trainer) -> Iterator[None]:
+def stopping_on_sigterm(trainer: Trainer) -> Iterator[None]:
     """SIGTERM asks for a save and a stop after the step; not in a thread, which gets no signals."""
     try:
         before = signal.signal(signal.SIGTERM, lambda *_: trainer.stop_requested.set())
@@ -409,19 +409,18 @@ def output_folder(recipe: Recipe) -> Path:
 def _write_output(
     recipe: Recipe, trainer: Trainer, base: Checkpoint, config: ModelConfig, *, is_writer: bool
 ) -> Path:
-    net = trainer.engine.scorer.net
     folder = output_folder(recipe)
     if recipe.adapter is not None:
-        tensors = {name: _whole(t) for name, t in adapter_tensors(net, recipe.adapter).items()}
+        own = adapter_tensors(trainer.engine.scorer.net, recipe.adapter)
+        tensors = trainer.engine.gather_tensors({name: _whole(t) for name, t in own.items()})
         if is_writer:
             write_adapter(folder, tensors, recipe.adapter, base=recipe.model.start or "")
-        return folder
-    weights = {name: _whole(t) for name, t in net.state_dict().items()}
-    if config.tie_embeddings:
-        weights.pop("lm_head.weight", None)
-    if is_writer:
+    elif is_writer:
+        # From the last checkpoint: no process could hold the whole of a large model.
+        last = checkpoints.newest(trainer.checkpoints)
+        assert last is not None, "a finished run has saved its last step"
         write_model(
-            folder, weights, config, base, dtype=torch.float32,
+            folder, checkpoints.SavedWeights(last), config, base, dtype=torch.float32,
             fingerprint=f"{trainer.fingerprint} {trainer.plan.num_steps}",
         )  # fmt: skip
     return folder

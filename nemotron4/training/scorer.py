@@ -1,6 +1,7 @@
 """The module that training runs: a packed row in, the numbers a loss needs out.
 
-Everything goes through ``forward``, so that sharding, which hooks it, sees every use of a weight.
+Everything goes through ``forward``, so that sharding, which hooks it, sees every use of a weight. A pipeline
+stage calls the two halves (``hidden``, ``read``) from a ``forward`` of its own.
 
 Legend: N tokens of the row, P predicted tokens, S segments, A attributes, D hidden size.
 """
@@ -24,8 +25,13 @@ class LogprobScorer(nn.Module):
         self.net = net
 
     def forward(self, row: PackedRow) -> Tensor:
-        hidden_ND = self.net.model(row.tokens_N, row.positions_N, PackedAttend(row.positions_N))
+        return self.read(hidden(self.net, row.tokens_N, row), row)
+
+    def read(self, hidden_ND: Tensor, row: PackedRow) -> Tensor:
         return token_logprobs(hidden_ND[row.predict_P], self.net.lm_head.weight, row.target_P)
+
+    def shape(self, row: PackedRow) -> torch.Size:
+        return row.target_P.shape
 
 
 class RewardScorer(nn.Module):
@@ -36,12 +42,23 @@ class RewardScorer(nn.Module):
         self.net = net
 
     def forward(self, row: PackedRow) -> Tensor:
-        hidden_ND = self.net.model(row.tokens_N, row.positions_N, PackedAttend(row.positions_N))
+        return self.read(hidden(self.net, row.tokens_N, row), row)
+
+    def read(self, hidden_ND: Tensor, row: PackedRow) -> Tensor:
         scores_SA: Tensor = self.net(hidden_ND[row.last_S])
         return scores_SA
 
+    def shape(self, row: PackedRow) -> torch.Size:
+        return torch.Size((row.num_segments, self.net.config.num_reward_attributes))
+
 
 Scorer = LogprobScorer | RewardScorer
+
+
+def hidden(net: Transformer | RewardModel, x: Tensor, row: PackedRow) -> Tensor:
+    """The decoder on a packed row: from token ids (N,), or what an earlier part made of them, to (N, D)."""
+    hidden_ND: Tensor = net.model(x, row.positions_N, PackedAttend(row.positions_N))
+    return hidden_ND
 
 
 def segment_logprobs(logprobs_P: Tensor, row: PackedRow, *, average: bool = False) -> Tensor:

@@ -116,6 +116,7 @@ class Trainer:
         self.plan = plan_steps(recipe, len(train))
         self.optimizer = build_optimizer(engine.trainable, recipe.optimizer)
         self.stop_requested = threading.Event()
+        self._writer = checkpoints.Writer(self.checkpoints, keep=recipe.run.keep_checkpoints)
         self._step = 0
         self._seen = 0
         self._best: float | None = None
@@ -126,7 +127,7 @@ class Trainer:
         return self.recipe.run.directory
 
     @property
-    def _checkpoints(self) -> Path:
+    def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
     def batch(self, step: int, seen: int) -> list[Sample]:
@@ -138,8 +139,18 @@ class Trainer:
         self._resume()
         for log in self.logs:
             log.begin(self._step)
+        try:
+            self._run()
+        finally:
+            self._writer.wait()
+        for log in self.logs:
+            log.close()
+        return self._step
+
+    def _run(self) -> None:
         settings = self.recipe.run
-        while self._step < self.plan.num_steps and not self.stop_requested.is_set():
+        is_stopping = self._is_stopping()
+        while self._step < self.plan.num_steps and not is_stopping:
             self._train_step()
             is_last = self._step == self.plan.num_steps
             is_best = False
@@ -147,12 +158,14 @@ class Trainer:
                 is_last or (settings.validate_every and self._step % settings.validate_every == 0)
             ):
                 is_best = self._validate()
+            is_stopping = self._is_stopping()
             is_due = self._step % settings.save_every == 0
-            if is_last or is_best or is_due or self.stop_requested.is_set():
+            if is_last or is_best or is_due or is_stopping:
                 self._save()
-        for log in self.logs:
-            log.close()
-        return self._step
+
+    def _is_stopping(self) -> bool:
+        """Whether any process was told to stop or could not write: all of them stop after the same step."""
+        return self.engine.any_process(self.stop_requested.is_set() or self._writer.has_failed())
 
     def _train_step(self) -> None:
         started = time.perf_counter()
@@ -228,13 +241,12 @@ class Trainer:
 
     def _save(self) -> None:
         state = checkpoints.SavedState(self._step, self._seen, self.fingerprint, self._best, self._best_step)
-        checkpoints.save(self._checkpoints, self.tensors(), state)
-        checkpoints.prune(self._checkpoints, self.recipe.run.keep_checkpoints, self._best_step)
+        self._writer.save(self.tensors(), state)
 
     def _resume(self) -> None:
         if self.is_writer:
             self.folder.mkdir(parents=True, exist_ok=True)
-        path = checkpoints.newest(self._checkpoints)
+        path = checkpoints.newest(self.checkpoints)
         if path is None:
             return
         state = checkpoints.read_state(path)

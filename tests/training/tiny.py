@@ -43,8 +43,8 @@ def logprob_scorer(seed: int = 0, **changes: object) -> LogprobScorer:
     return LogprobScorer(net)
 
 
-def reward_scorer(num_attributes: int = 3, seed: int = 0) -> RewardScorer:
-    net = RewardModel(config(num_reward_attributes=num_attributes))
+def reward_scorer(num_attributes: int = 3, seed: int = 0, **changes: object) -> RewardScorer:
+    net = RewardModel(config(num_reward_attributes=num_attributes, **changes))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -152,7 +152,7 @@ def run_until_killed(folder: Path, moment: str) -> None:
 
         def write_then_die(*arguments: object, **settings: object) -> None:
             write(*arguments, **settings)  # type: ignore[arg-type]
-            if trainer._step == 6:
+            if list(folder.glob("checkpoints/.partial-step-00000006")):
                 die()
 
         checkpoints.save_tensors = write_then_die  # type: ignore[assignment]
