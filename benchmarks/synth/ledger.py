@@ -17,7 +17,10 @@ import time
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import orjson
+
 from nemotron4 import config
+from nemotron4.synth import tables
 from nemotron4.synth.books import read_books
 from nemotron4.synth.effects import DONE, Child, Effects, StoredReply
 from nemotron4.synth.keys import digest, record_id
@@ -29,9 +32,8 @@ BATCH = 256
 
 
 def effects(number: int, words: list[str], draw: random.Random) -> tuple[Child, Effects]:
-    root = Child(
-        "root:in", number, {"kind": "root", "index": number}, record_id("root:in", None, number), None
-    )
+    entry = orjson.dumps({"kind": "root", "index": number})
+    root = Child("root:in", number, entry, record_id("root:in", None, number), None)
     start = draw.randrange(len(words) - WORDS_PER_REPLY)
     text = " ".join(words[start : start + WORDS_PER_REPLY])
     said = {"text": text, "finish": "stop", "model": "m"}
@@ -39,8 +41,9 @@ def effects(number: int, words: list[str], draw: random.Random) -> tuple[Child, 
     response = {"text": text, "model": "m", "sample": 0, "finish_reason": "stop", "tokens": 350}
     prompt = {"messages": [["user", text[:300]]], "task": "open_qa"}
     row = {"kind": "answered", "prompt": prompt, "responses": [response]}
-    child = Child("in", 0, row, record_id("in", root.id, 0), root.id)
+    child = Child("in", 0, orjson.dumps(row), record_id("in", root.id, 0), root.id)
     done = Effects("in", root.id, DONE, b"cfg", replies=[reply], children=[child], tally={"calls": 1.0})
+    done.parent_content, done.sources = entry, [reply]
     return root, done
 
 
@@ -58,8 +61,8 @@ def main() -> None:
         for first in range(0, rows, BATCH):
             pairs = [effects(number, words, draw) for number in range(first, min(rows, first + BATCH))]
             with ledger.transaction() as db:
-                ledger.insert_roots(db, "in", [root for root, _ in pairs])
-                ledger.apply_in(db, [done for _, done in pairs])
+                tables.insert_roots(db, "in", [root for root, _ in pairs])
+                tables.apply(db, [done for _, done in pairs])
         write_s = time.perf_counter() - started
         ledger.close()
         started = time.perf_counter()

@@ -78,6 +78,7 @@ class HttpEndpoint:
                 connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s),
                 headers=self._headers,
+                cookie_jar=aiohttp.DummyCookieJar(),  # a model's API keeps no state in cookies
                 proxy=_proxy_from_environment(self.base_url),
             )
         return self._session

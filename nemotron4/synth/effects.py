@@ -1,13 +1,9 @@
-"""What a finished piece of work leaves behind, and how content is packed for the ledger."""
+"""What a finished piece of work leaves behind."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import orjson
 
 from nemotron4.records import JsonObject
 
@@ -17,11 +13,11 @@ STATE_NAMES = ("ready", "done", "failed", "filtered")
 
 @dataclass(frozen=True)
 class Child:
-    """A record to be stored. ``payload`` None stands for "the same row as my parent"."""
+    """A record to be stored. ``content`` is its row as JSON; None stands for "the same row as my parent"."""
 
     stage: str
     ordinal: int
-    payload: JsonObject | None
+    content: bytes | None
     id: bytes
     parent: bytes | None
 
@@ -43,7 +39,11 @@ class StoredReply:
 
 @dataclass
 class Effects:
-    """What one piece of work leaves behind: applied wholly or not at all."""
+    """What one piece of work leaves behind: applied wholly or not at all.
+
+    ``parent_content`` and ``sources`` are what the children were made from: their parent and every reply
+    of this work, also those stored earlier.
+    """
 
     stage: str
     record: bytes | None = None  # None: replies only, the work goes on
@@ -53,6 +53,8 @@ class Effects:
     reason: str | None = None
     replies: list[StoredReply] = field(default_factory=list)
     children: list[Child] = field(default_factory=list)
+    parent_content: bytes = b""
+    sources: Sequence[StoredReply] = ()
     consumers: Sequence[str] = ()
     tally: dict[str, float] = field(default_factory=dict)
 
@@ -61,17 +63,3 @@ class Effects:
 class WorkItem:
     record: bytes
     attempt: int
-
-
-def pack(value: Any) -> bytes:
-    """JSON, deflated when that makes it shorter; the first byte tells which."""
-    text = orjson.dumps(value)
-    if len(text) > 160:
-        packed = zlib.compress(text, 1)
-        if len(packed) < len(text):
-            return b"z" + packed
-    return b"j" + text
-
-
-def unpack(blob: bytes) -> Any:
-    return orjson.loads(zlib.decompress(blob[1:]) if blob[:1] == b"z" else blob[1:])

@@ -14,34 +14,19 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import orjson
+
 from nemotron4.errors import DataError, Nemotron4Error
 from nemotron4.records import JsonObject
-from nemotron4.synth.effects import FAILED, Child, Effects, StoredReply, WorkItem, pack, unpack
+from nemotron4.synth import tables
+from nemotron4.synth.content import unpack, unpack_alone
+from nemotron4.synth.effects import FAILED, Child, Effects, StoredReply, WorkItem
 
 SCHEMA_VERSION = 1
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS record (
-    id BLOB NOT NULL PRIMARY KEY, stage TEXT NOT NULL, parent BLOB, ordinal INTEGER NOT NULL, payload BLOB);
-CREATE INDEX IF NOT EXISTS record_parent ON record (parent, stage);
-CREATE INDEX IF NOT EXISTS record_stage ON record (stage, id);
-CREATE TABLE IF NOT EXISTS work (
-    stage TEXT NOT NULL, record BLOB NOT NULL, state INTEGER NOT NULL, attempt INTEGER NOT NULL,
-    cfg BLOB, class TEXT, reason TEXT, PRIMARY KEY (stage, record)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS work_ready ON work (stage, record) WHERE state = 0;
-CREATE TABLE IF NOT EXISTS call (
-    record BLOB NOT NULL, key BLOB NOT NULL, stage TEXT NOT NULL, sample INTEGER NOT NULL,
-    reply BLOB NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, latency_ms INTEGER,
-    attempts INTEGER);
-CREATE UNIQUE INDEX IF NOT EXISTS call_key ON call (record, key);
-CREATE TABLE IF NOT EXISTS tally (stage TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL,
-    PRIMARY KEY (stage, name)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS note (record BLOB NOT NULL, at REAL NOT NULL, value TEXT NOT NULL);
-"""
 
 
 class LedgerError(Nemotron4Error):
@@ -96,16 +81,29 @@ class Reader:
 
     def payload(self, record: bytes) -> JsonObject:
         """The row of a record, taken from the nearest ancestor that has one."""
+        value: JsonObject = orjson.loads(self.content(record))
+        return value
+
+    def content(self, record: bytes) -> bytes:
+        """The same as JSON text."""
         wanted: bytes | None = record
         while wanted is not None:
             row = self._db.execute("SELECT payload, parent FROM record WHERE id = ?", (wanted,)).fetchone()
             if row is None:
                 raise DataError(f"{self.path}: record {wanted.hex()} is missing")
-            if row[0] is not None:
-                value: JsonObject = unpack(row[0])
-                return value
-            wanted = row[1]
+            blob, parent = row
+            if blob is not None:
+                sources = partial(self.content, parent), partial(self._reply_content, parent)
+                return unpack(blob, *sources)
+            wanted = parent
         raise DataError(f"{self.path}: record {record.hex()} and its ancestors have no content")
+
+    def _reply_content(self, record: bytes, key: bytes) -> bytes:
+        found = self._db.execute("SELECT reply FROM call WHERE record = ? AND key = ?", (record, key))
+        row = found.fetchone()
+        if row is None:
+            raise DataError(f"{self.path}: the reply {key.hex()} to record {record.hex()} is missing")
+        return unpack_alone(row[0])
 
     def ready(self, stage: str, after: bytes, limit: int) -> list[WorkItem]:
         """Work of a stage in the order of record ids, from beyond ``after``."""
@@ -194,13 +192,13 @@ def _fingerprint(roots: Iterable[Child]) -> str:
     hashed = hashlib.blake2b(digest_size=16)
     for root in roots:
         hashed.update(root.id)
-        hashed.update(pack(root.payload))
+        hashed.update(root.content or b"")
     return hashed.hexdigest()
 
 
 def _stored_reply(row: Sequence[Any]) -> StoredReply:
     record, key, stage, sample, reply, *rest = row
-    return StoredReply(record, key, stage, sample, unpack(reply), *rest)
+    return StoredReply(record, key, stage, sample, orjson.loads(unpack_alone(reply)), *rest)
 
 
 class Ledger(Reader):
@@ -229,7 +227,7 @@ class Ledger(Reader):
         self._writer.execute(f"PRAGMA synchronous = {synchronous}")
         self._writer.execute("PRAGMA wal_autocheckpoint = 4000")
         with self.transaction() as db:
-            for statement in _SCHEMA.split(";\n"):
+            for statement in tables.SCHEMA.split(";\n"):
                 db.execute(statement)
             db.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
 
@@ -268,16 +266,7 @@ class Ledger(Reader):
     def apply(self, batch: Iterable[Effects]) -> None:
         """Store the effects of many pieces of work in one transaction."""
         with self.transaction() as db:
-            self.apply_in(db, batch)
-
-    def apply_in(self, db: sqlite3.Connection, batch: Iterable[Effects]) -> None:
-        """The same inside a transaction of the caller's."""
-        tally: dict[tuple[str, str], float] = {}
-        for effects in batch:
-            _apply_one(db, effects)
-            for name, value in effects.tally.items():
-                tally[effects.stage, name] = tally.get((effects.stage, name), 0.0) + value
-        add_tallies(db, tally)
+            tables.apply(db, batch)
 
     def set_meta(self, name: str, value: str) -> None:
         with self.transaction() as db:
@@ -288,10 +277,6 @@ class Ledger(Reader):
             db.execute(
                 "INSERT INTO note VALUES (?, ?, ?)", (record, at, json.dumps(value, ensure_ascii=False))
             )
-
-    def insert_roots(self, db: sqlite3.Connection, stage: str, roots: Sequence[Child]) -> None:
-        """Roots with their ready work, inside a transaction of the caller's."""
-        _insert_children(db, roots, (stage,))
 
     def set_roots(self, stage: str, roots: Callable[[], Iterator[Child]]) -> None:
         """Work of a source stage: one root record each. A changed root is done again, a missing one goes.
@@ -306,14 +291,14 @@ class Ledger(Reader):
             for root in roots():
                 db.execute("INSERT INTO wanted VALUES (?)", (root.id,))
                 stored = db.execute("SELECT payload FROM record WHERE id = ?", (root.id,)).fetchone()
-                if stored is not None and stored[0] != pack(root.payload):
-                    delete_record(db, root.id)
+                if stored is not None and unpack_alone(stored[0]) != root.content:
+                    tables.delete_record(db, root.id)
                     stored = None
                 if stored is None:
-                    self.insert_roots(db, stage, [root])
+                    tables.insert_roots(db, stage, [root])
             missing = "SELECT id FROM record WHERE stage = ? AND id NOT IN (SELECT id FROM wanted)"
             for (record,) in db.execute(missing, (f"root:{stage}",)).fetchall():
-                delete_record(db, record)
+                tables.delete_record(db, record)
             db.execute("DROP TABLE wanted")
             db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"roots:{stage}", fingerprint))
 
@@ -335,7 +320,7 @@ class Ledger(Reader):
             for (record,) in db.execute(
                 f"SELECT id FROM record WHERE stage NOT IN ({marks})", known
             ).fetchall():
-                delete_record(db, record)
+                tables.delete_record(db, record)
             for stage, upstream in takes.items():
                 marks = ",".join("?" * len(upstream))
                 foreign = db.execute(
@@ -344,7 +329,7 @@ class Ledger(Reader):
                     (stage, *upstream),
                 ).fetchall()
                 for (record,) in foreign:
-                    delete_outputs(db, stage, record)
+                    tables.delete_outputs(db, stage, record)
                     db.execute("DELETE FROM work WHERE stage = ? AND record = ?", (stage, record))
                 db.execute(
                     "INSERT OR IGNORE INTO work SELECT ?, id, 0, 0, NULL, NULL, NULL FROM record "
@@ -365,7 +350,7 @@ class Ledger(Reader):
                 "SELECT record FROM work WHERE stage = ? AND state != 0 AND cfg IS NOT ?", (stage, cfg)
             ).fetchall()
             for (record,) in stale:
-                delete_outputs(db, stage, record)
+                tables.delete_outputs(db, stage, record)
             db.execute(
                 "UPDATE work SET state = 0, class = NULL, reason = NULL WHERE stage = ? AND cfg IS NOT ?",
                 (stage, cfg),
@@ -379,64 +364,6 @@ class Ledger(Reader):
                 "DELETE FROM tally WHERE name LIKE 'items_%' AND NOT EXISTS "
                 "(SELECT 1 FROM work WHERE work.stage = tally.stage AND work.state != 0)"
             )
-
-
-def _apply_one(db: sqlite3.Connection, effects: Effects) -> None:
-    db.executemany(
-        "INSERT OR IGNORE INTO call VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (
-                r.record, r.key, r.stage, r.sample, pack(r.reply),
-                r.prompt_tokens, r.completion_tokens, r.latency_ms, r.attempts,
-            )
-            for r in effects.replies
-        ],
-    )  # fmt: skip
-    if effects.record is None:
-        return
-    _insert_children(db, effects.children, effects.consumers)
-    db.execute(
-        "UPDATE work SET state = ?, cfg = ?, class = ?, reason = ? WHERE stage = ? AND record = ?",
-        (effects.state, effects.cfg, effects.failure_class, effects.reason, effects.stage, effects.record),
-    )
-
-
-def _insert_children(db: sqlite3.Connection, children: Sequence[Child], consumers: Sequence[str]) -> None:
-    db.executemany(
-        "INSERT OR IGNORE INTO record VALUES (?, ?, ?, ?, ?)",
-        [
-            (c.id, c.stage, c.parent, c.ordinal, None if c.payload is None else pack(c.payload))
-            for c in children
-        ],
-    )
-    db.executemany(
-        "INSERT OR IGNORE INTO work VALUES (?, ?, 0, 0, NULL, NULL, NULL)",
-        [(consumer, child.id) for consumer in consumers for child in children],
-    )
-
-
-def add_tallies(db: sqlite3.Connection, tally: dict[tuple[str, str], float]) -> None:
-    db.executemany(
-        "INSERT INTO tally VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
-        [(stage, name, value) for (stage, name), value in tally.items()],
-    )
-
-
-def delete_outputs(db: sqlite3.Connection, stage: str, record: bytes) -> None:
-    """Remove what a stage made of a record, with every descendant and the work on them."""
-    made = db.execute("SELECT id FROM record WHERE parent = ? AND stage = ?", (record, stage)).fetchall()
-    for (child,) in made:
-        delete_record(db, child)
-
-
-def delete_record(db: sqlite3.Connection, record: bytes) -> None:
-    """Remove a record, its descendants and the work on them. Paid calls and notes stay."""
-    doomed = [record]
-    while doomed:
-        current = doomed.pop()
-        doomed += [row[0] for row in db.execute("SELECT id FROM record WHERE parent = ?", (current,))]
-        db.execute("DELETE FROM work WHERE record = ?", (current,))
-        db.execute("DELETE FROM record WHERE id = ?", (current,))
 
 
 def _take_lock(path: Path) -> int:

@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import orjson
+
 from nemotron4.client import BadContentError, ChatModel, ClientError, HopelessError
-from nemotron4.synth import keys
+from nemotron4.synth import keys, tables
 from nemotron4.synth.commit import GroupCommit
 from nemotron4.synth.effects import DONE, FAILED, FILTERED, Child, Effects
 from nemotron4.synth.endpoint import Endpoint, EndpointDownError, StoppedError
 from nemotron4.synth.graph import Stage
-from nemotron4.synth.ledger import Ledger, delete_outputs
+from nemotron4.synth.ledger import Ledger
 from nemotron4.synth.prompts import PromptBook
 from nemotron4.synth.recipe import Recipe
 from nemotron4.synth.rows import Root, Row, decode, encode
@@ -45,11 +47,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Item:
-    """Ready work. ``row`` is at hand when its stage has just made it."""
+    """Ready work. ``row`` and ``content`` are at hand when a stage has just made them."""
 
     record: bytes
     attempt: int
     row: Row | None = None
+    content: bytes = b""
 
 
 @dataclass
@@ -161,7 +164,7 @@ class Runner:
         for index, entry in enumerate(stage.kind.roots(stage.knobs)):
             identity = keys.record_id(name, None, index)
             if keys.shard_of(identity, self._shard[1]) == self._shard[0]:
-                yield Child(name, index, encode(Root(index=index, entry=entry)), identity, None)
+                yield Child(name, index, _content(Root(index=index, entry=entry)), identity, None)
 
     async def _drive(self, shared: Shared) -> None:
         while self._stop_reason is None:
@@ -234,13 +237,16 @@ class Runner:
         work = Work(shared, stage.name, item.record, item.attempt, endpoint, stage.sampling)
         effects = Effects(stage=stage.name, record=item.record, cfg=stage.cfg, consumers=stage.consumers)
         made: Sequence[Row | None] = ()
-        row = item.row
+        row, content = item.row, item.content
         try:
-            row = row or decode(self.ledger.payload(item.record))
+            if row is None:
+                content = self.ledger.content(item.record)
+                row = decode(orjson.loads(content))
             assert stage.kind.run is not None
             made = await stage.kind.run(row, work, stage.knobs)
             effects.state = DONE
             effects.children = _children(stage.name, item.record, made)
+            effects.parent_content, effects.sources = content, work.replies
         except Filtered as drop:
             effects.state, effects.failure_class, effects.reason = FILTERED, drop.rule, drop.message
         except StoppedError:
@@ -259,21 +265,24 @@ class Runner:
         except BaseException as error:
             return self.stop(str(error), error)
         assert row is not None
-        self._finished(stage, item, effects, [row if child is None else child for child in made])
+        rows = [row if child is None else child for child in made]
+        self._finished(stage, item, effects, rows, [child.content or content for child in effects.children])
         return None
 
-    def _finished(self, stage: Stage, item: _Item, effects: Effects, rows: Sequence[Row]) -> None:
+    def _finished(
+        self, stage: Stage, item: _Item, effects: Effects, rows: Sequence[Row], contents: Sequence[bytes]
+    ) -> None:
         """The effects are durable: offer the children to their stages."""
         self._queues[stage.name].known.discard(item.record)
         outcome = {DONE: "done", FAILED: "failed", FILTERED: "filtered"}[effects.state]
         self.counts[stage.name, outcome] = self.counts.get((stage.name, outcome), 0) + 1
         for consumer in stage.consumers:
             queue = self._queues[consumer]
-            for child, row in zip(effects.children, rows, strict=True):
+            for child, row, content in zip(effects.children, rows, contents, strict=True):
                 if len(queue.items) >= QUEUE_LIMIT or queue.has_more:
                     queue.has_more = True
                 else:
-                    queue.items.append(_Item(child.id, 0, row))
+                    queue.items.append(_Item(child.id, 0, row, content))
                     queue.known.add(child.id)
 
     async def _next_barrier(self, shared: Shared) -> bool:
@@ -289,9 +298,13 @@ class Runner:
 
 def _children(stage: str, parent: bytes, rows: Sequence[Row | None]) -> list[Child]:
     return [
-        Child(stage, i, None if row is None else encode(row), keys.record_id(stage, parent, i), parent)
+        Child(stage, i, None if row is None else _content(row), keys.record_id(stage, parent, i), parent)
         for i, row in enumerate(rows)
     ]
+
+
+def _content(row: Row) -> bytes:
+    return orjson.dumps(encode(row))
 
 
 def _error_class(error: ClientError) -> str:
@@ -333,14 +346,14 @@ def run_barrier(ledger: Ledger, stage: Stage) -> int:
                     continue
                 changed += 1
                 if state == DONE:
-                    delete_outputs(db, stage.name, record)
+                    tables.delete_outputs(db, stage.name, record)
                 effects = Effects(stage=stage.name, record=record, cfg=stage.cfg, consumers=stage.consumers)
                 if drop is None:
                     effects.state, effects.children = DONE, _children(stage.name, record, [None])
                 else:
                     effects.state, effects.failure_class, effects.reason = FILTERED, *drop
                 batch.append(effects)
-            ledger.apply_in(db, batch)
+            tables.apply(db, batch)
     return changed
 
 

@@ -74,6 +74,7 @@ class Work:
     endpoint: str | None
     sampling: Sampling | None
     tally: dict[str, float] = field(default_factory=dict)
+    replies: list[StoredReply] = field(default_factory=list)  # paid now or at an earlier start
     _held: list[tuple[StoredReply, Endpoint]] = field(default_factory=list)
 
     @property
@@ -107,7 +108,7 @@ class Work:
 
         async def call() -> tuple[JsonObject, int | None, int | None]:
             reply = await target.model.chat(messages, sampling)
-            stored = {"text": reply.text, "finish": reply.finish_reason, "model": reply.model}
+            stored: JsonObject = {"text": reply.text, "finish": reply.finish_reason, "model": reply.model}
             if reply.logprobs is not None:
                 stored["logprobs"] = reply.logprobs
             return stored, reply.prompt_tokens, reply.completion_tokens
@@ -175,6 +176,7 @@ class Work:
         if self.shared.has_old_replies:
             stored = self.shared.ledger.reply(self.record, key)
             if stored is not None:
+                self.replies.append(stored)
                 return stored
         self._flush()
         reply, prompt_tokens, completion_tokens, latency_s, attempts = await self._pay(target, call)
@@ -184,6 +186,7 @@ class Work:
         )  # fmt: skip
         self._account(target, stored, latency_s)
         self._held.append((stored, target))
+        self.replies.append(stored)
         return stored
 
     async def _pay(self, target: Endpoint, call: Callable[[], Awaitable[Any]]) -> tuple[Any, ...]:

@@ -1,0 +1,105 @@
+"""The ledger's tables and the statements that change them; every caller brings its own transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import orjson
+
+from nemotron4.synth.content import pack, pack_derived
+from nemotron4.synth.effects import Child, Effects
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS record (
+    id BLOB NOT NULL PRIMARY KEY, stage TEXT NOT NULL, parent BLOB, ordinal INTEGER NOT NULL, payload BLOB);
+CREATE INDEX IF NOT EXISTS record_parent ON record (parent, stage);
+CREATE INDEX IF NOT EXISTS record_stage ON record (stage, id);
+CREATE TABLE IF NOT EXISTS work (
+    stage TEXT NOT NULL, record BLOB NOT NULL, state INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    cfg BLOB, class TEXT, reason TEXT, PRIMARY KEY (stage, record)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS work_ready ON work (stage, record) WHERE state = 0;
+CREATE TABLE IF NOT EXISTS call (
+    record BLOB NOT NULL, key BLOB NOT NULL, stage TEXT NOT NULL, sample INTEGER NOT NULL,
+    reply BLOB NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, latency_ms INTEGER,
+    attempts INTEGER);
+CREATE UNIQUE INDEX IF NOT EXISTS call_key ON call (record, key);
+CREATE TABLE IF NOT EXISTS tally (stage TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL,
+    PRIMARY KEY (stage, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS note (record BLOB NOT NULL, at REAL NOT NULL, value TEXT NOT NULL);
+"""
+
+
+def insert_roots(db: sqlite3.Connection, stage: str, roots: Sequence[Child]) -> None:
+    """Roots with their ready work."""
+    rows = [(root.id, root.stage, root.parent, root.ordinal, _packed(root, b"", [])) for root in roots]
+    db.executemany(_INSERT_RECORD, rows)
+    db.executemany(_INSERT_WORK, [(stage, root.id) for root in roots])
+
+
+def apply(db: sqlite3.Connection, batch: Iterable[Effects]) -> None:
+    """Store the effects of many pieces of work, with one statement per table and not per piece."""
+    calls: list[tuple[Any, ...]] = []
+    records: list[tuple[Any, ...]] = []
+    new_work: list[tuple[Any, ...]] = []
+    ended: list[tuple[Any, ...]] = []
+    tally: dict[tuple[str, str], float] = {}
+    for effects in batch:
+        calls += [
+            (
+                r.record, r.key, r.stage, r.sample, pack(orjson.dumps(r.reply)),
+                r.prompt_tokens, r.completion_tokens, r.latency_ms, r.attempts,
+            )
+            for r in effects.replies
+        ]  # fmt: skip
+        for name, value in effects.tally.items():
+            tally[effects.stage, name] = tally.get((effects.stage, name), 0.0) + value
+        if effects.record is None:
+            continue
+        sources = [(r.key, orjson.dumps(r.reply)) for r in effects.sources]
+        for child in effects.children:
+            content = _packed(child, effects.parent_content, sources)
+            records.append((child.id, child.stage, child.parent, child.ordinal, content))
+            new_work += [(consumer, child.id) for consumer in effects.consumers]
+        ended.append(
+            (effects.state, effects.cfg, effects.failure_class, effects.reason, effects.stage, effects.record)
+        )
+    db.executemany("INSERT OR IGNORE INTO call VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", calls)
+    db.executemany(_INSERT_RECORD, records)
+    db.executemany(_INSERT_WORK, new_work)
+    db.executemany(
+        "UPDATE work SET state = ?, cfg = ?, class = ?, reason = ? WHERE stage = ? AND record = ?", ended
+    )
+    db.executemany(
+        "INSERT INTO tally VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
+        [(stage, name, value) for (stage, name), value in tally.items()],
+    )
+
+
+_INSERT_RECORD = "INSERT OR IGNORE INTO record VALUES (?, ?, ?, ?, ?)"
+_INSERT_WORK = "INSERT OR IGNORE INTO work VALUES (?, ?, 0, 0, NULL, NULL, NULL)"
+
+
+def _packed(child: Child, parent: bytes, sources: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+    if child.content is None:
+        return None
+    return pack_derived(child.content, parent, sources) if parent else pack(child.content)
+
+
+def delete_outputs(db: sqlite3.Connection, stage: str, record: bytes) -> None:
+    """Remove what a stage made of a record, with every descendant and the work on them."""
+    made = db.execute("SELECT id FROM record WHERE parent = ? AND stage = ?", (record, stage)).fetchall()
+    for (child,) in made:
+        delete_record(db, child)
+
+
+def delete_record(db: sqlite3.Connection, record: bytes) -> None:
+    """Remove a record, its descendants and the work on them. Paid calls and notes stay."""
+    doomed = [record]
+    while doomed:
+        current = doomed.pop()
+        doomed += [row[0] for row in db.execute("SELECT id FROM record WHERE parent = ?", (current,))]
+        db.execute("DELETE FROM work WHERE record = ?", (current,))
+        db.execute("DELETE FROM record WHERE id = ?", (current,))
