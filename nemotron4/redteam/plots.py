@@ -43,3 +43,23 @@ def draw_areas(models: Mapping[str, Mapping[str, Counts]], path: Path) -> Path:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
     return path
+
+
+def draw_shares(counts: Mapping[str, int], title: str, path: Path) -> Path:
+    """What a number of unsafe answers is made of, as shares of it."""
+    total = sum(counts.values())
+    figure = Figure(figsize=(8, 1.4 + 0.32 * max(1, len(counts))), layout="constrained")
+    axes: Any = figure.add_subplot()
+    for place, count in enumerate(counts.values()):
+        axes.barh(place, 100 * count / total, color=COLOURS[1])
+        axes.text(100 * count / total + 1, place, f"{count}/{total}", va="center", fontsize=8)
+    if not total:
+        axes.text(50, 0, "no unsafe answer", ha="center", fontsize=9, color="#777777")
+    axes.set_yticks(range(len(counts)), list(counts), fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 110)
+    axes.set_xlabel("share of the unsafe answers, %", fontsize=9)
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    return path
