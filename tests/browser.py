@@ -12,9 +12,8 @@ Take the fixture ``browser`` (known everywhere, see ``tests/conftest.py``); with
             assert browser.problems() == []
             browser.screenshot(tmp_path / "page.png")
 
-Every server of a test has a port of its own, so what a page stores never reaches the next test. Names in
-quotes are CSS selectors; what is not there after ``PATIENCE_S`` fails the test. All tests with a browser
-run in the same pytest-xdist worker.
+``open`` starts with empty storage; ``driver.refresh()`` keeps it. Names in quotes are CSS selectors; what is
+not there after ``PATIENCE_S`` fails the test. All tests with a browser run in the same pytest-xdist worker.
 """
 
 from __future__ import annotations
@@ -37,10 +36,13 @@ try:
     from selenium.webdriver import Chrome, ChromeOptions
     from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.remote.webelement import WebElement
     from selenium.webdriver.support.ui import WebDriverWait
 except ImportError:  # the fixture then skips
-    Chrome = None  # type: ignore[assignment,misc]
+    Chrome = Keys = None  # type: ignore[assignment,misc]
+
+__all__ = ["DESKTOP", "PHONE", "Browser", "Keys", "browser"]
 
 PATIENCE_S = 15.0
 DESKTOP = (1280, 800)
@@ -69,7 +71,10 @@ class Browser:
         self.downloads = downloads
 
     def open(self, url: str, *, size: tuple[int, int] = DESKTOP, dark: bool = False) -> None:
-        """Load a page in a window of this size; forgets the problems of the page before."""
+        """Load a page in a window of this size, with nothing stored and no problem noted from before."""
+        self.driver.get("about:blank")  # so that an address that differs after # alone is loaded too
+        origin = "/".join(url.split("/")[:3])
+        self.command("Storage.clearDataForOrigin", origin=origin, storageTypes="all")
         self.problems()
         width, height = size
         self.command(

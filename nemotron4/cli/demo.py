@@ -192,6 +192,7 @@ def _step(text: str) -> None:
 def _what_next(server: ChildServer) -> None:
     note(
         f"\nThe server keeps running at {server.url} (process {server.pid}, log {server.log}). Try next:\n"
+        f"    {server.url}/      the page: chat, raw prompts, token probabilities\n"
         f"    .venv/bin/python examples/openai_client.py {server.url}\n"
         f"    .venv/bin/nemotron4 chat {MODEL}      a conversation, in a process of its own\n"
         f"    kill {server.pid}      stops the server"

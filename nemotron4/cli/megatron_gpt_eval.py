@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron4.cli.console import note
-from nemotron4.cluster.hydra import parse_overrides
+from nemotron4.cluster.hydra import DEFAULTS, parse_overrides
 from nemotron4.cluster.ranks import Rank, find_rank, held_lifeline, lifeline_port, wait_for_leader_to_end
 from nemotron4.errors import ConfigError
 
 if TYPE_CHECKING:
     from nemotron4.inference.interface import InferenceEngine
+    from nemotron4.server.settings import PageSettings
 
 STARS = "*" * 27
 PRECISIONS = ("16", "32", "bf16", "bf16-mixed", "16-mixed", "32-true", "bf16-true", "16-true")
@@ -99,10 +100,29 @@ def _serve(model: str, values: Mapping[str, Any]) -> None:
     from nemotron4.server.run import run as serve
     from nemotron4.server.settings import ServerSettings
 
-    settings = ServerSettings(host=str(values.get("host", "127.0.0.1")))
-    if values["web_server"]:
-        note(f"the page is on http://localhost:{values['port']}/ (web_port is not used)")
+    settings = ServerSettings(host=str(values.get("host", "127.0.0.1")), page=_page(values))
     serve(lambda: _load(model), port=values["port"], settings=settings)
+
+
+def _page(values: Mapping[str, Any]) -> PageSettings | None:
+    """The web page on a port of its own, behind the login. Without ``web_server`` ``GET /`` is NeMo's 404."""
+    from nemotron4.server.settings import PageSettings
+
+    if not values["web_server"]:
+        return None
+    if type(values["web_port"]) is not int or values["web_port"] == values["port"]:
+        raise ConfigError(
+            f"web_port is {values['web_port']!r}; expected an integer other than port ({values['port']})"
+        )
+    name, password = str(values["username"]), str(values["password"])
+    note(f"the page is on http://localhost:{values['web_port']}/ (name {name}, password as given)")
+    if values["share"]:
+        note("share=True is ignored: nothing is tunnelled to the public")
+    if (name, password) == (DEFAULTS["username"], DEFAULTS["password"]):
+        note("the page has NeMo's default password; set username=... password=...")
+    return PageSettings(
+        starts_with="chat" if values["chat"] else "raw", port=values["web_port"], login=(name, password)
+    )
 
 
 def _answer_offline(model: str, values: Mapping[str, Any]) -> None:

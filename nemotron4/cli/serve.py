@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -36,13 +37,25 @@ def serve(
         typer.Option(metavar="NAME", help="Answer to this name too when listening on loopback; repeatable."),
     ] = None,
     max_body_mb: Annotated[float, typer.Option(help="Largest request body, in MB.")] = 8.0,
+    compare_with: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Another server, whose model the page shows beside this one."),
+    ] = None,
+    reward_model: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A server of a reward model, which judges the answers on the page."),
+    ] = None,
 ) -> None:
-    """Serve a model: PUT /generate (NeMo) and /v1 (OpenAI) on one port.
+    """Serve a model: PUT /generate (NeMo), /v1 (OpenAI) and a web page on one port.
 
     The port opens when the model can generate; a line on stderr then says so. SIGTERM or Ctrl-C lets running
-    requests end and refuses new ones; a second signal exits at once.
+    requests end and refuses new ones; a second signal exits at once. Keys for the other servers come from
+    NEMOTRON4_API_KEY (--compare-with) and NEMOTRON4_JUDGE_API_KEY (--reward-model).
     """
-    from nemotron4.server.settings import ServerSettings, read_api_keys
+    from nemotron4.server.settings import Endpoint, ServerSettings, read_api_keys
+
+    def endpoint(url: str | None, key_variable: str) -> Endpoint | None:
+        return None if url is None else Endpoint(url, os.environ.get(key_variable))
 
     settings = ServerSettings(
         host=host,
@@ -50,6 +63,8 @@ def serve(
         api_keys=() if api_key_file is None else read_api_keys(api_key_file),
         allowed_hosts=tuple(allowed_host or ()),
         max_body_bytes=int(max_body_mb * 1e6),
+        compare_with=endpoint(compare_with, "NEMOTRON4_API_KEY"),
+        reward_model=endpoint(reward_model, "NEMOTRON4_JUDGE_API_KEY"),
     )
 
     from nemotron4.inference.interface import InferenceEngine

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -18,16 +20,24 @@ from nemotron4.server.metrics import Metrics
 from nemotron4.server.nemo_api import nemo_routes
 from nemotron4.server.openai_api import openai_routes, validation_error
 from nemotron4.server.operator_api import UnknownPath, operator_routes
-from nemotron4.server.reward_api import reward_routes
+from nemotron4.server.page import PageTab, page_routes
+from nemotron4.server.reward_api import forwarded_score_routes, reward_routes
 from nemotron4.server.reward_kserve import kserve_routes
 from nemotron4.server.service import Service
 from nemotron4.server.settings import ServerSettings
 
 
 def create_app(
-    engine: InferenceEngine, settings: ServerSettings | None = None, *, access_log: AccessLog | None = None
+    engine: InferenceEngine,
+    settings: ServerSettings | None = None,
+    *,
+    access_log: AccessLog | None = None,
+    tabs: Sequence[PageTab] = (),
 ) -> FastAPI:
-    """All routes over one engine, which the caller closes; ``app.state.service`` holds what they share."""
+    """All routes over one engine, which the caller closes; ``app.state.service`` holds what they share.
+
+    ``tabs`` are what the page shows beside the chat.
+    """
     service = Service(engine, settings or ServerSettings(), Metrics(engine))
     # The interactive pages load scripts from the internet; the OpenAPI page itself is enough.
     app = FastAPI(
@@ -37,9 +47,15 @@ def create_app(
     if isinstance(engine, RewardScorer):  # before the OpenAI routes: the hosted form is a chat completion
         app.include_router(reward_routes(service, engine))
         app.include_router(kserve_routes(service, engine))
+    elif service.settings.reward_model is not None:
+        app.include_router(forwarded_score_routes(service.settings.reward_model))
     app.include_router(nemo_routes(service))
     app.include_router(openai_routes(service))
     app.include_router(operator_routes(service))
+    if service.settings.page is not None:
+        app.include_router(page_routes(service, service.settings.page, tabs))
+    for tab in tabs:
+        app.mount(f"/{tab.name}", tab.app)
     app.router.routes.append(Route("/{path:path}", UnknownPath()))
     app.add_exception_handler(RequestValidationError, _refuse_body)
     app.add_exception_handler(HTTPException, _refuse)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import re
 import traceback
@@ -29,8 +30,14 @@ ROUTES = frozenset(
         "/v1/models",
         "/v1/completions",
         "/v1/chat/completions",
+        "/page/info",
+        "/page/prompt",
+        "/page/compare",
     }
 )
+PAGE_FILES = "/web"  # one name in metrics for all files of the page
+# The page must be there before it can ask for a key; it holds nothing that is not in the package.
+PAGE_ROUTES = frozenset({"/", PAGE_FILES})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OBSERVERS = frozenset({"/health", "/metrics"})  # answered while the server drains; do not hold it up
 CLIENT_GONE = 499  # nginx's number for a client that left before the answer; only in log and metrics
@@ -95,10 +102,21 @@ class FrontDoor:
                 "The Host header does not name this server, which answers to localhost and addresses only. "
                 "Start it with --allowed-host NAME to answer to another name.",
             )
+        if not _is_own_origin(headers.get("origin", ""), headers.get("host", ""), settings):
+            raise ApiError(
+                403,
+                "The Origin header names another site, whose pages may not use this server. "
+                "Start it with --allowed-host NAME if the page of this server is reached through that name.",
+            )
         if self._service.gate.is_draining and exchange.route not in OBSERVERS:
             leaving = {"Connection": "close", "Retry-After": "10"}
             raise ApiError(503, "The server is shutting down and takes no new requests.", headers=leaving)
-        if settings.api_keys and exchange.route != "/health":
+        is_keyless = exchange.route == "/health" or (
+            exchange.route in PAGE_ROUTES and exchange.method in ("GET", "HEAD")
+        )
+        if settings.page and settings.page.login and _port(scope) == settings.page.port:
+            _check_login(headers.get("authorization", ""), settings.page.login)
+        elif settings.api_keys and not is_keyless:
             _check_key(headers.get("authorization", ""), settings.api_keys)
 
     async def _with_body(self, scope: Scope, receive: Receive) -> Receive:
@@ -126,7 +144,9 @@ class FrontDoor:
         async def marked_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = exchange.request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = exchange.request_id
+                headers["X-Content-Type-Options"] = "nosniff"
             try:
                 async with asyncio.timeout(self._service.settings.send_timeout_s):
                     await send(message)
@@ -143,7 +163,7 @@ def _new_exchange(scope: Scope) -> Exchange:
         request_id=given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex,
         method=scope["method"] if scope["method"] in METHODS else "other",
         path=path if len(path) <= 200 else path[:200] + "...",
-        route=path if path in ROUTES else "other",
+        route=path if path in ROUTES else PAGE_FILES if path.startswith(f"{PAGE_FILES}/") else "other",
     )
 
 
@@ -154,10 +174,31 @@ def _is_known_host(host: str, settings: ServerSettings) -> bool:
     """
     if not settings.is_loopback or not host:
         return True
-    name = re.sub(r":\d*$", "", host).lower().rstrip(".")
-    return (
-        name == "localhost" or is_address(name) or name in {each.lower() for each in settings.allowed_hosts}
-    )
+    name = _host_name(host)
+    return name == "localhost" or is_address(name) or _is_allowed(name, settings)
+
+
+def _is_own_origin(origin: str, host: str, settings: ServerSettings) -> bool:
+    """False for a browser's request from a page of another site. Other clients send no Origin.
+
+    Such a page could read no answer (no CORS header is sent), but it could make the model work.
+    """
+    authority = origin.partition("://")[2]
+    return not origin or authority.lower() == host.lower() or _is_allowed(_host_name(authority), settings)
+
+
+def _host_name(authority: str) -> str:
+    return re.sub(r":\d*$", "", authority).lower().rstrip(".")
+
+
+def _is_allowed(name: str, settings: ServerSettings) -> bool:
+    return name in {each.lower() for each in settings.allowed_hosts}
+
+
+def _port(scope: Scope) -> int | None:
+    """The port of this machine at which the request came in."""
+    server = scope.get("server")
+    return server[1] if server else None
 
 
 def _check_key(authorization: str, keys: tuple[str, ...]) -> None:
@@ -168,6 +209,15 @@ def _check_key(authorization: str, keys: tuple[str, ...]) -> None:
         text = "The API key is missing." if not authorization else "The API key is wrong."
         text += " Send it as the header 'Authorization: Bearer KEY'."
         raise ApiError(401, text, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def _check_login(authorization: str, login: tuple[str, str]) -> None:
+    """HTTP Basic: the browser asks for name and password by itself."""
+    scheme, _, given = authorization.partition(" ")
+    wanted = base64.b64encode(":".join(login).encode())
+    if scheme.lower() != "basic" or not hmac.compare_digest(given.strip().encode(), wanted):
+        ask = {"WWW-Authenticate": 'Basic realm="nemotron4", charset="UTF-8"'}
+        raise ApiError(401, "Name and password of the page are missing or wrong.", headers=ask)
 
 
 async def _read_body(receive: Receive, limit: int) -> bytes:

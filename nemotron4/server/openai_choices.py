@@ -14,7 +14,7 @@ from nemotron4.inference.interface import PositionLogprobs, SamplingParams, Toke
 from nemotron4.server.answer_text import AnswerText
 from nemotron4.server.errors import ApiError
 from nemotron4.server.exchange import Exchange
-from nemotron4.server.openai_schemas import MAX_ROWS, ChatRequest, CompletionRequest, Usage
+from nemotron4.server.openai_schemas import DEFAULTS, MAX_ROWS, ChatRequest, CompletionRequest, Usage
 from nemotron4.server.rows import Row, RowResult, row_seed, steps, usable_temperature
 from nemotron4.server.service import Service
 from nemotron4.text.tokenizer import Tokenizer
@@ -80,27 +80,28 @@ def sampling_params(
     prompt_logprobs: int | None = None,
 ) -> SamplingParams:
     """The engine's parameters without a seed, which every row gets for itself."""
+
+    def given(name: str) -> float:
+        value: float | None = getattr(body, name)
+        return DEFAULTS[name] if value is None else value
+
     return SamplingParams(
         max_new_tokens=max_new_tokens,
-        temperature=usable_temperature(_or(body.temperature, 1.0)),
-        top_k=_or(body.top_k, 0),
-        top_p=max(_or(body.top_p, 1.0), LEAST_TOP_P),
-        min_p=_or(body.min_p, 0.0),
-        repetition_penalty=_or(body.repetition_penalty, 1.0),
-        presence_penalty=_or(body.presence_penalty, 0.0),
-        frequency_penalty=_or(body.frequency_penalty, 0.0),
+        temperature=usable_temperature(given("temperature")),
+        top_k=int(given("top_k")),
+        top_p=max(given("top_p"), LEAST_TOP_P),
+        min_p=given("min_p"),
+        repetition_penalty=given("repetition_penalty"),
+        presence_penalty=given("presence_penalty"),
+        frequency_penalty=given("frequency_penalty"),
         logit_bias=_logit_bias(body.logit_bias or {}, service.engine.info.vocab_size),
-        min_new_tokens=min(_or(body.min_tokens, 0), max_new_tokens),
+        min_new_tokens=min(int(given("min_tokens")), max_new_tokens),
         min_tokens_masks=stop_ids,
         stop_token_ids=stop_ids,
         stop_strings=stop_strings,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
 
 
 def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:

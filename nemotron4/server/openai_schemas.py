@@ -6,6 +6,7 @@ one that nobody knows is refused with the nearest known name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,6 +21,17 @@ from pydantic_core import PydanticCustomError
 MAX_CHOICES = 128
 MAX_ROWS = 1024  # prompts times n
 MAX_TOP_LOGPROBS = 20
+# What a sampling field is when it is left out; the OpenAPI page says so as x-default.
+DEFAULTS: Mapping[str, float] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "min_tokens": 0,
+}
 
 Ignored = Annotated[
     Any, Field(default=None, description="Accepted and ignored: it cannot change the answer.")
@@ -47,6 +59,10 @@ def _only(*neutral: object) -> Any:
     ]
 
 
+def _sampling_field(name: str, **bounds: Any) -> Any:
+    return Field(None, json_schema_extra={"x-default": DEFAULTS[name]}, **bounds)
+
+
 Strings = Annotated[list[str], Field(fail_fast=True)]
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 IdLists = Annotated[list[Ids], Field(fail_fast=True)]
@@ -65,22 +81,22 @@ class _Sampling(_Strict):
     """What completions and chat have in common."""
 
     model: str | None = Field(None, description="The name that /v1/models gives, or left out.")
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = _sampling_field("frequency_penalty", ge=-2, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     max_tokens: int | None = Field(None, ge=0)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = _sampling_field("presence_penalty", ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | Annotated[Strings, Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, ge=0, le=1)
+    temperature: float | None = _sampling_field("temperature", ge=0, le=2)
+    top_p: float | None = _sampling_field("top_p", ge=0, le=1)
     # Beyond OpenAI's own, under the names that other open servers use.
-    top_k: int | None = Field(None, ge=0, lt=2**31)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    min_tokens: int | None = Field(None, ge=0, lt=2**31)
+    top_k: int | None = _sampling_field("top_k", ge=0, lt=2**31)
+    min_p: float | None = _sampling_field("min_p", ge=0, le=1)
+    repetition_penalty: float | None = _sampling_field("repetition_penalty", ge=0.01, le=100)
+    min_tokens: int | None = _sampling_field("min_tokens", ge=0, lt=2**31)
     user: Ignored
     metadata: Ignored
     store: Ignored

@@ -10,12 +10,15 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
+from starlette.responses import Response
 
 from nemotron4.errors import RequestError
 from nemotron4.inference.interface import Reward, RewardScorer
 from nemotron4.records import Message
 from nemotron4.server.exchange import exchange_of
+from nemotron4.server.relay import Upstream
 from nemotron4.server.service import Service
+from nemotron4.server.settings import Endpoint
 
 
 class Turn(BaseModel):
@@ -95,5 +98,17 @@ def reward_routes(service: Service, scorer: RewardScorer) -> APIRouter:
             "model": service.engine.info.name,
             "choices": [choice],
         }
+
+    return router
+
+
+def forwarded_score_routes(endpoint: Endpoint) -> APIRouter:
+    """``POST /score`` of a server whose own model does not judge: another one answers it."""
+    router = APIRouter()
+    upstream = Upstream(endpoint)
+
+    @router.post("/score", include_in_schema=False)
+    async def post_score(request: Request) -> Response:
+        return await upstream.relay(request, "/score")
 
     return router

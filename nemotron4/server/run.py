@@ -6,7 +6,8 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from types import FrameType
 
 import uvicorn
@@ -14,6 +15,7 @@ import uvicorn
 from nemotron4.errors import ConfigError
 from nemotron4.inference.interface import InferenceEngine
 from nemotron4.server.app import create_app
+from nemotron4.server.page import PageTab
 from nemotron4.server.service import Gate
 from nemotron4.server.settings import ServerSettings
 
@@ -27,6 +29,7 @@ def run(
     port: int,
     settings: ServerSettings | None = None,
     is_announced: bool = True,
+    tabs: Sequence[PageTab] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT. Port 0 takes a free one; the readiness line names it.
 
@@ -35,15 +38,14 @@ def run(
     with 503; the second one exits at once.
     """
     settings = settings or ServerSettings()
-    listener = bind(settings.host, port)
-    try:
+    page_port = settings.page.port if settings.page else None
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(bind(settings.host, port))]
+        if page_port is not None:
+            listeners.append(stack.enter_context(bind(settings.host, page_port)))
         engine = engine_factory()
-        try:
-            _serve(engine, settings, listener, is_announced)
-        finally:
-            engine.close()
-    finally:
-        listener.close()
+        stack.callback(engine.close)
+        _serve(engine, settings, listeners, is_announced, tabs)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -75,15 +77,19 @@ def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
 
 
 def _serve(
-    engine: InferenceEngine, settings: ServerSettings, listener: socket.socket, is_announced: bool
+    engine: InferenceEngine,
+    settings: ServerSettings,
+    listeners: Sequence[socket.socket],
+    is_announced: bool,
+    tabs: Sequence[PageTab],
 ) -> None:
-    port = listener.getsockname()[1]
-    try:
-        listener.listen(BACKLOG)
-    except OSError as error:  # another server that was loading took the port in the meantime
-        raise _cannot_listen(settings.host, port, error) from error
+    for listener in listeners:
+        try:
+            listener.listen(BACKLOG)
+        except OSError as error:  # another server that was loading took the port in the meantime
+            raise _cannot_listen(settings.host, listener.getsockname()[1], error) from error
     _raise_file_limit()
-    app = create_app(engine, settings)
+    app = create_app(engine, settings, tabs=tabs)
     config = uvicorn.Config(
         app,
         http="h11",
@@ -98,11 +104,14 @@ def _serve(
         proxy_headers=False,
         timeout_graceful_shutdown=STALE_CONNECTION_S,
     )
-    url = f"http://{_url_host(settings.host)}:{port}"
-    line = (
-        f"ready: {engine.info.name} on {url} (PUT /generate, OpenAI under {url}/v1)" if is_announced else None
-    )
-    _DrainingServer(config, app.state.service.gate, line).run(sockets=[listener])
+    line = _ready_line(engine, settings, listeners) if is_announced else None
+    _DrainingServer(config, app.state.service.gate, line).run(sockets=list(listeners))
+
+
+def _ready_line(engine: InferenceEngine, settings: ServerSettings, listeners: Sequence[socket.socket]) -> str:
+    urls = [f"http://{_url_host(settings.host)}:{each.getsockname()[1]}" for each in listeners]
+    page = "" if settings.page is None else f"page {urls[-1]}/, "
+    return f"ready: {engine.info.name} on {urls[0]} ({page}PUT /generate, OpenAI under {urls[0]}/v1)"
 
 
 def _url_host(host: str) -> str:

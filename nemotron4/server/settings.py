@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from nemotron4.errors import ConfigError
 
 NemoCompat = Literal["strict", "fixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageSettings:
+    """The web page. ``port`` gives it a port of its own, where ``login`` (name, password) is asked for."""
+
+    starts_with: Literal["chat", "raw"] = "chat"
+    port: int | None = None
+    login: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Another server, and this process's own key for it."""
+
+    url: str
+    api_key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"{self.url!r} is not the address of a server", hint="write http://HOST:PORT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +41,9 @@ class ServerSettings:
     nemo_compat: NemoCompat = "strict"  # docs/serving.md, "Compatibility"
     api_keys: tuple[str, ...] = ()  # empty: no key is asked for
     allowed_hosts: tuple[str, ...] = ()  # names a loopback server answers to, besides localhost and addresses
+    page: PageSettings | None = PageSettings()  # None: GET / is 404, as at NeMo
+    compare_with: Endpoint | None = None  # another server, whose model the page shows beside this one
+    reward_model: Endpoint | None = None  # a reward model's server; POST /score is passed on to it
     max_body_bytes: int = 8 * 2**20
     body_timeout_s: float = 60.0  # a client that sends slower than this is answered 408
     send_timeout_s: float = 120.0  # a client that reads nothing for this long is dropped

@@ -9,18 +9,20 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+from starlette.types import ASGIApp
 
 from nemotron4.inference.fake import FakeEngine
 from nemotron4.inference.interface import EngineStats
 from nemotron4.server.access_log import AccessLog
 from nemotron4.server.app import create_app
+from nemotron4.server.page import PageTab
 from nemotron4.server.settings import ServerSettings
 
 JSON = {"Content-Type": "application/json"}
@@ -32,10 +34,11 @@ class InProcess:
 
     engine: FakeEngine
     settings: ServerSettings = field(default_factory=ServerSettings)
+    tabs: Sequence[PageTab] = ()
 
     def __post_init__(self) -> None:
         self.log = io.StringIO()
-        self.app = create_app(self.engine, self.settings, access_log=AccessLog(self.log))
+        self.app = create_app(self.engine, self.settings, access_log=AccessLog(self.log), tabs=self.tabs)
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://127.0.0.1")
@@ -89,22 +92,29 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(engine: FakeEngine, settings: ServerSettings | None = None) -> Iterator[Running]:
-    app = create_app(engine, settings, access_log=AccessLog(io.StringIO()))
+def serving_app(app: ASGIApp) -> Iterator[str]:
+    """The app on a free port; its address."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", access_log=False, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    port = listener.getsockname()[1]
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, verify=False) as client:
-            yield Running(engine, port, client)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         server.force_exit = True
         thread.join()
         listener.close()
+
+
+@contextlib.contextmanager
+def serving(
+    engine: FakeEngine, settings: ServerSettings | None = None, tabs: Sequence[PageTab] = ()
+) -> Iterator[Running]:
+    app = create_app(engine, settings, access_log=AccessLog(io.StringIO()), tabs=tabs)
+    with serving_app(app) as url, httpx.Client(base_url=url, timeout=30, verify=False) as client:
+        yield Running(engine, int(url.rpartition(":")[2]), client)
 
 
 @pytest.fixture(scope="session")
@@ -120,3 +130,8 @@ def make_app() -> Callable[..., InProcess]:
 @pytest.fixture(name="serving")
 def serving_fixture() -> Callable[..., contextlib.AbstractContextManager[Running]]:
     return serving
+
+
+@pytest.fixture(name="serving_app")
+def serving_app_fixture() -> Callable[[ASGIApp], contextlib.AbstractContextManager[str]]:
+    return serving_app

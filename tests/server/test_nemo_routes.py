@@ -30,7 +30,6 @@ NOT_JSON_TYPE = {
     ("method", "path", "status", "allow"),
     [
         ("PUT", "/", 404, None),
-        ("GET", "/", 404, None),
         ("POST", "/", 404, None),
         ("DELETE", "/", 404, None),
         ("OPTIONS", "/", 404, None),

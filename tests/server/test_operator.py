@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nemotron4.errors import ConfigError
 from nemotron4.server.settings import ServerSettings, read_api_keys
+from nemotron4.text.prompt import nemotron4
 
 App = Callable[..., Any]
 BODY = {"sentences": ["a very secret prompt"], "tokens_to_generate": 3, "greedy": True}
@@ -163,9 +165,35 @@ def test_a_server_on_a_network_address_answers_to_every_name(make_app: App) -> N
     assert app.request("GET", "/v1/models", headers={"Host": "node7.cluster"}).status_code == 200
 
 
-def test_no_page_of_another_origin_may_read_answers(make_app: App) -> None:
-    response = make_app("b").generate(BODY, Origin="http://evil.example")
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("127.0.0.1:1424", "http://127.0.0.1:1424", 200),
+        ("localhost:1424", "http://localhost:1424", 200),
+        ("127.0.0.1:1424", "https://proxy.example", 200),
+        ("127.0.0.1:1424", "http://evil.example", 403),
+        ("127.0.0.1:1424", "http://127.0.0.1:8888", 403),
+        ("127.0.0.1:1424", "http://localhost:1424", 403),
+        ("127.0.0.1:1424", "null", 403),
+    ],
+)
+@pytest.mark.parametrize("listens_on", ["127.0.0.1", "0.0.0.0"])
+def test_a_page_of_another_origin_can_neither_use_the_server_nor_read_answers(
+    make_app: App, listens_on: str, host: str, origin: str, status: int
+) -> None:
+    app = make_app("b", settings=ServerSettings(host=listens_on, allowed_hosts=("proxy.example",)))
+    response = app.generate(BODY, Host=host, Origin=origin)
+    assert response.status_code == status
     assert not [name for name in response.headers if name.startswith("access-control")]
+    assert app.engine.stats().requests_finished_total == (status == 200)
+
+
+def test_a_body_that_a_page_may_send_without_asking_is_refused(make_app: App) -> None:
+    app = make_app("b", prompt_format=nemotron4())
+    for path, body in (("/v1/completions", {"prompt": "a"}), ("/v1/chat/completions", {"messages": []})):
+        response = app.request("POST", path, content=json.dumps(body), headers={"Content-Type": "text/plain"})
+        assert response.status_code == 400, path
+    assert app.engine.stats().prompt_tokens_total == 0
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/other"])

@@ -1,0 +1,151 @@
+/** Raw prompts: `PUT /generate`, the server's own contract, with the model card's template to start from. */
+
+import { request } from "./api.js";
+import { checkControl, numberControl, textControl } from "./controls.js";
+import { announce, copyText, growing, h, iconButton } from "./dom.js";
+import { drawTokens, tokenText } from "./tokens.js";
+
+const FIELDS = ["tokens_to_generate", "temperature", "top_k", "top_p", "repetition_penalty", "min_tokens_to_generate", "random_seed"];
+
+export class RawPrompt {
+  #info;
+  #fields;
+  #settings;
+  #onSnippets;
+  #prompt;
+  #fit;
+  #output = h("div", { class: "raw-output", "aria-live": "polite" });
+  #run;
+  #stop;
+  #controller = null;
+  #values = { tokens_to_generate: "256" };
+  #isGreedy = true;
+  #ends;
+  #withLogprobs = true;
+  #text = "";
+
+  constructor(root, settings, info, fields, { onSnippets }) {
+    this.#info = info;
+    this.#fields = fields;
+    this.#settings = settings;
+    this.#onSnippets = onSnippets;
+    this.#ends = info.card.end_strings.map(escaped).join("\n");
+    this.#prompt = h("textarea", { id: "raw-prompt", rows: 8, spellcheck: "false" });
+    this.#fit = growing(this.#prompt);
+    this.#run = h("button", { type: "submit", class: "primary" }, "Generate");
+    this.#stop = h("button", { type: "button", class: "quiet", hidden: true, onclick: () => this.#controller?.abort() }, "Stop");
+    const form = h("form", { class: "raw", onsubmit: (event) => { event.preventDefault(); this.generate(); } },
+      h("div", { class: "row between" },
+        h("label", { for: "raw-prompt" }, "Prompt, sent as it is"),
+        h("button", { type: "button", class: "link", onclick: () => this.useTemplate() }, "The card's template")),
+      this.#prompt,
+      h("div", { class: "row" }, this.#run, this.#stop,
+        h("button", { type: "button", class: "quiet", onclick: () => onSnippets(this.body()) }, "Copy as\u2026"),
+        h("p", { class: "hint" }, h("code", {}, "PUT /generate"), " applies no template: markers such as ", h("code", {}, "<extra_id_1>"), " are yours to write.")),
+      this.#output);
+    form.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.generate();
+      if (event.key === "Escape") this.#controller?.abort();
+    });
+    root.append(form);
+    this.useTemplate();
+  }
+
+  /** The prompt of the model card, its question selected for typing over. */
+  useTemplate() {
+    const { prompt, question } = this.#info.card;
+    this.#prompt.value = prompt;
+    const start = prompt.indexOf(question);
+    this.#fit();
+    this.#prompt.setSelectionRange(start, start + question.length);
+    this.#prompt.focus({ preventScroll: true });
+  }
+
+  shown() {
+    this.#fit();
+    this.#prompt.focus({ preventScroll: true });
+    this.drawSettings();
+  }
+
+  drawSettings() {
+    const parts = [h("h2", {}, "Settings"), checkControl("greedy", "Greedy", this.#isGreedy, (isOn) => { this.#isGreedy = isOn; }, "The most likely token each time; sampling settings are then ignored.")];
+    for (const name of FIELDS) {
+      const field = this.#fields[name];
+      if (field) parts.push(numberControl(field, this.#values[name] ?? "", (text) => { this.#values[name] = text; }));
+    }
+    parts.push(textControl("end-strings", "End strings", this.#ends, (text) => { this.#ends = text; }, { rows: 5, hint: "One a line; \\n and \\x11 are written like that." }));
+    parts.push(checkControl("raw-probabilities", "Token probabilities", this.#withLogprobs, (isOn) => { this.#withLogprobs = isOn; }));
+    this.#settings.replaceChildren(...parts);
+  }
+
+  body() {
+    const numbers = Object.entries(this.#values).filter(([, text]) => text !== "").map(([name, text]) => [name, Number(text)]);
+    return {
+      sentences: [this.#prompt.value],
+      ...Object.fromEntries(numbers),
+      greedy: this.#isGreedy,
+      end_strings: this.#ends.split("\n").filter((line) => line !== "").map(unescaped),
+      compute_logprob: this.#withLogprobs,
+    };
+  }
+
+  async generate() {
+    if (this.#controller) return;
+    const body = this.body();
+    this.#controller = new AbortController();
+    this.#run.hidden = true;
+    this.#stop.hidden = false;
+    this.#output.replaceChildren(h("p", { class: "note running" }, "Generating\u2026"));
+    const started = performance.now();
+    try {
+      const response = await request("generate", { method: "PUT", body, signal: this.#controller.signal });
+      const answer = await response.json();
+      if (typeof answer === "string") throw new Error(answer); // NeMo refuses with status 200
+      this.#draw(body, answer, (performance.now() - started) / 1000);
+    } catch (error) {
+      const text = error.name === "AbortError" ? "Stopped." : error.message;
+      this.#output.replaceChildren(h("p", { class: "alert", role: "alert" }, text));
+    }
+    this.#controller = null;
+    this.#run.hidden = false;
+    this.#stop.hidden = true;
+  }
+
+  #draw(body, answer, seconds) {
+    const completion = answer.sentences[0].slice(body.sentences[0].length);
+    this.#text = answer.sentences[0];
+    const tokens = body.compute_logprob ? completionTokens(answer, completion) : null;
+    const shown = tokens ? tokenText() : h("div", { class: "text plain" }, completion);
+    if (tokens) drawTokens(shown, tokens);
+    const copy = iconButton("copy", "Copy completion", () => copyText(completion, copy));
+    this.#output.replaceChildren(
+      h("h3", {}, "Completion"),
+      h("div", { class: "text" }, shown),
+      h("div", { class: "actions" }, copy,
+        h("button", { type: "button", class: "link", onclick: () => { this.#prompt.value = this.#text; this.#fit(); this.#prompt.focus(); } }, "Continue from here"),
+        h("p", { class: "note" }, `${seconds.toFixed(1)} s`)));
+    announce("Generated");
+  }
+}
+
+/**
+ * The tokens that spell the completion, with their log-probabilities; null when pieces and text do not agree,
+ * as with a character that is split over byte pieces.
+ */
+function completionTokens({ tokens: [pieces], logprob: [logprobs] }, completion) {
+  const found = [];
+  let rest = completion;
+  for (let number = pieces.length - 1; number > 0 && rest; number--) {
+    const text = pieces[number].replaceAll("\u2581", " ").replaceAll("\u0120", " ").replaceAll("\u010a", "\n");
+    if (rest.endsWith(text) && text) {
+      found.unshift({ text, logprob: logprobs[number - 1], top: [] });
+      rest = rest.slice(0, rest.length - text.length);
+    } else if (!/^<.*>$/.test(text)) {
+      return null; // a control piece such as </s> has no text; anything else should have matched
+    }
+  }
+  return rest === "" ? found : null;
+}
+
+const escaped = (text) => text.replace(/[\x00-\x1f\x7f\\]/g, (character) => ({ "\n": "\\n", "\t": "\\t", "\\": "\\\\" })[character] ?? `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`);
+const unescaped = (text) => text.replace(/\\(n|t|\\|x[0-9a-fA-F]{2})/g, (_, code) => ({ n: "\n", t: "\t", "\\": "\\" })[code] ?? String.fromCharCode(parseInt(code.slice(1), 16)));

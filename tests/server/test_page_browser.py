@@ -1,0 +1,288 @@
+"""The page in a real browser, over the shipped fake engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from nemotron4.inference.fake import FakeEngine
+from nemotron4.inference.fake_tokenizer import FakeTokenizer
+from nemotron4.records import ATTRIBUTES, parse_messages
+from nemotron4.server.settings import Endpoint, ServerSettings
+from nemotron4.text.prompt import nemotron4
+from tests.browser import PHONE, Browser, Keys
+from tests.server.conftest import Running, serving, serving_app
+
+EVIL = """<script>window.stolen = 1</script><img src=x onerror="window.stolen = 2">
+[link](javascript:window.stolen=3) **bold**
+
+```html
+<svg onload="window.stolen = 4"></svg>
+```"""
+
+
+# A conversation of these answers in the page's own store.
+SEED = """
+const [texts, done] = arguments;
+Promise.all([import("./web/store.js"), import("./web/conversation.js")]).then(async ([store, model]) => {
+  const lane = model.newLane("fake-a");
+  const conversation = model.newConversation([lane]);
+  for (const text of texts) {
+    const turn = model.newTurn("question", 1);
+    turn.lanes[0] = { answers: [{ ...model.newAnswer(lane), text, finish: "stop" }], shown: 0 };
+    conversation.turns.push(turn);
+  }
+  await store.put(conversation);
+  done();
+});
+"""
+# Milliseconds between frames, and of every task that the browser calls long.
+WATCH = """
+window.frames_ms = []; window.tasks_ms = [];
+const note = (list) => tasks_ms.push(...list.getEntries().map((e) => e.duration));
+new PerformanceObserver(note).observe({ type: "longtask" });
+let last = performance.now();
+const next = (now) => { frames_ms.push(now - last); last = now; requestAnimationFrame(next); };
+requestAnimationFrame(next);
+"""
+
+
+def _answers(prompt: str) -> str:
+    """By what the last turn asks for."""
+    asked = prompt.rpartition("<extra_id_1>User\n")[2]
+    if "evil" in asked:
+        return EVIL
+    if "long" in asked:
+        return "word " * 300
+    return f"You said: {asked.partition(chr(10))[0]}"
+
+
+@pytest.fixture(scope="module")
+def chat() -> Iterator[Running]:
+    """A chat model that takes its time over each token."""
+    with serving(FakeEngine(_answers, name="fake-a", delay_s=0.004, prompt_format=nemotron4())) as running:
+        yield running
+
+
+def _open(browser: Browser, running: Running, **options: Any) -> None:
+    browser.open(running.url, **options)
+    browser.wait_for("#model-name", text=running.engine.info.name)
+
+
+def _say(browser: Browser, text: str) -> None:
+    browser.fill("#prompt", text)
+    browser.press(Keys.ENTER)
+
+
+def test_a_conversation_streams_can_be_edited_repeated_kept_and_exported(
+    browser: Browser, chat: Running
+) -> None:
+    _open(browser, chat)
+    _say(browser, "a long answer please")
+    seen = browser.until(lambda: browser.text(".answer .text"), "the first words")
+    assert browser.find_all("#stop")
+    browser.until(lambda: len(browser.text(".answer .text")) > len(seen), "more words")
+    browser.press(Keys.ESCAPE)
+    browser.wait_gone("#stop")
+    browser.wait_for(".answer .note", text="stopped by you")
+    chat.wait_idle()  # the server has stopped too
+    assert len(browser.text(".answer .text")) < len("word " * 300)
+
+    browser.run("document.querySelector('[aria-label=\"Edit message\"]').click()")
+    browser.fill("form.editing textarea", "hello")
+    browser.click("form.editing .primary")
+    browser.wait_for(".answer .text", text="You said: hello")
+    browser.wait_gone("#stop")
+    browser.click("[aria-label='Answer again']")
+    browser.wait_for(".versions", text="2 of 2")
+    _say(browser, "and more")
+    browser.wait_for(".turn:nth-child(2) .text", text="You said: and more")
+    browser.wait_gone("#stop")
+
+    browser.driver.refresh()
+    browser.wait_for(".turn:nth-child(2) .answer .text", text="You said: and more")
+    assert [each.text for each in browser.find_all("#conversations .title")] == ["hello"]
+    browser.run(
+        "const chosen = document.querySelector('.export select'); chosen.value = 'jsonl';"
+        "chosen.dispatchEvent(new Event('change'))"
+    )
+    [line] = browser.downloaded().read_text(encoding="utf-8").splitlines()
+    messages = parse_messages(json.loads(line), "messages")
+    assert [message.content for message in messages] == [
+        "hello",
+        "You said: hello",
+        "and more",
+        "You said: and more",
+    ]
+    assert browser.problems() == []
+
+
+def test_what_a_model_writes_stays_text(browser: Browser, chat: Running) -> None:
+    _open(browser, chat)
+    _say(browser, "evil <b>markup</b>")
+    browser.wait_for(".answer pre", text='<svg onload="window.stolen = 4"></svg>')
+    browser.wait_gone("#stop")
+    assert browser.text(".user .text") == "evil <b>markup</b>"
+    assert "<script>window.stolen = 1</script>" in browser.text(".answer .text")
+    assert browser.text(".answer strong") == "bold"
+    assert browser.run("return document.querySelectorAll('.answer :is(script, img, a), .user b').length") == 0
+    assert browser.run("return window.stolen ?? null") is None
+    refused = browser.run(
+        "try { document.body.innerHTML = '<p>x</p>'; return 'parsed' } catch (e) { return e.name }"
+    )
+    assert refused == "TypeError"  # trusted types: no later line of this page can parse HTML either
+
+
+def test_settings_have_the_bounds_of_the_api_and_change_the_request(browser: Browser, chat: Running) -> None:
+    _open(browser, chat)
+    browser.click("#show-settings")
+    bounds = browser.run(
+        "const f = document.getElementById('field-temperature'); return [f.min, f.max, f.placeholder]"
+    )
+    assert bounds == ["0", "2", "1"]
+    browser.fill("#field-temperature", "3")
+    assert browser.text("#field-temperature-note") == "must be at most 2"
+    browser.fill("#field-temperature", "0")
+    browser.fill("#field-max_tokens", "7")
+    browser.fill("#system", "Be kind.")
+    _say(browser, "hello there")
+    browser.wait_for(".answer .note", text="7 tokens")
+    assert browser.text(".answer .text") == "You sai"
+    browser.click("[aria-label^='Copy as']")
+    browser.find("#snippets")
+    shown = {}
+    for number, name in enumerate(("curl", "Python", "call JSON"), start=1):
+        browser.click(f"#snippets [role=tab]:nth-child({number})")
+        shown[name] = browser.text("#snippet")
+    assert "-X POST" in shown["curl"]
+    assert '"max_tokens":7' in shown["curl"]
+    compile(shown["Python"], "snippet", "exec")
+    call = json.loads(shown["call JSON"])
+    assert call["sentences"] == [
+        "<extra_id_0>System\nBe kind.\n<extra_id_1>User\nhello there\n<extra_id_1>Assistant\n"
+    ]
+    assert (call["tokens_to_generate"], call["greedy"]) == (7, True)
+    assert chat.client.put("/generate", json=call).json()["sentences"][0].endswith("You sai")
+
+
+def test_token_probabilities_show_alternatives_by_mouse_and_keys(browser: Browser, chat: Running) -> None:
+    _open(browser, chat)
+    browser.click("#show-settings")
+    browser.click("#probabilities")
+    _say(browser, "hello é")
+    browser.wait_for(".answer .note", text="tokens")
+    assert browser.text(".tokens") == "You said: hello é"
+    browser.click(".token:nth-child(3)")
+    browser.wait_for("#token-detail", text="100 %")
+    assert len(browser.find_all("#token-detail li")) == 5
+    browser.press(Keys.ARROW_RIGHT)
+    assert browser.run("return document.getElementById('status').textContent") == "·, 100 %"
+    browser.press(Keys.ESCAPE)
+    browser.wait_gone("#token-detail")
+
+
+async def _score(request: Request) -> JSONResponse:
+    messages = json.loads(await request.body())["messages"]
+    attributes = dict.fromkeys(ATTRIBUTES, 2.0) | {"helpfulness": float(len(messages))}
+    return JSONResponse({"attributes": attributes, "reward": 1.25, "raw": []})
+
+
+def test_two_models_answer_side_by_side_and_a_reward_model_judges_both(
+    browser: Browser, chat: Running
+) -> None:
+    first = FakeEngine("from the first", name="fake-b", prompt_format=nemotron4())
+    with serving_app(Starlette(routes=[Route("/score", _score, methods=["POST"])])) as reward_url:
+        settings = ServerSettings(compare_with=Endpoint(chat.url), reward_model=Endpoint(reward_url))
+        with serving(first, settings) as running:
+            _open(browser, running)
+            browser.click("#compare")
+            _say(browser, "hello")
+            browser.wait_for(".answer:nth-child(1) .text", text="from the first")
+            browser.wait_for(".answer:nth-child(2) .text", text="You said: hello")
+            names = [each.text.split() for each in browser.find_all(".answer h3")]
+            assert names == [["A", "fake-b"], ["B", "fake-a"]]
+            lefts = [each.rect["x"] for each in browser.find_all(".answer")]
+            assert lefts[0] < lefts[1]
+            for number in (1, 2):
+                browser.wait_for(f".answer:nth-child({number}) .score", text="1.25")
+                shown = browser.text(f".answer:nth-child({number}) .score dl").split()
+                assert shown[:4] == ["helpfulness", "2.00", "correctness", "2.00"]
+            assert browser.problems() == []
+
+
+def test_raw_prompts_start_with_the_card_s_template(browser: Browser, chat: Running) -> None:
+    browser.open(f"{chat.url}/#raw")
+    browser.until(
+        lambda: browser.run("return document.getElementById('raw-prompt')?.value ?? ''"), "the template"
+    )
+    browser.press("hello")  # typed over the card's question, which is selected
+    browser.press(Keys.CONTROL, Keys.ENTER)
+    browser.wait_for(".raw-output .text", text="You said: hello")
+    assert browser.problems() == []
+
+
+def test_the_page_asks_for_the_key_and_forgets_it_with_the_tab(browser: Browser) -> None:
+    engine = FakeEngine(_answers, name="locked", prompt_format=nemotron4())
+    with serving(engine, ServerSettings(api_keys=("the-key",))) as running:
+        browser.open(running.url)
+        browser.fill("#key", "wrong")
+        browser.press(Keys.ENTER)
+        browser.wait_for("#ask-key-wrong", text="not accepted")
+        browser.fill("#key", "the-key")
+        browser.press(Keys.ENTER)
+        browser.wait_for("#model-name", text="locked")
+        _say(browser, "hello")
+        browser.wait_for(".answer .text", text="You said: hello")
+        kept = browser.run(
+            "return [JSON.stringify(sessionStorage), JSON.stringify(localStorage), document.cookie]"
+        )
+        assert ["the-key" in each for each in kept] == [True, False, False]
+
+
+@pytest.mark.parametrize("is_dark", [False, True])
+def test_axe_finds_no_serious_problem_and_a_phone_has_no_sideways_scroll(
+    browser: Browser, chat: Running, is_dark: bool
+) -> None:
+    _open(browser, chat, dark=is_dark, size=PHONE)
+    _say(browser, "evil")
+    browser.wait_for(".answer .note", text="tokens")
+    assert browser.run("return document.documentElement.scrollWidth") <= PHONE[0]
+    assert browser.accessibility_problems() == []
+    browser.open(f"{chat.url}/#raw", dark=is_dark)
+    browser.driver.refresh()
+    browser.find("#raw-prompt")
+    browser.click("#show-settings")
+    assert browser.accessibility_problems() == []
+
+
+@pytest.mark.slow
+def test_fifty_long_messages_stay_smooth(browser: Browser) -> None:
+    """While one more answer streams under them; the bounds leave room for a busy machine without a GPU."""
+    sentence = "A paragraph of **some** length with `code` in it. "
+    tokenizer = FakeTokenizer([sentence])  # so that the history is no work for the fake
+    engine = FakeEngine(
+        _answers, name="fake-a", delay_s=0.002, prompt_format=nemotron4(), tokenizer=tokenizer,
+        context_length=10**5,
+    )  # fmt: skip
+    with serving(engine) as running:
+        _open(browser, running)
+        text = f"{sentence * 40}\n\n- item\n- item\n\n```\ncode\n```"
+        browser.driver.execute_async_script(SEED, [text] * 50)
+        browser.driver.refresh()
+        browser.until(
+            lambda: browser.run("return document.querySelectorAll('.turn').length") == 50, "50 turns"
+        )
+        browser.run(WATCH)
+        _say(browser, "a long answer please")
+        browser.wait_for(".turn:last-child .answer .note", text="tokens/s")
+    frames, tasks = browser.run("return [window.frames_ms, window.tasks_ms]")
+    assert len(frames) > 20
+    assert sorted(frames)[int(0.95 * len(frames))] < 250
+    assert max(tasks, default=0) < 1000
