@@ -141,7 +141,9 @@ def run(
     judge: Annotated[str | None, typer.Option(help="URL of the judge's server.")] = None,
     model_name: Annotated[str | None, typer.Option(help="The model's name at its server.")] = None,
     judge_name: Annotated[str | None, typer.Option(help="The judge's name at its server.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Score a seeded sample of this size.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="A seeded sample of this size; raising it goes on.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Replaces the benchmark's data file.")] = None,
     folder: DataFolder = None,
     seed: Seed = 0,

@@ -13,6 +13,8 @@ from nemotron4.records import Message
 
 KEY_VARIABLE = "NEMOTRON4_API_KEY"
 JUDGE_KEY_VARIABLE = "NEMOTRON4_JUDGE_API_KEY"
+# A long answer in a large batch on a slow server; given up sooner, it would be paid for again.
+TIMEOUT_S = 3600.0
 
 
 def is_address(text: str) -> bool:
@@ -36,11 +38,11 @@ def connect(
     address = address.rstrip("/")
     if address.endswith("/generate"):
         root = address.removesuffix("/generate")
-        return GenerateChatModel(root, render=render, name=name or "generate")
+        return GenerateChatModel(root, render=render, name=name or "generate", timeout_s=TIMEOUT_S)
     if not address.endswith("/v1"):
         address += "/v1"
     key = os.environ.get(key_variable)
-    return OpenAIChatModel(address, name or _only_model(address, key), api_key=key)
+    return OpenAIChatModel(address, name or _only_model(address, key), api_key=key, timeout_s=TIMEOUT_S)
 
 
 def _only_model(address: str, key: str | None) -> str:

@@ -18,12 +18,13 @@ from nemotron4.records import JsonObject, Message
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """User turns to be answered in order; or choices to be weighed; or two answers to be rewarded."""
+    """User turns to be answered in order; or a raw text; or choices to weigh, or answers to reward."""
 
     id: str
     messages: tuple[Message, ...]
     sampling: Sampling
     follow_ups: tuple[str, ...] = ()
+    is_raw: bool = False
     choices: tuple[tuple[str, str], ...] = ()  # prompt and continuation
     rewarded: tuple[str, ...] = ()
     is_usable: Callable[[str], bool] | None = None
@@ -37,6 +38,7 @@ class Answer:
 
     id: str
     texts: tuple[str, ...]
+    messages: tuple[Message, ...] = ()  # the whole conversation, for its reader
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     duration_s: float = 0.0
@@ -52,15 +54,13 @@ class Answer:
         } | ({} if self.first_token is None else {"first_token": dict(self.first_token)})
 
 
-Ask = Callable[[Sequence[Message]], Any]  # messages -> awaitable Reply
-
-
 def of_item(item: Item, sampling: Sampling) -> Conversation:
     return Conversation(
         id=item.id,
         messages=item.messages,
         sampling=sampling,
         follow_ups=item.follow_ups,
+        is_raw=item.is_raw,
         choices=tuple(item.fields.get("choices", ())),
         rewarded=(item.fields["chosen"], item.fields["rejected"]) if "rejected" in item.fields else (),
     )
@@ -77,30 +77,27 @@ def of_judgment(request: JudgeRequest) -> Conversation:
     )
 
 
-async def hold(conversation: Conversation, chat: ChatModel, ask: Ask) -> Answer:
-    """Ask everything. ``ask`` sends chat messages (the runner logs them); numbers come from ``chat``."""
+async def hold(conversation: Conversation, chat: ChatModel) -> Answer:
+    """Ask everything, one request after the other; a request that fails for now is repeated."""
     started_s = time.monotonic()
     if conversation.choices:
-        texts: tuple[str, ...] = (json.dumps(await _weigh(conversation, chat)),)
-        return Answer(id=conversation.id, texts=texts, duration_s=time.monotonic() - started_s)
+        return _of_numbers(conversation, await _weigh(conversation, chat), started_s)
     if conversation.rewarded:
-        rewards = []
-        for answer in conversation.rewarded:
-            messages = (*conversation.messages, Message("assistant", answer))
-            reward = await call_with_retries(partial(chat.score, messages))
-            if reward.scalar is None:
-                raise HopelessError("the endpoint sends no scalar reward", kind="unsupported")
-            rewards.append(reward.scalar)
-        return Answer(
-            id=conversation.id, texts=(json.dumps(rewards),), duration_s=time.monotonic() - started_s
-        )
-    replies = await _talk(conversation, ask)
-    text = tuple(reply.text for reply in replies)
+        return _of_numbers(conversation, await _reward(conversation, chat), started_s)
+    messages = list(conversation.messages)
+    if conversation.is_raw:
+        complete = partial(chat.complete, messages[0].content, conversation.sampling)
+        replies = [await call_with_retries(complete)]
+        messages.append(Message("assistant", replies[0].text))
+    else:
+        replies = await _talk(conversation, chat, messages)
+    texts = tuple(reply.text for reply in replies)
     if conversation.is_usable is not None:
-        text = ("\n".join(text),)  # a judge's two attempts are one judgment
+        texts = ("\n".join(texts),)  # a judge's two attempts are one judgment
     return Answer(
         id=conversation.id,
-        texts=text,
+        texts=texts,
+        messages=tuple(messages),
         prompt_tokens=_total([reply.prompt_tokens for reply in replies]),
         completion_tokens=_total([reply.completion_tokens for reply in replies]),
         duration_s=time.monotonic() - started_s,
@@ -108,16 +105,41 @@ async def hold(conversation: Conversation, chat: ChatModel, ask: Ask) -> Answer:
     )
 
 
-async def _talk(conversation: Conversation, ask: Ask) -> list[Reply]:
-    messages = list(conversation.messages)
-    replies: list[Reply] = [await ask(messages)]
+def _of_numbers(conversation: Conversation, numbers: list[float], started_s: float) -> Answer:
+    text = json.dumps(numbers)
+    messages = (*conversation.messages, Message("assistant", text))
+    return Answer(
+        id=conversation.id, texts=(text,), messages=messages, duration_s=time.monotonic() - started_s
+    )
+
+
+async def _talk(conversation: Conversation, chat: ChatModel, messages: list[Message]) -> list[Reply]:
+    """The replies in order; ``messages`` grows by every turn."""
+    replies: list[Reply] = []
     follow_ups = list(conversation.follow_ups)
-    if conversation.retry and conversation.is_usable and not conversation.is_usable(replies[0].text):
-        follow_ups.append(conversation.retry)
-    for follow_up in follow_ups:
-        messages += [Message("assistant", replies[-1].text), Message("user", follow_up)]
-        replies.append(await ask(messages))
-    return replies
+    while True:
+        replies.append(await call_with_retries(partial(chat.chat, tuple(messages), conversation.sampling)))
+        messages.append(Message("assistant", replies[-1].text))
+        if len(replies) == 1 and conversation.retry and not _is_usable(conversation, replies[0]):
+            follow_ups.append(conversation.retry)
+        if not follow_ups:
+            return replies
+        messages.append(Message("user", follow_ups.pop(0)))
+
+
+def _is_usable(conversation: Conversation, reply: Reply) -> bool:
+    return conversation.is_usable is None or conversation.is_usable(reply.text)
+
+
+async def _reward(conversation: Conversation, chat: ChatModel) -> list[float]:
+    rewards = []
+    for answer in conversation.rewarded:
+        messages = (*conversation.messages, Message("assistant", answer))
+        reward = await call_with_retries(partial(chat.score, messages))
+        if reward.scalar is None:
+            raise HopelessError("the endpoint sends no scalar reward", kind="unsupported")
+        rewards.append(reward.scalar)
+    return rewards
 
 
 async def _weigh(conversation: Conversation, chat: ChatModel) -> list[float]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,8 @@ FOLDER_VARIABLE = "NEMOTRON4_EVAL_DATA"
 class DataFile:
     """One input file, by its path in the data folder.
 
-    ``sha256`` is of the unpacked content, None where no canonical file exists; ``url`` is None where no
-    single address serves the file.
+    ``sha256`` is of the unpacked content, None where no canonical file exists. A file comes from one
+    ``url``, or is put together by ``build`` from what it downloads; with neither, the user brings it.
     """
 
     path: str
@@ -34,6 +34,7 @@ class DataFile:
     source: str
     licence: str
     url: str | None = None
+    build: Callable[[Callable[[str], bytes]], bytes] | None = None
     same_rows: tuple[str, ...] = ()  # sha256 of other encodings of exactly these rows
 
     def identity(self, sha256: str) -> str:

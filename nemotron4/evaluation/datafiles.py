@@ -51,16 +51,19 @@ def fetch_files(files: Sequence[DataFile], folder: Path) -> Iterator[str]:
     """
     import httpx
 
+    def download(url: str) -> bytes:
+        return client.get(url).raise_for_status().content
+
     failures: list[str] = []
     with httpx.Client(follow_redirects=True, timeout=60.0) as client:
         for file, row in zip(files, check_files(files, folder), strict=True):
             if row["status"] in ("ok", "unknown"):
                 yield f"have     {file.path}"
-            elif file.url is None:
+            elif file.url is None and file.build is None:
                 yield f"by hand  {file.path}: {file.source} ({file.licence})"
             else:
                 try:
-                    _keep(file, client.get(file.url).raise_for_status().content, folder)
+                    _keep(file, file.build(download) if file.build else download(str(file.url)), folder)
                 except (httpx.HTTPError, DownloadError) as error:
                     failures.append(file.path)
                     yield f"failed   {file.path}: {error}"
@@ -76,8 +79,8 @@ def fetch_files(files: Sequence[DataFile], folder: Path) -> Iterator[str]:
 def _keep(file: DataFile, received: bytes, folder: Path) -> None:
     content = gzip.decompress(received) if received[:2] == b"\x1f\x8b" else received
     sha256 = file.identity(hashlib.sha256(content).hexdigest())
-    if sha256 != file.sha256:
-        raise DownloadError(f"{file.url}: sha256 of the content is {sha256}; expected {file.sha256}")
+    if file.sha256 is not None and sha256 != file.sha256:
+        raise DownloadError(f"sha256 of the content is {sha256}; expected {file.sha256}")
     path = folder / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")

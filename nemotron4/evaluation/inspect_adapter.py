@@ -1,6 +1,7 @@
 """The only module that knows inspect_ai: it schedules conversations, and writes the logs of its viewer.
 
-Answers are handed to the caller as they arrive; nothing is read back from the logs.
+Answers are handed to the caller as they arrive; nothing is read back from the logs. The conversations call
+the endpoint themselves: a call through inspect's own model interface costs as much again as everything else.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemotron4.client import ChatModel, ClientError, Reply, Sampling, TokenLogprob, call_with_retries
+from nemotron4.client import ChatModel, ClientError
 from nemotron4.errors import ConfigError
 from nemotron4.evaluation.conversation import Answer, Conversation, hold
 from nemotron4.records import Message
@@ -49,26 +50,24 @@ async def run_conversations(
     """Hold every conversation, ``concurrency`` at a time; a failed one is reported and ends nothing else."""
     check_installed()
     from inspect_ai import eval_async
-    from inspect_ai.model import GenerateConfig
     from inspect_ai.util import display_type
 
     # Its own display would write to stdout, which belongs to the result; the caller shows progress. The
     # variable is read by the first call of display_type, and eval_async does not make one.
     os.environ.setdefault("INSPECT_DISPLAY", "none")
     display_type()
-    api = _model_api(chat)
+    named = _named_model(chat.name)
     for start in range(0, len(conversations), CHUNK):
         chunk = conversations[start : start + CHUNK]
         found = await eval_async(
             _task(chunk, chat, name=name, metadata=metadata, on_answer=on_answer, on_failure=on_failure),
-            model=api,
+            model=named,
             log_dir=str(logs),
             log_level="error",
             log_realtime=False,
             log_buffer=100,
             fail_on_error=False,
             max_samples=concurrency,
-            **GenerateConfig(max_connections=concurrency).model_dump(exclude_none=True),
         )
         for log in found:
             if log.status == "cancelled":
@@ -78,84 +77,21 @@ async def run_conversations(
             on_log(Path(log.location).name, [conversation.id for conversation in chunk])
 
 
-def _model_api(chat: ChatModel) -> Any:
-    """A ChatModel as an inspect model. Retries are ours, so that both kinds of call share one policy."""
-    from inspect_ai.model import (
-        ChatCompletionChoice,
-        ChatMessageAssistant,
-        GenerateConfig,
-        ModelAPI,
-        ModelOutput,
-        ModelUsage,
-        get_model,
-        modelapi,
-    )
+def _named_model(name: str) -> Any:
+    """What a log calls the model. It is never asked."""
+    from inspect_ai.model import GenerateConfig, ModelAPI, get_model, modelapi
 
-    class ChatModelAPI(ModelAPI):
+    class NamedModel(ModelAPI):
         def __init__(
             self, model_name: str, base_url: None = None, api_key: None = None, config: Any = None
         ) -> None:
             super().__init__(model_name=model_name, config=config or GenerateConfig())
 
         async def generate(self, input: Any, tools: Any, tool_choice: Any, config: Any) -> Any:  # noqa: A002
-            messages = [Message(message.role, message.text) for message in input]
-            sampling = Sampling(
-                max_tokens=config.max_tokens,
-                temperature=config.temperature,
-                top_logprobs=config.top_logprobs,
-                seed=config.seed,
-            )
-            reply = await call_with_retries(lambda: chat.chat(messages, sampling))
-            choice = ChatCompletionChoice(
-                message=ChatMessageAssistant(content=reply.text, model=reply.model),
-                stop_reason="max_tokens" if reply.finish_reason == "length" else "stop",
-            )
-            prompt_tokens, completion_tokens = reply.prompt_tokens or 0, reply.completion_tokens or 0
-            usage = ModelUsage(
-                input_tokens=prompt_tokens,
-                output_tokens=completion_tokens,
-                total_tokens=prompt_tokens + completion_tokens,
-            )
-            return ModelOutput(
-                model=reply.model or self.model_name,
-                choices=[choice],
-                usage=usage,
-                metadata={"reply": _reply_json(reply)},
-            )
+            raise NotImplementedError("conversations ask their endpoint themselves")
 
-        def should_retry(self, ex: BaseException) -> bool:
-            return False
-
-    modelapi(name=PROVIDER)(ChatModelAPI)
-    return get_model(f"{PROVIDER}/{chat.name}", memoize=False)
-
-
-def _reply_json(reply: Reply) -> dict[str, Any]:
-    """What inspect's own fields do not keep."""
-    first = (reply.logprobs or (None,))[0]
-    return {
-        "prompt_tokens": reply.prompt_tokens,
-        "completion_tokens": reply.completion_tokens,
-        "finish_reason": reply.finish_reason,
-        "first": None if first is None else [first.token, first.logprob, list(first.top)],
-    }
-
-
-def _reply(output: Any) -> Reply:
-    kept = output.metadata["reply"]
-    first = kept["first"]
-    logprobs = None
-    if first is not None:
-        top = tuple((str(token), float(value)) for token, value in first[2])
-        logprobs = (TokenLogprob(first[0], first[1], top),)
-    return Reply(
-        text=output.completion,
-        finish_reason=kept["finish_reason"],
-        model=output.model,
-        prompt_tokens=kept["prompt_tokens"],
-        completion_tokens=kept["completion_tokens"],
-        logprobs=logprobs,
-    )
+    modelapi(name=PROVIDER)(NamedModel)
+    return get_model(f"{PROVIDER}/{name}", memoize=False)
 
 
 def _task(
@@ -173,8 +109,8 @@ def _task(
         ChatMessageAssistant,
         ChatMessageSystem,
         ChatMessageUser,
-        GenerateConfig,
-        get_model,
+        ModelOutput,
+        ModelUsage,
     )
     from inspect_ai.solver import solver
 
@@ -188,23 +124,17 @@ def _task(
     def converse() -> Any:
         async def solve(state: Any, generate: Any) -> Any:
             conversation = by_id[str(state.sample_id)]
-            sampling = conversation.sampling
-
-            async def ask(messages: Sequence[Message]) -> Reply:
-                settings = {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
-                if sampling.top_logprobs is not None:
-                    settings |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
-                state.messages = as_chat(messages)
-                state.output = await get_model().generate(state.messages, config=GenerateConfig(**settings))
-                state.messages.append(state.output.message)
-                return _reply(state.output)
-
             try:
-                answer = await hold(conversation, chat, ask)
+                answer = await hold(conversation, chat)
             except ClientError as error:
                 on_failure(conversation.id, error)
                 raise
             on_answer(answer)
+            state.messages = as_chat(answer.messages)
+            state.output = ModelOutput.from_content(chat.name, answer.texts[-1])
+            state.output.usage = ModelUsage(
+                input_tokens=answer.prompt_tokens or 0, output_tokens=answer.completion_tokens or 0
+            )
             return state
 
         return solve

@@ -8,6 +8,7 @@ from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.evaluation.task import Task
 from nemotron4.evaluation.tasks.alpaca_eval import ALPACA_EVAL
 from nemotron4.evaluation.tasks.arena_hard import ARENA_HARD
+from nemotron4.evaluation.tasks.bbh import BBH
 from nemotron4.evaluation.tasks.choices import ARC_CHALLENGE, HELLASWAG, MMLU_5SHOT, MMLU_LOGPROB, WINOGRANDE
 from nemotron4.evaluation.tasks.gsm8k import GSM8K
 from nemotron4.evaluation.tasks.humaneval import HUMANEVAL
@@ -38,6 +39,7 @@ _ALL = (
     ARC_CHALLENGE,
     HELLASWAG,
     WINOGRANDE,
+    BBH,
 )
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
 

@@ -33,7 +33,7 @@ class IncompleteRunError(Nemotron4Error):
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """How a benchmark is run. ``limit`` draws that many items with ``seed``, in the benchmark's order."""
+    """How a benchmark is run. ``limit`` draws that many items with ``seed``; it may be raised later."""
 
     out: Path
     limit: int | None = None
@@ -43,11 +43,12 @@ class RunSettings:
 
 
 def choose(items: Sequence[Item], *, limit: int | None, seed: int) -> list[Item]:
-    """All items, or a seeded sample of them in the benchmark's order."""
+    """All items, or a seeded sample in the benchmark's order. A larger sample holds every smaller one."""
     if limit is None or limit >= len(items):
         return list(items)
-    chosen = sorted(random.Random(seed).sample(range(len(items)), limit))
-    return [items[at] for at in chosen]
+    shuffled = list(range(len(items)))
+    random.Random(seed).shuffle(shuffled)
+    return [items[at] for at in sorted(shuffled[:limit])]
 
 
 async def run_task(
@@ -74,7 +75,6 @@ async def run_task(
         "data_sha256": content.sha256,
         "prompt_sha256": sha256_of(task.prompt),
         "sampling": asdict(task.sampling),
-        "limit": settings.limit,
         "seed": settings.seed,
     }
     claim(folder, identity)

@@ -6,7 +6,7 @@ A task is data and pure functions. Models, files of answers, judges and the runn
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,17 +15,21 @@ from nemotron4.client.interface import Sampling
 from nemotron4.evaluation.data import DataFile, DataSource
 from nemotron4.grading.sandbox import Sandbox
 from nemotron4.grading.score import Score
-from nemotron4.grading.statistics import Interval, wilson
+from nemotron4.grading.statistics import Interval, bootstrap_ratio, wilson
 from nemotron4.records import Message
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One question: its first request, the user turns after the model's answers, and what scoring needs."""
+    """One question: its first request, the user turns after the model's answers, and what scoring needs.
+
+    ``is_raw``: the message's text is continued as it stands, without a chat template (base models).
+    """
 
     id: str
     messages: tuple[Message, ...]
     follow_ups: tuple[str, ...] = ()
+    is_raw: bool = False
     group: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
 
@@ -133,6 +137,20 @@ def share(numerator: float, denominator: float, interval: Interval | None = None
     interval = interval or wilson(numerator, denominator)
     percent = Interval(100 * interval.lower, 100 * interval.upper, interval.method)
     return Metric(100 * numerator / denominator, numerator, denominator, percent)
+
+
+def subject_mean(items: Sequence[Item], scores: Sequence[Score], *, seed: int) -> Metric:
+    """The plain mean of the groups' accuracies; its interval draws groups."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for item, found in zip(items, scores, strict=True):
+        if found.value is not None:
+            groups[item.group].append(found.value)
+    if not groups:
+        return Metric(None, 0, 0)
+    means = [sum(values) / len(values) for values in groups.values()]
+    drawn = bootstrap_ratio(means, [1.0] * len(means), seed=seed)
+    method = drawn.method.replace("questions", "subjects")
+    return share(sum(means), len(means), Interval(drawn.lower, drawn.upper, method))
 
 
 def finite(value: float) -> float | None:

@@ -1,8 +1,9 @@
-"""Short final answers: GSM8K numbers (strict, flexible), MMLU letters, boxed mathematics.
+"""Short final answers: GSM8K numbers (strict, flexible), MMLU letters, BBH's sentence, boxed mathematics.
 
 The GSM8K patterns and their normalisation are those of lm-evaluation-harness' ``gsm8k_zeroshot_cot`` as
-NVIDIA packages it (nvidia-lm-eval 26.3); MMLU is its ``mmlu_str``; boxed answers follow the MATH
-evaluation (Hendrycks et al. 2021): the last box, compared in a normal form.
+NVIDIA packages it (nvidia-lm-eval 26.3); MMLU is its ``mmlu_str``; BBH is the harness' ``bbh`` (version 4 of
+its tasks); boxed answers follow the MATH evaluation (Hendrycks et al. 2021): the last box, compared in a
+normal form.
 """
 
 from __future__ import annotations
@@ -58,6 +59,21 @@ def mmlu(response: str, answer: str) -> Score:
     return (
         unparsed("the reply does not open with A, B, C or D") if letter is None else passed(letter == answer)
     )
+
+
+_BBH = re.compile(r"(?<=the answer is )(.*)(?=.)")
+
+
+def extract_bbh(response: str) -> str | None:
+    """What stands between the first ``the answer is `` and the last character of its line."""
+    match = _BBH.search(response)
+    return match.group(1).strip() if match else None
+
+
+def bbh(response: str, answer: str) -> Score:
+    """1 if the extracted answer is the reference, letter by letter."""
+    extracted = extract_bbh(response)
+    return unparsed('no "the answer is"') if extracted is None else passed(extracted == answer)
 
 
 def extract_boxed(response: str) -> str | None:

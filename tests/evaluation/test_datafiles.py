@@ -71,6 +71,18 @@ def test_one_bad_file_does_not_keep_the_others_and_is_an_error_at_the_end(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good.jsonl"]
 
 
+def test_a_file_of_many_parts_is_put_together(address: str, tmp_path: Path) -> None:
+    file = DataFile(
+        path="whole.jsonl",
+        sha256=hashlib.sha256(ROWS * 2).hexdigest(),
+        source="there",
+        licence="MIT",
+        build=lambda download: download(f"{address}/rows") * 2,
+    )
+    assert list(fetch_files([file], tmp_path)) == ["fetched  whole.jsonl"]
+    assert (tmp_path / "whole.jsonl").read_bytes() == ROWS * 2
+
+
 def test_another_encoding_of_the_same_rows_is_the_same_file(tmp_path: Path) -> None:
     spaced = b'{"a":  1}\n'
     (tmp_path / "rows.jsonl").write_bytes(spaced)

@@ -127,14 +127,18 @@ def test_a_run_and_its_stored_answers_have_the_same_score(
     assert list((out / "gsm8k/logs").glob("*.eval"))
 
 
-def test_a_folder_with_another_run_is_refused(data: Any, tmp_path: Path, capsys: Any) -> None:
+def test_a_larger_sample_goes_on_and_another_run_is_refused(data: Any, tmp_path: Path, capsys: Any) -> None:
     file, out = data(GSM8K), str(tmp_path / "out")
     with ScriptedServer(_say_the_number) as server:
-        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", file, "--out", out]
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", file, "--out", out, "--json"]
         assert main([*command, "--limit", "2"]) == 0
-        assert main([*command, "--limit", "3"]) == 1
-        assert "limit 2" in capsys.readouterr().err
-        assert len(server.requests) == 2
+        assert main([*command, "--limit", "5"]) == 0
+        assert len(server.requests) == 5  # the first two are not asked again
+        assert main([*command, "--limit", "5", "--seed", "1"]) == 1
+    captured = capsys.readouterr()
+    results = [json.loads(line) for line in captured.out.splitlines()]
+    assert [result["denominators"]["strict"] for result in results] == [2, 5]
+    assert "seed 0" in captured.err
 
 
 def test_mt_bench_asks_the_second_turn_after_the_models_own_answer(

@@ -92,7 +92,11 @@ def test_no_box_is_unparsed() -> None:
     assert answers.boxed("the answer is 4", "4").is_unparsed
 
 
-TEXT = st.text() | st.text(alphabet="#$0123456789.,- \\boxed{}fracABCD\n")
+TEXT = (
+    st.text()
+    | st.text(alphabet="#$0123456789.,- \\boxed{}fracABCD\n")
+    | st.text(alphabet="No. \n").map(lambda text: f"So the answer is {text}")
+)
 
 
 @given(TEXT)
@@ -106,6 +110,9 @@ def test_extraction_never_raises_and_is_idempotent(response: str) -> None:
     letter = answers.extract_letter(response)
     if letter is not None:
         assert answers.extract_letter(letter) == letter
+    sentence = answers.extract_bbh(response)
+    if sentence and "the answer is" not in sentence:
+        assert answers.extract_bbh(f"So the answer is {sentence}.") == sentence
     boxed = answers.extract_boxed(response)
     if boxed is not None and "boxed" not in boxed and boxed.count("{") == boxed.count("}"):
         assert answers.extract_boxed(f"\\boxed{{{boxed}}}") == boxed

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 from nemotron4.client.interface import Sampling
 from nemotron4.errors import DataError
 from nemotron4.evaluation.data import Content, DataFile, DataSource
-from nemotron4.evaluation.task import Inputs, Item, Metric, Outcome, Task, accuracy, answered, user
+from nemotron4.evaluation.task import Inputs, Item, Outcome, Task, accuracy, answered, subject_mean, user
 from nemotron4.grading import answers
-from nemotron4.grading.statistics import Interval, bootstrap_ratio
 
 FILE = DataFile(
     path="mmlu/test.jsonl.gz",
@@ -57,26 +55,15 @@ def load(source: DataSource) -> list[Item]:
 def score(inputs: Inputs) -> Outcome:
     items, unscored = answered(inputs)
     scores = [answers.mmlu(inputs.responses[item.id][0], item.fields["answer"]) for item in items]
-    subjects: dict[str, list[float]] = defaultdict(list)
-    for item, found in zip(items, scores, strict=True):
-        subjects[item.group].append(found.value or 0.0)
-    metrics = {"accuracy": accuracy(scores), "macro_accuracy": _macro(subjects, seed=inputs.seed)}
     return Outcome(
-        metrics=metrics,
+        metrics={
+            "accuracy": accuracy(scores),
+            "macro_accuracy": subject_mean(items, scores, seed=inputs.seed),
+        },
         unscored=unscored,
         unparsed=sum(found.is_unparsed for found in scores),
         items={item.id: {"accuracy": found.value} for item, found in zip(items, scores, strict=True)},
     )
-
-
-def _macro(subjects: dict[str, list[float]], *, seed: int) -> Metric:
-    """The plain mean of the subjects' accuracies; its interval draws subjects."""
-    if not subjects:
-        return Metric(None, 0, 0)
-    means = [sum(values) / len(values) for values in subjects.values()]
-    found = bootstrap_ratio(means, [1.0] * len(means), seed=seed)
-    interval = Interval(100 * found.lower, 100 * found.upper, found.method.replace("questions", "subjects"))
-    return Metric(100 * sum(means) / len(means), sum(means), len(means), interval)
 
 
 MMLU = Task(
