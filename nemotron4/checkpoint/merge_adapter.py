@@ -47,7 +47,7 @@ class MergedCheckpoint:
         self._base = base
         self._file = folder / WEIGHTS_FILE
         self._scale = config.scale
-        stored = read_header(self._file)
+        stored = dict(read_header(self._file))
         self._head = {
             name.removeprefix(PEFT_PREFIX): stored.pop(name)
             for name in list(stored)

@@ -227,6 +227,28 @@ def export(
 
 
 @app.command()
+def review(
+    folder: FolderArgument,
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8720,
+) -> None:
+    """Look at a run's rows on a local page: search, ancestry, accept, reject, edit, prefer, rate.
+
+    Reviews are kept in the run's ledger, also while it runs. `synth export` leaves rejected rows out, takes
+    edited answers, and writes people's preferences and ratings as rows of their own.
+    """
+    import uvicorn
+
+    from nemotron4.server.run import bind
+    from nemotron4.synth.review.app import create_app
+
+    page = create_app(folder)
+    listener = bind("127.0.0.1", port)
+    note(f"reviewing {folder} at http://127.0.0.1:{listener.getsockname()[1]}/  (Ctrl-C ends)")
+    settings = uvicorn.Config(page, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+    uvicorn.Server(settings).run(sockets=[listener])
+
+
+@app.command()
 def merge(
     shards: Annotated[list[Path], typer.Argument(metavar="DIR...", help="The folders of the shards.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the merged run.")],

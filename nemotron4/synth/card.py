@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,14 @@ class _Numbers:
     models: Counter[str] = field(default_factory=Counter)
 
 
-def write_card(folder: Path, recipe: Recipe, books: Books, counts: dict[str, int], ledger: Reader) -> None:
+def write_card(
+    folder: Path,
+    recipe: Recipe,
+    books: Books,
+    counts: dict[str, int],
+    ledger: Reader,
+    reviews: Mapping[str, int],
+) -> None:
     """Write ``README.md`` and the plots of an export's folder."""
     numbers: dict[str, _Numbers] = {
         name: _read_numbers(folder / name) for name in ("sft.jsonl", "preference.jsonl") if name in counts
@@ -45,6 +52,7 @@ def write_card(folder: Path, recipe: Recipe, books: Books, counts: dict[str, int
         _filters(books),
         _contamination(recipe, ledger),
         _judges(recipe, ledger),
+        _people(reviews),
         _statistics(numbers),
         plots,
         _limits(books),
@@ -152,6 +160,15 @@ def _contamination(recipe: Recipe, ledger: Reader) -> str:
 def _judges(recipe: Recipe, ledger: Reader) -> str:
     report = judge_report(ledger, recipe)
     return "## Judges\n\n" + "\n".join(f"- {line}" for line in report) if report else ""
+
+
+def _people(reviews: Mapping[str, int]) -> str:
+    """What reviewers did to the files."""
+    return (
+        "## People\n\n"
+        f"{reviews['reviewed']} rows were reviewed: {reviews['left_out']} were rejected and left out, "
+        f"{reviews['corrected']} stand with an answer that a person rewrote."
+    )
 
 
 def _statistics(numbers: dict[str, _Numbers]) -> str:

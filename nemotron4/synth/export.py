@@ -2,6 +2,8 @@
 
 Rows stand in the order of their ids, which are hashes: the order is fixed and mixed. The folder appears under
 its name only when it is whole, and holds nothing that depends on when or how often the run was started.
+What people reviewed counts: rejected rows are left out and counted, answers they rewrote stand as rewritten,
+and their preferences and ratings are files of their own.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from nemotron4.synth.books import Books, read_books
 from nemotron4.synth.card import write_card
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.review.labels import Labels
+from nemotron4.synth.review.notes import read_reviews
 from nemotron4.synth.rows import Dialogue, Judged, Prompt, decode
 from nemotron4.text import prompt as prompt_text
 
@@ -51,9 +55,12 @@ def export(folder: Path, recipe: Recipe, *, is_partial_allowed: bool = False) ->
             raise DataError(f"{folder}: the books do not balance", hint="see `synth status`")
         try:
             partial.mkdir(parents=True)
-            counts = _write_files(ledger, recipe, partial)
-            write_card(partial, recipe, books, counts, ledger)
-            _write_json(partial / "books.json", _book_rows(books))
+            labels = Labels(read_reviews(ledger))
+            counts = _write_files(ledger, recipe, partial, labels)
+            exported = {*recipe.export.sft, *recipe.export.preference, *recipe.export.prompts}
+            reviews = labels.counts(ledger, exported)
+            write_card(partial, recipe, books, counts, ledger, reviews)
+            _write_json(partial / "books.json", _book_rows(books) | {"reviews": reviews})
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -85,17 +92,18 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def rows_of(ledger: Reader, stages: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
-    """(record id, stage, row) of some stages in the order of ids."""
+def rows_of(ledger: Reader, stages: Sequence[str], labels: Labels) -> Iterator[tuple[str, str, Any]]:
+    """(record id, stage, row) of some stages in the order of ids, as people left and corrected them."""
     streams = [((record, stage) for record in ledger.records_of(stage)) for stage in stages]
     for record, stage in heapq.merge(*streams):
-        yield record.hex(), stage, decode(ledger.payload(record))
+        if not labels.is_rejected(record):
+            yield record.hex(), stage, labels.corrected(record, decode(ledger.payload(record)))
 
 
 Form = Callable[[str, str, Any], Conversation | PreferencePair | JsonObject]
 
 
-def _write_files(ledger: Reader, recipe: Recipe, folder: Path) -> dict[str, int]:
+def _write_files(ledger: Reader, recipe: Recipe, folder: Path, labels: Labels) -> dict[str, int]:
     wanted: list[tuple[str, tuple[str, ...], Form]] = [
         ("sft.jsonl", recipe.export.sft, _conversation),
         ("preference.jsonl", recipe.export.preference, _preference),
@@ -106,7 +114,15 @@ def _write_files(ledger: Reader, recipe: Recipe, folder: Path) -> dict[str, int]
     counts: dict[str, int] = {}
     for name, stages, form in wanted:
         if stages:
-            counts[name] = write(folder / name, (form(*entry) for entry in rows_of(ledger, stages)))
+            counts[name] = write(folder / name, (form(*entry) for entry in rows_of(ledger, stages, labels)))
+    for name, rows in (
+        ("human_preference.jsonl", labels.preferences(ledger)),
+        ("human_reward.jsonl", labels.ratings(ledger)),
+    ):
+        if num_written := write(folder / name, rows):
+            counts[name] = num_written
+        else:
+            (folder / name).unlink()
     for name in ("sft", "preference"):
         if f"{name}.jsonl" in counts and write_parquet(folder / f"{name}.jsonl", folder / f"{name}.parquet"):
             counts[f"{name}.parquet"] = counts[f"{name}.jsonl"]

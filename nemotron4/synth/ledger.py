@@ -141,9 +141,10 @@ class Reader:
         )
         return [reply for reply in map(_stored_reply, rows) if stage is None or reply.stage == stage]
 
-    def records_of(self, stage: str) -> Iterator[bytes]:
-        """Ids of a stage's records, ascending."""
-        for row in self._db.execute("SELECT id FROM record WHERE stage = ? ORDER BY id", (stage,)):
+    def records_of(self, stage: str, after: bytes = b"") -> Iterator[bytes]:
+        """Ids of a stage's records, ascending, from beyond ``after``."""
+        query = "SELECT id FROM record WHERE stage = ? AND id > ? ORDER BY id"
+        for row in self._db.execute(query, (stage, after)):
             yield row[0]
 
     def work_of(self, record: bytes) -> list[tuple[str, int, str | None, str | None]]:
@@ -164,6 +165,9 @@ class Reader:
         if row is None:
             raise DataError(f"{self.path}: record {record.hex()} is missing")
         return row[0], row[1], row[2]
+
+    def has_record(self, record: bytes) -> bool:
+        return self._db.execute("SELECT 1 FROM record WHERE id = ?", (record,)).fetchone() is not None
 
     def children(self, record: bytes) -> list[tuple[bytes, str]]:
         return self._db.execute(
@@ -271,12 +275,6 @@ class Ledger(Reader):
     def set_meta(self, name: str, value: str) -> None:
         with self.transaction() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
-
-    def add_note(self, record: bytes, at: float, value: JsonObject) -> None:
-        with self.transaction() as db:
-            db.execute(
-                "INSERT INTO note VALUES (?, ?, ?)", (record, at, json.dumps(value, ensure_ascii=False))
-            )
 
     def set_roots(self, stage: str, roots: Callable[[], Iterator[Child]]) -> None:
         """Work of a source stage: one root record each. A changed root is done again, a missing one goes.
