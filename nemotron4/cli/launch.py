@@ -76,6 +76,12 @@ def slurm(
     python: Annotated[
         str | None, typer.Option(help="Python with nemotron4; this one, or python3 in a container.")
     ] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option(help="Serving: devices that share each layer; all GPUs of a node if absent.")
+    ] = None,
+    pipeline_parallel: Annotated[
+        int | None, typer.Option(help="Serving: stages of layers; one for each node if absent.")
+    ] = None,
     port: Annotated[int, typer.Option(help="Port to serve on.")] = 1424,
     host: Annotated[str, typer.Option(help="Address to serve on.")] = "0.0.0.0",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where synthetic shards go.")] = None,
@@ -97,8 +103,13 @@ def slurm(
         python=python or (sys.executable if container is None else "python3"),
     )
     if job == "serve":
-        _check_fits(target, gpu)
-        text = scripts.serve_script(batch, [target, "--host", host, "--port", str(port)])
+        tensor, pipeline = tensor_parallel or max(1, gpus_per_node), pipeline_parallel or nodes
+        _check_fits(target, gpu, nodes * max(1, gpus_per_node), tensor, pipeline)
+        arguments = [target, "--host", host, "--port", str(port)]
+        if tensor * pipeline > 1:
+            arguments += ["--engine", "vllm", "--tensor-parallel", str(tensor)]
+            arguments += ["--pipeline-parallel", str(pipeline), "--nodes", str(nodes)]
+        text = scripts.serve_script(batch, arguments)
     elif job == "train":
         _check_processes(Path(target), settings or [], nodes * gpus_per_node)
         text = scripts.train_script(batch, [target, *(settings or [])])
@@ -116,22 +127,25 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _check_fits(model: str, gpu: str) -> None:
-    """The engine uses one device: the model must fit on one."""
+def _check_fits(model: str, gpu: str, num_gpus: int, tensor_parallel: int, pipeline_parallel: int) -> None:
+    """The layout uses all GPUs of the job and the model fits it."""
     from nemotron4.checkpoint.opening import open_checkpoint
     from nemotron4.cluster.hardware import gpu_named
     from nemotron4.cluster.plan import Workload, make_plan
 
+    layout = f"tensor_parallel {tensor_parallel} x pipeline_parallel {pipeline_parallel}"
+    if tensor_parallel * pipeline_parallel != num_gpus:
+        raise ConfigError(f"{layout} use {tensor_parallel * pipeline_parallel} GPUs; the job has {num_gpus}")
     plan = make_plan(
         open_checkpoint(model).config,
         gpu_named(gpu),
         Workload(concurrency=1),
-        tensor_parallel=1,
-        pipeline_parallel=1,
+        tensor_parallel=tensor_parallel,
+        pipeline_parallel=pipeline_parallel,
     )
     if plan.chosen.problem is not None:
         raise ConfigError(
-            f"{model} does not fit one {gpu}, and the engine uses one device: {plan.chosen.problem}",
+            f"{model} does not fit {num_gpus} x {gpu} with {layout}: {plan.chosen.problem}",
             hint=f"nemotron4 plan {model} --gpu {gpu} says what it needs",
         )
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron4.cli.console import note
+from nemotron4.cli.engines import EngineName, Parallel, follow, run_vllm
 from nemotron4.cluster.hydra import DEFAULTS, parse_overrides
-from nemotron4.cluster.ranks import Rank, find_rank, held_lifeline, lifeline_port, wait_for_leader_to_end
+from nemotron4.cluster.ranks import Rank, find_rank, held_lifeline, lifeline_port
 from nemotron4.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,17 +31,51 @@ def run(arguments: list[str], environment: Mapping[str, str]) -> int:
     _check_layout(values)
     rank = find_rank(environment)
     port = lifeline_port(values["port"])
+    if rank.local_rank > 0:
+        return follow(rank, port)
+
+    def lead(load: Callable[[], InferenceEngine]) -> None:
+        if values["server"]:
+            _serve(load, values)
+        else:
+            _answer_offline(load, values)
+
+    if _engine(values) == "vllm":
+        return run_vllm(model, rank, _parallel(values), lead, port=values["port"])
     if not rank.is_leader:
-        note(f"node {rank.node}, local rank {rank.local_rank}: waits for node 0, local rank 0")
-        wait_for_leader_to_end(rank, port)
-        return 0
+        return follow(rank, port)
     _tell_layout(values, rank)
     with held_lifeline(rank, port):
-        if values["server"]:
-            _serve(model, values)
-        else:
-            _answer_offline(model, values)
+        lead(lambda: _load(model))
     return 0
+
+
+def _parallel(values: Mapping[str, Any]) -> Parallel:
+    """NeMo's layout; a negative size, "as the checkpoint says", is all that the job leaves for it."""
+    num_devices = values["trainer.devices"] * values["trainer.num_nodes"]
+    tensor, pipeline = values["tensor_model_parallel_size"], values["pipeline_model_parallel_size"]
+    if tensor < 1:
+        tensor = values["trainer.devices"] if pipeline < 1 else num_devices // pipeline
+    return Parallel(
+        tensor=tensor,
+        pipeline=pipeline if pipeline > 0 else max(1, num_devices // tensor),
+        nodes=values["trainer.num_nodes"],
+    )
+
+
+def _engine(values: Mapping[str, Any]) -> EngineName:
+    """What ``+engine`` says; else vLLM where it is installed and this node has the GPUs of the layout."""
+    chosen = values.get("engine", "auto")
+    if chosen in ("builtin", "vllm"):
+        return "vllm" if chosen == "vllm" else "builtin"
+    if chosen != "auto":
+        raise ConfigError(f"engine is {chosen!r}; expected auto, builtin or vllm")
+    wanted = values["trainer.devices"]
+    if wanted * values["trainer.num_nodes"] == 1 or importlib.util.find_spec("vllm") is None:
+        return "builtin"
+    import torch
+
+    return "vllm" if torch.cuda.device_count() >= wanted else "builtin"
 
 
 def _model(values: Mapping[str, Any]) -> str:
@@ -85,8 +121,9 @@ def _tell_layout(values: Mapping[str, Any], rank: Rank) -> None:
     tensor, pipeline = values["tensor_model_parallel_size"], values["pipeline_model_parallel_size"]
     if max(tensor, pipeline) > 1:
         note(
-            f"tensor parallel {tensor} x pipeline parallel {pipeline} asked for; this engine runs on one "
-            f"device of node 0, the other {rank.num_tasks - 1} processes wait"
+            f"tensor parallel {tensor} x pipeline parallel {pipeline} asked for; without vLLM and "
+            f"{values['trainer.devices']} GPUs on this node one device of node 0 does all, and the other "
+            f"{rank.num_tasks - 1} processes wait"
         )
 
 
@@ -96,12 +133,12 @@ def _load(model: str) -> InferenceEngine:
     return load(model)
 
 
-def _serve(model: str, values: Mapping[str, Any]) -> None:
+def _serve(load: Callable[[], InferenceEngine], values: Mapping[str, Any]) -> None:
     from nemotron4.server.run import run as serve
     from nemotron4.server.settings import ServerSettings
 
     settings = ServerSettings(host=str(values.get("host", "127.0.0.1")), page=_page(values))
-    serve(lambda: _load(model), port=values["port"], settings=settings)
+    serve(load, port=values["port"], settings=settings)
 
 
 def _page(values: Mapping[str, Any]) -> PageSettings | None:
@@ -125,10 +162,10 @@ def _page(values: Mapping[str, Any]) -> PageSettings | None:
     )
 
 
-def _answer_offline(model: str, values: Mapping[str, Any]) -> None:
+def _answer_offline(load: Callable[[], InferenceEngine], values: Mapping[str, Any]) -> None:
     """Both runs of the original: all prompts at once, then in batches of two."""
     prompts = _prompts(values)
-    engine = _load(model)
+    engine = load()
     try:
         answers = asyncio.run(_generate(engine, values, [prompts, *_pairs(prompts)]))
     finally:

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from nemotron4.cli.console import show_notes
+from nemotron4.cli.engines import EngineName, Parallel, run_vllm
 from nemotron4.cli.options import AdapterOption, DeviceOption, DtypeOption, ModelArgument, QuantizeOption
+from nemotron4.errors import ConfigError
 
 
 def serve(
@@ -25,6 +27,12 @@ def serve(
     cache_gb: Annotated[
         float | None, typer.Option(help="Memory for keys and values; without it a share of what is free.")
     ] = None,
+    engine: Annotated[
+        EngineName, typer.Option(help="builtin: one device. vllm: many, when vLLM is installed.")
+    ] = "builtin",
+    tensor_parallel: Annotated[int, typer.Option(help="Devices that share each layer (vllm).")] = 1,
+    pipeline_parallel: Annotated[int, typer.Option(help="Stages of layers, one after the other (vllm).")] = 1,
+    nodes: Annotated[int, typer.Option(help="Nodes; the same command runs on each (vllm).")] = 1,
     nemo_compat: Annotated[
         str,
         typer.Option(help="strict: /generate as NeMo has it. fixed: refusals are HTTP 400, penalties count."),
@@ -45,7 +53,7 @@ def serve(
         str | None,
         typer.Option(metavar="URL", help="A server of a reward model, which judges the answers on the page."),
     ] = None,
-) -> None:
+) -> int:
     """Serve a model: PUT /generate (NeMo), /v1 (OpenAI) and a web page on one port.
 
     The port opens when the model can generate; a line on stderr then says so. SIGTERM or Ctrl-C lets running
@@ -67,8 +75,31 @@ def serve(
         reward_model=endpoint(reward_model, "NEMOTRON4_JUDGE_API_KEY"),
     )
 
+    from nemotron4.cluster.ranks import find_rank
     from nemotron4.inference.interface import InferenceEngine
     from nemotron4.server.run import run
+
+    parallel = Parallel(tensor=tensor_parallel, pipeline=pipeline_parallel, nodes=nodes)
+    if engine == "vllm":
+        if quantize is not None:
+            raise ConfigError(
+                f"quantize is {quantize!r}; vLLM reads weights that are quantised already",
+                hint=f"nemotron4 convert {model} DST --to hf --quantize {quantize}, then serve DST",
+            )
+        return run_vllm(
+            model,
+            find_rank(os.environ),
+            parallel,
+            lambda load: run(load, port=port, settings=settings),
+            port=port,
+            max_waiting=max_waiting,
+            max_running=max_running,
+            dtype=dtype,
+            device=device,
+            adapter=adapter,
+            cache_gb=cache_gb,
+        )
+    parallel.require_one_device()
 
     def load_engine() -> InferenceEngine:
         from nemotron4.checkpoint import open_checkpoint
@@ -77,7 +108,7 @@ def serve(
 
         if open_checkpoint(model).config.num_reward_attributes:
             return load_reward(model, dtype=dtype, device=device)
-        engine = load(
+        opened = load(
             model,
             dtype=dtype,
             device=device,
@@ -87,7 +118,8 @@ def serve(
             max_running=max_running,
             max_waiting=max_waiting,
         )
-        show_notes(engine.info)
-        return engine
+        show_notes(opened.info)
+        return opened
 
     run(load_engine, port=port, settings=settings)
+    return 0

@@ -55,7 +55,7 @@ DEFAULTS: Mapping[str, Any] = {
     "chatbot_config.system": "",
 }
 # Keys that users add with '+' and that mean something.
-ADDABLE = ("expert_model_parallel_size", "host", "inference.use_flash_attention")
+ADDABLE = ("engine", "expert_model_parallel_size", "host", "inference.use_flash_attention")
 _OVERRIDE = re.compile(r"(\+\+|\+|~)?([A-Za-z_][\w.]*)(?:=(.*))?", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _WORDS = {"true": True, "false": False, "null": None}

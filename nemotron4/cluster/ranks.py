@@ -38,11 +38,14 @@ class Rank:
 
 
 def find_rank(environment: Mapping[str, str]) -> Rank:
-    """Read Slurm's variables. ``MASTER_ADDR`` names the leader's host if Slurm's node list does not do."""
+    """Read Slurm's variables; ``MASTER_ADDR`` names the leader's host if Slurm's node list does not do.
+
+    Without Slurm, ``NODE_RANK`` numbers the node, as torchrun has it.
+    """
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or ""
     host = environment.get("MASTER_ADDR") or (first_host(nodes) if nodes else "127.0.0.1")
     return Rank(
-        node=_number(environment, "SLURM_NODEID", 0),
+        node=_number(environment, "SLURM_NODEID", _number(environment, "NODE_RANK", 0)),
         local_rank=_number(environment, "SLURM_LOCALID", 0),
         num_tasks=_number(environment, "SLURM_NTASKS", 1),
         num_nodes=_number(environment, "SLURM_NNODES", 1),
@@ -71,16 +74,24 @@ def lifeline_port(port: int) -> int:
     return port + LIFELINE_OFFSET if port + LIFELINE_OFFSET < 65536 else port - LIFELINE_OFFSET
 
 
+def rendezvous_port(port: int) -> int:
+    """Where the nodes of vLLM meet: beside the lifeline."""
+    return lifeline_port(port) + 1
+
+
 @contextlib.contextmanager
-def held_lifeline(rank: Rank, port: int) -> Iterator[None]:
-    """Let the other ranks connect while the block runs. Nothing is read from them."""
-    if rank.num_tasks == 1:
+def held_lifeline(rank: Rank, port: int, *, nodes: int = 1) -> Iterator[None]:
+    """Let the other ranks connect while the block runs. Nothing is read from them.
+
+    ``nodes`` counts those of a server outside Slurm, whose variables then do not.
+    """
+    if rank.num_tasks == 1 and nodes == 1:
         yield
         return
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("0.0.0.0" if rank.num_nodes > 1 else "127.0.0.1", port))
+        listener.bind(("0.0.0.0" if max(rank.num_nodes, nodes) > 1 else "127.0.0.1", port))
     except OSError as error:
         listener.close()
         raise ConfigError(f"the lifeline port {port} cannot be bound: {error.strerror}") from error

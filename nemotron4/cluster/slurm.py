@@ -46,12 +46,12 @@ class SlurmJob:
 
 
 def serve_script(job: SlurmJob, arguments: list[str]) -> str:
-    """One server on one GPU of one node; it ends with the job, running requests first."""
-    if job.nodes != 1 or job.gpus_per_node > 1:
-        raise ConfigError(
-            f"serving asks for {job.nodes} nodes with {job.gpus_per_node} GPUs; the engine uses one device",
-            hint="use --nodes 1 --gpus-per-node 1",
-        )
+    """One process on each node, which holds all GPUs of its node; the first serves.
+
+    The server ends with the job, running requests first.
+    """
+    if job.gpus_per_node < 1 and job.nodes > 1:
+        raise ConfigError("serving asks for several nodes without a GPU", hint="use --gpus-per-node 8")
     command = _command(job, ["-m", "nemotron4.cli", "serve", *arguments])
     lines = [
         *_header(job, tasks_per_node=1, extra=["--signal=B:TERM@60"]),

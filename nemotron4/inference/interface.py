@@ -163,6 +163,16 @@ class InferenceEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class CanFail(Protocol):
+    """An engine with processes of its own, which may end while the server still stands."""
+
+    @property
+    def failure(self) -> str | None:
+        """Why no request can be served any more, or None."""
+        ...
+
+
 @dataclass(frozen=True)
 class Reward:
     """What a reward model says of the last answer of a conversation; the values are unbounded."""

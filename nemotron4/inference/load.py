@@ -66,7 +66,7 @@ def load(
         tokenizer, prompt_format = checkpoint.tokenizer(), checkpoint.prompt_format()
         module = weights.result()
     config = checkpoint.config
-    num_blocks = _num_blocks(config, chosen_dtype, chosen_device, cache_gb=cache_gb, max_running=max_running)
+    num_blocks = cache_blocks(config, chosen_dtype, chosen_device, cache_gb=cache_gb, max_running=max_running)
     cache = KVCache(config, num_blocks, dtype=chosen_dtype, device=chosen_device)
     return Engine(
         ModelRunner(module, cache),
@@ -123,7 +123,7 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def _num_blocks(
+def cache_blocks(
     config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
@@ -131,6 +131,7 @@ def _num_blocks(
     cache_gb: float | None,
     max_running: int,
 ) -> int:
+    """How many blocks of keys and values there is memory for."""
     block_bytes = KVCache.bytes_per_block(config, dtype)
     if cache_gb is not None:
         num_blocks = int(cache_gb * 1e9) // block_bytes

@@ -12,8 +12,8 @@ from types import FrameType
 
 import uvicorn
 
-from nemotron4.errors import ConfigError
-from nemotron4.inference.interface import InferenceEngine
+from nemotron4.errors import ConfigError, Nemotron4Error
+from nemotron4.inference.interface import CanFail, InferenceEngine
 from nemotron4.server.app import create_app
 from nemotron4.server.page import PageTab
 from nemotron4.server.service import Gate
@@ -35,7 +35,8 @@ def run(
 
     The port is bound before the model is loaded, so that a busy port is reported at once, and connections
     are refused until the engine can generate. The first signal lets running requests end and refuses new ones
-    with 503; the second one exits at once.
+    with 503; the second one exits at once. Nemotron4Error if the engine ends by itself: a job's other
+    processes must not wait for a server that cannot answer.
     """
     settings = settings or ServerSettings()
     page_port = settings.page.port if settings.page else None
@@ -105,7 +106,10 @@ def _serve(
         timeout_graceful_shutdown=STALE_CONNECTION_S,
     )
     line = _ready_line(engine, settings, listeners) if is_announced else None
-    _DrainingServer(config, app.state.service.gate, line).run(sockets=list(listeners))
+    server = _DrainingServer(config, app.state.service.gate, line, engine)
+    server.run(sockets=list(listeners))
+    if server.failure is not None:
+        raise Nemotron4Error(f"the engine has failed: {server.failure}")
 
 
 def _ready_line(engine: InferenceEngine, settings: ServerSettings, listeners: Sequence[socket.socket]) -> str:
@@ -131,8 +135,12 @@ def _raise_file_limit() -> None:
 class _DrainingServer(uvicorn.Server):
     """uvicorn closes its port at the first signal; this one answers 503 there until the last answer."""
 
-    def __init__(self, config: uvicorn.Config, gate: Gate, ready_line: str | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, gate: Gate, ready_line: str | None, engine: InferenceEngine
+    ) -> None:
         super().__init__(config)
+        self.failure: str | None = None
+        self._engine = engine
         self._gate = gate
         self._ready_line = ready_line
 
@@ -151,4 +159,7 @@ class _DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self._gate.is_draining and self._gate.num_in_flight == 0:
             self.should_exit = True
+        if isinstance(self._engine, CanFail):
+            self.failure = self.failure or self._engine.failure
+            self.should_exit = self.should_exit or self.failure is not None
         return await super().on_tick(counter)

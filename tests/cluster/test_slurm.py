@@ -107,8 +107,13 @@ def test_the_command_checks_that_the_model_fits(tmp_path: Path, capsys: pytest.C
     model = nemotron_directory(tmp_path / "m")
     assert main(["launch", "slurm", str(model)]) == 0
     assert f"serve {model} --host 0.0.0.0 --port 1424" in capsys.readouterr().out
-    assert main(["launch", "slurm", str(model), "--nodes", "2"]) == 1
-    assert "the engine uses one device" in capsys.readouterr().err
+    job = ["launch", "slurm", str(model), "--nodes", "2", "--gpus-per-node", "2"]
+    assert main(job) == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n#SBATCH --gpus-per-node=2\n" in script
+    assert "--engine vllm --tensor-parallel 2 --pipeline-parallel 2 --nodes 2" in script
+    assert main([*job, "--pipeline-parallel", "1"]) == 1
+    assert "tensor_parallel 2 x pipeline_parallel 1 use 2 GPUs; the job has 4" in capsys.readouterr().err
 
 
 def test_submit_hands_the_script_to_sbatch(

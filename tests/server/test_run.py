@@ -178,3 +178,30 @@ def test_after_kill_9_a_new_server_takes_the_same_port(tmp_path: Path) -> None:
                 assert next(response.iter_raw()).startswith(b"data: ")
                 process.popen.kill()
             assert process.popen.wait() == -signal.SIGKILL
+
+
+DYING = """
+import sys
+from nemotron4.inference.fake import FakeEngine
+from nemotron4.server.run import run
+
+class Dying(FakeEngine):
+    @property
+    def failure(self):
+        return "a worker has ended" if self.stats().requests_finished_total else None
+
+run(lambda: Dying("x"), port=int(sys.argv[1]))
+"""
+
+
+def test_a_server_whose_engine_has_ended_by_itself_ends_too() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", DYING, str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("ready")
+        httpx.post(f"http://127.0.0.1:{port}/v1/completions", json={"prompt": "p"}, timeout=30)
+        assert process.wait(timeout=20) == 1
+        assert "the engine has failed: a worker has ended" in process.stderr.read()

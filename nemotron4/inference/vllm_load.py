@@ -1,0 +1,245 @@
+"""Start vLLM on a checkpoint: which settings it gets, on one node or as a part of several."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
+from nemotron4.checkpoint.write_huggingface import config_json
+from nemotron4.errors import CheckpointError, ConfigError
+from nemotron4.inference.load import cache_blocks, describe, find_device, find_dtype
+from nemotron4.inference.vllm_engine import VllmEngine
+from nemotron4.inference.vllm_plugin import LOAD_FORMAT, PLUGIN_GROUP, PLUGIN_NAME
+from nemotron4.model.kv_cache import KVCache
+
+INSTALL_HINT = (
+    "pip install 'nemotron4[vllm]', or scripts/vllm-env for a CPU build in an environment of its own"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a model lies on devices. Ranks are vLLM's: tensor parallel inside pipeline stages, node by node."""
+
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    nodes: int = 1
+    node_rank: int = 0
+    leader_host: str = "127.0.0.1"
+    leader_port: int = 29501  # torch.distributed's rendezvous; only used with several nodes
+
+    def __post_init__(self) -> None:
+        for name in ("tensor_parallel", "pipeline_parallel", "nodes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if self.num_devices % self.nodes:
+            raise ConfigError(
+                f"tensor_parallel {self.tensor_parallel} x pipeline_parallel {self.pipeline_parallel} = "
+                f"{self.num_devices} devices do not divide by {self.nodes} nodes"
+            )
+
+    @property
+    def num_devices(self) -> int:
+        return self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def devices_per_node(self) -> int:
+        return self.num_devices // self.nodes
+
+
+def is_installed() -> bool:
+    return importlib.util.find_spec("vllm") is not None
+
+
+def load_vllm(
+    model: str | Path,
+    layout: Layout | None = None,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    adapter: str | Path | None = None,
+    cache_gb: float | None = None,
+    max_running: int = 128,
+    max_waiting: int = 1024,
+) -> VllmEngine:
+    """Start vLLM with the model, on this node as the leader of ``layout``, and wait until it can generate.
+
+    A Hugging Face directory is read by vLLM itself; NeMo and GGUF files, and a model with an adapter, by our
+    reader inside vLLM's processes. ``cache_gb`` is for keys and values on all devices together; by default
+    vLLM takes what a GPU has left, and on a CPU it is what the built-in engine would take.
+    """
+    layout = layout or Layout()
+    _require_vllm()
+    checkpoint = _opened(model, adapter)
+    chosen = _device(device, layout)
+    chosen_dtype = find_dtype(dtype, chosen)
+    folder = tempfile.TemporaryDirectory(prefix="nemotron4-vllm-")
+    try:
+        settings = _settings(
+            checkpoint, layout, chosen, chosen_dtype, adapter, cache_gb, max_running, Path(folder.name)
+        )
+        _prepare_environment(chosen, layout)
+        info = describe(checkpoint, chosen_dtype, chosen)
+        if layout.num_devices > 1:
+            info = replace(info, device=f"{layout.num_devices} x {chosen}")
+
+        def start(logger: Any) -> Any:
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
+
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**settings), stat_loggers=[logger])
+
+        return VllmEngine(
+            start,
+            info,
+            checkpoint.tokenizer(),
+            checkpoint.prompt_format(),
+            max_running=max_running,
+            max_waiting=max_waiting,
+            cleanup=folder.cleanup,
+        )
+    except BaseException:
+        folder.cleanup()
+        raise
+
+
+def join_vllm(
+    model: str | Path,
+    layout: Layout,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    adapter: str | Path | None = None,
+    cache_gb: float | None = None,
+    max_running: int = 128,
+) -> None:
+    """Lend this node's devices to the leader of ``layout``; returns when one of its workers has ended.
+
+    The settings must be the leader's. vLLM calls this a headless node.
+    """
+    _require_vllm()
+    checkpoint = _opened(model, adapter)
+    chosen = _device(device, layout)
+    with tempfile.TemporaryDirectory(prefix="nemotron4-vllm-") as folder:
+        chosen_dtype = find_dtype(dtype, chosen)
+        settings = _settings(
+            checkpoint, layout, chosen, chosen_dtype, adapter, cache_gb, max_running, Path(folder)
+        )
+        _prepare_environment(chosen, layout)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+        config = AsyncEngineArgs(**settings).create_engine_config(headless=True)
+        executor = MultiprocExecutor(config, monitor_workers=False)
+        executor.start_worker_monitor(inline=True)
+
+
+def _require_vllm() -> None:
+    if not is_installed():
+        raise ConfigError("engine is 'vllm', but vLLM is not installed here", hint=INSTALL_HINT)
+    if not any(entry.name == PLUGIN_NAME for entry in entry_points(group=PLUGIN_GROUP)):
+        raise ConfigError(
+            "vLLM's processes cannot find this package",
+            hint="install it with pip into vLLM's environment; a PYTHONPATH is not enough",
+        )
+
+
+def _opened(model: str | Path, adapter: str | Path | None) -> Checkpoint:
+    checkpoint = open_checkpoint(model)
+    if checkpoint.config.num_reward_attributes:
+        raise CheckpointError(
+            f"{checkpoint.path}: a reward model; vLLM is used for text only",
+            hint="serve it with the built-in engine",
+        )
+    return checkpoint if adapter is None else MergedCheckpoint(checkpoint, Path(adapter))
+
+
+def _device(device: str, layout: Layout) -> torch.device:
+    chosen = find_device(device)
+    if chosen.type == "cuda" and torch.cuda.device_count() < layout.devices_per_node:
+        raise ConfigError(
+            f"the layout needs {layout.devices_per_node} GPUs on each node; this one has "
+            f"{torch.cuda.device_count()}",
+            hint="nemotron4 plan MODEL --gpu KIND prints the layouts that fit",
+        )
+    return chosen
+
+
+def _settings(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    device: torch.device,
+    dtype: torch.dtype,
+    adapter: str | Path | None,
+    cache_gb: float | None,
+    max_running: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """Arguments of vLLM's ``AsyncEngineArgs``."""
+    config = checkpoint.config
+    settings: dict[str, Any] = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "tensor_parallel_size": layout.tensor_parallel,
+        "pipeline_parallel_size": layout.pipeline_parallel,
+        "distributed_executor_backend": "mp",
+        "nnodes": layout.nodes,
+        "node_rank": layout.node_rank,
+        "master_addr": layout.leader_host,
+        "master_port": layout.leader_port,
+        # One position more than the model has: vLLM always draws a token, also behind a full context that
+        # is only scored.
+        "max_model_len": config.context_length + 1,
+        "hf_overrides": {"max_position_embeddings": config.context_length + 1},
+        "max_num_seqs": max_running,
+        "max_logprobs": -1,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",  # no sampling defaults from the checkpoint: every request has its own
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+        "seed": 0,
+    }
+    if checkpoint.format == "huggingface" and adapter is None:
+        settings["model"] = str(checkpoint.path)
+    else:
+        values = config_json(config, dtype=dtype)
+        (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+        source = {"model": str(checkpoint.path.resolve()), "adapter": None}
+        if adapter is not None:
+            source["adapter"] = str(Path(adapter).resolve())
+        settings |= {"model": str(folder), "load_format": LOAD_FORMAT, "model_loader_extra_config": source}
+    if cache_gb is not None or device.type == "cpu":
+        blocks = cache_blocks(config, dtype, device, cache_gb=cache_gb, max_running=max_running)
+        total = blocks * KVCache.bytes_per_block(config, dtype)
+        settings["kv_cache_memory_bytes"] = max(1, total // layout.num_devices)
+    if device.type == "cpu":
+        settings["enforce_eager"] = True  # compiling for a CPU takes minutes
+    return settings
+
+
+def _prepare_environment(device: torch.device, layout: Layout) -> None:
+    """Settings that vLLM takes from the environment only; what the user has set there stays."""
+    values = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if device.type == "cpu":
+        # vLLM binds one rank to each NUMA node and keeps cores for itself, which small machines have not.
+        threads = max(1, len(os.sched_getaffinity(0)) // layout.devices_per_node)
+        values |= {
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(threads),
+            "TORCHDYNAMO_DISABLE": "1",
+        }
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and PLUGIN_NAME not in allowed.split(","):
+        os.environ["VLLM_PLUGINS"] = ",".join(filter(None, [allowed, PLUGIN_NAME]))

@@ -1,0 +1,48 @@
+"""Weights for vLLM from any checkpoint of this package: NeMo, GGUF, or a model with an adapter merged in.
+
+Imported inside vLLM's processes only. Each process reads the tensors of its own pipeline stage, one at a
+time, and vLLM cuts out the part that its rank holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+from vllm.model_executor.models.utils import is_pp_missing_parameter
+
+from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
+from nemotron4.errors import CheckpointError
+
+
+class CheckpointLoader(BaseModelLoader):  # type: ignore[misc]
+    """vLLM's ``load_format`` "nemotron4"; ``model_loader_extra_config`` names the checkpoint."""
+
+    def download_model(self, model_config: Any) -> None:
+        """The checkpoint is on this machine."""
+
+    def load_weights(self, model: torch.nn.Module, model_config: Any) -> None:
+        source = self.load_config.model_loader_extra_config
+        checkpoint = open_checkpoint(source["model"])
+        if source["adapter"] is not None:
+            checkpoint = MergedCheckpoint(checkpoint, Path(source["adapter"]))
+        load: Any = model.load_weights
+        loaded = load(_tensors(checkpoint, model, model_config.dtype))
+        missing = {name for name, _ in model.named_parameters()} - loaded
+        if missing:
+            raise CheckpointError(f"{checkpoint.path}: gives no values for {', '.join(sorted(missing)[:5])}")
+
+
+def _tensors(
+    checkpoint: Checkpoint, model: torch.nn.Module, dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    is_tied = checkpoint.config.tie_embeddings
+    for name in checkpoint.tensors:
+        is_copy = name.endswith("rotary_emb.inv_freq") or (is_tied and name == "lm_head.weight")
+        if not is_copy and not is_pp_missing_parameter(name, model):
+            yield name, checkpoint.read(name, dtype)

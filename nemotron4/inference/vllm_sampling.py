@@ -1,0 +1,93 @@
+"""A request in vLLM's words, and vLLM's answers in ours. Pure functions; vLLM is imported when they run.
+
+What ends a request is decided on our side, token by token: vLLM knows stop tokens, but neither NeMo's stop
+strings nor our rule for the first match in a text.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from nemotron4.errors import RequestError
+from nemotron4.inference.interface import PositionLogprobs, SamplingParams, TokenLogprob
+
+WHOLE_VOCABULARY = -1  # vLLM's number
+
+
+def vllm_params(params: SamplingParams) -> Any:
+    """The ``vllm.SamplingParams`` of one request: ids in, ids out, every token handed out as it comes.
+
+    RequestError for the one combination that vLLM cannot express.
+    """
+    import vllm
+    from vllm.sampling_params import RequestOutputKind
+
+    stop_ids = params.stop_token_ids
+    if params.min_new_tokens and params.min_tokens_masks:
+        # vLLM masks all ids that stop it, so it is told of those alone; the others stop on our side.
+        if not params.min_tokens_masks <= stop_ids:
+            raise RequestError(
+                f"min_tokens_masks has ids that do not stop: {sorted(params.min_tokens_masks - stop_ids)}",
+                hint="vLLM masks stop tokens only; add them to stop_token_ids",
+            )
+        stop_ids = params.min_tokens_masks
+    is_sampled = params.temperature > 0
+    return vllm.SamplingParams(
+        max_tokens=max(1, params.max_new_tokens),
+        temperature=params.temperature,
+        # Greedy ignores the filters, but vLLM's own check of greedy requests does not know top_k 0.
+        top_k=params.top_k if is_sampled else 0,
+        top_p=params.top_p if is_sampled else 1.0,
+        min_p=params.min_p if is_sampled else 0.0,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=dict(params.logit_bias) or None,
+        min_tokens=min(params.min_new_tokens, max(1, params.max_new_tokens)),
+        stop_token_ids=sorted(stop_ids),
+        ignore_eos=True,
+        # Without a seed vLLM would draw from one generator that starts the same way in every process.
+        seed=_seed(params) if is_sampled else None,
+        logprobs=_num_logprobs(params.logprobs, is_full=params.full_logprobs),
+        prompt_logprobs=None
+        if params.prompt_logprobs is None
+        else _num_logprobs(params.prompt_logprobs, is_full=params.full_logprobs),
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _seed(params: SamplingParams) -> int:
+    return secrets.randbits(63) if params.seed is None else params.seed % 2**63
+
+
+def _num_logprobs(wanted: int | None, *, is_full: bool) -> int | None:
+    return WHOLE_VOCABULARY if is_full else wanted
+
+
+def position_logprobs(
+    entries: Mapping[int, Any], token_id: int, *, num_top: int, is_full: bool
+) -> PositionLogprobs:
+    """One position of vLLM's log-probabilities: a mapping from token id to an object with ``logprob``."""
+    chosen = TokenLogprob(token_id, float(entries[token_id].logprob))
+    top: tuple[TokenLogprob, ...] = ()
+    if num_top:
+        ranked = sorted(entries.items(), key=lambda item: -item[1].logprob)[:num_top]
+        top = tuple(TokenLogprob(other, float(entry.logprob)) for other, entry in ranked)
+    full = [float(entries[i].logprob) for i in range(len(entries))] if is_full else None
+    return PositionLogprobs(chosen, top, full)
+
+
+def prompt_positions(entries: Any, prompt_ids: list[int], params: SamplingParams) -> Any:
+    """Log-probabilities of the prompt's tokens after the first, or None where none were asked for."""
+    if params.prompt_logprobs is None:
+        return None
+    assert entries is not None, "vLLM left prompt_logprobs out"
+    return tuple(
+        position_logprobs(
+            entries[place], prompt_ids[place], num_top=params.prompt_logprobs, is_full=params.full_logprobs
+        )
+        for place in range(1, len(prompt_ids))
+    )
