@@ -22,12 +22,12 @@ from nemotron4.checkpoint.convert_files import (
 )
 from nemotron4.checkpoint.convert_quantize import Scheme
 from nemotron4.checkpoint.interface import Checkpoint
-from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
+from nemotron4.checkpoint.merge_adapter import MergedCheckpoint, adapter_hash
 from nemotron4.checkpoint.nemo import NemoCheckpoint
 from nemotron4.checkpoint.write_huggingface import huggingface_files
 from nemotron4.checkpoint.write_nemo import nemo_files
 from nemotron4.errors import CheckpointError, ConfigError
-from nemotron4.model.adapter_files import WEIGHTS_FILE
+from nemotron4.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 Target = Literal["hf", "nemo", "gguf"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -41,7 +41,7 @@ class ConvertOptions:
     to: Target
     dtype: Literal["bf16", "fp16", "fp32"] | None = None
     quantize: Scheme | None = None
-    adapter: Path | None = None  # a LoRA adapter in PEFT's format, merged into the weights
+    adapter: Path | None = None  # a LoRA adapter of PEFT or NeMo, merged into the weights
     tensor_parallel: int = 1  # NeMo only: chunks per tensor
 
     def __post_init__(self) -> None:
@@ -127,7 +127,7 @@ def plan_conversion(
         "to": options.to,
         "dtype": str(dtype).removeprefix("torch."),
         "quantize": options.quantize,
-        "adapter": None if options.adapter is None else _file_hash(options.adapter / WEIGHTS_FILE),
+        "adapter": None if options.adapter is None else adapter_hash(options.adapter),
         "tensor_parallel": options.tensor_parallel,
     }
     return files, settings
@@ -136,11 +136,6 @@ def plan_conversion(
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     words = {info.dtype for info in checkpoint.tensors.values() if len(info.shape) == 2}
     return STORED[words.pop()] if len(words) == 1 and words <= STORED.keys() else torch.bfloat16
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fingerprint(checkpoint: Checkpoint) -> str:
@@ -161,5 +156,8 @@ def _sentencepiece(checkpoint: Checkpoint) -> bytes | None:
     if isinstance(checkpoint, NemoCheckpoint):
         name, data = checkpoint.tokenizer_file()
         return None if name.endswith(".json") else data
+    if checkpoint.format == "gguf":
+        tokenizer = checkpoint.tokenizer()
+        return tokenizer.model if isinstance(tokenizer, SentencePieceTokenizer) else None
     path = checkpoint.path / "tokenizer.model"
     return path.read_bytes() if checkpoint.format == "huggingface" and path.is_file() else None

@@ -13,6 +13,7 @@ from typing import Any
 import sentencepiece
 import tokenizers
 
+from nemotron4.text.json_tokenizer import JsonTokenizer
 from nemotron4.text.sentencepiece_proto import user_defined_ids
 
 WORD_MARK = "▁"
@@ -43,14 +44,29 @@ def tokenizer_json(model: bytes) -> dict[str, Any] | None:
     return spec
 
 
-def tokenizer_config(model: bytes, *, chat_template: str | None) -> dict[str, Any]:
-    """``tokenizer_config.json``: no BOS and no EOS is added, as in NeMo."""
+def json_tokenizer_config(
+    tokenizer: JsonTokenizer, *, chat_template: str | None, adds_bos: bool
+) -> dict[str, Any]:
+    """``tokenizer_config.json`` beside the specification of a tokenizer that has one."""
+    special = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": adds_bos,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        **{f"{name}_token": tokenizer.piece(i) for name, i in special.items() if i is not None},
+        **({} if chat_template is None else {"chat_template": chat_template}),
+    }
+
+
+def tokenizer_config(model: bytes, *, chat_template: str | None, adds_bos: bool) -> dict[str, Any]:
+    """``tokenizer_config.json`` beside a SentencePiece model; no EOS is added, as in NeMo."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     special = {"bos": processor.bos_id(), "eos": processor.eos_id()}
     special |= {"unk": processor.unk_id(), "pad": processor.pad_id()}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": False,
+        "add_bos_token": adds_bos,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         "sentencepiece_model": "tokenizer.model",

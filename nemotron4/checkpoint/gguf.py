@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,25 +68,42 @@ class GgufCheckpoint:
         if name not in self._stored_names:
             message, hint = unknown_name("tensor", name, self._stored_names)
             raise CheckpointError(f"{self.path}: {message}", hint=hint)
+        return self.read_rows(name, 0, self.tensors[name].shape[0], dtype)
+
+    def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Rows ``start:stop`` of a tensor: rows are quantised one by one."""
         stored = self._file.tensors[self._stored_names[name]]
-        data = read_bytes(self.path, name, stored.offset, stored.num_bytes)
-        heads = {"q_proj": self.config.num_heads, "k_proj": self.config.num_kv_heads}
-        num_heads = None if self._is_nemotron else heads.get(name.split(".")[-2])
+        num_heads = self._num_interleaved_heads(name)
+        first, last = start, stop
+        if num_heads is not None:  # rows change places within their head
+            head_dim = self.config.head_dim
+            first, last = start // head_dim * head_dim, -(-stop // head_dim) * head_dim
+        row_bytes = stored.num_bytes // stored.shape[0]
+        data = read_bytes(self.path, name, stored.offset + first * row_bytes, (last - first) * row_bytes)
         if num_heads is not None:
-            if stored.shape[0] != num_heads * self.config.head_dim:
-                raise CheckpointError(
-                    f"{self.path}: tensor {name!r} has {stored.shape[0]} rows; "
-                    f"expected {num_heads} heads of {self.config.head_dim}"
-                )
-            data = to_rotate_half(data, num_heads, self.config.head_dim)
+            data = to_rotate_half(data, (last - first) // self.config.head_dim, self.config.head_dim)
+            data = data[(start - first) * row_bytes : (stop - first) * row_bytes]
+        part = replace(stored, shape=(stop - start, *stored.shape[1:]))
         is_gamma = self._is_nemotron and name.endswith("norm.weight")
         try:
-            tensor = dequantize(data, stored, torch.float32 if is_gamma else dtype)
+            tensor = dequantize(data, part, torch.float32 if is_gamma else dtype)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {error.message}", hint=error.hint) from error
         if is_gamma:
             tensor = tensor - 1  # GGUF stores gamma, Hugging Face gamma - 1
         return tensor if dtype is None else tensor.to(dtype)
+
+    def _num_interleaved_heads(self, name: str) -> int | None:
+        """Heads of q and k of Llama models, whose rows llama.cpp orders in its own way; else None."""
+        heads = {"q_proj": self.config.num_heads, "k_proj": self.config.num_kv_heads}
+        num_heads = None if self._is_nemotron else heads.get(name.split(".")[-2])
+        num_rows = self.tensors[name].shape[0]
+        if num_heads is not None and num_rows != num_heads * self.config.head_dim:
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} has {num_rows} rows; "
+                f"expected {num_heads} heads of {self.config.head_dim}"
+            )
+        return num_heads
 
     @property
     def _is_nemotron(self) -> bool:

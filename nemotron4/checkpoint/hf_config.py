@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nemotron4.checkpoint.compressed_tensors import check_settings
 from nemotron4.errors import CheckpointError, ConfigError
 from nemotron4.model.config import ModelConfig, RopeScaling
 
@@ -33,7 +34,7 @@ def model_config(values: Mapping[str, Any], source: Path) -> ModelConfig:
             f"{source}: model_type is {kind!r}; readable: {', '.join(_ACTIVATIONS)}",
             hint="this decoder computes the Nemotron-4 and the Llama block, nothing else",
         )
-    _refuse_unsupported(reader, kind)
+    _refuse_unsupported(reader, kind, source)
     hidden_size = reader.integer("hidden_size")
     num_heads = reader.integer("num_attention_heads")
     head_dim = reader.integer("head_dim", "kv_channels", default=hidden_size // max(num_heads, 1))
@@ -103,7 +104,7 @@ class _Reader:
         return CheckpointError(f"{self._source}: {what}", hint=hint)
 
 
-def _refuse_unsupported(reader: _Reader, kind: str) -> None:
+def _refuse_unsupported(reader: _Reader, kind: str, source: Path) -> None:
     activation = reader.get("hidden_act", _ACTIVATIONS[kind])
     if activation != _ACTIVATIONS[kind]:
         raise reader.refuse(
@@ -114,11 +115,7 @@ def _refuse_unsupported(reader: _Reader, kind: str) -> None:
         raise reader.refuse("mlp_bias is true", "the MLP here has no bias")
     quantization = reader.get("quantization_config")
     if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
-        raise reader.refuse(
-            f"the weights are quantised ({method})",
-            "use the unquantised checkpoint, or a GGUF file of the quantised one",
-        )
+        check_settings(quantization, source)
     window, context = reader.get("sliding_window"), reader.get("max_position_embeddings", 0)
     if kind == "mistral" and window is not None and window < context:
         raise reader.refuse(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nemotron4.checkpoint.compressed_tensors import dequantized, scales
 from nemotron4.checkpoint.files import read_json
 from nemotron4.checkpoint.hf_config import model_config
 from nemotron4.checkpoint.interface import Format, TensorInfo
@@ -39,16 +40,20 @@ class HuggingFaceCheckpoint:
         self._values = read_json(path / "config.json")
         self.config: ModelConfig = model_config(self._values, path / "config.json")
         self._files = _index(path)
+        self._scales = scales(self._files) if self._values.get("quantization_config") else {}
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(name, stored.shape, str(stored.dtype).removeprefix("torch."), file)
             for name, (file, stored) in self._files.items()
+            if name not in self._scales.values()
         }
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        if name not in self._files:
-            message, hint = unknown_name("tensor", name, self._files)
+        if name not in self.tensors:
+            message, hint = unknown_name("tensor", name, self.tensors)
             raise CheckpointError(f"{self.path}: {message}", hint=hint)
         tensor = read_tensor(*self._files[name])
+        if name in self._scales:
+            tensor = dequantized(tensor, read_tensor(*self._files[self._scales[name]]))
         return tensor if dtype is None else tensor.to(dtype)
 
     @cached_property
@@ -90,7 +95,8 @@ class HuggingFaceCheckpoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return missing_template_note(self.path, self._template, is_nemotron=self._is_nemotron)
+        found = missing_template_note(self.path, self._template, is_nemotron=self._is_nemotron)
+        return (*found, "its eight-bit weights are expanded while they are read") if self._scales else found
 
     @cached_property
     def eos_token_ids(self) -> tuple[int, ...]:

@@ -58,7 +58,7 @@ class NemoCheckpoint:
         self.name = name or self.path.resolve().name.removesuffix(".nemo")
         self._files = files
         self._settings = read_settings(files)
-        self._stored = _read_index(files)
+        self._stored = read_nemo_index(files)
         self._tokenizer_file = tokenizer_file(self._settings, files)
         notes: list[str] = []
         self.config: ModelConfig = self._read_config(notes)
@@ -199,7 +199,7 @@ class NemoCheckpoint:
             )
 
 
-def _read_index(files: NemoFiles) -> dict[str, StoredTensor]:
+def read_nemo_index(files: NemoFiles) -> dict[str, StoredTensor]:
     """Every weight by its key without ``model.`` / ``module.``; optimizer and extra states are skipped."""
     folder = _weight_folder(files)
     backend = _backend(files, folder)

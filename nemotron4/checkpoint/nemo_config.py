@@ -52,6 +52,13 @@ class NemoSettings:
             return self.get(match[1])
         return value
 
+    def section(self, name: str) -> NemoSettings:
+        """The settings below a key; none if it is absent."""
+        value = self.get(name) or {}
+        if not isinstance(value, Mapping):
+            raise CheckpointError(f"{self.where}: {name} is {value!r}; expected a mapping")
+        return NemoSettings(f"{self.where}: {name}", value, self.is_nemo2)
+
     def number(self, name: str, default: float | None = None) -> float:
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):

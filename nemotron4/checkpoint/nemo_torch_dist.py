@@ -75,7 +75,7 @@ _INDEX_NAMES: dict[tuple[str, str], Any] = {
     ("pathlib._local", "PosixPath"): _Name,
     ("collections", "OrderedDict"): OrderedDict,
 }
-_PIECE_NAMES: dict[tuple[str, str], Any] = {
+PIECE_NAMES: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _Name,
     ("collections", "OrderedDict"): OrderedDict,
     **{("torch", name): name for name in STORAGES},
@@ -104,7 +104,8 @@ class _Unpickler(pickle.Unpickler):
         return pid
 
 
-def _unpickle(data: bytes, names: Mapping[tuple[str, str], Any], where: str) -> Any:
+def read_inert(data: bytes, names: Mapping[tuple[str, str], Any], where: str) -> Any:
+    """The objects of a pickle as plain containers and stand-ins for the admitted names."""
     try:
         return _Unpickler(data, names, where).load()
     except CheckpointError:
@@ -117,7 +118,7 @@ def read_torch_dist_index(files: NemoFiles, folder: str) -> Mapping[str, StoredT
     """Every tensor of ``<folder>/.metadata``; byte entries (extra states) are never opened."""
     name = f"{folder}/{METADATA}" if folder else METADATA
     where = f"{files.source}: {name}"
-    metadata = _unpickle(files.read(name, limit_bytes=1024**3), _INDEX_NAMES, where)
+    metadata = read_inert(files.read(name, limit_bytes=1024**3), _INDEX_NAMES, where)
     try:
         if not isinstance(metadata, _Metadata):
             raise TypeError("the top object is not Metadata")
@@ -178,7 +179,7 @@ def _tensor(
     return StoredTensor(key, shape, dtype, tuple(chunks))
 
 
-class _Piece(io.RawIOBase):
+class FilePiece(io.RawIOBase):
     """A byte range of one file as a seekable stream, for zipfile."""
 
     def __init__(self, files: NemoFiles, name: str, offset: int, length: int) -> None:
@@ -220,7 +221,7 @@ def _values_offset(
             hint="the file is cut short; copy or download it again",
         )
     try:
-        with zipfile.ZipFile(io.BufferedReader(_Piece(files, name, offset, length))) as archive:
+        with zipfile.ZipFile(io.BufferedReader(FilePiece(files, name, offset, length))) as archive:
             members = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}
             layout = archive.read(members["data.pkl"])
             if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
@@ -228,7 +229,7 @@ def _values_offset(
             values = members["data/0"]
     except (zipfile.BadZipFile, KeyError, NotImplementedError) as error:
         raise CheckpointError(f"{where}: the piece is not a torch.save file: {error}") from error
-    piece = _unpickle(layout, _PIECE_NAMES, where)
+    piece = read_inert(layout, PIECE_NAMES, where)
     try:
         storage, first = piece.arguments[0][1], piece.arguments[1]
         shape, strides = tuple(piece.arguments[2]), tuple(piece.arguments[3])

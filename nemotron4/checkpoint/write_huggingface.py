@@ -18,12 +18,17 @@ from nemotron4.checkpoint.convert_quantize import (
     quantization_config,
     quantize_rows,
 )
-from nemotron4.checkpoint.convert_tokenizer import tokenizer_config, tokenizer_json
+from nemotron4.checkpoint.convert_tokenizer import (
+    json_tokenizer_config,
+    tokenizer_config,
+    tokenizer_json,
+)
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.nemo_zarr import as_bytes
 from nemotron4.checkpoint.write_safetensors import SHARD_BYTES, Entry, Group, safetensors_files
 from nemotron4.errors import CheckpointError
 from nemotron4.model.config import ModelConfig
+from nemotron4.text.json_tokenizer import JsonTokenizer
 
 DTYPE_WORDS = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 # Copied from a Hugging Face source as they are.
@@ -148,19 +153,31 @@ def _tokenizer_files(checkpoint: Checkpoint, model: bytes | None) -> list[Output
     ):
         found = [checkpoint.path / name for name in TOKENIZER_FILES]
         return [small_file(path.name, _read(path)) for path in found if path.is_file()]
-    if model is None:
-        raise CheckpointError(
-            f"{checkpoint.path}: its tokenizer has no Hugging Face form here",
-            hint="convert from the NeMo or Hugging Face checkpoint instead",
-        )
     prompt = checkpoint.prompt_format()
     template = None if prompt is None else prompt.template
+    if model is None:
+        tokenizer = checkpoint.tokenizer()
+        if not isinstance(tokenizer, JsonTokenizer):
+            raise CheckpointError(
+                f"{checkpoint.path}: its tokenizer has no Hugging Face form here",
+                hint="convert from the NeMo or Hugging Face checkpoint instead",
+            )
+        values = json_tokenizer_config(tokenizer, chat_template=template, adds_bos=checkpoint.adds_bos)
+        return [
+            _compact("tokenizer.json", tokenizer.specification),
+            json_file("tokenizer_config.json", values),
+        ]
     files = [small_file("tokenizer.model", model)]
     specification = tokenizer_json(model)
     if specification is not None:
-        # Compact: with indentation, Python's slow encoder would write hundreds of thousands of lines.
-        files.append(small_file("tokenizer.json", json.dumps(specification, ensure_ascii=False).encode()))
-    return [*files, json_file("tokenizer_config.json", tokenizer_config(model, chat_template=template))]
+        files.append(_compact("tokenizer.json", specification))
+    values = tokenizer_config(model, chat_template=template, adds_bos=checkpoint.adds_bos)
+    return [*files, json_file("tokenizer_config.json", values)]
+
+
+def _compact(name: str, value: Any) -> OutputFile:
+    # With indentation, Python's slow encoder would write hundreds of thousands of lines.
+    return small_file(name, json.dumps(value, ensure_ascii=False).encode())
 
 
 def _read(path: Path) -> bytes:

@@ -48,6 +48,11 @@ class SentencePieceTokenizer:
         return cls(model, source=str(path))
 
     @property
+    def model(self) -> bytes:
+        """The model as ``tokenizer.model`` holds it, for writing one."""
+        return self._model
+
+    @property
     def vocab_size(self) -> int:
         return int(self._processor.vocab_size())
 

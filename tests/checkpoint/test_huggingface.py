@@ -146,6 +146,10 @@ def test_rope_scaling_of_transformers_4_is_read(
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"mlp_bias": True}, "mlp_bias is true"),
         ({"quantization_config": {"quant_method": "fp8"}}, r"quantised \(fp8\)"),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}},
+            "packed as 'pack-quantized'",
+        ),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope scaling of kind 'yarn'"),
         ({"rope_scaling": {"type": "linear"}}, "no number for factor"),
         ({"hidden_size": None}, "hidden_size is missing"),

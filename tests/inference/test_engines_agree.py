@@ -319,3 +319,15 @@ def test_vllm_reads_a_nemo_release_without_conversion(model: Path, tmp_path: Pat
         near_the_built_in(tmp_path / "nemo", opened, tolerance=1e-3)
     finally:
         opened.close()
+
+
+@vllm_test
+@pytest.mark.parametrize(("scheme", "tolerance"), [("int8", 0.05), ("fp8", 0.2)])
+def test_vllm_reads_eight_bit_weights(model: Path, tmp_path: Path, scheme: Any, tolerance: float) -> None:
+    """vLLM rounds activations to eight bits too, the built-in engine does not."""
+    convert(open_checkpoint(model), tmp_path / "q", ConvertOptions(to="hf", quantize=scheme))
+    opened = load_vllm(tmp_path / "q")
+    try:
+        near_the_built_in(tmp_path / "q", opened, tolerance=tolerance)
+    finally:
+        opened.close()
