@@ -16,6 +16,6 @@ DtypeOption = Annotated[str, typer.Option(help="Type of the weights: auto, float
 DeviceOption = Annotated[str, typer.Option(help="Where to run: auto, cpu or cuda.")]
 QuantizeOption = Annotated[str | None, typer.Option(help="Quantise the weights while loading: int8.")]
 AdapterOption = Annotated[
-    str | None, typer.Option(metavar="PATH", help="Folder of a trained LoRA adapter (PEFT's format).")
+    str | None, typer.Option(metavar="PATH", help="A trained LoRA adapter: PEFT's folder, or NeMo's .nemo.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
