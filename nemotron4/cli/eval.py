@@ -193,27 +193,13 @@ def run(
 
 def _open_model(model: str, name: str | None) -> ChatModel:
     """The server at an address, or an engine in this process."""
+    from nemotron4.cli.local_model import open_local_model
     from nemotron4.client.connect import connect, is_address
     from nemotron4.text.prompt import render
 
     if is_address(model):
         return connect(model, name, render=render)
-    from nemotron4.client import EngineChatModel
-    from nemotron4.errors import ConfigError
-    from nemotron4.inference.interface import SamplingParams
-    from nemotron4.inference.load import load
-
-    engine = load(model)
-    prompt_format = engine.prompt_format
-    if prompt_format is None:
-        raise ConfigError(f"{model} has no chat template, and benchmarks are asked in one")
-    return EngineChatModel(
-        engine,
-        make_params=SamplingParams,
-        encode_chat=lambda messages: prompt_format.encode(engine.tokenizer, messages),
-        stop=prompt_format.stop_strings,
-        name=name,
-    )
+    return open_local_model(model, name)
 
 
 @app.command()
