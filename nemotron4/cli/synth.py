@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,8 @@ from nemotron4.cli.options import JsonOption
 if TYPE_CHECKING:
     from nemotron4.client import ChatModel
     from nemotron4.synth.recipe import Recipe
+
+Executor = Literal["local", "ray"]
 
 app = group(
     "Make synthetic training data: prompts, answers, judged pairs. A run survives kill -9: repeat it."
@@ -44,20 +46,22 @@ def run(
     shard: Annotated[
         str, typer.Option(metavar="INDEX/NUMBER", help="Work on one shard of a larger job.")
     ] = "0/1",
-    workers: Annotated[int, typer.Option(help="Local processes; their shards are merged at the end.")] = 1,
+    workers: Annotated[int, typer.Option(help="Shards at a time; they are merged at the end.")] = 1,
+    executor: Annotated[
+        Executor,
+        typer.Option(help="Where the shards of several workers run: processes here, or tasks of Ray."),
+    ] = "local",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no books at the end.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Start a run, or continue it where it stands: after a kill, a stop, or a change of the recipe."""
-    from nemotron4.synth.execute import parse_shard, run_recipe, run_workers
+    from nemotron4.synth.execute import parse_shard, run_recipe
+    from nemotron4.synth.shards import run_shards
 
     loaded = _load(recipe, overrides)
     report = (lambda line: None) if quiet else note
-    if workers > 1 and any(endpoint.form == "local" for endpoint in loaded.endpoint.values()):
-        raise typer.BadParameter("each worker would load the model of a 'local' endpoint; serve it instead")
-    if workers > 1:
-        arguments = [str(recipe), *(word for value in overrides or [] for word in ("--set", value))]
-        outcome = run_workers(loaded, out, workers, arguments, report)
+    if workers > 1 or executor != "local":
+        outcome = run_shards(loaded, out, workers, executor=executor, report=report)
     else:
         outcome = run_recipe(
             loaded, out, models=_local_models(loaded), shard=parse_shard(shard), report=report
@@ -72,28 +76,13 @@ def run(
 
 def _local_models(recipe: Recipe) -> dict[str, ChatModel]:
     """The models of ``local`` endpoints, loaded into this process."""
-    names = [name for name, endpoint in recipe.endpoint.items() if endpoint.form == "local"]
-    if not names:
-        return {}
-    from nemotron4.client import EngineChatModel
-    from nemotron4.errors import ConfigError
-    from nemotron4.inference.interface import SamplingParams
-    from nemotron4.inference.load import load
+    from nemotron4.cli.local_model import open_local_model
 
-    def open_model(model: str) -> ChatModel:
-        engine = load(model)
-        prompt_format = engine.prompt_format
-        if prompt_format is None:
-            raise ConfigError(f"{model} has no chat template, so messages cannot be rendered")
-        return EngineChatModel(
-            engine,
-            make_params=SamplingParams,
-            encode_chat=lambda messages: prompt_format.encode(engine.tokenizer, messages),
-            stop=prompt_format.stop_strings,
-            name=model,
-        )
-
-    return {name: open_model(recipe.endpoint[name].model) for name in names}
+    return {
+        name: open_local_model(endpoint.model, endpoint.model)
+        for name, endpoint in recipe.endpoint.items()
+        if endpoint.form == "local"
+    }
 
 
 def _books(folder: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Running a recipe into a folder: one process, several local processes, or one shard of a larger job."""
+"""Running a recipe, or one shard of it, into a folder by this process."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import asyncio
 import contextlib
 import gc
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from nemotron4.client import ChatModel
-from nemotron4.errors import ConfigError, Nemotron4Error
+from nemotron4.errors import ConfigError
 from nemotron4.synth.ledger import Ledger
-from nemotron4.synth.merge import merge
 from nemotron4.synth.project import LEDGER, prepare, save_recipe
 from nemotron4.synth.recipe import Recipe
 from nemotron4.synth.runner import Outcome, Runner
@@ -101,40 +98,6 @@ def progress_line(runner: Runner) -> str:
         f"{spending.calls} calls ({spending.in_flight} under way), {spending.tokens} tokens{money}, "
         f"{failed} failed; done: {', '.join(parts) or 'nothing yet'}"
     )
-
-
-def run_workers(
-    recipe: Recipe, folder: Path, num_workers: int, arguments: Sequence[str], report: Report
-) -> Outcome:
-    """Shards in local processes, then a merge into ``folder``, then what only the whole can finish.
-
-    ``arguments`` are those of ``synth run`` that the shards share (recipe and overrides).
-    """
-    if num_workers < 2:
-        raise ConfigError(f"workers is {num_workers}; expected 2 or more")
-    shards = [folder / "shards" / f"{index:04d}-of-{num_workers:04d}" for index in range(num_workers)]
-    commands = [
-        [sys.executable, "-m", "nemotron4.cli", "synth", "run", *arguments, "--out", str(shard),
-         "--shard", f"{index}/{num_workers}", "--quiet"]
-        for index, shard in enumerate(shards)
-    ]  # fmt: skip
-    workers = [subprocess.Popen(command) for command in commands]
-    try:
-        failed = [str(shard) for worker, shard in zip(workers, shards, strict=True) if worker.wait() != 0]
-    except BaseException:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.wait()
-        raise
-    if failed:
-        raise Nemotron4Error(
-            f"{len(failed)} of {num_workers} shards did not finish: {', '.join(failed)}",
-            hint="repeat the same command: it goes on where they stopped",
-        )
-    report(f"{num_workers} shards are done; merging")
-    merge(shards, folder, prepare(recipe))
-    return run_recipe(recipe, folder, report=report)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

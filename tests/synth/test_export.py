@@ -13,7 +13,7 @@ from nemotron4.cli.main import main
 from nemotron4.errors import DataError
 from nemotron4.records import Conversation, PreferencePair, read, read_json_lines
 from nemotron4.synth.ancestry import ancestry, find_record
-from nemotron4.synth.execute import parse_shard, run_recipe, run_workers
+from nemotron4.synth.execute import parse_shard, run_recipe
 from nemotron4.synth.export import export
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.merge import merge
@@ -170,18 +170,6 @@ knobs = {n = 3}
 [export]
 prompts = ["open"]
 """
-
-
-def test_local_workers_give_the_rows_of_one_process(tmp_path: Path) -> None:
-    from nemotron4.synth.recipe import load_recipe
-
-    path = tmp_path / "recipe.toml"
-    path.write_text(TOML, "utf-8")
-    made = load_recipe(path)
-    run_recipe(made, tmp_path / "one")
-    run_workers(made, tmp_path / "two", 2, [str(path)], lambda line: None)
-    files = [export(tmp_path / name, made).folder / "prompts.jsonl" for name in ("one", "two")]
-    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_the_commands_work_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,95 @@
+"""A run in several pieces: shards in local processes or on Ray, then one merged run.
+
+Every shard is a run of its own, in a folder of its own, so whoever starts it again continues it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from nemotron4.errors import ConfigError, Nemotron4Error
+from nemotron4.synth.execute import Report, run_recipe
+from nemotron4.synth.merge import merge
+from nemotron4.synth.project import load_saved_recipe, prepare, save_recipe
+from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.runner import Outcome
+
+
+def run_shards(
+    recipe: Recipe,
+    folder: Path,
+    num_shards: int,
+    *,
+    executor: Literal["local", "ray"] = "local",
+    report: Report,
+) -> Outcome:
+    """Run all shards, merge them into ``folder``, then finish there what only the whole can decide.
+
+    Raises ConfigError where shards make no sense, Nemotron4Error naming those that did not finish.
+    """
+    if num_shards < 1:
+        raise ConfigError(f"workers is {num_shards}; expected 1 or more")
+    if any(endpoint.form == "local" for endpoint in recipe.endpoint.values()):
+        raise ConfigError(
+            "each worker would load the model of a 'local' endpoint",
+            hint="put it on a port with `nemotron4 serve` and name the address",
+        )
+    shards = [folder / "shards" / f"{index:04d}-of-{num_shards:04d}" for index in range(num_shards)]
+    for shard in shards:
+        save_recipe(shard, recipe)
+    if executor == "ray":
+        from nemotron4.synth.ray_executor import run_on_ray
+
+        failed = run_on_ray(shards)
+    else:
+        failed = _run_in_processes(shards)
+    if failed:
+        raise Nemotron4Error(
+            f"{len(failed)} of {num_shards} shards did not finish: {', '.join(failed)}",
+            hint="repeat the same command: it goes on where they stopped",
+        )
+    report(f"{num_shards} shards are done; merging")
+    merge(shards, folder, prepare(recipe))
+    return run_recipe(recipe, folder, report=report)
+
+
+def run_shard(shard: Path, index: int, num_shards: int) -> None:
+    """One shard in this process; its recipe stands in its folder."""
+    outcome = run_recipe(load_saved_recipe(shard), shard, shard=(index, num_shards))
+    if outcome.ending != "finished":
+        raise Nemotron4Error(f"{shard}: {outcome.reason}")
+
+
+def _run_in_processes(shards: Sequence[Path]) -> list[str]:
+    """One process per shard, which prints its own error; the folders of those that failed."""
+    command = [sys.executable, "-m", "nemotron4.synth.shards"]
+    workers = [
+        subprocess.Popen([*command, str(shard), str(index), str(len(shards))])
+        for index, shard in enumerate(shards)
+    ]
+    try:
+        return [str(shard) for worker, shard in zip(workers, shards, strict=True) if worker.wait() != 0]
+    except BaseException:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.wait()
+        raise
+
+
+def _main(arguments: Sequence[str]) -> int:
+    shard, index, num_shards = arguments
+    try:
+        run_shard(Path(shard), int(index), int(num_shards))
+    except Nemotron4Error as error:
+        print(f"error: shard {index}: {error.message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))

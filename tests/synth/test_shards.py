@@ -1,0 +1,76 @@
+"""Shards in local processes and on Ray give the files of one process, also after a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nemotron4.errors import ConfigError
+from nemotron4.synth.execute import run_recipe
+from nemotron4.synth.export import export
+from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.shards import run_shards
+from tests.synth.conftest import make_recipe
+
+
+def recipe(num_topics: int = 6, **endpoint: object) -> Recipe:
+    stages = [
+        {
+            "name": "topics",
+            "kind": "given_topics",
+            "knobs": {"topics": [f"topic {i}" for i in range(num_topics)]},
+        },
+        {"name": "open", "kind": "open_questions", "takes": ["topics"], "knobs": {"n": 4}},
+        {"name": "unique", "kind": "near_dedup", "takes": ["open"]},
+    ]
+    return make_recipe(stages, endpoint={"gen": {"form": "fake", **endpoint}}, export={"prompts": ["unique"]})
+
+
+def files_of(folder: Path, made: Recipe) -> bytes:
+    return (export(folder, made).folder / "prompts.jsonl").read_bytes()
+
+
+def test_local_workers_give_the_rows_of_one_process(tmp_path: Path) -> None:
+    made = recipe()
+    run_recipe(made, tmp_path / "one")
+    run_shards(made, tmp_path / "two", 2, report=lambda line: None)
+    assert files_of(tmp_path / "one", made) == files_of(tmp_path / "two", made)
+
+
+def test_a_model_in_this_process_is_not_sharded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="each worker would load the model"):
+        run_shards(recipe(form="local"), tmp_path, 2, report=lambda line: None)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_tasks_give_the_rows_of_one_process_also_when_one_is_killed(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    made = recipe(60, fake_latency_ms=300, max_in_flight=4)
+    run_recipe(recipe(60), tmp_path / "one")
+    killed: list[int] = []
+
+    def kill_one_worker() -> None:
+        """The process that holds a shard's ledger, once that has replies."""
+        lock = tmp_path / "ray" / "shards" / "0000-of-0002" / "ledger.lock"
+        ledger = lock.with_name("ledger.sqlite-wal")
+        while not ledger.exists() or ledger.stat().st_size < 100_000:
+            time.sleep(0.05)
+        for process in Path("/proc").iterdir():
+            try:
+                held = [os.readlink(link) for link in (process / "fd").iterdir()]
+            except OSError:
+                continue
+            if str(lock) in held and int(process.name) != os.getpid():
+                os.kill(int(process.name), signal.SIGKILL)
+                killed.append(int(process.name))
+
+    threading.Thread(target=kill_one_worker, daemon=True).start()
+    run_shards(made, tmp_path / "ray", 2, executor="ray", report=lambda line: None)
+    assert killed
+    assert files_of(tmp_path / "one", made) == files_of(tmp_path / "ray", made)
