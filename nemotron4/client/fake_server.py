@@ -240,8 +240,13 @@ def _envelope(fake: FakeServer, reply: Reply, kind: str, choice: JsonObject) -> 
     }
 
 
+def _said(content: str | list[JsonObject]) -> str:
+    """A turn's text; some clients send it as a list of parts."""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
 def _chat(fake: FakeServer, request: JsonObject, failure: str | None) -> JsonObject:
-    messages = [Message(turn["role"], turn["content"]) for turn in request["messages"]]
+    messages = [Message(turn["role"], _said(turn["content"])) for turn in request["messages"]]
     top = request.get("top_logprobs", 0) if request.get("logprobs") else None
     reply = make_reply(fake.behaviour, messages, _sampling(request, top), model=fake.model, failure=failure)
     choice: JsonObject = {"message": {"role": "assistant", "content": reply.text}}
