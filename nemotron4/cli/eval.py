@@ -56,7 +56,7 @@ def list_tasks(as_json: AsJson = False) -> None:
         return
     for task in TASKS.values():
         card = ", ".join(f"{name} {value:g}" for name, value in task.card.items())
-        typer.echo(f"{task.name:<16}{task.title}" + (f"; card: {card}" if card else ""))
+        typer.echo(f"{task.name:<20}{task.title}" + (f"; card: {card}" if card else ""))
 
 
 @data_app.command("check")

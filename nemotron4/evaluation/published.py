@@ -31,6 +31,16 @@ PEER_TABLE: dict[tuple[str, str, str], Row] = {
     ("tfeval", "distractor_f1", "TFEval distractor F1"): (81.7, 63.0, 27.8, None, 67.5, None, None),
     ("tfeval", "on_topic_f1", "TFEval on-topic F1"): (97.7, 95.7, 83.5, None, 97.6, None, None),
 }
+# TR table 3, base models: (task, metric, label) -> one value per peer. The metric of ARC-Challenge and
+# HellaSwag is lm-evaluation-harness' usual one; the report does not name it.
+BASE_PEERS = ("Nemotron-4-340B-Base", "Llama-3 70B", "Mixtral 8x22B", "Qwen-2 72B")
+BASE_TABLE: dict[tuple[str, str, str], Row] = {
+    ("arc_challenge", "accuracy_norm", "ARC-Challenge 25-shot"): (94.28, 93.00, 91.30, 68.90),
+    ("winogrande", "accuracy", "Winogrande 5-shot"): (89.50, 85.30, 84.70, 85.10),
+    ("hellaswag", "accuracy_norm", "HellaSwag 10-shot"): (90.53, 88.00, 88.50, 87.60),
+    ("mmlu_5shot", "accuracy", "MMLU 5-shot"): (81.10, 79.50, 77.75, 84.20),
+    ("bbh", "accuracy", "BBH 3-shot"): (85.44, 81.30, 78.90, 82.40),
+}
 MT_BENCH_COLUMNS = (
     "writing",
     "roleplay",

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.evaluation.task import Task
-from nemotron4.evaluation.tasks.alpaca_eval import ALPACA_EVAL
-from nemotron4.evaluation.tasks.arena_hard import ARENA_HARD
+from nemotron4.evaluation.tasks.alpaca_eval import ALPACA_EVAL, ALPACA_EVAL_SAMPLED
+from nemotron4.evaluation.tasks.arena_hard import ARENA_HARD, ARENA_HARD_SAMPLED
 from nemotron4.evaluation.tasks.bbh import BBH
 from nemotron4.evaluation.tasks.choices import ARC_CHALLENGE, HELLASWAG, MMLU_5SHOT, MMLU_LOGPROB, WINOGRANDE
 from nemotron4.evaluation.tasks.gsm8k import GSM8K
@@ -34,6 +34,8 @@ _ALL = (
     MBPP_427,
     MBPP_500,
     MT_BENCH_FIRST,
+    ARENA_HARD_SAMPLED,
+    ALPACA_EVAL_SAMPLED,
     MMLU_LOGPROB,
     MMLU_5SHOT,
     ARC_CHALLENGE,

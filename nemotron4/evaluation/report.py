@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -78,13 +78,15 @@ def _plain(value: float | None) -> str:
     return "-" if value is None else f"{value:g}"
 
 
-def _peer_table(found: Sequence[Found]) -> Table:
+def _peer_table(
+    found: Sequence[Found], table: Mapping[tuple[str, str, str], published.Row], peers: Sequence[str]
+) -> Table:
     models = _models(found)
     rows = []
-    for (task, metric, label), values in published.PEER_TABLE.items():
+    for (task, metric, label), values in table.items():
         ours = [_shown(value_of(found, model, task, metric), metric) for model in models]
         rows.append([label, *ours, *(_plain(value) for value in values)])
-    return Table(["", *(f"{model} (ours)" for model in models), *published.PEERS], rows)
+    return Table(["", *(f"{model} (ours)" for model in models), *peers], rows)
 
 
 def _mt_bench_table(found: Sequence[Found]) -> Table:
@@ -149,10 +151,13 @@ def _provenance(found: Sequence[Found]) -> Table:
                 result.isolation or "-",
                 tokens,
                 f"{usage.get('duration_s', 0):.0f}",
+                result.created_at[:16].replace("T", " "),
             ]
         )
     columns = ["benchmark", "model", "judge", "items", "data sha256", "prompt sha256", "grader sha256"]
-    return Table([*columns, "sampling", "seed", "isolation", "tokens in + out", "request seconds"], rows)
+    return Table(
+        [*columns, "sampling", "seed", "isolation", "tokens in + out", "request seconds", "UTC"], rows
+    )
 
 
 def _sample_links(one: Found) -> Links | None:
@@ -173,6 +178,14 @@ def _sample_links(one: Found) -> Links | None:
     return Links(links) if links else None
 
 
+def _base_blocks(found: Sequence[Found]) -> list[Block]:
+    """The base models' table, if one of its benchmarks was run."""
+    if not {one.result.task for one in found} & {task for task, *_ in published.BASE_TABLE}:
+        return []
+    table = _peer_table(found, published.BASE_TABLE, published.BASE_PEERS)
+    return [Heading("Base models"), table]
+
+
 def report_blocks(found: Sequence[Found], pictures: Sequence[Picture]) -> list[Block]:
     blocks: list[Block] = [
         Heading("Benchmark report", 1),
@@ -182,7 +195,8 @@ def report_blocks(found: Sequence[Found], pictures: Sequence[Picture]) -> list[B
             " another's interval is consistent with it, not equal to it."
         ),
         Heading("Benchmarks beside the published ones"),
-        _peer_table(found),
+        _peer_table(found, published.PEER_TABLE, published.PEERS),
+        *_base_blocks(found),
         Heading("MT-Bench by category"),
         _mt_bench_table(found),
         *pictures,

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -48,6 +49,8 @@ class Result:
     prompt_sha256: str
     grader_sha256: str
     seed: int
+    created_at: str = ""  # when it was scored, UTC
+    example_sha256: Mapping[str, str] = field(default_factory=dict)  # other files without an expected hash
     isolation: str | None = None
     model: str | None = None
     judge: str | None = None
@@ -76,6 +79,7 @@ class Result:
             "judge": self.judge,
             "data_sha256": self.data_sha256,
             "data_is_standard": self.data_is_standard,
+            "example_sha256": dict(self.example_sha256),
             "prompt_sha256": self.prompt_sha256,
             "grader_sha256": self.grader_sha256,
             "sampling": dict(self.sampling),
@@ -83,6 +87,7 @@ class Result:
             "limit": self.limit,
             "isolation": self.isolation,
             "usage": dict(self.usage),
+            "created_at": self.created_at,
             "notes": list(self.notes),
         }
 
@@ -104,6 +109,8 @@ class Result:
             metrics=metrics,
             unscored=row["unscored_reasons"],
             notes=tuple(row["notes"]),
+            created_at=row.get("created_at", ""),
+            example_sha256=row.get("example_sha256", {}),
             items=items,
             **{name: row[name] for name in (*same, *more)},
         )
@@ -113,6 +120,7 @@ class Result:
         return {
             "name": self.name,
             "data_sha256": self.data_sha256,
+            "example_sha256": dict(self.example_sha256),
             "prompt_sha256": self.prompt_sha256,
             "grader_sha256": self.grader_sha256,
             "sampling": dict(self.sampling),
@@ -131,6 +139,7 @@ def make_result(task: Task, outcome: Outcome, **more: Any) -> Result:
         items=outcome.items,
         prompt_sha256=sha256_of(task.prompt),
         grader_sha256=grader_sha256(),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         notes=notes,
         **more,
     )

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nemotron4.client import ChatModel, ClientError, HopelessError
+from nemotron4.client import ChatModel, ClientError, HopelessError, Sampling
 from nemotron4.errors import Nemotron4Error
 from nemotron4.evaluation import inspect_adapter
 from nemotron4.evaluation.conversation import Answer, Conversation, of_item, of_judgment
@@ -103,7 +103,7 @@ async def run_task(
         allow_unsafe=settings.allow_unsafe,
         judge=judge_name,
         model=model.name,
-        sampling={"max_tokens": task.sampling.max_tokens, "temperature": task.sampling.temperature},
+        sampling=_decoding(task.sampling),
         limit=settings.limit,
         usage=_usage(answers, judged),
     )
@@ -111,6 +111,16 @@ async def run_task(
     result = replace(result, unscored=_with_failures(result.unscored, missing, stage.refused))
     save(result, folder)
     return result
+
+
+def _decoding(sampling: Sampling) -> dict[str, Any]:
+    """What a result says of it: length, temperature, and the rest where it is not the default."""
+    default = asdict(Sampling())
+    return {
+        name: value
+        for name, value in asdict(sampling).items()
+        if name in ("max_tokens", "temperature") or value != default[name]
+    }
 
 
 def _texts(row: JsonObject) -> tuple[str, ...]:

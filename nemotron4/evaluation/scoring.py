@@ -40,6 +40,11 @@ def score_task(
         num_items=len(items),
         data_sha256=content.sha256,
         data_is_standard=content.is_expected,
+        example_sha256={
+            file.path: source.read(file).sha256
+            for file in task.files[1:]
+            if file.sha256 is None and source.find(file) is not None
+        },
         isolation=None if sandbox is None else sandbox.isolation,
         seed=seed,
         judge=judge,

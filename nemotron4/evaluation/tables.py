@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from nemotron4.evaluation.registry import TASKS
 from nemotron4.evaluation.result import Result
 from nemotron4.evaluation.task import Metric
@@ -32,7 +34,24 @@ def result_lines(result: Result) -> list[str]:
     lines.append(f"  unscored {sum(result.unscored.values())}" + (f" ({reasons})" if reasons else ""))
     if result.unparsed:
         lines.append(f"  unparsed {result.unparsed} (counted as wrong)")
-    if not result.data_is_standard:
-        lines.append(f"  data file is not the standard one: sha256 {result.data_sha256}")
+    lines += [f"  {line}" for line in _provenance(result)]
     lines += [f"  note: {note}" for note in result.notes]
+    return lines
+
+
+def _provenance(result: Result) -> list[str]:
+    """Who was measured, what it cost, and what must agree before two results are compared."""
+    who = f"model {result.model or 'not named'}"
+    who += f"; judge {result.judge or 'not named'}" if TASKS[result.task].judge is not None else ""
+    who += f"; {json.dumps(dict(result.sampling))}" if result.sampling else ""
+    who += f"; seed {result.seed}" + (f"; sample of {result.limit}" if result.limit else "")
+    who += f"; code in {result.isolation}" if result.isolation else ""
+    lines = [who]
+    if result.usage:
+        lines.append("; ".join(f"{name} {value:.6g}" for name, value in result.usage.items()))
+    standard = "" if result.data_is_standard else " (not the standard file)"
+    lines.append(
+        f"sha256: data {result.data_sha256[:12]}{standard}, prompt {result.prompt_sha256[:12]},"
+        f" grader {result.grader_sha256[:12]}"
+    )
     return lines

@@ -38,6 +38,7 @@ NUM_PROCESSES = 16
 FILE_BYTES = 16 << 20
 OUTPUT_BYTES = 64 << 10
 _TAIL_BYTES = 4 << 10
+START_S = 30.0  # for the interpreter to come up on a busy machine; the program's own time starts after it
 
 # Builds the root directory in memory, then gives up every right that was needed for it.
 # Arguments: job folder, user id ("" keeps the namespace's), interpreter, folders to show.
@@ -120,7 +121,8 @@ class Sandbox:
                 environment=_environment(folder),
                 folder=folder,
                 stdin=json.dumps(job).encode(),
-                deadline_s=started_s + timeout_s,
+                start_mark=f"\n{token}start\n".encode(),
+                timeout_s=timeout_s,
             )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -158,9 +160,15 @@ def _limits(timeout_s: float) -> dict[str, int]:
 
 
 def _communicate(
-    command: list[str], *, environment: dict[str, str], folder: Path, stdin: bytes, deadline_s: float
+    command: list[str],
+    *,
+    environment: dict[str, str],
+    folder: Path,
+    stdin: bytes,
+    start_mark: bytes,
+    timeout_s: float,
 ) -> tuple[bytes, bool]:
-    """First and last bytes that the command wrote, and whether the deadline ended it."""
+    """First and last bytes that the command wrote, and whether its time limit ended it."""
     try:
         process = subprocess.Popen(
             command,
@@ -180,15 +188,16 @@ def _communicate(
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(stdin)
                 process.stdin.close()
-            return _drain(process.stdout, deadline_s)
+            return _drain(process.stdout, start_mark, timeout_s)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def _drain(stream: IO[bytes], deadline_s: float) -> tuple[bytes, bool]:
+def _drain(stream: IO[bytes], start_mark: bytes, timeout_s: float) -> tuple[bytes, bool]:
     head, tail = b"", b""
+    has_started, deadline_s = False, time.monotonic() + START_S
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         while (left_s := deadline_s - time.monotonic()) > 0:
@@ -200,6 +209,8 @@ def _drain(stream: IO[bytes], deadline_s: float) -> tuple[bytes, bool]:
             kept = OUTPUT_BYTES - len(head)
             head += chunk[:kept]
             tail = (tail + chunk[kept:])[-_TAIL_BYTES:]
+            if not has_started and start_mark in head:
+                has_started, deadline_s = True, time.monotonic() + timeout_s
     return head + tail, True
 
 
@@ -208,7 +219,7 @@ def _judge(written: bytes, token: str, is_timed_out: bool, timeout_s: float, dur
     before, started, after = text.partition(f"\n{token}start\n")
     if not started:
         detail = before.strip().splitlines()
-        reason = detail[-1] if detail else "no output" + (f" within {timeout_s:g} s" if is_timed_out else "")
+        reason = detail[-1] if detail else "no output" + (f" within {START_S:g} s" if is_timed_out else "")
         raise SandboxError(f"the sandbox did not start the program: {reason}", hint="run the command again")
     output, ended, _ = after.partition(f"\n{token}end\n")
     output = output.replace(token, "")

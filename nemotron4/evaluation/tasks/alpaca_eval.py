@@ -2,8 +2,9 @@
 
 The judge answers one token, m (the output shown first) or M, and its log-probabilities are the preference: a
 judge without log-probabilities cannot give this number. The model is shown first or second by a seeded draw
-per instruction. Decoding of the card is unpublished; greedy with at most 4,096 new tokens is the one
-definition here. The baseline answers are CC BY-NC 4.0 and are read from the user's copy.
+per instruction. Decoding of the card is unpublished; greedy with at most 4,096 new tokens is the definition
+here, and ``alpaca_eval_sampled`` draws at temperature 0.7, at most 2,048 tokens. The baseline answers are
+CC BY-NC 4.0 and are read from the user's copy.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from nemotron4.client.interface import Sampling
@@ -206,4 +208,11 @@ ALPACA_EVAL = Task(
     card={"lc_win_rate": 41.5},
     judge=judge_requests,
     card_judge="gpt-4-1106-preview",
+)
+ALPACA_EVAL_SAMPLED = replace(
+    ALPACA_EVAL,
+    name="alpaca_eval_sampled",
+    title="AlpacaEval 2 LC, sampled answers",
+    sampling=Sampling(max_tokens=2048, temperature=0.7, seed=0),
+    card={},
 )

@@ -1,13 +1,14 @@
 """Arena-Hard v0.1: 500 questions, two games each against gpt-4-0314, judged by gpt-4-1106-preview.
 
 The score is the weighted win rate without style control. Decoding of the card is unpublished; greedy with at
-most 4,096 new tokens is this project's one definition.
+most 4,096 new tokens is this project's definition; ``arena_hard_sampled`` draws at temperature 0.7.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nemotron4.client.interface import Sampling
@@ -152,4 +153,11 @@ ARENA_HARD = Task(
     judge=judge_requests,
     card_judge="gpt-4-1106-preview",
     needs_responses=False,
+)
+ARENA_HARD_SAMPLED = replace(
+    ARENA_HARD,
+    name="arena_hard_sampled",
+    title="Arena-Hard v0.1, sampled answers",
+    sampling=Sampling(max_tokens=4096, temperature=0.7, seed=0),
+    card={},
 )
