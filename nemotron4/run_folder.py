@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,20 @@ class RowLog:
 
     def close(self) -> None:
         self._stream.close()
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The folder for this process alone; ConfigError if another one works on it. A kill frees it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} is in use", hint="another process works on this run; wait for it"
+            ) from error
+        yield
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -48,6 +48,7 @@ def aegis(
     from nemotron4.redteam.aegis import AegisResult, AegisSettings, run_aegis
     from nemotron4.redteam.aegis_prompts import fetch_prompts, read_prompts
     from nemotron4.redteam.aegis_report import result_lines, write_report
+    from nemotron4.run_folder import held
     from nemotron4.text.content_safety import read_policy
     from nemotron4.text.prompt import render
 
@@ -84,7 +85,8 @@ def aegis(
             await model.close()
             await judge.close()
 
-    result = asyncio.run(run())
+    with held(out):
+        result = asyncio.run(run())
     written = write_report(result, out)
     if as_json:
         print_json(result.to_json())

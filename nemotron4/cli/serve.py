@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from nemotron4.cli.console import show_notes
 from nemotron4.cli.engines import EngineName, Parallel, run_vllm
 from nemotron4.cli.options import AdapterOption, DeviceOption, DtypeOption, ModelArgument, QuantizeOption
 from nemotron4.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nemotron4.server.guard import Guard, GuardSettings
 
 
 def serve(
@@ -53,6 +56,26 @@ def serve(
         str | None,
         typer.Option(metavar="URL", help="A server of a reward model, which judges the answers on the page."),
     ] = None,
+    guard: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Screen prompts and answers with the content-safety model there."),
+    ] = None,
+    guard_name: Annotated[str | None, typer.Option(help="The guard's name at its server.")] = None,
+    guard_mode: Annotated[
+        str, typer.Option(help="block: refuse what is unsafe. annotate: only report it.")
+    ] = "block",
+    guard_failure: Annotated[
+        str, typer.Option(help="closed: what gets no verdict is refused. open: it passes.")
+    ] = "closed",
+    guard_policy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Policy text O1 to O13 instead of our wording.")
+    ] = None,
+    guard_permissive: Annotated[
+        bool, typer.Option("--guard-permissive", help="Needs Caution (O13) counts as safe.")
+    ] = False,
+    guard_raw: Annotated[
+        bool, typer.Option("--guard-raw", help="Ask by /v1/completions, as AEGIS' own classifiers need it.")
+    ] = False,
 ) -> int:
     """Serve a model: PUT /generate (NeMo), /v1 (OpenAI) and a web page on one port.
 
@@ -77,7 +100,18 @@ def serve(
 
     from nemotron4.cluster.ranks import find_rank
     from nemotron4.inference.interface import InferenceEngine
+    from nemotron4.server.guard import GuardSettings
     from nemotron4.server.run import run
+    from nemotron4.text.content_safety import read_policy
+
+    guard_settings = GuardSettings(
+        mode=guard_mode,  # type: ignore[arg-type]  # checked there
+        failure=guard_failure,  # type: ignore[arg-type]
+        is_permissive=guard_permissive,
+        is_raw=guard_raw,
+        policy=read_policy(guard_policy),
+    )
+    screen = None if guard is None else _connect_guard(guard, guard_name, guard_settings)
 
     parallel = Parallel(tensor=tensor_parallel, pipeline=pipeline_parallel, nodes=nodes)
     if engine == "vllm":
@@ -90,7 +124,7 @@ def serve(
             model,
             find_rank(os.environ),
             parallel,
-            lambda load: run(load, port=port, settings=settings),
+            lambda load: run(load, port=port, settings=settings, guard=screen),
             port=port,
             max_waiting=max_waiting,
             max_running=max_running,
@@ -121,5 +155,17 @@ def serve(
         show_notes(opened.info)
         return opened
 
-    run(load_engine, port=port, settings=settings)
+    run(load_engine, port=port, settings=settings, guard=screen)
     return 0
+
+
+def _connect_guard(url: str, name: str | None, settings: GuardSettings) -> Guard:
+    """The guard behind an address; an error if nothing answers there. Its key is NEMOTRON4_GUARD_API_KEY."""
+    from nemotron4.client.connect import connect
+    from nemotron4.server.guard import TIMEOUT_S, Guard
+    from nemotron4.text.prompt import render
+
+    classifier = connect(
+        url, name, render=render, key_variable="NEMOTRON4_GUARD_API_KEY", timeout_s=TIMEOUT_S
+    )
+    return Guard(classifier, settings)

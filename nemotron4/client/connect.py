@@ -27,6 +27,7 @@ def connect(
     *,
     render: Callable[[Sequence[Message]], str],
     key_variable: str = KEY_VARIABLE,
+    timeout_s: float = TIMEOUT_S,
 ) -> ChatModel:
     """``.../generate`` is the card's server, everything else an OpenAI-compatible one (``/v1`` is added).
 
@@ -38,11 +39,11 @@ def connect(
     address = address.rstrip("/")
     if address.endswith("/generate"):
         root = address.removesuffix("/generate")
-        return GenerateChatModel(root, render=render, name=name or "generate", timeout_s=TIMEOUT_S)
+        return GenerateChatModel(root, render=render, name=name or "generate", timeout_s=timeout_s)
     if not address.endswith("/v1"):
         address += "/v1"
     key = os.environ.get(key_variable)
-    return OpenAIChatModel(address, name or _only_model(address, key), api_key=key, timeout_s=TIMEOUT_S)
+    return OpenAIChatModel(address, name or _only_model(address, key), api_key=key, timeout_s=timeout_s)
 
 
 def _only_model(address: str, key: str | None) -> str:

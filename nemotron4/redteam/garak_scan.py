@@ -23,7 +23,7 @@ from nemotron4.redteam.garak_process import (
     run_garak,
 )
 from nemotron4.redteam.garak_results import Counts, ProbeResult, read_report
-from nemotron4.run_folder import RowLog, claim
+from nemotron4.run_folder import RowLog, claim, held
 
 RESULT_FILE = "result.json"
 PROCESSES = "processes"
@@ -80,6 +80,13 @@ def scan(
 
     Raises Nemotron4Error when the target stops answering: the same command then goes on.
     """
+    with held(out):
+        return _scan(plan, target, settings, out, python, note)
+
+
+def _scan(
+    plan: ScanPlan, target: Target, settings: ScanSettings, out: Path, python: Path, note: Note
+) -> ScanResult:
     identity = {
         "kind": "garak",
         "garak": GARAK_VERSION,

@@ -29,6 +29,8 @@ class AccessLog:
             "new_tokens": exchange.num_new_tokens,
             "finish_reasons": exchange.finish_reasons,
         }
+        if exchange.guard:
+            line["guard"] = exchange.guard
         if exchange.error is not None:
             line["error"] = exchange.error
         if trace:

@@ -16,6 +16,7 @@ from nemotron4.inference.interface import InferenceEngine, RewardScorer
 from nemotron4.server.access_log import AccessLog
 from nemotron4.server.errors import ApiError, error_response
 from nemotron4.server.front_door import FrontDoor
+from nemotron4.server.guard import Guard
 from nemotron4.server.metrics import Metrics
 from nemotron4.server.nemo_api import nemo_routes
 from nemotron4.server.openai_api import openai_routes, validation_error
@@ -33,12 +34,13 @@ def create_app(
     *,
     access_log: AccessLog | None = None,
     tabs: Sequence[PageTab] = (),
+    guard: Guard | None = None,
 ) -> FastAPI:
     """All routes over one engine, which the caller closes; ``app.state.service`` holds what they share.
 
     ``tabs`` are what the page shows beside the chat.
     """
-    service = Service(engine, settings or ServerSettings(), Metrics(engine))
+    service = Service(engine, settings or ServerSettings(), Metrics(engine), guard=guard)
     # The interactive pages load scripts from the internet; the OpenAPI page itself is enough.
     app = FastAPI(
         title="nemotron4", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False

@@ -23,6 +23,7 @@ class Exchange:
     num_prompt_tokens: int = 0
     num_new_tokens: int = 0
     finish_reasons: list[str] = field(default_factory=list)
+    guard: list[str] = field(default_factory=list)  # verdicts: no text
     error: str | None = None  # the class of an unexpected exception
 
 

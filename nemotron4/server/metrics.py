@@ -47,6 +47,13 @@ class Metrics:
             buckets=SECONDS,
             registry=self._registry,
         )
+        self._guard = Histogram(
+            "nemotron4_guard_seconds",
+            "From a question to the content guard to its verdict.",
+            ("part", "verdict"),
+            buckets=SECONDS,
+            registry=self._registry,
+        )
         self._request = Histogram(
             "nemotron4_http_request_seconds",
             "From the request's first byte to the answer's last.",
@@ -68,6 +75,10 @@ class Metrics:
         self._row.observe(now - started)
         if num_tokens > 1:
             self._per_token.observe((now - first_token) / (num_tokens - 1))
+
+    def guarded(self, part: str, verdict: str, seconds: float) -> None:
+        """One prompt or answer was screened; the histogram's count says how many got which verdict."""
+        self._guard.labels(part, verdict).observe(seconds)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

@@ -40,8 +40,8 @@ def nemo_routes(service: Service) -> APIRouter:
             status = 400 if service.settings.nemo_compat == "fixed" else refusal.status
             return json_response(refusal.text, status)
         work = generate(checked, service, exchange)
-        answer = await until_disconnect(request.receive, work)
-        return Response(answer, media_type="application/json")
+        answer, headers = await until_disconnect(request.receive, work)
+        return Response(answer, headers=headers, media_type="application/json")
 
     return router
 

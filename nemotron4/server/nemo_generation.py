@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nemotron4.inference.interface import PositionLogprobs, SamplingParams
+from nemotron4.records import Message
 from nemotron4.server.errors import ApiError, json_text
 from nemotron4.server.exchange import Exchange
+from nemotron4.server.guard import header, refusal
 from nemotron4.server.nemo_validation import END_OF_TEXT, NemoRequest
 from nemotron4.server.rows import (
     Row,
@@ -29,8 +31,13 @@ from nemotron4.text.tokenizer import Tokenizer
 MARKER = "<extra_id_1>"
 
 
-async def generate(request: NemoRequest, service: Service, exchange: Exchange) -> bytes:
-    """The answer of ``PUT /generate`` as JSON. ApiError for what NeMo crashes on or never ends with."""
+async def generate(
+    request: NemoRequest, service: Service, exchange: Exchange
+) -> tuple[bytes, dict[str, str]]:
+    """The answer of ``PUT /generate`` as JSON, and its headers: what a guard found, if there is one.
+
+    ApiError for what NeMo crashes on or never ends with, and for what the guard refuses.
+    """
     tokenizer = service.engine.tokenizer
     prompts = await _prompts(tokenizer, request)
     max_len = max(map(len, prompts))
@@ -44,9 +51,23 @@ async def generate(request: NemoRequest, service: Service, exchange: Exchange) -
     for index, ids in enumerate(prompts):
         params = _params(request, service, eos_id, stop_ids, stop_strings, index, final_length - len(ids))
         rows.append(Row(ids, params))
+    talks = [[Message("user", text)] for text in request.sentences]
+    guard = service.guard
+    if guard is not None:
+        prompt_screenings = await guard.screen_prompts(talks, exchange, service.metrics)
     results = await collect(service.engine, rows, exchange, service.metrics)
+    headers: dict[str, str] = {}
+    if guard is not None:
+        texts = [tokenizer.decode(result.token_ids) for result in results]
+        screenings = await guard.screen_answers(
+            list(zip(talks, texts, strict=True)), exchange, service.metrics
+        )
+        for index, screening in enumerate(screenings):
+            if guard.is_refused(screening):
+                raise refusal(screening, f"The answer to sentence {index + 1} of {len(texts)}")
+        headers = header(prompt_screenings, screenings)
     # Beside the event loop: a large answer takes a while to put together.
-    return await asyncio.to_thread(_answer, request, tokenizer, eos_id, rows, results)
+    return await asyncio.to_thread(_answer, request, tokenizer, eos_id, rows, results), headers
 
 
 def end_of_text_id(service: Service) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -14,7 +14,8 @@ from nemotron4.inference.interface import PositionLogprobs, TokenLogprob
 from nemotron4.records import Message
 from nemotron4.server.answer_text import AnswerText
 from nemotron4.server.errors import ApiError
-from nemotron4.server.exchange import Exchange, exchange_of
+from nemotron4.server.exchange import exchange_of
+from nemotron4.server.guarded_choices import Screened
 from nemotron4.server.openai_choices import (
     Choice,
     Identity,
@@ -23,8 +24,6 @@ from nemotron4.server.openai_choices import (
     finite,
     positions_of,
     rows_for,
-    run_choices,
-    run_to_end,
     sampling_params,
     token_name,
     usage,
@@ -62,11 +61,13 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
             f"The model {service.engine.info.name!r} has no chat template, so its turns cannot be written. "
             "Send the whole prompt to /v1/completions or /generate.",
         )
-    choices = await _choices(body, prompt_format, service)
+    messages = [_message(each, index) for index, each in enumerate(body.messages)]
+    choices = await _choices(body, messages, prompt_format, service)
     identity = Identity.new("chatcmpl", service.engine.info.name)
+    screened = Screened(choices, [messages] * len(choices), service, exchange)
     if body.stream:
-        return await event_stream(request, _events(body, choices, identity, service, exchange))
-    await until_disconnect(request.receive, run_to_end(choices, service, exchange))
+        return await event_stream(request, _events(body, choices, screened, identity, service))
+    await until_disconnect(request.receive, screened.run())
     answer = ChatCompletion(
         id=identity.id,
         created=identity.created,
@@ -74,7 +75,7 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
         choices=[
             ChatChoice(
                 index=index,
-                message=AnswerMessage(content=choice.answer.text),
+                message=AnswerMessage(content=choice.text),
                 logprobs=_logprobs(body, choice, service.engine.tokenizer),
                 finish_reason=choice.finish_reason,
             )
@@ -82,12 +83,13 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
         ],
         usage=usage(choices, len(choices)),
     )
-    return Response(answer.model_dump_json(), media_type="application/json")
+    return screened.response(answer)
 
 
-async def _choices(body: ChatRequest, prompt_format: PromptFormat, service: Service) -> list[Choice]:
+async def _choices(
+    body: ChatRequest, messages: Sequence[Message], prompt_format: PromptFormat, service: Service
+) -> list[Choice]:
     tokenizer = service.engine.tokenizer
-    messages = [_message(each, index) for index, each in enumerate(body.messages)]
     # A checkpoint's own template is a program that runs beside us and may take its time.
     prompt_ids = await asyncio.to_thread(prompt_format.encode, tokenizer, messages)
     turn_strings = tuple(stop for stop in prompt_format.stop_strings if stop not in tokenizer.markers)
@@ -149,7 +151,7 @@ def _token(given: TokenLogprob, tokenizer: Tokenizer) -> TopLogprob:
 
 
 async def _events(
-    body: ChatRequest, choices: list[Choice], identity: Identity, service: Service, exchange: Exchange
+    body: ChatRequest, choices: list[Choice], screened: Screened, identity: Identity, service: Service
 ) -> AsyncGenerator[dict[str, Any], None]:
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
     more: dict[str, object] = {"usage": None} if with_usage else {}
@@ -163,7 +165,7 @@ async def _events(
         part = {"index": index, "delta": delta, "logprobs": shown, "finish_reason": reason}
         return identity.chunk(CHUNK, [part], **more)
 
-    async with aclosing(run_choices(choices, service, exchange)) as parts:
+    async with aclosing(screened.parts()) as parts:
         async for index, text, is_whole in parts:
             if index not in started:
                 started.add(index)
@@ -172,5 +174,7 @@ async def _events(
                 yield chunk(index, {"content": text}, _logprobs(body, choices[index], tokenizer))
             if is_whole:
                 yield chunk(index, {}, reason=choices[index].finish_reason)
+    if screened.guard is not None:
+        yield identity.chunk(CHUNK, [], **more, guard=screened.report)
     if with_usage:
         yield identity.chunk(CHUNK, [], usage=usage(choices, len(choices)).model_dump())

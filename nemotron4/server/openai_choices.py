@@ -49,13 +49,20 @@ class Choice:
     answer: AnswerText
     result: RowResult = field(default_factory=RowResult)
     num_reported: int = 0
+    is_blocked: bool = False  # by the guard: neither text nor tokens leave the server
+
+    @property
+    def text(self) -> str:
+        return "" if self.is_blocked else self.answer.text
 
     def push(self, step: TokenStep) -> str:
         self.result.add(step)
         return self.answer.push(step)
 
     @property
-    def finish_reason(self) -> Literal["stop", "length"]:
+    def finish_reason(self) -> Literal["stop", "length", "content_filter"]:
+        if self.is_blocked:
+            return "content_filter"
         return "stop" if self.result.finish_reason == "stop" else "length"
 
     def take_tokens(self) -> range:
@@ -63,6 +70,8 @@ class Choice:
 
         The tokens that spell a stop string or end the turn are in no text and so never among them.
         """
+        if self.is_blocked:
+            return range(0)
         start, starts = self.num_reported, self.answer.starts
         while self.num_reported < len(starts) and starts[self.num_reported] < len(self.answer.text):
             self.num_reported += 1

@@ -11,9 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nemotron4.inference.interface import PositionLogprobs
+from nemotron4.records import Message
 from nemotron4.server.answer_text import AnswerText
 from nemotron4.server.errors import ApiError
-from nemotron4.server.exchange import Exchange, exchange_of
+from nemotron4.server.exchange import exchange_of
+from nemotron4.server.guarded_choices import Screened
 from nemotron4.server.openai_choices import (
     Choice,
     Identity,
@@ -21,8 +23,6 @@ from nemotron4.server.openai_choices import (
     end_ids,
     finite,
     rows_for,
-    run_choices,
-    run_to_end,
     sampling_params,
     usage,
     user_stops,
@@ -52,11 +52,13 @@ async def answer_completion(body: CompletionRequest, request: Request, service: 
     prompts = await _prompts(body, service)
     choices = _choices(body, prompts, n, service)
     identity = Identity.new("cmpl", service.engine.info.name)
+    conversations = [[Message("user", text)] for text, _ in prompts for _ in range(n)]
+    screened = Screened(choices, conversations, service, exchange)
     run = _Run(body, service.engine.tokenizer, [text for text, _ in prompts for _ in range(n)])
     if body.stream:
-        events = _events(run, choices, n, identity, service, exchange)
+        events = _events(run, choices, n, identity, screened)
         return await event_stream(request, events)
-    await until_disconnect(request.receive, run_to_end(choices, service, exchange))
+    await until_disconnect(request.receive, screened.run())
     answer = Completion(
         id=identity.id,
         created=identity.created,
@@ -64,7 +66,7 @@ async def answer_completion(body: CompletionRequest, request: Request, service: 
         choices=[run.choice(index, choice) for index, choice in enumerate(choices)],
         usage=usage(choices, n),
     )
-    return Response(answer.model_dump_json(), media_type="application/json")
+    return screened.response(answer)
 
 
 async def _prompts(body: CompletionRequest, service: Service) -> list[tuple[str, list[int]]]:
@@ -126,7 +128,7 @@ class _Run:
         prompt = self.prompt_texts[index] if self.body.echo else ""
         return CompletionChoice(
             index=index,
-            text=prompt + choice.answer.text,
+            text=prompt + choice.text,
             logprobs=self.logprobs(index, choice, is_first=True),
             finish_reason=choice.finish_reason,
         )
@@ -178,12 +180,12 @@ class _Run:
 
 
 async def _events(
-    run: _Run, choices: list[Choice], n: int, identity: Identity, service: Service, exchange: Exchange
+    run: _Run, choices: list[Choice], n: int, identity: Identity, screened: Screened
 ) -> AsyncGenerator[dict[str, Any], None]:
     with_usage = bool(run.body.stream_options and run.body.stream_options.include_usage)
     more: dict[str, object] = {"usage": None} if with_usage else {}
     started: set[int] = set()
-    async with aclosing(run_choices(choices, service, exchange)) as parts:
+    async with aclosing(screened.parts()) as parts:
         async for index, text, is_whole in parts:
             is_first = index not in started
             if not (text or is_whole or (is_first and run.body.echo)):
@@ -198,5 +200,7 @@ async def _events(
                 "finish_reason": choice.finish_reason if is_whole else None,
             }
             yield identity.chunk("text_completion", [part], **more)
+    if screened.guard is not None:
+        yield identity.chunk("text_completion", [], **more, guard=screened.report)
     if with_usage:
         yield identity.chunk("text_completion", [], usage=usage(choices, n).model_dump())

@@ -175,6 +175,18 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class GuardVerdict(BaseModel):
+    verdict: Literal["safe", "unsafe", "unparsed", "failed"]
+    categories: list[str]
+
+
+class GuardReport(BaseModel):
+    """What the content guard found; only in the answers of a server that has one."""
+
+    prompts: list[GuardVerdict]
+    answers: list[GuardVerdict]
+
+
 class CompletionLogprobs(BaseModel):
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -186,7 +198,7 @@ class CompletionChoice(BaseModel):
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: Literal["stop", "length", "content_filter"] | None = None
 
 
 class Completion(BaseModel):
@@ -196,6 +208,7 @@ class Completion(BaseModel):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | None = None
+    guard: GuardReport | None = None
 
 
 class TopLogprob(BaseModel):
@@ -223,7 +236,7 @@ class ChatChoice(BaseModel):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None = None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "content_filter"]
 
 
 class ChatCompletion(BaseModel):
@@ -233,6 +246,7 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    guard: GuardReport | None = None
 
 
 class ErrorBody(BaseModel):

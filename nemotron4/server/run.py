@@ -15,8 +15,9 @@ import uvicorn
 from nemotron4.errors import ConfigError, Nemotron4Error
 from nemotron4.inference.interface import CanFail, InferenceEngine
 from nemotron4.server.app import create_app
+from nemotron4.server.guard import Guard
 from nemotron4.server.page import PageTab
-from nemotron4.server.service import Gate
+from nemotron4.server.service import Service
 from nemotron4.server.settings import ServerSettings
 
 BACKLOG = 2048
@@ -28,6 +29,7 @@ def run(
     *,
     port: int,
     settings: ServerSettings | None = None,
+    guard: Guard | None = None,
     is_announced: bool = True,
     tabs: Sequence[PageTab] = (),
 ) -> None:
@@ -46,7 +48,7 @@ def run(
             listeners.append(stack.enter_context(bind(settings.host, page_port)))
         engine = engine_factory()
         stack.callback(engine.close)
-        _serve(engine, settings, listeners, is_announced, tabs)
+        _serve(engine, settings, listeners, guard, is_announced, tabs)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -81,6 +83,7 @@ def _serve(
     engine: InferenceEngine,
     settings: ServerSettings,
     listeners: Sequence[socket.socket],
+    guard: Guard | None,
     is_announced: bool,
     tabs: Sequence[PageTab],
 ) -> None:
@@ -90,7 +93,7 @@ def _serve(
         except OSError as error:  # another server that was loading took the port in the meantime
             raise _cannot_listen(settings.host, listener.getsockname()[1], error) from error
     _raise_file_limit()
-    app = create_app(engine, settings, tabs=tabs)
+    app = create_app(engine, settings, tabs=tabs, guard=guard)
     config = uvicorn.Config(
         app,
         http="h11",
@@ -106,7 +109,7 @@ def _serve(
         timeout_graceful_shutdown=STALE_CONNECTION_S,
     )
     line = _ready_line(engine, settings, listeners) if is_announced else None
-    server = _DrainingServer(config, app.state.service.gate, line, engine)
+    server = _DrainingServer(config, app.state.service, line)
     server.run(sockets=list(listeners))
     if server.failure is not None:
         raise Nemotron4Error(f"the engine has failed: {server.failure}")
@@ -135,13 +138,10 @@ def _raise_file_limit() -> None:
 class _DrainingServer(uvicorn.Server):
     """uvicorn closes its port at the first signal; this one answers 503 there until the last answer."""
 
-    def __init__(
-        self, config: uvicorn.Config, gate: Gate, ready_line: str | None, engine: InferenceEngine
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, ready_line: str | None) -> None:
         super().__init__(config)
         self.failure: str | None = None
-        self._engine = engine
-        self._gate = gate
+        self._service = service
         self._ready_line = ready_line
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -149,17 +149,23 @@ class _DrainingServer(uvicorn.Server):
         if self._ready_line is not None:
             print(self._ready_line, file=sys.stderr, flush=True)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self._service.guard is not None:
+            await self._service.guard.close()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._gate.is_draining:
+        if self._service.gate.is_draining:
             os._exit(128 + sig)  # the operator does not want to wait, whatever still runs
-        self._gate.is_draining = True
-        waits = f", waiting for {self._gate.num_in_flight} requests" if self._gate.num_in_flight else ""
+        self._service.gate.is_draining = True
+        num_left = self._service.gate.num_in_flight
+        waits = f", waiting for {num_left} requests" if num_left else ""
         os.write(2, f"shutting down{waits}; a second signal exits at once\n".encode())
 
     async def on_tick(self, counter: int) -> bool:
-        if self._gate.is_draining and self._gate.num_in_flight == 0:
+        if self._service.gate.is_draining and self._service.gate.num_in_flight == 0:
             self.should_exit = True
-        if isinstance(self._engine, CanFail):
-            self.failure = self.failure or self._engine.failure
+        if isinstance(self._service.engine, CanFail):
+            self.failure = self.failure or self._service.engine.failure
             self.should_exit = self.should_exit or self.failure is not None
         return await super().on_tick(counter)

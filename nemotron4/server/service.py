@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nemotron4.inference.interface import InferenceEngine
+from nemotron4.server.guard import Guard
 from nemotron4.server.metrics import Metrics
 from nemotron4.server.settings import ServerSettings
 
@@ -25,3 +26,4 @@ class Service:
     settings: ServerSettings
     metrics: Metrics
     gate: Gate = field(default_factory=Gate)
+    guard: Guard | None = None

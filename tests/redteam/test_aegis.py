@@ -149,6 +149,7 @@ def test_a_killed_run_pays_no_answer_twice(prompts: Path, tmp_path: Path) -> Non
         while not responses.exists() or responses.read_bytes().count(b"\n") < 3:
             assert process.poll() is None
             time.sleep(0.02)
+        assert main(arguments) == 1  # one process at a time
         process.send_signal(signal.SIGKILL)
         process.wait()
         time.sleep(0.3)

@@ -22,6 +22,7 @@ from nemotron4.inference.fake import FakeEngine
 from nemotron4.inference.interface import EngineStats
 from nemotron4.server.access_log import AccessLog
 from nemotron4.server.app import create_app
+from nemotron4.server.guard import Guard
 from nemotron4.server.page import PageTab
 from nemotron4.server.settings import ServerSettings
 
@@ -35,10 +36,13 @@ class InProcess:
     engine: FakeEngine
     settings: ServerSettings = field(default_factory=ServerSettings)
     tabs: Sequence[PageTab] = ()
+    guard: Guard | None = None
 
     def __post_init__(self) -> None:
         self.log = io.StringIO()
-        self.app = create_app(self.engine, self.settings, access_log=AccessLog(self.log), tabs=self.tabs)
+        self.app = create_app(
+            self.engine, self.settings, access_log=AccessLog(self.log), tabs=self.tabs, guard=self.guard
+        )
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://127.0.0.1")
@@ -121,8 +125,14 @@ def serving(
 def make_app() -> Callable[..., InProcess]:
     """Makes an app from the fake's reply, the server's settings and the fake's own."""
 
-    def make(reply: Any = None, *, settings: ServerSettings | None = None, **engine: Any) -> InProcess:
-        return InProcess(FakeEngine(reply, **engine), settings or ServerSettings())
+    def make(
+        reply: Any = None,
+        *,
+        settings: ServerSettings | None = None,
+        guard: Guard | None = None,
+        **engine: Any,
+    ) -> InProcess:
+        return InProcess(FakeEngine(reply, **engine), settings or ServerSettings(), guard=guard)
 
     return make
 
