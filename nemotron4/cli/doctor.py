@@ -28,7 +28,7 @@ def _group() -> None:
 @app.command("data")
 def data(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="JSON lines (.gz, .zst) or Parquet.")
+        list[Path], typer.Argument(metavar="FILE...", help="JSON lines (.gz, .zst), Parquet, or a folder.")
     ],
     kind: Annotated[str, typer.Option(help="sft, preference, kto, reward or reward_pairs.")],
     model: Annotated[str, typer.Option(help="The model whose tokenizer and prompt format apply.")],

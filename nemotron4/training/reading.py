@@ -33,12 +33,50 @@ class ReadRow:
     raw: Any = field(repr=False)
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files behind a path: itself, or those of a folder.
+
+    Of a folder that ``datasets`` saved to disk, what it lists. DataError for a folder without rows, and for
+    one with several splits, of which one must be named.
+    """
+    if not path.is_dir():
+        return [path]
+    state = path / "state.json"
+    if state.is_file():
+        return [path / entry["filename"] for entry in _saved_state(state)]
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(entry.name for entry in path.iterdir() if (entry / "state.json").is_file())
+        raise DataError(
+            f"{path}: a data set with the splits {', '.join(splits)}", hint=f"name one: {path / splits[0]}"
+        )
+    found = sorted(entry for entry in path.iterdir() if _has_rows(entry))
+    if not found:
+        raise DataError(f"{path}: no .jsonl, .parquet or .txt file is in the folder")
+    return found
+
+
+def _saved_state(state: Path) -> list[dict[str, str]]:
+    try:
+        files: list[dict[str, str]] = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{state}: not the state of a saved data set: {error!r}") from error
+    for entry in files:
+        if Path(entry["filename"]).name != entry["filename"]:
+            raise DataError(f"{state}: {entry['filename']!r} is not a plain file name")
+    return files
+
+
+def _has_rows(path: Path) -> bool:
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    return name.endswith((".jsonl", ".txt", ".parquet")) and not name.startswith(".")
+
+
 def read_rows(paths: Sequence[Path], kind: Kind) -> tuple[list[ReadRow], list[Problem]]:
     """Every row of every file, good or bad. DataError only for a file that cannot be read at all."""
     rows: list[ReadRow] = []
     problems: list[Problem] = []
-    for path in paths:
-        for where, value in _raw_rows(path, kind):
+    for file in (file for path in paths for file in files_of(path)):
+        for where, value in _raw_rows(file, kind):
             if isinstance(value, str):
                 problems.append(Problem(where, value))
                 continue
@@ -64,8 +102,8 @@ def refuse_too_many(problems: Sequence[Problem], num_rows: int, max_bad_rows: in
 def _raw_rows(path: Path, kind: Kind) -> Iterator[tuple[str, Any]]:
     """``file:line`` and the row's object, or a string that says what is wrong with the line."""
     names = path.name.removesuffix(".gz").removesuffix(".zst")
-    if path.suffix == ".parquet":
-        yield from _parquet_rows(path)
+    if path.suffix in (".parquet", ".arrow"):
+        yield from _table_rows(path)
     elif names.endswith(".txt"):
         yield f"{path}:1", {"text": _whole_text(path)}
     elif kind == "reward_pairs":
@@ -113,13 +151,21 @@ def _paired_texts(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         yield first[0], "a chosen text without the rejected text that should follow"
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Parquet, or the Arrow stream that ``save_to_disk`` writes."""
     try:
+        import pyarrow.ipc
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError("reading Parquet needs the package pyarrow", hint="pip install pyarrow") from error
+        raise DataError(
+            f"reading {path.suffix} needs the package pyarrow", hint="pip install pyarrow"
+        ) from error
     try:
-        table = pyarrow.parquet.read_table(path)
+        if path.suffix == ".arrow":
+            with pyarrow.memory_map(str(path)) as source:
+                table = pyarrow.ipc.open_stream(source).read_all()
+        else:
+            table = pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     for number, row in enumerate(table.to_pylist(), start=1):

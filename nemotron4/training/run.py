@@ -36,7 +36,7 @@ from nemotron4.training.formats import ALL_ATTRIBUTES, Kind, TextRow
 from nemotron4.training.metrics import Progress, open_logs
 from nemotron4.training.output import write_model
 from nemotron4.training.packing import Sample
-from nemotron4.training.reading import Problem, read_rows, refuse_too_many
+from nemotron4.training.reading import Problem, files_of, read_rows, refuse_too_many
 from nemotron4.training.recipe import Recipe, RewardSection, as_plain
 from nemotron4.training.reference import model_hash, with_reference
 from nemotron4.training.scorer import LogprobScorer, RewardScorer, Scorer
@@ -356,7 +356,11 @@ def write_record(recipe: Recipe, read: Data, trainer: Trainer, weights: str) -> 
         "num_steps": trainer.plan.num_steps,
         "num_samples": len(read.train),
         "num_rows_left_out": len(read.problems),
-        "inputs": {str(path): _file_hash(path) for path in (*recipe.data.train, *recipe.data.validation)},
+        "inputs": {
+            str(file): _file_hash(file)
+            for path in (*recipe.data.train, *recipe.data.validation)
+            for file in files_of(path)
+        },
         "versions": {
             "nemotron4": __version__,
             "torch": torch.__version__,

@@ -184,3 +184,35 @@ def test_a_plain_text_file_is_one_document(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("Call me\nIshmael.")
     rows, _ = read_rows([tmp_path / "book.txt"], "pretrain")
     assert [row.raw for row in rows] == [{"text": "Call me\nIshmael."}]
+
+
+def test_a_folder_that_datasets_saved_reads_like_json_lines(tmp_path: Path) -> None:
+    """The layout of datasets 5: Arrow streams, listed by state.json."""
+    pyarrow = pytest.importorskip("pyarrow")
+    pairs = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(3)]
+    for i, part in enumerate((pairs[:1], pairs[1:])):
+        table = pyarrow.Table.from_pylist(part)
+        with pyarrow.ipc.new_stream(tmp_path / f"data-{i:05}-of-00002.arrow", table.schema) as file:
+            file.write_table(table)
+    state = {"_data_files": [{"filename": f"data-{i:05}-of-00002.arrow"} for i in range(2)]}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    rows, problems = read_rows([tmp_path], "preference")
+    assert problems == []
+    assert [row.raw for row in rows] == pairs
+    assert rows[1].where.endswith("data-00001-of-00002.arrow:1")
+
+
+def test_a_folder_of_files_is_read_in_the_order_of_names(tmp_path: Path) -> None:
+    for name, text in (("b.jsonl", "second"), ("a.jsonl", "first"), ("README.md", "no rows")):
+        (tmp_path / name).write_text(json.dumps({"text": text}) + "\n")
+    rows, _ = read_rows([tmp_path], "pretrain")
+    assert [row.raw["text"] for row in rows] == ["first", "second"]
+
+
+def test_a_folder_of_splits_asks_for_one(tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "state.json").write_text('{"_data_files": []}')
+    with pytest.raises(DataError, match="with the splits test, train"):
+        read_rows([tmp_path], "sft")
