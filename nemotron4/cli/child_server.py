@@ -34,9 +34,9 @@ def require_free_port(host: str, port: int) -> None:
             ) from error
 
 
-def run_child(command: Sequence[str]) -> int:
+def run_child(command: Sequence[str], *, stdout: int | None = None) -> int:
     """Run a command and return its exit status; interrupted, end it and everything it started."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, start_new_session=True)
     try:
         return process.wait()
     except BaseException:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from nemotron4.synth.recipe import Recipe
 
 Executor = Literal["local", "ray"]
+STDERR = 2
+SERVER_READY_S = 1800.0  # a large model is read from disk first
 
 app = group(
     "Make synthetic training data: prompts, answers, judged pairs. A run survives kill -9: repeat it."
@@ -249,6 +251,48 @@ def merge(
     changed = merge_shards(shards, out, prepare(load_saved_recipe(shards[0])))
     note(f"{changed} decisions of stages that see all rows changed; `synth run` finishes what became ready")
     _print_books(out)
+
+
+@app.command()
+def rounds(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The rounds, a TOML file.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the rounds live; existing ones go on.")],
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Generate, train, evaluate, and repeat with the trained model; each round leaves a manifest."""
+    import contextlib
+    import sys
+    from collections.abc import Iterator, Sequence
+
+    from nemotron4.cli.child_server import ChildServer, require_free_port, run_child
+    from nemotron4.synth.rounds import load_rounds, run_rounds
+
+    loaded = load_rounds(recipe, overrides or [])
+
+    def executable(command: Sequence[str]) -> list[str]:
+        """``nemotron4`` is this very program, whatever stands on PATH."""
+        is_own = command[0] == "nemotron4"
+        return [sys.executable, "-m", "nemotron4.cli", *command[1:]] if is_own else list(command)
+
+    @contextlib.contextmanager
+    def serve(command: Sequence[str], folder: Path) -> Iterator[None]:
+        require_free_port("127.0.0.1", loaded.port)
+        log = folder / "server.log"
+        url = f"http://127.0.0.1:{loaded.port}"
+        with ChildServer(executable(command), url=url, log=log, may_outlive=True) as server:
+            server.wait_until_ready(timeout_s=SERVER_READY_S)
+            yield
+
+    def run_command(command: Sequence[str]) -> int:
+        return run_child(executable(command), stdout=STDERR)  # stdout is for our own result
+
+    manifests = run_rounds(loaded, out, run=run_command, serve=serve, report=note)
+    if as_json:
+        print_json({"rounds": manifests})
+    else:
+        for manifest in manifests:
+            print(f"{manifest['round']}\t{manifest['steps']['train']['result']['name']}")
 
 
 @app.command()
