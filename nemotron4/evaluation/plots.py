@@ -87,7 +87,7 @@ def _panel(axes: Any, key: tuple[str, str, str], ours: Sequence[Found], models: 
         entry = one.result.metrics[metric]
         if entry.value is None:
             continue
-        names.append(one.model + (" *" if one.result.limit or not one.result.data_is_standard else ""))
+        names.append(f"{one.model} {one.star}".rstrip())
         values.append(entry.value)
         colours.append(OUR_COLOURS[models.index(one.model) % len(OUR_COLOURS)])
         interval = entry.interval
@@ -103,12 +103,12 @@ def _panel(axes: Any, key: tuple[str, str, str], ours: Sequence[Found], models: 
             colours.append(CARD_COLOUR if peer == published.CARD_MODEL else PUBLISHED_COLOUR)
             errors.append((0.0, 0.0))
     positions = list(range(len(names)))[::-1]
-    axes.barh(positions, values, color=colours, height=0.72)
-    limit = 10 if metric == "total" else 100
+    axes.barh(positions, values, color=colours, height=0.72 * min(1.0, len(names) / 7))
+    limit, form = (10, ".2f") if metric == "total" else (100, ".1f")
     for position, value, (below, above) in zip(positions, values, errors, strict=True):
         if below or above:
             axes.errorbar(value, position, xerr=[[below], [above]], color="#222222", capsize=2, lw=1)
-        axes.text(value + above + limit / 100, position, f"{value:.4g}", va="center", fontsize=8)
+        axes.text(value + above + limit / 100, position, f"{value:{form}}", va="center", fontsize=8)
     axes.set_yticks(positions, names, fontsize=8)
     axes.set_xlim(0, limit * 1.12)
     axes.set_title(label, fontsize=10, loc="left")

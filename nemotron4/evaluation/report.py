@@ -31,6 +31,13 @@ class Found:
     def model(self) -> str:
         return self.result.model or self.folder.resolve().parent.name
 
+    @property
+    def star(self) -> str:
+        """Marks a value that is not of the whole benchmark: a sample, other data, or answers missing."""
+        missing = any(reason.startswith("no response") for reason in self.result.unscored)
+        is_part = self.result.limit is not None or not self.result.data_is_standard or missing
+        return "*" if is_part else ""
+
 
 def find_results(folders: Sequence[Path]) -> list[Found]:
     """Every result below the folders. Runs that have none yet are an error: they would be missing unseen."""
@@ -64,18 +71,19 @@ def _models(found: Sequence[Found]) -> list[str]:
 
 
 def _shown(one: Found | None, metric: str) -> str:
-    """Value, interval, and a star where the run was of a sample or of other data."""
+    """Value, interval, and the star of what is not the whole benchmark."""
     if one is None:
         return ""
     entry = one.result.metrics[metric]
     text = number(entry.value)
     if entry.interval is not None:
         text += f" [{entry.interval.lower:.1f}, {entry.interval.upper:.1f}]"
-    return text + ("*" if one.result.limit is not None or not one.result.data_is_standard else "")
+    return text + one.star
 
 
-def _plain(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"
+def _printed(value: float | None, metric: str) -> str:
+    """A published value with the decimals of its source: two for ratings, one for shares."""
+    return "-" if value is None else f"{value:.2f}" if metric == "total" else f"{value:.1f}"
 
 
 def _peer_table(
@@ -85,22 +93,28 @@ def _peer_table(
     rows = []
     for (task, metric, label), values in table.items():
         ours = [_shown(value_of(found, model, task, metric), metric) for model in models]
-        rows.append([label, *ours, *(_plain(value) for value in values)])
+        rows.append([label, *ours, *(_printed(value, metric) for value in values)])
     return Table(["", *(f"{model} (ours)" for model in models), *peers], rows)
 
 
 def _mt_bench_table(found: Sequence[Found]) -> Table:
-    rows = [[f"{published.CARD_MODEL} (card)", *(_plain(value) for value in published.MT_BENCH_CARD)]]
+    rows = [
+        [f"{published.CARD_MODEL} (card)", *(_printed(value, "total") for value in published.MT_BENCH_CARD)]
+    ]
     for one in found:
         if one.result.task == "mt_bench":
             metrics = one.result.metrics
             cells = [number(metrics[c].value) if c in metrics else "" for c in published.MT_BENCH_COLUMNS]
             rows.append([f"{one.model}, {one.result.name}", *cells])
-    return Table(["", *published.MT_BENCH_COLUMNS], rows)
+    return Table(["", *(name.replace("_", " ") for name in published.MT_BENCH_COLUMNS)], rows)
 
 
 def _stage_table(found: Sequence[Found]) -> Table:
-    rows = [[stage, *(_plain(value) for value in values)] for stage, values in published.STAGES.items()]
+    metrics = [metric for _, metric, _ in published.STAGE_COLUMNS]
+    rows = [
+        [stage, *(_printed(value, metric) for value, metric in zip(values, metrics, strict=True))]
+        for stage, values in published.STAGES.items()
+    ]
     for model in _models(found):
         ours = [value_of(found, model, task, metric) for task, metric, _ in published.STAGE_COLUMNS]
         cells = [_shown(one, column[1]) for one, column in zip(ours, published.STAGE_COLUMNS, strict=True)]
@@ -191,8 +205,8 @@ def report_blocks(found: Sequence[Found], pictures: Sequence[Picture]) -> list[B
         Heading("Benchmark report", 1),
         Paragraph(
             "Columns and rows marked (ours) were measured; all others are printed by the technical report and"
-            " the model card. A star marks a sample of the benchmark or another data file. A value inside"
-            " another's interval is consistent with it, not equal to it."
+            " the model card. A star marks a sample of the benchmark, missing answers or another data file. A"
+            " value inside another's interval is consistent with it, not equal to it."
         ),
         Heading("Benchmarks beside the published ones"),
         _peer_table(found, published.PEER_TABLE, published.PEERS),
