@@ -48,13 +48,22 @@ class HuggingFaceCheckpoint:
         }
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        shape = self._info(name).shape
+        return self.read_rows(name, 0, shape[0] if shape else 1, dtype)
+
+    def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Rows ``start:stop`` of one tensor; nothing else of it is read."""
+        self._info(name)
+        tensor = _rows(*self._files[name], start, stop)
+        if name in self._scales:
+            tensor = dequantized(tensor, _rows(*self._files[self._scales[name]], start, stop))
+        return tensor if dtype is None else tensor.to(dtype)
+
+    def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
             message, hint = unknown_name("tensor", name, self.tensors)
             raise CheckpointError(f"{self.path}: {message}", hint=hint)
-        tensor = read_tensor(*self._files[name])
-        if name in self._scales:
-            tensor = dequantized(tensor, read_tensor(*self._files[self._scales[name]]))
-        return tensor if dtype is None else tensor.to(dtype)
+        return self.tensors[name]
 
     @cached_property
     def _tokenizer_config(self) -> dict[str, Any]:
@@ -138,6 +147,15 @@ def _starts_with_special(processor: Any) -> bool:
         return any(_starts_with_special(part) for part in processor.get("processors", []))
     single = processor.get("single") or []
     return processor.get("type") == "TemplateProcessing" and "SpecialToken" in (single[0] if single else {})
+
+
+def _rows(file: Path, stored: StoredTensor, start: int, stop: int) -> torch.Tensor:
+    if not stored.shape or (start, stop) == (0, stored.shape[0]) or stored.shape[0] == 1:
+        return read_tensor(file, stored)  # all of it; one scale belongs to every row
+    row_bytes = stored.num_bytes // stored.shape[0]
+    shape = (stop - start, *stored.shape[1:])
+    offset = stored.offset + start * row_bytes
+    return read_tensor(file, StoredTensor(stored.name, stored.dtype, shape, offset, shape[0] * row_bytes))
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

@@ -64,17 +64,7 @@ def load_weights(
     Names and shapes are all checked before the first weight is read. Peak memory is the module plus one
     tensor as stored and dequantised. Raises CheckpointError naming the tensor and the file.
     """
-    skipped = dict(skip or {})
-    slots = _slots(module)
-    for name in checkpoint.tensors:
-        if name not in slots and name not in skipped and (reason := _skip_reason(name, checkpoint)):
-            skipped[name] = reason
-    for name in skipped.keys() - slots.keys() - checkpoint.tensors.keys():
-        raise ValueError(f"skip names {name!r}, which neither the module nor the checkpoint has")
-    wanted = {name: slot for name, slot in slots.items() if name not in skipped}
-    tied = _tied_names(wanted)
-    _check(wanted, checkpoint, skipped, tied)
-    _check_tied_values(checkpoint, {**tied, **_configured_tie(checkpoint)})
+    wanted, tied, skipped = _match(module, checkpoint, dict(skip or {}))
     loaded: dict[int, torch.Tensor] = {}
     for name, slot in wanted.items():
         owner, attribute, old = slot
@@ -92,7 +82,32 @@ def load_weights(
     return LoadReport(tuple(name for name in wanted if name not in tied), skipped)
 
 
+def match_weights(
+    module: torch.nn.Module, checkpoint: Checkpoint, *, skip: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
+    """The checks of ``load_weights``, no loading: the names that the module takes, a tied weight once."""
+    wanted, tied, _ = _match(module, checkpoint, dict(skip or {}))
+    return tuple(name for name in wanted if name not in tied)
+
+
 _Slot = tuple[torch.nn.Module, str, torch.Tensor]
+
+
+def _match(
+    module: torch.nn.Module, checkpoint: Checkpoint, skipped: dict[str, str]
+) -> tuple[dict[str, _Slot], dict[str, str], dict[str, str]]:
+    """The slots to fill, which of them share a weight with an earlier one, and what is skipped and why."""
+    slots = _slots(module)
+    for name in checkpoint.tensors:
+        if name not in slots and name not in skipped and (reason := _skip_reason(name, checkpoint)):
+            skipped[name] = reason
+    for name in skipped.keys() - slots.keys() - checkpoint.tensors.keys():
+        raise ValueError(f"skip names {name!r}, which neither the module nor the checkpoint has")
+    wanted = {name: slot for name, slot in slots.items() if name not in skipped}
+    tied = _tied_names(wanted)
+    _check(wanted, checkpoint, skipped, tied)
+    _check_tied_values(checkpoint, {**tied, **_configured_tie(checkpoint)})
+    return wanted, tied, skipped
 
 
 def _slots(module: torch.nn.Module) -> dict[str, _Slot]:

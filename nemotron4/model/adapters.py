@@ -220,6 +220,21 @@ def _adapted(
     return LoraLinear(child, config) if config.kind == "lora" else BottleneckLinear(child, config)
 
 
+@torch.no_grad()
+def fresh_adapter(model: nn.Module, *, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """The values that ``add_adapter`` gives, tensor by tensor, for an adapted model on the meta device."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, module in adapted_modules(model).items():
+        assert not isinstance(module, PromptTableEmbedding), "it is for inference"
+        for part in module.children():
+            part.to_empty(device="cpu")
+        module.initialise(generator)
+        for key, parameter in module.named_parameters():
+            if key not in ("weight", "bias"):
+                yield f"{name}.{key}", parameter
+        module.to("meta")
+
+
 def adapted_modules(model: nn.Module) -> dict[str, Adapted]:
     """Every replaced module by its name in the model."""
     return {name: module for name, module in model.named_modules() if isinstance(module, ADAPTED_TYPES)}

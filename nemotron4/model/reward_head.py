@@ -45,7 +45,15 @@ class RewardModel(nn.Module):
 
     @torch.no_grad()
     def initialise_head(self, *, seed: int) -> None:
-        """A small normal weight and a zero bias: a fresh head on a trained decoder."""
-        generator = torch.Generator(device=self.reward_head.weight.device).manual_seed(seed)
-        self.reward_head.weight.normal_(0.0, self.config.init_std, generator=generator)
-        self.reward_head.bias.zero_()
+        """Put a fresh head on a trained decoder."""
+        weight_AD, bias_A = fresh_head(self.config, seed=seed)
+        self.reward_head.weight.copy_(weight_AD)
+        self.reward_head.bias.copy_(bias_A)
+
+
+def fresh_head(config: ModelConfig, *, seed: int) -> tuple[Tensor, Tensor]:
+    """A small normal weight (A, D) and a zero bias (A,)."""
+    generator = torch.Generator().manual_seed(seed)
+    weight_AD = torch.empty(config.num_reward_attributes, config.hidden_size)
+    weight_AD.normal_(0.0, config.init_std, generator=generator)
+    return weight_AD, torch.zeros(config.num_reward_attributes)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nemotron4.model.attention import Attend, Attention, CausalAttend, RotaryEmbedding, Rotation
 from nemotron4.model.config import ModelConfig
-from nemotron4.model.layers import build_mlp, build_norm
+from nemotron4.model.layers import LayerNorm1P, RMSNorm, build_mlp, build_norm
 
 
 class Block(nn.Module):
@@ -107,12 +107,27 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def initialise(self, *, seed: int) -> None:
         """Fresh weights: normal with ``init_std``, output projections with that / sqrt(2 * layers)."""
-        generator = torch.Generator(device=self.lm_head.weight.device).manual_seed(seed)
+        for name, weight in self.fresh_weights(seed=seed):
+            self.get_parameter(name).copy_(weight)
+
+    def fresh_weights(self, *, seed: int) -> Iterator[tuple[str, Tensor]]:
+        """What ``initialise`` gives each parameter, one after the other; float32, on the CPU."""
+        generator = torch.Generator().manual_seed(seed)
         std = self.config.init_std
         scaled_std = std / math.sqrt(2 * self.config.num_layers)
+        is_tied = self.lm_head.weight is self.model.embed_tokens.weight
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 is_output = name.endswith(("o_proj", "down_proj"))
-                module.weight.normal_(0.0, scaled_std if is_output else std, generator=generator)
+                values = torch.empty(module.weight.shape)
+                values.normal_(0.0, scaled_std if is_output else std, generator=generator)
+                if is_tied and module is self.lm_head:
+                    yield "model.embed_tokens.weight", values
+                elif not (is_tied and module is self.model.embed_tokens):
+                    yield f"{name}.weight", values
             if isinstance(module, nn.Linear) and module.bias is not None:
-                module.bias.zero_()
+                yield f"{name}.bias", torch.zeros(module.bias.shape)
+            if isinstance(module, LayerNorm1P | RMSNorm):
+                for kind, parameter in module.named_parameters():
+                    is_factor = isinstance(module, RMSNorm)
+                    yield f"{name}.{kind}", torch.full(parameter.shape, float(is_factor))

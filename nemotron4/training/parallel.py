@@ -12,15 +12,16 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 
 from nemotron4.errors import ConfigError
 from nemotron4.training import pipeline, tensor_parallel
 from nemotron4.training.engine import Engine
+from nemotron4.training.loading import Origin, fill
 from nemotron4.training.pipeline import PipelineEngine
 from nemotron4.training.recipe import ParallelSection
 from nemotron4.training.scorer import Scorer
-from nemotron4.training.sharded import ShardedEngine, shard
+from nemotron4.training.sharded import Grid, ShardedEngine, shard
 
 AXES = ("pipeline", "replica", "shard", "tensor")
 
@@ -31,8 +32,10 @@ def num_processes() -> int:
 
 
 @contextlib.contextmanager
-def process_group(settings: ParallelSection, device: torch.device) -> Iterator[DeviceMesh | None]:
-    """The mesh of this run, or None for one process; the group is destroyed at the end."""
+def process_group(
+    settings: ParallelSection, device: torch.device, *, compute: str = "float32"
+) -> Iterator[Grid | None]:
+    """The processes of this run; the group is destroyed at the end. None for one process in float32."""
     launched = num_processes()
     if settings.num_processes != launched:
         raise ConfigError(
@@ -40,33 +43,46 @@ def process_group(settings: ParallelSection, device: torch.device) -> Iterator[D
             f"{settings.num_processes} processes, but {launched} were launched",
             hint=f"torchrun --nproc-per-node {settings.num_processes} -m nemotron4.cli train ...",
         )
-    if launched == 1:
+    if launched == 1 and compute == "float32":
         yield None
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if launched == 1:  # FSDP2, which makes the 16-bit copies, wants a group
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        if device.type == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group(backend)
     try:
-        yield build_mesh(settings, device.type)
+        yield build_grid(settings, device.type)
     finally:
         dist.destroy_process_group()
 
 
-def build_mesh(settings: ParallelSection, device_type: str) -> DeviceMesh:
-    """The processes as a grid; ``data`` is replicas and shards together."""
+def build_grid(settings: ParallelSection, device_type: str) -> Grid:
+    """The axes of a launch: neighbours in the order of ranks share a tensor axis first."""
     sizes = (settings.pipeline, settings.replicas, settings.data // settings.replicas, settings.tensor)
     mesh = init_device_mesh(device_type, sizes, mesh_dim_names=AXES)
-    mesh["replica", "shard"]._flatten("data")
-    return mesh
+    data = mesh["replica", "shard"]._flatten("data")
+    return Grid(mesh, mesh["pipeline"], data, mesh["tensor"])
 
 
-def distribute(scorer: Scorer, mesh: DeviceMesh, device: torch.device) -> Engine:
-    """Split a scorer that is whole on every process, and return the engine that runs it."""
+def build(origin: Origin, grid: Grid, device: torch.device) -> Engine:
+    """The engine of a recipe's model; each process reads only its own parts of the weights."""
+    engine = distribute(origin.scorer(), grid, device, compute=origin.compute)
+    fill(engine.scorer.net, origin, device)
+    return engine
+
+
+def distribute(
+    scorer: Scorer, grid: Grid, device: torch.device, *, compute: torch.dtype = torch.float32
+) -> Engine:
+    """Split a scorer, alike on every process or on the meta device, and return the engine that runs it."""
     config = scorer.net.config
-    if mesh["tensor"].size() > 1:
-        tensor_parallel.check_divisible(config, mesh["tensor"].size())
-    if mesh["pipeline"].size() > 1:
-        pipeline.check_divisible(config, mesh["pipeline"].size())
-        return PipelineEngine(scorer, mesh, device=device)
-    shard(scorer, list(scorer.net.model.layers), mesh)
-    return ShardedEngine(scorer, mesh, device=device)
+    if grid.tensor.size() > 1:
+        tensor_parallel.check_divisible(config, grid.tensor.size())
+    if grid.pipeline.size() > 1:
+        pipeline.check_divisible(config, grid.pipeline.size())
+        return PipelineEngine(scorer, grid, device=device, compute=compute)
+    shard(scorer, scorer, grid, compute)
+    return ShardedEngine(scorer, grid, device=device)

@@ -15,7 +15,6 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.distributed.tensor import DTensor
@@ -29,7 +28,7 @@ from nemotron4.training import tensor_parallel
 from nemotron4.training.engine import Sums
 from nemotron4.training.packing import PackedRow, Sample, plan_rows
 from nemotron4.training.scorer import Scorer, hidden
-from nemotron4.training.sharded import ShardedEngine, shard
+from nemotron4.training.sharded import Grid, ShardedEngine, shard
 from nemotron4.training.stages.interface import Stage
 
 Finish = Callable[[Tensor, PackedRow], Tensor]
@@ -93,17 +92,24 @@ class StageModule(nn.Module):
 class PipelineEngine(ShardedEngine):
     """Pipeline stages, each with its data and tensor axes."""
 
-    def __init__(self, scorer: Scorer, mesh: DeviceMesh, *, device: torch.device | str = "cpu") -> None:
-        super().__init__(scorer, mesh, device=device)
-        self.stage, self.num_stages = mesh["pipeline"].get_local_rank(), mesh["pipeline"].size()
-        self.group = mesh["pipeline"].get_group()
+    def __init__(
+        self,
+        scorer: Scorer,
+        grid: Grid,
+        *,
+        device: torch.device | str = "cpu",
+        compute: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(scorer, grid, device=device)
+        self.stage, self.num_stages = grid.pipeline.get_local_rank(), grid.pipeline.size()
+        self.group = grid.pipeline.get_group()
         self.is_first, self.is_last = self.stage == 0, self.stage == self.num_stages - 1
         self.is_tied = scorer.net.config.tie_embeddings and isinstance(scorer.net, Transformer)
-        self.ends_group = _ends_group(mesh) if self.is_tied else None
+        self.ends_group = _ends_group(grid) if self.is_tied else None
         cut(scorer.net, self.stage, self.num_stages)
         self.module = StageModule(scorer, is_last=self.is_last)
-        blocks = [block for block in scorer.net.model.layers if not isinstance(block, Absent)]
-        shard(self.module, blocks, mesh, keeps_gathered=True)
+        self.compute = compute
+        shard(self.module, scorer, grid, compute, keeps_gathered=True)
         self._schedule_shape = (0, 0)
         self._schedule: Schedule1F1B | None = None
 
@@ -147,7 +153,7 @@ class PipelineEngine(ShardedEngine):
     def _schedule_for(self, num_rows: int, num_tokens: int) -> Schedule1F1B:
         """The schedule keeps the buffers of one shape; another shape makes another one."""
         if self._schedule is None or self._schedule_shape != (num_rows, num_tokens):
-            edge = torch.empty(self._edge_shape(num_tokens), device="meta", requires_grad=True)
+            edge = self._edge(num_tokens, "meta").requires_grad_()
             tokens = torch.empty(1, num_tokens, dtype=torch.long, device="meta")
             stage = PipelineStage(
                 self.module,
@@ -163,8 +169,10 @@ class PipelineEngine(ShardedEngine):
             self._schedule_shape = (num_rows, num_tokens)
         return self._schedule
 
-    def _edge_shape(self, num_tokens: int) -> tuple[int, int, int]:
-        return 1, num_tokens, self.scorer.net.config.hidden_size
+    def _edge(self, num_tokens: int, device: torch.device | str) -> Tensor:
+        """What one stage hands to the next, without values."""
+        size = self.scorer.net.config.hidden_size
+        return torch.empty(1, num_tokens, size, dtype=self.compute, device=device)
 
     def _add_tied_gradients(self) -> None:
         parameter = self.trainable.get(EMBEDDING)
@@ -205,7 +213,7 @@ class PipelineEngine(ShardedEngine):
         for index, row in enumerate(rows):
             x = row.tokens_N[None]
             if not self.is_first:
-                x = torch.empty(self._edge_shape(len(row.tokens_N)), device=self.device)
+                x = self._edge(len(row.tokens_N), self.device)
                 dist.recv(x, group=self.group, group_src=self.stage - 1)
             x = self.module(x, torch.tensor(index))
             if self.is_last:
@@ -241,10 +249,10 @@ def _add(loss_1: Tensor, _: Tensor) -> Tensor:
     return loss_1.sum()
 
 
-def _ends_group(mesh: DeviceMesh) -> dist.ProcessGroup:
+def _ends_group(grid: Grid) -> dist.ProcessGroup:
     """First and last stage of this process's pipeline; every process makes the groups of all pipelines."""
     mine: dist.ProcessGroup | None = None
-    for ranks in mesh.mesh.flatten(1).T.tolist():
+    for ranks in grid.mesh.mesh.flatten(1).T.tolist():
         group = dist.new_group([ranks[0], ranks[-1]])
         if dist.get_rank() in ranks:
             mine = group

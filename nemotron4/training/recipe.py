@@ -25,12 +25,18 @@ def _check_at_least(section: str, values: dict[str, float], minimum: float) -> N
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
-    """Where the weights come from: ``start`` (a checkpoint) or ``preset`` (fresh weights). Float32."""
+    """Where the weights come from: ``start`` (a checkpoint) or ``preset`` (fresh weights).
+
+    ``compute`` is the type of products and activations. What trains is float32, and so are its gradients and
+    optimiser; what is frozen is kept in the type of compute.
+    """
 
     start: str | None = None
     preset: str | None = None
     tokenizer: str | None = None  # a checkpoint whose tokenizer a fresh model uses
     device: str = "auto"  # auto: the GPU if there is one
+    compute: Literal["float32", "bfloat16"] = "float32"
+    recompute: bool = False  # blocks keep their inputs alone and run again in the backward pass
 
     def __post_init__(self) -> None:
         if (self.start is None) == (self.preset is None):

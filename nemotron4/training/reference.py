@@ -10,12 +10,12 @@ import contextlib
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nemotron4.errors import TrainingError
 from nemotron4.model.adapters import adapters_off
@@ -29,14 +29,25 @@ TOLERANCE = 1e-3  # nats for each trained token: other hardware and other packin
 
 
 def model_hash(model: nn.Module) -> str:
-    """A hash of every frozen-at-start weight: names, shapes and bytes; adapters do not count."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if any(part in name for part in ("lora_", "adapter_", "prompt_")):
-            continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
+    """A hash of every frozen-at-start weight: names, shapes and values; adapters do not count."""
+    digests = {}
+    for name, tensor in model.named_parameters():
+        if not any(part in name for part in ("lora_", "adapter_", "prompt_")):
+            digests[name] = hash_values(tuple(tensor.shape), [tensor.detach().float().cpu()])
+    return combined_hash(digests)
+
+
+def hash_values(shape: tuple[int, ...], blocks: Iterable[Tensor]) -> str:
+    """A hash of a float32 tensor that comes in blocks of rows; how it is cut makes no difference."""
+    digest = hashlib.sha256(f"{shape}".encode())
+    for block in blocks:
+        digest.update(block.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def combined_hash(digests: Mapping[str, str]) -> str:
+    """The model's hash from those of its tensors."""
+    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()[:32]
 
 
 def with_reference(

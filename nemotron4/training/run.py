@@ -33,11 +33,13 @@ from nemotron4.training import checkpoints, data, parallel
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
 from nemotron4.training.formats import ALL_ATTRIBUTES, Kind, TextRow
+from nemotron4.training.loading import Origin
 from nemotron4.training.metrics import Progress, open_logs
 from nemotron4.training.output import write_model
 from nemotron4.training.packing import Sample
 from nemotron4.training.reading import Problem, files_of, read_rows, refuse_too_many
 from nemotron4.training.recipe import Recipe, RewardSection, as_plain
+from nemotron4.training.recompute import recompute_activations
 from nemotron4.training.reference import model_hash, with_reference
 from nemotron4.training.scorer import LogprobScorer, RewardScorer, Scorer
 from nemotron4.training.speed import StepCost, matmul_flops_per_s
@@ -277,16 +279,21 @@ def train(
     base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
     config = model_config(recipe, base)
     read = read_data(recipe, build_encoder(recipe, base, config))
-    with parallel.process_group(recipe.parallel, device) as mesh:
-        is_writer = mesh is None or torch.distributed.get_rank() == 0
+    with parallel.process_group(recipe.parallel, device, compute=recipe.model.compute) as grid:
+        is_writer = grid is None or torch.distributed.get_rank() == 0
         tell: Note = note if is_writer else lambda text: None
         tell(
             f"{len(read.train)} training samples, {len(read.validation)} for validation, "
             f"{len(read.problems)} rows left out"
         )
-        scorer = build_scorer(recipe, base, config).to(device)
-        weights = model_hash(scorer.net)
-        engine = Engine(scorer, device=device) if mesh is None else parallel.distribute(scorer, mesh, device)
+        if grid is None:
+            scorer = build_scorer(recipe, base, config).to(device)
+            if recipe.model.recompute:
+                recompute_activations(scorer.net.model)
+            engine, weights = Engine(scorer, device=device), model_hash(scorer.net)
+        else:
+            origin = Origin(recipe, base, config)
+            engine, weights = parallel.build(origin, grid, device), origin.hash()
         read = _with_reference(recipe, read, engine, weights, is_writer=is_writer, note=tell)
         trainer = Trainer(
             recipe,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from nemotron4.model.transformer import Block
 from nemotron4.training import tensor_parallel
 from nemotron4.training.engine import Engine, Sums
 from nemotron4.training.packing import PackedRow, Sample, pack, plan_rows
@@ -17,33 +19,64 @@ from nemotron4.training.scorer import Scorer
 from nemotron4.training.stages.interface import Stage
 
 
-def shard(
-    root: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, *, keeps_gathered: bool = False
-) -> None:
-    """Tensor parallel first, then FSDP2 over the data axis: each block, and the rest with the root.
+@dataclass(frozen=True)
+class Grid:
+    """The processes of a run. ``pipeline``, ``data`` and ``tensor`` are this process's rows of the grid."""
 
-    With replicas the weights are sharded within each and gradients are summed over them (HSDP).
-    ``keeps_gathered``: weights stay gathered from the first micro-batch of a step to its last.
+    mesh: DeviceMesh  # axes pipeline, replica, shard, tensor
+    pipeline: DeviceMesh
+    data: DeviceMesh  # replicas and shards together
+    tensor: DeviceMesh
+
+    @property
+    def fsdp(self) -> DeviceMesh:
+        """What FSDP2 works on: the shards, or replicas and shards."""
+        return self.mesh["replica", "shard"] if self.mesh["replica"].size() > 1 else self.mesh["shard"]
+
+
+def shard(
+    root: nn.Module,
+    scorer: Scorer,
+    grid: Grid,
+    compute: torch.dtype,
+    *,
+    keeps_gathered: bool = False,
+) -> None:
+    """Tensor parallel first, then FSDP2 over the data axis: each block of the scorer, the rest with the root.
+
+    With replicas the weights are sharded within each and gradients are summed over them (HSDP). FSDP2 also
+    makes the copies in the type of ``compute``; a reward head stays float32. ``keeps_gathered``: weights stay
+    gathered from the first micro-batch of a step to its last.
     """
-    if mesh["tensor"].size() > 1:
-        tensor_parallel.shard(root, mesh["tensor"])
-    if mesh["data"].size() == 1:
+    if grid.tensor.size() > 1:
+        tensor_parallel.shard(root, grid.tensor)
+    is_mixed = compute != torch.float32
+    if grid.data.size() == 1 and not is_mixed:
         return
-    data = mesh["replica", "shard"] if mesh["replica"].size() > 1 else mesh["shard"]
+    policy = MixedPrecisionPolicy(compute, reduce_dtype=torch.float32) if is_mixed else MixedPrecisionPolicy()
     # The root too: its weights must be sharded again after a pass without gradients, or an optimiser or
     # a checkpoint made next would take the gathered copies for the parameters.
-    for module in (*blocks, root):
-        fully_shard(module, mesh=data, reshard_after_forward=not keeps_gathered)
+    for module in (*_blocks(scorer), *_heads(scorer), root):
+        own = MixedPrecisionPolicy() if module in _heads(scorer) else policy
+        fully_shard(module, mesh=grid.fsdp, reshard_after_forward=not keeps_gathered, mp_policy=own)
+
+
+def _blocks(scorer: Scorer) -> list[nn.Module]:
+    return [block for block in scorer.net.model.layers if isinstance(block, Block)]
+
+
+def _heads(scorer: Scorer) -> list[nn.Module]:
+    return [module for name, module in scorer.net.named_children() if name == "reward_head"]
 
 
 class ShardedEngine(Engine):
     """Several processes with data and tensor axes. The pipeline's engine builds on this one."""
 
-    def __init__(self, scorer: Scorer, mesh: DeviceMesh, *, device: torch.device | str = "cpu") -> None:
+    def __init__(self, scorer: Scorer, grid: Grid, *, device: torch.device | str = "cpu") -> None:
         super().__init__(scorer, device=device)
-        self.mesh = mesh
-        self.num_data = mesh["data"].size()
-        self.data_rank = mesh["data"].get_local_rank()
+        self.grid = grid
+        self.num_data = grid.data.size()
+        self.data_rank = grid.data.get_local_rank()
 
     def rows(self, samples: Sequence[Sample], row_tokens: int) -> list[PackedRow]:
         """Every data rank gets equally many rows, because sharded layers work in step; some may be empty."""
@@ -63,7 +96,7 @@ class ShardedEngine(Engine):
 
     def add_up(self, values: Sequence[float]) -> list[float]:
         tensor = torch.tensor(list(values), dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor, group=self.mesh["data"].get_group())
+        dist.all_reduce(tensor, group=self.grid.data.get_group())
         added: list[float] = tensor.tolist()
         return added
 

@@ -23,8 +23,9 @@ from torch.distributed.tensor import DTensor
 from nemotron4.errors import TrainingError
 from nemotron4.model.adapters import AdapterConfig, add_adapter
 from nemotron4.training.engine import Engine
-from nemotron4.training.parallel import build_mesh, distribute, process_group
+from nemotron4.training.parallel import build_grid, distribute, process_group
 from nemotron4.training.recipe import ParallelSection, PreferenceSection
+from nemotron4.training.recompute import recompute_activations
 from nemotron4.training.run import stopping_on_sigterm
 from nemotron4.training.scorer import Scorer
 from nemotron4.training.stages.interface import Stage
@@ -51,6 +52,7 @@ class Case:
     stage: str = "sft"
     adapter: str = "none"
     tied: bool = False
+    recompute: bool = False
     data: int = 1
     replicas: int = 1
     tensor: int = 1
@@ -72,6 +74,8 @@ def build(case: Case) -> Scorer:
         add_adapter(scorer.net, AdapterConfig(kind=case.adapter, rank=4, targets=("all",)), seed=0)  # type: ignore[arg-type]
         if case.stage == "reward":
             scorer.net.reward_head.requires_grad_(True)
+    if case.recompute:
+        recompute_activations(scorer.net.model)
     return scorer
 
 
@@ -80,7 +84,7 @@ def run(case: Case) -> None:
     device = torch.device("cpu")
     scorer = build(case)
     is_single = case.layout.num_processes == 1
-    engine = Engine(scorer) if is_single else distribute(scorer, build_mesh(case.layout, "cpu"), device)
+    engine = Engine(scorer) if is_single else distribute(scorer, build_grid(case.layout, "cpu"), device)
     end: int | str
     try:
         end = train(engine, case)

@@ -9,6 +9,7 @@ from nemotron4.errors import DataError, TrainingError
 from nemotron4.training.engine import Engine
 from nemotron4.training.packing import Sample, Segment, pack, plan_rows
 from nemotron4.training.recipe import PreferenceSection
+from nemotron4.training.recompute import recompute_activations
 from nemotron4.training.scorer import Scorer
 from nemotron4.training.stages.interface import Stage
 from nemotron4.training.stages.preference import JudgedStage, PairStage
@@ -168,3 +169,35 @@ def test_reward_correlation_is_pearsons() -> None:
         rewards.append(sample.labels[0] - sample.labels[1])
     expected = float(torch.corrcoef(torch.tensor([margins, rewards]))[0, 1])
     assert stage.summarise(result.totals)["reward_correlation"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_recomputed_activations_change_no_gradient() -> None:
+    plain, recomputed = Engine(tiny.logprob_scorer()), Engine(tiny.logprob_scorer())
+    recompute_activations(recomputed.scorer.net.model)
+    for engine in (plain, recomputed):
+        engine.forward_backward(engine.rows(tiny.texts(5), 64), LikelihoodStage())
+    assert plain.trainable.keys() == recomputed.trainable.keys()
+    for name, parameter in plain.trainable.items():
+        assert torch.equal(parameter.grad, recomputed.trainable[name].grad), name
+
+
+def test_recomputed_blocks_keep_only_their_input() -> None:
+    def kept_bytes(*, recompute: bool) -> int:
+        scorer = tiny.logprob_scorer(num_layers=4)
+        if recompute:
+            recompute_activations(scorer.net.model)
+        weights = {p.untyped_storage().data_ptr() for p in scorer.parameters()}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            scores = scorer(pack(tiny.texts(5)))
+        assert scores.requires_grad
+        return sum(kept.values())
+
+    assert kept_bytes(recompute=True) < 0.5 * kept_bytes(recompute=False)

@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from tests import tiny_models
 from tests.training import parallel_run
 from tests.training.parallel_run import Case, write_cases
 
 ROOT = Path(__file__).parents[2]
+TWO = ("--nproc-per-node", "2")
 
 
 def launch(folder: Path, cases: list[Case], *, timeout_s: float = 110) -> None:
@@ -93,6 +97,7 @@ MODELS = [
       for adapter in ("none", "lora")),
     {"stage": "sft", "tied": True},
     {"stage": "kto"},
+    {"stage": "dpo", "recompute": True},
 ]  # fmt: skip
 
 
@@ -140,3 +145,62 @@ def test_a_checkpoint_resumes_under_another_layout(tmp_path: Path, alone: Any, a
     launch(tmp_path / "c", [replace(many, pipeline=2, tensor=2, steps=4)])
     parallel_run.run(many)
     assert_same_run(alone(many), outcome(many))
+
+
+RECIPE = """
+stage = "{stage}"
+model = {{ start = "{start}", device = "cpu" }}
+data = {{ train = ["{train}"], max_length = 200 }}
+optimizer = {{ learning_rate = 1e-3, warmup_steps = 0, eps = 1e-3 }}
+batch = {{ global_size = 4, row_tokens = 400 }}
+run = {{ directory = "{folder}", max_steps = 2 }}
+{more}
+"""
+COMMANDS = {
+    "dpo": ("preference", 'preference = { loss = "dpo", beta = 0.1 }', "parallel.pipeline=2", "model"),
+    "rpo with lora": (
+        "preference",
+        'preference = { loss = "rpo", beta = 0.1 }\nadapter = { kind = "lora", rank = 4 }',
+        "parallel.pipeline=2",
+        "adapter",
+    ),
+    "reward": ("reward", 'reward = { objective = "bradley_terry" }', "parallel.data=2", "model"),
+    "sft": ("sft", "", "parallel.tensor=2", "model"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command_leaves_the_output_of_one_process(tmp_path: Path, name: str) -> None:
+    stage, more, layout, output = COMMANDS[name]
+    start = tiny_models.nemotron_directory(tmp_path / "start")
+    answers = [{"role": "assistant", "content": text} for text in ("It is so.", "I do not know.")]
+    rows = []
+    for i in range(6):
+        question = [{"role": "user", "content": f"What is {i} plus {i}?"}]
+        pair = {"prompt": question, "chosen": [answers[0]], "rejected": [answers[1]]}
+        rewards = {"chosen_reward": 3.0, "rejected_reward": 1.0}
+        rows.append({"messages": [*question, answers[0]]} if stage == "sft" else pair | rewards)
+    train = tmp_path / "rows.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = []
+    for launcher, settings in (([], []), (["-m", "torch.distributed.run", "--standalone", *TWO], [layout])):
+        folder = tmp_path / f"run{len(found)}"
+        recipe = tmp_path / "recipe.toml"
+        recipe.write_text(RECIPE.format(stage=stage, start=start, train=train, folder=folder, more=more))
+        process = subprocess.run(
+            [sys.executable, *launcher, "-m", "nemotron4.cli", "train", str(recipe), *settings],
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, check=False, timeout=140,
+        )  # fmt: skip
+        assert process.returncode == 0, process.stderr[-6000:]
+        assert "Warning" not in process.stderr
+        file = "model.safetensors" if output == "model" else "adapter_model.safetensors"
+        record = json.loads((folder / "run.json").read_text())
+        found.append((load_file(folder / output / file), record["fingerprint"], record["start_weights"]))
+    (one, *identity_one), (many, *identity_many) = found
+    assert identity_one == identity_many
+    assert one.keys() == many.keys()
+    for key, tensor in one.items():
+        torch.testing.assert_close(many[key], tensor, rtol=0, atol=2e-6)

@@ -1,0 +1,188 @@
+"""A model that no process holds whole: built without memory, split, then filled region by region.
+
+``Origin`` knows where each weight of a run comes from: a checkpoint, the recipe's seed, a fresh adapter.
+Every process asks it for the regions of its own shards; the values are those of whole loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from nemotron4.checkpoint.blocks import cached_rows, read_rows, row_ranges
+from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.checkpoint.load import match_weights
+from nemotron4.errors import ConfigError
+from nemotron4.model.adapters import add_adapter, fresh_adapter
+from nemotron4.model.attention import RotaryEmbedding
+from nemotron4.model.config import ModelConfig
+from nemotron4.model.reward_head import RewardModel, fresh_head
+from nemotron4.model.transformer import Transformer
+from nemotron4.training.pipeline import EMBEDDING, OUTPUT
+from nemotron4.training.recipe import Recipe
+from nemotron4.training.recompute import recompute_activations
+from nemotron4.training.reference import combined_hash, hash_values
+from nemotron4.training.scorer import LogprobScorer, RewardScorer, Scorer
+
+Region = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One whole tensor that can be read in part, as float32."""
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[Region], Tensor]
+
+    def blocks(self) -> Iterator[Tensor]:
+        """All of it, a few rows at a time."""
+        columns = tuple(slice(0, size) for size in self.shape[1:])
+        for start, stop in row_ranges(0, self.shape[0], self.shape[1:]):
+            yield self.read((slice(start, stop), *columns))
+
+
+class Origin:
+    """Every weight of the model that a recipe starts from. Nothing is read before it is asked for."""
+
+    def __init__(self, recipe: Recipe, base: Checkpoint, config: ModelConfig) -> None:
+        self.recipe = recipe
+        self.config = config
+        self.compute: torch.dtype = getattr(torch, recipe.model.compute)
+        self._base = cached_rows(base)
+        self._is_reward = recipe.stage == "reward"
+        self._has_fresh_head = self._is_reward and not base.config.num_reward_attributes
+        if recipe.model.preset is not None:
+            if self._is_reward:
+                raise ConfigError("a reward model starts from a trained model", hint="set model.start")
+        else:
+            self._names = match_weights(self._empty(), base, skip=self._skips(base))
+
+    def _skips(self, base: Checkpoint) -> dict[str, str]:
+        if not self._has_fresh_head:
+            return {}
+        fresh = "the head is new and drawn from the recipe's seed"
+        skips = {"reward_head.weight": fresh, "reward_head.bias": fresh}
+        if OUTPUT in base.tensors:
+            skips[OUTPUT] = "a reward model has no output layer"
+        return skips
+
+    def _empty(self) -> Transformer | RewardModel:
+        with torch.device("meta"):
+            return RewardModel(self.config) if self._is_reward else Transformer(self.config)
+
+    def scorer(self) -> Scorer:
+        """The whole model with its adapter, on the meta device: names and shapes, no values."""
+        net = self._empty()
+        if self.recipe.adapter is not None:
+            add_adapter(net, self.recipe.adapter, seed=self.recipe.run.seed)
+            if isinstance(net, RewardModel):
+                net.reward_head.requires_grad_(True)
+        _narrow_frozen(net, self.compute)
+        if self.recipe.model.recompute:
+            recompute_activations(net.model)
+        return RewardScorer(net) if isinstance(net, RewardModel) else LogprobScorer(net)
+
+    def weights(self) -> Iterator[Source]:
+        """The model's own weights, each once."""
+        seed = self.recipe.run.seed
+        if self.recipe.model.preset is not None:
+            net = self._empty()
+            assert isinstance(net, Transformer), "checked above"
+            for name, tensor in net.fresh_weights(seed=seed):
+                yield _in_memory(name, tensor)
+            return
+        for name in self._names:
+            shape = self._base.tensors[name].shape
+            yield Source(name, shape, partial(_read_region, self._base, name, shape))
+        if self._has_fresh_head:
+            weight_AD, bias_A = fresh_head(self.config, seed=seed)
+            yield _in_memory("reward_head.weight", weight_AD)
+            yield _in_memory("reward_head.bias", bias_A)
+
+    def adapter(self) -> Iterator[Source]:
+        """The fresh adapter's tensors, if the recipe has one."""
+        if self.recipe.adapter is not None:
+            for name, tensor in fresh_adapter(self.scorer().net, seed=self.recipe.run.seed):
+                yield _in_memory(name, tensor)
+
+    def hash(self) -> str:
+        """``reference.model_hash`` of the model; the processes share the reading of it."""
+        mine = {}
+        for number, source in enumerate(self.weights()):
+            if number % dist.get_world_size() == dist.get_rank():
+                mine[source.name] = hash_values(source.shape, source.blocks())
+        parts: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(parts, mine)
+        return combined_hash({name: text for part in parts for name, text in part.items()})
+
+
+def _narrow_frozen(net: nn.Module, dtype: torch.dtype) -> None:
+    """Frozen weights have no update to be precise for; a tied weight stays tied."""
+    made: dict[int, nn.Parameter] = {}
+    for module in net.modules():
+        for name, old in list(module.named_parameters(recurse=False)):
+            if not old.requires_grad and old.dtype != dtype:
+                if id(old) not in made:
+                    made[id(old)] = nn.Parameter(old.to(dtype), requires_grad=False)
+                setattr(module, name, made[id(old)])
+
+
+def _in_memory(name: str, tensor: Tensor) -> Source:
+    return Source(name, tuple(tensor.shape), lambda region: tensor[region])
+
+
+def _read_region(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], region: Region) -> Tensor:
+    """Block by block, so that a split of the columns holds a few whole rows at most."""
+    rows, *columns = region
+    out = torch.empty([part.stop - part.start for part in region])
+    for start, stop in row_ranges(rows.start, rows.stop, shape[1:]):
+        block = read_rows(checkpoint, name, start, stop, torch.float32)
+        out[start - rows.start : stop - rows.start] = block[(slice(None), *columns)]
+    return out
+
+
+@torch.no_grad()
+def fill(net: Transformer | RewardModel, origin: Origin, device: torch.device) -> None:
+    """Give every parameter of a split model its memory on the device and its values."""
+    slots = _allocate(net, device)
+    for sources in (origin.weights(), origin.adapter()):
+        for source in sources:
+            parameter = slots.pop(source.name, None)
+            if parameter is not None:
+                local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+                local.copy_(source.read(_region(parameter)))
+    assert not slots, f"no values for {sorted(slots)}"
+    net.model.rotary = RotaryEmbedding(net.config).to(device)
+
+
+def _allocate(net: Transformer | RewardModel, device: torch.device) -> dict[str, nn.Parameter]:
+    """New parameters in place of those on the meta device; a tied weight stays tied."""
+    made: dict[int, nn.Parameter] = {}
+    for module in net.modules():
+        for name, old in list(module.named_parameters(recurse=False)):
+            if id(old) not in made:
+                empty = torch.empty_like(old, device=device)
+                made[id(old)] = nn.Parameter(empty, requires_grad=old.requires_grad)
+            setattr(module, name, made[id(old)])
+    slots = dict(net.named_parameters())
+    if net.config.tie_embeddings and OUTPUT in slots:
+        slots[EMBEDDING] = slots.pop(OUTPUT)
+    return slots
+
+
+def _region(parameter: Tensor) -> Region:
+    """Where this process's part of a parameter lies in the whole."""
+    if not isinstance(parameter, DTensor):
+        return tuple(slice(0, size) for size in parameter.shape)
+    sizes, offsets = compute_local_shape_and_global_offset(
+        parameter.shape, parameter.device_mesh, parameter.placements
+    )
+    return tuple(slice(offset, offset + size) for offset, size in zip(offsets, sizes, strict=True))
