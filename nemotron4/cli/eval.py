@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nemotron4.cli.eval_human import app as human_app
+
 if TYPE_CHECKING:
     from nemotron4.client import ChatModel
 
@@ -20,6 +22,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The benchmarks' input files.")
 app.add_typer(data_app, name="data")
+app.add_typer(human_app, name="human")
 
 DataFolder = Annotated[
     Path | None,

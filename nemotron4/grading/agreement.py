@@ -77,3 +77,11 @@ def _kappa(codes_N: npt.NDArray[np.int64], cost_KK: Array) -> float | None:
     if by_chance <= 0.0:
         return None
     return 1.0 - float((cost_KK * share_KK).sum()) / by_chance
+
+
+def agreement_line(name: str, one: Agreement) -> str:
+    """One line for a reader; kappa that is not defined says so."""
+    kappa = "not defined: both used one label" if one.kappa is None else f"{one.kappa:.2f}"
+    span = "" if one.interval is None else f" [{one.interval.lower:.2f}, {one.interval.upper:.2f}]"
+    weights = ", quadratic weights" if one.weights == "quadratic" else ""
+    return f"  {name:<14}{kappa}{span}, {one.num_items} in common{weights}"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
-from nemotron4.grading.agreement import Agreement, cohen_kappa
+from nemotron4.grading.agreement import Agreement, agreement_line, cohen_kappa
 from nemotron4.grading.statistics import Interval, wilson
 from nemotron4.records import ATTRIBUTES, JsonObject
 from nemotron4.redteam.sessions import CATEGORIES, OUTCOMES, SEVERITIES, Assessment, Reviewed
@@ -185,10 +185,3 @@ def _rate_line(rate: AttackRate, indent: str = "") -> str:
         f"{indent + rate.group:<28}{worked:>12}  {share}  {span:<15}"
         f"{rate.partial:>9}{rate.unclear:>9}{rate.unassessed:>12}"
     )
-
-
-def agreement_line(name: str, one: Agreement) -> str:
-    kappa = "not defined: both used one label" if one.kappa is None else f"{one.kappa:.2f}"
-    span = "" if one.interval is None else f" [{one.interval.lower:.2f}, {one.interval.upper:.2f}]"
-    weights = ", quadratic weights" if one.weights == "quadratic" else ""
-    return f"  {name:<14}{kappa}{span}, {one.num_items} in common{weights}"

@@ -20,7 +20,7 @@ from nemotron4.cli.main import main
 from nemotron4.client import FakeBehaviour
 from nemotron4.redteam.aegis import tally_all
 from nemotron4.redteam.aegis_prompts import fetch_prompts, read_prompts
-from tests.redteam.serving import serving
+from tests.fake_serving import serving
 
 # What the classifier replies, by a word of the answer that is judged.
 REPLIES = {

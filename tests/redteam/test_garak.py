@@ -22,7 +22,7 @@ from nemotron4.redteam.garak_environment import environment_folder
 from nemotron4.redteam.garak_process import ScanSettings, Target, configuration, garak_environment
 from nemotron4.redteam.garak_results import Counts, read_report
 from nemotron4.redteam.garak_scan import load_scan
-from tests.redteam.serving import serving
+from tests.fake_serving import serving
 
 STAND_IN = Path(__file__).parent / "stand_in"
 

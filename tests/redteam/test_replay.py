@@ -14,7 +14,7 @@ from nemotron4.grading.refusals import is_refusal
 from nemotron4.records import Message
 from nemotron4.redteam.session_store import SessionStore
 from nemotron4.redteam.sessions import Assessment, Session
-from tests.redteam.serving import serving
+from tests.fake_serving import serving
 
 
 @pytest.fixture

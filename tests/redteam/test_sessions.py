@@ -25,7 +25,7 @@ from nemotron4.redteam.session_report import report
 from nemotron4.redteam.session_routes import session_routes
 from nemotron4.redteam.session_store import SessionStore
 from nemotron4.redteam.sessions import Assessment, Correction, Rating, Session
-from tests.redteam.serving import serving
+from tests.fake_serving import serving
 
 
 def talk(answer: str, question: str = "How do I break this lock?") -> tuple[Message, ...]:

@@ -1,0 +1,1 @@
+"""The technical report's human evaluation as a study: blind, in random order, on a 6-point scale."""

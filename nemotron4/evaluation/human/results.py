@@ -1,0 +1,217 @@
+"""What a study says: win, tie and loss against a baseline, perceived length, agreement of annotators."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+
+from nemotron4.errors import ConfigError, unknown_name
+from nemotron4.evaluation.human.study import AXES, LENGTHS, SCALE, AnswerRating, Study
+from nemotron4.grading.agreement import Agreement, agreement_line, cohen_kappa
+from nemotron4.grading.statistics import Interval, bootstrap_ratio, wilson
+from nemotron4.records import JsonObject
+
+OUTCOMES = ("win", "tie", "loss")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model against the baseline on one axis, over pairs that one annotator rated of one prompt.
+
+    ``percent`` has two decimals and sums to 100; intervals are drawn over prompts.
+    """
+
+    model: str
+    axis: str
+    category: str
+    counts: Mapping[str, int]
+    intervals: Mapping[str, Interval]
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def percent(self) -> dict[str, float]:
+        """By largest remainder, so that rounding keeps the sum."""
+        exact = {name: 10000 * count / self.total for name, count in self.counts.items()}
+        whole = {name: int(value) for name, value in exact.items()}
+        by_remainder = sorted(exact, key=lambda name: whole[name] - exact[name])
+        for name in by_remainder[: 10000 - sum(whole.values())]:
+            whole[name] += 1
+        return {name: value / 100 for name, value in whole.items()}
+
+    def to_json(self) -> JsonObject:
+        return {
+            "model": self.model,
+            "axis": self.axis,
+            "category": self.category,
+            "comparisons": self.total,
+            "counts": dict(self.counts),
+            "percent": self.percent,
+            "intervals": {name: [100 * i.lower, 100 * i.upper] for name, i in self.intervals.items()},
+        }
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """``left_out_prompts`` lack an answer of some model; ``unpaired`` ratings have no partner yet."""
+
+    baseline: str
+    num_prompts: int
+    left_out_prompts: int
+    num_ratings: int
+    unpaired: int
+    comparisons: tuple[Comparison, ...]
+    lengths: Mapping[str, Mapping[str, int]]
+    means: Mapping[str, Mapping[str, float]]
+    agreements: tuple[tuple[str, str, Mapping[str, Agreement]], ...]
+
+    def to_json(self) -> JsonObject:
+        return {
+            "baseline": self.baseline,
+            "prompts": self.num_prompts,
+            "prompts_left_out": self.left_out_prompts,
+            "ratings": self.num_ratings,
+            "ratings_without_a_partner": self.unpaired,
+            "comparisons": [comparison.to_json() for comparison in self.comparisons],
+            "lengths": {model: dict(counts) for model, counts in self.lengths.items()},
+            "means": {model: dict(values) for model, values in self.means.items()},
+            "agreements": [
+                {"first": a, "second": b, **{name: asdict(one) for name, one in found.items()}}
+                for a, b, found in self.agreements
+            ],
+        }
+
+
+def evaluate(study: Study, baseline: str, *, seed: int = 0) -> StudyResult:
+    """All comparisons with the baseline, overall and by category."""
+    if baseline not in study.models:
+        message, hint = unknown_name("model", baseline, study.models)
+        raise ConfigError(message, hint=hint)
+    ratings = study.ratings()
+    category = {prompt.id: prompt.category for prompt in study.prompts}
+    by_key = {(r.annotator, r.prompt, r.model): r for r in ratings}
+    pairs = [
+        (rating, by_key[rating.annotator, rating.prompt, baseline])
+        for rating in ratings
+        if rating.model != baseline and (rating.annotator, rating.prompt, baseline) in by_key
+    ]
+    num_unpaired = sum(r.model != baseline for r in ratings) - len(pairs)
+    categories = ["all", *sorted(set(category.values()))]
+    comparisons = [
+        _compare(
+            model,
+            axis,
+            wanted,
+            [(a, b) for a, b in pairs if a.model == model and wanted in ("all", category[a.prompt])],
+            seed,
+        )
+        for model in study.models
+        if model != baseline
+        for axis in AXES
+        for wanted in categories
+    ]
+    return StudyResult(
+        baseline=baseline,
+        num_prompts=len(study.prompts),
+        left_out_prompts=len(study.prompts) - len(study.complete_prompts),
+        num_ratings=len(ratings),
+        unpaired=num_unpaired,
+        comparisons=tuple(each for each in comparisons if each.total),
+        lengths={model: _lengths(ratings, model) for model in study.models},
+        means={model: _means(ratings, model) for model in study.models},
+        agreements=_agreements(ratings),
+    )
+
+
+def _compare(
+    model: str, axis: str, category: str, pairs: Sequence[tuple[AnswerRating, AnswerRating]], seed: int
+) -> Comparison:
+    by_prompt: dict[str, list[str]] = defaultdict(list)
+    for ours, theirs in pairs:
+        difference = getattr(ours, axis) - getattr(theirs, axis)
+        by_prompt[ours.prompt].append("win" if difference > 0 else "loss" if difference < 0 else "tie")
+    outcomes = [outcome for found in by_prompt.values() for outcome in found]
+    counts_Q = [len(found) for found in by_prompt.values()]
+    return Comparison(
+        model,
+        axis,
+        category,
+        {name: outcomes.count(name) for name in OUTCOMES},
+        {
+            name: bootstrap_ratio([found.count(name) for found in by_prompt.values()], counts_Q, seed=seed)
+            for name in OUTCOMES
+        },
+    )
+
+
+def _lengths(ratings: Sequence[AnswerRating], model: str) -> dict[str, int]:
+    said = [rating.length for rating in ratings if rating.model == model]
+    return {name: said.count(name) for name in LENGTHS}
+
+
+def _means(ratings: Sequence[AnswerRating], model: str) -> dict[str, float]:
+    own = [rating for rating in ratings if rating.model == model]
+    return {axis: sum(getattr(r, axis) for r in own) / len(own) for axis in AXES} if own else {}
+
+
+def _agreements(
+    ratings: Sequence[AnswerRating],
+) -> tuple[tuple[str, str, Mapping[str, Agreement]], ...]:
+    """Of every two annotators, over the answers that both rated."""
+    by_annotator: dict[str, dict[tuple[str, str], AnswerRating]] = defaultdict(dict)
+    for rating in ratings:
+        by_annotator[rating.annotator][rating.prompt, rating.model] = rating
+    found = []
+    for first, second in combinations(sorted(by_annotator), 2):
+        common = sorted(by_annotator[first].keys() & by_annotator[second].keys())
+        if not common:
+            continue
+        one = [by_annotator[first][key] for key in common]
+        other = [by_annotator[second][key] for key in common]
+        named = {
+            axis: cohen_kappa(
+                [getattr(rating, axis) for rating in one],
+                [getattr(rating, axis) for rating in other],
+                SCALE,
+                weights="quadratic",
+            )
+            for axis in AXES
+        }
+        named["length"] = cohen_kappa([r.length for r in one], [r.length for r in other], list(LENGTHS))
+        found.append((first, second, named))
+    return tuple(found)
+
+
+def result_lines(result: StudyResult) -> list[str]:
+    """The study for a reader at a terminal."""
+    lines = [
+        f"against {result.baseline}: {result.num_ratings} ratings of {result.num_prompts} prompts"
+        f" ({result.left_out_prompts} left out: an answer is missing; {result.unpaired} ratings without a"
+        " partner)"
+    ]
+    for each in result.comparisons:
+        percent = each.percent
+        shown = "  ".join(
+            f"{name} {percent[name]:6.2f} [{100 * each.intervals[name].lower:.1f}, "
+            f"{100 * each.intervals[name].upper:.1f}]"
+            for name in OUTCOMES
+        )
+        lines.append(f"  {each.model:<16}{each.axis:<14}{each.category:<16}{shown}  n={each.total}")
+    lines.append("perceived length, % [95 %]")
+    for model, counts in result.lengths.items():
+        total = sum(counts.values())
+        parts = []
+        for name, count in counts.items():
+            interval = wilson(count, total)
+            span = f"[{100 * interval.lower:.1f}, {100 * interval.upper:.1f}]"
+            share = f"{100 * count / total:.1f} {span}" if total else "-"
+            parts.append(f"{name.replace('_', ' ')} {share}")
+        lines.append(f"  {model:<16}{'  '.join(parts)}")
+    for first, second, named in result.agreements:
+        lines.append(f"agreement of {first} and {second} (Cohen's kappa)")
+        lines += [agreement_line(name, one) for name, one in named.items()]
+    return lines
