@@ -124,7 +124,9 @@ def _expected(stage: Stage, what: str) -> float:
 def _tokens(stage: Stage, counters: Mapping[str, float], paid: float) -> tuple[float, float]:
     if paid:
         return counters.get("prompt_tokens", 0.0) / paid, counters.get("completion_tokens", 0.0) / paid
-    return _TOKENS.get(stage.config.kind, _LIST_TOKENS)
+    tokens_in, tokens_out = _TOKENS.get(stage.config.kind, _LIST_TOKENS)
+    limit = tokens_out if stage.sampling is None else stage.sampling.max_tokens
+    return tokens_in, min(tokens_out, limit)
 
 
 def plan_table(plan: Plan) -> str:

@@ -16,6 +16,7 @@ from nemotron4.synth import filters, keys
 from nemotron4.synth.near_duplicates import find_near_duplicates
 from nemotron4.synth.parsing import normalise
 from nemotron4.synth.rows import Answered, Dialogue, Judged, Prompt, Response, Row, Topic
+from nemotron4.synth.similar_words import find_similar_words
 from nemotron4.synth.stage import Context, Drop, Filtered, Kind
 
 TEXT_ROWS = (Prompt, Answered, Judged, Dialogue)
@@ -51,6 +52,15 @@ class NearDedupKnobs:
 @dataclass(frozen=True)
 class DiversityKnobs:
     threshold: float = 0.7
+
+
+@dataclass(frozen=True)
+class SimilarWordsKnobs:
+    threshold: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}; expected in (0, 1] (cosine)")
 
 
 @dataclass(frozen=True)
@@ -182,6 +192,15 @@ def too_similar(rows: Iterable[tuple[bytes, Any]], knobs: DiversityKnobs) -> Map
     }
 
 
+def similar_words(rows: Iterable[tuple[bytes, Any]], knobs: SimilarWordsKnobs) -> Mapping[bytes, Drop]:
+    pairs = [(record, main_text(row)) for record, row in rows]
+    found = find_similar_words([text for _, text in pairs], knobs.threshold)
+    return {
+        pairs[later][0]: ("similar words", f"TF-IDF cosine {score:.2f} with {pairs[kept][0].hex()}")
+        for later, (kept, score) in found.items()
+    }
+
+
 def cap_per_task(rows: Iterable[tuple[bytes, Any]], knobs: SampleKnobs) -> Mapping[bytes, Drop]:
     """The first ``n`` of each task in the order of ids, which is a random order."""
     counts: Counter[str] = Counter()
@@ -260,6 +279,9 @@ KINDS = {
     "exact_dedup": _pass("equal texts", DedupKnobs, COMPARED_ROWS, decide=exact_duplicates),
     "near_dedup": _pass("nearly equal texts", NearDedupKnobs, COMPARED_ROWS, decide=near_duplicates),
     "diversity": _pass("texts too like an earlier one", DiversityKnobs, COMPARED_ROWS, decide=too_similar),
+    "similar_words": _pass(
+        "texts of nearly the same words", SimilarWordsKnobs, COMPARED_ROWS, decide=similar_words
+    ),
     "sample": _pass("at most n rows of each task", SampleKnobs, decide=cap_per_task),
     "decontaminate": _pass("texts that contain a benchmark item", DecontaminateKnobs, run=decontaminate),
     "drop_tagged": _pass("rows with a tag, such as unsafe", TagKnobs, run=drop_tagged),
