@@ -38,7 +38,7 @@ try:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.remote.webelement import WebElement
-    from selenium.webdriver.support.ui import WebDriverWait
+    from selenium.webdriver.support.ui import Select, WebDriverWait
 except ImportError:  # the fixture then skips
     Chrome = Keys = None  # type: ignore[assignment,misc]
 
@@ -111,6 +111,12 @@ class Browser:
         field = self.find(selector)
         field.clear()
         field.send_keys(text)
+
+    def choose(self, selector: str, value: str) -> None:
+        """The option with this value; a choice that leads to a download forgets earlier ones."""
+        for path in self.downloads.iterdir():
+            path.unlink()
+        Select(self.driver.find_element(By.CSS_SELECTOR, selector)).select_by_value(value)
 
     def press(self, *keys: str) -> None:
         """Keys to what has the focus; ``Keys`` of Selenium names the special ones."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,7 @@ from nemotron4.errors import ConfigError
 
 if TYPE_CHECKING:
     from nemotron4.server.guard import Guard, GuardSettings
+    from nemotron4.server.page import PageTab
 
 
 def serve(
@@ -76,6 +79,12 @@ def serve(
     guard_raw: Annotated[
         bool, typer.Option("--guard-raw", help="Ask by /v1/completions, as AEGIS' own classifiers need it.")
     ] = False,
+    redteam: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Show the red-team tab; what is recorded there goes into this file."
+        ),
+    ] = None,
 ) -> int:
     """Serve a model: PUT /generate (NeMo), /v1 (OpenAI) and a web page on one port.
 
@@ -113,6 +122,10 @@ def serve(
     )
     screen = None if guard is None else _connect_guard(guard, guard_name, guard_settings)
 
+    def put_on_port(load: Callable[[], InferenceEngine]) -> None:
+        with _tabs(redteam) as tabs:
+            run(load, port=port, settings=settings, guard=screen, tabs=tabs)
+
     parallel = Parallel(tensor=tensor_parallel, pipeline=pipeline_parallel, nodes=nodes)
     if engine == "vllm":
         if quantize is not None:
@@ -124,7 +137,7 @@ def serve(
             model,
             find_rank(os.environ),
             parallel,
-            lambda load: run(load, port=port, settings=settings, guard=screen),
+            put_on_port,
             port=port,
             max_waiting=max_waiting,
             max_running=max_running,
@@ -155,7 +168,7 @@ def serve(
         show_notes(opened.info)
         return opened
 
-    run(load_engine, port=port, settings=settings, guard=screen)
+    put_on_port(load_engine)
     return 0
 
 
@@ -169,3 +182,17 @@ def _connect_guard(url: str, name: str | None, settings: GuardSettings) -> Guard
         url, name, render=render, key_variable="NEMOTRON4_GUARD_API_KEY", timeout_s=TIMEOUT_S
     )
     return Guard(classifier, settings)
+
+
+@contextmanager
+def _tabs(sessions: Path | None) -> Iterator[list[PageTab]]:
+    """What the page shows beside the chat: the workspace of red-teaming, over this file."""
+    if sessions is None:
+        yield []
+        return
+    from nemotron4.redteam.session_routes import PAGE_SCRIPT, session_routes
+    from nemotron4.redteam.session_store import SessionStore
+    from nemotron4.server.page import PageTab
+
+    with closing(SessionStore(sessions)) as store:
+        yield [PageTab("redteam", "Red team", PAGE_SCRIPT, session_routes(store))]

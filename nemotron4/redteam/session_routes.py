@@ -6,6 +6,7 @@ Keys, limits and the Host check are those of the server that mounts it. Errors a
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import APIRouter
@@ -30,6 +31,7 @@ from nemotron4.redteam.sessions import (
 )
 
 PREFIX = "/redteam"
+PAGE_SCRIPT = Path(__file__).parent / "web" / "redteam.js"  # draws the tab of the page over these routes
 FILTERS = ("annotator", "model", "technique", "category", "outcome")
 MAX_LISTED = 500
 

@@ -57,7 +57,7 @@ def create_app(
     if service.settings.page is not None:
         app.include_router(page_routes(service, service.settings.page, tabs))
     for tab in tabs:
-        app.mount(f"/{tab.name}", tab.app)
+        app.include_router(tab.router)
     app.router.routes.append(Route("/{path:path}", UnknownPath()))
     app.add_exception_handler(RequestValidationError, _refuse_body)
     app.add_exception_handler(HTTPException, _refuse)

@@ -11,7 +11,6 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp
 
 from nemotron4.inference.interface import RewardScorer
 from nemotron4.records import Message
@@ -56,16 +55,16 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class PageTab:
-    """One more tab of the page: a JavaScript module that draws it, and the app that answers its requests.
+    """One more tab of the page: a JavaScript module that draws it, and the routes that answer its requests.
 
-    The module exports ``mount(root, context)``; ``app`` is mounted at ``/NAME`` behind the same front door,
-    so the same limits, Host and Origin checks and API keys hold for it.
+    ``script`` is called NAME.js and exports ``mount(root, context)``, whose result has a method ``shown``.
+    The routes lie behind the same front door: the same limits, Host and Origin checks and API keys hold.
     """
 
     name: str
     title: str
     script: Path
-    app: ASGIApp
+    router: APIRouter
 
 
 class Tab(BaseModel):

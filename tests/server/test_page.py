@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import APIRouter
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -212,8 +213,8 @@ def test_a_tab_gets_its_script_its_app_and_the_same_front_door(tmp_path: Path) -
 
     script = tmp_path / "notes.js"
     script.write_text("export function mount() {}")
-    tab_app = Starlette(routes=[Route("/rows", rows, methods=["GET", "POST"])])
-    tab = PageTab(name="notes", title="Notes", script=script, app=tab_app)
+    router = APIRouter(prefix="/notes", routes=[Route("/notes/rows", rows, methods=["GET", "POST"])])
+    tab = PageTab(name="notes", title="Notes", script=script, router=router)
     app = InProcess(FakeEngine(), ServerSettings(api_keys=("the-key",), max_body_bytes=100), tabs=[tab])
     key = {"Authorization": "Bearer the-key"}
     assert app.request("GET", "/page/info", headers=key).json()["tabs"] == [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,9 @@ from starlette.routing import Route
 from nemotron4.inference.fake import FakeEngine
 from nemotron4.inference.fake_tokenizer import FakeTokenizer
 from nemotron4.records import ATTRIBUTES, parse_messages
+from nemotron4.redteam.session_routes import PAGE_SCRIPT, session_routes
+from nemotron4.redteam.session_store import SessionStore
+from nemotron4.server.page import PageTab
 from nemotron4.server.settings import Endpoint, ServerSettings
 from nemotron4.text.prompt import nemotron4
 from tests.browser import PHONE, Browser, Keys
@@ -109,10 +114,7 @@ def test_a_conversation_streams_can_be_edited_repeated_kept_and_exported(
     browser.driver.refresh()
     browser.wait_for(".turn:nth-child(2) .answer .text", text="You said: and more")
     assert [each.text for each in browser.find_all("#conversations .title")] == ["hello"]
-    browser.run(
-        "const chosen = document.querySelector('.export select'); chosen.value = 'jsonl';"
-        "chosen.dispatchEvent(new Event('change'))"
-    )
+    browser.choose(".export select", "jsonl")
     [line] = browser.downloaded().read_text(encoding="utf-8").splitlines()
     messages = parse_messages(json.loads(line), "messages")
     assert [message.content for message in messages] == [
@@ -260,6 +262,50 @@ def test_axe_finds_no_serious_problem_and_a_phone_has_no_sideways_scroll(
     browser.find("#raw-prompt")
     browser.click("#show-settings")
     assert browser.accessibility_problems() == []
+
+
+def test_a_red_team_session_is_recorded_rated_and_exported(browser: Browser, tmp_path: Path) -> None:
+    with closing(SessionStore(tmp_path / "sessions.sqlite")) as store:
+        tab = PageTab(name="redteam", title="Red team", script=PAGE_SCRIPT, router=session_routes(store))
+        engine = FakeEngine(_answers, name="target", prompt_format=nemotron4())
+        with serving(engine, ServerSettings(api_keys=("the-key",)), [tab]) as running:
+            browser.open(running.url)
+            browser.fill("#key", "the-key")
+            browser.press(Keys.ENTER)
+            browser.wait_for("#model-name", text="target")
+            _say(browser, "evil plan")
+            browser.wait_for(".answer .note", text="tokens")
+            browser.click("#views button:nth-child(3)")
+            browser.click("#show-settings")
+            browser.fill("#annotator", "ann")
+            browser.click(".workspace .primary")
+            for field, value in (
+                ("technique", "role_play"),
+                ("category", "malware"),
+                ("outcome", "success"),
+                ("severity", "3"),
+                ("rate-1-helpfulness", "4"),
+                ("rate-1-verbosity", "0"),
+            ):
+                browser.choose(f"#{field}", value)
+            browser.fill("#notes", "too easy")
+            browser.click("details summary")
+            browser.fill("#better-1", "I will not help with that.")
+            assert browser.accessibility_problems() == []
+            browser.click(".review .primary")
+            browser.wait_for(".records .outcome", text="success")
+            browser.wait_for(".message .note", text="ann: helpfulness 4, verbosity 0")
+            browser.choose("#export-sessions", "preference")
+            exported = json.loads(browser.downloaded().read_text(encoding="utf-8"))
+            assert [each for each in browser.problems() if " 401 " not in each] == []
+        [recorded] = store.sessions()
+    assert recorded.session.messages[1].content.startswith("<script>")
+    assert (recorded.session.technique, recorded.session.model) == ("role_play", "target")
+    [assessment], [rating] = recorded.assessments, recorded.ratings
+    assert (assessment.annotator, assessment.severity, assessment.notes) == ("ann", 3, "too easy")
+    assert rating.attributes == {"helpfulness": 4, "verbosity": 0}
+    assert exported["chosen"] == "I will not help with that."
+    assert exported["rejected"] == recorded.session.messages[1].content
 
 
 @pytest.mark.slow
