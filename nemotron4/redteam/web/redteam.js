@@ -27,7 +27,7 @@ class Workspace {
     this.#root = root;
     this.#settings = settings;
     this.#conversation = conversation;
-    const record = h("button", { type: "button", class: "primary", onclick: () => this.#startRecord() }, "Record the open conversation");
+    const record = h("button", { type: "button", class: "primary", onclick: () => this.#startRecord() }, "Record this conversation");
     root.append(h("div", { class: "workspace" },
       h("div", { class: "records-side" }, record, this.#exports(), this.#list),
       this.#sheet));
@@ -124,6 +124,8 @@ class Workspace {
       event.preventDefault();
       alert.hidden = true;
       try {
+        const isEmpty = !said.outcome && [...answers.values()].every(({ ratings, correction }) => !Object.keys(ratings).length && !correction.trim());
+        if (session && isEmpty) throw new Error("Nothing to add yet: choose an outcome, a rating or write a better answer.");
         const id = session?.id ?? (await this.#create(create, messages, said)).id;
         await this.#send(id, said, answers);
         announce("Saved");
