@@ -120,7 +120,7 @@ function describe({ error, finish, numTokens, seconds, scoreError }) {
   if (numTokens !== null) parts.push(`${numTokens} tokens`);
   if (seconds > 0) parts.push(`${seconds.toFixed(1)} s`);
   if (numTokens !== null && seconds > 0) parts.push(`${(numTokens / seconds).toFixed(0)} tokens/s`);
-  const endings = { length: "cut at the token limit", stopped: "stopped by you" };
+  const endings = { length: "cut at the token limit", stopped: "stopped by you", content_filter: "withheld by the guard" };
   if (endings[finish]) parts.push(endings[finish]);
   if (scoreError) parts.push(`no score: ${scoreError}`);
   return parts.join(" \u00b7 ");
