@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,9 @@ from torch.overrides import TorchFunctionMode
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import CheckpointError, unknown_name
 from nemotron4.model.attention import RotaryEmbedding
-from nemotron4.model.transformer import Transformer
+from nemotron4.model.transformer import Block, Transformer
+
+READERS = 2  # tensors read and dequantised at the same time, while the caller works on those before
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,28 @@ class _WithoutInitialisation(TorchFunctionMode):
 
 
 def load_transformer(
-    checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    block_loaded: Callable[[Block], None] | None = None,
 ) -> tuple[Transformer, LoadReport]:
-    """The checkpoint's language model, ready to run, and what became of every tensor."""
+    """The checkpoint's language model, ready to run, and what became of every tensor.
+
+    ``block_loaded`` is called with each block when its weights stand in it, while the next are read.
+    """
     with torch.device("meta"), _WithoutInitialisation():
         model = Transformer(checkpoint.config)
-    report = load_weights(model, checkpoint, dtype=dtype, device=device)
+    last_names = {
+        f"model.layers.{i}.{list(block.state_dict())[-1]}": block
+        for i, block in enumerate(model.model.blocks())
+    }
+
+    def loaded(name: str) -> None:
+        if block_loaded is not None and name in last_names:
+            block_loaded(last_names[name])
+
+    report = load_weights(model, checkpoint, dtype=dtype, device=device, loaded=loaded)
     model.model.rotary = RotaryEmbedding(checkpoint.config).to(device)  # not in a checkpoint: computed
     return model.eval(), report
 
@@ -56,30 +76,39 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     skip: Mapping[str, str] | None = None,
+    loaded: Callable[[str], None] = lambda name: None,
 ) -> LoadReport:
     """Replace the parameters of ``module`` (usually on the meta device) by the checkpoint's.
 
     ``skip`` names tensors, of the checkpoint or of the module, that are left alone on purpose, with the
     reason: a reward head that the checkpoint does not have, an output layer that the module does not have.
-    Names and shapes are all checked before the first weight is read. Peak memory is the module plus one
-    tensor as stored and dequantised. Raises CheckpointError naming the tensor and the file.
+    ``loaded`` is called with each name, in the module's order, when the tensor stands in the module.
+    Names and shapes are all checked before the first weight is read. Peak memory is the module plus a
+    few tensors as stored. Raises CheckpointError naming the tensor and the file.
     """
     wanted, tied, skipped = _match(module, checkpoint, dict(skip or {}))
-    loaded: dict[int, torch.Tensor] = {}
-    for name, slot in wanted.items():
-        owner, attribute, old = slot
-        if id(old) not in loaded:
-            source = tied.get(name, name)
-            value = checkpoint.read(source, dtype if old.is_floating_point() else None).to(device)
-            loaded[id(old)] = (
-                torch.nn.Parameter(value, requires_grad=old.requires_grad)
-                if isinstance(old, torch.nn.Parameter)
-                else value
-            )
-        setattr(owner, attribute, loaded[id(old)])
+    old_tensors = {name: slot[2] for name, slot in wanted.items() if name not in tied}
+    users: dict[int, list[tuple[torch.nn.Module, str]]] = {}
+    for owner, attribute, old in wanted.values():
+        users.setdefault(id(old), []).append((owner, attribute))
+    # ``loaded`` may replace modules, whose weights must then go: no reference to one stays here.
+    del owner, wanted
+
+    def read(name: str) -> torch.Tensor:
+        is_float = old_tensors[name].is_floating_point()
+        return checkpoint.read(name, dtype if is_float else None).to(device)
+
+    for name, new in _read_ahead(read, old_tensors):
+        old = old_tensors[name]
+        if isinstance(old, torch.nn.Parameter):
+            new = torch.nn.Parameter(new, requires_grad=old.requires_grad)
+        for owner, attribute in users.pop(id(old)):
+            setattr(owner, attribute, new)
+        del owner, new
+        loaded(name)
     for name, source in tied.items():
         skipped[name] = f"the same weight as {source}"
-    return LoadReport(tuple(name for name in wanted if name not in tied), skipped)
+    return LoadReport(tuple(old_tensors), skipped)
 
 
 def match_weights(
@@ -108,6 +137,20 @@ def _match(
     _check(wanted, checkpoint, skipped, tied)
     _check_tied_values(checkpoint, {**tied, **_configured_tie(checkpoint)})
     return wanted, tied, skipped
+
+
+def _read_ahead(
+    read: Callable[[str], torch.Tensor], names: Iterable[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each name with its tensor, in order; a few tensors are read before they are asked for, no more."""
+    waiting: deque[tuple[str, Future[torch.Tensor]]] = deque()
+    with ThreadPoolExecutor(max_workers=READERS) as pool:
+        for name in names:
+            waiting.append((name, pool.submit(read, name)))
+            if len(waiting) > 2 * READERS:
+                yield waiting[0][0], waiting.popleft()[1].result()
+        while waiting:
+            yield waiting[0][0], waiting.popleft()[1].result()
 
 
 def _slots(module: torch.nn.Module) -> dict[str, _Slot]:

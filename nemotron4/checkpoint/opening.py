@@ -12,11 +12,14 @@ if TYPE_CHECKING:
     from nemotron4.checkpoint.interface import Checkpoint
 
 
-def open_checkpoint(model: str | Path) -> Checkpoint:
+def open_checkpoint(model: str | Path | Checkpoint) -> Checkpoint:
     """Open a pulled name, a directory, a ``.gguf`` or ``.nemo`` file, or a pulled hub id.
 
-    Reads the configuration and the index, checks both, and leaves the weights on disk.
+    Reads the configuration and the index, checks both, and leaves the weights on disk. A checkpoint that is
+    open already is returned as it is.
     """
+    if not isinstance(model, str | Path):
+        return model
     path = resolve(str(model))
     name = None if path == Path(model) else str(model)
     # Imported here because ``pull`` and ``--help`` pass through this package and need no torch.

@@ -153,10 +153,11 @@ def serve(
         from nemotron4.inference.load import load
         from nemotron4.inference.reward import load_reward
 
-        if open_checkpoint(model).config.num_reward_attributes:
-            return load_reward(model, dtype=dtype, device=device)
+        checkpoint = open_checkpoint(model)
+        if checkpoint.config.num_reward_attributes:
+            return load_reward(checkpoint, dtype=dtype, device=device)
         opened = load(
-            model,
+            checkpoint,
             dtype=dtype,
             device=device,
             quantize=quantize,

@@ -15,7 +15,7 @@ from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.errors import CheckpointError, ConfigError, unknown_name
 from nemotron4.inference.engine import Engine
 from nemotron4.inference.interface import ModelInfo
-from nemotron4.inference.packed_linear import can_pack, pack
+from nemotron4.inference.packed_linear import can_pack, pack_block, pack_output_layer
 from nemotron4.inference.runner import ModelRunner
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.kv_cache import KVCache
@@ -26,7 +26,7 @@ SHARE_OF_FREE_MEMORY = {"cpu": 0.25, "cuda": 0.85}
 
 
 def load(
-    model: str | Path,
+    model: str | Path | Checkpoint,
     *,
     dtype: str = "auto",
     device: str = "auto",
@@ -37,7 +37,7 @@ def load(
     max_waiting: int = 1024,
     max_step_tokens: int = 512,
 ) -> Engine:
-    """Load a model by pulled name, directory, ``.gguf`` file or hub id, and start its engine.
+    """Load a model by pulled name, directory, ``.gguf`` file, hub id or as opened, and start its engine.
 
     ``dtype`` "auto" is float32 on a CPU, where it is also the fastest, and bfloat16 on a GPU.
     ``adapter`` is a folder with a LoRA adapter in PEFT's format, merged into the weights as they are read.
@@ -80,11 +80,13 @@ def load(
 
 
 def _load_module(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Transformer:
-    module, _ = load_transformer(checkpoint, dtype=dtype, device=device)
-    module.requires_grad_(False)
-    if can_pack(dtype, device):
-        pack(module)
-    return module
+    is_packed = can_pack(dtype, device)
+    module, _ = load_transformer(
+        checkpoint, dtype=dtype, device=device, block_loaded=pack_block if is_packed else None
+    )
+    if is_packed:
+        pack_output_layer(module)
+    return module.requires_grad_(False)
 
 
 def describe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> ModelInfo:

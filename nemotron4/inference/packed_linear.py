@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nemotron4.model.attention import Attention, Rotation
 from nemotron4.model.layers import LayerNorm1P, SquaredReluMLP, SwiGluMLP
-from nemotron4.model.transformer import Transformer
+from nemotron4.model.transformer import Block, Transformer
 
 LONE_ROW_COPIES = 4  # the number of rows for which oneDNN reads weights fastest
 
@@ -122,12 +122,20 @@ def pack(model: Transformer) -> None:
     Each plain weight is freed as soon as its packed copy stands, so memory grows by one layer at most.
     """
     for block in model.model.blocks():
-        block.self_attn = PackedAttention(block.self_attn)
-        block.set_part("mlp", _packed_mlp(block.mlp))
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            norm = getattr(block, name)
-            if isinstance(norm, LayerNorm1P):
-                block.set_part(name, FrozenLayerNorm(norm))
+        pack_block(block)
+    pack_output_layer(model)
+
+
+def pack_block(block: Block) -> None:
+    block.self_attn = PackedAttention(block.self_attn)
+    block.set_part("mlp", _packed_mlp(block.mlp))
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        norm = getattr(block, name)
+        if isinstance(norm, LayerNorm1P):
+            block.set_part(name, FrozenLayerNorm(norm))
+
+
+def pack_output_layer(model: Transformer) -> None:
     model.set_output_layer(PackedLinear(model.lm_head))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import load_weights
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.errors import CheckpointError, RequestError
@@ -139,7 +140,7 @@ def _reward(values: Sequence[float]) -> Reward:
 
 
 def load_reward(
-    model: str | Path,
+    model: str | Path | Checkpoint,
     *,
     dtype: str = "auto",
     device: str = "auto",

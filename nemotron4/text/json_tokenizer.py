@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,8 +41,8 @@ class JsonTokenizer:
         self._added = {token["id"]: token for token in spec.get("added_tokens") or ()}
         full = _tokenizer(self._spec, source)
         self._decoding = _Decoding.of(self._spec.get("decoder"), source)
-        self._variants = {(True, False): full}
         self._full = full
+        self._lock = threading.Lock()
         self._vocab_size = max(full.get_vocab().values(), default=-1) + 1
         self._bos_id = self._special_id(bos, "beginning of text")
         self._eos_id = self._special_id(eos, "end of text")
@@ -73,7 +74,11 @@ class JsonTokenizer:
 
     def encode(self, text: str, *, parse_special: bool = True, continues: bool = False) -> list[int]:
         check_encodable(text)
-        ids: list[int] = self._variant(parse_special, continues).encode(text, add_special_tokens=False).ids
+        encoder = self._continuing if continues else self._full
+        # The switch belongs to the whole tokenizer, and a second one would hold the vocabulary once more.
+        with self._lock:
+            encoder.encode_special_tokens = not parse_special
+            ids: list[int] = encoder.encode(text, add_special_tokens=False).ids
         if not parse_special and not self._marker_ids.isdisjoint(ids):
             found = next(token_id for token_id in ids if token_id in self._marker_ids)
             raise TokenizerError(
@@ -122,16 +127,11 @@ class JsonTokenizer:
             raise TokenizerError(f"{self._source}: the {meaning} token {piece!r} is not in the vocabulary")
         return token_id
 
-    def _variant(self, parse_special: bool, continues: bool) -> tokenizers.Tokenizer:
-        """The tokenizer that finds markers or not, and puts a space first or not; made when first used."""
-        key = (parse_special, continues)
-        if key not in self._variants:
-            spec = _without_first_space(self._spec) if continues else self._spec
-            variant = self._full if spec == self._spec and parse_special else _tokenizer(spec, self._source)
-            if not parse_special:
-                variant.encode_special_tokens = True
-            self._variants[key] = variant
-        return self._variants[key]
+    @functools.cached_property
+    def _continuing(self) -> tokenizers.Tokenizer:
+        """The tokenizer that puts no space before the text."""
+        spec = _without_first_space(self._spec)
+        return self._full if spec == self._spec else _tokenizer(spec, self._source)
 
 
 def _is_marker(token: Mapping[str, Any]) -> bool:

@@ -8,19 +8,28 @@ from typing import Any
 
 from nemotron4.errors import TokenizerError
 from nemotron4.text.json_tokenizer import JsonTokenizer
-from nemotron4.text.prompt import card_prompt
 from nemotron4.text.sentencepiece_tokenizer import SentencePieceTokenizer
-from nemotron4.text.tokenizer import Tokenizer, check_round_trip
+from nemotron4.text.tokenizer import Tokenizer
 
 
 def open_tokenizer(directory: Path, *, sentencepiece_name: str | None = None) -> Tokenizer:
-    """Read ``sentencepiece_name`` (NeMo's settings name it) or else tokenizer.json, tokenizer.model.
-
-    TokenizerError if the card's prompt does not survive encoding and decoding.
-    """
-    tokenizer = _read_tokenizer(directory, sentencepiece_name)
-    check_round_trip(tokenizer, card_prompt())
-    return tokenizer
+    """Read ``sentencepiece_name`` (NeMo's settings name it) or else tokenizer.json, tokenizer.model."""
+    if sentencepiece_name is not None:
+        return SentencePieceTokenizer.read(directory / sentencepiece_name.removeprefix("nemo:"))
+    if (directory / "tokenizer.json").is_file():
+        return _read_json_tokenizer(directory)
+    if (directory / "tokenizer.model").is_file():
+        tokenizer = SentencePieceTokenizer.read(directory / "tokenizer.model")
+        _refuse_other_tokens(directory, tokenizer)
+        return tokenizer
+    models = sorted(directory.glob("*.model"))
+    if len(models) == 1:
+        return SentencePieceTokenizer.read(models[0])
+    found = f"; found {len(models)} files that end in .model" if models else ""
+    raise TokenizerError(
+        f"{directory}: expected tokenizer.json or tokenizer.model{found}",
+        hint="copy the tokenizer files of the release beside the weights",
+    )
 
 
 def read_chat_template(directory: Path) -> str | None:
@@ -39,25 +48,6 @@ def read_chat_template(directory: Path) -> str | None:
     if template is not None and not isinstance(template, str):
         raise TokenizerError(f"{directory / 'tokenizer_config.json'}: chat_template is not a string")
     return template
-
-
-def _read_tokenizer(directory: Path, sentencepiece_name: str | None) -> Tokenizer:
-    if sentencepiece_name is not None:
-        return SentencePieceTokenizer.read(directory / sentencepiece_name.removeprefix("nemo:"))
-    if (directory / "tokenizer.json").is_file():
-        return _read_json_tokenizer(directory)
-    if (directory / "tokenizer.model").is_file():
-        tokenizer = SentencePieceTokenizer.read(directory / "tokenizer.model")
-        _refuse_other_tokens(directory, tokenizer)
-        return tokenizer
-    models = sorted(directory.glob("*.model"))
-    if len(models) == 1:
-        return SentencePieceTokenizer.read(models[0])
-    found = f"; found {len(models)} files that end in .model" if models else ""
-    raise TokenizerError(
-        f"{directory}: expected tokenizer.json or tokenizer.model{found}",
-        hint="copy the tokenizer files of the release beside the weights",
-    )
 
 
 def read_json(path: Path) -> Any:

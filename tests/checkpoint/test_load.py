@@ -13,7 +13,7 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import load_transformer, load_weights
 from nemotron4.errors import CheckpointError
-from nemotron4.model.transformer import Transformer
+from nemotron4.model.transformer import Block, Transformer
 from tests.tiny_models import nemotron_directory
 
 
@@ -34,6 +34,17 @@ def test_every_parameter_has_the_type_asked_for(checkpoint: Checkpoint, dtype: t
     assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cpu"}
     for name in report.loaded:
         assert torch.equal(model.state_dict()[name], checkpoint.read(name, dtype))
+
+
+def test_each_block_is_handed_over_whole_and_in_order(checkpoint: Checkpoint) -> None:
+    seen: list[Block] = []
+
+    def block_loaded(block: Block) -> None:
+        assert not any(parameter.is_meta for parameter in block.parameters())
+        seen.append(block)
+
+    model, _ = load_transformer(checkpoint, dtype=torch.float32, block_loaded=block_loaded)
+    assert seen == list(model.model.blocks())
 
 
 def test_weights_of_a_module_off_the_meta_device_are_replaced(checkpoint: Checkpoint) -> None:

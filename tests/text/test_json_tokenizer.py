@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nemotron4.errors import TokenizerError
 from nemotron4.text.json_tokenizer import JsonTokenizer
+from nemotron4.text.tokenizer import check_round_trip
 from nemotron4.text.tokenizer_files import open_tokenizer, read_chat_template
 
 CHATML_MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -205,11 +206,13 @@ def test_an_end_token_outside_the_vocabulary_is_refused(tmp_path: Path, corpus: 
         open_tokenizer(tmp_path)
 
 
-def test_a_tokenizer_that_loses_text_of_the_card_is_refused(tmp_path: Path, corpus: tuple[str, ...]) -> None:
+def test_a_tokenizer_that_loses_text_of_the_card_is_refused(
+    tmp_path: Path, corpus: tuple[str, ...], card_prompt: str
+) -> None:
     spec = json.loads(byte_level_bpe(corpus).to_str()) | {"normalizer": {"type": "Lowercase"}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(TokenizerError, match="at character 12: expected 'System"):
-        open_tokenizer(tmp_path)
+        check_round_trip(open_tokenizer(tmp_path), card_prompt)
 
 
 def test_the_chat_template_is_found(tmp_path: Path) -> None:
