@@ -129,38 +129,41 @@ class CachedAttend:
             k_NKE, v_NKE = k_NKE[: self._num_rows], v_NKE[: self._num_rows]
         keys_PKE.index_copy_(0, self._written_N, k_NKE)
         values_PKE.index_copy_(0, self._written_N, v_NKE)
-        out_NHE = torch.zeros_like(q_NHE, memory_format=torch.contiguous_format)
+        is_padded = q_NHE.shape[0] != self._num_rows
+        out_NHE = (torch.zeros if is_padded else torch.empty)(
+            q_NHE.shape, dtype=q_NHE.dtype, device=self._device
+        )
         for tile in self._tiles:
             k_1KSE = keys_PKE[tile.keys].transpose(0, 1)[None]
             v_1KSE = values_PKE[tile.keys].transpose(0, 1)[None]
-            q_1HtE = _padded(q_NHE[tile.rows].transpose(0, 1)[None], TILE)
+            q_1HtE = self._padded(q_NHE[tile.rows].transpose(0, 1)[None], TILE)
             out_1HtE = F.scaled_dot_product_attention(
                 q_1HtE, k_1KSE, v_1KSE, attn_mask=tile.mask_tS, enable_gqa=True
             )
             out_NHE[tile.rows] = out_1HtE[0].transpose(0, 1)[: tile.rows.stop - tile.rows.start]
+        # The G query heads of one key head stand where the query positions would.
         num_kv_heads, head_dim = k_NKE.shape[1:]
         num_grouped = q_NHE.shape[1] // num_kv_heads
+        out_NKGE = out_NHE.view(-1, num_kv_heads, num_grouped, head_dim)
         for group in self._groups:
-            # The G query heads of one key head stand where the query positions would.
             q_bKGE = q_NHE[group.rows].reshape(-1, num_kv_heads, num_grouped, head_dim)
             k_bKSE, v_bKSE = self._seen(keys_PKE, group), self._seen(values_PKE, group)
             out_bKGE = F.scaled_dot_product_attention(
-                self._padded_queries(q_bKGE), k_bKSE, v_bKSE, attn_mask=group.mask_b11S
+                self._padded(q_bKGE, QUERY_ROUNDING), k_bKSE, v_bKSE, attn_mask=group.mask_b11S
             )
-            out_NHE[group.rows] = out_bKGE[:, :, :num_grouped].reshape(-1, *q_NHE.shape[1:])
+            out_NKGE[group.rows] = out_bKGE[:, :, :num_grouped]
         return out_NHE
 
-    def _padded_queries(self, q_bKGE: Tensor) -> Tensor:
-        """Query rows up to a multiple of QUERY_ROUNDING, in a buffer that all layers use in turn."""
-        shape_bKGE = q_bKGE.shape
-        num_padded = _rounded(shape_bKGE[2], QUERY_ROUNDING)
-        if num_padded == shape_bKGE[2]:
-            return q_bKGE
-        if shape_bKGE not in self._query_buffers:
-            buffer = q_bKGE.new_zeros((*shape_bKGE[:2], num_padded, shape_bKGE[3]))
-            self._query_buffers[shape_bKGE] = buffer, buffer[:, :, : shape_bKGE[2]]
-        buffer, used = self._query_buffers[shape_bKGE]
-        used.copy_(q_bKGE)
+    def _padded(self, q: Tensor, multiple: int) -> Tensor:
+        """Query rows (dim 2) up to a multiple, in a buffer that all layers use in turn."""
+        num_padded = _rounded(q.shape[2], multiple)
+        if num_padded == q.shape[2]:
+            return q
+        if q.shape not in self._query_buffers:
+            buffer = q.new_zeros((*q.shape[:2], num_padded, q.shape[3]))
+            self._query_buffers[q.shape] = buffer, buffer[:, :, : q.shape[2]]
+        buffer, used = self._query_buffers[q.shape]
+        used.copy_(q)
         return buffer
 
     def _seen(self, cached_PKE: Tensor, group: _Group) -> Tensor:
@@ -261,9 +264,3 @@ def _equal_strides(sorted_runs: list[tuple[int, int, int]]) -> list[list[tuple[i
 
 def _rounded(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
-
-
-def _padded(q: Tensor, num_rows: int) -> Tensor:
-    """Query rows (dim 2) of zeros added up to ``num_rows``."""
-    missing = num_rows - q.shape[2]
-    return F.pad(q, (0, 0, 0, missing)) if missing else q
