@@ -12,7 +12,7 @@ import torch
 
 from nemotron4.checkpoint.dequantize import dequantize
 from nemotron4.checkpoint.files import read_bytes
-from nemotron4.checkpoint.gguf_config import model_config
+from nemotron4.checkpoint.gguf_config import ROPE_FACTORS, model_config
 from nemotron4.checkpoint.gguf_file import read_gguf
 from nemotron4.checkpoint.interface import Format, TensorInfo
 from nemotron4.checkpoint.templates import missing_template_note, prompt_format
@@ -56,7 +56,11 @@ class GgufCheckpoint:
         self._file = read_gguf(path)
         self._metadata = self._file.metadata
         self.config: ModelConfig = model_config(self._file)
-        self._stored_names = {_hugging_face_name(stored, path): stored for stored in self._file.tensors}
+        self._stored_names = {
+            _hugging_face_name(stored, path): stored
+            for stored in self._file.tensors
+            if stored != ROPE_FACTORS  # in the configuration already
+        }
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(
                 name, self._file.tensors[stored].shape, self._file.tensors[stored].kind.name, path
@@ -177,11 +181,6 @@ def _hugging_face_name(stored: str, path: Path) -> str:
     module, _, kind = part.partition(".")
     if block == "blk" and layer.isdecimal() and module in _LAYER_NAMES and kind in ("weight", "bias"):
         return f"model.layers.{layer}.{_LAYER_NAMES[module]}.{kind}"
-    if stored == "rope_freqs.weight":
-        raise CheckpointError(
-            f"{path}: tensor {stored!r}: RoPE scaling by stored factors (Llama 3.1 and later) is not read",
-            hint="use the Hugging Face checkpoint of this model, whose config.json has the scaling's numbers",
-        )
     raise CheckpointError(
         f"{path}: tensor {stored!r} belongs to no part of a Nemotron-4 or Llama block",
         hint="mixtures of experts, fused QKV and multimodal files are not read",

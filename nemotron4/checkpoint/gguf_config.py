@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from gguf.constants import GGMLQuantizationType
 
 from nemotron4.checkpoint.gguf_file import GgufFile
 from nemotron4.errors import CheckpointError, ConfigError
 from nemotron4.model.config import ModelConfig, RopeScaling
+
+ROPE_FACTORS = "rope_freqs.weight"
 
 
 def model_config(file: GgufFile) -> ModelConfig:
@@ -62,7 +63,7 @@ def model_config(file: GgufFile) -> ModelConfig:
             mlp="relu2" if is_nemotron else "swiglu",
             rotary_fraction=_rotary_fraction(path, is_nemotron, rotary_dim, head_dim, hidden_size, num_heads),
             rope_theta=_shortest(number("rope.freq_base", 10000.0)),
-            rope_scaling=_rope_scaling(path, metadata, kind),
+            rope_scaling=_rope_scaling(file, kind),
             tie_embeddings="output.weight" not in file.tensors,
             attention_bias="blk.0.attn_q.bias" in file.tensors,
         )
@@ -100,10 +101,30 @@ def _rotary_fraction(
     return fraction if int(head_dim * fraction) == rotary_dim else math.nextafter(fraction, 1.0)
 
 
-def _rope_scaling(path: Path, metadata: Mapping[str, Any], kind: str) -> RopeScaling | None:
-    scaling = metadata.get(f"{kind}.rope.scaling.type", "none")
+def _rope_scaling(file: GgufFile, kind: str) -> RopeScaling | None:
+    scaling = file.metadata.get(f"{kind}.rope.scaling.type", "none")
+    if scaling not in ("none", "linear"):
+        raise CheckpointError(f"{file.path}: RoPE scaling of kind {scaling!r}; readable: none, linear")
+    if ROPE_FACTORS in file.tensors:
+        if scaling != "none":
+            raise CheckpointError(
+                f"{file.path}: RoPE scaling of kind {scaling!r} and {ROPE_FACTORS!r} together"
+            )
+        return RopeScaling(kind="factors", factors=_rope_factors(file))
     if scaling == "none":
         return None
-    if scaling != "linear":
-        raise CheckpointError(f"{path}: RoPE scaling of kind {scaling!r}; readable: none, linear")
-    return RopeScaling(kind="linear", factor=float(metadata.get(f"{kind}.rope.scaling.factor", 1.0)))
+    return RopeScaling(kind="linear", factor=float(file.metadata.get(f"{kind}.rope.scaling.factor", 1.0)))
+
+
+def _rope_factors(file: GgufFile) -> tuple[float, ...]:
+    """What the frequency of each rotated pair is divided by: llama3's scaling as llama.cpp stores it."""
+    stored = file.tensors[ROPE_FACTORS]
+    if stored.kind != GGMLQuantizationType.F32 or len(stored.shape) != 1:
+        raise CheckpointError(
+            f"{file.path}: tensor {ROPE_FACTORS!r} is {stored.kind.name} of shape {list(stored.shape)}; "
+            "expected a vector of F32"
+        )
+    values = np.fromfile(file.path, "<f4", count=stored.shape[0], offset=stored.offset)
+    if not (values > 0).all():
+        raise CheckpointError(f"{file.path}: tensor {ROPE_FACTORS!r} holds factors that are not positive")
+    return tuple(values.tolist())

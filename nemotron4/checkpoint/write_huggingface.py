@@ -74,6 +74,11 @@ def config_json(config: ModelConfig, *, dtype: torch.dtype) -> dict[str, Any]:
     scaling: dict[str, Any] | None = None
     if config.rope_scaling is not None:
         given = config.rope_scaling
+        if given.kind == "factors":
+            raise CheckpointError(
+                "RoPE scaling by the stored factors of a GGUF file has no setting in config.json",
+                hint="convert from the model's Hugging Face checkpoint, which has the scaling's numbers",
+            )
         scaling = {"rope_type": given.kind, "factor": given.factor}
         if given.kind == "llama3":
             scaling |= {

@@ -64,6 +64,8 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
 def _scaled(inv_freq_R: Tensor, scaling: RopeScaling) -> Tensor:
     if scaling.kind == "linear":
         return inv_freq_R / scaling.factor
+    if scaling.kind == "factors":
+        return inv_freq_R / torch.tensor(scaling.factors, dtype=torch.float32, device="cpu")
     # Llama 3.1: long wavelengths are divided by the factor, short ones kept, those between interpolated.
     wavelength_R = 2 * math.pi / inv_freq_R
     low = scaling.original_context_length / scaling.low_freq_factor

@@ -10,10 +10,12 @@ from nemotron4.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Llama-3 style frequency scaling (``rope_type`` "llama3"), or a plain division ("linear")."""
+    """Llama-3 style frequency scaling (``rope_type`` "llama3"), a plain division ("linear"), or a division of
+    each rotated pair's frequency by a factor of its own ("factors", as GGUF files store llama3's)."""
 
-    kind: Literal["linear", "llama3"]
-    factor: float
+    kind: Literal["linear", "llama3", "factors"]
+    factor: float = 1.0
+    factors: tuple[float, ...] = ()
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context_length: int = 8192
@@ -63,6 +65,11 @@ class ModelConfig:
             raise ConfigError(f"rotary_fraction is {self.rotary_fraction}; expected in (0, 1]")
         if self.rotary_dim % 2:
             raise ConfigError(f"rotary_dim ({self.rotary_dim} of {self.head_dim}) is odd; RoPE rotates pairs")
+        scaling = self.rope_scaling
+        if scaling and scaling.kind == "factors" and len(scaling.factors) != self.rotary_dim // 2:
+            raise ConfigError(
+                f"{len(scaling.factors)} RoPE factors; expected one for each of {self.rotary_dim // 2} pairs"
+            )
 
     @property
     def rotary_dim(self) -> int:

@@ -91,11 +91,24 @@ def write_gguf(source: Path, file: Path, kind: Kind = Kind.F32, **metadata: Any)
             tensor = _interleaved(tensor, heads[part])
         stored = Kind.F32 if tensor.ndim == 1 else kind
         writer.add_tensor(gguf_name(name), quantize(tensor, stored), raw_dtype=stored)
+    if config["rope_parameters"]["rope_type"] == "llama3":
+        writer.add_tensor("rope_freqs.weight", _llama3_factors(config["head_dim"], config["rope_parameters"]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return file
+
+
+def _llama3_factors(head_dim: int, rope: dict[str, Any]) -> np.ndarray:
+    """What llama.cpp's converter stores: 1 for short waves, the factor for long ones, a blend between."""
+    factors = []
+    for i in range(0, head_dim, 2):
+        turns = rope["original_max_position_embeddings"] * rope["rope_theta"] ** (-i / head_dim) / (2 * np.pi)
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        share = np.clip((turns - low) / (high - low), 0, 1)
+        factors.append(1 / ((1 - share) / rope["factor"] + share))
+    return np.array(factors, np.float32)
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, source: Path, vocab_size: int) -> None:

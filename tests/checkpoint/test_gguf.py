@@ -144,6 +144,28 @@ def test_linear_rope_scaling_is_read(nemotron: Path, tmp_path: Path) -> None:
     assert open_checkpoint(file).config.rope_scaling == RopeScaling(kind="linear", factor=4.0)
 
 
+def test_stored_rope_factors_give_the_logits_of_llama3_scaling(tmp_path: Path) -> None:
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    source = llama_directory(tmp_path / "m", head_dim=16, rope_parameters=rope)
+    checkpoint = open_checkpoint(write_gguf(source, tmp_path / "m.gguf"))
+    factors = checkpoint.config.rope_scaling.factors
+    assert factors[0] == 1
+    assert factors[-1] == 8
+    model, report = load_transformer(checkpoint, dtype=torch.float32)
+    assert "rope_freqs.weight" not in {*report.loaded, *report.skipped}
+    tokens = torch.arange(3, 203)[None]
+    theirs = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
