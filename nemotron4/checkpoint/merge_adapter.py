@@ -126,7 +126,7 @@ def _peft(folder: Path, base: Checkpoint) -> _Lora:
     if config.kind != "lora":
         raise CheckpointError(
             f"{folder}: a {config.kind} adapter cannot be merged into the weights; only LoRA is linear",
-            hint="P-tuning tables and bottleneck adapters run in training only, so far",
+            hint="serve it beside the weights with --adapter",
         )
     file = folder / WEIGHTS_FILE
     stored = dict(read_header(file))

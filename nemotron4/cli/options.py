@@ -16,6 +16,10 @@ DtypeOption = Annotated[str, typer.Option(help="Type of the weights: auto, float
 DeviceOption = Annotated[str, typer.Option(help="Where to run: auto, cpu or cuda.")]
 QuantizeOption = Annotated[str | None, typer.Option(help="Quantise the weights while loading: int8.")]
 AdapterOption = Annotated[
-    str | None, typer.Option(metavar="PATH", help="A trained LoRA adapter: PEFT's folder, or NeMo's .nemo.")
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="A trained adapter: a folder (LoRA, P-tuning, bottleneck), or NeMo's .nemo (LoRA).",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

@@ -56,12 +56,15 @@ class EngineCore:
         max_running: int,
         max_waiting: int,
         max_step_tokens: int,
+        num_virtual_tokens: int = 0,
     ) -> None:
+        """``num_virtual_tokens``: ids behind the vocabulary that precede every prompt (P-tuning)."""
         self.info = info
         self.tokenizer = tokenizer
         self.prompt_format = prompt_format
         self._runner = runner
         self._max_waiting = max_waiting
+        self._virtual_ids = tuple(range(info.vocab_size, info.vocab_size + num_virtual_tokens))
         pool = BlockPool(runner.cache.num_blocks, runner.cache.block_size)
         self._scheduler = Scheduler(pool, max_running=max_running, max_step_tokens=max_step_tokens)
         self._requests: dict[ScheduledSequence, Request] = {}
@@ -166,6 +169,7 @@ class EngineCore:
                 if num_prompt < limit
                 else "shorten the prompt",
             )
+        total += len(self._virtual_ids)
         if not self._scheduler.fits(total):
             cached = self._scheduler.pool.num_blocks * self._scheduler.pool.block_size
             raise RequestError(
@@ -185,7 +189,7 @@ class EngineCore:
         num_waiting = len(self._inbox) + len(self._scheduler.waiting)
         if is_bounded and num_waiting >= self._max_waiting:
             raise EngineBusyError(f"{num_waiting} requests are waiting, the most that may", retry_after_s=1.0)
-        request = Request(prompt_ids, params, self.tokenizer, deliver)
+        request = Request(prompt_ids, params, self.tokenizer, deliver, virtual_ids=self._virtual_ids)
         self._inbox.append(request)
         self._wake.set()
         return request
@@ -224,7 +228,7 @@ class EngineCore:
         while self._inbox:
             request = self._inbox.popleft()
             self._requests[request.sequence] = request
-            self._num_prompt_tokens += len(request.sequence.prompt_ids)
+            self._num_prompt_tokens += len(request.prompt_ids)
             self._scheduler.add(request.sequence)
         while self._cancelled:
             self._end(self._cancelled.popleft())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,11 +13,14 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
+from nemotron4.checkpoint.nemo_adapter import is_nemo_adapter
 from nemotron4.errors import CheckpointError, ConfigError, unknown_name
 from nemotron4.inference.engine import Engine
 from nemotron4.inference.interface import ModelInfo
-from nemotron4.inference.packed_linear import can_pack, pack_block, pack_output_layer
+from nemotron4.inference.packed_linear import can_pack, pack, pack_block, pack_output_layer
 from nemotron4.inference.runner import ModelRunner
+from nemotron4.model.adapter_files import load_adapter, read_adapter_config
+from nemotron4.model.adapters import PromptTableEmbedding
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.kv_cache import KVCache
 from nemotron4.model.transformer import Transformer
@@ -40,17 +44,20 @@ def load(
     """Load a model by pulled name, directory, ``.gguf`` file, hub id or as opened, and start its engine.
 
     ``dtype`` "auto" is float32 on a CPU, where it is also the fastest, and bfloat16 on a GPU.
-    ``adapter`` is a folder with a LoRA adapter in PEFT's format, merged into the weights as they are read.
+    ``adapter`` is a folder that training wrote, or NeMo's LoRA: LoRA is merged into the weights as they are
+    read; a bottleneck adapter stands beside them; or it is the table of P-tuning, which then precedes every prompt.
     ``cache_gb`` bounds the keys and values of running requests; by default it is what ``max_running`` full
     contexts need, but at most a quarter of the free memory (CPU; 85 % on a GPU).
     """
     if quantize is not None:
         raise ConfigError(
-            f"quantize is {quantize!r}; this version serves float32, bfloat16 and float16 weights"
+            f"quantize is {quantize!r}; this version serves float32, bfloat16 and float16 weights",
+            hint="leave quantize out; quantised files (GGUF) are served with their values as dtype says",
         )
     checkpoint = open_checkpoint(model)
-    if adapter is not None:
-        checkpoint = MergedCheckpoint(checkpoint, Path(adapter))
+    beside = None if adapter is None else Path(adapter)
+    if beside is not None and (is_nemo_adapter(beside) or read_adapter_config(beside).kind == "lora"):
+        checkpoint, beside = MergedCheckpoint(checkpoint, beside), None
     chosen_device = find_device(device)
     chosen_dtype = find_dtype(dtype, chosen_device)
     if checkpoint.config.num_reward_attributes:
@@ -62,25 +69,38 @@ def load(
     # thread end with it. Were they left to the caller's thread, the engine's own workers would be more than
     # there are processors, and OpenMP would then put them to sleep after every product.
     with ThreadPoolExecutor(max_workers=1) as pool:
-        weights = pool.submit(_load_module, checkpoint, chosen_dtype, chosen_device)
+        weights = pool.submit(_load_module, checkpoint, chosen_dtype, chosen_device, beside)
         tokenizer, prompt_format = checkpoint.tokenizer(), checkpoint.prompt_format()
         module = weights.result()
     config = checkpoint.config
     num_blocks = cache_blocks(config, chosen_dtype, chosen_device, cache_gb=cache_gb, max_running=max_running)
     cache = KVCache(config, num_blocks, dtype=chosen_dtype, device=chosen_device)
+    embedding = module.model.embed_tokens
+    num_virtual = embedding.num_virtual_tokens if isinstance(embedding, PromptTableEmbedding) else 0
+    info = describe(checkpoint, chosen_dtype, chosen_device)
     return Engine(
         ModelRunner(module, cache),
-        describe(checkpoint, chosen_dtype, chosen_device),
+        replace(info, context_length=info.context_length - num_virtual),
         tokenizer,
         prompt_format,
         max_running=max_running,
         max_waiting=max_waiting,
         max_step_tokens=max_step_tokens,
+        num_virtual_tokens=num_virtual,
     )
 
 
-def _load_module(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Transformer:
+def _load_module(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, adapter: Path | None
+) -> Transformer:
+    """The model, packed where that is possible; ``adapter``: one that stands beside the weights."""
     is_packed = can_pack(dtype, device)
+    if adapter is not None:
+        module, _ = load_transformer(checkpoint, dtype=dtype, device=device)
+        load_adapter(module, adapter)
+        if is_packed:
+            pack(module)
+        return module
     module, _ = load_transformer(
         checkpoint, dtype=dtype, device=device, block_loaded=pack_block if is_packed else None
     )

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nemotron4.model.adapters import BottleneckLinear
 from nemotron4.model.attention import Attention, Rotation
 from nemotron4.model.layers import LayerNorm1P, SquaredReluMLP, SwiGluMLP
 from nemotron4.model.transformer import Block, Transformer
@@ -40,6 +41,26 @@ class PackedLinear(nn.Module):
         return out
 
 
+class PackedBottleneckLinear(nn.Module):
+    """A linear layer with its bottleneck adapter: y + U silu(D LN(y)) of the layer's own y."""
+
+    def __init__(self, layer: BottleneckLinear) -> None:
+        super().__init__()
+        self.base = PackedLinear(layer)
+        self.norm = layer.adapter_norm
+        self.down = PackedLinear(layer.adapter_down)
+        self.up = PackedLinear(layer.adapter_up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        out: Tensor = y + self.up(F.silu(self.down(self.norm(y))))
+        return out
+
+
+def packed(layer: nn.Linear) -> nn.Module:
+    return PackedBottleneckLinear(layer) if isinstance(layer, BottleneckLinear) else PackedLinear(layer)
+
+
 class PackedAttention(Attention):
     """Attention whose three input projections are one product, and whose rotations are one."""
 
@@ -51,7 +72,7 @@ class PackedAttention(Attention):
         self._rotated_and_not = (num_q + num_kv, num_kv)
         self._q_and_k = (num_q, num_kv)
         self.qkv_proj = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.packed_o_proj = PackedLinear(attention.o_proj)
+        self.packed_o_proj = packed(attention.o_proj)
 
     def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         qkv: Tensor = self.qkv_proj(x)
@@ -84,7 +105,7 @@ class PackedSquaredReluMLP(nn.Module):
     def __init__(self, mlp: SquaredReluMLP) -> None:
         super().__init__()
         self.up_proj = PackedLinear(mlp.up_proj)
-        self.down_proj = PackedLinear(mlp.down_proj)
+        self.down_proj = packed(mlp.down_proj)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down_proj(F.relu_(self.up_proj(x)).square_())
@@ -97,7 +118,7 @@ class PackedSwiGluMLP(nn.Module):
     def __init__(self, mlp: SwiGluMLP) -> None:
         super().__init__()
         self.gate_up_proj = PackedLinear(mlp.gate_proj, mlp.up_proj)
-        self.down_proj = PackedLinear(mlp.down_proj)
+        self.down_proj = packed(mlp.down_proj)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)

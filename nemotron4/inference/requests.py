@@ -24,11 +24,21 @@ class Request:
     """Draws this request's tokens; everything it needs besides logits is its own, never the batch's."""
 
     def __init__(
-        self, prompt_ids: Sequence[int], params: SamplingParams, tokenizer: Tokenizer, deliver: Deliver
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        deliver: Deliver,
+        *,
+        virtual_ids: tuple[int, ...] = (),
     ) -> None:
         self.params = params
         self.deliver = deliver
-        self.sequence = ScheduledSequence(tuple(prompt_ids), can_share_prefix=params.prompt_logprobs is None)
+        self.prompt_ids = tuple(prompt_ids)
+        self.sequence = ScheduledSequence(
+            (*virtual_ids, *prompt_ids), can_share_prefix=params.prompt_logprobs is None
+        )
+        self._num_virtual = len(virtual_ids)
         seed = secrets.randbits(63) if params.seed is None else params.seed
         self._generator = torch.Generator().manual_seed(seed % 2**63)
         self._stop = StopCheck(params, tokenizer, prompt_ids)
@@ -36,7 +46,7 @@ class Request:
 
     @property
     def needs_prompt_logits(self) -> bool:
-        num_wanted = len(self.sequence.prompt_ids) - 1
+        num_wanted = len(self.prompt_ids) - 1
         return self.params.prompt_logprobs is not None and len(self._prompt_logprobs) < num_wanted
 
     @property
@@ -47,12 +57,12 @@ class Request:
         )
 
     def observe_prompt(self, start: int, logits_of: Callable[[int, int], Tensor], end: int) -> None:
-        """Score prompt tokens start+1 .. end with the logits of positions start .. end-1.
+        """Score prompt tokens start+1 .. end with the logits of positions start .. end-1, all but the first.
 
         ``logits_of(i, j)`` gives rows i to j of the slice that began at ``start``, (j - i, V).
         """
         ids = self.sequence.prompt_ids
-        first = len(self._prompt_logprobs)  # after a pre-emption positions come again
+        first = self._num_virtual + len(self._prompt_logprobs)  # after a pre-emption positions come again
         last = min(end, len(ids) - 1)
         assert self.params.prompt_logprobs is not None
         for i in range(max(first, start), last, LOGPROB_ROWS):
@@ -92,7 +102,5 @@ class Request:
     def _draw(self, logits_V: Tensor) -> int:
         params, sequence = self.params, self.sequence
         if sampling.changes_logits(params, len(sequence.new_ids)):
-            logits_V = sampling.adjust(
-                logits_V, params, prompt_ids=sequence.prompt_ids, new_ids=sequence.new_ids
-            )
+            logits_V = sampling.adjust(logits_V, params, prompt_ids=self.prompt_ids, new_ids=sequence.new_ids)
         return sampling.draw(logits_V, params, self._generator)

@@ -11,6 +11,8 @@ import nemotron4
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.errors import CheckpointError, ConfigError, Nemotron4Error
+from nemotron4.inference.engine import Engine
+from nemotron4.inference.interface import SamplingParams
 from nemotron4.model.adapter_files import save_adapter
 from nemotron4.model.adapters import AdapterConfig, add_adapter
 from tests.tiny_models import nemotron_directory
@@ -50,6 +52,54 @@ def test_a_lora_adapter_is_served_with_its_scale(tiny: Path, tmp_path: Path) -> 
         adapted = engine.score(token_ids=[ROW])[0]
     assert adapted == pytest.approx(expected, abs=1e-4)
     assert adapted != pytest.approx(plain, abs=1e-2)
+
+
+def test_a_bottleneck_adapter_is_served_and_a_fresh_one_changes_nothing(tiny: Path, tmp_path: Path) -> None:
+    model, _ = load_transformer(open_checkpoint(tiny), dtype=torch.float32)
+    bottleneck = AdapterConfig(kind="bottleneck", rank=4)
+    add_adapter(model, bottleneck, seed=1)
+    save_adapter(tmp_path / "fresh", model, bottleneck, base=str(tiny))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "adapter_" in name:
+                parameter.normal_(0.0, 0.3)
+        expected = torch.log_softmax(model(torch.tensor([ROW]))[0, -1], -1)
+    save_adapter(tmp_path / "trained", model, bottleneck, base=str(tiny))
+    with nemotron4.load(tiny, max_running=2) as engine:
+        plain = engine.score(token_ids=[ROW])
+    with nemotron4.load(tiny, adapter=tmp_path / "fresh", max_running=2) as engine:
+        assert engine.score(token_ids=[ROW]) == plain
+    with nemotron4.load(tiny, adapter=tmp_path / "trained", max_running=2) as engine:
+        assert next_logprobs(engine, ROW) == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_virtual_tokens_precede_every_prompt_and_are_shared(tiny: Path, tmp_path: Path) -> None:
+    model, _ = load_transformer(open_checkpoint(tiny), dtype=torch.float32)
+    p_tuning = AdapterConfig(kind="p_tuning", num_virtual_tokens=40, encoder_hidden_size=16)
+    add_adapter(model, p_tuning, seed=1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "prompt_" in name:
+                parameter.normal_(0.0, 0.5)
+        size = model.config.vocab_size
+        logprobs = torch.log_softmax(model(torch.tensor([[*range(size, size + 40), *ROW]]))[0, 40:], -1)
+    save_adapter(tmp_path / "adapter", model, p_tuning, base=str(tiny))
+    expected = [float(logprobs[i, ROW[i + 1]]) for i in range(len(ROW) - 1)]
+    with nemotron4.load(tiny, adapter=tmp_path / "adapter", max_running=2) as engine:
+        assert engine.info.context_length == model.config.context_length - 40
+        assert engine.score(token_ids=[ROW])[0] == pytest.approx(expected, abs=1e-4)
+        first = next_logprobs(engine, ROW)
+        assert first == pytest.approx(logprobs[-1].tolist(), abs=1e-4)
+        assert next_logprobs(engine, ROW, repetition_penalty=1.5) == first  # the virtual ids are no tokens
+        assert engine.stats().prompt_tokens_reused_total == 32  # the first block is virtual
+        assert engine.stats().prompt_tokens_total == 3 * len(ROW)
+
+
+def next_logprobs(engine: Engine, row: list[int], **sampling: float) -> list[float]:
+    """The log-probabilities of every token after the row."""
+    params = SamplingParams(max_new_tokens=1, temperature=0, full_logprobs=True, **sampling)
+    [[step]] = engine.collect([(row, params)])
+    return list(step.logprobs.full)
 
 
 @pytest.mark.parametrize(
