@@ -1,8 +1,9 @@
 """Which blocks of the cache belong to whom: allocation, sharing of prompt prefixes, eviction. No tensors.
 
 A block is free, in use by one or more sequences, or *kept*: unused, but holding a part of a prompt that a
-later request may share. Kept blocks are given up oldest first when free ones run out. Neighbouring positions
-are put into neighbouring blocks where possible, because attention then reads them without a copy.
+later request may share. Neighbouring positions are put into neighbouring blocks where possible, because
+attention then reads them without a copy. While there are free blocks, a kept one is given up to a sequence
+that grows into it; when there are none, the oldest kept ones go first.
 """
 
 from __future__ import annotations
@@ -45,15 +46,17 @@ class BlockPool:
         assert count <= self.num_available, "allocate() needs num_available >= count"
         taken: list[int] = []
         while len(taken) < count:
-            if self._num_free == 0:
-                self._evict_oldest()
-            follower = (taken[-1] if taken else after if after is not None else -2) + 1
-            if not (0 <= follower < self.num_blocks and self._is_free[follower]):
-                follower = self._roomy_start()
-            self._is_free[follower] = False
+            block = (taken[-1] if taken else after if after is not None else -2) + 1
+            if block in self._kept and self._num_free > 0:
+                self._evict(block)
+            elif not (0 <= block < self.num_blocks and self._is_free[block]):
+                if self._num_free == 0:
+                    self._evict(next(iter(self._kept)))
+                block = self._roomy_start()
+            self._is_free[block] = False
             self._num_free -= 1
-            self._num_users[follower] = 1
-            taken.append(follower)
+            self._num_users[block] = 1
+            taken.append(block)
         return taken
 
     def share(self, digests: Sequence[bytes]) -> list[int]:
@@ -97,8 +100,8 @@ class BlockPool:
         self._is_free[block] = True
         self._num_free += 1
 
-    def _evict_oldest(self) -> None:
-        block, _ = self._kept.popitem(last=False)
+    def _evict(self, block: int) -> None:
+        del self._kept[block]
         self.withdraw([block])
         self._free(block)
 

@@ -105,6 +105,15 @@ def test_neighbours_and_room_to_grow() -> None:
     assert pool.allocate(3, after=starts[1]) == [33, 34, 35]
 
 
+def test_a_sequence_grows_into_the_kept_block_behind_it() -> None:
+    pool = BlockPool(8, 4)
+    blocks = pool.allocate(3)
+    pool.publish(blocks[2], b"left by a finished request")
+    pool.release(blocks[2:])
+    assert pool.allocate(2, after=blocks[1]) == [2, 3]
+    assert pool.share([b"left by a finished request"]) == []
+
+
 def test_digests_cover_everything_before() -> None:
     a, b = prefix_digests([1, 2, 3, 4, 5], 2), prefix_digests([9, 2, 3, 4], 2)
     assert len(a) == 2
