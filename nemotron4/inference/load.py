@@ -44,8 +44,8 @@ def load(
     """Load a model by pulled name, directory, ``.gguf`` file, hub id or as opened, and start its engine.
 
     ``dtype`` "auto" is float32 on a CPU, where it is also the fastest, and bfloat16 on a GPU.
-    ``adapter`` is a folder that training wrote, or NeMo's LoRA: LoRA is merged into the weights as they are
-    read; a bottleneck adapter stands beside them; or it is the table of P-tuning, which then precedes every prompt.
+    ``adapter`` is a folder that training wrote, or NeMo's LoRA. LoRA is merged into the weights as they are
+    read, a bottleneck adapter stands beside them, and the table of P-tuning precedes every prompt.
     ``cache_gb`` bounds the keys and values of running requests; by default it is what ``max_running`` full
     contexts need, but at most a quarter of the free memory (CPU; 85 % on a GPU).
     """
