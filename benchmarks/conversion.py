@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import yaml
@@ -43,26 +44,29 @@ def main() -> None:
         folder = Path(name)
         config = config_of(arguments.gigabytes * 1e9)
         num_bytes = write_release(folder / "source", config)
-        copies, conversions, peak = [], [], 0
+        copies, conversions = [], []
         for _ in range(arguments.rounds):
-            copies.append(timed(["cp", "-r", str(folder / "source"), str(folder / "out")])[0])
+            copies.append(timed(["cp", "-r", str(folder / "source"), str(folder / "out")]))
             shutil.rmtree(folder / "out")
             command = [sys.executable, "-m", "nemotron4.cli", "convert", str(folder / "source")]
-            seconds, memory = timed([*command, str(folder / "out"), "--to", arguments.to])
+            conversions.append(timed([*command, str(folder / "out"), "--to", arguments.to]))
             shutil.rmtree(folder / "out")
-            conversions.append(seconds)
-            peak = max(peak, memory)
     largest = config.hidden_size * max(config.vocab_size, config.ffn_hidden_size) * 2
     print(
         json.dumps(
             {
                 "source_bytes": num_bytes,
                 "to": arguments.to,
-                "copy_s": [round(s, 2) for s in copies],
-                "convert_s": [round(s, 2) for s in conversions],
-                "convert_over_copy_speed": round(min(copies) / min(conversions), 3),
-                "convert_gb_per_s": round(num_bytes / 1e9 / min(conversions), 3),
-                "peak_rss_bytes": peak,
+                "copy_s": [round(run.seconds, 2) for run in copies],
+                "convert_s": [round(run.seconds, 2) for run in conversions],
+                "copy_cpu_s": [round(run.cpu_seconds, 2) for run in copies],
+                "convert_cpu_s": [round(run.cpu_seconds, 2) for run in conversions],
+                "convert_over_copy_speed": [
+                    round(copy.seconds / run.seconds, 3)
+                    for copy, run in zip(copies, conversions, strict=True)
+                ],
+                "load_average": [round(value, 1) for value in os.getloadavg()],
+                "peak_rss_bytes": max(run.peak_bytes for run in conversions),
                 "bound_bytes": int(1.5 * largest + 300e6),
                 "largest_tensor_bytes": largest,
                 "cpus": os.cpu_count(),
@@ -149,8 +153,15 @@ def _tokenizer(size: int) -> bytes:
     return build_bpe(pieces, add_dummy_prefix=True)
 
 
-def timed(command: list[str]) -> tuple[float, int]:
-    """Seconds until the data is on the disk, and the peak resident memory of the process."""
+class Timing(NamedTuple):
+    """Until the data is on the disk; the processor's seconds and the peak memory are the process's own."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def timed(command: list[str]) -> Timing:
     os.sync()
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -159,7 +170,7 @@ def timed(command: list[str]) -> tuple[float, int]:
     seconds = time.perf_counter() - started
     if status != 0:
         raise SystemExit(f"{' '.join(command)} failed with status {status}")
-    return seconds, usage.ru_maxrss * 1024
+    return Timing(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ SHIM = '''"""Stands in for NeMo's megatron_gpt_eval.py; written by `nemotron4 la
 It becomes the server: exec keeps the process that the calling script started and will kill.
 """
 
+import importlib.util
 import os
 import sys
 
@@ -109,6 +111,8 @@ def slurm(
         if tensor * pipeline > 1:
             arguments += ["--engine", "vllm", "--tensor-parallel", str(tensor)]
             arguments += ["--pipeline-parallel", str(pipeline), "--nodes", str(nodes)]
+            if batch.python == sys.executable and importlib.util.find_spec("vllm") is None:
+                note(f"note: vLLM is not installed for {sys.executable}, which the job runs")
         text = scripts.serve_script(batch, arguments)
     elif job == "train":
         _check_processes(Path(target), settings or [], nodes * gpus_per_node)

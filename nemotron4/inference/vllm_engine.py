@@ -23,6 +23,7 @@ from nemotron4.text.tokenizer import Tokenizer
 
 START_S = 3600.0  # the weights of a large model take a while to arrive
 CLOSE_S = 30.0
+JOIN_S = 5.0
 Result = TypeVar("Result")
 Deliver = Callable[[TokenStep | Exception], None]
 
@@ -223,13 +224,20 @@ class VllmEngine:
 
     def _end_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._thread.join(JOIN_S)
+        if not self._thread.is_alive():  # else it still starts vLLM, after an interrupt
+            self._loop.close()
 
 
 async def _started(start: Callable[[Callable[..., Any]], Any], logger: Callable[..., Any]) -> Any:
     # Inside the loop, so that vLLM starts to read its engine's answers there.
-    return start(logger)
+    try:
+        return start(logger)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise Nemotron4Error(
+            f"vLLM did not start: {error}",
+            hint="its words are in the log above; VLLM_LOGGING_LEVEL=INFO shows more",
+        ) from error
 
 
 class _Counters:

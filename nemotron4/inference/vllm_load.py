@@ -26,7 +26,6 @@ from nemotron4.model.kv_cache import KVCache
 INSTALL_HINT = (
     "pip install 'nemotron4[vllm]', or scripts/vllm-env for a CPU build in an environment of its own"
 )
-CPU_WORKER_BYTES = 2 * 10**9  # what a worker of vLLM's CPU build takes beside the keys and values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,11 +223,10 @@ def _settings(
         total = blocks * KVCache.bytes_per_block(config, dtype)
         settings["kv_cache_memory_bytes"] = max(1, total // layout.num_devices)
     if device.type == "cpu" and layout.pipeline_parallel > 1:
-        # With a given cache size vLLM's CPU build skips the pass in which later stages make their buffers.
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        wanted = settings.pop("kv_cache_memory_bytes") + CPU_WORKER_BYTES
-        settings["gpu_memory_utilization"] = min(0.9, wanted / memory)
-    if device.type == "cpu":
+        # Without compilation vLLM's CPU build skips the pass in which later stages make their buffers; this
+        # asks for compilation by a backend that compiles nothing.
+        settings["compilation_config"] = {"mode": 2, "backend": "eager"}
+    elif device.type == "cpu":
         settings["enforce_eager"] = True  # compiling for a CPU takes minutes
     return settings
 

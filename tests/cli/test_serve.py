@@ -31,6 +31,10 @@ CARD_PROMPT = (
         (["--port", "70000"], "port is 70000"),
         (["--max-body-mb", "0"], "max_body_bytes is 0"),
         (["--port", "0", "--host", "no such host"], "is no address"),
+        (["--tensor-parallel", "2"], "tensor_parallel is 2, pipeline_parallel 1, nodes 1"),
+        (["--engine", "vllm", "--quantize", "int8"], "vLLM reads weights that are quantised already"),
+        (["--engine", "vllm", "--nodes", "2", "--port", "0"], "several nodes must know it"),
+        (["--engine", "vllm", "--tensor-parallel", "3", "--nodes", "2"], "do not divide by 2 nodes"),
     ],
 )
 def test_a_wrong_option_is_refused_before_the_model(
