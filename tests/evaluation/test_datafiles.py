@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +17,9 @@ import pytest
 from nemotron4.errors import DataError, DownloadError
 from nemotron4.evaluation.data import DataFile, DataSource
 from nemotron4.evaluation.datafiles import check_files, fetch_files, files_of
+from nemotron4.evaluation.hub import hub_rows
 from nemotron4.evaluation.registry import TASKS
+from nemotron4.evaluation.tasks import mmlu
 
 ROWS = b'{"a": 1}\n'
 
@@ -81,6 +85,39 @@ def test_a_file_of_many_parts_is_put_together(address: str, tmp_path: Path) -> N
     )
     assert list(fetch_files([file], tmp_path)) == ["fetched  whole.jsonl"]
     assert (tmp_path / "whole.jsonl").read_bytes() == ROWS * 2
+
+
+def test_a_table_of_the_hub_becomes_json_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    stream = io.BytesIO()
+    rows = [{"question": "é?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), stream)
+    asked: list[str] = []
+
+    def download(url: str) -> bytes:
+        asked.append(url)
+        return stream.getvalue() if len(asked) == 1 else b"<html>not found</html>"
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub/")
+    build = hub_rows("org/set", "data/test.parquet")
+    assert [json.loads(line) for line in build(download).decode().splitlines()] == rows
+    assert asked == ["http://hub/datasets/org/set/resolve/main/data/test.parquet"]
+    with pytest.raises(DownloadError, match="not a Parquet file"):
+        build(download)
+
+
+def test_mmlu_is_put_together_from_its_tables() -> None:
+    table = b'question,choice0,choice1,choice2,choice3,answer\n"two\nlines?",a,b,"c, d",e,2\n'
+    rows = mmlu.build_questions("test", lambda url: table).decode().splitlines()
+    assert len(rows) == 57
+    assert json.loads(rows[0]) == {
+        "subject": "abstract_algebra",
+        "index": 0,
+        "question": "two\nlines?",
+        "choices": ["a", "b", "c, d", "e"],
+        "answer": "C",
+    }
 
 
 def test_another_encoding_of_the_same_rows_is_the_same_file(tmp_path: Path) -> None:

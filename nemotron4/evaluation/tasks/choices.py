@@ -13,11 +13,13 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from nemotron4.client.interface import Sampling
 from nemotron4.errors import DataError
 from nemotron4.evaluation.data import Content, DataFile, DataSource
+from nemotron4.evaluation.hub import hub_rows
 from nemotron4.evaluation.task import Inputs, Item, Metric, Outcome, Task, accuracy, answered, user
 from nemotron4.evaluation.tasks import mmlu
 from nemotron4.grading.score import Score, passed, unscored
@@ -30,8 +32,9 @@ Question = tuple[list[Weighed], list[str], int]
 MMLU_DEV = DataFile(
     path="mmlu/dev.jsonl.gz",
     sha256="6ddbd1774574ea21ac67146fc947b1c9875eb80667c00f97d5f72dcc1556b560",
-    source=mmlu.FILE.source,
+    source=mmlu.SOURCE,
     licence="MIT",
+    build=partial(mmlu.build_questions, "dev"),
 )
 
 
@@ -181,17 +184,29 @@ def _task(name: str, title: str, files: tuple[DataFile, ...], load: Any, prompt:
     )
 
 
-def _file(path: str, source: str, licence: str) -> DataFile:
+def _file(path: str, repository: str, table: str, licence: str) -> DataFile:
     return DataFile(
-        path=path, sha256=None, source=f"{source}, as JSON lines with the hub's fields", licence=licence
+        path=path,
+        sha256=None,
+        source=f"{repository} on the hub, {table}, as JSON lines with its fields",
+        licence=licence,
+        build=hub_rows(repository, f"{table}-00000-of-00001.parquet"),
     )
 
 
 def _shots_task(
-    name: str, title: str, num_shots: int, reader: Reader, source: str, licence: str, prompt: str
+    name: str,
+    title: str,
+    num_shots: int,
+    reader: Reader,
+    repository: str,
+    tables: tuple[str, str],
+    licence: str,
+    prompt: str,
 ) -> Task:
-    test = _file(f"{name}/test.jsonl", source, licence)
-    train = _file(f"{name}/train.jsonl", f"{source} (train)", licence)
+    """``tables`` are the questions and the examples."""
+    test = _file(f"{name}/test.jsonl", repository, tables[0], licence)
+    train = _file(f"{name}/train.jsonl", repository, tables[1], licence)
     return _task(
         name,
         f"{title}, {num_shots}-shot, log-probability",
@@ -222,7 +237,8 @@ ARC_CHALLENGE = _shots_task(
     "ARC-Challenge",
     25,
     _arc,
-    "allenai/ai2_arc, ARC-Challenge",
+    "allenai/ai2_arc",
+    ("ARC-Challenge/test", "ARC-Challenge/train"),
     "CC BY-SA 4.0",
     "Question: {question}\nAnswer: {choice}",
 )
@@ -231,7 +247,8 @@ HELLASWAG = _shots_task(
     "HellaSwag",
     10,
     _hellaswag,
-    "Rowan/hellaswag (validation)",
+    "Rowan/hellaswag",
+    ("data/validation", "data/train"),
     "MIT",
     "{activity_label}: {ctx} {ending}",
 )
@@ -240,7 +257,8 @@ WINOGRANDE = _shots_task(
     "Winogrande",
     5,
     _winogrande,
-    "allenai/winogrande, winogrande_xl (validation)",
+    "allenai/winogrande",
+    ("winogrande_xl/validation", "winogrande_xl/train"),
     "Apache-2.0",
     "{sentence with the option}",
 )

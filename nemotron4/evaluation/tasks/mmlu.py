@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from nemotron4.client.interface import Sampling
 from nemotron4.errors import DataError
@@ -10,12 +14,95 @@ from nemotron4.evaluation.data import Content, DataFile, DataSource
 from nemotron4.evaluation.task import Inputs, Item, Outcome, Task, accuracy, answered, subject_mean, user
 from nemotron4.grading import answers
 
+_URL = (
+    "https://raw.githubusercontent.com/HaeChan0305/MLILAB-FedLLM/d92730e8bacd7b3a61e551e015e40588e10234b4/"
+    "data/mmlu/"
+)
+SOURCE = "hendrycks/test, edition of the hub (cais/mmlu): HaeChan0305/MLILAB-FedLLM @d92730e, data/mmlu"
+SUBJECTS = [
+    "abstract_algebra",
+    "anatomy",
+    "astronomy",
+    "business_ethics",
+    "clinical_knowledge",
+    "college_biology",
+    "college_chemistry",
+    "college_computer_science",
+    "college_mathematics",
+    "college_medicine",
+    "college_physics",
+    "computer_security",
+    "conceptual_physics",
+    "econometrics",
+    "electrical_engineering",
+    "elementary_mathematics",
+    "formal_logic",
+    "global_facts",
+    "high_school_biology",
+    "high_school_chemistry",
+    "high_school_computer_science",
+    "high_school_european_history",
+    "high_school_geography",
+    "high_school_government_and_politics",
+    "high_school_macroeconomics",
+    "high_school_mathematics",
+    "high_school_microeconomics",
+    "high_school_physics",
+    "high_school_psychology",
+    "high_school_statistics",
+    "high_school_us_history",
+    "high_school_world_history",
+    "human_aging",
+    "human_sexuality",
+    "international_law",
+    "jurisprudence",
+    "logical_fallacies",
+    "machine_learning",
+    "management",
+    "marketing",
+    "medical_genetics",
+    "miscellaneous",
+    "moral_disputes",
+    "moral_scenarios",
+    "nutrition",
+    "philosophy",
+    "prehistory",
+    "professional_accounting",
+    "professional_law",
+    "professional_medicine",
+    "professional_psychology",
+    "public_relations",
+    "security_studies",
+    "sociology",
+    "us_foreign_policy",
+    "virology",
+    "world_religions",
+]
+
+
+def build_questions(split: str, download: Callable[[str], bytes]) -> bytes:
+    """The 57 tables as one file: JSON lines ``{subject, index, question, choices, answer}``."""
+    lines = []
+    for subject in SUBJECTS:
+        table = download(f"{_URL}{split}/{subject}_{split}.csv").decode("utf-8")
+        for index, row in enumerate(csv.DictReader(io.StringIO(table, newline=""))):
+            question = {
+                "subject": subject,
+                "index": index,
+                "question": row["question"],
+                "choices": [row[f"choice{n}"] for n in range(4)],
+                "answer": "ABCD"[int(row["answer"])],
+            }
+            lines.append(json.dumps(question, ensure_ascii=False) + "\n")
+    return "".join(lines).encode()
+
+
 FILE = DataFile(
     path="mmlu/test.jsonl.gz",
     sha256="3f46fe9a66f9ed20c09452fe76b404797523dc8c51bb3edbca39ece04fa1b9d2",
-    source="hendrycks/test (MIT), Hugging Face edition cais/mmlu, as JSON lines"
-    " {subject, index, question, choices, answer}",
+    source=SOURCE,
     licence="MIT",
+    build=partial(build_questions, "test"),
 )
 INSTRUCTION = (
     "Below is a multi-choice question. You must reply with only a single letter (either A, B, C or D)\n\n"

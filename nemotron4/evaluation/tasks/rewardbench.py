@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from nemotron4.client.interface import Sampling
 from nemotron4.errors import DataError
 from nemotron4.evaluation.data import DataFile, DataSource
+from nemotron4.evaluation.hub import hub_rows
 from nemotron4.evaluation.task import Inputs, Item, Metric, Outcome, Task, answered, finite, user
 from nemotron4.grading import rewards
 
@@ -17,6 +18,7 @@ FILE = DataFile(
     source="allenai/reward-bench on the hub, split filtered, as JSON lines"
     " {id, subset, prompt, chosen, rejected}",
     licence="ODC-BY",
+    build=hub_rows("allenai/reward-bench", "data/filtered-00000-of-00001.parquet"),
 )
 
 
