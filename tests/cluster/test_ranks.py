@@ -58,6 +58,11 @@ def test_only_the_first_rank_of_the_first_node_leads() -> None:
     assert {rank.leader_host for rank in ranks} == {"gpu1"}
 
 
+def test_without_slurm_the_node_is_numbered_as_torchrun_does() -> None:
+    rank = find_rank({"NODE_RANK": "1", "MASTER_ADDR": "node0"})
+    assert (rank.node, rank.leader_host, rank.is_leader) == (1, "node0", False)
+
+
 def test_a_variable_that_is_no_number_is_refused() -> None:
     with pytest.raises(ConfigError, match="SLURM_NODEID is 'x'"):
         find_rank({"SLURM_NODEID": "x"})
@@ -109,6 +114,12 @@ def test_followers_end_when_the_leader_is_killed() -> None:
 def test_a_follower_gives_up_on_a_leader_that_never_comes() -> None:
     with pytest.raises(ConfigError, match=r"no leader on 127\.0\.0\.1"):
         wait_for_leader_to_end(Rank(0, 1, 2, 1, "127.0.0.1"), free_port(), connect_s=0)
+
+
+def test_the_leader_of_several_nodes_opens_one_without_slurm_too() -> None:
+    port = free_port()
+    with held_lifeline(Rank(0, 0, 1, 1, "127.0.0.1"), port, nodes=2):
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
 
 
 def test_a_single_process_opens_no_lifeline() -> None:
