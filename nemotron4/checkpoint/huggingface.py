@@ -104,8 +104,7 @@ class HuggingFaceCheckpoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        found = missing_template_note(self.path, self._template, is_nemotron=self._is_nemotron)
-        return (*found, "its eight-bit weights are expanded while they are read") if self._scales else found
+        return missing_template_note(self.path, self._template, is_nemotron=self._is_nemotron)
 
     @cached_property
     def eos_token_ids(self) -> tuple[int, ...]:
