@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 
 from nemotron4.errors import DataError
 
+MAX_LINE_CHARACTERS = 2**26
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
 JsonObject = dict[str, Any]
@@ -225,20 +226,32 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObject]]:
     """Line number (from 1) and object of every non-blank line. DataError names file and line."""
     path = Path(path)
-    with open_text(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path}:{number}: not valid JSON: {error.msg} (column {error.colno})",
-                    hint="every line must be one JSON object",
-                ) from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}:{number}: the line is {_shown(row)}; expected a JSON object")
-            yield number, row
+    for number, line in numbered_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}:{number}: not valid JSON: {error.msg} (column {error.colno})",
+                hint="every line must be one JSON object",
+            ) from error
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
+            raise DataError(f"{path}:{number}: not valid JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: the line is {_shown(row)}; expected a JSON object")
+        yield number, row
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and text of every line; DataError for one that only fills memory, as in a gzip bomb."""
+    with open_text(path) as stream:
+        number = 0
+        while line := stream.readline(MAX_LINE_CHARACTERS + 1):
+            number += 1
+            if len(line) > MAX_LINE_CHARACTERS:
+                raise DataError(f"{path}:{number}: the line is longer than {MAX_LINE_CHARACTERS} characters")
+            yield number, line
 
 
 def read(path: str | os.PathLike[str], kind: type[AnyRecord]) -> Iterator[AnyRecord]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,8 +58,7 @@ def _size_bytes(path: Path) -> int:
 
 def is_hub_id(model: str) -> bool:
     """``ORG/NAME``: exactly two plain parts."""
-    parts = model.split("/")
-    return len(parts) == 2 and all(part and not part.startswith((".", "-", "~")) for part in parts)
+    return re.fullmatch(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", model, re.ASCII) is not None
 
 
 def resolve(model: str) -> Path:

@@ -135,7 +135,7 @@ class NemoCheckpoint:
             return SentencePieceTokenizer(data, source=source)
         try:
             return JsonTokenizer(json.loads(data), source=source)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TokenizerError(f"{source}: not valid JSON: {error}") from error
 
     def _source(self, name: str) -> Source:
@@ -236,7 +236,7 @@ def _backend(files: NemoFiles, folder: str) -> str:
     if name in files:
         try:
             backend = json.loads(files.read(name, limit_bytes=1024**2))["sharded_backend"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{files.source}: {name}: sharded_backend cannot be read") from error
     else:
         backend = "torch_dist" if f"{prefix}{METADATA}" in files else "zarr"

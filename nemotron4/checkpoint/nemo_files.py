@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import os
 import posixpath
-import shutil
 import tarfile
 import tempfile
 import weakref
@@ -19,6 +18,8 @@ from typing import BinaryIO, cast
 
 from nemotron4.errors import CheckpointError
 
+LEAST_INFLATED_LIMIT = 2**30  # bytes; small files of zeros are honest
+MAX_INFLATION = 20  # bfloat16 weights shrink by a quarter
 GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -131,11 +132,18 @@ def _open_tar(path: Path) -> NemoFiles:
 
 
 def _inflate(path: Path) -> BinaryIO:
-    """The gzip file's content as an unnamed temporary file; it vanishes with the process."""
+    """The gzip file's content as an unnamed temporary file; it vanishes with the process.
+
+    Weights hardly compress: an archive that grows as they never do is refused before it fills the disk.
+    """
+    limit = max(LEAST_INFLATED_LIMIT, MAX_INFLATION * path.stat().st_size)
     plain = cast("BinaryIO", tempfile.TemporaryFile(prefix="nemotron4-"))  # noqa: SIM115
     try:
         with gzip.open(path) as inflated:
-            shutil.copyfileobj(inflated, plain, 8 * 1024**2)
+            while piece := inflated.read(8 * 1024**2):
+                if plain.tell() + len(piece) > limit:
+                    raise OSError(f"it grows beyond {limit} bytes, {MAX_INFLATION} times its size")
+                plain.write(piece)
         plain.flush()
     except (OSError, EOFError) as error:
         plain.close()

@@ -113,7 +113,7 @@ def _parse(files: NemoFiles, name: str, key: str) -> StoredTensor:
     where = f"{files.source}: {name}"
     try:
         array: Any = json.loads(files.read(name, limit_bytes=1024**2))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(array, dict):
         raise CheckpointError(f"{where}: expected a JSON object")

@@ -59,7 +59,7 @@ def read_header(path: Path) -> Mapping[str, StoredTensor]:
             header = json.loads(file.read(header_bytes))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the safetensors header is not valid JSON: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the safetensors header is not a JSON object")
@@ -87,8 +87,10 @@ def _stored_tensor(path: Path, name: str, entry: Any, data_start: int) -> Stored
     try:
         word, shape = str(entry["dtype"]), tuple(int(size) for size in entry["shape"])
         start, end = (int(offset) for offset in entry["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: tensor {name!r}: malformed header entry {entry!r}") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path}: tensor {name!r}: malformed header entry {str(entry)[:200]}"
+        ) from error
     if word not in DTYPES:
         raise CheckpointError(f"{path}: tensor {name!r} has type {word}; readable: {', '.join(DTYPES)}")
     expected = math.prod(shape) * DTYPES[word].itemsize

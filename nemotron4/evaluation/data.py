@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import zlib
@@ -18,6 +19,7 @@ from pathlib import Path
 from nemotron4.errors import DataError
 from nemotron4.records import JsonObject
 
+MAX_INFLATED_BYTES = 2**30  # the largest benchmark file has a few hundred MB
 FOLDER_VARIABLE = "NEMOTRON4_EVAL_DATA"
 
 
@@ -96,11 +98,21 @@ def data_folder(given: Path | None = None) -> Path:
     return Path(cache) / "nemotron4" / "eval"
 
 
+def inflated(data: bytes) -> bytes:
+    """The data without gzip if it has any; DataError when it grows beyond what any benchmark has."""
+    if data[:2] != b"\x1f\x8b":
+        return data
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+        content = stream.read(MAX_INFLATED_BYTES + 1)
+    if len(content) > MAX_INFLATED_BYTES:
+        raise DataError(f"gzip data of {len(data)} bytes grows beyond {MAX_INFLATED_BYTES} bytes; refused")
+    return content
+
+
 def unpack(path: Path) -> bytes:
     """The file's bytes, without gzip if it has any."""
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        return inflated(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (OSError, EOFError, zlib.error) as error:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemotron4.errors import DownloadError
-from nemotron4.evaluation.data import DataFile, DataSource, unpack
+from nemotron4.errors import DataError, DownloadError
+from nemotron4.evaluation.data import DataFile, DataSource, inflated, unpack
 from nemotron4.evaluation.registry import TASKS, find_task
 
 
@@ -64,7 +64,7 @@ def fetch_files(files: Sequence[DataFile], folder: Path) -> Iterator[str]:
             else:
                 try:
                     _keep(file, file.build(download) if file.build else download(str(file.url)), folder)
-                except (httpx.HTTPError, DownloadError) as error:
+                except (httpx.HTTPError, DownloadError, DataError) as error:
                     failures.append(file.path)
                     yield f"failed   {file.path}: {error}"
                 else:
@@ -77,7 +77,7 @@ def fetch_files(files: Sequence[DataFile], folder: Path) -> Iterator[str]:
 
 
 def _keep(file: DataFile, received: bytes, folder: Path) -> None:
-    content = gzip.decompress(received) if received[:2] == b"\x1f\x8b" else received
+    content = inflated(received)
     sha256 = file.identity(hashlib.sha256(content).hexdigest())
     if file.sha256 is not None and sha256 != file.sha256:
         raise DownloadError(f"sha256 of the content is {sha256}; expected {file.sha256}")

@@ -58,7 +58,7 @@ def read_json(path: Path) -> Any:
         raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise TokenizerError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, numbers of thousands of digits, deep nesting
         raise TokenizerError(f"{path}: not valid JSON: {error}") from error
 
 

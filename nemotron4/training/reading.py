@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron4.errors import DataError
-from nemotron4.records import FieldError, open_text
+from nemotron4.records import FieldError, numbered_lines, open_text
 from nemotron4.training.formats import Kind, Row, parse
 
 
@@ -113,13 +113,12 @@ def _raw_rows(path: Path, kind: Kind) -> Iterator[tuple[str, Any]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    with open_text(path) as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", _json_object(line)
-        except (OSError, EOFError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read: {error}") from error
+    try:
+        for number, line in numbered_lines(path):
+            if line.strip():
+                yield f"{path}:{number}", _json_object(line)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
 
 
 def _json_object(line: str) -> Any:
@@ -127,6 +126,8 @@ def _json_object(line: str) -> Any:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         return f"not valid JSON: {error.msg} (column {error.colno})"
+    except (ValueError, RecursionError) as error:
+        return f"not valid JSON: {error}"
     return value if isinstance(value, dict) else "the line is not a JSON object"
 
 

@@ -179,10 +179,32 @@ def test_a_cut_off_file_names_the_tensor_that_it_hurts(nemotron: Path, cut: int)
         open_checkpoint(nemotron)
 
 
+def _with_length(header: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header
+
+
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\x00" * 4, b"\xff" * 64, b"\x02\x00\x00\x00\x00\x00\x00\x00[]", b"\x04" + b"\x00" * 7 + b"}{}{"],
-    ids=["empty", "short", "huge-header", "not-an-object", "not-json"],
+    [
+        b"",
+        b"\x00" * 4,
+        b"\xff" * 64,
+        b"\x02\x00\x00\x00\x00\x00\x00\x00[]",
+        b"\x04" + b"\x00" * 7 + b"}{}{",
+        _with_length(b"[" * 200_000),
+        _with_length(b'{"a":{"dtype":"F32","shape":[1' + b"0" * 40 + b'],"data_offsets":[0,4]}}'),
+        _with_length(b'{"a":{"dtype":"F32","shape":[1e999],"data_offsets":[0,4]}}'),
+    ],
+    ids=[
+        "empty",
+        "short",
+        "huge-header",
+        "not-an-object",
+        "not-json",
+        "deep",
+        "absurd-shape",
+        "infinite-shape",
+    ],
 )
 def test_a_file_that_is_not_safetensors_is_refused(nemotron: Path, content: bytes) -> None:
     (nemotron / "model.safetensors").write_bytes(content)

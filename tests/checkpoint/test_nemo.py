@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from nemotron4.checkpoint import nemo_files
 from nemotron4.checkpoint.nemo import NemoCheckpoint, open_nemo
 from nemotron4.checkpoint.opening import open_checkpoint
 from nemotron4.errors import CheckpointError
@@ -396,3 +398,14 @@ def test_a_hostile_archive_is_refused(tmp_path: Path, kind: str) -> None:
     with pytest.raises(CheckpointError, match=expected[kind]):
         open_nemo(path)
     assert not (tmp_path.parent / "evil").exists()
+
+
+def test_a_gzip_bomb_is_refused_before_it_fills_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nemo_files, "LEAST_INFLATED_LIMIT", 2**20)
+    path = tmp_path / "m.nemo"
+    with gzip.open(path, "wb") as file:
+        file.write(bytes(64 * 2**20))
+    with pytest.raises(CheckpointError, match="grows beyond"):
+        open_nemo(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,14 @@ def test_a_body_that_a_page_may_send_without_asking_is_refused(make_app: App) ->
         response = app.request("POST", path, content=json.dumps(body), headers={"Content-Type": "text/plain"})
         assert response.status_code == 400, path
     assert app.engine.stats().prompt_tokens_total == 0
+
+
+def test_a_compressed_body_is_not_inflated(make_app: App) -> None:
+    bomb = gzip.compress(b'{"prompt": "' + b"a" * 10_000_000 + b'"}')
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    app = make_app("b")
+    assert app.request("POST", "/v1/completions", content=bomb, headers=headers).status_code == 400
+    assert app.request("PUT", "/generate", content=bomb, headers=headers).status_code == 400
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/other"])
