@@ -152,10 +152,11 @@ def serve(
         from nemotron4.checkpoint import open_checkpoint
         from nemotron4.inference.load import load
         from nemotron4.inference.reward import load_reward
+        from nemotron4.model.adapter_files import has_reward_head
 
         checkpoint = open_checkpoint(model)
-        if checkpoint.config.num_reward_attributes:
-            return load_reward(checkpoint, dtype=dtype, device=device)
+        if checkpoint.config.num_reward_attributes or (adapter and has_reward_head(Path(adapter))):
+            return load_reward(checkpoint, dtype=dtype, device=device, adapter=adapter)
         opened = load(
             checkpoint,
             dtype=dtype,

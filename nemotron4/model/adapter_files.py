@@ -125,6 +125,17 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     return AdapterConfig(kind="lora", rank=values["r"], alpha=alpha, targets=names)
 
 
+def has_reward_head(folder: Path) -> bool:
+    """True for the adapter of a reward model, which brings the head that its base lacks."""
+    if not folder.is_dir():
+        return False  # NeMo's .nemo holds LoRA factors alone
+    path = folder / CONFIG_FILE
+    try:
+        return HEAD in (json.loads(path.read_text(encoding="utf-8")).get("modules_to_save") or ())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+
 def _saved_besides_the_head(values: dict[str, Any]) -> list[str]:
     return [name for name in values.get("modules_to_save") or () if name != HEAD]
 
