@@ -179,7 +179,7 @@ def plan(
 @app.command()
 def retry(
     folder: FolderArgument,
-    failed: Annotated[bool, typer.Option("--failed", help="What failed; there is nothing else to retry.")] = True,
+    failed: Annotated[bool, typer.Option("--failed", help="What failed; nothing else is retried.")] = True,
     stage: Annotated[str | None, typer.Option(help="Only the failures of this stage.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no books at the end.")] = False,
 ) -> None:
