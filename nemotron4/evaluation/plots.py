@@ -68,13 +68,14 @@ def _radar(found: Sequence[Found], path: Path) -> Path:
 
 
 def _bars(found: Sequence[Found], rows: Sequence[tuple[str, str, str]], path: Path) -> Path:
-    num_rows = math.ceil(len(rows) / COLUMNS)
-    figure = Figure(figsize=(4.6 * COLUMNS, 3.1 * num_rows), layout="constrained")
-    grid: Any = figure.subplots(num_rows, COLUMNS, squeeze=False)
+    num_columns = min(COLUMNS, len(rows))
+    num_rows = math.ceil(len(rows) / num_columns)
+    figure = Figure(figsize=(4.6 * num_columns, 3.1 * num_rows), layout="constrained")
+    grid: Any = figure.subplots(num_rows, num_columns, squeeze=False)
     for at, key in enumerate(rows):
-        _panel(grid[at // COLUMNS][at % COLUMNS], key, _ours(found, key), _models(found))
-    for at in range(len(rows), num_rows * COLUMNS):
-        grid[at // COLUMNS][at % COLUMNS].set_axis_off()
+        _panel(grid[at // num_columns][at % num_columns], key, _ours(found, key), _models(found))
+    for at in range(len(rows), num_rows * num_columns):
+        grid[at // num_columns][at % num_columns].set_axis_off()
     figure.savefig(path, dpi=110)
     return path
 
