@@ -42,3 +42,9 @@ def test_generate_in_the_process(tmp_path: Path) -> None:
 def test_official_openai_client_streams_from_the_server() -> None:
     with serving(FakeEngine("O NVIDIA, thy chips.", prompt_format=nemotron4())) as running:
         assert _run("openai_client.py", running.url) == "O NVIDIA, thy chips.\n"
+
+
+def test_arithmetic_data_for_the_grpo_recipe(tmp_path: Path) -> None:
+    assert _run("arithmetic_data.py", str(tmp_path / "data")).startswith("800 to imitate, 2300 to practise")
+    held_out = (tmp_path / "data" / "held_out.jsonl").read_text().splitlines()
+    assert not set(held_out) & set((tmp_path / "data" / "practised.jsonl").read_text().splitlines())

@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"client", "grading", "text"},
     "redteam": {"client", "grading", "text"},
     "server": {"inference", "text", "client"},
+    "feedback": {"training", "inference", "checkpoint", "model", "grading", "client", "text"},
 }
 NEVER_TORCH = {"text", "grading", "client", "cluster", "synth", "evaluation", "redteam", "cli", *BASE}
 

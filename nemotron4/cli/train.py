@@ -94,9 +94,10 @@ def _dry_run(settings: Recipe, *, as_json: bool) -> None:
 
 
 def _check_invariance(settings: Recipe, *, as_json: bool) -> None:
+    from nemotron4.feedback import connect
     from nemotron4.training.preview import check_invariance
 
-    cuts = check_invariance(settings)
+    cuts = check_invariance(settings, connect=connect)
     if as_json:
         print_json({"cuts": [asdict(cut) for cut in cuts]})
         return
@@ -109,10 +110,11 @@ def _check_invariance(settings: Recipe, *, as_json: bool) -> None:
 
 def _train(stages: list[Recipe], *, as_json: bool) -> None:
     from nemotron4.cli.training_view import TrainingView
+    from nemotron4.feedback import connect
     from nemotron4.training.chain import run
 
     with TrainingView() as view:
-        summary = run(stages, note=note, on_progress=view.show)
+        summary = run(stages, note=note, on_progress=view.show, connect=connect)
     if not summary.is_writer:
         return
     if as_json:

@@ -24,7 +24,7 @@ NUM_RECENT = 60  # steps behind the curve and the estimate of the time left
 BARS = "▁▂▃▄▅▆▇█"
 # Shown in the panel's first lines, in words of their own.
 RATES = ("tokens_per_s", "mfu", "memory_gb", "seconds", "tokens", "samples_seen")
-IN_LOG_LINES = ("accuracy", "margin_beta", "reward_correlation", "reward", "grad_norm")
+IN_LOG_LINES = ("accuracy", "margin_beta", "reward_correlation", "length", "kl", "grad_norm")
 
 
 class TrainingView:
@@ -36,7 +36,7 @@ class TrainingView:
         self._console = console or Console(stderr=True, highlight=False)
         self._clock = clock
         self._last_printed = float("-inf")
-        self._losses: deque[float] = deque(maxlen=NUM_RECENT)
+        self._curve: deque[float] = deque(maxlen=NUM_RECENT)
         self._seconds: deque[float] = deque(maxlen=NUM_RECENT)
         self._last: Progress | None = None
         self._validation: Progress | None = None
@@ -60,11 +60,11 @@ class TrainingView:
             self._validation = progress
         else:
             if self._last is not None and progress.step < self._last.step:  # the next stage of a chain
-                self._losses.clear()
+                self._curve.clear()
                 self._seconds.clear()
                 self._validation = None
             self._last = progress
-            self._losses.append(progress.values["loss"])
+            self._curve.append(headline(progress.values)[1])
             self._seconds.append(progress.values["seconds"])
         if self._live is None:
             self._print_now_and_then(progress)
@@ -81,7 +81,8 @@ class TrainingView:
         values = progress.values
         head = f"step {progress.step}/{progress.num_steps}"
         parts = [f"{head} validation" if progress.kind == "validation" else head]
-        parts.append(f"loss {values['loss']:.4f}")
+        name, value = headline(values)
+        parts.append(f"{name} {value:.4f}")
         parts += [f"{name} {values[name]:.3g}" for name in IN_LOG_LINES if name in values]
         if progress.kind != "validation":
             parts += _rates(values)
@@ -102,16 +103,24 @@ class TrainingView:
             ProgressBar(total=last.num_steps, completed=last.step, width=32),
             f"about {duration(self._seconds_left(last))} left",
         )
-        values = {name: value for name, value in last.values.items() if name not in (*RATES, "loss")}
+        first, newest = headline(last.values)
+        values = {name: value for name, value in last.values.items() if name not in (*RATES, first)}
         table = Table.grid(padding=(0, 3))
-        loss = Text(f"loss {last.values['loss']:.4f}  ") + Text(curve(list(self._losses)), style="cyan")
+        line = Text(f"{first} {newest:.4f}  ") + Text(curve(list(self._curve)), style="cyan")
         for row in _in_columns([f"{name} {value:.4g}" for name, value in values.items()], 3):
             table.add_row(*row)
-        rows: list[RenderableType] = [head, loss, Text("  ".join(_rates(last.values)))]
+        rows: list[RenderableType] = [head, line, Text("  ".join(_rates(last.values)))]
         if self._validation is not None:
             found = self._validation
-            rows.append(Text(f"validation after step {found.step}: loss {found.values['loss']:.4f}"))
+            name, value = headline(found.values)
+            rows.append(Text(f"validation after step {found.step}: {name} {value:.4f}"))
         return Panel(Group(*rows, table), title="nemotron4 train", title_align="left")
+
+
+def headline(values: Mapping[str, float]) -> tuple[str, float]:
+    """The number that a run is about: the reward of a policy, the loss of everything else."""
+    name = "reward" if "reward" in values else "loss"
+    return name, values[name]
 
 
 def _rates(values: Mapping[str, float]) -> list[str]:

@@ -102,7 +102,7 @@ class EngineCore:
         def deliver(step: TokenStep | Exception) -> None:
             self._outbox[loop].append((steps, step))
 
-        request = self._submit(prompt_ids, params, deliver, is_bounded=True)
+        request = self._submit(prompt_ids, params, deliver)
         is_finished = False
         try:
             while not is_finished:
@@ -132,7 +132,10 @@ class EngineCore:
         requests: list[Request] = []
         try:
             for index, (prompt_ids, params) in enumerate(prompts):
-                requests.append(self._submit(prompt_ids, params, partial(deliver, index), is_bounded=False))
+                requests.append(self._request(prompt_ids, params, partial(deliver, index)))
+            # All at once: how the prompts are cut into steps must not depend on the threads' timing.
+            self._inbox.extend(requests)
+            self._wake.set()
             for _ in prompts:
                 error = ended.get()
                 if error is not None:
@@ -180,16 +183,17 @@ class EngineCore:
         if biased is not None:
             raise RequestError(f"logit_bias names token id {biased}, outside the vocabulary")
 
-    def _submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams, deliver: Deliver, *, is_bounded: bool
-    ) -> Request:
+    def _request(self, prompt_ids: Sequence[int], params: SamplingParams, deliver: Deliver) -> Request:
         self.check(prompt_ids, params)
         if self._is_closing:
             raise RequestError("the engine is closed")
+        return Request(prompt_ids, params, self.tokenizer, deliver, virtual_ids=self._virtual_ids)
+
+    def _submit(self, prompt_ids: Sequence[int], params: SamplingParams, deliver: Deliver) -> Request:
+        request = self._request(prompt_ids, params, deliver)
         num_waiting = len(self._inbox) + len(self._scheduler.waiting)
-        if is_bounded and num_waiting >= self._max_waiting:
+        if num_waiting >= self._max_waiting:
             raise EngineBusyError(f"{num_waiting} requests are waiting, the most that may", retry_after_s=1.0)
-        request = Request(prompt_ids, params, self.tokenizer, deliver, virtual_ids=self._virtual_ids)
         self._inbox.append(request)
         self._wake.set()
         return request

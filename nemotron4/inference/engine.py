@@ -60,6 +60,10 @@ class Engine(EngineCore):
             for prompt_ids in map(self.encode, prompts)
             for i in range(n)
         ]
+        return self.generate_each(jobs)
+
+    def generate_each(self, jobs: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[Generation]:
+        """One generation for each pair of token ids and settings, in order."""
         results = self.collect(jobs)
         return [self._generation(ids, steps) for (ids, _), steps in zip(jobs, results, strict=True)]
 
@@ -99,7 +103,9 @@ class Engine(EngineCore):
         token_ids = [step.token_id for step in steps if step.token_id is not None]
         shown = token_ids[:-1] if isinstance(last.stop_reason, int) else token_ids
         stream = TextStream(self.tokenizer, prompt_ids)
-        text = "".join([*map(stream.push, shown), stream.finish()])
+        # A model may be wider than its vocabulary; what it draws from there has no text.
+        with_text = (token_id for token_id in shown if token_id < self.tokenizer.vocab_size)
+        text = "".join([*map(stream.push, with_text), stream.finish()])
         if isinstance(last.stop_reason, str):
             text = cut_at(text, last.stop_reason)
         scores = [step.logprobs.chosen.logprob for step in steps if step.logprobs is not None]

@@ -19,26 +19,24 @@ from nemotron4.errors import CheckpointError, RequestError
 from nemotron4.inference.interface import EngineStats, ModelInfo, Reward, SamplingParams, TokenStep
 from nemotron4.inference.load import describe, find_device, find_dtype
 from nemotron4.model.attention import CausalAttend, RotaryEmbedding
-from nemotron4.model.reward_head import ATTRIBUTE_NAMES, RewardModel
+from nemotron4.model.reward_head import ATTRIBUTE_NAMES, CARD_WEIGHTS, RewardModel
 from nemotron4.records import ATTRIBUTES, Message
-from nemotron4.text.prompt import PromptFormat, encode_reward
+from nemotron4.text.prompt import PromptFormat, encode_judged
 from nemotron4.text.tokenizer import Tokenizer
 
-# The model card of Nemotron-4-340B-Reward; quality, toxicity, humor and creativity weigh nothing.
-CARD_WEIGHTS = {
-    "helpfulness": 0.3,
-    "correctness": 0.74,
-    "coherence": 0.46,
-    "complexity": 0.47,
-    "verbosity": -0.33,
-}
 BATCH_TOKENS = 8192
 
 
 class RewardEngine:
     """Implements ``InferenceEngine``, whose ``stream`` refuses, and ``RewardScorer``."""
 
-    def __init__(self, model: RewardModel, info: ModelInfo, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        model: RewardModel,
+        info: ModelInfo,
+        tokenizer: Tokenizer,
+        prompt_format: PromptFormat | None = None,
+    ) -> None:
         if model.config.num_reward_attributes != len(ATTRIBUTE_NAMES):
             raise CheckpointError(
                 f"{info.name}: the reward head has {model.config.num_reward_attributes} outputs; "
@@ -47,8 +45,13 @@ class RewardEngine:
         self._model = model
         self._info = info
         self._tokenizer = tokenizer
+        self._format = prompt_format
         self._lock = threading.Lock()
         self._num_waiting = self._num_tokens = self._num_finished = 0
+
+    @property
+    def model(self) -> RewardModel:
+        return self._model
 
     @property
     def info(self) -> ModelInfo:
@@ -85,7 +88,19 @@ class RewardEngine:
         """Nothing runs between calls."""
 
     def score(self, conversations: Sequence[Sequence[Message]]) -> list[Reward]:
-        return self.score_ids([encode_reward(self._tokenizer, turns) for turns in conversations])
+        return self.score_ids([self._ids(turns) for turns in conversations])
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """What ``score_ids`` reads of one conversation; RequestError if it does not fit the context."""
+        ids = self._ids(messages)
+        if len(ids) > self._info.context_length:
+            raise RequestError(
+                f"the conversation has {len(ids)} tokens; expected 1 to {self._info.context_length}"
+            )
+        return ids
+
+    def _ids(self, messages: Sequence[Message]) -> list[int]:
+        return encode_judged(self._tokenizer, self._format, messages)
 
     def score_ids(self, rows: Sequence[Sequence[int]]) -> list[Reward]:
         limit = self._info.context_length
@@ -167,4 +182,4 @@ def load_reward(
     net.model.rotary = RotaryEmbedding(config).to(chosen_device)  # not in a checkpoint: computed
     net.eval().requires_grad_(False)
     info = describe(checkpoint, chosen_dtype, chosen_device)
-    return RewardEngine(net, info, checkpoint.tokenizer())
+    return RewardEngine(net, info, checkpoint.tokenizer(), checkpoint.prompt_format())

@@ -18,6 +18,14 @@ ATTRIBUTE_NAMES = (
     "quality", "toxicity", "humor", "creativity",
     "helpfulness", "correctness", "coherence", "complexity", "verbosity",
 )  # fmt: skip
+# What each attribute weighs in the scalar, from the model card of Nemotron-4-340B-Reward.
+CARD_WEIGHTS = {
+    "helpfulness": 0.3,
+    "correctness": 0.74,
+    "coherence": 0.46,
+    "complexity": 0.47,
+    "verbosity": -0.33,
+}
 
 
 class RewardModel(nn.Module):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nemotron4.errors import TemplateError, unknown_name
 from nemotron4.records import Message
 from nemotron4.text import chatml_format, jinja_format, nemotron_format
 from nemotron4.text.chat_template import ChatTemplate
+from nemotron4.text.label_lines import LabelledWriter
 from nemotron4.text.segments import Purpose, TurnWriter, encode_segments, join_text
 from nemotron4.text.tokenizer import Tokenizer
 
@@ -54,13 +55,26 @@ def nemotron4(labels: Mapping[int, Mapping[str, int]] | None = None) -> PromptFo
 
     The place of the answer to be generated is the number of messages. The exported template has no labels.
     """
-    lines = {place: nemotron_format.label_line(values) for place, values in (labels or {}).items()}
     return PromptFormat(
         "nemotron4",
         NEMOTRON4_CHAT_TEMPLATE,
         nemotron_format.STOP_STRINGS,
-        nemotron_format.NemotronWriter(lines),
+        nemotron_format.NemotronWriter(_label_lines(labels or {})),
     )
+
+
+def _label_lines(labels: Mapping[int, Mapping[str, int]]) -> dict[int, str]:
+    return {place: nemotron_format.label_line(values) for place, values in labels.items()}
+
+
+def with_labels(prompt_format: PromptFormat, labels: Mapping[int, Mapping[str, int]]) -> PromptFormat:
+    """The format with SteerLM attributes before the answers at these places.
+
+    The card's format has a marker for them; in another they are the answer's first line, which never trains.
+    """
+    if prompt_format.name == "nemotron4":
+        return nemotron4(labels)
+    return replace(prompt_format, writer=LabelledWriter(prompt_format.writer, _label_lines(labels)))
 
 
 def chatml() -> PromptFormat:
@@ -123,3 +137,16 @@ def encode_reward(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
             f"the vocabulary has no marker {nemotron_format.LABEL_START!r}, at which a reward model is read"
         )
     return list(encode_segments(tokenizer, nemotron_format.reward_segments(messages)).token_ids)
+
+
+def encode_judged(
+    tokenizer: Tokenizer, prompt_format: PromptFormat | None, messages: Sequence[Message]
+) -> list[int]:
+    """What a reward model reads: NVIDIA's form where the vocabulary has its marker, else the
+    conversation in the model's own format.
+    """
+    if nemotron_format.LABEL_START in tokenizer.markers:
+        return encode_reward(tokenizer, messages)
+    if prompt_format is None:
+        raise TemplateError("the reward model has neither the label marker nor a chat template")
+    return prompt_format.encode(tokenizer, messages, add_generation_prompt=False)

@@ -1,7 +1,8 @@
 """Stages one after the other: SFT, then DPO, then rounds of RPO, each starting from the one before.
 
 A chain is a recipe file whose ``stage`` is an array of tables. What stands outside them holds for every
-stage; ``model.start = "previous"`` (the default) is the last stage's model that is not a reward model.
+stage; ``model.start = "previous"`` (the default) is the last stage's model that is not a reward model. As the
+``model`` of a reward and the ``start`` of a critic "previous" is the last reward model.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from nemotron4 import config
 from nemotron4.errors import ConfigError
 from nemotron4.training import recipe as recipes
 from nemotron4.training.metrics import Progress
+from nemotron4.training.policy_settings import PREVIOUS
 from nemotron4.training.recipe import Recipe, as_plain
+from nemotron4.training.rollouts import Connect
 from nemotron4.training.run import RECORD_FILE, Summary, output_folder, train
-
-PREVIOUS = "previous"
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
@@ -45,6 +46,7 @@ def _stages(values: dict[str, Any]) -> Iterator[Recipe]:
     if not isinstance(folder, str):
         raise ConfigError("a chain needs run.directory outside its stages; each stage gets a folder in it")
     start: str | None = values.get("model", {}).get("start")
+    reward_model: str | None = None
     names: set[str] = set()
     for place, table in enumerate(tables):
         table = dict(table)
@@ -54,22 +56,46 @@ def _stages(values: dict[str, Any]) -> Iterator[Recipe]:
         names.add(name)
         merged = _merged(values, {**table, "stage": table.get("kind")})
         merged.pop("kind", None)
-        recipes.refuse_planned(merged["stage"])
         merged["run"]["directory"] = str(Path(folder) / f"{place:02d}-{name}")
         own = table.get("model", {}).get("start", PREVIOUS)
         merged.setdefault("model", {})["start"] = start if own == PREVIOUS else own
         try:
+            _name_reward_model(merged, reward_model)
             recipe = config.build(Recipe, merged)
         except ConfigError as error:
             raise ConfigError(f"stage {name!r}: {error.message}", hint=error.hint) from error
         yield recipe
-        if recipe.stage != "reward":
+        if recipe.stage == "reward":
+            reward_model = str(output_folder(recipe)) if recipe.adapter is None else None
+        else:
             if recipe.adapter is not None and place + 1 < len(tables):
                 raise ConfigError(
                     f"stage {name!r} trains an adapter, which the next stage cannot start from",
                     hint="merge it with nemotron4 convert, or train that stage without [adapter]",
                 )
             start = str(output_folder(recipe))
+
+
+def _name_reward_model(values: dict[str, Any], reward_model: str | None) -> None:
+    """Put the last reward stage's model where a policy-gradient stage says "previous"."""
+    settings = values.get("policy_gradient")
+    if not isinstance(settings, dict):
+        return
+
+    def named(table: Any, key: str) -> Any:
+        if not isinstance(table, dict) or table.get(key) != PREVIOUS:
+            return table
+        if reward_model is None:
+            raise ConfigError(
+                f"{key} 'previous' is the model of a stage of kind reward without [adapter]; "
+                "none is before this one"
+            )
+        return table | {key: reward_model}
+
+    if isinstance(settings.get("rewards"), list):
+        settings["rewards"] = [named(table, "model") for table in settings["rewards"]]
+    if "critic" in settings:
+        settings["critic"] = named(settings["critic"], "start")
 
 
 def _merged(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -86,6 +112,7 @@ def run(
     *,
     note: Callable[[str], None] = lambda text: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    connect: Connect | None = None,
 ) -> Summary:
     """Run the stages in order, passing over finished ones; the summary is the last one's that ran."""
     summary: Summary | None = None
@@ -96,7 +123,7 @@ def run(
         if not is_last and is_finished(recipe):
             note("finished before")
             continue
-        summary = train(recipe, note=note, on_progress=on_progress)
+        summary = train(recipe, note=note, on_progress=on_progress, connect=connect)
         if summary.steps < summary.num_steps:
             break
     assert summary is not None, "the last stage always runs"

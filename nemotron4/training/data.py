@@ -7,7 +7,7 @@ A row that cannot be used is a Problem with file and line. Whether problems stop
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
@@ -16,8 +16,7 @@ import torch
 from nemotron4.errors import TemplateError
 from nemotron4.records import Message
 from nemotron4.text.masks import encode_answer, encode_conversation
-from nemotron4.text.nemotron_format import LABEL_START
-from nemotron4.text.prompt import PromptFormat, encode_reward, nemotron4
+from nemotron4.text.prompt import PromptFormat, encode_judged, with_labels
 from nemotron4.text.tokenizer import Tokenizer
 from nemotron4.training.formats import (
     MISSING,
@@ -26,10 +25,13 @@ from nemotron4.training.formats import (
     JudgedRow,
     PairRow,
     Prompt,
+    PromptRow,
     ScoredRow,
+    WeightedRow,
 )
 from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.reading import Problem, ReadRow
+from nemotron4.training.rollouts import PromptSample
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,7 @@ class Encoder:
     def chat(self, row: ChatRow) -> Segment:
         prompt_format = self._format()
         if row.labels:
-            if prompt_format.name != "nemotron4":
-                raise TemplateError(f"the format {prompt_format.name!r} has no label line for SteerLM rows")
-            prompt_format = nemotron4(row.labels)
+            prompt_format = with_labels(prompt_format, row.labels)
         turns = encode_conversation(prompt_format, self.tokenizer, row.messages)
         return self._segment(turns.token_ids, turns.is_trained)
 
@@ -68,14 +68,27 @@ class Encoder:
             (*prompt_ids, *answer_ids), (*[False] * len(prompt_ids), *[True] * len(answer_ids))
         )
 
+    def open_prompt(self, prompt: Prompt) -> Segment:
+        """A prompt up to where its answer begins; nothing in it trains."""
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+        else:
+            ids = self._format().encode(self.tokenizer, prompt)
+        return self._segment(ids, (False,) * len(ids))
+
+    def labelled_answer(self, prompt: Sequence[Message], labels: Mapping[str, int], answer: str) -> Segment:
+        """The last answer of a conversation, written for the given attributes; it alone trains."""
+        prompt_format = with_labels(self._format(), {len(prompt): labels})
+        parts = encode_answer(prompt_format, self.tokenizer, prompt, answer)
+        trained = [*[False] * len(parts.prompt_ids), *[True] * len(parts.answer_ids)]
+        return self._segment((*parts.prompt_ids, *parts.answer_ids), trained)
+
     def judged_text(self, conversation: Prompt) -> Segment:
         """What a reward model reads; its score stands at the last token. No token is a target."""
         if isinstance(conversation, str):
             ids = self.tokenizer.encode(conversation)
-        elif LABEL_START in self.tokenizer.markers:
-            ids = encode_reward(self.tokenizer, conversation)
         else:
-            ids = self._format().encode(self.tokenizer, conversation, add_generation_prompt=False)
+            ids = encode_judged(self.tokenizer, self.prompt_format, conversation)
         return self._segment(ids, (False,) * len(ids))
 
     def _format(self) -> PromptFormat:
@@ -238,6 +251,48 @@ def reward_pair_sample(encoder: Encoder, *, needs_strength: bool) -> Build:
 
 def _conversation(prompt: Prompt, answer: str) -> Prompt:
     return prompt + answer if isinstance(prompt, str) else (*prompt, Message("assistant", answer))
+
+
+def weighted_sample(encoder: Encoder) -> Build:
+    """SteerLM 2.0: a segment for each answer; labels are its three numbers, one answer after the other."""
+
+    def build(read: ReadRow) -> Sample:
+        row = read.row
+        assert isinstance(row, WeightedRow), "the reader gives rows of the stage's kind"
+        segments = tuple(encoder.labelled_answer(row.prompt, row.labels, r.text) for r in row.responses)
+        _require_trained(segments)
+        labels = [
+            number
+            for r in row.responses
+            for number in (r.attributes_logprob, r.prior_logprob, r.proposal_logprob)
+        ]
+        return Sample(segments, tuple(labels), read.where)
+
+    return build
+
+
+def prompt_sample(
+    encoder: Encoder, *, num_new: int, needs_messages: bool, row_fields: Sequence[str]
+) -> Build:
+    """A prompt that leaves room for ``num_new`` tokens and has what its judges read."""
+
+    def build(read: ReadRow) -> Sample:
+        row = read.row
+        assert isinstance(row, PromptRow), "the reader gives rows of the stage's kind"
+        if needs_messages and isinstance(row.prompt, str):
+            raise UnusableRowError("the prompt is rendered text; a reward model judges lists of messages")
+        missing = [name for name in row_fields if name not in row.fields]
+        if missing:
+            raise UnusableRowError(f"field {missing[0]!r} is missing; the reward compares with it")
+        segment = encoder.open_prompt(row.prompt)
+        total = len(segment.tokens) + num_new
+        if total > encoder.max_length:
+            raise UnusableRowError(
+                f"{total} tokens with {num_new} new ones; data.max_length is {encoder.max_length}"
+            )
+        return PromptSample((segment,), (), read.where, prompt=row.prompt, fields=row.fields)
+
+    return build
 
 
 class TextWindows(Sequence[Sample]):

@@ -21,7 +21,9 @@ from nemotron4.records import (
     require,
 )
 
-Kind = Literal["pretrain", "sft", "preference", "kto", "reward", "reward_pairs"]
+Kind = Literal[
+    "pretrain", "sft", "steerlm", "steerlm_weighted", "preference", "kto", "reward", "reward_pairs", "prompts"
+]
 Prompt = str | tuple[Message, ...]
 MISSING = -100.0
 ALL_ATTRIBUTES = ("quality", "toxicity", "humor", "creativity", *ATTRIBUTES)
@@ -73,7 +75,34 @@ class ScoredRow:
     attributes: Mapping[str, float]
 
 
-Row = TextRow | ChatRow | AnswerRow | PairRow | JudgedRow | ScoredRow
+@dataclass(frozen=True, kw_only=True)
+class PromptRow:
+    """A prompt to be answered, and the whole row, in which judges find what they compare with."""
+
+    prompt: Prompt
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedResponse:
+    """A sampled answer of SteerLM 2.0: log P(a|x,y), log P(y|x) and log Q(y|a,x), in nats."""
+
+    text: str
+    attributes_logprob: float
+    prior_logprob: float
+    proposal_logprob: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedRow:
+    """Answers drawn for one prompt and one set of attributes. ``prompt`` ends with the user's turn."""
+
+    prompt: tuple[Message, ...]
+    labels: Mapping[str, int]
+    responses: tuple[WeightedResponse, ...]
+
+
+Row = TextRow | ChatRow | AnswerRow | PairRow | JudgedRow | ScoredRow | PromptRow | WeightedRow
 
 
 def parse(kind: Kind, row: JsonObject) -> Row:
@@ -82,6 +111,12 @@ def parse(kind: Kind, row: JsonObject) -> Row:
         return TextRow(text=_text(row, "text"))
     if kind == "sft":
         return _sft(row)
+    if kind == "steerlm":
+        return _labelled_chat(row)
+    if kind == "steerlm_weighted":
+        return _weighted(row)
+    if kind == "prompts":
+        return PromptRow(prompt=_open_prompt(row), fields=row)
     if kind == "kto":
         return _judged(row)
     return _scored(row) if kind == "reward" else _pair(row)
@@ -116,21 +151,31 @@ def _nemo_chat(row: JsonObject) -> ChatRow:
     kind = row.get("type")
     if kind not in (None, "VALUE_TO_TEXT"):
         raise FieldError(f"field 'type' is {kind!r}; expected null or 'VALUE_TO_TEXT'")
-    system = row.get("system")
-    messages = [Message("system", require(row, "system", str, "a string"))] if system is not None else []
+    messages = _system(row)
     labels: dict[int, Mapping[str, int]] = {}
     for i, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise FieldError(f"conversations[{i}] is not an object")
-        try:
-            role = require(turn, "from", str, "a string").lower()
-            messages.append(Message(role, require(turn, "value", str, "a string")))
-        except FieldError as error:
-            raise FieldError(f"conversations[{i}]: {error}") from None
+        messages.append(_nemo_turn(turn, f"conversations[{i}]"))
         if kind == "VALUE_TO_TEXT" and turn.get("label") is not None:
             labels[len(messages) - 1] = _label(turn["label"], f"conversations[{i}].label")
     _check_mask(row, {message.role for message in messages})
     return ChatRow(messages=tuple(messages), labels=labels)
+
+
+def _system(row: JsonObject) -> list[Message]:
+    if row.get("system") is None:
+        return []
+    return [Message("system", require(row, "system", str, "a string"))]
+
+
+def _nemo_turn(turn: object, where: str) -> Message:
+    """``{"from", "value"}`` as a message."""
+    if not isinstance(turn, dict):
+        raise FieldError(f"{where} is not an object")
+    try:
+        role = require(turn, "from", str, "a string").lower()
+        return Message(role, require(turn, "value", str, "a string"))
+    except FieldError as error:
+        raise FieldError(f"{where}: {error}") from None
 
 
 def _check_mask(row: JsonObject, roles: set[str]) -> None:
@@ -157,6 +202,75 @@ def _label(value: object, where: str) -> Mapping[str, int]:
         return {name.strip(): int(number) for name, number in pairs}
     except ValueError:
         raise FieldError(f"{where} is {value!r}; expected 'name:number,...'") from None
+
+
+# ---- SteerLM
+
+# NeMo-Aligner's names of the three numbers that weigh an answer.
+WEIGHT_FIELDS = ("log(P(a|x,y))", "log(P(y|x))", "log(Q(y|a,x))")
+
+
+def _labelled_chat(row: JsonObject) -> ChatRow:
+    """A row of type VALUE_TO_TEXT in which at least one answer has a label."""
+    chat = _nemo_chat(row)
+    if not chat.labels:
+        raise FieldError("no answer has a label; expected type 'VALUE_TO_TEXT' and a label beside an answer")
+    return chat
+
+
+def _weighted(row: JsonObject) -> WeightedRow:
+    """``{"system", "prompt_turns", "label", "responses": [{"from", "value", "log(P(a|x,y))", ...}]}``."""
+    turns = require(row, "prompt_turns", list, "a list of turns")
+    if len(turns) % 2 == 0:
+        raise FieldError(
+            f"field 'prompt_turns' has {len(turns)} turns; expected an odd number, a user's last"
+        )
+    messages = [*_system(row), *(_nemo_turn(t, f"prompt_turns[{i}]") for i, t in enumerate(turns))]
+    if messages[-1].role != "user":
+        raise FieldError(f"field 'prompt_turns' ends with {messages[-1].role}; expected the user's turn")
+    responses = require(row, "responses", list, "a list of answers")
+    if len(responses) < 2:
+        raise FieldError(f"field 'responses' has {len(responses)} entries; weights compare two or more")
+    return WeightedRow(
+        prompt=tuple(messages),
+        labels=_label(row.get("label"), "field 'label'"),
+        responses=tuple(_response(value, f"responses[{i}]") for i, value in enumerate(responses)),
+    )
+
+
+def _response(value: object, where: str) -> WeightedResponse:
+    message = _nemo_turn(value, where)
+    assert isinstance(value, dict), "a turn is an object"
+    if message.role != "assistant":
+        raise FieldError(f"{where} is from {message.role}; expected the assistant")
+    numbers = []
+    for name in WEIGHT_FIELDS:
+        number = _finite(value, name)
+        if number is None:
+            raise FieldError(f"{where}: field {name!r} is missing; expected a log-probability")
+        numbers.append(number)
+    return WeightedResponse(
+        text=message.content,
+        attributes_logprob=numbers[0],
+        prior_logprob=numbers[1],
+        proposal_logprob=numbers[2],
+    )
+
+
+# ---- prompts
+
+
+def _open_prompt(row: JsonObject) -> Prompt:
+    """``prompt`` or ``messages``, a text or messages that end before an answer; or NeMo's ``text``."""
+    name = next((name for name in ("prompt", "messages", "text") if name in row), None)
+    if name is None:
+        raise _no_form(row, "prompt, messages or text")
+    prompt = _prompt(row, name)
+    if not isinstance(prompt, str) and prompt[-1].role == "assistant":
+        raise FieldError(f"field {name!r} ends with an assistant's message; expected the turn to be answered")
+    if not prompt:
+        raise FieldError(f"field {name!r} is empty; expected a prompt")
+    return prompt
 
 
 # ---- preferences

@@ -40,6 +40,14 @@ class KlEstimators(NamedTuple):
     k3: Tensor
 
 
+class WeightedAnswers(NamedTuple):
+    """SteerLM 2.0's loss, its distance KL(w || b), and 1 / sum w^2: how many answers they amount to."""
+
+    loss: SumCount
+    distance_G: Tensor
+    effective_G: Tensor
+
+
 def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
@@ -159,6 +167,25 @@ def bradley_terry(
     if variant == "margin":
         return _total(-logsigmoid(difference_B - strength_B))
     return _total(strength_B * -logsigmoid(difference_B))
+
+
+def steerlm_weighted(
+    logprobs_GK: Tensor, *, target_GK: Tensor, proposal_GK: Tensor, mean_length_G: Tensor
+) -> WeightedAnswers:
+    """SteerLM 2.0 (NeMo-Aligner) on K answers drawn from Q' for each prompt; count = prompts.
+
+        w = softmax(log P(a|x,y) + log P(y|x) - log Q'(y|a,x))     ``target_GK`` is the first two together
+        b = softmax(log Q(y|a,x) - log Q'(y|a,x))                  ``proposal_GK`` is log Q'
+
+    The loss is KL(w || b) / mean answer length; its derivative by log Q is (b - w) / mean answer length.
+    """
+    policy_GK, proposal_GK = _wide(logprobs_GK), _wide(proposal_GK)
+    log_w_GK = torch.log_softmax(_wide(target_GK) - proposal_GK, dim=1)
+    log_b_GK = torch.log_softmax(policy_GK - proposal_GK, dim=1)
+    w_GK = log_w_GK.exp()
+    # An answer without weight has log w = -inf at most: 0 times it is 0.
+    distance_G = torch.where(w_GK > 0, w_GK * (log_w_GK - log_b_GK), 0.0).sum(dim=1)
+    return WeightedAnswers(_total(distance_G / mean_length_G), distance_G, 1 / w_GK.square().sum(dim=1))
 
 
 def ppo_actor(

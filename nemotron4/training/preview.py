@@ -12,10 +12,12 @@ from nemotron4.errors import TrainingError
 from nemotron4.model.config import ModelConfig
 from nemotron4.text.tokenizer import Tokenizer
 from nemotron4.training import run
+from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
 from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import model_hash
+from nemotron4.training.rollouts import Connect
 from nemotron4.training.speed import StepCost, matmul_flops_per_s
 from nemotron4.training.stages.interface import Stage
 from nemotron4.training.trainer import plan_steps
@@ -50,11 +52,14 @@ def preview(recipe: Recipe) -> Preview:
     read = run.read_data(recipe, encoder)
     plan = plan_steps(recipe, len(read.train))
     samples = [read.train[i] for i in range(len(read.train))]
-    segments = [segment for sample in samples for segment in sample.segments]
+    planned = planned_samples(recipe, samples)
+    segments = [segment for sample in planned for segment in sample.segments]
     tokens = sum(len(segment.tokens) for segment in segments)
     trained = trainable_parameters(recipe, config)
     cost = StepCost.of(config, has_adapter=recipe.adapter is not None)
-    flops = cost.flops(samples) * sum(plan.sizes) / len(samples)
+    flops = cost.flops(planned) * sum(plan.sizes) / len(samples)
+    if recipe.policy_gradient is not None:
+        flops *= 2  # answering, and scoring by policy and reference, are a forward pass each
     return Preview(
         num_samples=len(samples),
         num_validation=len(read.validation),
@@ -70,6 +75,19 @@ def preview(recipe: Recipe) -> Preview:
         seconds=flops / matmul_flops_per_s(),
         first_sample="\n".join(marked(segment, encoder.tokenizer) for segment in samples[0].segments),
     )
+
+
+def planned_samples(recipe: Recipe, samples: Sequence[Sample]) -> Sequence[Sample]:
+    """What a pass over the data trains on; for policy gradients answers to each prompt, at their longest."""
+    settings = recipe.policy_gradient
+    if settings is None:
+        return samples
+    new = settings.max_new_tokens
+    answered = (
+        Sample((Segment((*s.segments[0].tokens, *[0] * new), (*s.segments[0].is_trained, *[True] * new)),))
+        for s in samples
+    )
+    return [sample for sample in answered for _ in range(settings.group_size)]
 
 
 def trainable_parameters(recipe: Recipe, config: ModelConfig) -> int:
@@ -131,8 +149,11 @@ class Cut:
     difference: float
 
 
-def check_invariance(recipe: Recipe) -> list[Cut]:
-    """The first step's loss and gradient under several cuts; TrainingError if they differ."""
+def check_invariance(recipe: Recipe, *, connect: Connect | None = None) -> list[Cut]:
+    """The first step's loss and gradient under several cuts; TrainingError if they differ.
+
+    For policy gradients, which need ``connect``, the first step's answers are generated and judged.
+    """
     base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
     config = run.model_config(recipe, base)
     read = run.read_data(recipe, run.build_encoder(recipe, base, config))
@@ -143,7 +164,16 @@ def check_invariance(recipe: Recipe) -> list[Cut]:
     if recipe.stage == "preference":
         read = run.with_reference_of(recipe, samples, engine, model_hash(engine.scorer.net))
         samples = list(read.train)
-    cuts = compare_cuts(engine, run.build_stage(recipe), samples, recipe.batch.row_tokens)
+    stage = run.build_stage(recipe)
+    if recipe.policy_gradient is not None:
+        make = run.policy_trainer(recipe, base, config, engine.device, connect)
+        samples = list(make(recipe, engine, stage, Dataset(read.train, recipe.run.seed)).first_samples())
+        if not samples:
+            raise TrainingError(
+                "every group of the first step has equal rewards or no finished answers: nothing would train",
+                hint="look at the rewards, or raise policy_gradient.group_size or max_new_tokens",
+            )
+    cuts = compare_cuts(engine, stage, samples, recipe.batch.row_tokens)
     worst = max(cuts, key=lambda cut: cut.difference)
     if worst.difference > TOLERANCE:
         raise TrainingError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,9 @@ from nemotron4 import config
 from nemotron4.errors import ConfigError
 from nemotron4.model.adapters import AdapterConfig
 from nemotron4.training.metrics import LogName
+from nemotron4.training.policy_settings import PolicyGradientSection
 
-StageName = Literal["pretrain", "sft", "reward", "preference"]
+StageName = Literal["pretrain", "sft", "steerlm", "reward", "preference", "policy-gradient"]
 
 
 def _check_at_least(section: str, values: dict[str, float], minimum: float) -> None:
@@ -165,6 +165,13 @@ class RewardSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SteerlmSection:
+    """``conditioned``: the likelihood of labelled answers. ``weighted``: SteerLM 2.0, on weighted samples."""
+
+    objective: Literal["conditioned", "weighted"] = "conditioned"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParallelSection:
     """Processes = data x tensor x pipeline; all 1 needs no process group."""
 
@@ -197,14 +204,18 @@ class Recipe:
     batch: BatchSection = field(default_factory=BatchSection)
     preference: PreferenceSection | None = None
     reward: RewardSection | None = None
+    steerlm: SteerlmSection | None = None
+    policy_gradient: PolicyGradientSection | None = None
     adapter: AdapterConfig | None = None
     parallel: ParallelSection = field(default_factory=ParallelSection)
 
     def __post_init__(self) -> None:
         if self.stage == "preference" and self.preference is None:
             raise ConfigError("stage preference needs a table [preference] with loss and beta")
-        for name in ("preference", "reward"):
-            if getattr(self, name) is not None and self.stage != name:
+        if self.stage == "policy-gradient":
+            self._check_policy_gradient()
+        for name in ("preference", "reward", "steerlm", "policy_gradient"):
+            if getattr(self, name) is not None and self.stage.replace("-", "_") != name:
                 raise ConfigError(f"table [{name}] has no meaning in stage {self.stage}")
         if self.data.max_length > self.batch.row_tokens:
             raise ConfigError(
@@ -212,38 +223,45 @@ class Recipe:
                 f"batch.row_tokens ({self.batch.row_tokens})",
                 hint="a packed row holds at least one sequence",
             )
-        if self.stage == "preference" and self.adapter is not None and self.adapter.kind == "p_tuning":
+        has_reference = self.stage in ("preference", "policy-gradient")
+        if has_reference and self.adapter is not None and self.adapter.kind == "p_tuning":
             raise ConfigError(
-                "a virtual prompt cannot be switched off, so p_tuning has no reference for preferences",
+                f"a virtual prompt cannot be switched off: p_tuning has no reference in stage {self.stage}",
                 hint="use kind lora or bottleneck",
             )
         if self.data.weights and self.stage != "pretrain":
             raise ConfigError(f"data.weights has no meaning in stage {self.stage}")
 
+    def _check_policy_gradient(self) -> None:
+        settings = self.policy_gradient
+        if settings is None:
+            raise ConfigError(
+                "stage policy-gradient needs a table [policy_gradient] with algorithm and rewards"
+            )
+        if self.batch.ramp:
+            raise ConfigError("batch.ramp has no meaning in stage policy-gradient")
+        if settings.max_new_tokens >= self.data.max_length:
+            raise ConfigError(
+                f"policy_gradient.max_new_tokens ({settings.max_new_tokens}) leaves no room for a prompt in "
+                f"data.max_length ({self.data.max_length})"
+            )
+        if self.parallel.num_processes > 1:
+            raise ConfigError("stage policy-gradient runs in one process in this version")
+        if self.model.compute != "float32":
+            raise ConfigError(
+                f"model.compute is {self.model.compute!r}; stage policy-gradient computes in float32"
+            )
 
-_PLANNED = {
-    "steerlm": "attribute-conditioned fine-tuning is stage sft on rows of type VALUE_TO_TEXT",
-    "policy-gradient": "PPO, REINFORCE and GRPO exist as losses only, in nemotron4.training.losses",
-}
+    def samples_at(self, samples_seen: int) -> int:
+        """Samples that the next step takes from the data; for policy-gradient these are prompts."""
+        if self.policy_gradient is not None:
+            return self.policy_gradient.num_prompts
+        return self.batch.size_after(samples_seen)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply ``dotted.name=value`` overrides; paths are relative to the working folder."""
-    try:
-        stage = tomllib.loads(path.read_text(encoding="utf-8")).get("stage")
-    except (OSError, tomllib.TOMLDecodeError):
-        stage = None  # config.load reports both with the file's name
-    try:
-        refuse_planned(stage)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
     return config.load(Recipe, path, overrides)
-
-
-def refuse_planned(stage: object) -> None:
-    """ConfigError for a stage that people know from elsewhere and that does not exist here yet."""
-    if isinstance(stage, str) and stage in _PLANNED:
-        raise ConfigError(f"stage {stage!r} is not available in this version", hint=_PLANNED[stage])
 
 
 def as_plain(value: Any) -> Any:

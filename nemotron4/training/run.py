@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from nemotron4.model.presets import PRESETS
 from nemotron4.model.reward_head import RewardModel
 from nemotron4.model.transformer import Transformer
 from nemotron4.training import checkpoints, data, parallel
+from nemotron4.training.critic import build_critic
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
 from nemotron4.training.formats import ALL_ATTRIBUTES, Kind, TextRow
@@ -37,16 +39,21 @@ from nemotron4.training.loading import Origin
 from nemotron4.training.metrics import Progress, open_logs
 from nemotron4.training.output import write_model
 from nemotron4.training.packing import Sample
+from nemotron4.training.policy_scorer import PolicyScorer
+from nemotron4.training.policy_trainer import PolicyTrainer
 from nemotron4.training.reading import Problem, files_of, read_rows, refuse_too_many
 from nemotron4.training.recipe import Recipe, RewardSection, as_plain
 from nemotron4.training.recompute import recompute_activations
 from nemotron4.training.reference import model_hash, with_reference
+from nemotron4.training.rollouts import Connect
 from nemotron4.training.scorer import LogprobScorer, RewardScorer, Scorer
 from nemotron4.training.speed import StepCost, matmul_flops_per_s
 from nemotron4.training.stages.interface import Stage
+from nemotron4.training.stages.policy_gradient import ActorStage
 from nemotron4.training.stages.preference import JudgedStage, PairStage
 from nemotron4.training.stages.reward import BradleyTerryStage, RegressionStage
 from nemotron4.training.stages.sft import LikelihoodStage
+from nemotron4.training.stages.steerlm import WeightedStage
 from nemotron4.training.trainer import Trainer
 
 RECORD_FILE = "run.json"
@@ -129,11 +136,14 @@ def build_scorer(recipe: Recipe, base: Checkpoint, config: ModelConfig) -> Score
         net = _loaded(base, config, is_reward=is_reward, seed=seed)
     if recipe.adapter is not None:
         add_adapter(net, recipe.adapter, seed=seed)
-        if isinstance(
-            net, RewardModel
-        ):  # a fresh head trains whole, beside the adapter that shapes its input
+        if isinstance(net, RewardModel):
+            # A fresh head trains whole, beside the adapter that shapes its input.
             net.reward_head.requires_grad_(True)
-    return RewardScorer(net) if isinstance(net, RewardModel) else LogprobScorer(net)
+    if isinstance(net, RewardModel):
+        return RewardScorer(net)
+    if recipe.policy_gradient is not None:
+        return PolicyScorer(net, temperature=recipe.policy_gradient.temperature)
+    return LogprobScorer(net)
 
 
 def _loaded(
@@ -166,6 +176,10 @@ def build_stage(recipe: Recipe) -> Stage:
             return RegressionStage(ALL_ATTRIBUTES)
         variant = BRADLEY_TERRY[settings.objective]
         return BradleyTerryStage(variant, ALL_ATTRIBUTES.index(settings.score))  # type: ignore[arg-type]
+    if recipe.policy_gradient is not None:
+        return ActorStage(recipe.policy_gradient)
+    if recipe.steerlm is not None and recipe.steerlm.objective == "weighted":
+        return WeightedStage()
     return LikelihoodStage()
 
 
@@ -175,7 +189,10 @@ def row_kind(recipe: Recipe) -> Kind:
     if recipe.stage == "reward":
         objective = (recipe.reward or RewardSection()).objective
         return "reward" if objective == "regression" else "reward_pairs"
-    return recipe.stage
+    if recipe.stage == "policy-gradient":
+        return "prompts"
+    is_weighted = recipe.steerlm is not None and recipe.steerlm.objective == "weighted"
+    return "steerlm_weighted" if is_weighted else recipe.stage
 
 
 def build_encoder(recipe: Recipe, base: Checkpoint, config: ModelConfig) -> data.Encoder:
@@ -232,6 +249,16 @@ def sample_builder(recipe: Recipe, encoder: data.Encoder) -> data.Build:
             return data.scored_sample(encoder, ALL_ATTRIBUTES, trained=settings.attributes)
         needs = settings.objective != "bradley_terry"
         return data.reward_pair_sample(encoder, needs_strength=needs)
+    if recipe.policy_gradient is not None:
+        rewards = recipe.policy_gradient.rewards
+        return data.prompt_sample(
+            encoder,
+            num_new=recipe.policy_gradient.max_new_tokens,
+            needs_messages=any(reward.needs_messages for reward in rewards),
+            row_fields=[name for reward in rewards for name in reward.row_fields],
+        )
+    if recipe.steerlm is not None and recipe.steerlm.objective == "weighted":
+        return data.weighted_sample(encoder)
     return data.sft_sample(encoder)
 
 
@@ -273,8 +300,12 @@ def train(
     *,
     note: Note = lambda text: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    connect: Connect | None = None,
 ) -> Summary:
-    """Run the recipe, or continue it; SIGTERM saves and stops. Every process of a launch calls this."""
+    """Run the recipe, or continue it; SIGTERM saves and stops. Every process of a launch calls this.
+
+    ``connect`` gives policy-gradient stages their engine and judges (``nemotron4.feedback.connect``).
+    """
     device = pick_device(recipe.model.device)
     base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
     config = model_config(recipe, base)
@@ -295,7 +326,10 @@ def train(
             origin = Origin(recipe, base, config)
             engine, weights = parallel.build(origin, grid, device), origin.hash()
         read = _with_reference(recipe, read, engine, weights, is_writer=is_writer, note=tell)
-        trainer = Trainer(
+        make: Callable[..., Trainer] = Trainer
+        if recipe.policy_gradient is not None:
+            make = policy_trainer(recipe, base, config, device, connect)
+        trainer = make(
             recipe,
             engine,
             build_stage(recipe),
@@ -324,6 +358,26 @@ def train(
             recipe.run.directory,
             is_writer,
         )
+
+
+def policy_trainer(
+    recipe: Recipe, base: Checkpoint, config: ModelConfig, device: torch.device, connect: Connect | None
+) -> Callable[..., PolicyTrainer]:
+    """A trainer with judges, and with the reference and critic that the recipe asks for."""
+    settings = recipe.policy_gradient
+    assert settings is not None, "only policy-gradient recipes come here"
+    if connect is None:
+        raise ConfigError(
+            "stage policy-gradient needs an engine and judges", hint="pass connect=nemotron4.feedback.connect"
+        )
+    reference = None
+    if settings.kl_coefficient and recipe.adapter is None:
+        scorer = build_scorer(recipe, base, config).to(device)
+        reference = Engine(scorer.requires_grad_(False), device=device)
+    critic = None
+    if settings.has_critic:
+        critic = Engine(build_critic(recipe, base, config).to(device), device=device)
+    return partial(PolicyTrainer, outside=connect(recipe, base), reference=reference, critic=critic)
 
 
 def _weights(recipe: Recipe, read: Data) -> tuple[float, ...]:

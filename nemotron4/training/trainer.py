@@ -49,12 +49,12 @@ def plan_steps(recipe: Recipe, num_samples: int) -> Plan:
     seen = 0
     if recipe.run.max_steps is not None:
         for _ in range(recipe.run.max_steps):
-            sizes.append(recipe.batch.size_after(seen))
+            sizes.append(recipe.samples_at(seen))
             seen += sizes[-1]
         return Plan(tuple(sizes))
     total = num_samples * (recipe.run.epochs or 1)
     while seen < total:
-        sizes.append(min(recipe.batch.size_after(seen), total - seen))
+        sizes.append(min(recipe.samples_at(seen), total - seen))
         seen += sizes[-1]
     return Plan(tuple(sizes))
 
@@ -78,6 +78,20 @@ def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSe
         # One pass over memory for the whole update: half the time of the plain form on a CPU.
         fused=True,
     )
+
+
+def apply_gradients(
+    engine: Engine, optimizer: torch.optim.Optimizer, norm: float, rate: float, clip_norm: float
+) -> None:
+    """One update by the gradients that the parameters hold, cut to ``clip_norm`` (0: not), then none left."""
+    if clip_norm and norm > clip_norm:
+        for parameter in engine.trainable.values():
+            if parameter.grad is not None:
+                parameter.grad.mul_(clip_norm / norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 class Trainer:
@@ -205,16 +219,8 @@ class Trainer:
                 f"the gradient's norm is {norm} at step {self._step + 1}; no update was made",
                 hint="lower optimizer.learning_rate, or resume from the last checkpoint with other data",
             )
-        clip = self.recipe.optimizer.clip_norm
-        if clip and norm > clip:
-            for parameter in self.engine.trainable.values():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(clip / norm)
         rate = learning_rate(self._step, self.plan.num_steps, self.recipe.optimizer)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        apply_gradients(self.engine, self.optimizer, norm, rate, self.recipe.optimizer.clip_norm)
         return norm
 
     def _validate(self) -> bool:
@@ -228,7 +234,9 @@ class Trainer:
         return is_best
 
     def _record(self, result: StepResult, more: Mapping[str, float], kind: str = "train") -> None:
-        values = {"loss": result.loss, **self.stage.summarise(result.totals), **more}
+        self._write({"loss": result.loss, **self.stage.summarise(result.totals), **more}, kind)
+
+    def _write(self, values: Mapping[str, float], kind: str) -> None:
         progress = Progress(self._step, self.plan.num_steps, values, kind)
         for log in self.logs:
             log.write(progress)

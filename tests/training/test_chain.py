@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nemotron4.errors import ConfigError
+from nemotron4.feedback import connect
 from nemotron4.training import chain
 from nemotron4.training.run import RECORD_FILE
 from tests import tiny_models
@@ -127,7 +128,7 @@ def test_stages_are_overridden_by_their_place(tmp_path: Path, start: Path) -> No
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('kind = "sft"', 'kind = "policy-gradient"', "not available in this version"),
+        ('kind = "sft"', 'kind = "policy-gradient"', r"needs a table \[policy_gradient\]"),
         ('name = "dpo"', 'name = "sft"', "no other stage has"),
         ("max_length = 100", "max_lenght = 100", "stage 'sft'.*unknown key 'data.max_lenght'"),
     ],
@@ -136,4 +137,60 @@ def test_a_wrong_chain_is_refused(tmp_path: Path, start: Path, old: str, new: st
     path = chain_file(tmp_path, start)
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(ConfigError, match=message):
+        chain.load(path)
+
+
+POLICY_STAGE = """
+[[stage]]
+name = "reward"
+kind = "reward"
+data.train = ["{pairs}"]
+reward = {{ objective = "bradley_terry" }}
+[[stage]]
+name = "ppo"
+kind = "policy-gradient"
+data.train = ["{prompts}"]
+[stage.policy_gradient]
+algorithm = "ppo"
+num_prompts = 2
+group_size = 1
+max_new_tokens = 4
+unfinished = "judge"
+rewards = [{{ kind = "reward_model", model = "previous", attribute = "helpfulness" }}]
+critic = {{ start = "previous" }}
+"""
+
+
+def test_a_policy_stage_takes_the_reward_stage_before_it_as_judge_and_critic(
+    tmp_path: Path, start: Path
+) -> None:
+    question = [{"role": "user", "content": "Shall I compare thee?"}]
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": question}] * 2)
+    path = chain_file(tmp_path, start)
+    text = path.read_text().replace("max_length = 100", "max_length = 200")
+    text = text[: text.index('[[stage]]\nname = "dpo"')]
+    path.write_text(text + POLICY_STAGE.format(pairs=tmp_path / "pairs.jsonl", prompts=prompts))
+    stages = chain.load(path)
+    folder = tmp_path / "chain"
+    assert stages[2].model.start == str(folder / "00-sft" / "model")
+    settings = stages[2].policy_gradient
+    assert settings is not None
+    reward_model = str(folder / "01-reward" / "model")
+    assert (settings.rewards[0].model, settings.critic.start) == (reward_model, reward_model)
+    summary = chain.run(stages, connect=connect)
+    assert summary.output == folder / "02-ppo" / "model"
+    lines = [json.loads(line) for line in (folder / "02-ppo" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["share_without_reward"] == 0
+    assert lines[0]["critic_loss"] > 0
+
+
+def test_previous_needs_a_reward_stage_before_it(tmp_path: Path, start: Path) -> None:
+    path = chain_file(tmp_path, start)
+    text = path.read_text() + POLICY_STAGE.format(pairs="pairs.jsonl", prompts="prompts.jsonl")
+    path.write_text(text.replace('name = "reward"\nkind = "reward"', 'name = "sft-2"\nkind = "sft"').replace(
+        'reward = { objective = "bradley_terry" }\n', ""
+    ))  # fmt: skip
+    with pytest.raises(
+        ConfigError, match="stage 'ppo': model 'previous' is the model of a stage of kind reward"
+    ):
         chain.load(path)

@@ -366,14 +366,6 @@ def test_an_unknown_key_is_refused_with_line_and_nearest_name(tmp_path: Path, ne
     assert "learning_rate" in caught.value.hint
 
 
-@pytest.mark.parametrize("stage", ["steerlm", "policy-gradient"])
-def test_a_stage_that_does_not_exist_yet_says_so(tmp_path: Path, nemotron: Path, stage: str) -> None:
-    path = recipe_file(tmp_path, nemotron, chats(tmp_path))
-    path.write_text(path.read_text().replace('"sft"', f'"{stage}"'))
-    with pytest.raises(ConfigError, match="not available in this version"):
-        recipes.load(path)
-
-
 def test_the_command_previews_checks_trains_and_plots(
     tmp_path: Path, nemotron: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,7 @@
+"""What policy-gradient training asks of the parts beside it: the engine's answers, the graders' rewards."""
+
+from __future__ import annotations
+
+from nemotron4.feedback.connect import connect
+
+__all__ = ["connect"]

@@ -1,0 +1,79 @@
+"""Answers by our own engine, from the very modules that train: no second copy of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.inference.engine import Engine
+from nemotron4.inference.interface import ModelInfo, SamplingParams
+from nemotron4.inference.load import describe
+from nemotron4.inference.runner import ModelRunner
+from nemotron4.model.kv_cache import KVCache
+from nemotron4.model.transformer import Transformer
+from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.training.rollouts import Continuation, Draw
+
+MAX_RUNNING = 128
+MAX_STEP_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class EngineGenerate:
+    """See ``training.rollouts.Generate``. Each call has an engine of its own, whose cache ends with it:
+
+    what it remembers of a prompt belongs to weights that the next update changes.
+    """
+
+    base: Checkpoint
+    tokenizer: Tokenizer
+    stop_ids: frozenset[int]
+
+    @classmethod
+    def of(cls, base: Checkpoint) -> EngineGenerate:
+        tokenizer, prompt_format = base.tokenizer(), base.prompt_format()
+        stops = set(base.eos_token_ids)
+        if prompt_format is not None:
+            stops |= prompt_format.stop_token_ids(tokenizer)
+        elif tokenizer.eos_id is not None:
+            stops.add(tokenizer.eos_id)
+        return cls(base, tokenizer, frozenset(stops))
+
+    def __call__(
+        self, net: Transformer, draws: Sequence[Draw], *, max_new_tokens: int, temperature: float
+    ) -> list[Continuation]:
+        if not draws:
+            return []
+        longest = max(len(draw.prompt_ids) for draw in draws) + max_new_tokens
+        num_running = min(len(draws), MAX_RUNNING)
+        weight = net.lm_head.weight
+        cache = KVCache(
+            net.config,
+            num_running * -(-longest // KVCache.block_size),
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+        shared = SamplingParams(
+            max_new_tokens=max_new_tokens, temperature=temperature, stop_token_ids=self.stop_ids, logprobs=0
+        )
+        with Engine(
+            ModelRunner(net, cache),
+            self._info(net),
+            self.tokenizer,
+            None,
+            max_running=num_running,
+            max_waiting=len(draws),
+            max_step_tokens=MAX_STEP_TOKENS,
+        ) as engine:
+            found = engine.generate_each([(d.prompt_ids, replace(shared, seed=d.seed)) for d in draws])
+        return [Continuation(g.token_ids, g.text, g.finish_reason == "stop", g.logprobs or ()) for g in found]
+
+    def _info(self, net: Transformer) -> ModelInfo:
+        """What the checkpoint tells, with the shape that trains: a fresh model borrows only its tokenizer."""
+        weight = net.lm_head.weight
+        return replace(
+            describe(self.base, weight.dtype, weight.device),
+            context_length=net.config.context_length,
+            vocab_size=net.config.vocab_size,
+        )

@@ -1,0 +1,226 @@
+"""The engine and the judges that policy-gradient training is given."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.load import load_transformer
+from nemotron4.client.fake import FakeBehaviour, fake_attributes
+from nemotron4.client.fake_server import FakeServer
+from nemotron4.errors import ConfigError
+from nemotron4.feedback import scorers
+from nemotron4.feedback.connect import WeightedJudges
+from nemotron4.feedback.generation import EngineGenerate
+from nemotron4.feedback.scorers import HttpJudge, ModelJudge
+from nemotron4.feedback.verifiers import verifier
+from nemotron4.inference.reward import load_reward
+from nemotron4.records import Message
+from nemotron4.training.policy_settings import RewardSource
+from nemotron4.training.rollouts import Answer, Draw, Verdict
+from tests import tiny_models
+
+PROMPT = (Message("user", "What is 1 plus 1?"),)
+
+
+def answer(text: str, **fields: object) -> Answer:
+    return Answer(PROMPT, text, fields)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.llama_directory(tmp_path_factory.mktemp("llama"))
+
+
+# ---- generation
+
+
+def test_answers_follow_the_weights_and_depend_on_their_own_seed_alone(llama: Path) -> None:
+    base = open_checkpoint(llama)
+    net, _ = load_transformer(base, dtype=torch.float32)
+    generate = EngineGenerate.of(base)
+    ids = tuple(base.tokenizer().encode("Shall I compare thee"))
+    draws = [Draw(ids, seed) for seed in (1, 2, 3)]
+    first = generate(net, draws, max_new_tokens=8, temperature=1.0)
+    assert len({c.token_ids for c in first}) == 3
+    [alone] = generate(net, draws[1:2], max_new_tokens=8, temperature=1.0)
+    assert alone.token_ids == first[1].token_ids
+    # The same draws together are the same bits: a resumed run relies on it.
+    assert generate(net, draws, max_new_tokens=8, temperature=1.0) == first
+    greedy = generate(net, draws, max_new_tokens=8, temperature=0.0)
+    assert len({c.token_ids for c in greedy}) == 1
+    with torch.no_grad():
+        net.model.embed_tokens.weight.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(9))
+    assert generate(net, draws, max_new_tokens=8, temperature=1.0) != first
+
+
+def test_an_answer_ends_with_the_stop_token_which_its_text_does_not_show(llama: Path) -> None:
+    base = open_checkpoint(llama)
+    net, _ = load_transformer(base, dtype=torch.float32)
+    ids = tuple(base.tokenizer().encode("Shall I compare thee"))
+    draws = [Draw(ids, seed) for seed in range(40)]
+    found = EngineGenerate.of(base)(net, draws, max_new_tokens=60, temperature=3.0)
+    finished = [c for c in found if c.is_finished]
+    assert 0 < len(finished) < len(found)
+    for c in found:
+        assert len(c.logprobs) == len(c.token_ids)
+        assert (c.token_ids[-1] in (0, 1, 2)) == c.is_finished  # the markers of the tiny vocabulary
+        assert "<|" not in c.text
+
+
+# ---- verifiers
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "fields", "value"),
+    [
+        ({"kind": "gsm8k"}, "1 + 1 = 2\n#### 2", {"answer": "so\n#### 2"}, 1.0),
+        ({"kind": "gsm8k"}, "it is 2", {"answer": "2"}, 0.0),
+        ({"kind": "gsm8k", "answer_field": "sum"}, "#### 1,002", {"sum": 1002}, 1.0),
+        ({"kind": "boxed"}, r"\boxed{\frac{1}{2}}", {"answer": "0.5"}, 1.0),
+        ({"kind": "pattern", "pattern": r"\d+"}, "42", {}, 1.0),
+        ({"kind": "pattern", "pattern": r"\d+"}, "42.", {}, 0.0),
+        (
+            {"kind": "instructions"},
+            "no commas here",
+            {
+                "instruction_id_list": ["punctuation:no_comma", "detectable_format:title"],
+                "kwargs": [{}, {"num_words": None}],
+            },
+            0.5,
+        ),
+    ],
+)
+def test_verifiers_decide_as_the_graders_do(source: dict, text: str, fields: dict, value: float) -> None:
+    [verdict] = verifier(RewardSource(**source))([answer(text, **fields)])
+    assert verdict == Verdict(value, verdict.reason)
+
+
+def test_a_row_that_cannot_be_verified_has_no_reward() -> None:
+    bad = {"instruction_id_list": ["no:such"], "kwargs": [{}]}
+    [verdict] = verifier(RewardSource(kind="instructions"))([answer("text", **bad)])
+    assert verdict.value is None
+    assert "unknown instruction" in verdict.reason
+    [verdict] = verifier(RewardSource(kind="gsm8k"))([answer("#### 2", answer=None)])
+    assert verdict.value is None
+
+
+def test_a_pattern_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unterminated"):
+        verifier(RewardSource(kind="pattern", pattern="[a"))
+
+
+def test_rewards_add_up_and_a_missing_one_leaves_none() -> None:
+    sources = [
+        RewardSource(kind="pattern", pattern=r"\d+", weight=2.0, shift=0.5),
+        RewardSource(kind="gsm8k", answer_field="sum"),
+    ]
+    judge = WeightedJudges(sources, [verifier(source) for source in sources])
+    verdicts = judge([answer("7", sum="7"), answer("#### 7", sum="7"), answer("7", sum=[])])
+    assert [verdict.value for verdict in verdicts] == [1.0, 0.0, None]
+
+
+# ---- reward models
+
+
+def reward_directory(folder: Path) -> Path:
+    """A trained reward model of the tiny Llama, whose vocabulary has no label marker."""
+    from nemotron4.config import build
+    from nemotron4.training import run
+    from nemotron4.training.recipe import Recipe
+
+    start = tiny_models.llama_directory(folder / "start")
+    row = {
+        "messages": [m.to_json() for m in (*PROMPT, Message("assistant", "2"))],
+        "attributes": {"helpfulness": 4},
+    }
+    (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    recipe = build(
+        Recipe,
+        {
+            "stage": "reward",
+            "model": {"start": str(start), "device": "cpu"},
+            "data": {"train": [str(folder / "rows.jsonl")], "max_length": 100},
+            "optimizer": {"learning_rate": 1e-3},
+            "batch": {"global_size": 1, "row_tokens": 100},
+            "run": {"directory": str(folder / "run"), "max_steps": 1},
+        },
+    )
+    output = run.train(recipe).output
+    assert output is not None
+    return output
+
+
+def test_a_reward_model_judges_as_it_was_trained_to_read(tmp_path: Path) -> None:
+    folder = reward_directory(tmp_path)
+    source = RewardSource(kind="reward_model", model=str(folder), attribute="helpfulness")
+    judge = ModelJudge(source, "cpu")
+    long = answer("long " * 300)
+    first, second, third = judge([answer("2"), long, answer("I do not know")])
+    expected = load_reward(folder, device="cpu").score([[*PROMPT, Message("assistant", "2")]])
+    assert first.value == pytest.approx(expected[0].attributes["helpfulness"], abs=1e-6)
+    assert second.value is None
+    assert "tokens; expected 1 to 256" in second.reason
+    assert third.value is not None
+    assert third.value != first.value
+
+
+def test_an_unknown_attribute_is_refused_before_anything_loads() -> None:
+    source = RewardSource(kind="reward_model", model="nowhere", attribute="helpfullness")
+    with pytest.raises(ConfigError, match="unknown attribute 'helpfullness'"):
+        ModelJudge(source, "cpu")
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    """The fake reward server in a thread; it refuses what contains the word unfit."""
+    running = FakeServer(FakeBehaviour(hopeless="unfit"), port=0)
+    loop = asyncio.new_event_loop()
+    started, stop = threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        async with running:
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert started.wait(20)
+    yield running
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+    loop.close()
+
+
+def test_an_http_scorer_gives_the_servers_rewards_and_none_where_it_refuses(server: FakeServer) -> None:
+    source = RewardSource(kind="http", url=server.url, attribute="correctness")
+    verdicts = HttpJudge(source)([answer("2"), answer("unfit"), answer("3")])
+    for verdict, text in ((verdicts[0], "2"), (verdicts[2], "3")):
+        expected = fake_attributes([*PROMPT, Message("assistant", text)])["correctness"]
+        assert verdict.value == pytest.approx(expected)
+    assert verdicts[1].value is None
+    # The fake sends attributes alone, so there is no scalar to take.
+    [verdict] = HttpJudge(RewardSource(kind="http", url=server.url))([answer("2")])
+    assert verdict.value is None
+    assert "name one of them" in verdict.reason
+
+
+def test_a_server_that_is_away_gives_no_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorers, "RETRIES", scorers.RetryPolicy(max_attempts=2, first_wait_s=0.01))
+    [verdict] = HttpJudge(RewardSource(kind="http", url="http://127.0.0.1:9"))([answer("2")])
+    assert verdict.value is None
+    assert verdict.reason
+
+
+def test_a_missing_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REWARD_KEY", raising=False)
+    source = RewardSource(kind="http", url="http://127.0.0.1:9", api_key_env="REWARD_KEY")
+    with pytest.raises(ConfigError, match="REWARD_KEY is empty"):
+        HttpJudge(source)

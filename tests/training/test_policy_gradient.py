@@ -1,0 +1,372 @@
+"""Policy gradients from prompts to updates, on tiny real models, by the real engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.load import load_transformer
+from nemotron4.config import build
+from nemotron4.errors import ConfigError, DataError, TrainingError
+from nemotron4.feedback import connect
+from nemotron4.training import run
+from nemotron4.training.advantages import actor_critic_advantages, group_advantages
+from nemotron4.training.engine import Engine
+from nemotron4.training.packing import Segment
+from nemotron4.training.policy_scorer import PolicyScorer
+from nemotron4.training.policy_settings import PolicyGradientSection, RewardSource
+from nemotron4.training.preview import check_invariance, compare_cuts, preview
+from nemotron4.training.recipe import Recipe
+from nemotron4.training.rollouts import Answer, Connect, Outside, Verdict
+from nemotron4.training.stages.policy_gradient import ActorStage, AnswerSample
+from tests import tiny_models
+from tests.training import tiny
+
+PATTERN = {"kind": "pattern", "pattern": "[ -~]*"}  # the answer has visible ASCII characters only
+
+
+@pytest.fixture(scope="module")
+def nemotron(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.nemotron_directory(tmp_path_factory.mktemp("nemotron"))
+
+
+def prompts(folder: Path, num: int = 6, **fields: object) -> Path:
+    path = folder / "prompts.jsonl"
+    rows = [{"prompt": [{"role": "user", "content": f"Add {i} and {i}"}], **fields} for i in range(num)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def make(folder: Path, start: Path, algorithm: str, /, name: str = "run", **more: object) -> Recipe:
+    values: dict[str, object] = {
+        "stage": "policy-gradient",
+        "model": {"start": str(start), "device": "cpu"},
+        "data": {"train": [str(prompts(folder))], "max_length": 80},
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 0},
+        "batch": {"global_size": 64, "row_tokens": 400},
+        "run": {"directory": str(folder / name), "max_steps": 2, "save_every": 2},
+        "policy_gradient": {
+            "algorithm": algorithm, "rewards": [PATTERN], "num_prompts": 4, "group_size": 4,
+            "max_new_tokens": 6, "unfinished": "judge",
+        },
+    }  # fmt: skip
+    for key, value in more.items():
+        old = values.get(key)
+        values[key] = old | value if isinstance(old, dict) and isinstance(value, dict) else value
+    return build(Recipe, values)
+
+
+def metrics(folder: Path, kind: str = "train") -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def judging(judge: object) -> Connect:
+    """The real engine with a judge of the test's own."""
+
+    def connected(recipe: Recipe, base: object) -> Outside:
+        return replace(connect(recipe, base), judge=judge)  # type: ignore[arg-type]
+
+    return connected
+
+
+class LengthJudge:
+    """Longer answers are better, by a hair the later ones too; with ``fails`` every third has no reward."""
+
+    identity = "length"
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.fails = fails
+
+    def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
+        return [
+            Verdict(None, "the judge was away")
+            if self.fails and i % 3 == 0
+            else Verdict(len(a.text) + i / 1000)
+            for i, a in enumerate(answers)
+        ]
+
+
+# ---- one step
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "reinforce", "ppo"])
+def test_the_first_update_is_on_policy_and_the_sampler_agrees_with_the_trainer(
+    tmp_path: Path, nemotron: Path, algorithm: str
+) -> None:
+    recipe = make(tmp_path, nemotron, algorithm, data={"validation": [str(prompts(tmp_path))]})
+    summary = run.train(recipe, connect=judging(LengthJudge()))
+    first, second = metrics(tmp_path / "run")
+    assert first["ratio"] == pytest.approx(1, abs=1e-5)
+    assert first["sampler_gap"] < 1e-5
+    assert (first["clip_fraction"], first["updates"]) == (0, 1)
+    # The second round's answers come from the weights that the first has changed.
+    assert second["sampler_gap"] < 1e-5
+    assert first["kl"] == pytest.approx(0, abs=1e-9)
+    assert second["kl"] > 1e-7
+    assert ("critic_loss" in first) == (algorithm == "ppo")
+    assert 0 < first["entropy"] <= torch.log(torch.tensor(512.0))
+    assert [line["step"] for line in metrics(tmp_path / "run", "validation")] == [0, 2]
+    assert summary.output is not None
+    load_transformer(open_checkpoint(summary.output), dtype=torch.float32)
+
+
+def test_a_hotter_policy_is_trained_as_it_was_sampled(tmp_path: Path, nemotron: Path) -> None:
+    recipe = make(tmp_path, nemotron, "grpo", policy_gradient={"temperature": 2.0, "kl_coefficient": 0.0})
+    run.train(recipe, connect=judging(LengthJudge()))
+    first = metrics(tmp_path / "run")[0]
+    assert first["ratio"] == pytest.approx(1, abs=1e-5)
+    # At temperature 1 this model is more certain.
+    run.train(make(tmp_path, nemotron, "grpo", name="cold"), connect=judging(LengthJudge()))
+    assert first["entropy"] > metrics(tmp_path / "cold")[0]["entropy"] + 0.1
+
+
+def test_lora_trains_against_the_base_without_a_second_model(tmp_path: Path, nemotron: Path) -> None:
+    recipe = make(tmp_path, nemotron, "grpo", adapter={"kind": "lora", "rank": 2, "targets": ["all"]})
+    summary = run.train(recipe, connect=judging(LengthJudge()))
+    assert summary.output == tmp_path / "run" / "adapter"
+    first, second = metrics(tmp_path / "run")
+    assert first["kl"] == pytest.approx(0, abs=1e-9)
+    assert second["kl"] > 0
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", pytest.param("ppo", marks=pytest.mark.slow)])
+def test_training_raises_its_reward(tmp_path: Path, nemotron: Path, algorithm: str) -> None:
+    recipe = make(
+        tmp_path, nemotron, algorithm, run={"max_steps": 10, "save_every": 10},
+        optimizer={"learning_rate": 3e-3},
+        policy_gradient={"kl_coefficient": 0.0, "critic": {"learning_rate": 1e-2}, "group_size": 8},
+    )  # fmt: skip
+    run.train(recipe, connect=connect)
+    rewards = [line["reward"] for line in metrics(tmp_path / "run")]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
+
+
+def test_the_first_steps_gradient_is_the_same_under_every_cut(tmp_path: Path, nemotron: Path) -> None:
+    cuts = check_invariance(make(tmp_path, nemotron, "grpo"), connect=judging(LengthJudge()))
+    assert len({cut.num_rows for cut in cuts}) > 1
+    assert not (tmp_path / "run").exists()
+
+
+# ---- resuming
+
+
+@pytest.mark.parametrize("algorithm", [pytest.param("reinforce", marks=pytest.mark.slow), "ppo"])
+def test_an_interrupted_run_goes_on_with_the_same_curve(
+    tmp_path: Path, nemotron: Path, algorithm: str
+) -> None:
+    settings = {"inner_epochs": 2, "entropy_bonus": 0.01}
+    more = {"run": {"max_steps": 4}, "policy_gradient": settings, "batch": {"global_size": 8}}
+
+    def die(progress: object) -> None:
+        if progress.step == 3:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+    whole = make(tmp_path, nemotron, algorithm, name="whole", **more)
+    broken = make(tmp_path, nemotron, algorithm, name="broken", **more)
+    run.train(whole, connect=judging(LengthJudge()))
+    with pytest.raises(KeyboardInterrupt):
+        run.train(broken, connect=judging(LengthJudge()), on_progress=die)
+    run.train(broken, connect=judging(LengthJudge()))
+    times = ("seconds", "rollout_seconds", "tokens_per_s", "memory_gb")
+    curves = [
+        [{k: v for k, v in line.items() if k not in times} for line in metrics(tmp_path / name)]
+        for name in ("whole", "broken")
+    ]
+    assert len(curves[0]) == 4
+    assert curves[0] == curves[1]
+
+
+# ---- what has no reward, and what teaches nothing
+
+
+def test_answers_without_a_reward_are_left_out_and_counted(tmp_path: Path, nemotron: Path) -> None:
+    run.train(make(tmp_path, nemotron, "grpo"), connect=judging(LengthJudge(fails=True)))
+    first = metrics(tmp_path / "run")[0]
+    assert first["share_without_reward"] == pytest.approx(6 / 16)
+    assert first["trained_answers"] == 10
+
+
+def test_a_step_without_any_reward_stops_the_run_and_says_why(tmp_path: Path, nemotron: Path) -> None:
+    class Away(LengthJudge):
+        def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
+            return [Verdict(None, "the judge was away") for _ in answers]
+
+    with pytest.raises(TrainingError, match=r"no answer of step 1 got a reward: the judge was away \(16"):
+        run.train(make(tmp_path, nemotron, "grpo"), connect=judging(Away()))
+
+
+def test_groups_of_equal_rewards_change_nothing_and_are_counted(tmp_path: Path, nemotron: Path) -> None:
+    anything = {"kind": "pattern", "pattern": ".*", "weight": 0.1}
+    recipe = make(tmp_path, nemotron, "grpo", policy_gradient={"rewards": [anything]})
+    summary = run.train(recipe, connect=connect)
+    for line in metrics(tmp_path / "run"):
+        assert line["share_equal_groups"] == 1
+        assert line["trained_answers"] == line["updates"] == 0
+        assert "loss" not in line
+    assert summary.output is not None
+    before, _ = load_transformer(open_checkpoint(nemotron), dtype=torch.float32)
+    after, _ = load_transformer(open_checkpoint(summary.output), dtype=torch.float32)
+    assert all(torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters(), strict=True))
+
+
+def test_unfinished_answers_are_left_out_by_default(tmp_path: Path, nemotron: Path) -> None:
+    run.train(
+        make(tmp_path, nemotron, "ppo", policy_gradient={"unfinished": "leave_out"}),
+        connect=judging(LengthJudge()),
+    )
+    first = metrics(tmp_path / "run")[0]
+    assert first["share_unfinished"] > 0
+    assert first["trained_answers"] == pytest.approx(16 * (1 - first["share_unfinished"]))
+
+
+@pytest.mark.parametrize(
+    ("row", "rewards", "message"),
+    [
+        ({"text": "Add 1"}, [{"kind": "gsm8k"}], "field 'answer' is missing; the reward compares"),
+        ({"text": "Add 1"}, [{"kind": "reward_model", "model": "x"}], "judges lists of messages"),
+        ({"text": "Add 1 " * 60}, [PATTERN], "6 new ones; data.max_length is 80"),
+        ({"messages": [{"role": "assistant", "content": "2"}]}, [PATTERN], "ends with an assistant's"),
+        ({"question": "?"}, [PATTERN], "expected prompt, messages or text"),
+    ],
+)
+def test_a_prompt_that_cannot_be_judged_is_found_before_the_run(
+    tmp_path: Path, nemotron: Path, row: dict, rewards: list, message: str
+) -> None:
+    recipe = make(tmp_path, nemotron, "grpo", policy_gradient={"rewards": rewards})
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=rf"prompts\.jsonl:1: .*{message}"):
+        run.train(recipe, connect=connect)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policy_gradient": {"group_size": 1}}, "grpo needs 2 or more"),
+        ({"policy_gradient": {"rewards": []}}, "names no judge"),
+        ({"policy_gradient": {"rewards": [{"kind": "http"}]}}, "url is missing"),
+        ({"policy_gradient": {"rewards": [{"kind": "gsm8k", "url": "x"}]}}, "url has no meaning"),
+        ({"policy_gradient": {"temperature": 0}}, "temperature is 0"),
+        ({"policy_gradient": {"max_new_tokens": 80}}, "leaves no room for a prompt"),
+        ({"stage": "sft"}, r"table \[policy_gradient\] has no meaning in stage sft"),
+        ({"policy_gradient": None}, r"needs a table \[policy_gradient\]"),
+        ({"parallel": {"data": 2}}, "runs in one process"),
+        ({"model": {"compute": "bfloat16"}}, "computes in float32"),
+        ({"adapter": {"kind": "p_tuning"}}, "no reference in stage policy-gradient"),
+    ],
+)
+def test_an_impossible_setting_is_refused(tmp_path: Path, change: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(tmp_path, Path("none"), "grpo", **change)
+
+
+def test_a_preview_counts_prompts_and_steps(tmp_path: Path, nemotron: Path) -> None:
+    recipe = make(tmp_path, nemotron, "grpo", run={"max_steps": None, "epochs": 2})
+    found = preview(recipe)
+    assert (found.num_samples, found.num_steps) == (6, 3)
+    assert "Add 0 and 0" in found.first_sample
+    # Each prompt is answered four times, with six tokens at most.
+    assert found.tokens_per_epoch * found.trained_share == pytest.approx(6 * 4 * 6)
+
+
+# ---- formulas, written out from their definitions
+
+
+def test_grpo_advantages_are_trls() -> None:
+    rewards = [1.0, 0.0, 0.5, 0.25]
+    mean = sum(rewards) / 4
+    deviation = (sum((r - mean) ** 2 for r in rewards) / 3) ** 0.5
+    expected = [(r - mean) / (deviation + 1e-4) for r in rewards]
+    assert group_advantages(rewards, is_normalised=True) == pytest.approx(expected, abs=1e-12)
+
+
+def test_reinforce_advantages_are_trls_leave_one_out() -> None:
+    rewards = [1.0, -2.0, 0.5]
+    expected = [r - (sum(rewards) - r) / 2 for r in rewards]
+    assert group_advantages(rewards, is_normalised=False) == pytest.approx(expected, abs=1e-12)
+    assert group_advantages([0.1, 0.1, 0.1], is_normalised=True) == [0.0, 0.0, 0.0]
+    assert group_advantages([3.0], is_normalised=False) is None
+
+
+def test_actor_critic_advantages_are_discounted_sums_of_errors() -> None:
+    rewards, values = [(0.0, -0.1, 1.0), (0.5,)], [(0.3, 0.2, 0.1), (-0.2,)]
+    discount, decay = 0.9, 0.8
+    advantages, returns = actor_critic_advantages(
+        rewards, values, discount=discount, decay=decay, is_normalised=False
+    )
+    for row_r, row_v, row_a, row_r2 in zip(rewards, values, advantages, returns, strict=True):
+        after = [*row_v[1:], 0.0]
+        errors = [r + discount * n - v for r, n, v in zip(row_r, after, row_v, strict=True)]
+        expected = [
+            sum((discount * decay) ** (k - t) * errors[k] for k in range(t, len(errors)))
+            for t in range(len(errors))
+        ]
+        assert row_a == pytest.approx(expected, abs=1e-12)
+        assert row_r2 == pytest.approx([a + v for a, v in zip(expected, row_v, strict=True)], abs=1e-12)
+    white, _ = actor_critic_advantages(rewards, values, discount=1.0, decay=1.0, is_normalised=True)
+    flat = [x for row in white for x in row]
+    assert sum(flat) / 4 == pytest.approx(0, abs=1e-9)
+    assert sum(x * x for x in flat) / 4 == pytest.approx(1, abs=1e-6)
+
+
+def answers(num: int = 6) -> list[AnswerSample]:
+    generator = torch.Generator().manual_seed(5)
+    made = []
+    for _ in range(num):
+        segment: Segment = tiny.segment(generator)
+        size = segment.num_trained
+        numbers = torch.randn(3, size, generator=generator).tolist()
+        made.append(
+            AnswerSample(
+                (segment,),
+                logprobs=tuple(-4.2 + 0.3 * x for x in numbers[0]),
+                reference_logprobs=tuple(-4.2 + 0.3 * x for x in numbers[1]),
+                advantages=tuple(numbers[2]),
+            )
+        )
+    return made
+
+
+def section(algorithm: str, **values: object) -> PolicyGradientSection:
+    rewards = (RewardSource(kind="gsm8k"),)
+    return PolicyGradientSection(algorithm=algorithm, rewards=rewards, **values)  # type: ignore[arg-type]
+
+
+def test_the_grpo_step_is_trls_token_mean_with_its_k3_penalty_and_entropy() -> None:
+    samples, beta, bonus = answers(), 0.3, 0.05
+    scorer = PolicyScorer(tiny.logprob_scorer().net, temperature=0.7)
+    engine = Engine(scorer)
+    stage = ActorStage(section("grpo", kl_coefficient=beta, entropy_bonus=bonus, clip_high=0.28))
+    loss = engine.forward_backward(engine.rows(samples, 40), stage).loss
+    total, count = 0.0, 0
+    for sample in samples:
+        tokens = torch.tensor(sample.segments[0].tokens)
+        logits = scorer.net(tokens[None])[0] / 0.7
+        places = [i for i, trained in enumerate(sample.segments[0].is_trained) if trained]
+        for t, place in enumerate(places):
+            distribution = torch.log_softmax(logits[place - 1].double(), 0)
+            logp = distribution[tokens[place]]
+            ratio = torch.exp(logp - sample.logprobs[t])
+            advantage = sample.advantages[t]
+            gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
+            log_ratio = sample.reference_logprobs[t] - logp
+            kl = torch.exp(log_ratio) - log_ratio - 1
+            entropy = -(distribution.exp() * distribution).sum()
+            total += float((-gain + beta * kl - bonus * entropy).detach())
+            count += 1
+    assert loss == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo", "reinforce"])
+def test_no_cut_into_rows_changes_the_gradient(algorithm: str) -> None:
+    engine = Engine(PolicyScorer(tiny.logprob_scorer().net))
+    stage = ActorStage(section(algorithm, entropy_bonus=0.1))
+    cuts = compare_cuts(engine, stage, answers(), 60)
+    assert len({cut.num_rows for cut in cuts}) > 1
+    assert max(cut.difference for cut in cuts) < 1e-5
