@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -37,6 +38,11 @@ def test_every_example_is_run_here() -> None:
 def test_generate_in_the_process(tmp_path: Path) -> None:
     model = llama_directory(tmp_path / "tiny")
     assert _run("generate.py", str(model)).count(" tokens, ended by ") == 2
+
+
+def test_a_red_team_session_becomes_a_pair(tmp_path: Path) -> None:
+    row = json.loads(_run("redteam_sessions.py", str(tmp_path / "attacks.sqlite")))
+    assert (row["chosen"], row["rejected"]) == ("I will not help to break in.", "Sure! First, ...")
 
 
 def test_official_openai_client_streams_from_the_server() -> None:

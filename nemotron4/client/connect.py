@@ -56,7 +56,7 @@ def _only_model(address: str, key: str | None) -> str:
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{address}/models: {error!r}",
-            hint="is the server running? else name the model with --model-name",
+            hint="is the server running? One that lists no models needs the model's name (--model-name ...)",
         ) from error
     if len(names) != 1:
         raise ConfigError(

@@ -108,7 +108,7 @@ def _scan(
             if not left:
                 note(f"{label}: there already")
                 continue
-            note(f"{label}, {len(left)} probes")
+            note(f"{label}, {len(left)} probe{'s' if len(left) > 1 else ''}")
             failed = _run_unit(unit, left, _Run(target, settings, processes, out, python, note))
             for probe, reason in failed.items():
                 log.append({"probe": probe, "reason": reason})
