@@ -82,13 +82,13 @@ def _change(name: str, first: Counts, second: Counts) -> Change:
 
 
 def comparison_lines(comparison: ScanComparison) -> list[str]:
-    lines = [f"{'':<40}{'first':<24}{'second':<24}p"]
+    lines = [f"{'pass rate, 95 % interval':<46}{'first':<24}{'second':<24}p"]
     for title, changes in (("areas", comparison.areas), ("probes", comparison.probes)):
         lines.append(title)
         for change in changes:
-            p_value = "" if change.p_value is None else f"{change.p_value:<8.3g}"
+            p_value = "" if change.p_value is None else f"{change.p_value:<11.2g}"
             lines.append(
-                f"  {change.name:<38}{percent(change.first):<24}{percent(change.second):<24}"
+                f"  {change.name:<44}{percent(change.first):<24}{percent(change.second):<24}"
                 f"{p_value}{change.verdict}"
             )
     lines += [f"differs: {difference}" for difference in comparison.differences]

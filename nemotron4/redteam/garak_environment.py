@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nemotron4.errors import DownloadError
 from nemotron4.redteam.garak_areas import ProbeInfo
+from nemotron4.run_folder import held
 
 GARAK_VERSION = "0.17.1"
 TORCH_VERSION = "2.13.0"
@@ -47,9 +48,18 @@ def garak_python(note: Callable[[str], None]) -> Path:
         return Path(given)
     folder = environment_folder()
     python = folder / "bin" / "python"
-    stamp = folder / "installed"
-    if stamp.exists() and python.exists():
-        return python
+    if not _is_whole(folder):
+        with held(folder.with_name(f"{folder.name}.making")):
+            if not _is_whole(folder):  # another process may have just made it
+                _make(folder, python, note)
+    return python
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / "installed").exists() and (folder / "bin" / "python").exists()
+
+
+def _make(folder: Path, python: Path, note: Callable[[str], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     free_mb = shutil.disk_usage(folder.parent).free // 10**6
     if free_mb < NEEDED_MB:
@@ -65,8 +75,7 @@ def garak_python(note: Callable[[str], None]) -> Path:
     _install(python, ["-m", "pip", "install", *_torch_index(), f"torch=={TORCH_VERSION}"], log)
     # uv, because pip searches minutes for a set of versions that agree.
     _install(python, ["-m", "uv", "pip", "install", "--python", str(python), f"garak=={GARAK_VERSION}"], log)
-    stamp.write_text(f"garak {GARAK_VERSION}, torch {TORCH_VERSION}\n", encoding="utf-8")
-    return python
+    (folder / "installed").write_text(f"garak {GARAK_VERSION}, torch {TORCH_VERSION}\n", encoding="utf-8")
 
 
 def _torch_index() -> list[str]:
