@@ -137,11 +137,11 @@ def _serve(load: Callable[[], InferenceEngine], values: Mapping[str, Any]) -> No
     from nemotron4.server.run import run as serve
     from nemotron4.server.settings import ServerSettings
 
-    settings = ServerSettings(host=str(values.get("host", "127.0.0.1")), page=_page(values))
+    settings = ServerSettings(host=str(values.get("host", "127.0.0.1")), page=page_settings(values))
     serve(load, port=values["port"], settings=settings)
 
 
-def _page(values: Mapping[str, Any]) -> PageSettings | None:
+def page_settings(values: Mapping[str, Any]) -> PageSettings | None:
     """The web page on a port of its own, behind the login. Without ``web_server`` ``GET /`` is NeMo's 404."""
     from nemotron4.server.settings import PageSettings
 

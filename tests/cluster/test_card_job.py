@@ -16,8 +16,10 @@ import pytest
 import requests
 
 from nemotron4.cli.main import main
-from nemotron4.cli.megatron_gpt_eval import run
+from nemotron4.cli.megatron_gpt_eval import page_settings, run
+from nemotron4.cluster.hydra import parse_overrides
 from nemotron4.errors import ConfigError
+from nemotron4.server.settings import PageSettings
 from tests.checkpoint import nemo_layouts as layouts
 from tests.cluster.test_ranks import free_port
 
@@ -217,3 +219,19 @@ def test_the_port_is_refused_while_another_holds_it(model: Path) -> None:
         )
     assert done.returncode == 1
     assert "cannot listen on 127.0.0.1" in done.stderr
+
+
+def test_the_web_demo_s_options_become_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert page_settings(parse_overrides([])) is None
+    chosen = ["web_server=True", "web_port=9000", "username=ann", "password='p w'", "chat=True", "share=True"]
+    page = page_settings(parse_overrides(chosen))
+    assert page == PageSettings(starts_with="chat", port=9000, login=("ann", "p w"))
+    said = capsys.readouterr().err
+    assert "http://localhost:9000/" in said
+    assert "nothing is tunnelled" in said
+    assert "p w" not in said
+    default = page_settings(parse_overrides(["web_server=True"]))
+    assert default == PageSettings(starts_with="raw", port=9889, login=("test", "test2"))
+    assert "default password" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="web_port is 5555; expected an integer other than port"):
+        page_settings(parse_overrides(["web_server=True", "web_port=5555"]))

@@ -27,6 +27,7 @@ import sys, time
 from pathlib import Path
 from nemotron4.inference.fake import FakeEngine
 from nemotron4.server.run import run
+from nemotron4.server.settings import PageSettings, ServerSettings
 
 def load():
     print("loading", file=sys.stderr, flush=True)
@@ -34,7 +35,8 @@ def load():
         time.sleep(0.01)
     return FakeEngine("x" * 60, delay_s=float(sys.argv[3]))
 
-run(load, port=int(sys.argv[1]))
+page = PageSettings(port=int(sys.argv[4]), login=("ann", "secret")) if len(sys.argv) > 4 else PageSettings()
+run(load, port=int(sys.argv[1]), settings=ServerSettings(page=page))
 """
 STREAM = {"prompt": "p", "max_tokens": 60, "temperature": 0, "stream": True}
 
@@ -42,8 +44,9 @@ STREAM = {"prompt": "p", "max_tokens": 60, "temperature": 0, "stream": True}
 class Process:
     """A server process and what it writes to stderr."""
 
-    def __init__(self, port: int, gate: Path, delay_s: float = 0.0) -> None:
+    def __init__(self, port: int, gate: Path, delay_s: float, page_port: int | None) -> None:
         command = [sys.executable, "-c", PROGRAM, str(port), str(gate), str(delay_s)]
+        command += [] if page_port is None else [str(page_port)]
         self.popen = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
         self.url = ""
 
@@ -67,10 +70,12 @@ class Process:
 
 
 @contextlib.contextmanager
-def _process(port: int, gate: Path, *, is_loaded: bool = True, delay_s: float = 0.0) -> Iterator[Process]:
+def _process(
+    port: int, gate: Path, *, is_loaded: bool = True, delay_s: float = 0.0, page_port: int | None = None
+) -> Iterator[Process]:
     if is_loaded:
         gate.touch()
-    process = Process(port, gate, delay_s)
+    process = Process(port, gate, delay_s, page_port)
     try:
         if is_loaded:
             process.wait_ready()
@@ -98,6 +103,17 @@ def test_the_port_is_closed_until_the_engine_can_generate_and_then_logs_no_promp
         line = json.loads(process.wait_for('"path"'))
         assert (line["path"], line["status"], line["new_tokens"]) == ("/generate", 200, 2)
         assert "secret" not in json.dumps(line)
+
+
+def test_the_page_has_a_port_of_its_own_behind_a_login(tmp_path: Path) -> None:
+    page_port = _free_port()
+    with _process(0, tmp_path / "gate", page_port=page_port) as process:
+        page = f"http://127.0.0.1:{page_port}/"
+        assert httpx.get(page).status_code == 401
+        assert "<title>nemotron4</title>" in httpx.get(page, auth=("ann", "secret")).text
+        body = {"sentences": ["a"], "tokens_to_generate": 1}
+        assert httpx.put(f"{process.url}/generate", json=body).status_code == 200
+        assert httpx.put(f"{page}generate", json=body).status_code == 401
 
 
 def test_a_busy_port_is_reported_before_the_model_is_loaded() -> None:

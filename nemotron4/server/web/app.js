@@ -21,7 +21,7 @@ class Page {
   #view = null;
 
   async start() {
-    const [info, fields, conversations] = await Promise.all([getJson("page/info"), readFields(), store.all()]);
+    const [info, fields, conversations] = await Promise.all([getJson("page/info"), readFields(), store.all().catch(() => [])]); // no store: nothing is kept
     this.info = info;
     this.#conversations = conversations;
     byId("model-name").textContent = info.model;
