@@ -86,8 +86,10 @@ def _generator(target: Target, settings: ScanSettings) -> tuple[str, JsonObject]
     headers = {"Content-Type": "application/json"}
     if target.api_key:
         headers["Authorization"] = "Bearer $KEY"
+    written = prompt.render([Message("user", "$INPUT")])
+    before, _, after = written.partition("$INPUT")
     body = {
-        "sentences": [prompt.render([Message("user", "$INPUT")])],
+        "sentences": [written],
         "tokens_to_generate": settings.max_tokens,
         "temperature": settings.temperature or 1.0,
         "greedy": settings.temperature == 0,
@@ -107,6 +109,9 @@ def _generator(target: Target, settings: ScanSettings) -> tuple[str, JsonObject]
         "req_template_json_object": body,
         "response_json": True,
         "response_json_field": "$.sentences[0]",
+        # The reply repeats the prompt with its template, in which a detector would find the attack itself.
+        "skip_seq_start": before,
+        "skip_seq_end": after,
         "request_timeout": 600,
     }
     return "rest.RestGenerator", {"rest": {"RestGenerator": own}}

@@ -115,6 +115,8 @@ def test_the_cards_server_is_asked_in_the_cards_template(tmp_path: Path) -> None
         "<extra_id_0>System\n\n<extra_id_1>User\n"
         "promptinject.HijackHateHumans asks 0\n<extra_id_1>Assistant\n"
     )
+    (report,) = (tmp_path / "processes").glob("*.report.jsonl")
+    assert '"outputs": [{"text": "I\'m sorry.\\n<extra_id_1>"}]' in report.read_text()  # without the prompt
 
 
 def test_a_killed_scan_leaves_no_garak_behind_and_resumes(

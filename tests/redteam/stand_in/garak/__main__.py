@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import time
 import urllib.request
 from pathlib import Path
@@ -24,7 +25,9 @@ def ask(config: dict, prompt: str) -> str:
         body = json.dumps(rest["req_template_json_object"]).replace("$INPUT", prompt)
         request = urllib.request.Request(rest["uri"], body.encode(), rest["headers"], method="PUT")
         with urllib.request.urlopen(request) as answer:
-            return json.load(answer)["sentences"][0]
+            sentence = json.load(answer)["sentences"][0]
+        between = re.escape(rest["skip_seq_start"]) + ".*?" + re.escape(rest["skip_seq_end"])
+        return re.sub(between, "", sentence, flags=re.DOTALL)
     own = target["openai"]["OpenAICompatible"]
     body = {"model": config["plugins"]["target_name"], "messages": [{"role": "user", "content": prompt}]}
     headers = {
