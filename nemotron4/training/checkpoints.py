@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,8 @@ from nemotron4.errors import CheckpointError
 
 STATE_FILE = "state.json"
 WEIGHTS = "model."  # before the name of each trained parameter
+Given = TypeVar("Given")
+FILES_PER_PROCESS = 8  # a file is serialised in memory before it is written
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ class Writer:
     def _write(self, tensors: dict[str, Tensor], state: SavedState) -> None:
         final = self.folder / f"step-{state.step:08d}"
         partial = self.folder / f".partial-step-{state.step:08d}"
-        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+        names = sorted({name for part in self._gathered(list(tensors)) for name in part})
+        files = {name: 1 + place % FILES_PER_PROCESS for place, name in enumerate(names)}
+        writer = HuggingFaceStorageWriter(str(partial), fqn_to_index_mapping=files, save_distributed=True)
 
         def begin() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -130,11 +134,15 @@ class Writer:
             if not all(isinstance(cause, OSError) for cause in causes):
                 raise
             reason = _reason(causes[0])
+        return next((text for text in self._gathered(reason) if text is not None), None)
+
+    def _gathered(self, value: Given) -> list[Given]:
+        """The values of all processes."""
         if self._group is None:
-            return reason
-        reasons: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(reasons, reason, group=self._group)
-        return next((text for text in reasons if text is not None), None)
+            return [value]
+        values = [value] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=self._group)
+        return values
 
 
 def _reason(error: BaseException) -> str:

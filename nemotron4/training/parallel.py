@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 
 from nemotron4.errors import ConfigError
@@ -48,7 +49,7 @@ def process_group(
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     if launched == 1:  # FSDP2, which makes the 16-bit copies, wants a group
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     else:
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

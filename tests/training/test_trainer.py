@@ -105,7 +105,7 @@ def test_a_killed_run_resumes_bit_identically(tmp_path: Path, moment: str) -> No
     folder = tmp_path / "cut"
     process = subprocess.run(
         [sys.executable, "-c", program, str(folder), moment],
-        cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": "."}, timeout=60, check=False,
+        cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": "."}, timeout=110, check=False,
     )  # fmt: skip
     assert process.returncode == -signal.SIGKILL
     if moment == "save":
