@@ -82,16 +82,17 @@ def assert_same_run(one: Any, many: Any) -> None:
         assert weights_many[name] == pytest.approx(values, rel=0, abs=2e-6), name
 
 
-LAYOUTS: dict[int, list[dict[str, int]]] = {
-    2: [{"data": 2}, {"data": 2, "replicas": 2}, {"tensor": 2}, {"pipeline": 2}],
-    4: [
-        {"data": 2, "tensor": 2},
-        {"data": 4, "replicas": 2},
-        {"pipeline": 2, "tensor": 2},
-        {"pipeline": 2, "data": 2},
-        {"pipeline": 4},
-    ],
-}
+LAYOUTS: list[dict[str, int]] = [
+    {"data": 2},
+    {"data": 2, "replicas": 2},
+    {"tensor": 2},
+    {"pipeline": 2},
+    {"data": 2, "tensor": 2},
+    {"data": 4, "replicas": 2},
+    {"pipeline": 2, "tensor": 2},
+    {"pipeline": 2, "data": 2},
+    {"pipeline": 4},
+]
 MODELS = [
     *({"stage": stage, "adapter": adapter} for stage in ("sft", "reward", "dpo", "rpo")
       for adapter in ("none", "lora")),
@@ -123,26 +124,25 @@ def test_two_pipeline_stages_train_stop_and_go_on_as_one_process(tmp_path: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("size", [2, 4])
-def test_every_layout_trains_as_one_process(tmp_path: Path, size: int, alone: Any) -> None:
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_every_layout_trains_as_one_process(tmp_path: Path, layout: dict[str, int], alone: Any) -> None:
     cases = [
-        Case(str(tmp_path / f"{place}-{number}"), **model, **layout)  # type: ignore[arg-type]
-        for place, layout in enumerate(LAYOUTS[size])
+        Case(str(tmp_path / str(number)), **model, **layout)  # type: ignore[arg-type]
         for number, model in enumerate(MODELS)
     ]
-    launch(tmp_path / "launch", cases, timeout_s=800)
+    launch(tmp_path / "launch", cases, timeout_s=500)
     assert_all_same(cases, alone)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_a_checkpoint_resumes_under_another_layout(tmp_path: Path, alone: Any, adapter: str) -> None:
     many = Case(str(tmp_path / "run"), "rpo", adapter)
-    launch(tmp_path / "a", [replace(many, data=2, steps=1)])
-    launch(tmp_path / "b", [replace(many, tensor=2, steps=3)])
-    launch(tmp_path / "c", [replace(many, pipeline=2, tensor=2, steps=4)])
+    launch(tmp_path / "a", [replace(many, data=2, steps=1)], timeout_s=250)
+    launch(tmp_path / "b", [replace(many, tensor=2, steps=3)], timeout_s=250)
+    launch(tmp_path / "c", [replace(many, pipeline=2, tensor=2, steps=4)], timeout_s=250)
     parallel_run.run(many)
     assert_same_run(alone(many), outcome(many))
 
