@@ -181,6 +181,8 @@ def test_alpaca_eval_without_the_whole_set_has_no_length_controlled_rate(score: 
         {"id": 0, "logprobs": {"m": -0.1, "M": -30.0}, "model_shown": "m"},
         {"id": 1, "logprobs": [{"token": "m", "logprob": -0.1}, {"token": "M", "logprob": -30.0}]},
     ]
+    flat = [{"id": 0, "m": -0.1, "M": -30.0, "model_shown": "m"}, {"id": 1, "m": -0.1, "M": -30.0}]
+    assert score("alpaca_eval", ALPACA, responses, flat)["metrics"]["win_rate"] == pytest.approx(50)
     result = score("alpaca_eval", ALPACA, responses, judgments)
     assert result["metrics"]["win_rate"] == pytest.approx(50)
     assert result["metrics"]["lc_win_rate"] is None

@@ -115,7 +115,9 @@ def _preference(judgment: Judgment) -> Score:
     fields = judgment.fields
     if isinstance(fields.get("preference"), int | float):
         return judgments.stored_preference(fields["preference"])
-    logprobs = fields.get("logprobs")
+    logprobs = fields.get("logprobs", fields.get("top_logprobs"))
+    if logprobs is None and ("m" in fields or "M" in fields):
+        logprobs = {token: fields[token] for token in ("m", "M") if token in fields}
     if isinstance(logprobs, Mapping) and isinstance(logprobs.get("content"), list):
         logprobs = (logprobs["content"] or [{}])[0].get("top_logprobs")
     if isinstance(logprobs, list):
