@@ -156,7 +156,7 @@ class VllmEngine:
         for deliver in list(self._open):
             deliver(TokenStep(None, finish_reason="abort"))
         with contextlib.suppress(TimeoutError):  # what does not answer ends with this process
-            self._call(asyncio.to_thread(self._llm.shutdown), timeout_s=CLOSE_S)
+            self._call(_ended(self._llm), timeout_s=CLOSE_S)
         self._end_loop()
         self._cleanup()
 
@@ -238,6 +238,11 @@ async def _started(start: Callable[[Callable[..., Any]], Any], logger: Callable[
             f"vLLM did not start: {error}",
             hint="its words are in the log above; VLLM_LOGGING_LEVEL=INFO shows more",
         ) from error
+
+
+async def _ended(llm: Any) -> None:
+    # Holding the loop up: vLLM's reader would take the end of its processes for a failure and say so.
+    llm.shutdown()
 
 
 class _Counters:
