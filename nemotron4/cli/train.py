@@ -110,11 +110,11 @@ def _check_invariance(settings: Recipe, *, as_json: bool) -> None:
 
 def _train(stages: list[Recipe], *, as_json: bool) -> None:
     from nemotron4.cli.training_view import TrainingView
-    from nemotron4.feedback import connect
+    from nemotron4.feedback import connect, generator
     from nemotron4.training.chain import run
 
     with TrainingView() as view:
-        summary = run(stages, note=note, on_progress=view.show, connect=connect)
+        summary = run(stages, note=note, on_progress=view.show, connect=connect, generator=generator)
     if not summary.is_writer:
         return
     if as_json:

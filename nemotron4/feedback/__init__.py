@@ -3,5 +3,8 @@
 from __future__ import annotations
 
 from nemotron4.feedback.connect import connect
+from nemotron4.feedback.generation import EngineGenerate
 
-__all__ = ["connect"]
+generator = EngineGenerate.of
+
+__all__ = ["connect", "generator"]

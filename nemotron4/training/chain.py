@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from nemotron4 import config
+from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import ConfigError
 from nemotron4.training import recipe as recipes
 from nemotron4.training.metrics import Progress
 from nemotron4.training.policy_settings import PREVIOUS
 from nemotron4.training.recipe import Recipe, as_plain
-from nemotron4.training.rollouts import Connect
+from nemotron4.training.rollouts import Connect, Generate
 from nemotron4.training.run import RECORD_FILE, Summary, output_folder, train
 
 
@@ -113,6 +114,7 @@ def run(
     note: Callable[[str], None] = lambda text: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     connect: Connect | None = None,
+    generator: Callable[[Checkpoint], Generate] | None = None,
 ) -> Summary:
     """Run the stages in order, passing over finished ones; the summary is the last one's that ran."""
     summary: Summary | None = None
@@ -123,7 +125,7 @@ def run(
         if not is_last and is_finished(recipe):
             note("finished before")
             continue
-        summary = train(recipe, note=note, on_progress=on_progress, connect=connect)
+        summary = train(recipe, note=note, on_progress=on_progress, connect=connect, generator=generator)
         if summary.steps < summary.num_steps:
             break
     assert summary is not None, "the last stage always runs"

@@ -67,6 +67,14 @@ class JsonLines:
         """Every line is on its way to the disk already."""
 
 
+def forget_after(path: Path, step: int) -> None:
+    """Keep the lines of a file of JSON lines whose ``step`` is not after this one."""
+    kept = [line + "\n" for line in path.read_text("utf-8").splitlines() if _is_until(line, step)]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    os.replace(partial, path)
+
+
 def _is_until(line: str, step: int) -> bool:
     try:
         return bool(json.loads(line)["step"] <= step)

@@ -131,6 +131,17 @@ class RunSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplesSection:
+    """Prompts, answered greedily after every validation: rows of ``prompt``, ``messages`` or ``text``."""
+
+    prompts: Path
+    max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        _check_at_least("samples", {"max_new_tokens": self.max_new_tokens}, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreferenceSection:
     """``loss`` rpo is Reward-aware Preference Optimization (arXiv 2406.11704), not TRL's former rpo_alpha."""
 
@@ -207,6 +218,7 @@ class Recipe:
     steerlm: SteerlmSection | None = None
     policy_gradient: PolicyGradientSection | None = None
     adapter: AdapterConfig | None = None
+    samples: SamplesSection | None = None
     parallel: ParallelSection = field(default_factory=ParallelSection)
 
     def __post_init__(self) -> None:
@@ -229,8 +241,20 @@ class Recipe:
                 f"a virtual prompt cannot be switched off: p_tuning has no reference in stage {self.stage}",
                 hint="use kind lora or bottleneck",
             )
+        if self.samples is not None:
+            self._check_samples()
         if self.data.weights and self.stage != "pretrain":
             raise ConfigError(f"data.weights has no meaning in stage {self.stage}")
+
+    def _check_samples(self) -> None:
+        if self.stage == "reward":
+            raise ConfigError("table [samples] has no meaning in stage reward, whose model writes no text")
+        if not self.data.validation:
+            raise ConfigError(
+                "table [samples] needs data.validation: its prompts are answered after each one"
+            )
+        if self.parallel.num_processes > 1 or self.model.compute != "float32":
+            raise ConfigError("table [samples] needs one process and model.compute float32")
 
     def _check_policy_gradient(self) -> None:
         settings = self.policy_gradient

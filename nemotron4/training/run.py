@@ -36,7 +36,7 @@ from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
 from nemotron4.training.formats import ALL_ATTRIBUTES, Kind, TextRow
 from nemotron4.training.loading import Origin
-from nemotron4.training.metrics import Progress, open_logs
+from nemotron4.training.metrics import MetricsLog, Progress, open_logs
 from nemotron4.training.output import write_model
 from nemotron4.training.packing import Sample
 from nemotron4.training.policy_scorer import PolicyScorer
@@ -45,7 +45,8 @@ from nemotron4.training.reading import Problem, files_of, read_rows, refuse_too_
 from nemotron4.training.recipe import Recipe, RewardSection, as_plain
 from nemotron4.training.recompute import recompute_activations
 from nemotron4.training.reference import model_hash, with_reference
-from nemotron4.training.rollouts import Connect
+from nemotron4.training.rollouts import Connect, Generate, PromptSample
+from nemotron4.training.samples import Samples
 from nemotron4.training.scorer import LogprobScorer, RewardScorer, Scorer
 from nemotron4.training.speed import StepCost, matmul_flops_per_s
 from nemotron4.training.stages.interface import Stage
@@ -287,7 +288,7 @@ def _read_texts(recipe: Recipe, encoder: data.Encoder) -> Data:
 def fingerprint(recipe: Recipe, samples: Data, weights: str) -> str:
     """Changes with anything that changes the loss curve; not with the layout or the length of the run."""
     plain = as_plain(recipe)
-    for name in ("run", "parallel"):
+    for name in ("run", "parallel", "samples"):
         plain.pop(name, None)
     plain["seed"] = recipe.run.seed
     texts = [json.dumps(plain, sort_keys=True), weights]
@@ -301,10 +302,12 @@ def train(
     note: Note = lambda text: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     connect: Connect | None = None,
+    generator: Callable[[Checkpoint], Generate] | None = None,
 ) -> Summary:
     """Run the recipe, or continue it; SIGTERM saves and stops. Every process of a launch calls this.
 
-    ``connect`` gives policy-gradient stages their engine and judges (``nemotron4.feedback.connect``).
+    ``connect`` gives policy-gradient stages their engine and judges, ``generator`` the samples of every
+    validation their engine (both in ``nemotron4.feedback``).
     """
     device = pick_device(recipe.model.device)
     base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
@@ -338,7 +341,7 @@ def train(
             fingerprint=fingerprint(recipe, read, weights),
             on_progress=on_progress if is_writer else lambda progress: None,
             is_writer=is_writer,
-            logs=open_logs(recipe.run.directory, recipe.run.log, as_plain(recipe)) if is_writer else (),
+            logs=_logs(recipe, engine, base, config, generator) if is_writer else (),
             cost=StepCost.of(config, has_adapter=recipe.adapter is not None),
             peak_flops_per_s=matmul_flops_per_s(device) * recipe.parallel.num_processes,
         )
@@ -358,6 +361,32 @@ def train(
             recipe.run.directory,
             is_writer,
         )
+
+
+def _logs(
+    recipe: Recipe,
+    engine: Engine,
+    base: Checkpoint,
+    config: ModelConfig,
+    generator: Callable[[Checkpoint], Generate] | None,
+) -> list[MetricsLog]:
+    logs = open_logs(recipe.run.directory, recipe.run.log, as_plain(recipe))
+    if recipe.samples is None:
+        return logs
+    if generator is None:
+        raise ConfigError(
+            "table [samples] needs an engine", hint="pass generator=nemotron4.feedback.generator"
+        )
+    num_new = recipe.samples.max_new_tokens
+    encoder = build_encoder(recipe, base, config)
+    rows, problems = read_rows([recipe.samples.prompts], "prompts")
+    build = data.prompt_sample(encoder, num_new=num_new, needs_messages=False, row_fields=())
+    prompts, more = data.build_samples(rows, encoder, build)
+    refuse_too_many([*problems, *more], len(rows) + len(problems), 0)
+    found = [prompt for prompt in prompts if isinstance(prompt, PromptSample)]
+    net = engine.scorer.net
+    assert isinstance(net, Transformer), "a recipe refuses samples of a reward model"
+    return [*logs, Samples(recipe.run.directory, net, found, generator(base), num_new)]
 
 
 def policy_trainer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from nemotron4.checkpoint.load import load_transformer
 from nemotron4.cli.main import main
 from nemotron4.config import build
 from nemotron4.errors import ConfigError, DataError, TrainingError
+from nemotron4.feedback import generator
+from nemotron4.inference.load import load
 from nemotron4.inference.reward import load_reward
 from nemotron4.model.adapter_files import load_adapter
 from nemotron4.model.attention import CausalAttend
@@ -388,3 +391,39 @@ def test_the_wrong_number_of_processes_is_explained(tmp_path: Path, nemotron: Pa
     with pytest.raises(ConfigError, match="but 1 were launched") as caught:
         run.train(recipe)
     assert "torchrun --nproc-per-node 2" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("kind", [None, "lora", "bottleneck"])
+def test_the_same_prompts_are_answered_after_every_validation(
+    tmp_path: Path, nemotron: Path, kind: str | None
+) -> None:
+    prompts = write(tmp_path / "prompts.jsonl", [{"messages": question(0)}, {"text": "Shall I"}])
+    held_out = write(tmp_path / "held_out.jsonl", [{"prompt": "Shall I", "completion": " compare thee"}])
+    recipe = make(
+        tmp_path, nemotron, "sft", chats(tmp_path),
+        data={"train": [str(tmp_path / "chats.jsonl")], "validation": [str(held_out)]},
+        samples={"prompts": str(prompts), "max_new_tokens": 4},
+        run={"max_steps": 4, "validate_every": 2}, optimizer={"learning_rate": 1e-2},
+        **({} if kind is None else {"adapter": {"kind": kind, "rank": 2}}),
+    )  # fmt: skip
+    run.train(recipe, generator=generator)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 2, 4, 4]
+    assert lines[0]["prompt"] == question(0)
+    if kind is None:  # the last answers are those of the model that the run left
+        with load(tmp_path / "run" / "model", dtype="float32") as engine:
+            [last] = engine.generate(["Shall I"], max_new_tokens=4, temperature=0)
+        assert lines[3]["answer"] == last.text
+
+
+def test_samples_change_neither_the_curve_nor_the_run(tmp_path: Path, nemotron: Path) -> None:
+    prompts = write(tmp_path / "prompts.jsonl", [{"text": "Shall I"}])
+    files = {"train": [str(chats(tmp_path))], "validation": [str(chats(tmp_path))]}
+    shapes = {"data": files, "run": {"max_steps": 3, "validate_every": 1}}
+    plain = make(tmp_path, nemotron, "sft", chats(tmp_path), **shapes)
+    run.train(plain)
+    without = losses(tmp_path)
+    shutil.rmtree(tmp_path / "run")
+    sampled = make(tmp_path, nemotron, "sft", chats(tmp_path), samples={"prompts": str(prompts)}, **shapes)
+    run.train(sampled, generator=generator)
+    assert losses(tmp_path) == without
