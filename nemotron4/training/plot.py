@@ -37,12 +37,14 @@ def plot(runs: Sequence[Path], output: Path) -> list[str]:
     figure = Figure(figsize=(5 * columns, 3.2 * -(-len(shown) // columns)), layout="constrained")
     for place, name in enumerate(shown, start=1):
         axes = figure.add_subplot(-(-len(shown) // columns), columns, place)
-        for run, rows in records.items():
+        for colour, (run, rows) in enumerate(records.items()):
             for kind, style in (("train", "-"), ("validation", "o--")):
                 points = [(row["step"], row[name]) for row in rows if row["kind"] == kind and name in row]
                 if points:
                     label = f"{run.name} {kind}" if kind == "validation" else run.name
-                    axes.plot(*zip(*points, strict=True), style, label=label, markersize=3)
+                    axes.plot(
+                        *zip(*points, strict=True), style, color=f"C{colour}", label=label, markersize=4
+                    )
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
         if place == 1:

@@ -248,6 +248,7 @@ def test_the_page_asks_for_the_key_and_forgets_it_with_the_tab(browser: Browser)
         assert ["the-key" in each for each in kept] == [True, False, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_dark", [False, True])
 def test_axe_finds_no_serious_problem_and_a_phone_has_no_sideways_scroll(
     browser: Browser, chat: Running, is_dark: bool
