@@ -158,6 +158,9 @@ def test_another_page_can_neither_read_nor_write(bench: Bench, made: Recipe) -> 
         assert client.post(path, json=review, headers=foreign).status_code == 403
         form = {"Content-Type": "text/plain"}
         assert client.post(path, content=json.dumps(review), headers=form).status_code == 415
+        pieces = (b" " * 100_000 for _ in range(21))  # more than the limit, and no length told before
+        endless = client.post(path, content=pieces, headers={"Content-Type": "application/json"})
+        assert endless.status_code == 413
         assert client.get("/web/../app.py").status_code == 404
         assert client.get(f"/api/rows/{record}").json()["reviews"] == []
         assert "default-src 'none'" in client.get("/").headers["content-security-policy"]

@@ -6,6 +6,7 @@ header has to name this machine, and a write has to be JSON from the page itself
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ HEADERS = {
 MAX_BODY_BYTES = 2_000_000
 
 
-class Review:
+class ReviewedRun:
     """What the routes work on: a run's folder. Each request opens the ledger for itself."""
 
     def __init__(self, folder: Path) -> None:
@@ -141,7 +142,7 @@ def _first_shown(recipe: Recipe, counts: dict[str, int]) -> str:
 
 def create_app(folder: Path) -> Starlette:
     """The page for a run's folder; DataError if there is no run."""
-    review = Review(folder)
+    review = ReviewedRun(folder)
     files = {
         path.name: Response(path.read_bytes(), media_type=TYPES[path.suffix], headers=HEADERS)
         for path in FOLDER.iterdir()
@@ -155,8 +156,13 @@ def create_app(folder: Path) -> Starlette:
         refusal = _refusal(request)
         if refusal is not None:
             return refusal
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                return _error(413, f"a review has at most {MAX_BODY_BYTES:,} bytes")
         try:
-            value = await request.json()
+            value = json.loads(body)
         except ValueError:
             return _error(400, "the body is not JSON")
         return await _answered(lambda: review.add(request.path_params["record"], value))
@@ -193,8 +199,6 @@ def _refusal(request: Request) -> Response | None:
     origin = request.headers.get("origin")
     if origin is not None and origin != f"http://{request.headers.get('host')}":
         return _error(403, "the review page takes writes from itself alone")
-    if int(request.headers.get("content-length") or 0) > MAX_BODY_BYTES:
-        return _error(413, f"a review has at most {MAX_BODY_BYTES:,} bytes")
     return None
 
 
