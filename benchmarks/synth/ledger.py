@@ -1,9 +1,10 @@
-"""A ledger with a million paid replies: size on disk, writing speed, time of ``status``, memory.
+"""A run with a million paid replies: its size on disk, memory as it grows, and the time of what reads it.
 
-    python benchmarks/synth/ledger.py --rows 1000000
+    python benchmarks/synth/ledger.py --replies 1000000 --out runs/million     # about eight minutes of one core
+    python benchmarks/synth/ledger.py --out runs/million --read                # times status and a restart
 
-Each row is a reply of about 350 tokens of English (taken from Python's own help texts) and the record made of
-it, which holds the prompt and the reply again.
+The run is a real one: engine, ledger and books, with a model in this process that answers at once with about
+350 tokens of English, taken from Python's own help texts. A record of the ledger holds prompt and answer again.
 """
 
 from __future__ import annotations
@@ -11,76 +12,119 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
-import tempfile
+import sqlite3
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
-import orjson
-
-from nemotron4 import config
-from nemotron4.synth import tables
-from nemotron4.synth.books import read_books
-from nemotron4.synth.effects import DONE, Child, Effects, StoredReply
-from nemotron4.synth.keys import digest, record_id
-from nemotron4.synth.ledger import Ledger, Reader
-from nemotron4.synth.recipe import Recipe
+from nemotron4.client import FakeBehaviour, FakeChatModel, Sampling
+from nemotron4.records import Message
+from nemotron4.synth.execute import run_recipe
+from nemotron4.synth.project import LEDGER
+from nemotron4.synth.recipe import load_recipe
 
 WORDS_PER_REPLY = 260
-BATCH = 256
+SPARE = 1000  # prompts beyond the budget, for the restart
+RECIPE = """\
+name = "million"
+durable = "kill"
+budget = {{ calls = {replies} }}
+
+[endpoint.gen]
+form = "fake"
+max_in_flight = 256
+
+[[stage]]
+name = "in"
+kind = "prompt_file"
+knobs = {{ file = "{prompts}", task = "bench" }}
+
+[[stage]]
+name = "answers"
+kind = "respond"
+takes = ["in"]
+knobs = {{ k = 1 }}
+"""
 
 
-def effects(number: int, words: list[str], draw: random.Random) -> tuple[Child, Effects]:
-    entry = orjson.dumps({"kind": "root", "index": number})
-    root = Child("root:in", number, entry, record_id("root:in", None, number), None)
-    start = draw.randrange(len(words) - WORDS_PER_REPLY)
-    text = " ".join(words[start : start + WORDS_PER_REPLY])
-    said = {"text": text, "finish": "stop", "model": "m"}
-    reply = StoredReply(root.id, digest("key", number), "in", 0, said, 130, 350, 900, 1)
-    response = {"text": text, "model": "m", "sample": 0, "finish_reason": "stop", "tokens": 350}
-    prompt = {"messages": [["user", text[:300]]], "task": "open_qa"}
-    row = {"kind": "answered", "prompt": prompt, "responses": [response]}
-    child = Child("in", 0, orjson.dumps(row), record_id("in", root.id, 0), root.id)
-    done = Effects("in", root.id, DONE, b"cfg", replies=[reply], children=[child], tally={"calls": 1.0})
-    done.parent_content, done.sources = entry, [reply]
-    return root, done
+def reply(messages: Sequence[Message], sampling: Sampling, words: Sequence[str] = ()) -> str:
+    start = random.Random(sampling.seed).randrange(len(words) - WORDS_PER_REPLY)
+    return " ".join(words[start : start + WORDS_PER_REPLY])
+
+
+def make(folder: Path, replies: int) -> dict[str, object]:
+    """Run until ``replies`` are paid; the memory is noted every five seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts, recipe = folder / "prompts.jsonl", folder / "million.toml"
+    with prompts.open("w", encoding="utf-8") as stream:
+        for i in range(replies + SPARE):
+            stream.write(json.dumps({"prompt": f"Please explain how subject number {i} works."}) + "\n")
+    recipe.write_text(RECIPE.format(replies=replies, prompts=prompts), "utf-8")
+    words = " ".join(topics.values()).split()
+    model = FakeChatModel(FakeBehaviour(script=lambda m, s: reply(m, s, words)))
+    memory: list[tuple[int, int]] = []
+    processor_s = time.process_time()
+    outcome = run_recipe(
+        load_recipe(recipe),
+        folder,
+        models={"gen": model},
+        report=lambda line: memory.append((model.calls, _resident_mb())),
+    )
+    assert outcome.reason.startswith("the budget"), outcome
+    return {
+        "replies": outcome.calls,
+        "processor_us_per_call": round((time.process_time() - processor_s) / outcome.calls * 1e6),
+        "memory_mb_at_calls": {calls: mb for calls, mb in memory[:: max(1, len(memory) // 10)]},
+        **_size(folder / LEDGER),
+    }
+
+
+def _resident_mb() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20
+
+
+def _size(path: Path) -> dict[str, object]:
+    with sqlite3.connect(path) as db:
+        rows = {
+            table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("call", "record", "work")
+        }
+    size = sum(file.stat().st_size for file in path.parent.glob(path.name + "*"))
+    return {"rows": rows, "ledger_gb": round(size / 1e9, 3)}
+
+
+def read(folder: Path) -> dict[str, object]:
+    """Whole commands, the start of Python included: status, and a restart that makes 100 more calls."""
+    recipe = folder / "million.toml"
+    budget = f"budget.calls={load_recipe(recipe).budget.calls + 100}"
+    commands = {
+        "status_s": ["status", str(folder), "--json"],
+        "status_again_s": ["status", str(folder), "--json"],
+        "restart_s": ["run", str(recipe), "--out", str(folder), "--set", budget, "--json"],
+    }
+    figures: dict[str, object] = {}
+    for name, command in commands.items():
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "nemotron4.cli", "synth", *command], stdout=subprocess.PIPE, check=True
+        )
+        figures[name] = round(time.perf_counter() - started, 2)
+        answer = json.loads(done.stdout)
+        assert (answer.get("books") or answer)["balanced"]
+    return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    rows = parser.parse_args().rows
-    words = " ".join(topics.values()).split()
-    draw = random.Random(1)
-    recipe = config.build(Recipe, {"name": "bench", "stage": [{"name": "in", "kind": "respond"}]})
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "ledger.sqlite"
-        ledger = Ledger(path)
-        started = time.perf_counter()
-        for first in range(0, rows, BATCH):
-            pairs = [effects(number, words, draw) for number in range(first, min(rows, first + BATCH))]
-            with ledger.transaction() as db:
-                tables.insert_roots(db, "in", [root for root, _ in pairs])
-                tables.apply(db, [done for _, done in pairs])
-        write_s = time.perf_counter() - started
-        ledger.close()
-        started = time.perf_counter()
-        with Reader(path) as reader:
-            books = read_books(reader, recipe)
-        status_s = time.perf_counter() - started
-        size = sum(file.stat().st_size for file in Path(name).iterdir())
-    assert books.is_balanced
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    result = {
-        "replies": rows,
-        "records": 2 * rows,
-        "size_gb": round(size / 1e9, 3),
-        "rows_per_s": round(rows / write_s),
-        "status_s": round(status_s, 3),
-        "max_rss_mb": round(rss),
-    }
-    print(json.dumps(result))
+    parser.add_argument("--replies", type=int, default=1_000_000)
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the run; it stays")
+    parser.add_argument("--read", action="store_true", help="time what reads an existing run")
+    arguments = parser.parse_args()
+    folder = arguments.out
+    print(json.dumps(read(folder) if arguments.read else make(folder, arguments.replies)))
 
 
 if __name__ == "__main__":
