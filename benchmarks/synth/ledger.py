@@ -1,10 +1,10 @@
 """A run with a million paid replies: its size on disk, memory as it grows, and the time of what reads it.
 
-    python benchmarks/synth/ledger.py --replies 1000000 --out runs/million     # about eight minutes of one core
-    python benchmarks/synth/ledger.py --out runs/million --read                # times status and a restart
+    python benchmarks/synth/ledger.py --replies 1000000 --out runs/million   # some six minutes of one core
+    python benchmarks/synth/ledger.py --out runs/million --read              # times status and a restart
 
-The run is a real one: engine, ledger and books, with a model in this process that answers at once with about
-350 tokens of English, taken from Python's own help texts. A record of the ledger holds prompt and answer again.
+The run is a real one: engine, ledger and books, with a model in this process that answers at once with some
+350 tokens of English, taken from Python's own help texts. A record in the ledger holds both texts again.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def make(folder: Path, replies: int) -> dict[str, object]:
     return {
         "replies": outcome.calls,
         "processor_us_per_call": round((time.process_time() - processor_s) / outcome.calls * 1e6),
-        "memory_mb_at_calls": {calls: mb for calls, mb in memory[:: max(1, len(memory) // 10)]},
+        "memory_mb_at_calls": dict(memory[:: max(1, len(memory) // 10)]),
         **_size(folder / LEDGER),
     }
 

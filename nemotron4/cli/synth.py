@@ -164,7 +164,7 @@ def plan(
 ) -> None:
     """Estimate calls, tokens, money and time of a recipe without any call."""
     from nemotron4.synth.plan import make_plan, plan_table
-    from nemotron4.synth.project import prepare
+    from nemotron4.synth.prepare import prepare
 
     loaded = _load(recipe, overrides)
     made = make_plan(loaded, prepare(loaded).stages, _books(like) if like is not None else None)
@@ -247,7 +247,8 @@ def merge(
 ) -> None:
     """Join the shards of one recipe into a run; duplicates across shards are found then."""
     from nemotron4.synth.merge import merge as merge_shards
-    from nemotron4.synth.project import load_saved_recipe, prepare
+    from nemotron4.synth.prepare import prepare
+    from nemotron4.synth.project import load_saved_recipe
 
     changed = merge_shards(shards, out, prepare(load_saved_recipe(shards[0])))
     note(f"{changed} decisions of stages that see all rows changed; `synth run` finishes what became ready")

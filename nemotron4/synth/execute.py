@@ -12,7 +12,8 @@ from pathlib import Path
 from nemotron4.client import ChatModel
 from nemotron4.errors import ConfigError
 from nemotron4.synth.ledger import Ledger
-from nemotron4.synth.project import LEDGER, prepare, save_recipe
+from nemotron4.synth.prepare import prepare
+from nemotron4.synth.project import LEDGER, save_recipe
 from nemotron4.synth.recipe import Recipe
 from nemotron4.synth.runner import Outcome, Runner
 

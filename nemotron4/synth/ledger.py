@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
+import itertools
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from nemotron4.synth.content import unpack, unpack_alone
 from nemotron4.synth.effects import FAILED, Child, Effects, StoredReply, WorkItem
 
 SCHEMA_VERSION = 1
+CACHE_KIB = 65_536
 
 
 class LedgerError(Nemotron4Error):
@@ -120,13 +121,19 @@ class Reader:
 
     def states(self) -> list[tuple[str, int, str | None, int]]:
         """(stage, state, class, number) of all work."""
-        return self._db.execute(
-            "SELECT stage, state, class, count(*) FROM work GROUP BY stage, state, class"
-        ).fetchall()
+        counters = "SELECT stage, state, nullif(class, ''), number FROM work_count WHERE number"
+        scan = "SELECT stage, state, class, count(*) FROM work GROUP BY stage, state, class"
+        return self._db.execute(counters if self._is_counted else scan).fetchall()
 
     def record_counts(self) -> dict[str, int]:
         """Number of records of each stage."""
-        return dict(self._db.execute("SELECT stage, count(*) FROM record GROUP BY stage").fetchall())
+        scan = "SELECT stage, count(*) FROM record GROUP BY stage"
+        return dict(self._db.execute("SELECT * FROM record_count" if self._is_counted else scan).fetchall())
+
+    @property
+    def _is_counted(self) -> bool:
+        """False until a program that knows the counters has opened the ledger for writing."""
+        return self.meta("counted") is not None
 
     def tallies(self) -> dict[tuple[str, str], float]:
         return {(stage, name): value for stage, name, value in self._db.execute("SELECT * FROM tally")}
@@ -192,12 +199,11 @@ class Reader:
         ).fetchall()
 
 
-def _fingerprint(roots: Iterable[Child]) -> str:
-    hashed = hashlib.blake2b(digest_size=16)
-    for root in roots:
-        hashed.update(root.id)
-        hashed.update(root.content or b"")
-    return hashed.hexdigest()
+def _sorted_batches(roots: Iterable[Child]) -> Iterator[list[Child]]:
+    """Sorted by id, so that neighbours in the ledger's trees are written together."""
+    remaining = iter(roots)
+    while batch := list(itertools.islice(remaining, 10_000)):
+        yield sorted(batch, key=lambda root: root.id)
 
 
 def _stored_reply(row: Sequence[Any]) -> StoredReply:
@@ -230,9 +236,11 @@ class Ledger(Reader):
         self._writer.execute("PRAGMA journal_mode = WAL")
         self._writer.execute(f"PRAGMA synchronous = {synchronous}")
         self._writer.execute("PRAGMA wal_autocheckpoint = 4000")
+        # Ids are hashes, so every row goes to another place of the trees; with SQLite's 2 MB of cache each of
+        # them is a page read and written again.
+        self._writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         with self.transaction() as db:
-            for statement in tables.SCHEMA.split(";\n"):
-                db.execute(statement)
+            tables.create(db)
             db.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
 
     def close(self) -> None:
@@ -276,29 +284,37 @@ class Ledger(Reader):
         with self.transaction() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
-    def set_roots(self, stage: str, roots: Callable[[], Iterator[Child]]) -> None:
+    def set_roots(self, stage: str, identity: str, roots: Iterable[Child]) -> None:
         """Work of a source stage: one root record each. A changed root is done again, a missing one goes.
 
-        ``roots`` gives the same children each time it is called; they are never all in memory.
+        ``identity`` changes with what the roots are made from: while it is the stored one, they are not read.
+        They are never all in memory.
         """
-        fingerprint = _fingerprint(roots())
-        if self.meta(f"roots:{stage}") == fingerprint:
+        if self.meta(f"roots:{stage}") == identity:
             return
         with self.transaction() as db:
+            is_new = db.execute("SELECT 1 FROM record WHERE stage = ?", (f"root:{stage}",)).fetchone() is None
             db.execute("CREATE TEMP TABLE wanted (id BLOB PRIMARY KEY) WITHOUT ROWID")
-            for root in roots():
-                db.execute("INSERT INTO wanted VALUES (?)", (root.id,))
-                stored = db.execute("SELECT payload FROM record WHERE id = ?", (root.id,)).fetchone()
-                if stored is not None and unpack_alone(stored[0]) != root.content:
-                    tables.delete_record(db, root.id)
-                    stored = None
-                if stored is None:
-                    tables.insert_roots(db, stage, [root])
-            missing = "SELECT id FROM record WHERE stage = ? AND id NOT IN (SELECT id FROM wanted)"
-            for (record,) in db.execute(missing, (f"root:{stage}",)).fetchall():
-                tables.delete_record(db, record)
+            for batch in _sorted_batches(roots):
+                if not is_new:
+                    db.executemany("INSERT INTO wanted VALUES (?)", [(root.id,) for root in batch])
+                    batch = [root for root in batch if self._is_missing(db, root)]
+                tables.insert_roots(db, stage, batch)
+            if not is_new:
+                missing = "SELECT id FROM record WHERE stage = ? AND id NOT IN (SELECT id FROM wanted)"
+                for (record,) in db.execute(missing, (f"root:{stage}",)).fetchall():
+                    tables.delete_record(db, record)
             db.execute("DROP TABLE wanted")
-            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"roots:{stage}", fingerprint))
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"roots:{stage}", identity))
+
+    def _is_missing(self, db: sqlite3.Connection, root: Child) -> bool:
+        """True if there is no such root; one with another content is removed before."""
+        stored = db.execute("SELECT payload FROM record WHERE id = ?", (root.id,)).fetchone()
+        if stored is not None and unpack_alone(stored[0]) == root.content:
+            return False
+        if stored is not None:
+            tables.delete_record(db, root.id)
+        return True
 
     def requeue_failed(self, stage: str | None = None) -> int:
         """Make failed work ready again, with a new attempt number so that it draws new samples."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from nemotron4.errors import DataError
 from nemotron4.synth.ledger import Ledger
-from nemotron4.synth.project import LEDGER, Prepared, load_saved_recipe, save_recipe
+from nemotron4.synth.prepare import Prepared
+from nemotron4.synth.project import LEDGER, load_saved_recipe, save_recipe
 from nemotron4.synth.runner import reconcile_graph, run_barrier
 
 

@@ -6,11 +6,12 @@ A kill at any moment loses nothing that was stored: the same command goes on whe
 from __future__ import annotations
 
 import asyncio
-import functools
+import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import orjson
@@ -155,7 +156,8 @@ class Runner:
         reconcile_graph(self.ledger, self.stages)
         for stage in self.stages:
             if stage.is_source:
-                self.ledger.set_roots(stage.name, functools.partial(self._roots, stage))
+                identity = roots_identity(stage, self._shard)
+                self.ledger.set_roots(stage.name, identity, self._roots(stage))
 
     def _roots(self, stage: Stage) -> Iterator[Child]:
         """The roots of a source stage that belong to this shard."""
@@ -294,6 +296,16 @@ class Runner:
                     self._queues[consumer].has_more = True
                 return True
         return False
+
+
+def roots_identity(stage: Stage, shard: tuple[int, int]) -> str:
+    """What the roots of a source stage are made from: its settings, the bytes of its files, the shard."""
+    files = []
+    for value in vars(stage.knobs).values():
+        if isinstance(value, Path) and value.is_file():
+            with value.open("rb") as stream:
+                files.append(hashlib.file_digest(stream, "blake2b").hexdigest())
+    return keys.digest("roots", stage.cfg.hex(), files, shard).hex()
 
 
 def _children(stage: str, parent: bytes, rows: Sequence[Row | None]) -> list[Child]:

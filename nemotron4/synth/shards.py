@@ -14,7 +14,8 @@ from typing import Literal
 from nemotron4.errors import ConfigError, Nemotron4Error
 from nemotron4.synth.execute import Report, run_recipe
 from nemotron4.synth.merge import merge
-from nemotron4.synth.project import load_saved_recipe, prepare, save_recipe
+from nemotron4.synth.prepare import prepare
+from nemotron4.synth.project import load_saved_recipe, save_recipe
 from nemotron4.synth.recipe import Recipe
 from nemotron4.synth.runner import Outcome
 

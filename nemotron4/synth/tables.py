@@ -11,7 +11,7 @@ import orjson
 from nemotron4.synth.content import pack, pack_derived
 from nemotron4.synth.effects import Child, Effects
 
-SCHEMA = """
+_TABLES = """
 CREATE TABLE IF NOT EXISTS record (
     id BLOB NOT NULL PRIMARY KEY, stage TEXT NOT NULL, parent BLOB, ordinal INTEGER NOT NULL, payload BLOB);
 CREATE INDEX IF NOT EXISTS record_parent ON record (parent, stage);
@@ -29,7 +29,46 @@ CREATE TABLE IF NOT EXISTS tally (stage TEXT NOT NULL, name TEXT NOT NULL, value
     PRIMARY KEY (stage, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS note (record BLOB NOT NULL, at REAL NOT NULL, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS record_count (
+    stage TEXT NOT NULL PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS work_count (
+    stage TEXT NOT NULL, state INTEGER NOT NULL, class TEXT NOT NULL, number INTEGER NOT NULL,
+    PRIMARY KEY (stage, state, class)) WITHOUT ROWID;
 """
+
+# The books are counters, so that reading them takes no longer when there are millions of rows. Triggers keep
+# them, whatever statement changes the tables, in that statement's own transaction.
+_PLUS = "INSERT INTO work_count VALUES (NEW.stage, NEW.state, coalesce(NEW.class, ''), 1) " + (
+    "ON CONFLICT DO UPDATE SET number = number + 1;"
+)
+_MINUS = "UPDATE work_count SET number = number - 1 " + (
+    "WHERE stage = OLD.stage AND state = OLD.state AND class = coalesce(OLD.class, '');"
+)
+_COUNT_RECORDS = "INSERT INTO record_count SELECT stage, count(*) FROM record GROUP BY stage"
+_COUNT_WORK = "INSERT INTO work_count SELECT stage, state, coalesce(class, ''), count(*) FROM work " + (
+    "GROUP BY 1, 2, 3"
+)
+_TRIGGERS = (
+    "record_made AFTER INSERT ON record BEGIN INSERT INTO record_count VALUES (NEW.stage, 1) "
+    "ON CONFLICT DO UPDATE SET number = number + 1; END",
+    "record_gone AFTER DELETE ON record BEGIN "
+    "UPDATE record_count SET number = number - 1 WHERE stage = OLD.stage; END",
+    f"work_made AFTER INSERT ON work BEGIN {_PLUS} END",
+    f"work_gone AFTER DELETE ON work BEGIN {_MINUS} END",
+    f"work_changed AFTER UPDATE OF state, class ON work BEGIN {_MINUS} {_PLUS} END",
+)
+
+
+def create(db: sqlite3.Connection) -> None:
+    """The tables, where they are missing; the rows of a ledger from before the counters are counted once."""
+    for statement in _TABLES.split(";\n"):
+        db.execute(statement)
+    if db.execute("SELECT 1 FROM meta WHERE name = 'counted'").fetchone() is None:
+        db.execute(_COUNT_RECORDS)
+        db.execute(_COUNT_WORK)
+        db.execute("INSERT INTO meta VALUES ('counted', 'by triggers')")
+        for trigger in _TRIGGERS:
+            db.execute(f"CREATE TRIGGER {trigger}")
 
 
 def insert_roots(db: sqlite3.Connection, stage: str, roots: Sequence[Child]) -> None:

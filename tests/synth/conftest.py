@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,14 @@ def make_recipe(stages: Sequence[dict[str, Any]] = PIPELINE, **fields: Any) -> R
     return config.build(Recipe, values | fields)
 
 
+def assert_counters_are_true(path: Path) -> None:
+    """The ledger counts as it goes; here everything is counted again."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        for table, columns in (("record", "stage"), ("work", "stage, state, coalesce(class, '')")):
+            counted = set(db.execute(f"SELECT * FROM {table}_count WHERE number"))
+            assert counted == set(db.execute(f"SELECT {columns}, count(*) FROM {table} GROUP BY {columns}"))
+
+
 class Bench:
     """Runs recipes in one folder and reads what came out."""
 
@@ -54,6 +64,7 @@ class Bench:
         with Reader(self.folder / "ledger.sqlite") as ledger:
             books = read_books(ledger, recipe)
         assert books.is_balanced
+        assert_counters_are_true(self.folder / "ledger.sqlite")
         return books
 
     def rows(self, stage: str) -> dict[bytes, Any]:

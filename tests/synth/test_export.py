@@ -17,7 +17,8 @@ from nemotron4.synth.execute import parse_shard, run_recipe
 from nemotron4.synth.export import export
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.merge import merge
-from nemotron4.synth.project import load_saved_recipe, prepare
+from nemotron4.synth.prepare import prepare
+from nemotron4.synth.project import load_saved_recipe
 from nemotron4.synth.recipe import Recipe
 from tests.synth.conftest import PIPELINE, Bench
 
