@@ -12,21 +12,19 @@ import fcntl
 import hashlib
 import json
 import os
-import queue
 import shutil
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from nemotron4.checkpoint.block_writer import BlockWriter
 from nemotron4.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 JOURNAL = ".conversion.jsonl"
 PARTIAL = ".partial"
-FLUSH_BYTES = 64 * 1024**2
 
 Blocks = Generator[memoryview | bytes, None, Mapping[str, Any] | None]
 
@@ -114,16 +112,17 @@ def write_files(
         finished = _read_journal(folder, journal, settings, files)
         _check_space(folder, sum(file.size for file in files if file.name not in finished))
         meter = _Meter(sum(f.size for f in files), sum(f.size for f in finished.values()), report)
-        for file in files:
-            if file.name in finished:
-                continue
-            finished[file.name] = _write(folder, file, meter)
-            journal.write(json.dumps(finished[file.name].to_json()).encode() + b"\n")
-            journal.flush()
-            os.fsync(journal.fileno())
-        rows = [finished[file.name] for file in files]
-        manifest = {"settings": dict(settings), "files": [row.to_json() for row in rows]}
-        _write(folder, json_file(MANIFEST, manifest), None)
+        with BlockWriter() as writer:
+            for file in files:
+                if file.name in finished:
+                    continue
+                finished[file.name] = _write(folder, file, writer, meter)
+                journal.write(json.dumps(finished[file.name].to_json()).encode() + b"\n")
+                journal.flush()
+                os.fsync(journal.fileno())
+            rows = [finished[file.name] for file in files]
+            manifest = {"settings": dict(settings), "files": [row.to_json() for row in rows]}
+            _write(folder, json_file(MANIFEST, manifest), writer, None)
         (folder / JOURNAL).unlink()
     return rows
 
@@ -230,18 +229,15 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _write(folder: Path, file: OutputFile, meter: _Meter | None) -> Finished:
+def _write(folder: Path, file: OutputFile, writer: BlockWriter, meter: _Meter | None) -> Finished:
     path = folder / file.name
     partial = path.with_name(f".{path.name}{PARTIAL}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
+    facts: dict[str, Any] = {}
     try:
-        with partial.open("wb", buffering=0) as stream:
-            with _Sink(stream, digest.update) as sink:
-                facts = _pump(file, sink, meter)
-            if sink.written != file.size:
-                raise AssertionError(f"{file.name}: {sink.written} bytes written, {file.size} planned")
-            os.fsync(stream.fileno())
+        written = writer.write(partial, _metered(file, meter, facts))
+        if written.size != file.size:
+            raise AssertionError(f"{file.name}: {written.size} bytes written, {file.size} planned")
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -253,76 +249,17 @@ def _write(folder: Path, file: OutputFile, meter: _Meter | None) -> Finished:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    return Finished(file.name, file.size, digest.hexdigest(), facts or {})
+    return Finished(file.name, file.size, written.sha256, facts)
 
 
-def _pump(file: OutputFile, sink: _Sink, meter: _Meter | None) -> Mapping[str, Any] | None:
-    blocks = file.blocks()
-    while True:
-        try:
-            block = next(blocks)
-        except StopIteration as stop:
-            facts: Mapping[str, Any] | None = stop.value
-            return facts
-        sink.put(block)
+def _metered(file: OutputFile, meter: _Meter | None, facts: dict[str, Any]) -> Iterator[memoryview | bytes]:
+    """The blocks of the file; ``facts`` receives what they return at their end."""
+
+    def blocks() -> Blocks:
+        facts.update((yield from file.blocks()) or {})
+        return None
+
+    for block in blocks():
+        yield block
         if meter is not None:
             meter.add(len(block), file.name)
-
-
-class _Sink:
-    """Hashes and writes on a thread of its own, one block behind the reader.
-
-    Another thread asks the system to write to the disk all the while, so that little is left to wait for at
-    the end of a large file.
-    """
-
-    def __init__(self, stream: BinaryIO, update: Callable[[memoryview | bytes], None]) -> None:
-        self.written = 0
-        self._stream, self._update = stream, update
-        self._flushes: queue.Queue[bool] = queue.Queue()
-        self._flusher = threading.Thread(target=self._flush, name="convert-flush", daemon=True)
-        self._flushed = 0
-        self._queue: queue.Queue[memoryview | bytes | None] = queue.Queue(maxsize=1)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="convert-write", daemon=True)
-
-    def __enter__(self) -> _Sink:
-        self._thread.start()
-        self._flusher.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
-        self._flushes.put(False)
-        self._flusher.join()
-        if self._error is not None and kind is None:
-            raise self._error
-
-    def put(self, block: memoryview | bytes) -> None:
-        if self._error is not None:
-            raise self._error
-        self._queue.put(block)
-
-    def _run(self) -> None:
-        while (block := self._queue.get()) is not None:
-            if self._error is not None:
-                continue
-            try:
-                self._update(block)
-                view = memoryview(block)
-                while len(view):
-                    view = view[self._stream.write(view) :]
-                self.written += len(block)
-                if self.written - self._flushed > FLUSH_BYTES and self._flushes.empty():
-                    self._flushed = self.written
-                    self._flushes.put(True)
-            except BaseException as error:
-                self._error = error
-
-    def _flush(self) -> None:
-        while self._flushes.get():
-            try:
-                os.fdatasync(self._stream.fileno())
-            except OSError as error:
-                self._error = self._error or error
