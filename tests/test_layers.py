@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "nemotron4"
-BASE = {"errors", "records", "config", "run_folder", "pages"}
+BASE = {"errors", "records", "config", "run_folder", "pages", "web"}
 # part -> the parts it may import; every part may import base and itself.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -16,6 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "run_folder": set(),
     "pages": set(),
+    "web": set(),
     "model": set(),
     "text": set(),
     "grading": set(),

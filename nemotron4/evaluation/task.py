@@ -139,7 +139,7 @@ def share(numerator: float, denominator: float, interval: Interval | None = None
     return Metric(100 * numerator / denominator, numerator, denominator, percent)
 
 
-def subject_mean(items: Sequence[Item], scores: Sequence[Score], *, seed: int) -> Metric:
+def _subject_mean(items: Sequence[Item], scores: Sequence[Score], *, seed: int) -> Metric:
     """The plain mean of the groups' accuracies; its interval draws groups."""
     groups: dict[str, list[float]] = defaultdict(list)
     for item, found in zip(items, scores, strict=True):
@@ -151,6 +151,21 @@ def subject_mean(items: Sequence[Item], scores: Sequence[Score], *, seed: int) -
     drawn = bootstrap_ratio(means, [1.0] * len(means), seed=seed)
     method = drawn.method.replace("questions", "subjects")
     return share(sum(means), len(means), Interval(drawn.lower, drawn.upper, method))
+
+
+def accuracy_by_group(inputs: Inputs, grade: Callable[[str, str], Score]) -> Outcome:
+    """``accuracy`` over all questions and the mean over groups; ``grade`` sees response and answer."""
+    items, unscored = answered(inputs)
+    scores = [grade(inputs.responses[item.id][0], item.fields["answer"]) for item in items]
+    return Outcome(
+        metrics={
+            "accuracy": accuracy(scores),
+            "macro_accuracy": _subject_mean(items, scores, seed=inputs.seed),
+        },
+        unscored=unscored,
+        unparsed=sum(found.is_unparsed for found in scores),
+        items={item.id: {"accuracy": found.value} for item, found in zip(items, scores, strict=True)},
+    )
 
 
 def finite(value: float) -> float | None:

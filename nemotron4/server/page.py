@@ -21,36 +21,9 @@ from nemotron4.server.service import Service
 from nemotron4.server.settings import PageSettings
 from nemotron4.text import prompt
 from nemotron4.text.nemotron_format import CARD_STOP_STRINGS
+from nemotron4.web import read_files
 
 FOLDER = Path(__file__).parent / "web"
-TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
-# What a model writes is shown by the page, so nothing in it may run, load or send: docs/security.md.
-POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self'",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-        "require-trusted-types-for 'script'",
-        "trusted-types 'none'",
-    )
-)
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-cache",
-}
 
 
 @dataclass(frozen=True)
@@ -110,8 +83,7 @@ def page_routes(service: Service, page: PageSettings, tabs: Sequence[PageTab] = 
     router = APIRouter(include_in_schema=False)
     settings = service.settings
     other = None if settings.compare_with is None else Upstream(settings.compare_with)
-    # Read once: what can be asked for is exactly this, whatever a path looks like.
-    files = _read_files([*FOLDER.iterdir(), *(tab.script for tab in tabs)])
+    files = read_files([*FOLDER.iterdir(), *(tab.script for tab in tabs)])
     engine = service.engine
 
     @router.api_route("/", methods=["GET", "HEAD"])
@@ -154,14 +126,6 @@ def page_routes(service: Service, page: PageSettings, tabs: Sequence[PageTab] = 
             return await other.relay(request, "/v1/chat/completions")
 
     return router
-
-
-def _read_files(paths: Sequence[Path]) -> dict[str, Response]:
-    return {
-        path.name: Response(path.read_bytes(), headers={**HEADERS, "Content-Type": TYPES[path.suffix]})
-        for path in paths
-        if path.suffix in TYPES
-    }
 
 
 async def _describe(other: Upstream) -> OtherModel:

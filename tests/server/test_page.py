@@ -25,6 +25,7 @@ from nemotron4.server.app import create_app
 from nemotron4.server.page import FOLDER, PageTab
 from nemotron4.server.settings import Endpoint, PageSettings, ServerSettings
 from nemotron4.text.prompt import nemotron4
+from nemotron4.web import SHARED
 from tests.server.conftest import InProcess
 
 App = Callable[..., Any]
@@ -48,11 +49,11 @@ def test_every_file_that_the_page_names_is_there_and_none_is_elsewhere(make_app:
     app = make_app()
     html = app.request("GET", "/").text
     named = set(re.findall(r'(?:href|src)="(web/[^"]+)"', html))
-    scripts = "".join(path.read_text(encoding="utf-8") for path in FOLDER.glob("*.js"))
+    files = [path for folder in (FOLDER, SHARED) for path in folder.iterdir() if path.suffix != ".py"]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in files if path.is_file()}
+    scripts = "".join(text for name, text in texts.items() if name.endswith(".js"))
     named |= {f"web/{name}" for name in re.findall(r'from "\./([^"]+)"', scripts)}
-    assert {path.name for path in FOLDER.iterdir()} == {name.removeprefix("web/") for name in named} | {
-        "index.html"
-    }
+    assert set(texts) == {name.removeprefix("web/") for name in named} | {"index.html"}
     for name in named:
         response = app.request("GET", f"/{name}")
         assert response.status_code == 200, name
@@ -61,7 +62,7 @@ def test_every_file_that_the_page_names_is_there_and_none_is_elsewhere(make_app:
             "text/css",
             "image/svg+xml",
         )
-    sources = html + scripts + "".join(path.read_text() for path in FOLDER.glob("*.css"))
+    sources = "".join(texts.values())
     assert not re.findall(r"(?<!xmlns=\")https?://(?!www\.w3\.org/2000/svg)", sources)
     assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|style=\"", sources)
 

@@ -68,8 +68,10 @@ def test_packed_rows_give_the_loss_and_gradient_of_single_samples(name: str) -> 
     for metric in cut.totals:
         assert cut.totals[metric] == pytest.approx(whole.totals[metric], rel=2e-5, abs=1e-5)
     assert cut_gradients.keys() == whole_gradients.keys()
+    # float32 rounds relative to what is added up, and so is the bound: ipo's gradient reaches 33, kto's 0.04.
+    largest = max(float(gradient.abs().max()) for gradient in whole_gradients.values())
     for key in cut_gradients:
-        torch.testing.assert_close(cut_gradients[key], whole_gradients[key], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(cut_gradients[key], whole_gradients[key], rtol=0, atol=1e-6 * largest)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from nemotron4.client.interface import Sampling
 from nemotron4.errors import DataError
 from nemotron4.evaluation.data import Content, DataFile, DataSource
-from nemotron4.evaluation.task import Inputs, Item, Outcome, Task, accuracy, answered, subject_mean, user
+from nemotron4.evaluation.task import Inputs, Item, Outcome, Task, accuracy_by_group, user
 from nemotron4.grading import answers
 
 _REPOSITORY = "suzgunmirac/BIG-Bench-Hard @9ee07bd, "
@@ -124,18 +124,8 @@ def make_items(content: Content, prompts: Mapping[str, str]) -> list[Item]:
 
 
 def score(inputs: Inputs) -> Outcome:
-    """``accuracy`` over all questions, as the harness weighs its tasks; the mean over tasks beside it."""
-    items, unscored = answered(inputs)
-    scores = [answers.bbh(inputs.responses[item.id][0], item.fields["answer"]) for item in items]
-    return Outcome(
-        metrics={
-            "accuracy": accuracy(scores),
-            "macro_accuracy": subject_mean(items, scores, seed=inputs.seed),
-        },
-        unscored=unscored,
-        unparsed=sum(found.is_unparsed for found in scores),
-        items={item.id: {"accuracy": found.value} for item, found in zip(items, scores, strict=True)},
-    )
+    """Over all questions, as the harness weighs its tasks."""
+    return accuracy_by_group(inputs, answers.bbh)
 
 
 BBH = Task(

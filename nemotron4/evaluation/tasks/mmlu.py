@@ -11,7 +11,7 @@ from functools import partial
 from nemotron4.client.interface import Sampling
 from nemotron4.errors import DataError
 from nemotron4.evaluation.data import Content, DataFile, DataSource
-from nemotron4.evaluation.task import Inputs, Item, Outcome, Task, accuracy, answered, subject_mean, user
+from nemotron4.evaluation.task import Inputs, Item, Outcome, Task, accuracy_by_group, user
 from nemotron4.grading import answers
 
 _URL = (
@@ -140,17 +140,7 @@ def load(source: DataSource) -> list[Item]:
 
 
 def score(inputs: Inputs) -> Outcome:
-    items, unscored = answered(inputs)
-    scores = [answers.mmlu(inputs.responses[item.id][0], item.fields["answer"]) for item in items]
-    return Outcome(
-        metrics={
-            "accuracy": accuracy(scores),
-            "macro_accuracy": subject_mean(items, scores, seed=inputs.seed),
-        },
-        unscored=unscored,
-        unparsed=sum(found.is_unparsed for found in scores),
-        items={item.id: {"accuracy": found.value} for item, found in zip(items, scores, strict=True)},
-    )
+    return accuracy_by_group(inputs, answers.mmlu)
 
 
 MMLU = Task(

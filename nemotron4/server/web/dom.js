@@ -1,21 +1,8 @@
 /** Small helpers around the document. Text only ever enters it as text: nothing here parses HTML. */
 
-/**
- * An element. `on...` attributes are listeners, `true` sets a bare attribute, `false`, null and undefined none.
- * @param {string} tag
- * @param {Record<string, unknown>} [attributes]
- * @param {...(Node | string | null | undefined)} children
- */
-export function h(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value === true) element.setAttribute(name, "");
-    else if (value !== false && value != null) element.setAttribute(name, String(value));
-  }
-  element.append(...children.filter((child) => child != null));
-  return element;
-}
+import { h } from "./element.js";
+
+export { h };
 
 /** One icon of the sheet in index.html. */
 export function icon(name) {

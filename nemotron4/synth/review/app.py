@@ -29,21 +29,10 @@ from nemotron4.synth.review.labels import agreement, answers
 from nemotron4.synth.review.listing import STATES, list_rows, state_word
 from nemotron4.synth.review.notes import NoteBook, read_reviews
 from nemotron4.synth.rows import decode
+from nemotron4.web import HEADERS, read_files
 
 FOLDER = Path(__file__).parent / "web"
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 HOSTS = ["127.0.0.1", "localhost", "[::1]"]
-# What models wrote is shown here, so nothing in it may run, load or send.
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
 MAX_BODY_BYTES = 2_000_000
 
 
@@ -143,11 +132,7 @@ def _first_shown(recipe: Recipe, counts: dict[str, int]) -> str:
 def create_app(folder: Path) -> Starlette:
     """The page for a run's folder; DataError if there is no run."""
     review = ReviewedRun(folder)
-    files = {
-        path.name: Response(path.read_bytes(), media_type=TYPES[path.suffix], headers=HEADERS)
-        for path in FOLDER.iterdir()
-        if path.suffix in TYPES
-    }
+    files = read_files(FOLDER.iterdir())
 
     async def page(request: Request) -> Response:
         return files.get(request.path_params.get("name", "index.html")) or _error(404, "not found")

@@ -1,0 +1,48 @@
+"""What the pages of this package share: colours, the element helper, and how their files are served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from starlette.responses import Response
+
+SHARED = Path(__file__).parent
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+# What a model writes is shown by the pages, so nothing in it may run, load or send: docs/security.md.
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
+HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+
+
+def read_files(paths: Iterable[Path]) -> dict[str, Response]:
+    """The answers for these files and the shared ones, by name: what can be asked for is exactly this."""
+    return {
+        path.name: Response(path.read_bytes(), headers={**HEADERS, "Content-Type": _TYPES[path.suffix]})
+        for path in (*SHARED.iterdir(), *paths)
+        if path.suffix in _TYPES
+    }
