@@ -11,10 +11,15 @@ from nemotron4.synth.ledger import Reader
 def find_record(ledger: Reader, prefix: str) -> bytes:
     """The one record whose id starts with the hexadecimal prefix."""
     found = ledger.find_ids(prefix)
-    if len(found) != 1:
-        shown = ", ".join(record.hex() for record in found) or "none"
-        message = f"{prefix!r} fits {len(found)} records: {shown}"
-        raise DataError(message, hint="give more characters of the id")
+    if not found:
+        raise DataError(
+            f"no record's id starts with {prefix!r}", hint="the ids stand in the exported rows, as `id`"
+        )
+    if len(found) > 1:
+        shown = ", ".join(record.hex() for record in found)
+        raise DataError(
+            f"{len(found)} records' ids start with {prefix!r}: {shown}", hint="give more characters"
+        )
     return found[0]
 
 

@@ -83,13 +83,15 @@ def _read_numbers(path: Path) -> _Numbers:
 
 
 def _front_matter(recipe: Recipe, counts: dict[str, int]) -> str:
-    """What ``datasets.load_dataset`` reads: one configuration per row form."""
-    lines = ["---", f"license: {recipe.export.licence}", "tags: [synthetic]", "configs:"]
-    for name in ("sft", "preference", "prompts"):
-        file = f"{name}.parquet" if f"{name}.parquet" in counts else f"{name}.jsonl"
-        if f"{name}.jsonl" in counts:
-            lines.append(f"  - config_name: {name}\n    data_files: {file}")
-    return "\n".join([*lines, "---"])
+    """What ``datasets.load_dataset`` reads: one configuration per row form.
+
+    It opens all configurations of a folder with the reader of one of them, so they have one format.
+    """
+    names = [name for name in ("sft", "preference", "prompts") if counts.get(f"{name}.jsonl")]
+    suffix = "parquet" if all(f"{name}.parquet" in counts for name in names) else "jsonl"
+    configs = [f"  - config_name: {name}\n    data_files: {name}.{suffix}" for name in names]
+    head = ["---", f"license: {recipe.export.licence}", "tags: [synthetic]"]
+    return "\n".join([*head, *(["configs:", *configs] if configs else []), "---"])
 
 
 def _files(counts: dict[str, int]) -> str:

@@ -39,6 +39,7 @@ class Endpoint:
         self.model = model
         self.limit = AdaptiveLimit(maximum=config.max_in_flight)
         self.num_successes = 0
+        self.trouble: str | None = None  # the last failure that may pass, until a call succeeds
         self._retry = retry
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._last_contact = time.monotonic()
@@ -67,6 +68,7 @@ class Endpoint:
 
     def succeeded(self) -> None:
         self.num_successes += 1
+        self.trouble = None
         self._last_contact = time.monotonic()
         self.limit.succeeded()
         self._wake()
@@ -80,6 +82,7 @@ class Endpoint:
         if not isinstance(error, TransientError):
             self._last_contact = time.monotonic()
             return
+        self.trouble = error.message
         self.limit.pushed_back(error, started_at)
         if error.kind != "connection":
             self._last_contact = time.monotonic()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def run_recipe(
             prepared.prompts,
             shard=shard,
             stage_limit=stage_limit,
-            progress=None if report is None else lambda r: report(progress_line(r)),
+            progress=None if report is None else Progress(report),
         )
 
         async def main() -> Outcome:
@@ -88,17 +89,32 @@ def _stop_on_signals(runner: Runner) -> None:
             return
 
 
-def progress_line(runner: Runner) -> str:
-    """Calls so far, calls under way, and what each stage has done since the start."""
-    done = {stage.name: runner.counts.get((stage.name, "done"), 0) for stage in runner.stages}
-    parts = [f"{name} {number}" for name, number in done.items() if number]
-    failed = sum(number for (_, outcome), number in runner.counts.items() if outcome == "failed")
-    spending = runner.spending
-    money = f", {spending.money:.4f} in money" if spending.money else ""
-    return (
-        f"{spending.calls} calls ({spending.in_flight} under way), {spending.tokens} tokens{money}, "
-        f"{failed} failed; done: {', '.join(parts) or 'nothing yet'}"
-    )
+class Progress:
+    """One line at a time: what was spent, how fast since the last line, and what each stage has done."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._last: tuple[float, int, int] | None = None
+
+    def __call__(self, runner: Runner) -> None:
+        spending = runner.spending
+        now = (time.monotonic(), spending.calls, spending.tokens)
+        rates = ""
+        if self._last is not None:
+            seconds, calls, tokens = (new - old for new, old in zip(now, self._last, strict=True))
+            rates = f", {calls / seconds:.1f} calls/s and {tokens / seconds:.0f} tokens/s"
+        self._last = now
+        money = f", {spending.money:.4f} in money" if spending.money else ""
+        failed = sum(number for (_, outcome), number in runner.counts.items() if outcome == "failed")
+        done = ((stage.name, runner.counts.get((stage.name, "done"), 0)) for stage in runner.stages)
+        stages = ", ".join(f"{name} {number}" for name, number in done if number)
+        self._report(
+            f"{spending.calls} calls ({spending.in_flight} under way), {spending.tokens} tokens{money}"
+            f"{rates}, {failed} failed; done: {stages or 'nothing yet'}"
+        )
+        for name, endpoint in runner.endpoints.items():
+            if endpoint.trouble is not None:
+                self._report(f"endpoint {name!r} has trouble, calls are repeated: {endpoint.trouble}")
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -123,7 +123,7 @@ def _write_files(ledger: Reader, recipe: Recipe, folder: Path, labels: Labels) -
             counts[name] = num_written
         else:
             (folder / name).unlink()
-    for name in ("sft", "preference"):
+    for name in ("sft", "preference", "prompts"):
         if f"{name}.jsonl" in counts and write_parquet(folder / f"{name}.jsonl", folder / f"{name}.parquet"):
             counts[f"{name}.parquet"] = counts[f"{name}.jsonl"]
     return counts

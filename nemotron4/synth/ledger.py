@@ -25,6 +25,7 @@ from nemotron4.records import JsonObject
 from nemotron4.synth import tables
 from nemotron4.synth.content import unpack, unpack_alone
 from nemotron4.synth.effects import FAILED, Child, Effects, StoredReply, WorkItem
+from nemotron4.synth.keys import ID_BYTES
 
 SCHEMA_VERSION = 1
 CACHE_KIB = 65_536
@@ -183,9 +184,12 @@ class Reader:
 
     def find_ids(self, prefix: str) -> list[bytes]:
         """Records whose hexadecimal id starts with the prefix (at most ten)."""
-        rows = self._db.execute(
-            "SELECT id FROM record WHERE lower(hex(id)) LIKE ? LIMIT 10", (prefix.lower() + "%",)
-        )
+        digits = 2 * ID_BYTES
+        try:
+            first, last = (bytes.fromhex(prefix.ljust(digits, fill)) for fill in "0f")
+        except ValueError:
+            return []
+        rows = self._db.execute("SELECT id FROM record WHERE id BETWEEN ? AND ? LIMIT 10", (first, last))
         return [row[0] for row in rows]
 
     def notes(self) -> list[tuple[bytes, float, JsonObject]]:
