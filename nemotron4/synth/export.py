@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 def rows_of(ledger: Reader, stages: Sequence[str], labels: Labels) -> Iterator[tuple[str, str, Any]]:
     """(record id, stage, row) of some stages in the order of ids, as people left and corrected them."""
-    streams = [((record, stage) for record in ledger.records_of(stage)) for stage in stages]
+    streams = [zip(ledger.records_of(stage), repeat(stage)) for stage in stages]
     for record, stage in heapq.merge(*streams):
         if not labels.is_rejected(record):
             yield record.hex(), stage, labels.corrected(record, decode(ledger.payload(record)))

@@ -48,10 +48,11 @@ class ChatTemplate:
         """The text for ``messages``, ``add_generation_prompt`` and so on, which must be JSON values."""
         request = json.dumps({"variables": variables, "max_characters": _max_characters(variables)})
         with self._lock:
-            process = self._process or self._start()
-            result = _exchange(process, request)
-            if result is None:
-                raise self._ended(process)
+            # Ended by another's hand (a machine that stood still, the kernel short of memory) tells nothing
+            # of the template, so that it is tried once more.
+            result = self._ask(request) or self._ask(request)
+        if result is None:
+            raise TemplateError(f"{self._name}: the process that renders it was ended twice")
         if "error" in result:
             where = f"{self._name}:{result['line']}" if result.get("line") else self._name
             raise TemplateError(f"{where}: {result['error']}")
@@ -95,15 +96,19 @@ class ChatTemplate:
             )
         return process
 
-    def _ended(self, process: subprocess.Popen[str]) -> TemplateError:
-        status = process.wait()
-        self._drop()
-        if status in (-signal.SIGPROF, -signal.SIGKILL):
-            return TemplateError(
-                f"{self._name}: rendering took more than {self._cpu_time_s:g} s of processor time",
-                hint="look for loops inside loops in the template",
-            )
-        return TemplateError(f"{self._name}: the process that renders it ended with status {status}")
+    def _ask(self, request: str) -> dict[str, Any] | None:
+        """The worker's answer, or None if something else ended it; TemplateError if the template did."""
+        process = self._process or self._start()
+        result = _exchange(process, request)
+        if result is None:
+            status = process.wait()
+            self._drop()
+            if status == -signal.SIGPROF:
+                raise TemplateError(
+                    f"{self._name}: rendering took more than {self._cpu_time_s:g} s of processor time",
+                    hint="look for loops inside loops in the template",
+                )
+        return result
 
 
 def _max_characters(variables: Mapping[str, Any]) -> int:

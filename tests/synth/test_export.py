@@ -28,7 +28,7 @@ SOURCES = {
     "sources": ["made up"],
     "preference": ["judge"],
     "sft": ["judge"],
-    "prompts": ["dedup"],
+    "prompts": ["open", "dedup"],
 }
 
 
@@ -42,6 +42,9 @@ def test_every_row_is_written_in_every_form(bench: Bench, recipe: MakeRecipe) ->
     assert all(pair.chosen_reward == 1.0 and pair.rejected_reward == 0.0 for pair in pairs)
     chats = list(read(done.folder / "sft.jsonl", Conversation))
     assert [chat.messages[-1].content for chat in chats] == [pair.chosen for pair in pairs]
+    prompts = [row for _, row in read_json_lines(done.folder / "prompts.jsonl")]
+    stages = [(stage, record.hex()) for stage in ("open", "dedup") for record in bench.rows(stage)]
+    assert sorted((row["meta"]["stage"], row["id"]) for row in prompts) == sorted(stages)
     _, trl = next(read_json_lines(done.folder / "preference.trl.jsonl"))
     assert trl["chosen"] == [{"role": "assistant", "content": pairs[0].chosen}]
     _, aligner = next(read_json_lines(done.folder / "preference.nemo_aligner.jsonl"))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import signal
 import threading
 from pathlib import Path
 
@@ -88,11 +89,12 @@ def test_long_contents_pass() -> None:
     assert ChatTemplate("{{ messages[0].content }}").render({"messages": [{"content": text}]}) == text
 
 
+def children() -> set[str]:
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads the process table of Linux")
 def test_no_process_is_left_when_the_template_is_gone() -> None:
-    def children() -> set[str]:
-        return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
-
     before = children()
     template = ChatTemplate("x")
     template.render(MESSAGES)
@@ -100,3 +102,14 @@ def test_no_process_is_left_when_the_template_is_gone() -> None:
     del template
     gc.collect()
     assert not children() - before
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads the process table of Linux")
+def test_a_process_that_something_else_ended_costs_no_request() -> None:
+    before = children()
+    template = ChatTemplate("fine")
+    template.render(MESSAGES)
+    (process,) = children() - before
+    os.kill(int(process), signal.SIGKILL)
+    assert template.render(MESSAGES) == "fine"
+    assert children() - before != {process}
