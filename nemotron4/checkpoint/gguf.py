@@ -14,6 +14,7 @@ from nemotron4.checkpoint.dequantize import dequantize
 from nemotron4.checkpoint.files import read_bytes
 from nemotron4.checkpoint.gguf_config import ROPE_FACTORS, model_config
 from nemotron4.checkpoint.gguf_file import read_gguf
+from nemotron4.checkpoint.gguf_parts import part_of
 from nemotron4.checkpoint.interface import Format, TensorInfo
 from nemotron4.checkpoint.templates import missing_template_note, prompt_format
 from nemotron4.checkpoint.turns import end_token_ids
@@ -46,14 +47,15 @@ _LAYER_NAMES = {
 
 
 class GgufCheckpoint:
-    """One GGUF file with its vocabulary. See ``interface.Checkpoint``."""
+    """One GGUF file with its vocabulary, or the parts of one. See ``interface.Checkpoint``."""
 
     format: Format = "gguf"
 
     def __init__(self, path: Path, *, name: str | None = None) -> None:
-        self.path = path
-        self.name = name or path.stem
         self._file = read_gguf(path)
+        self.path = path = self._file.path
+        part = part_of(path.name)
+        self.name = name or (path.stem if part is None else part.stem)
         self._metadata = self._file.metadata
         self.config: ModelConfig = model_config(self._file)
         self._stored_names = {
@@ -62,10 +64,9 @@ class GgufCheckpoint:
             if stored != ROPE_FACTORS  # in the configuration already
         }
         self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(
-                name, self._file.tensors[stored].shape, self._file.tensors[stored].kind.name, path
-            )
+            name: TensorInfo(name, tensor.shape, tensor.kind.name, tensor.path)
             for name, stored in self._stored_names.items()
+            for tensor in [self._file.tensors[stored]]
         }
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -83,7 +84,7 @@ class GgufCheckpoint:
             head_dim = self.config.head_dim
             first, last = start // head_dim * head_dim, -(-stop // head_dim) * head_dim
         row_bytes = stored.num_bytes // stored.shape[0]
-        data = read_bytes(self.path, name, stored.offset + first * row_bytes, (last - first) * row_bytes)
+        data = read_bytes(stored.path, name, stored.offset + first * row_bytes, (last - first) * row_bytes)
         if num_heads is not None:
             data = to_rotate_half(data, (last - first) // self.config.head_dim, self.config.head_dim)
             data = data[(start - first) * row_bytes : (stop - first) * row_bytes]
@@ -92,7 +93,7 @@ class GgufCheckpoint:
         try:
             tensor = dequantize(data, part, torch.float32 if is_gamma else dtype)
         except CheckpointError as error:
-            raise CheckpointError(f"{self.path}: {error.message}", hint=error.hint) from error
+            raise CheckpointError(f"{stored.path}: {error.message}", hint=error.hint) from error
         if is_gamma:
             tensor = tensor - 1  # GGUF stores gamma, Hugging Face gamma - 1
         return tensor if dtype is None else tensor.to(dtype)

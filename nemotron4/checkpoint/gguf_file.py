@@ -1,4 +1,4 @@
-"""The GGUF container: metadata and tensor table. Knows nothing of models.
+"""The GGUF container, in one file or several: metadata and tensor table. Knows nothing of models.
 
 The ``gguf`` package's own reader builds several arrays per vocabulary entry and needs seconds for 49,000
 tokens; this one reads the same fields in a tenth of a second. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGUF_MAGIC, GGMLQuantizationType
 
+from nemotron4.checkpoint.gguf_parts import part_of
 from nemotron4.errors import CheckpointError
 
 SUPPORTED_VERSIONS = (2, 3)
+_COUNT, _NUMBER, _TENSORS = "split.count", "split.no", "split.tensors.count"
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8"}
 _SCALARS |= {11: "<i8", 12: "<f8"}
@@ -33,10 +35,13 @@ class GgufTensor:
     kind: GGMLQuantizationType
     offset: int  # bytes from the start of the file
     num_bytes: int
+    path: Path
 
 
 @dataclass(frozen=True)
 class GgufFile:
+    """Of a model in several parts: the first one's path and metadata, and the tensors of all."""
+
     path: Path
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
@@ -102,7 +107,52 @@ class _Cursor:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Metadata and tensor table, every tensor checked to lie inside the file. No weight is read."""
+    """Metadata and tensor table, every tensor checked to lie inside its file. No weight is read.
+
+    Of a model in several parts any one may be given; the others lie beside it.
+    """
+    file = _read_file(path)
+    return file if file.metadata.get(_COUNT) in (None, 0, 1) else _joined(file)
+
+
+def _joined(given: GgufFile) -> GgufFile:
+    """All parts of the model that the file belongs to, each checked to be the one its name says."""
+    count, part = given.metadata[_COUNT], part_of(given.path.name)
+    if part is None or part.count != count:
+        raise CheckpointError(
+            f"{given.path}: one of {count} parts of a model, which its name does not say",
+            hint=f"call the parts NAME-00001-of-{count:05}.gguf and so on, as they were written",
+        )
+    paths = [given.path.with_name(name) for name in part.names]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{given.path.parent}: {missing[0]} is missing; "
+            f"{count - len(missing)} of {count} parts are there",
+            hint="put every part of the model into this folder",
+        )
+    files = [given if path == given.path else _read_file(path) for path in paths]
+    tensors: dict[str, GgufTensor] = {}
+    for number, file in enumerate(files):
+        found = file.metadata.get(_NUMBER), file.metadata.get(_COUNT)
+        if found != (number, count):
+            raise CheckpointError(
+                f"{file.path}: {_NUMBER} and {_COUNT} are {found[0]!r} and {found[1]!r}; "
+                f"its name asks for {number} and {count}"
+            )
+        for name in file.tensors.keys() & tensors.keys():
+            raise CheckpointError(f"{file.path}: tensor {name!r} is also in {tensors[name].path.name}")
+        tensors |= file.tensors
+    expected = files[0].metadata.get(_TENSORS, len(tensors))
+    if expected != len(tensors):
+        raise CheckpointError(
+            f"{paths[0]}: {_TENSORS} is {expected!r}; the {count} parts have {len(tensors)} tensors",
+            hint="the parts belong to different models: fetch them again",
+        )
+    return GgufFile(paths[0], files[0].metadata, tensors)
+
+
+def _read_file(path: Path) -> GgufFile:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
             return _parse(_Cursor(buffer, path), path)
@@ -131,7 +181,7 @@ def _parse(cursor: _Cursor, path: Path) -> GgufFile:
     for name, shape, kind, offset in entries:
         block, block_bytes = GGML_QUANT_SIZES[kind]
         num_bytes = int(np.prod(shape, dtype=object)) // block * block_bytes
-        tensor = GgufTensor(name, shape, kind, data_start + offset, num_bytes)
+        tensor = GgufTensor(name, shape, kind, data_start + offset, num_bytes, path)
         if tensor.offset + num_bytes > len(cursor.buffer):
             raise CheckpointError(
                 f"{path}: tensor {name!r} is cut off: it ends at byte {tensor.offset + num_bytes}, "

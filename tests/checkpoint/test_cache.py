@@ -84,5 +84,5 @@ def test_what_is_no_checkpoint_says_what_was_expected(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "weights.bin")
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).touch()
-    with pytest.raises(CheckpointError, match=r"2 GGUF files: a\.gguf, b\.gguf"):
+    with pytest.raises(CheckpointError, match=r"2 GGUF models: a\.gguf, b\.gguf"):
         open_checkpoint(tmp_path)

@@ -157,19 +157,56 @@ def test_gguf_holds_what_the_gguf_reader_expects(tmp_path: Path) -> None:
     assert np.array_equal(stored.data.reshape(expected.shape), expected)
 
 
-def test_gguf_parts_together_hold_every_tensor(tmp_path: Path) -> None:
+def gguf_parts(folder: Path, source: Path) -> list[Path]:
     from nemotron4.checkpoint.write_gguf import gguf_files
 
-    checkpoint = open_nemo(release(tmp_path / "m", hidden_size=128))
     files = gguf_files(
-        checkpoint, dtype=torch.bfloat16, sentencepiece_model=sentencepiece_model(), split_bytes=100_000
+        open_nemo(source),
+        dtype=torch.bfloat16,
+        sentencepiece_model=sentencepiece_model(),
+        split_bytes=100_000,
     )
-    write_files(tmp_path / "g", files, {})
-    assert len(files) > 1
-    readers = [gguf.GGUFReader(tmp_path / "g" / file.name) for file in files]
+    write_files(folder, files, {})
+    assert len(files) > 2
+    return [folder / file.name for file in files]
+
+
+def test_gguf_parts_together_hold_every_tensor(tmp_path: Path) -> None:
+    files = gguf_parts(tmp_path / "g", release(tmp_path / "m", hidden_size=128))
+    readers = [gguf.GGUFReader(file) for file in files]
     names = [tensor.name for reader in readers for tensor in reader.tensors]
     assert len(names) == len(set(names)) == 10 * CONFIG.num_layers + 4
     assert [reader.fields["split.no"].contents() for reader in readers] == list(range(len(files)))
+
+
+def test_gguf_parts_are_read_by_any_of_their_names(tmp_path: Path) -> None:
+    source = release(tmp_path / "m", hidden_size=128)
+    files = gguf_parts(tmp_path / "g", source)
+    expected = open_checkpoint(converted(source, tmp_path / "one", to="gguf"))
+    for given in (files[0], files[1], tmp_path / "g"):
+        opened = open_checkpoint(given)
+        assert (opened.path, opened.config) == (files[0], expected.config)
+        assert opened.tensors.keys() == expected.tensors.keys()
+        assert {info.file for info in opened.tensors.values()} == set(files)
+        for name in opened.tensors:
+            assert torch.equal(opened.read(name), expected.read(name)), name
+
+
+def test_gguf_parts_that_do_not_fit_are_explained(tmp_path: Path) -> None:
+    files = gguf_parts(tmp_path / "g", release(tmp_path / "m", hidden_size=128))
+    count = len(files)
+    parts = f"{count - 1} of {count} parts are there"
+    files[1].rename(tmp_path / "away.gguf")
+    for given in (files[0], tmp_path / "g"):
+        with pytest.raises(CheckpointError, match=f"{files[1].name} is missing; {parts}"):
+            open_checkpoint(given)
+    with pytest.raises(CheckpointError, match=f"away.gguf: one of {count} parts of a model, which its name"):
+        open_checkpoint(tmp_path / "away.gguf")
+    files[1].write_bytes(files[2].read_bytes())
+    with pytest.raises(
+        CheckpointError, match=r"split\.no and split\.count are 2 and .*; its name asks for 1"
+    ):
+        open_checkpoint(files[0])
 
 
 def test_gguf_of_a_model_that_llama_cpp_cannot_load_is_refused(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_a_tensor_of_several_steps_equals_gguf_bit_for_bit() -> None:
     # More values than one step takes, and not a multiple of it.
     values = np.random.default_rng(0).standard_normal((67, 1024), dtype=np.float32)
     raw = gguf.quants.quantize(values, Kind.Q8_0)
-    tensor = GgufTensor("w", values.shape, Kind.Q8_0, 0, raw.size)
+    tensor = GgufTensor("w", values.shape, Kind.Q8_0, 0, raw.size, Path("w.gguf"))
     found = dequantize(torch.from_numpy(raw.reshape(-1)), tensor, torch.float16)
     assert torch.equal(found, torch.from_numpy(gguf_dequantize(raw, Kind.Q8_0)).half())
 
@@ -111,7 +111,7 @@ def test_every_stored_tensor_equals_what_gguf_itself_reads(tmp_path: Path, famil
 def test_random_blocks_equal_gguf_bit_for_bit(kind: Kind) -> None:
     block, block_bytes = GGML_QUANT_SIZES[kind]
     raw = np.random.default_rng(0).integers(0, 256, (24, 4 * block_bytes), dtype=np.uint8)
-    tensor = GgufTensor("w", (24, 4 * block), kind, 0, raw.size)
+    tensor = GgufTensor("w", (24, 4 * block), kind, 0, raw.size, Path("w.gguf"))
     expected = gguf_dequantize(raw, kind)
     data = torch.from_numpy(raw.reshape(-1))
     np.testing.assert_array_equal(dequantize(data, tensor).numpy(), expected)

@@ -59,16 +59,17 @@ def test_a_damaged_file_is_refused_and_the_next_pull_fetches_only_it(hub: FakeHu
     assert hub.downloads == [shard]
 
 
-def test_a_repository_with_one_gguf_file_gives_that_file(hub: FakeHub) -> None:
-    hub.repositories["org/quantised"] = {"m-Q4_0.gguf": b"GGUF", "README.md": b"", "m.bin": b""}
+@pytest.mark.parametrize("files", [["m-Q4_0.gguf"], ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]])
+def test_a_repository_with_one_gguf_model_gives_its_files(hub: FakeHub, files: list[str]) -> None:
+    hub.repositories["org/quantised"] = dict.fromkeys([*files, "README.md", "m.bin"], b"GGUF")
     path = pull_hub("org/quantised", endpoint=hub.url)
-    assert sorted(file.name for file in path.iterdir()) == ["README.md", "m-Q4_0.gguf"]
+    assert sorted(file.name for file in path.iterdir()) == ["README.md", *files]
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["a.gguf", "b.gguf"], r"2 GGUF files and no safetensors: a\.gguf, b\.gguf"),
+        (["a.gguf", "b.gguf"], r"2 GGUF models and no safetensors: a\.gguf, b\.gguf"),
         (["pytorch_model.bin", "config.json"], r"no safetensors and no GGUF file \(it has: \.bin, \.json\)"),
         ([], "it is empty"),
     ],
