@@ -118,7 +118,7 @@ def read_gguf(path: Path) -> GgufFile:
 def _joined(given: GgufFile) -> GgufFile:
     """All parts of the model that the file belongs to, each checked to be the one its name says."""
     count, part = given.metadata[_COUNT], part_of(given.path.name)
-    if part is None or part.count != count:
+    if part is None or part.total != count:
         raise CheckpointError(
             f"{given.path}: one of {count} parts of a model, which its name does not say",
             hint=f"call the parts NAME-00001-of-{count:05}.gguf and so on, as they were written",

@@ -14,12 +14,12 @@ class Part(NamedTuple):
 
     stem: str
     number: int
-    count: int
+    total: int
 
     @property
     def names(self) -> list[str]:
         """The names of all parts, in order."""
-        return [part_name(self.stem, number, self.count) for number in range(1, self.count + 1)]
+        return [part_name(self.stem, number, self.total) for number in range(1, self.total + 1)]
 
 
 def part_name(stem: str, number: int, count: int) -> str:
@@ -37,5 +37,5 @@ def models_among(names: Iterable[str]) -> list[list[str]]:
     found: dict[tuple[str, int], list[str]] = {}
     for name in sorted(name for name in names if name.endswith(".gguf")):
         part = part_of(name)
-        found.setdefault((name, 0) if part is None else (part.stem, part.count), []).append(name)
+        found.setdefault((name, 0) if part is None else (part.stem, part.total), []).append(name)
     return list(found.values())
