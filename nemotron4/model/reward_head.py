@@ -51,13 +51,6 @@ class RewardModel(nn.Module):
         scores_SA: Tensor = self.reward_head(hidden_SD.float())
         return scores_SA
 
-    @torch.no_grad()
-    def initialise_head(self, *, seed: int) -> None:
-        """Put a fresh head on a trained decoder."""
-        weight_AD, bias_A = fresh_head(self.config, seed=seed)
-        self.reward_head.weight.copy_(weight_AD)
-        self.reward_head.bias.copy_(bias_A)
-
 
 def fresh_head(config: ModelConfig, *, seed: int) -> tuple[Tensor, Tensor]:
     """A small normal weight (A, D) and a zero bias (A,)."""

@@ -1,7 +1,7 @@
-"""A model that no process holds whole: built without memory, split, then filled region by region.
+"""The model of a run: built without memory, split if there are several processes, then filled by regions.
 
-``Origin`` knows where each weight of a run comes from: a checkpoint, the recipe's seed, a fresh adapter.
-Every process asks it for the regions of its own shards; the values are those of whole loading.
+``Origin`` knows where each weight comes from: a checkpoint, the recipe's seed, a fresh adapter. Every process
+asks it for the regions of its own shards; a single process asks for all, and so gets the same values.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from nemotron4.model.config import ModelConfig
 from nemotron4.model.reward_head import RewardModel, fresh_head
 from nemotron4.model.transformer import Transformer
 from nemotron4.training.pipeline import EMBEDDING, OUTPUT
+from nemotron4.training.policy_scorer import PolicyScorer
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.recompute import recompute_activations
 from nemotron4.training.reference import combined_hash, hash_values
@@ -84,11 +85,16 @@ class Origin:
         if self.recipe.adapter is not None:
             add_adapter(net, self.recipe.adapter, seed=self.recipe.run.seed)
             if isinstance(net, RewardModel):
+                # A head trains whole, beside the adapter that shapes its input.
                 net.reward_head.requires_grad_(True)
         _narrow_frozen(net, self.compute)
         if self.recipe.model.recompute:
             recompute_activations(net.model)
-        return RewardScorer(net) if isinstance(net, RewardModel) else LogprobScorer(net)
+        if isinstance(net, RewardModel):
+            return RewardScorer(net)
+        if self.recipe.policy_gradient is not None:
+            return PolicyScorer(net, temperature=self.recipe.policy_gradient.temperature)
+        return LogprobScorer(net)
 
     def weights(self) -> Iterator[Source]:
         """The model's own weights, each once."""
@@ -124,6 +130,16 @@ class Origin:
         return combined_hash({name: text for part in parts for name, text in part.items()})
 
 
+def build_scorer(
+    recipe: Recipe, base: Checkpoint, config: ModelConfig, device: torch.device | str = "cpu"
+) -> Scorer:
+    """The whole model on one device, with its adapter and its values."""
+    origin = Origin(recipe, base, config)
+    scorer = origin.scorer()
+    fill(scorer.net, origin, torch.device(device))
+    return scorer
+
+
 def _narrow_frozen(net: nn.Module, dtype: torch.dtype) -> None:
     """Frozen weights have no update to be precise for; a tied weight stays tied."""
     made: dict[int, nn.Parameter] = {}
@@ -151,7 +167,7 @@ def _read_region(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], regi
 
 @torch.no_grad()
 def fill(net: Transformer | RewardModel, origin: Origin, device: torch.device) -> None:
-    """Give every parameter of a split model its memory on the device and its values."""
+    """Give every parameter of a model, split or whole, its memory on the device and its values."""
     slots = _allocate(net, device)
     for sources in (origin.weights(), origin.adapter()):
         for source in sources:

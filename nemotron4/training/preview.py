@@ -14,6 +14,7 @@ from nemotron4.text.tokenizer import Tokenizer
 from nemotron4.training import run
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
+from nemotron4.training.loading import build_scorer
 from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import model_hash
@@ -157,7 +158,7 @@ def check_invariance(recipe: Recipe, *, connect: Connect | None = None) -> list[
     base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
     config = run.model_config(recipe, base)
     read = run.read_data(recipe, run.build_encoder(recipe, base, config))
-    engine = Engine(run.build_scorer(recipe, base, config))
+    engine = Engine(build_scorer(recipe, base, config))
     engine.scorer.eval()  # dropout draws by row, so it is left out of the comparison
     size = plan_steps(recipe, len(read.train)).sizes[0]
     samples = [read.train[i] for i in range(min(size, len(read.train)))]

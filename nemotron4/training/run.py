@@ -9,7 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,33 +21,26 @@ from torch.distributed.tensor import DTensor
 from nemotron4 import __version__
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint
-from nemotron4.checkpoint.load import load_weights
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.model.adapter_files import adapter_tensors, write_adapter
-from nemotron4.model.adapters import add_adapter
-from nemotron4.model.attention import RotaryEmbedding
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.presets import PRESETS
-from nemotron4.model.reward_head import RewardModel
 from nemotron4.model.transformer import Transformer
 from nemotron4.training import checkpoints, data, parallel
 from nemotron4.training.critic import build_critic
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
 from nemotron4.training.formats import ALL_ATTRIBUTES, Kind, TextRow
-from nemotron4.training.loading import Origin
+from nemotron4.training.loading import Origin, build_scorer
 from nemotron4.training.metrics import MetricsLog, Progress, open_logs
 from nemotron4.training.output import write_model
 from nemotron4.training.packing import Sample
-from nemotron4.training.policy_scorer import PolicyScorer
 from nemotron4.training.policy_trainer import PolicyTrainer
 from nemotron4.training.reading import Problem, files_of, read_rows, refuse_too_many
 from nemotron4.training.recipe import Recipe, RewardSection, as_plain
-from nemotron4.training.recompute import recompute_activations
 from nemotron4.training.reference import model_hash, with_reference
 from nemotron4.training.rollouts import Connect, Generate, PromptSample
 from nemotron4.training.samples import Samples
-from nemotron4.training.scorer import LogprobScorer, RewardScorer, Scorer
 from nemotron4.training.speed import StepCost, matmul_flops_per_s
 from nemotron4.training.stages.interface import Stage
 from nemotron4.training.stages.policy_gradient import ActorStage
@@ -74,6 +67,7 @@ class Data:
     validation: Sequence[Sample]
     problems: Sequence[Problem]
     source_sizes: tuple[int, ...] = ()
+    share_left_out: float = 0.0  # of the training rows
 
 
 @dataclass(frozen=True)
@@ -121,49 +115,6 @@ def model_config(recipe: Recipe, base: Checkpoint) -> ModelConfig:
 
 def _changed(config: ModelConfig, **values: Any) -> ModelConfig:
     return ModelConfig(**{**config.__dict__, **values})
-
-
-def build_scorer(recipe: Recipe, base: Checkpoint, config: ModelConfig) -> Scorer:
-    """The model with its weights loaded, or drawn where the recipe says so, and its adapter."""
-    is_reward = recipe.stage == "reward"
-    seed = recipe.run.seed
-    if recipe.model.preset is not None:
-        net: Transformer | RewardModel
-        if is_reward:
-            raise ConfigError("a reward model starts from a trained model", hint="set model.start")
-        net = Transformer(config)
-        net.initialise(seed=seed)
-    else:
-        net = _loaded(base, config, is_reward=is_reward, seed=seed)
-    if recipe.adapter is not None:
-        add_adapter(net, recipe.adapter, seed=seed)
-        if isinstance(net, RewardModel):
-            # A fresh head trains whole, beside the adapter that shapes its input.
-            net.reward_head.requires_grad_(True)
-    if isinstance(net, RewardModel):
-        return RewardScorer(net)
-    if recipe.policy_gradient is not None:
-        return PolicyScorer(net, temperature=recipe.policy_gradient.temperature)
-    return LogprobScorer(net)
-
-
-def _loaded(
-    base: Checkpoint, config: ModelConfig, *, is_reward: bool, seed: int
-) -> Transformer | RewardModel:
-    with torch.device("meta"):
-        net = RewardModel(config) if is_reward else Transformer(config)
-    skip = {}
-    if isinstance(net, RewardModel) and not base.config.num_reward_attributes:
-        fresh = "the head is new and drawn from the recipe's seed"
-        skip = {"reward_head.weight": fresh, "reward_head.bias": fresh}
-        if "lm_head.weight" in base.tensors:
-            skip["lm_head.weight"] = "a reward model has no output layer"
-    load_weights(net, base, dtype=torch.float32, skip=skip)
-    net.model.rotary = RotaryEmbedding(config)
-    if isinstance(net, RewardModel) and skip:
-        net.reward_head = torch.nn.Linear(config.hidden_size, config.num_reward_attributes)
-        net.initialise_head(seed=seed)
-    return net
 
 
 def build_stage(recipe: Recipe) -> Stage:
@@ -221,9 +172,10 @@ def read_data(recipe: Recipe, encoder: data.Encoder) -> Data:
         return _read_texts(recipe, encoder)
     train, problems, total = _read_samples(recipe, encoder, recipe.data.train)
     refuse_too_many(problems, total, recipe.data.max_bad_rows)
+    share = len(problems) / total if total else 0.0
     validation, more, total = _read_samples(recipe, encoder, recipe.data.validation)
     refuse_too_many(more, total, recipe.data.max_bad_rows)
-    return Data(train, validation, [*problems, *more])
+    return Data(train, validation, [*problems, *more], share_left_out=share)
 
 
 def _read_samples(
@@ -321,9 +273,7 @@ def train(
             f"{len(read.problems)} rows left out"
         )
         if grid is None:
-            scorer = build_scorer(recipe, base, config).to(device)
-            if recipe.model.recompute:
-                recompute_activations(scorer.net.model)
+            scorer = build_scorer(recipe, base, config, device)
             engine, weights = Engine(scorer, device=device), model_hash(scorer.net)
         else:
             origin = Origin(recipe, base, config)
@@ -344,6 +294,7 @@ def train(
             logs=_logs(recipe, engine, base, config, generator) if is_writer else (),
             cost=StepCost.of(config, has_adapter=recipe.adapter is not None),
             peak_flops_per_s=matmul_flops_per_s(device) * recipe.parallel.num_processes,
+            constants={"share_left_out": read.share_left_out} if recipe.stage == "preference" else {},
         )
         if is_writer:
             write_record(recipe, read, trainer, weights)
@@ -401,7 +352,7 @@ def policy_trainer(
         )
     reference = None
     if settings.kl_coefficient and recipe.adapter is None:
-        scorer = build_scorer(recipe, base, config).to(device)
+        scorer = build_scorer(recipe, base, config, device)
         reference = Engine(scorer.requires_grad_(False), device=device)
     critic = None
     if settings.has_critic:
@@ -425,7 +376,7 @@ def _with_reference(
         )
         for samples in (read.train, read.validation)
     ]
-    return Data(done[0], done[1], read.problems)
+    return replace(read, train=done[0], validation=done[1])
 
 
 def with_reference_of(recipe: Recipe, samples: Sequence[Sample], engine: Engine, weights: str) -> Data:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ class Trainer:
     """Runs a recipe on an engine. ``fingerprint`` identifies data, model and settings of the run.
 
     With ``cost`` and the measured ``peak_flops_per_s`` of all processes together each step records its MFU.
-    ``logs`` receive what ``metrics.jsonl`` does.
+    ``logs`` receive what ``metrics.jsonl`` does. ``constants`` stand beside the numbers of every step.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Trainer:
         logs: Sequence[MetricsLog] = (),
         cost: StepCost | None = None,
         peak_flops_per_s: float = 0.0,
+        constants: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.recipe = recipe
         self.engine = engine
@@ -127,6 +129,7 @@ class Trainer:
         self.logs = [JsonLines(recipe.run.directory), *logs] if is_writer else []
         self.cost = cost
         self.peak_flops_per_s = peak_flops_per_s
+        self.constants = constants
         self.plan = plan_steps(recipe, len(train))
         self.optimizer = build_optimizer(engine.trainable, recipe.optimizer)
         self.stop_requested = threading.Event()
@@ -195,6 +198,7 @@ class Trainer:
         self._record(
             result,
             {
+                **self.constants,
                 "learning_rate": self.optimizer.param_groups[0]["lr"],
                 "grad_norm": norm,
                 "tokens": float(result.num_tokens),

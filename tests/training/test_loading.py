@@ -1,4 +1,4 @@
-"""Loading a split model: the bits of whole loading, and no process reads more than its own parts."""
+"""Loading a model: the bits of the checkpoint's own loader, and no process reads more than its own parts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.huggingface import HuggingFaceCheckpoint
+from nemotron4.checkpoint.load import load_transformer
 from nemotron4.checkpoint.write_huggingface import config_json
-from nemotron4.model.adapters import AdapterConfig
-from nemotron4.training import parallel, run
+from nemotron4.model.adapters import AdapterConfig, add_adapter
+from nemotron4.training import parallel
 from nemotron4.training.engine import Engine
-from nemotron4.training.loading import Origin
+from nemotron4.training.loading import Origin, build_scorer
 from nemotron4.training.recipe import ModelSection, ParallelSection, Recipe
+from nemotron4.training.scorer import LogprobScorer
 from nemotron4.training.stages.sft import LikelihoodStage
 from tests.training import tiny
 
@@ -90,6 +92,15 @@ def recipe_for(folder: Path, **changes: object) -> Recipe:
     return dataclasses.replace(recipe, model=ModelSection(start="model"), **changes)  # type: ignore[arg-type]
 
 
+def loaded(recipe: Recipe, base: Counted) -> LogprobScorer:
+    """The model by the loader that inference uses, and the recipe's adapter."""
+    net, _ = load_transformer(base, dtype=torch.float32)  # type: ignore[arg-type]
+    net.requires_grad_(True)
+    if recipe.adapter is not None:
+        add_adapter(net, recipe.adapter, seed=recipe.run.seed)
+    return LogprobScorer(net)
+
+
 def assert_split_of(whole: Engine, engine: Engine, layout: ParallelSection, rank: int) -> set[str]:
     expected = dict(whole.scorer.net.named_parameters())
     names = set()
@@ -116,7 +127,9 @@ def assert_split_of(whole: Engine, engine: Engine, layout: ParallelSection, rank
 )
 def test_every_process_loads_its_own_parts(base: Counted, layout: ParallelSection, tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, adapter=AdapterConfig(kind="lora", rank=4, targets=("all",)))
-    whole = Engine(run.build_scorer(recipe, base, base.config))  # type: ignore[arg-type]
+    whole = Engine(loaded(recipe, base))
+    alone = Engine(build_scorer(recipe, base, base.config))  # type: ignore[arg-type]
+    assert_split_of(whole, alone, ParallelSection(), 0)
     names: set[str] = set()
     num_read = []
     for rank in range(layout.num_processes):
@@ -152,7 +165,7 @@ def test_bfloat16_compute_keeps_float32_masters_of_what_trains(
     lora = AdapterConfig(kind="lora", rank=4, targets=("all",)) if adapter == "lora" else None
     recipe = recipe_for(tmp_path, adapter=lora)
     narrow = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, compute="bfloat16"))
-    whole = Engine(run.build_scorer(recipe, base, base.config))  # type: ignore[arg-type]
+    whole = Engine(loaded(recipe, base))
     expected = whole.forward_backward(whole.rows(tiny.texts(4), 64), LikelihoodStage())
     with parallel.process_group(ParallelSection(), CPU, compute="bfloat16") as grid:
         assert grid is not None

@@ -25,6 +25,7 @@ from nemotron4.model.reward_head import RewardModel
 from nemotron4.training import recipe as recipes
 from nemotron4.training import run
 from nemotron4.training.data import TextWindows
+from nemotron4.training.loading import build_scorer
 from nemotron4.training.preview import preview
 from nemotron4.training.recipe import Recipe
 from tests import tiny_models
@@ -150,12 +151,16 @@ def test_a_cached_reference_of_other_weights_is_refused(tmp_path: Path, nemotron
         run.train(recipe)
 
 
-def test_dpo_starts_at_log_two(tmp_path: Path, nemotron: Path) -> None:
-    run.train(
-        make(tmp_path, nemotron, "preference", pairs(tmp_path), preference={"loss": "dpo", "beta": 0.3})
-    )
+def test_dpo_starts_at_log_two_and_shows_the_share_of_rows_left_out(tmp_path: Path, nemotron: Path) -> None:
+    train = pairs(tmp_path)
+    with train.open("a") as file:
+        file.write('{"prompt": "What?", "chosen": "That."}\n' * 2)
+    settings = {"preference": {"loss": "dpo", "beta": 0.3}, "data": {"max_bad_rows": 2}}
+    run.train(make(tmp_path, nemotron, "preference", train, **settings))
     assert losses(tmp_path)[0] == pytest.approx(0.6931472, abs=1e-5)
     assert losses(tmp_path)[1] < 0.69
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["share_left_out"] == 0.25
 
 
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "rpo"])
@@ -244,7 +249,7 @@ def plain_reward_model(recipe: Recipe, base: Path) -> RewardModel:
     """What the run started from: the base, its head drawn from the recipe's seed, no adapter."""
     checkpoint = open_checkpoint(base)
     config = run.model_config(recipe, checkpoint)
-    net = run.build_scorer(dataclasses.replace(recipe, adapter=None), checkpoint, config).net
+    net = build_scorer(dataclasses.replace(recipe, adapter=None), checkpoint, config).net
     assert isinstance(net, RewardModel)
     return net
 
