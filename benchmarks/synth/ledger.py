@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -99,7 +100,9 @@ def _size(path: Path) -> dict[str, object]:
 def read(folder: Path) -> dict[str, object]:
     """Whole commands, the start of Python included: status, and a restart that makes 100 more calls."""
     recipe = folder / "million.toml"
-    budget = f"budget.calls={load_recipe(recipe).budget.calls + 100}"
+    with sqlite3.connect(folder / LEDGER) as db:
+        paid = db.execute("SELECT sum(value) FROM tally WHERE name = 'calls'").fetchone()[0]
+    budget = f"budget.calls={int(paid) + 100}"
     commands = {
         "status_s": ["status", str(folder), "--json"],
         "status_again_s": ["status", str(folder), "--json"],
@@ -107,14 +110,20 @@ def read(folder: Path) -> dict[str, object]:
     }
     figures: dict[str, object] = {}
     for name, command in commands.items():
-        started = time.perf_counter()
+        started, used_s = time.perf_counter(), _children_s()
         done = subprocess.run(
             [sys.executable, "-m", "nemotron4.cli", "synth", *command], stdout=subprocess.PIPE, check=True
         )
         figures[name] = round(time.perf_counter() - started, 2)
+        figures[name.replace("_s", "_processor_s")] = round(_children_s() - used_s, 2)
         answer = json.loads(done.stdout)
         assert (answer.get("books") or answer)["balanced"]
     return figures
+
+
+def _children_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:

@@ -6,19 +6,17 @@ import asyncio
 import contextlib
 import gc
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from nemotron4.client import ChatModel
 from nemotron4.errors import ConfigError
 from nemotron4.synth.ledger import Ledger
 from nemotron4.synth.prepare import prepare
+from nemotron4.synth.progress import Progress, Report, of_runner
 from nemotron4.synth.project import LEDGER, save_recipe
 from nemotron4.synth.recipe import Recipe
 from nemotron4.synth.runner import Outcome, Runner
-
-Report = Callable[[str], None]
 
 
 def run_recipe(
@@ -33,6 +31,7 @@ def run_recipe(
     """Start or continue the run in ``folder``. SIGINT and SIGTERM end it cleanly; a second one at once."""
     prepared = prepare(recipe, models)
     save_recipe(folder, recipe)
+    progress = None if report is None else Progress(report)
     ledger = Ledger(folder / LEDGER, synchronous="FULL" if recipe.durable == "power_loss" else "NORMAL")
     try:
         runner = Runner(
@@ -43,7 +42,7 @@ def run_recipe(
             prepared.prompts,
             shard=shard,
             stage_limit=stage_limit,
-            progress=None if report is None else Progress(report),
+            progress=None if progress is None else lambda runner: progress(of_runner(runner)),
         )
 
         async def main() -> Outcome:
@@ -87,34 +86,6 @@ def _stop_on_signals(runner: Runner) -> None:
             loop.add_signal_handler(number, stop, number)
         except (ValueError, RuntimeError):  # not the main thread: the owner of that thread decides
             return
-
-
-class Progress:
-    """One line at a time: what was spent, how fast since the last line, and what each stage has done."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._last: tuple[float, int, int] | None = None
-
-    def __call__(self, runner: Runner) -> None:
-        spending = runner.spending
-        now = (time.monotonic(), spending.calls, spending.tokens)
-        rates = ""
-        if self._last is not None:
-            seconds, calls, tokens = (new - old for new, old in zip(now, self._last, strict=True))
-            rates = f", {calls / seconds:.1f} calls/s and {tokens / seconds:.0f} tokens/s"
-        self._last = now
-        money = f", {spending.money:.4f} in money" if spending.money else ""
-        failed = sum(number for (_, outcome), number in runner.counts.items() if outcome == "failed")
-        done = ((stage.name, runner.counts.get((stage.name, "done"), 0)) for stage in runner.stages)
-        stages = ", ".join(f"{name} {number}" for name, number in done if number)
-        self._report(
-            f"{spending.calls} calls ({spending.in_flight} under way), {spending.tokens} tokens{money}"
-            f"{rates}, {failed} failed; done: {stages or 'nothing yet'}"
-        )
-        for name, endpoint in runner.endpoints.items():
-            if endpoint.trouble is not None:
-                self._report(f"endpoint {name!r} has trouble, calls are repeated: {endpoint.trouble}")
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -7,16 +7,20 @@ cluster of several machines the run's folder must be one that all of them see, w
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nemotron4.errors import ConfigError
+from nemotron4.synth.runner import PROGRESS_S
 
 MAX_RESTARTS = 10  # of one shard, after deaths of its process or machine
 
 
-def run_on_ray(shards: Sequence[Path]) -> list[str]:
-    """Run every shard; those that failed, with reasons. RAY_ADDRESS names a cluster, else one starts here."""
+def run_on_ray(shards: Sequence[Path], *, tell: Callable[[], None]) -> list[str]:
+    """Run every shard; those that failed, with reasons. RAY_ADDRESS names a cluster, else one starts here.
+
+    ``tell`` is called every few seconds.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry without being asked
     try:
         import ray
@@ -31,6 +35,11 @@ def run_on_ray(shards: Sequence[Path]) -> list[str]:
         task = ray.remote(num_cpus=1, max_retries=MAX_RESTARTS)(_run_shard)
         here = os.getcwd()
         tasks = [task.remote(here, str(shard), i, len(shards)) for i, shard in enumerate(shards)]
+        pending = tasks
+        while pending:
+            _, pending = ray.wait(pending, num_returns=len(pending), timeout=PROGRESS_S)
+            if pending:
+                tell()
         failed = []
         for shard, result in zip(shards, tasks, strict=True):
             try:

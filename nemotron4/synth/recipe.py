@@ -62,6 +62,14 @@ class Budget:
     tokens: int = 0
     money: float = 0.0
 
+    def part(self, num_shards: int) -> Budget:
+        """What one of so many shards may spend."""
+        return Budget(
+            calls=max(1, self.calls // num_shards) if self.calls else 0,
+            tokens=max(1, self.tokens // num_shards) if self.tokens else 0,
+            money=self.money / num_shards,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetryConfig:

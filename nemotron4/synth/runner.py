@@ -24,7 +24,7 @@ from nemotron4.synth.endpoint import Endpoint, EndpointDownError, StoppedError
 from nemotron4.synth.graph import Stage
 from nemotron4.synth.ledger import Ledger
 from nemotron4.synth.prompts import PromptBook
-from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.recipe import Budget, Recipe
 from nemotron4.synth.rows import Root, Row, decode, encode
 from nemotron4.synth.stage import Filtered
 from nemotron4.synth.work import Shared, Spending, Work
@@ -101,12 +101,12 @@ class Runner:
         self._error: BaseException | None = None
         self.endpoints: dict[str, Endpoint] = {}
         self.counts: dict[tuple[str, str], int] = {}
-        self.spending = Spending(recipe.budget)
+        self.spending = Spending(recipe.budget.part(shard[1]))
 
     async def run(self) -> Outcome:
         """Work until nothing is ready, the budget is reached or ``stop`` is called."""
         started_at = time.monotonic()
-        self.spending = _spending_so_far(self.recipe, self.ledger)
+        self.spending = _spending_so_far(self.spending.budget, self.ledger)
         calls_before = self.spending.calls
         self.endpoints = {
             name: Endpoint(name, config, self._models[name], self.recipe.retry)
@@ -325,8 +325,8 @@ def _error_class(error: ClientError) -> str:
     return "content" if isinstance(error, BadContentError) else "transient"
 
 
-def _spending_so_far(recipe: Recipe, ledger: Ledger) -> Spending:
-    spending = Spending(recipe.budget)
+def _spending_so_far(budget: Budget, ledger: Ledger) -> Spending:
+    spending = Spending(budget)
     for (_, name), value in ledger.tallies().items():
         if name == "calls":
             spending.calls += int(value)

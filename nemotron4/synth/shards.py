@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from nemotron4.errors import ConfigError, Nemotron4Error
-from nemotron4.synth.execute import Report, run_recipe
+from nemotron4.synth.execute import run_recipe
 from nemotron4.synth.merge import merge
 from nemotron4.synth.prepare import prepare
+from nemotron4.synth.progress import Progress, Report, of_shards
 from nemotron4.synth.project import load_saved_recipe, save_recipe
 from nemotron4.synth.recipe import Recipe
-from nemotron4.synth.runner import Outcome
+from nemotron4.synth.runner import PROGRESS_S, Outcome
 
 
 def run_shards(
@@ -42,16 +44,21 @@ def run_shards(
     shards = [folder / "shards" / f"{index:04d}-of-{num_shards:04d}" for index in range(num_shards)]
     for shard in shards:
         save_recipe(shard, recipe)
+    progress = Progress(report)
+
+    def tell() -> None:
+        progress(of_shards(shards, recipe))
+
     if executor == "ray":
         from nemotron4.synth.ray_executor import run_on_ray
 
-        failed = run_on_ray(shards)
+        failed = run_on_ray(shards, tell=tell)
     else:
-        failed = _run_in_processes(shards)
+        failed = _run_in_processes(shards, tell=tell)
     if failed:
         raise Nemotron4Error(
             f"{len(failed)} of {num_shards} shards did not finish: {', '.join(failed)}",
-            hint="repeat the same command: it goes on where they stopped",
+            hint="repeat the same command (with a larger budget, if theirs is spent): it goes on there",
         )
     report(f"{num_shards} shards are done; merging")
     merge(shards, folder, prepare(recipe))
@@ -65,21 +72,27 @@ def run_shard(shard: Path, index: int, num_shards: int) -> None:
         raise Nemotron4Error(f"{shard}: {outcome.reason}")
 
 
-def _run_in_processes(shards: Sequence[Path]) -> list[str]:
+def _run_in_processes(shards: Sequence[Path], *, tell: Callable[[], None]) -> list[str]:
     """One process per shard, which prints its own error; the folders of those that failed."""
     command = [sys.executable, "-m", "nemotron4.synth.shards"]
     workers = [
         subprocess.Popen([*command, str(shard), str(index), str(len(shards))])
         for index, shard in enumerate(shards)
     ]
+    told_at = time.monotonic()
     try:
-        return [str(shard) for worker, shard in zip(workers, shards, strict=True) if worker.wait() != 0]
+        while any(worker.poll() is None for worker in workers):
+            time.sleep(0.05)
+            if time.monotonic() - told_at > PROGRESS_S:
+                tell()
+                told_at = time.monotonic()
     except BaseException:
         for worker in workers:
             worker.terminate()
         for worker in workers:
             worker.wait()
         raise
+    return [str(shard) for worker, shard in zip(workers, shards, strict=True) if worker.returncode != 0]
 
 
 def _main(arguments: Sequence[str]) -> int:

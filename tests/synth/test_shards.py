@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -13,7 +14,8 @@ import pytest
 from nemotron4.errors import ConfigError
 from nemotron4.synth.execute import run_recipe
 from nemotron4.synth.export import export
-from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.progress import of_shards
+from nemotron4.synth.recipe import Budget, Recipe
 from nemotron4.synth.shards import run_shards
 from tests.synth.conftest import make_recipe
 
@@ -40,6 +42,13 @@ def test_local_workers_give_the_rows_of_one_process(tmp_path: Path) -> None:
     run_recipe(made, tmp_path / "one")
     run_shards(made, tmp_path / "two", 2, report=lambda line: None)
     assert files_of(tmp_path / "one", made) == files_of(tmp_path / "two", made)
+    told = of_shards(sorted((tmp_path / "two" / "shards").iterdir()), made)
+    assert (told.calls, told.done["open"], told.failed) == (6, 6, 0)
+
+
+def test_shards_share_the_budget(tmp_path: Path) -> None:
+    made = dataclasses.replace(recipe(40), budget=Budget(calls=8))
+    assert [run_recipe(made, tmp_path / str(i), shard=(i, 2)).calls for i in range(2)] == [4, 4]
 
 
 def test_a_model_in_this_process_is_not_sharded(tmp_path: Path) -> None:
