@@ -41,7 +41,7 @@ class ConvertOptions:
     to: Target
     dtype: Literal["bf16", "fp16", "fp32"] | None = None
     quantize: Scheme | None = None
-    adapter: Path | None = None  # a LoRA adapter of PEFT or NeMo, merged into the weights
+    adapter: Path | None = None  # of PEFT or NeMo, merged into the weights
     tensor_parallel: int = 1  # NeMo only: chunks per tensor
 
     def __post_init__(self) -> None:

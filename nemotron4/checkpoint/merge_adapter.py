@@ -1,7 +1,8 @@
-"""A checkpoint seen through a LoRA adapter: W + (alpha / rank) B A, merged while rows are read.
+"""A checkpoint seen through an adapter that is linear in the weights, merged while rows are read.
 
-The product is accumulated in float32 and rounded once. An adapter of a reward model brings the head with it,
-so the base may be the language model that it was trained on.
+LoRA: W + (alpha / rank) B A. (IA)3: rows or columns of W times a learned vector (Liu et al. 2022). Both in
+float32, rounded once. An adapter of a reward model brings the head with it, so the base may be the language
+model that it was trained on.
 
 Legend: R = output rows, K = rank, C = input columns.
 """
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -22,27 +23,60 @@ from nemotron4.checkpoint.interface import Checkpoint, TensorInfo
 from nemotron4.checkpoint.nemo_adapter import is_nemo_adapter, read_nemo_lora
 from nemotron4.checkpoint.safetensors import StoredTensor, read_header, read_tensor
 from nemotron4.errors import CheckpointError
-from nemotron4.model.adapter_files import HEAD_PREFIX, PEFT_PREFIX, WEIGHTS_FILE, read_adapter_config
+from nemotron4.model.adapter_files import (
+    HEAD_PREFIX,
+    IA3,
+    PEFT_PREFIX,
+    WEIGHTS_FILE,
+    adapter_type,
+    read_adapter_config,
+)
 from nemotron4.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from nemotron4.text.prompt import PromptFormat
 
 
+Read = Callable[[], torch.Tensor]
+
+
+class _Update(Protocol):
+    """Changes rows ``start:stop`` of one weight, which are float32, in place."""
+
+    def __call__(self, rows_RC: torch.Tensor, start: int, stop: int) -> None: ...
+
+
 @dataclass(frozen=True)
-class _Update:
-    """The two factors of one weight's update, read when they are needed."""
+class _Product:
+    """LoRA's update; the factors are read when they are needed."""
 
-    down_KC: Callable[[], torch.Tensor]
-    up_RK: Callable[[], torch.Tensor]
+    scale: float
+    down_KC: Read
+    up_RK: Read
+
+    def __call__(self, rows_RC: torch.Tensor, start: int, stop: int) -> None:
+        rows_RC.addmm_(self.up_RK()[start:stop].float(), self.down_KC().float(), alpha=self.scale)
 
 
 @dataclass(frozen=True)
-class _Lora:
-    """An adapter: weight name -> its update, and the tensors of a reward head that it brings."""
+class _Factor:
+    """(IA)3's update: a factor for every row [R, 1] (of a bias [R]), or for every column [1, C]."""
+
+    factor: Read
+    is_for_rows: bool
+
+    def __call__(self, rows_RC: torch.Tensor, start: int, stop: int) -> None:
+        factor = self.factor().float()
+        if self.is_for_rows:
+            factor = factor[start:stop].view(-1, *[1] * (rows_RC.dim() - 1))
+        rows_RC.mul_(factor)
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """Weight name -> its update, and the tensors of a reward head that it brings."""
 
     file: Path
-    scale: float
     updates: Mapping[str, _Update]
     head: Mapping[str, StoredTensor] = field(default_factory=dict)
 
@@ -52,10 +86,10 @@ class MergedCheckpoint:
 
     def __init__(self, base: Checkpoint, path: Path) -> None:
         self._base = base
-        self._lora = _nemo(path, base) if is_nemo_adapter(path) else _peft(path, base)
+        self._adapter = _nemo(path, base) if is_nemo_adapter(path) else _peft(path, base)
         self.path, self.format, self.name = base.path, base.format, base.name
         self.config, self.tensors, self.notes = base.config, base.tensors, base.notes
-        if self._lora.head:
+        if self._adapter.head:
             self._put_head()
         self.bos_token_id, self.adds_bos, self.eos_token_ids = (
             base.bos_token_id,
@@ -66,8 +100,8 @@ class MergedCheckpoint:
     def _put_head(self) -> None:
         """The head in place of the output layer, which a reward model does not have."""
         head = {
-            name: TensorInfo(name, stored.shape, str(stored.dtype).removeprefix("torch."), self._lora.file)
-            for name, stored in self._lora.head.items()
+            name: TensorInfo(name, stored.shape, str(stored.dtype).removeprefix("torch."), self._adapter.file)
+            for name, stored in self._adapter.head.items()
         }
         kept = {name: info for name, info in self.tensors.items() if name != "lm_head.weight"}
         self.tensors = kept | head
@@ -77,15 +111,15 @@ class MergedCheckpoint:
         return self.read_rows(name, 0, self.tensors[name].shape[0], dtype)
 
     def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        if name in self._lora.head:
-            head = read_tensor(self._lora.file, self._lora.head[name])[start:stop]
+        if name in self._adapter.head:
+            head = read_tensor(self._adapter.file, self._adapter.head[name])[start:stop]
             return head if dtype is None else head.to(dtype)
         rows_RC = read_rows(self._base, name, start, stop)
-        update = self._lora.updates.get(name)
+        update = self._adapter.updates.get(name)
         stored = rows_RC.dtype
         if update is not None:
-            up_RK, down_KC = update.up_RK()[start:stop].float(), update.down_KC().float()
-            rows_RC = rows_RC.float().addmm_(up_RK, down_KC, alpha=self._lora.scale)
+            rows_RC = rows_RC.float()
+            update(rows_RC, start, stop)
         return rows_RC.to(stored if dtype is None else dtype)
 
     def tokenizer(self) -> Tokenizer:
@@ -93,6 +127,11 @@ class MergedCheckpoint:
 
     def prompt_format(self) -> PromptFormat | None:
         return self._base.prompt_format()
+
+
+def is_mergeable(path: Path) -> bool:
+    """False for an adapter that works beside the weights."""
+    return is_nemo_adapter(path) or adapter_type(path) == IA3 or read_adapter_config(path).kind == "lora"
 
 
 def adapter_hash(path: Path) -> str:
@@ -105,30 +144,32 @@ def adapter_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _nemo(path: Path, base: Checkpoint) -> _Lora:
+def _nemo(path: Path, base: Checkpoint) -> _Adapter:
     lora = read_nemo_lora(path, base.config)
     for weight, (down_KC, up_RK) in lora.factors.items():
         _check(path, base, weight, tuple(up_RK.shape), tuple(down_KC.shape))
     updates = {
-        weight: _Update(partial(_given, down_KC), partial(_given, up_RK))
+        weight: _Product(lora.scale, partial(_given, down_KC), partial(_given, up_RK))
         for weight, (down_KC, up_RK) in lora.factors.items()
     }
-    return _Lora(path, lora.scale, updates)
+    return _Adapter(path, updates)
 
 
 def _given(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _peft(folder: Path, base: Checkpoint) -> _Lora:
+def _peft(folder: Path, base: Checkpoint) -> _Adapter:
     """Every tensor of the adapter belongs to a weight and fits it."""
+    file = folder / WEIGHTS_FILE
+    if adapter_type(folder) == IA3:
+        return _Adapter(file, _factors(file, base))
     config = read_adapter_config(folder)
     if config.kind != "lora":
         raise CheckpointError(
-            f"{folder}: a {config.kind} adapter cannot be merged into the weights; only LoRA is linear",
+            f"{folder}: a {config.kind} adapter cannot be merged into the weights: it is not linear in them",
             hint="serve it beside the weights with --adapter",
         )
-    file = folder / WEIGHTS_FILE
     stored = dict(read_header(file))
     head = {
         name.removeprefix(PEFT_PREFIX): stored.pop(name)
@@ -144,13 +185,37 @@ def _peft(folder: Path, base: Checkpoint) -> _Lora:
         if up_RK is None:
             raise CheckpointError(f"{file}: {module} has no lora_B")
         _check(file, base, f"{module}.weight", up_RK.shape, down_KC.shape)
-        found[f"{module}.weight"] = _Update(
-            partial(read_tensor, file, down_KC), partial(read_tensor, file, up_RK)
+        found[f"{module}.weight"] = _Product(
+            config.scale, partial(read_tensor, file, down_KC), partial(read_tensor, file, up_RK)
         )
     left = len(stored) - 2 * len(found)
     if not found or left:
         raise CheckpointError(f"{file}: {left} of {len(stored)} tensors are not LoRA factors")
-    return _Lora(file, config.scale, found, head)
+    return _Adapter(file, found, head)
+
+
+def _factors(file: Path, base: Checkpoint) -> dict[str, _Update]:
+    """(IA)3: a layer's output is scaled with its weight's rows and bias, a layer's input with the columns."""
+    found: dict[str, _Update] = {}
+    for name, stored in read_header(file).items():
+        module = name.removeprefix(PEFT_PREFIX).removesuffix(".ia3_l")
+        weight = base.tensors.get(f"{module}.weight")
+        shape = () if weight is None else weight.shape
+        fitting = ((shape[0], 1), (1, shape[1])) if len(shape) == 2 else ()
+        if not name.endswith(".ia3_l") or stored.shape not in fitting:
+            what = f"the weight's is {list(shape)}" if shape else f"{base.path} has no such weight"
+            raise CheckpointError(
+                f"{file}: {name!r} is no (IA)3 vector: its shape is {list(stored.shape)}, {what}",
+                hint="the adapter belongs to another model",
+            )
+        is_for_rows = stored.shape[1] == 1
+        update = _Factor(partial(read_tensor, file, stored), is_for_rows)
+        found[f"{module}.weight"] = update
+        if is_for_rows and f"{module}.bias" in base.tensors:
+            found[f"{module}.bias"] = update
+    if not found:
+        raise CheckpointError(f"{file}: no (IA)3 vectors are in it")
+    return found
 
 
 def _check(file: Path, base: Checkpoint, weight: str, up: tuple[int, ...], down: tuple[int, ...]) -> None:

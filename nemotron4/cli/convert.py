@@ -29,7 +29,8 @@ def convert(
         typer.Option(help="Eight-bit linear layers in the compressed-tensors layout (hf only)."),
     ] = None,
     adapter: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="A LoRA adapter to merge, PEFT's or NeMo's.")
+        Path | None,
+        typer.Option(metavar="PATH", help="A LoRA or (IA)3 adapter of PEFT, or a LoRA of NeMo, to merge."),
     ] = None,
     tensor_parallel: Annotated[int, typer.Option(help="Chunks per tensor (nemo only).")] = 1,
     verify: Annotated[

@@ -19,7 +19,7 @@ AdapterOption = Annotated[
     str | None,
     typer.Option(
         metavar="PATH",
-        help="A trained adapter: a folder (LoRA, P-tuning, bottleneck), or NeMo's .nemo (LoRA).",
+        help="A trained adapter: a folder (LoRA, (IA)3, P-tuning, bottleneck), or NeMo's .nemo (LoRA).",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

@@ -12,14 +12,13 @@ import torch
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import load_transformer
-from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
-from nemotron4.checkpoint.nemo_adapter import is_nemo_adapter
+from nemotron4.checkpoint.merge_adapter import MergedCheckpoint, is_mergeable
 from nemotron4.errors import CheckpointError, ConfigError, unknown_name
 from nemotron4.inference.engine import Engine
 from nemotron4.inference.interface import ModelInfo
 from nemotron4.inference.packed_linear import can_pack, pack, pack_block, pack_output_layer
 from nemotron4.inference.runner import ModelRunner
-from nemotron4.model.adapter_files import load_adapter, read_adapter_config
+from nemotron4.model.adapter_files import load_adapter
 from nemotron4.model.adapters import PromptTableEmbedding
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.kv_cache import KVCache
@@ -44,8 +43,9 @@ def load(
     """Load a model by pulled name, directory, ``.gguf`` file, hub id or as opened, and start its engine.
 
     ``dtype`` "auto" is float32 on a CPU, where it is also the fastest, and bfloat16 on a GPU.
-    ``adapter`` is a folder that training wrote, or NeMo's LoRA. LoRA is merged into the weights as they are
-    read, a bottleneck adapter stands beside them, and the table of P-tuning precedes every prompt.
+    ``adapter`` is a folder that training or PEFT wrote, or NeMo's LoRA. LoRA and (IA)3 are merged into the
+    weights as they are read, a bottleneck adapter stands beside them, and the table of P-tuning precedes
+    every prompt.
     ``cache_gb`` bounds the keys and values of running requests; by default it is what ``max_running`` full
     contexts need, but at most a quarter of the free memory (CPU; 85 % on a GPU).
     """
@@ -56,7 +56,7 @@ def load(
         )
     checkpoint = open_checkpoint(model)
     beside = None if adapter is None else Path(adapter)
-    if beside is not None and (is_nemo_adapter(beside) or read_adapter_config(beside).kind == "lora"):
+    if beside is not None and is_mergeable(beside):
         checkpoint, beside = MergedCheckpoint(checkpoint, beside), None
     chosen_device = find_device(device)
     chosen_dtype = find_dtype(dtype, chosen_device)

@@ -31,6 +31,7 @@ PEFT_PREFIX = "base_model.model."
 PROMPT_KEY = "prompt_embeddings"
 HEAD = "reward_head"
 HEAD_PREFIX = f"{PEFT_PREFIX}{HEAD}."
+IA3 = "IA3"  # merged only
 PEFT_TYPES = {"lora": "LORA", "p_tuning": "PROMPT_TUNING", "bottleneck": "NEMOTRON4_BOTTLENECK"}
 
 
@@ -96,12 +97,9 @@ def _peft_config(config: AdapterConfig, tensors: dict[str, Tensor], base: str) -
 def read_adapter_config(folder: Path) -> AdapterConfig:
     """The adapter's kind and size; CheckpointError for a form this package cannot serve exactly."""
     path = folder / CONFIG_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    values = _read_values(path)
     kinds = {peft: kind for kind, peft in PEFT_TYPES.items()}
-    kind = kinds.get(values.get("peft_type"))
+    kind = kinds.get(str(values.get("peft_type")))
     if kind is None:
         raise CheckpointError(
             f"{path}: peft_type is {values.get('peft_type')!r}; expected one of {', '.join(sorted(kinds))}"
@@ -125,15 +123,27 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     return AdapterConfig(kind="lora", rank=values["r"], alpha=alpha, targets=names)
 
 
+def adapter_type(folder: Path) -> str | None:
+    """PEFT's own word for the adapter, also of kinds that only merging knows."""
+    kind = _read_values(folder / CONFIG_FILE).get("peft_type")
+    return kind if isinstance(kind, str) else None
+
+
 def has_reward_head(folder: Path) -> bool:
     """True for the adapter of a reward model, which brings the head that its base lacks."""
     if not folder.is_dir():
         return False  # NeMo's .nemo holds LoRA factors alone
-    path = folder / CONFIG_FILE
+    return HEAD in (_read_values(folder / CONFIG_FILE).get("modules_to_save") or ())
+
+
+def _read_values(path: Path) -> dict[str, Any]:
     try:
-        return HEAD in (json.loads(path.read_text(encoding="utf-8")).get("modules_to_save") or ())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
 
 
 def _saved_besides_the_head(values: dict[str, Any]) -> list[str]:

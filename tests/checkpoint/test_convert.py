@@ -324,26 +324,41 @@ def test_a_row_of_zeros_stays_zero() -> None:
         assert torch.equal(quantized.values_RC.float() * quantized.scale_R1.float(), torch.zeros(2, 4))
 
 
+def randomise(model: torch.nn.Module, *names: str) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in names):
+                parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's own use of transformers
-def test_lora_merges_as_peft_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_adapters_merge_as_peft_does(tmp_path: Path, kind: str) -> None:
     import peft
 
-    base = converted(release(tmp_path / "m", dtype=torch.float32), tmp_path / "hf", to="hf")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    adapted = peft.get_peft_model(
-        model,
-        peft.LoraConfig(r=4, lora_alpha=10, target_modules=["q_proj", "v_proj", "down_proj"]),
+    # (IA)3 scales the biases of attention too, which Nemotron models do not have.
+    base = (
+        converted(release(tmp_path / "m", dtype=torch.float32), tmp_path / "hf", to="hf")
+        if kind == "lora"
+        else llama_directory(tmp_path / "llama", attention_bias=True)
     )
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    targets = ["q_proj", "v_proj", "down_proj"]
+    config = (
+        peft.LoraConfig(r=4, lora_alpha=10, target_modules=targets)
+        if kind == "lora"
+        else peft.IA3Config(target_modules=targets, feedforward_modules=["down_proj"])
+    )
+    randomise(model, "attn.q_proj.bias")
+    model.save_pretrained(base)
+    adapted = peft.get_peft_model(model, config)
+    randomise(adapted, "lora_B", "ia3_l")
     adapted.save_pretrained(tmp_path / "adapter")
     merged = converted(base, tmp_path / "merged", to="hf", adapter=tmp_path / "adapter")
     expected = adapted.merge_and_unload().state_dict()
     checkpoint = open_checkpoint(merged)
-    for name, value in expected.items():
-        torch.testing.assert_close(checkpoint.read(name), value, atol=1e-6, rtol=1e-6)
+    for name in checkpoint.tensors:
+        torch.testing.assert_close(checkpoint.read(name), expected[name], atol=1e-6, rtol=1e-6)
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
