@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 
-from nemotron4.checkpoint.blocks import cached_rows
 from nemotron4.checkpoint.convert_files import (
     Finished,
     OutputFile,
@@ -101,7 +100,7 @@ def plan_conversion(
 ) -> tuple[Sequence[OutputFile], dict[str, Any]]:
     """The files to write, and the settings that identify the conversion."""
     dtype = DTYPES[options.dtype] if options.dtype else _stored_dtype(checkpoint)
-    source = cached_rows(checkpoint)
+    source = checkpoint
     if options.adapter is not None:
         source = MergedCheckpoint(source, options.adapter)
     if options.to == "hf":

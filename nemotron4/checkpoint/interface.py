@@ -77,6 +77,10 @@ class Checkpoint(Protocol):
         """
         ...
 
+    def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Rows ``start:stop`` of one tensor, without the rest of it."""
+        ...
+
     def tokenizer(self) -> Tokenizer: ...
 
     def prompt_format(self) -> PromptFormat | None:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from nemotron4.checkpoint.blocks import read_rows
 from nemotron4.checkpoint.interface import Checkpoint, TensorInfo
 from nemotron4.checkpoint.nemo_adapter import is_nemo_adapter, read_nemo_lora
 from nemotron4.checkpoint.safetensors import StoredTensor, read_header, read_tensor
@@ -114,7 +113,7 @@ class MergedCheckpoint:
         if name in self._adapter.head:
             head = read_tensor(self._adapter.file, self._adapter.head[name])[start:stop]
             return head if dtype is None else head.to(dtype)
-        rows_RC = read_rows(self._base, name, start, stop)
+        rows_RC = self._base.read_rows(name, start, stop)
         update = self._adapter.updates.get(name)
         stored = rows_RC.dtype
         if update is not None:

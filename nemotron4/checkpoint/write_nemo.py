@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from nemotron4.checkpoint.blocks import read_rows, row_ranges
+from nemotron4.checkpoint.blocks import row_ranges
 from nemotron4.checkpoint.convert_files import Blocks, OutputFile, json_file, small_file
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.nemo_names import SPLIT_DIM, Part, nemo_parts
@@ -196,7 +196,7 @@ class _Chunk:
                 continue
             shape = self._checkpoint.tensors[part.name].shape
             for start, stop in row_ranges(low + offset, high + offset, shape[1:]):
-                rows = read_rows(self._checkpoint, part.name, start, stop, self._dtype)
+                rows = self._checkpoint.read_rows(part.name, start, stop, self._dtype)
                 if rows.dim() == 2:
                     rows = rows[:, self._columns]
                 yield as_bytes(rows.contiguous())

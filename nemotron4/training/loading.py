@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from nemotron4.checkpoint.blocks import cached_rows, read_rows, row_ranges
+from nemotron4.checkpoint.blocks import row_ranges
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import match_weights
 from nemotron4.errors import ConfigError
@@ -57,7 +57,7 @@ class Origin:
         self.recipe = recipe
         self.config = config
         self.compute: torch.dtype = getattr(torch, recipe.model.compute)
-        self._base = cached_rows(base)
+        self._base = base
         self._is_reward = recipe.stage == "reward"
         self._has_fresh_head = self._is_reward and not base.config.num_reward_attributes
         if recipe.model.preset is not None:
@@ -160,7 +160,7 @@ def _read_region(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], regi
     rows, *columns = region
     out = torch.empty([part.stop - part.start for part in region])
     for start, stop in row_ranges(rows.start, rows.stop, shape[1:]):
-        block = read_rows(checkpoint, name, start, stop, torch.float32)
+        block = checkpoint.read_rows(name, start, stop, torch.float32)
         out[start - rows.start : stop - rows.start] = block[(slice(None), *columns)]
     return out
 
