@@ -157,14 +157,11 @@ def test_gguf_holds_what_the_gguf_reader_expects(tmp_path: Path) -> None:
     assert np.array_equal(stored.data.reshape(expected.shape), expected)
 
 
-def gguf_parts(folder: Path, source: Path) -> list[Path]:
+def gguf_parts(folder: Path, source: Path, dtype: torch.dtype = torch.bfloat16) -> list[Path]:
     from nemotron4.checkpoint.write_gguf import gguf_files
 
     files = gguf_files(
-        open_nemo(source),
-        dtype=torch.bfloat16,
-        sentencepiece_model=sentencepiece_model(),
-        split_bytes=100_000,
+        open_nemo(source), dtype=dtype, sentencepiece_model=sentencepiece_model(), split_bytes=100_000
     )
     write_files(folder, files, {})
     assert len(files) > 2
@@ -288,14 +285,18 @@ print(json.dumps(answer["tokens"]))
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_split", [False, True])
+def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path: Path, is_split: bool) -> None:
     """With ``xllamacpp`` (llama.cpp in a wheel) in an environment of its own, whose python
     NEMOTRON4_LLAMA_CPP names."""
     peer = os.environ.get("NEMOTRON4_LLAMA_CPP")
     if not peer:
         pytest.skip("NEMOTRON4_LLAMA_CPP names no python that has xllamacpp")
     source = release(tmp_path / "m", dtype=torch.float32, context_length=128, hidden_size=128)
-    file = converted(source, tmp_path / "g", to="gguf") / "model.gguf"
+    if is_split:
+        file = gguf_parts(tmp_path / "g", source, torch.float32)[0]
+    else:
+        file = converted(source, tmp_path / "g", to="gguf") / "model.gguf"
     checkpoint = open_checkpoint(source)
     prompt = checkpoint.tokenizer().encode(CARD_PROMPT)
     done = subprocess.run(
