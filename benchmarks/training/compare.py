@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(BATCH), choices=list(BATCH))
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="steps of each run (nano: 6, small: 4)")
     options = parser.parse_args()
     print(
         "| model | case | ours, tokens/s | theirs, tokens/s | ratio (rounds) | memory, ours / theirs | MFU |"
@@ -75,7 +76,7 @@ def main() -> None:
     for model in options.models:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            steps, batch = NUM_STEPS[model], BATCH[model]
+            steps, batch = options.steps or NUM_STEPS[model], BATCH[model]
             write_rows(folder, steps * batch)
             measure(options.peer_python, "peer.py", "make", model, name, "0", "0")
             for case in options.cases:

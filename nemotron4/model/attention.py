@@ -29,7 +29,7 @@ class Rotation:
         """Rotate the first 2R dims of each head; the pairs are (i, i + R), the rest passes through."""
         if x.shape[-1] == self.num_rotated:
             return self._rotate(x)
-        rotated, rest = x[..., : self.num_rotated], x[..., self.num_rotated :]
+        rotated, rest = torch.split(x, [self.num_rotated, x.shape[-1] - self.num_rotated], dim=-1)
         return torch.cat((self._rotate(rotated), rest), dim=-1)
 
     def _rotate(self, x: Tensor) -> Tensor:

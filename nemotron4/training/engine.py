@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -109,11 +109,22 @@ class Engine:
 
     def _backward(self, rows: Sequence[PackedRow], stage: Stage, count: float) -> Sums:
         sums = Sums()
-        for row in rows:
+        for row in self._with_slopes(rows, stage, count):
             terms = stage.terms(self.scorer(row), row)
             torch.autograd.backward(self._scaled_for_backward(terms.loss.sum / count))
             sums.add(terms.loss.sum, terms.totals, row)
         return sums
+
+    def _with_slopes(self, rows: Sequence[PackedRow], stage: Stage, count: float) -> Sequence[PackedRow]:
+        """The rows with what the backward pass will hand to their scores, where that is known before."""
+        if not stage.is_linear:
+            return rows
+        found = []
+        for row in rows:
+            scores = torch.zeros(self.scorer.shape(row), device=self.device, requires_grad=True)
+            loss = self._scaled_for_backward(stage.terms(scores, row).loss.sum / count)
+            found.append(replace(row, slope_P=torch.autograd.grad(loss, scores)[0]))
+        return found
 
     def _scaled_for_backward(self, loss: Tensor) -> Tensor:
         return loss

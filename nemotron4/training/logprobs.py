@@ -1,9 +1,10 @@
 """Token log-probabilities that never hold the whole logits tensor.
 
 The logits of a batch are tokens x vocabulary: 2 GB in float32 for 10,000 tokens of a 49,152-word model. Here
-they exist for one chunk of tokens at a time, in the forward pass and again, recomputed, in the backward.
+they exist for one chunk of tokens at a time. The backward pass computes them again, unless the loss's slope
+is known before: then a chunk's gradients are made while its logits are there, a quarter of the work less.
 
-Legend: N tokens, D hidden size, V vocabulary.
+Legend: N tokens, c tokens of a chunk, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,10 +20,16 @@ CHUNK_TOKENS = 512
 
 
 def token_logprobs(
-    hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, *, chunk_tokens: int = CHUNK_TOKENS
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    target_N: Tensor,
+    *,
+    slope_N: Tensor | None = None,
+    chunk_tokens: int = CHUNK_TOKENS,
 ) -> Tensor:
     """log softmax(hidden @ weight^T)[target] in nats, in float32 or wider.
 
+    ``slope_N`` promises the loss's derivative to each result, where it does not depend on the results.
     Only positions whose log-probability is used should be passed: prompt tokens cost as much as others.
     A weight whose vocabulary is split over processes gives the same numbers on each of them.
     """
@@ -33,7 +40,7 @@ def token_logprobs(
         weight_VD = weight_VD.to_local()
         first_id = weight_VD.shape[0] * mesh.get_local_rank()
     result: Tensor = _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, target_N, chunk_tokens, group, first_id
+        hidden_ND, weight_VD, target_N, slope_N, chunk_tokens, group, first_id
     )
     return result
 
@@ -51,52 +58,88 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         target_N: Tensor,
+        slope_N: Tensor | None,
         chunk_tokens: int,
         group: dist.ProcessGroup | None,
         first_id: int,
     ) -> Tensor:
-        logprobs, normalisers = [], []
+        gradients = (
+            _Gradients(hidden_ND, weight_VD, *ctx.needs_input_grad[:2]) if slope_N is not None else None
+        )
+        logprobs = [_wide(hidden_ND.new_empty(0))]
         for start in range(0, hidden_ND.shape[0], chunk_tokens):
-            stop = start + chunk_tokens
-            logits_cV = _wide(hidden_ND[start:stop] @ weight_VD.T)
-            normaliser_c = _all_logsumexp(logits_cV.logsumexp(dim=-1), group)
-            column_c1, is_mine_c1 = _columns(target_N[start:stop], first_id, weight_VD.shape[0])
-            target_c = _all_sum((logits_cV.gather(1, column_c1) * is_mine_c1)[:, 0], group)
-            logprobs.append(target_c - normaliser_c)
-            normalisers.append(normaliser_c)
-        empty = _wide(hidden_ND.new_empty(0))
-        ctx.save_for_backward(hidden_ND, weight_VD, target_N, torch.cat(normalisers or [empty]))
+            chunk = slice(start, start + chunk_tokens)
+            logprobs_cV = _log_softmax(hidden_ND[chunk], weight_VD, group)
+            column_c1, is_mine_c1 = _columns(target_N[chunk], first_id, weight_VD.shape[0])
+            logprobs.append(_all_sum((logprobs_cV.gather(1, column_c1) * is_mine_c1)[:, 0], group))
+            if gradients is not None and slope_N is not None:
+                gradients.add(chunk, logprobs_cV, column_c1, is_mine_c1, slope_N[chunk])
         ctx.chunk_tokens, ctx.group, ctx.first_id = chunk_tokens, group, first_id
-        return torch.cat(logprobs or [empty])
+        ctx.gradients = gradients
+        if gradients is None:
+            ctx.save_for_backward(hidden_ND, weight_VD, target_N)
+        else:
+            ctx.save_for_backward(slope_N)
+        return torch.cat(logprobs)
 
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, target_N, normaliser_N = ctx.saved_tensors
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
+        gradients: _Gradients | None = ctx.gradients
+        if gradients is None:
+            hidden_ND, weight_VD, target_N = ctx.saved_tensors
+            gradients = _Gradients(hidden_ND, weight_VD, *ctx.needs_input_grad[:2])
+            for start in range(0, hidden_ND.shape[0], ctx.chunk_tokens):
+                chunk = slice(start, start + ctx.chunk_tokens)
+                logprobs_cV = _log_softmax(hidden_ND[chunk], weight_VD, ctx.group)
+                columns = _columns(target_N[chunk], ctx.first_id, weight_VD.shape[0])
+                gradients.add(chunk, logprobs_cV, *columns, grad_N[chunk])
+        else:
+            (slope_N,) = ctx.saved_tensors
+            assert torch.equal(grad_N, slope_N), "the loss has another slope than it promised"
+            ctx.gradients = None  # whoever gets them next may keep them without a copy
+        return *gradients.finished(ctx.group), None, None, None, None, None
+
+
+class _Gradients:
+    """Gradients of hidden states and output weight, added up chunk by chunk; None where not needed."""
+
+    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, needs_hidden: bool, needs_weight: bool) -> None:
+        self._inputs = (hidden_ND, weight_VD)
+        self._hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
         # The sum over chunks is kept wide: bf16 would lose the small terms.
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=normaliser_N.dtype) if needs_weight else None
-        for start in range(0, hidden_ND.shape[0], ctx.chunk_tokens):
-            stop = start + ctx.chunk_tokens
-            hidden_cD, grad_c = hidden_ND[start:stop], grad_N[start:stop]
-            logits_cV = _wide(hidden_cD @ weight_VD.T)
-            # d log p(y) / d logits = onehot(y) - softmax
-            grad_cV = (logits_cV - normaliser_N[start:stop, None]).exp_().mul_(-grad_c[:, None])
-            column_c1, is_mine_c1 = _columns(target_N[start:stop], ctx.first_id, weight_VD.shape[0])
-            grad_cV.scatter_add_(1, column_c1, grad_c[:, None] * is_mine_c1)
-            narrow_cV = grad_cV.to(hidden_ND.dtype)
-            if grad_hidden_ND is not None:
-                grad_hidden_ND[start:stop] = narrow_cV @ weight_VD
-            if grad_weight_VD is not None:
-                if grad_weight_VD.dtype == hidden_cD.dtype:
-                    grad_weight_VD.addmm_(narrow_cV.T, hidden_cD)
-                else:
-                    grad_weight_VD += narrow_cV.T @ hidden_cD
-        if grad_hidden_ND is not None:
-            grad_hidden_ND = _all_sum(grad_hidden_ND, ctx.group)
-        if grad_weight_VD is not None:
-            grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
-        return grad_hidden_ND, grad_weight_VD, None, None, None, None
+        wide = _wide(hidden_ND.new_empty(0)).dtype
+        self._weight_VD = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
+
+    def add(
+        self, chunk: slice, logprobs_cV: Tensor, column_c1: Tensor, is_mine_c1: Tensor, slope_c: Tensor
+    ) -> None:
+        """One chunk's share. Its log-probabilities are used up: their memory becomes the logits' gradient."""
+        hidden_ND, weight_VD = self._inputs
+        # d log p(y) / d logits = onehot(y) - softmax
+        grad_cV = logprobs_cV.exp_().mul_(-slope_c[:, None])
+        grad_cV.scatter_add_(1, column_c1, slope_c[:, None] * is_mine_c1)
+        narrow_cV = grad_cV.to(hidden_ND.dtype)
+        if self._hidden_ND is not None:
+            self._hidden_ND[chunk] = narrow_cV @ weight_VD
+        if self._weight_VD is not None:
+            if self._weight_VD.dtype == hidden_ND.dtype:
+                self._weight_VD.addmm_(narrow_cV.T, hidden_ND[chunk])
+            else:
+                self._weight_VD += narrow_cV.T @ hidden_ND[chunk]
+
+    def finished(self, group: dist.ProcessGroup | None) -> tuple[Tensor | None, Tensor | None]:
+        """(N, D) and (V, D), each in its input's type."""
+        grad_hidden_ND = None if self._hidden_ND is None else _all_sum(self._hidden_ND, group)
+        grad_weight_VD = None if self._weight_VD is None else self._weight_VD.to(self._inputs[1].dtype)
+        return grad_hidden_ND, grad_weight_VD
+
+
+def _log_softmax(hidden_cD: Tensor, weight_VD: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Log-probabilities of this process's part of the vocabulary, (c, V)."""
+    logits_cV = _wide(hidden_cD @ weight_VD.T)
+    if group is None:
+        return logits_cV.log_softmax(dim=-1)  # one pass over memory; the general form takes five
+    return logits_cV.sub_(_all_logsumexp(logits_cV.logsumexp(dim=-1), group)[:, None])
 
 
 def _columns(target_c: Tensor, first_id: int, num_ids: int) -> tuple[Tensor, Tensor]:
@@ -112,9 +155,7 @@ def _all_sum(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return values
 
 
-def _all_logsumexp(values_c: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    if group is None:
-        return values_c
+def _all_logsumexp(values_c: Tensor, group: dist.ProcessGroup) -> Tensor:
     highest_c = values_c.clone()
     dist.all_reduce(highest_c, dist.ReduceOp.MAX, group=group)
     return highest_c + _all_sum((values_c - highest_c).exp(), group).log()

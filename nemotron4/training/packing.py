@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -64,6 +65,8 @@ class PackedRow:
     segment_P: Tensor  # segment of the row (0..S-1) of each predicted token
     last_S: Tensor  # index in the row of each segment's last token
     num_padding: int = field(default=0)
+    # The loss's derivative to each predicted token's log-probability, where the stage knows it before.
+    slope_P: Tensor | None = None
 
     @property
     def num_segments(self) -> int:
@@ -140,19 +143,22 @@ class PackedAttend:
 
     def __init__(self, positions_N: Tensor) -> None:
         starts = (positions_N == 0).nonzero()[:, 0].tolist()
-        self._bounds = list(zip(starts, [*starts[1:], len(positions_N)], strict=True))
+        lengths = [stop - start for start, stop in pairwise([*starts, len(positions_N)])]
+        # Neighbours of one length are one batch.
+        self._runs = [(length, len(list(same))) for length, same in groupby(lengths)]
+        self._sizes = [length * count for length, count in self._runs]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(N, H, E), (N, K, E), (N, K, E) -> (N, H, E)."""
-        has_groups = q.shape[1] != k.shape[1]
-        outputs = [
-            functional.scaled_dot_product_attention(
-                q[None, start:stop].transpose(1, 2),
-                k[None, start:stop].transpose(1, 2),
-                v[None, start:stop].transpose(1, 2),
-                is_causal=True,
-                enable_gqa=has_groups,
-            )[0].transpose(0, 1)
-            for start, stop in self._bounds
-        ]
-        return torch.cat(outputs)
+        # A split, because the gradient of slices is a whole tensor of zeros for each of them.
+        parts = zip(*(torch.split(x, self._sizes) for x in (q, k, v)), strict=True)
+        outputs = [_attend(count, *part) for (_, count), part in zip(self._runs, parts, strict=True)]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _attend(num_segments: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention within each of several segments of one length."""
+    has_groups = q.shape[1] != k.shape[1]
+    q, k, v = (x.view(num_segments, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+    out_SHTE = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=has_groups)
+    return out_SHTE.transpose(1, 2).flatten(0, 1)

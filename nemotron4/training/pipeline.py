@@ -141,7 +141,7 @@ class PipelineEngine(ShardedEngine):
             sums.add(terms.loss.sum, terms.totals, row)
             return self._scaled_for_backward(terms.loss.sum / count)[None]
 
-        self.module.rows, self.module.finish = rows, loss_of
+        self.module.rows, self.module.finish = self._with_slopes(rows, stage, count), loss_of
         index_M = torch.arange(len(rows))
         first = (torch.stack([row.tokens_N for row in rows]),) if self.is_first else ()
         schedule = self._schedule_for(len(rows), len(rows[0].tokens_N))

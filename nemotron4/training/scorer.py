@@ -28,7 +28,9 @@ class LogprobScorer(nn.Module):
         return self.read(hidden(self.net, row.tokens_N, row), row)
 
     def read(self, hidden_ND: Tensor, row: PackedRow) -> Tensor:
-        return token_logprobs(hidden_ND[row.predict_P], self.net.lm_head.weight, row.target_P)
+        return token_logprobs(
+            hidden_ND[row.predict_P], self.net.lm_head.weight, row.target_P, slope_N=row.slope_P
+        )
 
     def shape(self, row: PackedRow) -> torch.Size:
         return row.target_P.shape

@@ -163,6 +163,22 @@ def test_squared_relu_passes_no_gradient_where_negative() -> None:
     assert x.grad.abs().max() == 0
 
 
+def test_the_feed_forward_block_has_the_gradients_of_its_formula() -> None:
+    mlp = Transformer(NEMOTRON).model.layers[0].mlp
+    x = torch.randn(2, 4, 48, requires_grad=True)
+    inputs = (x, mlp.up_proj.weight, mlp.down_proj.weight)
+    upstream = torch.randn(2, 4, 48)
+    expected = torch.relu(x @ inputs[1].T).square() @ inputs[2].T
+    actual = mlp(x)
+    torch.testing.assert_close(actual, expected)
+    for got, want in zip(
+        torch.autograd.grad(actual, inputs, upstream),
+        torch.autograd.grad(expected, inputs, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want)
+
+
 def test_layernorm1p_adds_one_in_float32() -> None:
     norm = Transformer(NEMOTRON).model.norm.to(torch.bfloat16)
     with torch.no_grad():

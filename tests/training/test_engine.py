@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -81,6 +83,37 @@ def test_the_count_known_from_the_data_is_the_loss_functions_own(name: str) -> N
     engine = Engine(scorer_for(stage))
     for row in engine.rows(samples, 64):
         assert float(stage.terms(engine.score(row), row).loss.count) == stage.count(row)
+
+
+def test_gradients_made_with_the_logits_equal_those_made_from_them_again() -> None:
+    class Unforeseen(LikelihoodStage):
+        is_linear = False
+
+    samples = tiny.texts(9)
+    for row_tokens in (20, 10_000):
+        result, gradients, _ = outcome(LikelihoodStage(), samples, row_tokens)
+        again, expected, _ = outcome(Unforeseen(), samples, row_tokens)
+        assert result == again
+        assert gradients.keys() == expected.keys()
+        for key in gradients:
+            torch.testing.assert_close(gradients[key], expected[key], rtol=1e-6, atol=1e-7)
+
+
+def test_neighbours_of_one_length_do_not_see_each_other() -> None:
+    tokens = torch.randint(tiny.VOCABULARY, (30,), generator=torch.Generator().manual_seed(5)).tolist()
+    bounds = [0, 5, 10, 17, 24, 30]  # lengths 5, 5, 7, 7, 6
+    samples = [
+        Sample((Segment(tuple(tokens[start:stop]), (True,) * (stop - start)),))
+        for start, stop in pairwise(bounds)
+    ]
+    scorer = tiny.logprob_scorer()
+    alone = torch.cat([scorer(pack([sample])) for sample in samples])
+    torch.testing.assert_close(scorer(pack(samples)), alone, rtol=1e-6, atol=1e-6)
+    whole, whole_gradients, _ = outcome(LikelihoodStage(), samples, 30)
+    cut, cut_gradients, _ = outcome(LikelihoodStage(), samples, 7)
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-6)
+    for key in cut_gradients:
+        torch.testing.assert_close(cut_gradients[key], whole_gradients[key], rtol=1e-5, atol=1e-6)
 
 
 def test_packed_logprobs_equal_the_plain_forward_pass() -> None:

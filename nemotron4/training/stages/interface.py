@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -25,7 +26,12 @@ class Terms:
 
 
 class Stage:
-    """An objective. It holds settings and no state, so any row can be scored anywhere."""
+    """An objective. It holds settings and no state, so any row can be scored anywhere.
+
+    ``is_linear``: the loss is linear in the scores, so that its slope is known before they are.
+    """
+
+    is_linear: ClassVar[bool] = False
 
     def count(self, row: PackedRow) -> float:
         """The row's share of the divisor, known from the data alone."""
