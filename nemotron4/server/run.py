@@ -13,7 +13,7 @@ from types import FrameType
 import uvicorn
 
 from nemotron4.errors import ConfigError, Nemotron4Error
-from nemotron4.inference.interface import CanFail, InferenceEngine
+from nemotron4.inference.interface import CanFail, InferenceEngine, RewardScorer
 from nemotron4.server.app import create_app
 from nemotron4.server.guard import Guard
 from nemotron4.server.page import PageTab
@@ -118,7 +118,8 @@ def _serve(
 def _ready_line(engine: InferenceEngine, settings: ServerSettings, listeners: Sequence[socket.socket]) -> str:
     urls = [f"http://{_url_host(settings.host)}:{each.getsockname()[1]}" for each in listeners]
     page = "" if settings.page is None else f"page {urls[-1]}/, "
-    return f"ready: {engine.info.name} on {urls[0]} ({page}PUT /generate, OpenAI under {urls[0]}/v1)"
+    own = "POST /score" if isinstance(engine, RewardScorer) else "PUT /generate"
+    return f"ready: {engine.info.name} on {urls[0]} ({page}{own}, OpenAI under {urls[0]}/v1)"
 
 
 def _url_host(host: str) -> str:
