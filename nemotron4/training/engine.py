@@ -117,13 +117,14 @@ class Engine:
 
     def _with_slopes(self, rows: Sequence[PackedRow], stage: Stage, count: float) -> Sequence[PackedRow]:
         """The rows with what the backward pass will hand to their scores, where that is known before."""
-        if not stage.is_linear:
+        if not stage.has_known_slope:
             return rows
         found = []
         for row in rows:
             scores = torch.zeros(self.scorer.shape(row), device=self.device, requires_grad=True)
             loss = self._scaled_for_backward(stage.terms(scores, row).loss.sum / count)
-            found.append(replace(row, slope_P=torch.autograd.grad(loss, scores)[0]))
+            (slope_P,) = torch.autograd.grad(loss, scores)
+            found.append(replace(row, slope=float(slope_P[0]) if len(slope_P) else 0.0))
         return found
 
     def _scaled_for_backward(self, loss: Tensor) -> Tensor:

@@ -24,12 +24,12 @@ def token_logprobs(
     weight_VD: Tensor,
     target_N: Tensor,
     *,
-    slope_N: Tensor | None = None,
+    slope: float | None = None,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> Tensor:
     """log softmax(hidden @ weight^T)[target] in nats, in float32 or wider.
 
-    ``slope_N`` promises the loss's derivative to each result, where it does not depend on the results.
+    ``slope`` promises the loss's derivative to every result, where it is one number known before.
     Only positions whose log-probability is used should be passed: prompt tokens cost as much as others.
     A weight whose vocabulary is split over processes gives the same numbers on each of them.
     """
@@ -40,7 +40,7 @@ def token_logprobs(
         weight_VD = weight_VD.to_local()
         first_id = weight_VD.shape[0] * mesh.get_local_rank()
     result: Tensor = _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, target_N, slope_N, chunk_tokens, group, first_id
+        hidden_ND, weight_VD, target_N, slope, chunk_tokens, group, first_id
     )
     return result
 
@@ -58,28 +58,25 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         target_N: Tensor,
-        slope_N: Tensor | None,
+        slope: float | None,
         chunk_tokens: int,
         group: dist.ProcessGroup | None,
         first_id: int,
     ) -> Tensor:
-        gradients = (
-            _Gradients(hidden_ND, weight_VD, *ctx.needs_input_grad[:2]) if slope_N is not None else None
-        )
+        gradients = _Gradients(hidden_ND, weight_VD, *ctx.needs_input_grad[:2]) if slope is not None else None
         logprobs = [_wide(hidden_ND.new_empty(0))]
         for start in range(0, hidden_ND.shape[0], chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             logprobs_cV = _log_softmax(hidden_ND[chunk], weight_VD, group)
             column_c1, is_mine_c1 = _columns(target_N[chunk], first_id, weight_VD.shape[0])
             logprobs.append(_all_sum((logprobs_cV.gather(1, column_c1) * is_mine_c1)[:, 0], group))
-            if gradients is not None and slope_N is not None:
-                gradients.add(chunk, logprobs_cV, column_c1, is_mine_c1, slope_N[chunk])
+            if gradients is not None and slope is not None:
+                slope_c = logprobs_cV.new_full((len(logprobs_cV),), slope)
+                gradients.add(chunk, logprobs_cV, column_c1, is_mine_c1, slope_c)
         ctx.chunk_tokens, ctx.group, ctx.first_id = chunk_tokens, group, first_id
-        ctx.gradients = gradients
+        ctx.slope, ctx.gradients = slope, gradients
         if gradients is None:
             ctx.save_for_backward(hidden_ND, weight_VD, target_N)
-        else:
-            ctx.save_for_backward(slope_N)
         return torch.cat(logprobs)
 
     @staticmethod
@@ -94,8 +91,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 columns = _columns(target_N[chunk], ctx.first_id, weight_VD.shape[0])
                 gradients.add(chunk, logprobs_cV, *columns, grad_N[chunk])
         else:
-            (slope_N,) = ctx.saved_tensors
-            assert torch.equal(grad_N, slope_N), "the loss has another slope than it promised"
+            assert (grad_N == ctx.slope).all(), "the loss has another slope than it promised"
             ctx.gradients = None  # whoever gets them next may keep them without a copy
         return *gradients.finished(ctx.group), None, None, None, None, None
 

@@ -65,8 +65,8 @@ class PackedRow:
     segment_P: Tensor  # segment of the row (0..S-1) of each predicted token
     last_S: Tensor  # index in the row of each segment's last token
     num_padding: int = field(default=0)
-    # The loss's derivative to each predicted token's log-probability, where the stage knows it before.
-    slope_P: Tensor | None = None
+    # The loss's derivative to every log-probability of the row, where the stage knows it before.
+    slope: float | None = None
 
     @property
     def num_segments(self) -> int:

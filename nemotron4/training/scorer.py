@@ -28,9 +28,8 @@ class LogprobScorer(nn.Module):
         return self.read(hidden(self.net, row.tokens_N, row), row)
 
     def read(self, hidden_ND: Tensor, row: PackedRow) -> Tensor:
-        return token_logprobs(
-            hidden_ND[row.predict_P], self.net.lm_head.weight, row.target_P, slope_N=row.slope_P
-        )
+        weight_VD = self.net.lm_head.weight
+        return token_logprobs(hidden_ND[row.predict_P], weight_VD, row.target_P, slope=row.slope)
 
     def shape(self, row: PackedRow) -> torch.Size:
         return row.target_P.shape

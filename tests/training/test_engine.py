@@ -87,7 +87,7 @@ def test_the_count_known_from_the_data_is_the_loss_functions_own(name: str) -> N
 
 def test_gradients_made_with_the_logits_equal_those_made_from_them_again() -> None:
     class Unforeseen(LikelihoodStage):
-        is_linear = False
+        has_known_slope = False
 
     samples = tiny.texts(9)
     for row_tokens in (20, 10_000):

@@ -42,20 +42,23 @@ def test_value_and_gradients_equal_the_plain_form(num_tokens: int, chunk_tokens:
 
 @pytest.mark.parametrize("chunk_tokens", [4, 64])
 def test_a_slope_known_before_gives_the_same_value_and_gradients(chunk_tokens: int) -> None:
-    inputs = _inputs(23, torch.float32)
-    expected = _value_and_gradients(plain_token_logprobs, *inputs)
+    *inputs, upstream_N = _inputs(23, torch.float32)
+    upstream_N = torch.full_like(upstream_N, -0.3)
+    expected = _value_and_gradients(plain_token_logprobs, *inputs, upstream_N)
     actual = _value_and_gradients(
-        lambda h, w, t: token_logprobs(h, w, t, slope_N=inputs[3], chunk_tokens=chunk_tokens), *inputs
+        lambda h, w, t: token_logprobs(h, w, t, slope=float(upstream_N[0]), chunk_tokens=chunk_tokens),
+        *inputs,
+        upstream_N,
     )
     for got, want in zip(actual, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6 * float(want.abs().max()))
 
 
 def test_another_slope_than_promised_is_noticed() -> None:
-    hidden_ND, weight_VD, target_N, upstream_N = _inputs(5, torch.float32)
-    logprobs_N = token_logprobs(hidden_ND.requires_grad_(), weight_VD, target_N, slope_N=upstream_N)
+    hidden_ND, weight_VD, target_N, _ = _inputs(5, torch.float32)
+    logprobs_N = token_logprobs(hidden_ND.requires_grad_(), weight_VD, target_N, slope=-0.5)
     with pytest.raises(AssertionError, match="another slope"):
-        (2 * logprobs_N * upstream_N).sum().backward()
+        (-0.25 * logprobs_N).sum().backward()
 
 
 def test_gradients_agree_with_finite_differences() -> None:

@@ -28,10 +28,10 @@ class Terms:
 class Stage:
     """An objective. It holds settings and no state, so any row can be scored anywhere.
 
-    ``is_linear``: the loss is linear in the scores, so that its slope is known before they are.
+    ``has_known_slope``: the loss's derivative to each score is the same, whatever the scores are.
     """
 
-    is_linear: ClassVar[bool] = False
+    has_known_slope: ClassVar[bool] = False
 
     def count(self, row: PackedRow) -> float:
         """The row's share of the divisor, known from the data alone."""

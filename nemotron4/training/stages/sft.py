@@ -13,7 +13,7 @@ from nemotron4.training.stages.interface import Stage, Terms
 class LikelihoodStage(Stage):
     """Mean negative log-likelihood over all trained tokens of the step."""
 
-    is_linear = True
+    has_known_slope = True
 
     def count(self, row: PackedRow) -> float:
         return float(len(row.target_P))
