@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -85,8 +87,14 @@ def chatml() -> PromptFormat:
 
 def from_template(source: str, tokenizer: Tokenizer, *, name: str = "chat template") -> PromptFormat:
     """The format of a checkpoint's own Jinja template."""
-    writer = jinja_format.JinjaWriter.of(ChatTemplate(source, name=name), tokenizer)
+    writer = jinja_format.JinjaWriter.of(_chat_template(source, name, os.getpid()), tokenizer)
     return PromptFormat(name, source, jinja_format.stop_strings(writer, tokenizer), writer)
+
+
+@functools.lru_cache(maxsize=4)
+def _chat_template(source: str, name: str, process: int) -> ChatTemplate:
+    """Checkpoints of one template, as in the stages of a chain, share its worker; a fork has its own."""
+    return ChatTemplate(source, name=name)
 
 
 def find_format(tokenizer: Tokenizer, template: str | None) -> PromptFormat | None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -52,8 +53,12 @@ class StepCost:
         return self.num_passes * forward
 
 
+@cache
 def matmul_flops_per_s(device: torch.device | str = "cpu", size: int = 1024, rounds: int = 5) -> float:
-    """The best of a few float32 matrix products: what MFU and estimates are measured against."""
+    """The best of a few float32 matrix products: what MFU and estimates are measured against.
+
+    Measured once in a process.
+    """
     x = torch.ones(size, size, device=device)
     best = 0.0
     for _ in range(rounds):

@@ -81,30 +81,34 @@ def first_loss(folder: Path) -> float:
     return float(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["loss"])
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, start: Path) -> Path:
+    """A chain that has run."""
+    folder = tmp_path_factory.mktemp("finished")
+    summary = chain.run(chain.load(chain_file(folder, start)))
+    assert summary.output == folder / "chain" / "02-rpo-1" / "model"
+    return folder
+
+
 def test_each_stage_starts_from_the_model_before_it_and_takes_it_as_reference(
-    tmp_path: Path, start: Path
+    folder: Path, start: Path
 ) -> None:
-    stages = chain.load(chain_file(tmp_path, start))
-    summary = chain.run(stages)
-    folder = tmp_path / "chain"
-    assert summary.output == folder / "02-rpo-1" / "model"
-    assert [stage.model.start for stage in stages] == [
-        str(start), str(folder / "00-sft" / "model"), str(folder / "01-dpo" / "model")
+    runs = folder / "chain"
+    assert [stage.model.start for stage in chain.load(folder / "chain.toml")] == [
+        str(start), str(runs / "00-sft" / "model"), str(runs / "01-dpo" / "model")
     ]  # fmt: skip
     # A policy that equals its reference has the loss log 2, whatever the stage before did to the model.
-    assert first_loss(folder / "01-dpo") == pytest.approx(0.6931472, abs=1e-5)
+    assert first_loss(runs / "01-dpo") == pytest.approx(0.6931472, abs=1e-5)
     # One reference file for each start.
-    assert len(list(tmp_path.glob(".reference-*.jsonl"))) == 2
+    assert len(list(folder.glob(".reference-*.jsonl"))) == 2
 
 
-def test_a_repeated_command_passes_over_finished_stages(tmp_path: Path, start: Path) -> None:
-    stages = chain.load(chain_file(tmp_path, start))
-    chain.run(stages)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "chain").rglob(RECORD_FILE)}
+def test_a_repeated_command_passes_over_finished_stages(folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (folder / "chain").rglob(RECORD_FILE)}
     notes: list[str] = []
-    chain.run(stages, note=notes.append)
+    chain.run(chain.load(folder / "chain.toml"), note=notes.append)
     assert notes.count("finished before") == 2
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "chain").rglob(RECORD_FILE)}
+    after = {path: path.stat().st_mtime_ns for path in (folder / "chain").rglob(RECORD_FILE)}
     first, second, _ = sorted(before)
     assert (before[first], before[second]) == (after[first], after[second])
 

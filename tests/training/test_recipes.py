@@ -11,7 +11,7 @@ from nemotron4.training import chain
 from nemotron4.training import recipe as recipes
 
 FOLDER = Path(__file__).parents[2] / "recipes"
-OTHERS = {"synth.toml", "rounds.toml"}  # recipes of `nemotron4 synth`
+OTHERS = {"synth.toml", "rounds.toml", "rounds_data.toml"}  # recipes of `nemotron4 synth`
 SHIPPED = sorted(path for path in FOLDER.rglob("*.toml") if path.name not in OTHERS)
 
 
