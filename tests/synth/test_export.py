@@ -54,6 +54,15 @@ def test_every_row_is_written_in_every_form(bench: Bench, recipe: MakeRecipe) ->
     assert aligner["chosen_response"] == f"{pairs[0].chosen}\n<extra_id_1>"
 
 
+def test_rows_of_several_stages_name_their_own(bench: Bench, recipe: MakeRecipe) -> None:
+    made = recipe(export={"prompts": ["open", "dedup"]})
+    bench.run(made)
+    rows = [row for _, row in read_json_lines(export(bench.folder, made).folder / "prompts.jsonl")]
+    for stage in ("open", "dedup"):
+        named = [row["id"] for row in rows if row["meta"]["stage"] == stage]
+        assert named == sorted(record.hex() for record in bench.rows(stage))
+
+
 def test_parquet_holds_the_same_rows(bench: Bench, recipe: MakeRecipe) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     made = recipe(export=SOURCES)
