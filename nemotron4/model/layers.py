@@ -54,17 +54,18 @@ class SquaredReluMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.up_proj(x)
-        # Adapters and tensor parallelism, which hooks the layer, take part in the layer's own call.
-        is_plain = type(self.down_proj) is nn.Linear and not self.down_proj._forward_pre_hooks
+        # Adapters and hooks (tensor parallelism sets them) take part in the layer's own call.
+        down = self.down_proj
+        is_plain = type(down) is nn.Linear and not (down._forward_pre_hooks or down._forward_hooks)
         if is_plain and torch.is_grad_enabled():
-            out: Tensor = _SquaredReluLinear.apply(inner, self.down_proj.weight)  # type: ignore[no-untyped-call]
+            out: Tensor = _SquaredReluLinear.apply(inner, down.weight)  # type: ignore[no-untyped-call]
         else:
-            out = self.down_proj(F.relu(inner).square())
+            out = down(F.relu(inner).square())
         return out
 
 
 class _SquaredReluLinear(torch.autograd.Function):
-    """``W relu(x)^2`` that keeps relu(x) alone for its gradient: a third of a block's activations less."""
+    """``W relu(x)^2`` that keeps relu(x) alone for its gradient: a quarter of a block's activations less."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_DF: Tensor) -> Tensor:
