@@ -28,7 +28,7 @@ class Quantized(NamedTuple):
 def quantize_rows(weight_RC: torch.Tensor, scheme: Scheme, *, scale_dtype: torch.dtype) -> Quantized:
     """Quantise in float32. A row of zeros has scale 1."""
     weight_RC = weight_RC.float()
-    largest_R1 = weight_RC.abs().amax(dim=1, keepdim=True)
+    largest_R1 = torch.linalg.vector_norm(weight_RC, torch.inf, dim=1, keepdim=True)
     scale_R1 = torch.where(largest_R1 > 0, largest_R1 / LARGEST[scheme], 1.0).to(scale_dtype)
     # A scale below the smallest number of its type would divide by zero.
     scale_R1 = scale_R1.clamp(min=torch.finfo(scale_dtype).tiny)
@@ -46,14 +46,21 @@ class ErrorSum:
         self._error = self._weight = self._largest = 0.0
 
     def add(self, weight_RC: torch.Tensor, quantized: Quantized) -> None:
-        error_RC = quantized.values_RC.float() * quantized.scale_R1.float() - weight_RC.float()
-        self._error += float(error_RC.square().sum(dtype=torch.float64))
-        self._weight += float(weight_RC.float().square().sum(dtype=torch.float64))
-        self._largest = max(self._largest, float(error_RC.abs().max()))
+        weight_RC = weight_RC.float()
+        error_RC = quantized.values_RC.float().mul_(quantized.scale_R1.float()).sub_(weight_RC)
+        self._error += _sum_of_squares(error_RC)
+        self._weight += _sum_of_squares(weight_RC)
+        least, most = error_RC.aminmax()
+        self._largest = max(self._largest, -float(least), float(most))
 
     def to_json(self) -> dict[str, float]:
         relative = (self._error / self._weight) ** 0.5 if self._weight else 0.0
         return {"relative_error": relative, "largest_error": self._largest}
+
+
+def _sum_of_squares(values_RC: torch.Tensor) -> float:
+    """In float32 within a row, in float64 over the rows; without a copy of the values."""
+    return float(torch.linalg.vector_norm(values_RC, dim=1).double().square().sum())
 
 
 def quantization_config(scheme: Scheme, *, ignored: list[str]) -> dict[str, Any]:

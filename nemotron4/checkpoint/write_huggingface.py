@@ -139,13 +139,17 @@ def _group(checkpoint: Checkpoint, name: str, dtype: torch.dtype, quantize: Sche
 
     def quantized() -> Blocks:
         error = ErrorSum()
-        scales = []
+        # Made at once: small tensors that stay would lie between the large ones that go, and the allocator
+        # would take new memory for every block.
+        scale_R1 = torch.empty((shape[0], 1), dtype=dtype)
+        start = 0
         for rows in blocks(checkpoint, name):
             part = quantize_rows(rows, quantize, scale_dtype=dtype)
             error.add(rows, part)
-            scales.append(part.scale_R1)
+            scale_R1[start : start + len(rows)] = part.scale_R1
+            start += len(rows)
             yield as_bytes(part.values_RC)
-        yield as_bytes(torch.cat(scales))
+        yield as_bytes(scale_R1)
         return {name: error.to_json()}
 
     entries = (Entry(name, STORED[quantize], shape), Entry(f"{name}_scale", dtype, (shape[0], 1)))

@@ -430,10 +430,10 @@ print(int(line.split()[1]) * 1024)
 @pytest.mark.slow
 @pytest.mark.parametrize(("to", "quantize"), [("hf", ""), ("hf", "int8"), ("nemo", ""), ("gguf", "")])
 def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path, to: str, quantize: str) -> None:
-    """At most 1.5 times the largest output tensor and 300 MB; the model is eight times that tensor."""
+    """At most 1.5 times the largest output tensor and 300 MB; the model is far larger than that tensor."""
     shape = {"hidden_size": 4096, "ffn_hidden_size": 16384, "num_heads": 32, "num_kv_heads": 8}
     source = release(tmp_path / "m", num_layers=4, head_dim=128, **shape)
-    largest = 4096 * 16384 * 2
+    largest = 4096 * 16384 * (1 if quantize else 2)
     assert sum(path.stat().st_size for path in source.rglob("*")) > 8 * largest
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(source), str(tmp_path / "out"), to, quantize],
