@@ -5,9 +5,9 @@ A resumed run forgets what was written after its checkpoint and writes it again,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 from nemotron4.errors import ConfigError
 
 METRICS_FILE = "metrics.jsonl"
+WANDB_ID_FILE = "wandb-id.txt"
 LogName = Literal["tensorboard", "wandb"]
 
 
@@ -109,33 +110,41 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the project ``nemotron4``; its id follows from the folder, so a resumed run continues it."""
+    """A run of the project ``nemotron4``. Its id stands in the folder, so that a resumed run continues it.
+
+    Steps are a column of their own: W&B drops what is logged under a number below its latest, and a resumed
+    run repeats the steps after its checkpoint.
+    """
 
     def __init__(self, folder: Path, recipe: Mapping[str, Any]) -> None:
         try:
             import wandb
         except ImportError as error:
             raise ConfigError(
-                "run.log names wandb, which is not installed", hint="pip install 'nemotron4[wandb]'"
+                f"run.log names wandb, which cannot be imported: {error}",
+                hint="pip install 'nemotron4[wandb]'",
             ) from error
         self._wandb = wandb
         self._folder = folder
         self._recipe = dict(recipe)
 
     def begin(self, step: int) -> None:
-        name = str(self._folder.resolve())
+        file = self._folder / WANDB_ID_FILE
+        if step == 0 or not file.exists():
+            file.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
         self._run = self._wandb.init(
             project="nemotron4",
-            id=hashlib.sha256(name.encode()).hexdigest()[:16],
+            id=file.read_text("utf-8").strip(),
             name=self._folder.name,
-            resume="allow" if step else "never",
+            resume="allow",
             dir=str(self._folder),
             config=self._recipe,
         )
+        self._run.define_metric("*", step_metric="step")
 
     def write(self, progress: Progress) -> None:
         named = {f"{progress.kind}/{name}": value for name, value in progress.values.items()}
-        self._run.log(named, step=progress.step)
+        self._run.log({"step": progress.step, **named})
 
     def close(self) -> None:
         self._run.finish()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,11 +40,50 @@ def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path: Path) -> No
     assert shown == [(1, 11.0), (2, 12.0), (3, 33.0), (4, 34.0), (5, 35.0)]
 
 
+def logged(file: Path) -> Iterator[bytes]:
+    """The records of a W&B file below 32 KiB: a header of 7 bytes, then each record behind one of 7."""
+    data, at = file.read_bytes(), 7
+    assert len(data) < 32 * 1024
+    while at < len(data):
+        end = at + 7 + int.from_bytes(data[at + 4 : at + 6], "little")
+        yield data[at + 7 : end]
+        at = end
+
+
+@pytest.mark.slow
+def test_wandb_keeps_every_step_of_a_resumed_run_in_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="needs the extra wandb")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for first, last in ((1, 3), (3, 4)):  # killed after step 3 with a checkpoint of step 2
+        [log] = open_logs(tmp_path, ("wandb",), {"stage": "sft"})
+        log.begin(first - 1)
+        for step in range(first, last + 1):
+            log.write(Progress(step, 4, {"loss": float(10 * first + step)}))
+        log.write(Progress(last, 4, {"loss": 0.5}, "validation"))
+        log.close()
+    ids, rows = set(), []
+    for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
+        ids.add(file.stem)
+        for data in logged(file):
+            record = Record.FromString(data)
+            if record.WhichOneof("record_type") == "history":
+                found = {i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.history.item}
+                rows.append({name: x for name, x in found.items() if not name.startswith("_")})
+    assert len(ids) == 1
+    losses = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+    assert losses == [(1, 11.0), (2, 12.0), (3, 13.0), (3, 33.0), (4, 34.0)]
+    assert [row["step"] for row in rows if "validation/loss" in row] == [3, 4]
+
+
 def test_a_log_whose_package_is_missing_is_refused_by_name(tmp_path: Path) -> None:
     try:
         import wandb  # noqa: F401
     except ImportError:
-        with pytest.raises(ConfigError, match=r"wandb, which is not installed.*\n.*nemotron4\[wandb\]"):
+        with pytest.raises(ConfigError, match=r"No module named 'wandb'\n.*nemotron4\[wandb\]"):
             open_logs(tmp_path, ("wandb",), {})
     else:
         pytest.skip("wandb is installed")
