@@ -121,7 +121,7 @@ def _joined(given: GgufFile) -> GgufFile:
     if part is None or part.total != count:
         raise CheckpointError(
             f"{given.path}: one of {count} parts of a model, which its name does not say",
-            hint=f"call the parts NAME-00001-of-{count:05}.gguf and so on, as they were written",
+            hint="call the parts NAME-00001-of-0000N.gguf and so on, as they were written",
         )
     paths = [given.path.with_name(name) for name in part.names]
     missing = [path.name for path in paths if not path.is_file()]
