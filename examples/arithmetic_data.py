@@ -1,5 +1,7 @@
 """What recipes/nano/grpo.toml starts from: a fresh model of bytes; sums to imitate, to practise, held out.
 
+Each sum to imitate stands there three times, once with the mark that the judge looks for. The sums held out
+are in no other file.
 Run: python examples/arithmetic_data.py data/arithmetic
 """
 
@@ -20,9 +22,10 @@ from nemotron4.model.presets import nano
 from nemotron4.model.transformer import Transformer
 from nemotron4.records import write
 
-LARGEST = 19
-NUM_IMITATED, NUM_HELD_OUT = 160, 80
+LARGEST = 29
+NUM_IMITATED, NUM_HELD_OUT = 300, 300
 END = "<|endoftext|>"
+MARK = "#### "  # what the judge looks for; one token, so that an answer is little more than its digits
 
 
 def write_sums(folder: Path) -> None:
@@ -32,7 +35,11 @@ def write_sums(folder: Path) -> None:
     imitated = practised[:NUM_IMITATED]
     write(
         folder / "sft.jsonl",
-        [{"prompt": f"{a}+{b}=", "completion": f"#### {a + b}"} for a, b in imitated],
+        [
+            {"prompt": f"{a}+{b}=", "completion": f"{mark}{a + b}"}
+            for a, b in imitated
+            for mark in (MARK, "", "")
+        ],
     )
     for name, part in (("practised", practised), ("held_out", held_out)):
         write(folder / f"{name}.jsonl", [{"prompt": f"{a}+{b}=", "answer": a + b} for a, b in part])
@@ -40,13 +47,14 @@ def write_sums(folder: Path) -> None:
 
 
 def write_start(folder: Path) -> None:
-    """A Nemotron-4 block with random weights, and a vocabulary of the 256 bytes and the end of text."""
+    """A Nemotron-4 block with random weights; a vocabulary of the 256 bytes, the mark and the end of text."""
     folder.mkdir(parents=True, exist_ok=True)
     pieces = [END, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END])
+    tokenizer.add_tokens([MARK])
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": END}))
     config = dataclasses.replace(

@@ -51,6 +51,6 @@ def test_official_openai_client_streams_from_the_server() -> None:
 
 
 def test_arithmetic_data_for_the_grpo_recipe(tmp_path: Path) -> None:
-    assert _run("arithmetic_data.py", str(tmp_path / "data")).startswith("160 to imitate, 320 to practise")
+    assert _run("arithmetic_data.py", str(tmp_path / "data")).startswith("300 to imitate, 600 to practise")
     held_out = (tmp_path / "data" / "held_out.jsonl").read_text().splitlines()
     assert not set(held_out) & set((tmp_path / "data" / "practised.jsonl").read_text().splitlines())
