@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="steps of each run (nano: 6, small: 4)")
+    parser.add_argument("--batch", type=int, help="samples of each step (nano: 8, small: 4)")
     options = parser.parse_args()
     print(
         "| model | case | ours, tokens/s | theirs, tokens/s | ratio (rounds) | memory, ours / theirs | MFU |"
@@ -76,7 +77,7 @@ def main() -> None:
     for model in options.models:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            steps, batch = options.steps or NUM_STEPS[model], BATCH[model]
+            steps, batch = options.steps or NUM_STEPS[model], options.batch or BATCH[model]
             write_rows(folder, steps * batch)
             measure(options.peer_python, "peer.py", "make", model, name, "0", "0")
             for case in options.cases:
