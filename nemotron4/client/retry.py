@@ -80,7 +80,11 @@ class AdaptiveLimit:
 
 
 async def call_with_retries(
-    call: Callable[[], Awaitable[Result]], *, policy: RetryPolicy | None = None, seed: int = 0
+    call: Callable[[], Awaitable[Result]],
+    *,
+    policy: RetryPolicy | None = None,
+    seed: int = 0,
+    on_retry: Callable[[TransientError], None] = lambda _: None,
 ) -> Result:
     """The call's result; a TransientError is retried by the policy, every other error passes at once."""
     policy = policy or RetryPolicy()
@@ -93,4 +97,5 @@ async def call_with_retries(
         except TransientError as error:
             if attempt >= policy.max_attempts:
                 raise
+            on_retry(error)
             await asyncio.sleep(policy.wait_s(attempt, error, draw.random()))

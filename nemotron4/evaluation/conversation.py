@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from nemotron4.client import ChatModel, Reply, Sampling, call_with_retries
-from nemotron4.client.interface import HopelessError
+from nemotron4.client.interface import HopelessError, TransientError
 from nemotron4.evaluation.task import Item, JudgeRequest
 from nemotron4.records import JsonObject, Message
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,20 +79,29 @@ def of_judgment(request: JudgeRequest) -> Conversation:
     )
 
 
-async def hold(conversation: Conversation, chat: ChatModel) -> Answer:
-    """Ask everything, one request after the other; a request that fails for now is repeated."""
+class Call(Protocol):
+    """Makes one request, and makes it again while it fails for now."""
+
+    async def __call__(self, request: Callable[[], Awaitable[Result]], /) -> Result: ...
+
+
+async def hold(
+    conversation: Conversation, chat: ChatModel, on_retry: Callable[[TransientError], None]
+) -> Answer:
+    """Ask everything, one request after the other; a request that fails for now is told and repeated."""
     started_s = time.monotonic()
+    call = partial(call_with_retries, on_retry=on_retry)
     if conversation.choices:
-        return _of_numbers(conversation, await _weigh(conversation, chat), started_s)
+        return _of_numbers(conversation, await _weigh(conversation, chat, call), started_s)
     if conversation.rewarded:
-        return _of_numbers(conversation, await _reward(conversation, chat), started_s)
+        return _of_numbers(conversation, await _reward(conversation, chat, call), started_s)
     messages = list(conversation.messages)
     if conversation.is_raw:
         complete = partial(chat.complete, messages[0].content, conversation.sampling)
-        replies = [await call_with_retries(complete)]
+        replies = [await call(complete)]
         messages.append(Message("assistant", replies[0].text))
     else:
-        replies = await _talk(conversation, chat, messages)
+        replies = await _talk(conversation, chat, messages, call)
     texts = tuple(reply.text for reply in replies)
     if conversation.is_usable is not None:
         texts = ("\n".join(texts),)  # a judge's two attempts are one judgment
@@ -113,12 +124,14 @@ def _of_numbers(conversation: Conversation, numbers: list[float], started_s: flo
     )
 
 
-async def _talk(conversation: Conversation, chat: ChatModel, messages: list[Message]) -> list[Reply]:
+async def _talk(
+    conversation: Conversation, chat: ChatModel, messages: list[Message], call: Call
+) -> list[Reply]:
     """The replies in order; ``messages`` grows by every turn."""
     replies: list[Reply] = []
     follow_ups = list(conversation.follow_ups)
     while True:
-        replies.append(await call_with_retries(partial(chat.chat, tuple(messages), conversation.sampling)))
+        replies.append(await call(partial(chat.chat, tuple(messages), conversation.sampling)))
         messages.append(Message("assistant", replies[-1].text))
         if len(replies) == 1 and conversation.retry and not _is_usable(conversation, replies[0]):
             follow_ups.append(conversation.retry)
@@ -131,18 +144,18 @@ def _is_usable(conversation: Conversation, reply: Reply) -> bool:
     return conversation.is_usable is None or conversation.is_usable(reply.text)
 
 
-async def _reward(conversation: Conversation, chat: ChatModel) -> list[float]:
+async def _reward(conversation: Conversation, chat: ChatModel, call: Call) -> list[float]:
     rewards = []
     for answer in conversation.rewarded:
         messages = (*conversation.messages, Message("assistant", answer))
-        reward = await call_with_retries(partial(chat.score, messages))
+        reward = await call(partial(chat.score, messages))
         if reward.scalar is None:
             raise HopelessError("the endpoint sends no scalar reward", kind="unsupported")
         rewards.append(reward.scalar)
     return rewards
 
 
-async def _weigh(conversation: Conversation, chat: ChatModel) -> list[float]:
+async def _weigh(conversation: Conversation, chat: ChatModel, call: Call) -> list[float]:
     """Log-probability of each choice after the prompt, in nats.
 
     A server that ignores the request would give equal or missing numbers and so exact chance without an
@@ -150,7 +163,7 @@ async def _weigh(conversation: Conversation, chat: ChatModel) -> list[float]:
     """
     totals = []
     for prompt, choice in conversation.choices:
-        tokens = await call_with_retries(partial(chat.continuation_logprobs, prompt, choice))
+        tokens = await call(partial(chat.continuation_logprobs, prompt, choice))
         totals.append(sum(token.logprob for token in tokens))
         if not tokens or math.isnan(totals[-1]):
             raise HopelessError("the endpoint sent no log-probabilities of the choice", kind="unsupported")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron4.client import ChatModel, ClientError
+from nemotron4.client.interface import TransientError
 from nemotron4.errors import ConfigError
 from nemotron4.evaluation.conversation import Answer, Conversation, hold
 from nemotron4.records import Message
@@ -23,6 +24,7 @@ PROVIDER = "nemotron4"
 
 OnAnswer = Callable[[Answer], None]
 OnFailure = Callable[[str, ClientError], None]
+OnRetry = Callable[[TransientError], None]
 OnLog = Callable[[str, Sequence[str]], None]  # file name of a finished log, the ids in it
 
 
@@ -45,6 +47,7 @@ async def run_conversations(
     metadata: Mapping[str, Any],
     on_answer: OnAnswer,
     on_failure: OnFailure,
+    on_retry: OnRetry,
     on_log: OnLog,
 ) -> None:
     """Hold every conversation, ``concurrency`` at a time; a failed one is reported and ends nothing else."""
@@ -60,7 +63,15 @@ async def run_conversations(
     for start in range(0, len(conversations), CHUNK):
         chunk = conversations[start : start + CHUNK]
         found = await eval_async(
-            _task(chunk, chat, name=name, metadata=metadata, on_answer=on_answer, on_failure=on_failure),
+            _task(
+                chunk,
+                chat,
+                name=name,
+                metadata=metadata,
+                on_answer=on_answer,
+                on_failure=on_failure,
+                on_retry=on_retry,
+            ),
             model=named,
             log_dir=str(logs),
             log_level="error",
@@ -102,6 +113,7 @@ def _task(
     metadata: Mapping[str, Any],
     on_answer: OnAnswer,
     on_failure: OnFailure,
+    on_retry: OnRetry,
 ) -> Any:
     from inspect_ai import Task
     from inspect_ai.dataset import MemoryDataset, Sample
@@ -125,7 +137,7 @@ def _task(
         async def solve(state: Any, generate: Any) -> Any:
             conversation = by_id[str(state.sample_id)]
             try:
-                answer = await hold(conversation, chat)
+                answer = await hold(conversation, chat, on_retry)
             except ClientError as error:
                 on_failure(conversation.id, error)
                 raise

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nemotron4.client import ChatModel, ClientError, HopelessError, Sampling
+from nemotron4.client import ChatModel, ClientError, HopelessError, Sampling, TransientError
 from nemotron4.errors import Nemotron4Error
 from nemotron4.evaluation import inspect_adapter
 from nemotron4.evaluation.conversation import Answer, Conversation, of_item, of_judgment
@@ -212,6 +212,7 @@ class _Stage:
                     metadata=self._identity,
                     on_answer=on_answer,
                     on_failure=on_failure,
+                    on_retry=progress.repeated,
                     on_log=self._keep_log,
                 )
             progress.end()
@@ -242,24 +243,35 @@ class Progress:
     def __init__(self, name: str, total: int, left: int, note: Note) -> None:
         self._name, self._total, self._left, self._note = name, total, left, note
         self._done = 0
+        self._num_repeated, self._trouble = 0, ""
         self._started_s = self._shown_s = time.monotonic()
         if left < total:
             note(f"{name}: {total - left} of {total} are already there")
 
     def add(self) -> None:
         self._done += 1
+        self._show()
+
+    def repeated(self, error: TransientError) -> None:
+        """A request failed for now and is made again."""
+        self._num_repeated += 1
+        self._trouble = error.message
+        self._show()
+
+    def _show(self) -> None:
         if time.monotonic() - self._shown_s >= (1.0 if sys.stderr.isatty() else 15.0):
             self._shown_s = time.monotonic()
             self._note(self._line())
 
     def end(self) -> None:
-        if self._done:
+        if self._done or self._num_repeated:
             self._note(self._line())
 
     def _line(self) -> str:
         rate = self._done / max(time.monotonic() - self._started_s, 1e-9)
         at = self._total - self._left + self._done
         left_s = int((self._left - self._done) / rate) if rate else 0
-        return (
+        line = (
             f"{self._name}: {at}/{self._total}  {rate:.2f} requests/s  {left_s // 60}:{left_s % 60:02} left"
         )
+        return line + (f"  {self._num_repeated} repeated: {self._trouble}" if self._num_repeated else "")

@@ -111,10 +111,14 @@ def test_a_run_and_its_stored_answers_have_the_same_score(
 ) -> None:
     out = tmp_path / "out"
     file = data(GSM8K)
-    with ScriptedServer(_say_the_number) as server:
+    failures = iter([503])
+    with ScriptedServer(lambda messages: next(failures, None) or _say_the_number(messages)) as server:
         command = ["eval", "run", "gsm8k", "--model", server.url, "--data", file, "--out", str(out), "--json"]
         assert main(command) == 0
-        live = json.loads(capsys.readouterr().out)
+        captured = capsys.readouterr()
+        live = json.loads(captured.out)
+        assert "8/8" in captured.err
+        assert "1 repeated: " in captured.err
         assert main(command) == 0  # everything is there: the second time asks nothing
         assert len(server.requests) == 8
     capsys.readouterr()
