@@ -52,7 +52,7 @@ def test_the_model_continues_the_examples_as_a_raw_text() -> None:
             asked.append((prompt, sampling))
             return Reply(text="So the answer is No.", finish_reason="stop", model="m", completion_tokens=6)
 
-    answer = asyncio.run(hold(of_item(item, TASKS["bbh"].sampling), Continuer()))
+    answer = asyncio.run(hold(of_item(item, TASKS["bbh"].sampling), Continuer(), lambda _: None))
     assert asked[0][0] == f"About turns.\n\nQ: 1\nA: 2\n\nQ: Turn 0.\n{bbh.STEPS}\n"
     assert asked[0][1].stop == ("</s>", "Q", "\n\n")
     assert answer.to_json()["response"] == "So the answer is No."

@@ -108,7 +108,7 @@ class _Weigher(FakeChatModel):
 def test_a_model_is_asked_for_each_choice_and_equal_answers_are_refused() -> None:
     conversation = of_item(_item("0", 0), TASKS["arc_challenge"].sampling)
 
-    answer = asyncio.run(hold(conversation, _Weigher({" a": -1.5, " bbbb": -3.0})))
+    answer = asyncio.run(hold(conversation, _Weigher({" a": -1.5, " bbbb": -3.0}), lambda _: None))
     assert json.loads(answer.texts[0]) == [-1.5, -3.0]
     with pytest.raises(HopelessError, match="equal log-probabilities"):
-        asyncio.run(hold(conversation, _Weigher({" a": -1.5, " bbbb": -1.5})))
+        asyncio.run(hold(conversation, _Weigher({" a": -1.5, " bbbb": -1.5}), lambda _: None))

@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -134,6 +134,8 @@ def test_stop_ids_are_the_end_of_text_and_the_markers(nemotron_tokenizer: Senten
 def test_ids_are_those_of_the_rendered_text(
     turns: list[Message], nemotron_tokenizer: SentencePieceTokenizer
 ) -> None:
+    # A marker inside a message is spelled on purpose; hypothesis tries the constants of the code it tests.
+    assume(not any(marker in turn.content for marker in nemotron_tokenizer.markers for turn in turns))
     made = prompt.nemotron4()
     assert made.encode(nemotron_tokenizer, turns) == nemotron_tokenizer.encode(made.render(turns))
 
