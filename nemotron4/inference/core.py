@@ -206,8 +206,10 @@ class EngineCore:
 
     @torch.inference_mode()
     def _loop(self) -> None:
-        while not self._is_closing:
+        while True:
             self._wake.clear()
+            if self._is_closing:  # looked at after the clearing: else a close between the two is never seen
+                break
             self._take_mail()
             slices = self._scheduler.plan()
             if slices:

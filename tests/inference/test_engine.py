@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 
@@ -302,6 +303,21 @@ def test_closing_aborts_what_runs() -> None:
 
     engine = small_engine()
     assert asyncio.run(run()).finish_reason == "abort"
+
+
+def test_closing_between_two_steps_is_not_missed() -> None:
+    class Late(threading.Event):
+        """A close arrives in the last moment before the loop clears the event."""
+
+        def clear(self) -> None:
+            engine._is_closing = True
+            self.set()
+            super().clear()
+
+    engine = small_engine(random_model())
+    before, engine._wake = engine._wake, Late()
+    before.set()  # the loop leaves the old event and goes on with the new one
+    wait_until(lambda: not engine._thread.is_alive())
 
 
 def test_a_failing_step_costs_only_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
