@@ -52,7 +52,10 @@ class ChatTemplate:
             # of the template, so that it is tried once more.
             result = self._ask(request) or self._ask(request)
         if result is None:
-            raise TemplateError(f"{self._name}: the process that renders it was ended twice")
+            raise TemplateError(
+                f"{self._name}: the process that renders it was ended twice",
+                hint="is the machine short of memory, or standing still? then repeat the request",
+            )
         if "error" in result:
             where = f"{self._name}:{result['line']}" if result.get("line") else self._name
             raise TemplateError(f"{where}: {result['error']}")

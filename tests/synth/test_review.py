@@ -162,7 +162,9 @@ def test_another_page_can_neither_read_nor_write(bench: Bench, made: Recipe) -> 
         endless = client.post(path, content=pieces, headers={"Content-Type": "application/json"})
         assert endless.status_code == 413
         assert client.get("/web/../app.py").status_code == 404
-        assert client.get(f"/api/rows/{record}").json()["reviews"] == []
+        row = client.get(f"/api/rows/{record}")
+        assert row.json()["reviews"] == []
+        assert row.headers["cache-control"] == "no-store"
         assert "default-src 'none'" in client.get("/").headers["content-security-policy"]
 
 

@@ -33,6 +33,8 @@ from nemotron4.web import HEADERS, read_files
 
 FOLDER = Path(__file__).parent / "web"
 HOSTS = ["127.0.0.1", "localhost", "[::1]"]
+# What a person reviews stays in no browser's cache.
+JSON_HEADERS = {**HEADERS, "Cache-Control": "no-store"}
 MAX_BODY_BYTES = 2_000_000
 
 
@@ -172,7 +174,7 @@ def _reading(answer: Callable[[Request], JsonObject]) -> Callable[[Request], Awa
 
 async def _answered(work: Callable[[], JsonObject]) -> Response:
     try:
-        return JSONResponse(await run_in_threadpool(work), headers=HEADERS)
+        return JSONResponse(await run_in_threadpool(work), headers=JSON_HEADERS)
     except Nemotron4Error as error:
         return _error(400, error.message, error.hint)
 
@@ -188,4 +190,4 @@ def _refusal(request: Request) -> Response | None:
 
 
 def _error(status: int, message: str, hint: str | None = None) -> Response:
-    return JSONResponse({"error": {"message": message, "hint": hint}}, status, headers=HEADERS)
+    return JSONResponse({"error": {"message": message, "hint": hint}}, status, headers=JSON_HEADERS)
