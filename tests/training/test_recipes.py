@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from nemotron4.errors import ConfigError
 from nemotron4.training import chain
 from nemotron4.training import recipe as recipes
+from nemotron4.training.trainer import plan_steps
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 OTHERS = {"synth.toml", "rounds.toml", "rounds_data.toml"}  # recipes of `nemotron4 synth`
@@ -36,6 +38,15 @@ def test_the_published_values_are_the_reports() -> None:
     assert rpo.preference is not None
     assert (rpo.preference.eta, rpo.preference.sft_weight, rpo.optimizer.learning_rate) == (1.0, 1e-5, 3e-7)
     assert (reward.optimizer.learning_rate, reward.batch.global_size, reward.run.epochs) == (7e-7, 128, 2)
+
+
+def test_the_base_is_trained_on_8_trillion_tokens_in_the_reports_steps() -> None:
+    recipe = recipes.load(FOLDER / "nemotron4-340b" / "pretrain.toml")
+    sizes = plan_steps(recipe, num_samples=1).sizes
+    assert recipe.data.max_length * sum(sizes) == pytest.approx(8e12, rel=1e-6)
+    # Table 2 of the report: 200 B tokens at 768 and at 1,536 sequences, 7,600 B at 2,304.
+    tokens = {size: recipe.data.max_length * size * num for size, num in Counter(sizes).items()}
+    assert tokens == pytest.approx({768: 2e11, 1536: 2e11, 2304: 7.6e12}, rel=1e-4)
 
 
 @pytest.mark.parametrize(
