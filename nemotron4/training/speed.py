@@ -54,8 +54,8 @@ class StepCost:
 
 
 @cache
-def matmul_flops_per_s(device: torch.device | str = "cpu", size: int = 1024, rounds: int = 5) -> float:
-    """The best of a few float32 matrix products: what MFU and estimates are measured against.
+def matmul_flops_per_s(device: torch.device | str = "cpu", size: int = 1024, rounds: int = 25) -> float:
+    """The best of many float32 matrix products: what MFU and estimates are measured against.
 
     Measured once in a process.
     """
