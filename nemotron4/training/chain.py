@@ -17,12 +17,13 @@ from typing import Any
 from nemotron4 import config
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import ConfigError
+from nemotron4.training import parallel
 from nemotron4.training import recipe as recipes
 from nemotron4.training.metrics import Progress
 from nemotron4.training.policy_settings import PREVIOUS
 from nemotron4.training.recipe import Recipe, as_plain
 from nemotron4.training.rollouts import Connect, Generate
-from nemotron4.training.run import RECORD_FILE, Summary, output_folder, train
+from nemotron4.training.run import RECORD_FILE, Summary, output_folder, pick_device, train
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
@@ -118,16 +119,18 @@ def run(
 ) -> Summary:
     """Run the stages in order, passing over finished ones; the summary is the last one's that ran."""
     summary: Summary | None = None
-    for place, recipe in enumerate(stages):
-        if len(stages) > 1:
-            note(f"stage {place + 1} of {len(stages)}: {recipe.stage}, in {recipe.run.directory}")
-        is_last = place + 1 == len(stages)
-        if not is_last and is_finished(recipe):
-            note("finished before")
-            continue
-        summary = train(recipe, note=note, on_progress=on_progress, connect=connect, generator=generator)
-        if summary.steps < summary.num_steps:
-            break
+    with parallel.launch(pick_device(stages[0].model.device)):
+        tell = note if parallel.is_first() else lambda text: None
+        for place, recipe in enumerate(stages):
+            if len(stages) > 1:
+                tell(f"stage {place + 1} of {len(stages)}: {recipe.stage}, in {recipe.run.directory}")
+            is_last = place + 1 == len(stages)
+            if not is_last and is_finished(recipe):
+                tell("finished before")
+                continue
+            summary = train(recipe, note=note, on_progress=on_progress, connect=connect, generator=generator)
+            if summary.steps < summary.num_steps:
+                break
     assert summary is not None, "the last stage always runs"
     return summary
 

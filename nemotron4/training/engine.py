@@ -7,8 +7,9 @@ before its backward pass. So neither rows, accumulation, packing nor processes c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from nemotron4.model.adapters import adapted_modules
 from nemotron4.training.packing import PackedRow, Sample, pack, plan_rows
 from nemotron4.training.scorer import Scorer
 from nemotron4.training.stages.interface import Stage, Totals
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,25 @@ class Engine:
         """True on every process if it is true on one."""
         return flag
 
-    def gather_texts(self, texts: Sequence[str]) -> list[str]:
-        """The texts of all processes, on every process."""
-        return list(texts)
+    def gathered(self, value: T) -> list[T]:
+        """The values of all processes by rank, on every process."""
+        return [value]
 
-    def gather_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The named tensors of all parts of the model, on every process."""
-        return tensors
+    def share(self, jobs: Sequence[T]) -> Sequence[T]:
+        """This process's part of jobs that all processes know."""
+        return jobs
+
+    def joined(self, results: Sequence[T]) -> list[T]:
+        """The results of everybody's share in the order of the jobs, on every process."""
+        parts = self.gathered(results)
+        return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
+
+    def whole_tensors(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Named tensors of this process's part of the model, and those of the other parts.
+
+        One after the other, each whole and on every process; all processes must take all of them.
+        """
+        yield from tensors.items()
 
     def forward_backward(self, rows: Sequence[PackedRow], stage: Stage) -> StepResult:
         """Add the gradients of ``sum of losses / sum of counts`` to the parameters.
@@ -92,7 +107,7 @@ class Engine:
         sums = self._backward(rows, stage, count)
         result = self._result(sums, count, rows)
         if not math.isfinite(result.loss):
-            suspects = self.gather_texts(sums.suspects)
+            suspects = [text for part in self.gathered(sums.suspects) for text in part]
             raise TrainingError(
                 f"the loss is {'; '.join(dict.fromkeys(suspects))}",
                 hint="no update was made; look at these rows, or lower optimizer.learning_rate",

@@ -6,7 +6,7 @@ asks it for the regions of its own shards; a single process asks for all, and so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,7 +57,7 @@ class Origin:
         self.recipe = recipe
         self.config = config
         self.compute: torch.dtype = getattr(torch, recipe.model.compute)
-        self._base = base
+        self.base = base
         self._is_reward = recipe.stage == "reward"
         self._has_fresh_head = self._is_reward and not base.config.num_reward_attributes
         if recipe.model.preset is not None:
@@ -96,6 +96,12 @@ class Origin:
             return PolicyScorer(net, temperature=self.recipe.policy_gradient.temperature)
         return LogprobScorer(net)
 
+    def policy(self) -> Transformer:
+        """The language model alone, in the type that it computes in, on the meta device."""
+        net = self.scorer().net
+        assert isinstance(net, Transformer), "a policy is a language model"
+        return net.to(self.compute)
+
     def weights(self) -> Iterator[Source]:
         """The model's own weights, each once."""
         seed = self.recipe.run.seed
@@ -103,21 +109,26 @@ class Origin:
             net = self._empty()
             assert isinstance(net, Transformer), "checked above"
             for name, tensor in net.fresh_weights(seed=seed):
-                yield _in_memory(name, tensor)
+                yield in_memory(name, tensor)
             return
         for name in self._names:
-            shape = self._base.tensors[name].shape
-            yield Source(name, shape, partial(_read_region, self._base, name, shape))
+            shape = self.base.tensors[name].shape
+            yield Source(name, shape, partial(_read_region, self.base, name, shape))
         if self._has_fresh_head:
             weight_AD, bias_A = fresh_head(self.config, seed=seed)
-            yield _in_memory("reward_head.weight", weight_AD)
-            yield _in_memory("reward_head.bias", bias_A)
+            yield in_memory("reward_head.weight", weight_AD)
+            yield in_memory("reward_head.bias", bias_A)
 
     def adapter(self) -> Iterator[Source]:
         """The fresh adapter's tensors, if the recipe has one."""
         if self.recipe.adapter is not None:
             for name, tensor in fresh_adapter(self.scorer().net, seed=self.recipe.run.seed):
-                yield _in_memory(name, tensor)
+                yield in_memory(name, tensor)
+
+    def sources(self) -> Iterator[Source]:
+        """Everything that the scorer's parameters are filled with."""
+        yield from self.weights()
+        yield from self.adapter()
 
     def hash(self) -> str:
         """``reference.model_hash`` of the model; the processes share the reading of it."""
@@ -128,16 +139,6 @@ class Origin:
         parts: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(parts, mine)
         return combined_hash({name: text for part in parts for name, text in part.items()})
-
-
-def build_scorer(
-    recipe: Recipe, base: Checkpoint, config: ModelConfig, device: torch.device | str = "cpu"
-) -> Scorer:
-    """The whole model on one device, with its adapter and its values."""
-    origin = Origin(recipe, base, config)
-    scorer = origin.scorer()
-    fill(scorer.net, origin, torch.device(device))
-    return scorer
 
 
 def _narrow_frozen(net: nn.Module, dtype: torch.dtype) -> None:
@@ -151,7 +152,7 @@ def _narrow_frozen(net: nn.Module, dtype: torch.dtype) -> None:
                 setattr(module, name, made[id(old)])
 
 
-def _in_memory(name: str, tensor: Tensor) -> Source:
+def in_memory(name: str, tensor: Tensor) -> Source:
     return Source(name, tuple(tensor.shape), lambda region: tensor[region])
 
 
@@ -166,15 +167,14 @@ def _read_region(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], regi
 
 
 @torch.no_grad()
-def fill(net: Transformer | RewardModel, origin: Origin, device: torch.device) -> None:
+def fill(net: Transformer | RewardModel, sources: Iterable[Source], device: torch.device) -> None:
     """Give every parameter of a model, split or whole, its memory on the device and its values."""
     slots = _allocate(net, device)
-    for sources in (origin.weights(), origin.adapter()):
-        for source in sources:
-            parameter = slots.pop(source.name, None)
-            if parameter is not None:
-                local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-                local.copy_(source.read(_region(parameter)))
+    for source in sources:
+        parameter = slots.pop(source.name, None)
+        if parameter is not None:
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            local.copy_(source.read(_region(parameter)))
     assert not slots, f"no values for {sorted(slots)}"
     net.model.rotary = RotaryEmbedding(net.config).to(device)
 

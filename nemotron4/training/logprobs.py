@@ -33,16 +33,31 @@ def token_logprobs(
     Only positions whose log-probability is used should be passed: prompt tokens cost as much as others.
     A weight whose vocabulary is split over processes gives the same numbers on each of them.
     """
-    group, first_id = None, 0
-    if isinstance(weight_VD, DTensor):
-        mesh = weight_VD.device_mesh
-        group = mesh.get_group()
-        weight_VD = weight_VD.to_local()
-        first_id = weight_VD.shape[0] * mesh.get_local_rank()
+    own_VD, group, first_id = _own_part(weight_VD)
     result: Tensor = _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, target_N, slope, chunk_tokens, group, first_id
+        hidden_ND, own_VD, target_N, slope, chunk_tokens, group, first_id
     )
     return result
+
+
+def token_logprobs_and_entropies(
+    hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, *, chunk_tokens: int = CHUNK_TOKENS
+) -> Tensor:
+    """The same log-probabilities and the entropies of their distributions, (N, 2), in nats."""
+    own_VD, group, first_id = _own_part(weight_VD)
+    result: Tensor = _ChunkedEntropies.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, own_VD, target_N, chunk_tokens, group, first_id
+    )
+    return result
+
+
+def _own_part(weight_VD: Tensor) -> tuple[Tensor, dist.ProcessGroup | None, int]:
+    """This process's rows of the output weight, who has the others, and the id of the first one."""
+    if not isinstance(weight_VD, DTensor):
+        return weight_VD, None, 0
+    mesh = weight_VD.device_mesh
+    local_VD = weight_VD.to_local()
+    return local_VD, mesh.get_group(), local_VD.shape[0] * mesh.get_local_rank()
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -72,7 +87,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             logprobs.append(_all_sum((logprobs_cV.gather(1, column_c1) * is_mine_c1)[:, 0], group))
             if gradients is not None and slope is not None:
                 slope_c = logprobs_cV.new_full((len(logprobs_cV),), slope)
-                gradients.add(chunk, logprobs_cV, column_c1, is_mine_c1, slope_c)
+                gradients.add(chunk, _logprob_gradient(logprobs_cV, column_c1, is_mine_c1, slope_c))
         ctx.chunk_tokens, ctx.group, ctx.first_id = chunk_tokens, group, first_id
         ctx.slope, ctx.gradients = slope, gradients
         if gradients is None:
@@ -89,11 +104,56 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 chunk = slice(start, start + ctx.chunk_tokens)
                 logprobs_cV = _log_softmax(hidden_ND[chunk], weight_VD, ctx.group)
                 columns = _columns(target_N[chunk], ctx.first_id, weight_VD.shape[0])
-                gradients.add(chunk, logprobs_cV, *columns, grad_N[chunk])
+                gradients.add(chunk, _logprob_gradient(logprobs_cV, *columns, grad_N[chunk]))
         else:
             assert (grad_N == ctx.slope).all(), "the loss has another slope than it promised"
             ctx.gradients = None  # whoever gets them next may keep them without a copy
         return *gradients.finished(ctx.group), None, None, None, None, None
+
+
+class _ChunkedEntropies(torch.autograd.Function):
+    """Log-probability and entropy side by side; groups as in ``_ChunkedLogprobs``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        target_N: Tensor,
+        chunk_tokens: int,
+        group: dist.ProcessGroup | None,
+        first_id: int,
+    ) -> Tensor:
+        found = [_wide(hidden_ND.new_empty((0, 2)))]
+        for start in range(0, hidden_ND.shape[0], chunk_tokens):
+            chunk = slice(start, start + chunk_tokens)
+            logprobs_cV = _log_softmax(hidden_ND[chunk], weight_VD, group)
+            column_c1, is_mine_c1 = _columns(target_N[chunk], first_id, weight_VD.shape[0])
+            chosen_c = (logprobs_cV.gather(1, column_c1) * is_mine_c1)[:, 0]
+            entropy_c = -(logprobs_cV.exp() * logprobs_cV).sum(dim=1)
+            found.append(_all_sum(torch.stack((chosen_c, entropy_c), dim=1), group))
+        ctx.chunk_tokens, ctx.group, ctx.first_id = chunk_tokens, group, first_id
+        result_N2 = torch.cat(found)
+        ctx.save_for_backward(hidden_ND, weight_VD, target_N, result_N2[:, 1])
+        return result_N2
+
+    @staticmethod
+    def backward(ctx: Any, grad_N2: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_ND, weight_VD, target_N, entropy_N = ctx.saved_tensors
+        gradients = _Gradients(hidden_ND, weight_VD, *ctx.needs_input_grad[:2])
+        needs_entropy = bool(grad_N2[:, 1].any())
+        for start in range(0, hidden_ND.shape[0], ctx.chunk_tokens):
+            chunk = slice(start, start + ctx.chunk_tokens)
+            logprobs_cV = _log_softmax(hidden_ND[chunk], weight_VD, ctx.group)
+            columns = _columns(target_N[chunk], ctx.first_id, weight_VD.shape[0])
+            from_entropy_cV: Tensor | float = 0.0
+            if needs_entropy:
+                # d H / d logits = -p (log p + H)
+                from_entropy_cV = (logprobs_cV + entropy_N[chunk, None]) * logprobs_cV.exp()
+                from_entropy_cV *= -grad_N2[chunk, 1, None]
+            gradient_cV = _logprob_gradient(logprobs_cV, *columns, grad_N2[chunk, 0])
+            gradients.add(chunk, gradient_cV.add_(from_entropy_cV))
+        return *gradients.finished(ctx.group), None, None, None, None
 
 
 class _Gradients:
@@ -106,15 +166,10 @@ class _Gradients:
         wide = _wide(hidden_ND.new_empty(0)).dtype
         self._weight_VD = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
 
-    def add(
-        self, chunk: slice, logprobs_cV: Tensor, column_c1: Tensor, is_mine_c1: Tensor, slope_c: Tensor
-    ) -> None:
-        """One chunk's share. Its log-probabilities are used up: their memory becomes the logits' gradient."""
+    def add(self, chunk: slice, gradient_cV: Tensor) -> None:
+        """One chunk's share, from the gradient of its logits."""
         hidden_ND, weight_VD = self._inputs
-        # d log p(y) / d logits = onehot(y) - softmax
-        grad_cV = logprobs_cV.exp_().mul_(-slope_c[:, None])
-        grad_cV.scatter_add_(1, column_c1, slope_c[:, None] * is_mine_c1)
-        narrow_cV = grad_cV.to(hidden_ND.dtype)
+        narrow_cV = gradient_cV.to(hidden_ND.dtype)
         if self._hidden_ND is not None:
             self._hidden_ND[chunk] = narrow_cV @ weight_VD
         if self._weight_VD is not None:
@@ -136,6 +191,13 @@ def _log_softmax(hidden_cD: Tensor, weight_VD: Tensor, group: dist.ProcessGroup 
     if group is None:
         return logits_cV.log_softmax(dim=-1)  # one pass over memory; the general form takes five
     return logits_cV.sub_(_all_logsumexp(logits_cV.logsumexp(dim=-1), group)[:, None])
+
+
+def _logprob_gradient(logprobs_cV: Tensor, column_c1: Tensor, is_mine_c1: Tensor, slope_c: Tensor) -> Tensor:
+    """The logits' gradient, in the memory of the log-probabilities, which are used up."""
+    # d log p(y) / d logits = onehot(y) - softmax
+    gradient_cV = logprobs_cV.exp_().mul_(-slope_c[:, None])
+    return gradient_cV.scatter_add_(1, column_c1, slope_c[:, None] * is_mine_c1)
 
 
 def _columns(target_c: Tensor, first_id: int, num_ids: int) -> tuple[Tensor, Tensor]:

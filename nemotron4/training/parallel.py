@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -36,7 +37,7 @@ def num_processes() -> int:
 def process_group(
     settings: ParallelSection, device: torch.device, *, compute: str = "float32"
 ) -> Iterator[Grid | None]:
-    """The processes of this run; the group is destroyed at the end. None for one process in float32."""
+    """The processes of this run. None for one process in float32."""
     launched = num_processes()
     if settings.num_processes != launched:
         raise ConfigError(
@@ -47,17 +48,48 @@ def process_group(
     if launched == 1 and compute == "float32":
         yield None
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if launched == 1:  # FSDP2, which makes the 16-bit copies, wants a group
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    else:
-        if device.type == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group(backend)
+    if launched > 1:
+        with launch(device):
+            yield build_grid(settings, device.type)
+        return
+    # FSDP2, which makes the 16-bit copies, wants a group.
+    dist.init_process_group(_backend(device), store=HashStore(), rank=0, world_size=1)
     try:
         yield build_grid(settings, device.type)
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def launch(device: torch.device) -> Iterator[None]:
+    """What the launcher started, joined once: the runs within share it, as the stages of a chain do.
+
+    A second group of the same launch would find the keys of the first in the launcher's store, and wait.
+    """
+    if num_processes() == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(_backend(device))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def is_first() -> bool:
+    """True on the process that writes what a run leaves."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _backend(device: torch.device) -> str:
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def wait_for_all() -> None:
+    """Until every process is here, however long one of them writes."""
+    dist.barrier(dist.new_group(backend="gloo", timeout=timedelta(days=1)))
 
 
 def build_grid(settings: ParallelSection, device_type: str) -> Grid:
@@ -68,17 +100,22 @@ def build_grid(settings: ParallelSection, device_type: str) -> Grid:
     return Grid(mesh, mesh["pipeline"], data, mesh["tensor"])
 
 
-def build(origin: Origin, grid: Grid, device: torch.device) -> Engine:
+def build(origin: Origin, grid: Grid | None, device: torch.device, *, is_frozen: bool = False) -> Engine:
     """The engine of a recipe's model; each process reads only its own parts of the weights."""
-    engine = distribute(origin.scorer(), grid, device, compute=origin.compute)
-    fill(engine.scorer.net, origin, device)
+    scorer = origin.scorer()
+    if is_frozen:
+        scorer.requires_grad_(False)
+    engine = distribute(scorer, grid, device, compute=origin.compute)
+    fill(engine.scorer.net, origin.sources(), device)
     return engine
 
 
 def distribute(
-    scorer: Scorer, grid: Grid, device: torch.device, *, compute: torch.dtype = torch.float32
+    scorer: Scorer, grid: Grid | None, device: torch.device, *, compute: torch.dtype = torch.float32
 ) -> Engine:
     """Split a scorer, alike on every process or on the meta device, and return the engine that runs it."""
+    if grid is None:
+        return Engine(scorer, device=device)
     config = scorer.net.config
     if grid.tensor.size() > 1:
         tensor_parallel.check_divisible(config, grid.tensor.size())

@@ -9,7 +9,7 @@ Legend: M rows (micro-batches) of a data rank, N tokens of a row, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -28,7 +28,7 @@ from nemotron4.training import tensor_parallel
 from nemotron4.training.engine import Sums
 from nemotron4.training.packing import PackedRow, Sample, plan_rows
 from nemotron4.training.scorer import Scorer, hidden
-from nemotron4.training.sharded import Grid, ShardedEngine, shard
+from nemotron4.training.sharded import Grid, ShardedEngine, shard, whole
 from nemotron4.training.stages.interface import Stage
 
 Finish = Callable[[Tensor, PackedRow], Tensor]
@@ -191,10 +191,17 @@ class PipelineEngine(ShardedEngine):
         dist.all_reduce(square, group=self.group)
         return float(square.sqrt())
 
-    def gather_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        parts: list[dict[str, Tensor]] = [{} for _ in range(self.num_stages)]
-        dist.all_gather_object(parts, {name: t.cpu() for name, t in tensors.items()}, group=self.group)
-        return {name: tensor for part in parts for name, tensor in part.items()}
+    def whole_tensors(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        mine = [(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()]
+        parts = [mine] * self.num_stages
+        dist.all_gather_object(parts, mine, group=self.group)
+        for stage, part in enumerate(parts):
+            for name, shape, dtype in part:
+                tensor = torch.empty(shape, dtype=dtype, device=self.device)
+                if stage == self.stage:
+                    tensor = whole(tensors[name].detach()).contiguous()
+                dist.broadcast(tensor, group=self.group, group_src=stage)
+                yield name, tensor
 
     # ---- scoring
 

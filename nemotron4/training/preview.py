@@ -11,10 +11,10 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.errors import TrainingError
 from nemotron4.model.config import ModelConfig
 from nemotron4.text.tokenizer import Tokenizer
-from nemotron4.training import run
+from nemotron4.training import parallel, run
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
-from nemotron4.training.loading import build_scorer
+from nemotron4.training.loading import Origin
 from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import model_hash
@@ -158,7 +158,8 @@ def check_invariance(recipe: Recipe, *, connect: Connect | None = None) -> list[
     base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
     config = run.model_config(recipe, base)
     read = run.read_data(recipe, run.build_encoder(recipe, base, config))
-    engine = Engine(build_scorer(recipe, base, config))
+    origin = Origin(recipe, base, config)
+    engine = parallel.build(origin, None, torch.device("cpu"))
     engine.scorer.eval()  # dropout draws by row, so it is left out of the comparison
     size = plan_steps(recipe, len(read.train)).sizes[0]
     samples = [read.train[i] for i in range(min(size, len(read.train)))]
@@ -167,7 +168,7 @@ def check_invariance(recipe: Recipe, *, connect: Connect | None = None) -> list[
         samples = list(read.train)
     stage = run.build_stage(recipe)
     if recipe.policy_gradient is not None:
-        make = run.policy_trainer(recipe, base, config, engine.device, connect)
+        make = run.policy_trainer(origin, None, engine.device, connect)
         samples = list(make(recipe, engine, stage, Dataset(read.train, recipe.run.seed)).first_samples())
         if not samples:
             raise TrainingError(

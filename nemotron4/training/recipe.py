@@ -253,8 +253,6 @@ class Recipe:
             raise ConfigError(
                 "table [samples] needs data.validation: its prompts are answered after each one"
             )
-        if self.parallel.num_processes > 1 or self.model.compute != "float32":
-            raise ConfigError("table [samples] needs one process and model.compute float32")
 
     def _check_policy_gradient(self) -> None:
         settings = self.policy_gradient
@@ -268,12 +266,6 @@ class Recipe:
             raise ConfigError(
                 f"policy_gradient.max_new_tokens ({settings.max_new_tokens}) leaves no room for a prompt in "
                 f"data.max_length ({self.data.max_length})"
-            )
-        if self.parallel.num_processes > 1:
-            raise ConfigError("stage policy-gradient runs in one process in this version")
-        if self.model.compute != "float32":
-            raise ConfigError(
-                f"model.compute is {self.model.compute!r}; stage policy-gradient computes in float32"
             )
 
     def samples_at(self, samples_seen: int) -> int:

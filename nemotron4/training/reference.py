@@ -64,7 +64,8 @@ def with_reference(
     With adapters the reference is the base: the engine's model with its adapters switched off.
     """
     hashes = [sample_hash(sample) for sample in samples]
-    known = _read(cache)
+    # As the first process sees it: the others could read while it writes, and wait for rows it has.
+    known = engine.gathered(_read(cache) if is_writer else {})[0]
     missing = [i for i, key in enumerate(hashes) if key not in known]
     cached = [i for i, key in enumerate(hashes) if key in known]
     checked = random.Random(0).sample(cached, min(NUM_CHECKED, len(cached)))

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from nemotron4 import __version__
 from nemotron4.checkpoint import open_checkpoint
@@ -25,13 +23,12 @@ from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.model.adapter_files import adapter_tensors, write_adapter
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.presets import PRESETS
-from nemotron4.model.transformer import Transformer
 from nemotron4.training import checkpoints, data, parallel
 from nemotron4.training.critic import build_critic
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
 from nemotron4.training.formats import ALL_ATTRIBUTES, Kind, TextRow
-from nemotron4.training.loading import Origin, build_scorer
+from nemotron4.training.loading import Origin
 from nemotron4.training.metrics import MetricsLog, Progress, open_logs
 from nemotron4.training.output import write_model
 from nemotron4.training.packing import Sample
@@ -40,7 +37,9 @@ from nemotron4.training.reading import Problem, files_of, read_rows, refuse_too_
 from nemotron4.training.recipe import Recipe, RewardSection, as_plain
 from nemotron4.training.reference import model_hash, with_reference
 from nemotron4.training.rollouts import Connect, Generate, PromptSample
+from nemotron4.training.sampler import Sampler
 from nemotron4.training.samples import Samples
+from nemotron4.training.sharded import Grid
 from nemotron4.training.speed import StepCost, matmul_flops_per_s
 from nemotron4.training.stages.interface import Stage
 from nemotron4.training.stages.policy_gradient import ActorStage
@@ -266,22 +265,19 @@ def train(
     config = model_config(recipe, base)
     read = read_data(recipe, build_encoder(recipe, base, config))
     with parallel.process_group(recipe.parallel, device, compute=recipe.model.compute) as grid:
-        is_writer = grid is None or torch.distributed.get_rank() == 0
+        is_writer = parallel.is_first()
         tell: Note = note if is_writer else lambda text: None
         tell(
             f"{len(read.train)} training samples, {len(read.validation)} for validation, "
             f"{len(read.problems)} rows left out"
         )
-        if grid is None:
-            scorer = build_scorer(recipe, base, config, device)
-            engine, weights = Engine(scorer, device=device), model_hash(scorer.net)
-        else:
-            origin = Origin(recipe, base, config)
-            engine, weights = parallel.build(origin, grid, device), origin.hash()
+        origin = Origin(recipe, base, config)
+        engine = parallel.build(origin, grid, device)
+        weights = model_hash(engine.scorer.net) if grid is None else origin.hash()
         read = _with_reference(recipe, read, engine, weights, is_writer=is_writer, note=tell)
         make: Callable[..., Trainer] = Trainer
         if recipe.policy_gradient is not None:
-            make = policy_trainer(recipe, base, config, device, connect)
+            make = policy_trainer(origin, grid, device, connect)
         trainer = make(
             recipe,
             engine,
@@ -291,7 +287,7 @@ def train(
             fingerprint=fingerprint(recipe, read, weights),
             on_progress=on_progress if is_writer else lambda progress: None,
             is_writer=is_writer,
-            logs=_logs(recipe, engine, base, config, generator) if is_writer else (),
+            logs=_logs(origin, engine, generator, is_writer=is_writer),
             cost=StepCost.of(config, has_adapter=recipe.adapter is not None),
             peak_flops_per_s=matmul_flops_per_s(device) * recipe.parallel.num_processes,
             constants={"share_left_out": read.share_left_out} if recipe.stage == "preference" else {},
@@ -303,6 +299,8 @@ def train(
         output = None
         if steps == trainer.plan.num_steps:
             output = _write_output(recipe, trainer, base, config, is_writer=is_writer)
+            if grid is not None:
+                parallel.wait_for_all()  # the next stage of a chain opens what this one has written
         return Summary(
             steps,
             trainer.plan.num_steps,
@@ -315,13 +313,10 @@ def train(
 
 
 def _logs(
-    recipe: Recipe,
-    engine: Engine,
-    base: Checkpoint,
-    config: ModelConfig,
-    generator: Callable[[Checkpoint], Generate] | None,
+    origin: Origin, engine: Engine, generator: Callable[[Checkpoint], Generate] | None, *, is_writer: bool
 ) -> list[MetricsLog]:
-    logs = open_logs(recipe.run.directory, recipe.run.log, as_plain(recipe))
+    recipe = origin.recipe
+    logs = open_logs(recipe.run.directory, recipe.run.log, as_plain(recipe)) if is_writer else []
     if recipe.samples is None:
         return logs
     if generator is None:
@@ -329,21 +324,21 @@ def _logs(
             "table [samples] needs an engine", hint="pass generator=nemotron4.feedback.generator"
         )
     num_new = recipe.samples.max_new_tokens
-    encoder = build_encoder(recipe, base, config)
+    encoder = build_encoder(recipe, origin.base, origin.config)
     rows, problems = read_rows([recipe.samples.prompts], "prompts")
     build = data.prompt_sample(encoder, num_new=num_new, needs_messages=False, row_fields=())
     prompts, more = data.build_samples(rows, encoder, build)
     refuse_too_many([*problems, *more], len(rows) + len(problems), 0)
     found = [prompt for prompt in prompts if isinstance(prompt, PromptSample)]
-    net = engine.scorer.net
-    assert isinstance(net, Transformer), "a recipe refuses samples of a reward model"
-    return [*logs, Samples(recipe.run.directory, net, found, generator(base), num_new)]
+    sampler = Sampler(engine, generator(origin.base), origin.policy)
+    return [*logs, Samples(recipe.run.directory, found, sampler, num_new, is_writer)]
 
 
 def policy_trainer(
-    recipe: Recipe, base: Checkpoint, config: ModelConfig, device: torch.device, connect: Connect | None
+    origin: Origin, grid: Grid | None, device: torch.device, connect: Connect | None
 ) -> Callable[..., PolicyTrainer]:
     """A trainer with judges, and with the reference and critic that the recipe asks for."""
+    recipe, base = origin.recipe, origin.base
     settings = recipe.policy_gradient
     assert settings is not None, "only policy-gradient recipes come here"
     if connect is None:
@@ -352,12 +347,22 @@ def policy_trainer(
         )
     reference = None
     if settings.kl_coefficient and recipe.adapter is None:
-        scorer = build_scorer(recipe, base, config, device)
-        reference = Engine(scorer.requires_grad_(False), device=device)
+        reference = parallel.build(origin, grid, device, is_frozen=True)
+    outside = connect(recipe, base)
+    identity = [outside.judge.identity]
     critic = None
     if settings.has_critic:
-        critic = Engine(build_critic(recipe, base, config).to(device), device=device)
-    return partial(PolicyTrainer, outside=connect(recipe, base), reference=reference, critic=critic)
+        scorer = build_critic(recipe, base, origin.config)
+        identity.append(model_hash(scorer.net))
+        critic = parallel.distribute(scorer.to(device), grid, device, compute=origin.compute)
+    return partial(
+        PolicyTrainer,
+        outside=outside,
+        identity=identity,
+        skeleton=origin.policy,
+        reference=reference,
+        critic=critic,
+    )
 
 
 def _weights(recipe: Recipe, read: Data) -> tuple[float, ...]:
@@ -457,7 +462,7 @@ def _write_output(
     folder = output_folder(recipe)
     if recipe.adapter is not None:
         own = adapter_tensors(trainer.engine.scorer.net, recipe.adapter)
-        tensors = trainer.engine.gather_tensors({name: _whole(t) for name, t in own.items()})
+        tensors = dict(trainer.engine.whole_tensors(own))
         if is_writer:
             write_adapter(folder, tensors, recipe.adapter, base=recipe.model.start or "")
     elif is_writer:
@@ -469,7 +474,3 @@ def _write_output(
             fingerprint=f"{trainer.fingerprint} {trainer.plan.num_steps}",
         )  # fmt: skip
     return folder
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -10,37 +10,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron4.model.transformer import Transformer
 from nemotron4.training.formats import Prompt
 from nemotron4.training.metrics import Progress, forget_after
-from nemotron4.training.rollouts import Draw, Generate, PromptSample
+from nemotron4.training.rollouts import Draw, PromptSample
+from nemotron4.training.sampler import Sampler
 
 SAMPLES_FILE = "samples.jsonl"
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A ``MetricsLog`` of greedy answers by the model that trains, one line for each prompt."""
+    """A ``MetricsLog`` of greedy answers by the model that trains, one line for each prompt.
+
+    Every process of a run has one, because all of them generate; one of them writes.
+    """
 
     folder: Path
-    net: Transformer
     prompts: Sequence[PromptSample]
-    generate: Generate
+    sampler: Sampler
     max_new_tokens: int
+    is_writer: bool = True
 
     def begin(self, step: int) -> None:
         path = self.folder / SAMPLES_FILE
-        if path.exists():
+        if self.is_writer and path.exists():
             forget_after(path, step)
 
     def write(self, progress: Progress) -> None:
         if progress.kind != "validation":
             return
-        was_training = self.net.training
-        self.net.eval()
         draws = [Draw(sample.segments[0].tokens, seed=0) for sample in self.prompts]
-        answers = self.generate(self.net, draws, max_new_tokens=self.max_new_tokens, temperature=0.0)
-        self.net.train(was_training)
+        answers = self.sampler(draws, max_new_tokens=self.max_new_tokens, temperature=0.0)
+        if not self.is_writer:
+            return
         lines = [
             json.dumps(
                 {

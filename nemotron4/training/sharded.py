@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from nemotron4.model.transformer import Block
 from nemotron4.training import tensor_parallel
-from nemotron4.training.engine import Engine, Sums
+from nemotron4.training.engine import Engine, Sums, T
 from nemotron4.training.packing import PackedRow, Sample, pack, plan_rows
 from nemotron4.training.scorer import Scorer
 from nemotron4.training.stages.interface import Stage
@@ -69,6 +70,11 @@ def _heads(scorer: Scorer) -> list[nn.Module]:
     return [module for name, module in scorer.net.named_children() if name == "reward_head"]
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with the parts that other processes of its mesh have."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 class ShardedEngine(Engine):
     """Several processes with data and tensor axes. The pipeline's engine builds on this one."""
 
@@ -105,17 +111,24 @@ class ShardedEngine(Engine):
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return bool(tensor)
 
-    def gather_texts(self, texts: Sequence[str]) -> list[str]:
-        gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(gathered, list(texts))
-        return [text for part in gathered for text in part]
+    def gathered(self, value: T) -> list[T]:
+        values = [value] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+        return values
+
+    def share(self, jobs: Sequence[T]) -> Sequence[T]:
+        return jobs[dist.get_rank() :: dist.get_world_size()]
+
+    def whole_tensors(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors.items():
+            yield name, whole(tensor)
 
     def _backward(self, rows: Sequence[PackedRow], stage: Stage, count: float) -> Sums:
         sums = super()._backward(rows, stage, count)
         tensor_parallel.settle_gradients(self.trainable)
         return sums
 
-    def _scaled_for_backward(self, loss: torch.Tensor) -> torch.Tensor:
+    def _scaled_for_backward(self, loss: Tensor) -> Tensor:
         # FSDP averages gradients over the data axis; the loss law has divided already.
         return loss * self.num_data
 

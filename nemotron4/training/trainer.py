@@ -99,7 +99,8 @@ class Trainer:
     """Runs a recipe on an engine. ``fingerprint`` identifies data, model and settings of the run.
 
     With ``cost`` and the measured ``peak_flops_per_s`` of all processes together each step records its MFU.
-    ``logs`` receive what ``metrics.jsonl`` does. ``constants`` stand beside the numbers of every step.
+    ``logs`` receive what ``metrics.jsonl`` does, which the writer alone has. ``constants`` stand beside the
+    numbers of every step.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Trainer:
         self.fingerprint = fingerprint
         self.on_progress = on_progress
         self.is_writer = is_writer
-        self.logs = [JsonLines(recipe.run.directory), *logs] if is_writer else []
+        self.logs = [*([JsonLines(recipe.run.directory)] if is_writer else []), *logs]
         self.cost = cost
         self.peak_flops_per_s = peak_flops_per_s
         self.constants = constants

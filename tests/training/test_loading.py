@@ -24,7 +24,7 @@ from nemotron4.checkpoint.write_huggingface import config_json
 from nemotron4.model.adapters import AdapterConfig, add_adapter
 from nemotron4.training import parallel
 from nemotron4.training.engine import Engine
-from nemotron4.training.loading import Origin, build_scorer
+from nemotron4.training.loading import Origin
 from nemotron4.training.recipe import ModelSection, ParallelSection, Recipe
 from nemotron4.training.scorer import LogprobScorer
 from nemotron4.training.stages.sft import LikelihoodStage
@@ -128,7 +128,7 @@ def assert_split_of(whole: Engine, engine: Engine, layout: ParallelSection, rank
 def test_every_process_loads_its_own_parts(base: Counted, layout: ParallelSection, tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, adapter=AdapterConfig(kind="lora", rank=4, targets=("all",)))
     whole = Engine(loaded(recipe, base))
-    alone = Engine(build_scorer(recipe, base, base.config))  # type: ignore[arg-type]
+    alone = parallel.build(Origin(recipe, base, base.config), None, CPU)  # type: ignore[arg-type]
     assert_split_of(whole, alone, ParallelSection(), 0)
     names: set[str] = set()
     num_read = []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nemotron4.training.logprobs import token_logprobs
+from nemotron4.training.logprobs import token_logprobs, token_logprobs_and_entropies
 
 
 def plain_token_logprobs(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
@@ -52,6 +52,23 @@ def test_a_slope_known_before_gives_the_same_value_and_gradients(chunk_tokens: i
     )
     for got, want in zip(actual, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("chunk_tokens", [4, 64])
+def test_entropies_beside_them_equal_the_plain_form(chunk_tokens: int) -> None:
+    *inputs, upstream_N = _inputs(23, torch.float64)
+    upstream_N2 = torch.stack((upstream_N, upstream_N.flip(0)), dim=1)
+
+    def plain(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
+        distribution = torch.distributions.Categorical(logits=hidden_ND @ weight_VD.T)
+        return torch.stack((distribution.log_prob(target_N), distribution.entropy()), dim=1)
+
+    expected = _value_and_gradients(plain, *inputs, upstream_N2)
+    actual = _value_and_gradients(
+        lambda h, w, t: token_logprobs_and_entropies(h, w, t, chunk_tokens=chunk_tokens), *inputs, upstream_N2
+    )
+    for got, want in zip(actual, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
 def test_another_slope_than_promised_is_noticed() -> None:

@@ -17,11 +17,11 @@ from nemotron4.config import build
 from nemotron4.errors import ConfigError, DataError, TrainingError
 from nemotron4.feedback import connect
 from nemotron4.feedback.generation import EngineGenerate
-from nemotron4.training import run
+from nemotron4.training import parallel, run
 from nemotron4.training.advantages import actor_critic_advantages, group_advantages
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
-from nemotron4.training.loading import build_scorer
+from nemotron4.training.loading import Origin
 from nemotron4.training.packing import Segment
 from nemotron4.training.policy_scorer import PolicyScorer
 from nemotron4.training.policy_settings import PolicyGradientSection, RewardSource
@@ -148,8 +148,9 @@ def test_a_steps_gradient_is_the_derivative_of_the_expected_reward(
     base = open_checkpoint(nemotron)
     config = run.model_config(recipe, base)
     prompts = run.read_data(recipe, run.build_encoder(recipe, base, config)).train
-    engine, stage = Engine(build_scorer(recipe, base, config)), run.build_stage(recipe)
-    trainer = run.policy_trainer(recipe, base, config, engine.device, judging(WorthJudge()))
+    origin, stage = Origin(recipe, base, config), run.build_stage(recipe)
+    engine = parallel.build(origin, None, torch.device("cpu"))
+    trainer = run.policy_trainer(origin, None, engine.device, judging(WorthJudge()))
     samples = trainer(recipe, engine, stage, Dataset(prompts, seed=0)).first_samples()
     engine.forward_backward(engine.rows(samples, 4000), stage)
     # Pairs with equal rewards have no gradient and do not count.
@@ -186,6 +187,15 @@ def test_lora_trains_against_the_base_without_a_second_model(tmp_path: Path, nem
     first, second = metrics(tmp_path / "run")
     assert first["kl"] == pytest.approx(0, abs=1e-9)
     assert second["kl"] > 0
+
+
+def test_with_16_bits_the_sampler_is_as_near_to_the_trainer_as_they_allow(
+    tmp_path: Path, nemotron: Path
+) -> None:
+    run.train(make(tmp_path, nemotron, "ppo", model={"compute": "bfloat16"}), connect=judging(LengthJudge()))
+    for line in metrics(tmp_path / "run"):
+        assert 1e-5 < line["sampler_gap"] < 0.2
+    assert metrics(tmp_path / "run")[0]["ratio"] == pytest.approx(1, abs=1e-2)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", pytest.param("ppo", marks=pytest.mark.slow)])
@@ -308,8 +318,6 @@ def test_a_prompt_that_cannot_be_judged_is_found_before_the_run(
         ({"policy_gradient": {"max_new_tokens": 80}}, "leaves no room for a prompt"),
         ({"stage": "sft"}, r"table \[policy_gradient\] has no meaning in stage sft"),
         ({"policy_gradient": None}, r"needs a table \[policy_gradient\]"),
-        ({"parallel": {"data": 2}}, "runs in one process"),
-        ({"model": {"compute": "bfloat16"}}, "computes in float32"),
         ({"adapter": {"kind": "p_tuning"}}, "no reference in stage policy-gradient"),
     ],
 )

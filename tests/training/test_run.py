@@ -22,10 +22,10 @@ from nemotron4.inference.reward import load_reward
 from nemotron4.model.adapter_files import load_adapter
 from nemotron4.model.attention import CausalAttend
 from nemotron4.model.reward_head import RewardModel
+from nemotron4.training import parallel, run
 from nemotron4.training import recipe as recipes
-from nemotron4.training import run
 from nemotron4.training.data import TextWindows
-from nemotron4.training.loading import build_scorer
+from nemotron4.training.loading import Origin
 from nemotron4.training.preview import preview
 from nemotron4.training.recipe import Recipe
 from tests import tiny_models
@@ -249,7 +249,8 @@ def plain_reward_model(recipe: Recipe, base: Path) -> RewardModel:
     """What the run started from: the base, its head drawn from the recipe's seed, no adapter."""
     checkpoint = open_checkpoint(base)
     config = run.model_config(recipe, checkpoint)
-    net = build_scorer(dataclasses.replace(recipe, adapter=None), checkpoint, config).net
+    origin = Origin(dataclasses.replace(recipe, adapter=None), checkpoint, config)
+    net = parallel.build(origin, None, torch.device("cpu")).scorer.net
     assert isinstance(net, RewardModel)
     return net
 
