@@ -114,7 +114,14 @@ def _train(stages: list[Recipe], *, as_json: bool) -> None:
     from nemotron4.training.chain import run
 
     with TrainingView() as view:
-        summary = run(stages, note=note, on_progress=view.show, connect=connect, generator=generator)
+        summary = run(
+            stages,
+            note=note,
+            on_progress=view.show,
+            on_part=view.show_part,
+            connect=connect,
+            generator=generator,
+        )
     if not summary.is_writer:
         return
     if as_json:

@@ -18,7 +18,7 @@ from rich.text import Text
 from nemotron4.cli.progress import PLAIN_INTERVAL_S, duration
 
 if TYPE_CHECKING:
-    from nemotron4.training.metrics import Progress
+    from nemotron4.training.metrics import Part, Progress
 
 NUM_RECENT = 60  # steps behind the curve and the estimate of the time left
 BARS = "▁▂▃▄▅▆▇█"
@@ -28,7 +28,10 @@ IN_LOG_LINES = ("accuracy", "margin_beta", "reward_correlation", "length", "kl",
 
 
 class TrainingView:
-    """``show`` takes each step and validation of a run, or of the stages of a chain one after the other."""
+    """``show`` takes each step and validation of a run, or of the stages of a chain one after the other.
+
+    ``show_part`` takes how far a part within a step, or before the first, is.
+    """
 
     def __init__(
         self, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
@@ -40,6 +43,8 @@ class TrainingView:
         self._seconds: deque[float] = deque(maxlen=NUM_RECENT)
         self._last: Progress | None = None
         self._validation: Progress | None = None
+        self._part: Part | None = None
+        self._part_started = 0.0
         self._live = (
             Live(console=self._console, get_renderable=self.panel, refresh_per_second=4)
             if self._console.is_terminal
@@ -55,7 +60,26 @@ class TrainingView:
         if self._live is not None:
             self._live.stop()
 
+    def show_part(self, part: Part) -> None:
+        if self._part is None or part.name != self._part.name or part.done < self._part.done:
+            self._part_started = self._clock()
+        self._part = part
+        if self._live is None and self._clock() - self._last_printed >= PLAIN_INTERVAL_S:
+            self._last_printed = self._clock()
+            self._console.print(self.part_line(part), soft_wrap=True)
+
+    def part_line(self, part: Part) -> str:
+        """``answers 12 of 64, 3,410 tokens`` or ``... 512 of 2,000, about 3 min left``"""
+        line = f"{part.name} {part.done:,} of {part.total:,}"
+        if part.num_tokens:  # they end when they end: no share of them tells the time left
+            return f"{line}, {part.num_tokens:,} tokens"
+        if not part.done:
+            return line
+        left = (self._clock() - self._part_started) * (part.total - part.done) / part.done
+        return f"{line}, about {duration(left)} left"
+
     def show(self, progress: Progress) -> None:
+        self._part = None
         if progress.kind == "validation":
             self._validation = progress
         else:
@@ -94,9 +118,10 @@ class TrainingView:
 
     def panel(self) -> RenderableType:
         """The live view; before the first step it says that nothing is there yet."""
-        last = self._last
+        last, part = self._last, self._part  # another thread changes them
         if last is None:
-            return Panel(Text("reading data and weights ..."), title="nemotron4 train", title_align="left")
+            waiting = "reading data and weights ..." if part is None else self.part_line(part)
+            return Panel(Text(waiting), title="nemotron4 train", title_align="left")
         head = Table.grid(padding=(0, 2))
         head.add_row(
             f"step {last.step} of {last.num_steps}",
@@ -114,7 +139,8 @@ class TrainingView:
             found = self._validation
             name, value = headline(found.values)
             rows.append(Text(f"validation after step {found.step}: {name} {value:.4f}"))
-        return Panel(Group(*rows, table), title="nemotron4 train", title_align="left")
+        foot = [] if part is None else [Text(self.part_line(part))]
+        return Panel(Group(*rows, table, *foot), title="nemotron4 train", title_align="left")
 
 
 def headline(values: Mapping[str, float]) -> tuple[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from nemotron4.checkpoint.interface import Checkpoint
@@ -41,7 +41,13 @@ class EngineGenerate:
         return cls(base, tokenizer, frozenset(stops))
 
     def __call__(
-        self, net: Transformer, draws: Sequence[Draw], *, max_new_tokens: int, temperature: float
+        self,
+        net: Transformer,
+        draws: Sequence[Draw],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        on_progress: Callable[[int, int], None],
     ) -> list[Continuation]:
         if not draws:
             return []
@@ -66,7 +72,8 @@ class EngineGenerate:
             max_waiting=len(draws),
             max_step_tokens=MAX_STEP_TOKENS,
         ) as engine:
-            found = engine.generate_each([(d.prompt_ids, replace(shared, seed=d.seed)) for d in draws])
+            jobs = [(draw.prompt_ids, replace(shared, seed=draw.seed)) for draw in draws]
+            found = engine.generate_each(jobs, on_progress=on_progress)
         return [Continuation(g.token_ids, g.text, g.finish_reason == "stop", g.logprobs or ()) for g in found]
 
     def _info(self, net: Transformer) -> ModelInfo:

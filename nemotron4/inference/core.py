@@ -7,7 +7,7 @@ import contextlib
 import queue
 import threading
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from nemotron4.text.prompt import PromptFormat
 
 
+PROGRESS_INTERVAL_S = 1.0
 _Letter = tuple["asyncio.Queue[TokenStep | Exception]", TokenStep | Exception]
 
 
@@ -115,8 +116,16 @@ class EngineCore:
             if not is_finished:
                 self._cancel(request)
 
-    def collect(self, prompts: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[list[TokenStep]]:
-        """Run all prompts to their end and return every step of each. Blocks the calling thread."""
+    def collect(
+        self,
+        prompts: Sequence[tuple[Sequence[int], SamplingParams]],
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[TokenStep]]:
+        """Run all prompts to their end and return every step of each. Blocks the calling thread.
+
+        ``on_progress`` hears of ended prompts and of tokens so far, at every end and every second.
+        """
         results: list[list[TokenStep]] = [[] for _ in prompts]
         ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
 
@@ -136,10 +145,15 @@ class EngineCore:
             # All at once: how the prompts are cut into steps must not depend on the threads' timing.
             self._inbox.extend(requests)
             self._wake.set()
-            for _ in prompts:
-                error = ended.get()
-                if error is not None:
-                    raise error
+            num_ended = 0
+            while num_ended < len(prompts):
+                with contextlib.suppress(queue.Empty):
+                    error = ended.get(timeout=PROGRESS_INTERVAL_S if on_progress else None)
+                    if error is not None:
+                        raise error
+                    num_ended += 1
+                if on_progress is not None:
+                    on_progress(num_ended, sum(map(len, results)))
         except BaseException:
             for request in requests:
                 self._cancel(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, cast
@@ -62,9 +62,14 @@ class Engine(EngineCore):
         ]
         return self.generate_each(jobs)
 
-    def generate_each(self, jobs: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[Generation]:
-        """One generation for each pair of token ids and settings, in order."""
-        results = self.collect(jobs)
+    def generate_each(
+        self,
+        jobs: Sequence[tuple[Sequence[int], SamplingParams]],
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Generation]:
+        """One generation for each pair of token ids and settings, in order; see ``collect``."""
+        results = self.collect(jobs, on_progress=on_progress)
         return [self._generation(ids, steps) for (ids, _), steps in zip(jobs, results, strict=True)]
 
     async def generate_async(self, prompts: Sequence[Prompt], **settings: Any) -> list[Generation]:

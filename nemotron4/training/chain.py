@@ -19,7 +19,7 @@ from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import ConfigError
 from nemotron4.training import parallel
 from nemotron4.training import recipe as recipes
-from nemotron4.training.metrics import Progress
+from nemotron4.training.metrics import OnPart, Progress, hear_nothing
 from nemotron4.training.policy_settings import PREVIOUS
 from nemotron4.training.recipe import Recipe, as_plain
 from nemotron4.training.rollouts import Connect, Generate
@@ -114,6 +114,7 @@ def run(
     *,
     note: Callable[[str], None] = lambda text: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_part: OnPart = hear_nothing,
     connect: Connect | None = None,
     generator: Callable[[Checkpoint], Generate] | None = None,
 ) -> Summary:
@@ -128,7 +129,14 @@ def run(
             if not is_last and is_finished(recipe):
                 tell("finished before")
                 continue
-            summary = train(recipe, note=note, on_progress=on_progress, connect=connect, generator=generator)
+            summary = train(
+                recipe,
+                note=note,
+                on_progress=on_progress,
+                on_part=on_part,
+                connect=connect,
+                generator=generator,
+            )
             if summary.steps < summary.num_steps:
                 break
     assert summary is not None, "the last stage always runs"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -31,6 +31,23 @@ class Progress:
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "step": self.step, **self.values}
+
+
+@dataclass(frozen=True)
+class Part:
+    """How far a long part within a step, or before the first one, is. It is shown and not recorded."""
+
+    name: str
+    done: int
+    total: int
+    num_tokens: int = 0
+
+
+OnPart = Callable[[Part], None]
+
+
+def hear_nothing(part: Part) -> None:
+    """For callers who want no progress of parts."""
 
 
 class MetricsLog(Protocol):

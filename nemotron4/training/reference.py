@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,10 +22,12 @@ from nemotron4.errors import TrainingError
 from nemotron4.model.adapters import adapters_off
 from nemotron4.training.data import sample_hash
 from nemotron4.training.engine import Engine
+from nemotron4.training.metrics import OnPart, Part, hear_nothing
 from nemotron4.training.packing import Sample
 from nemotron4.training.scorer import segment_logprobs
 
 NUM_CHECKED = 32
+BLOCK_ROWS = 256
 TOLERANCE = 1e-3  # nats for each trained token: other hardware and other packing round differently
 
 
@@ -58,10 +61,12 @@ def with_reference(
     row_tokens: int,
     is_writer: bool = True,
     note: Callable[[str], None] = lambda text: None,
+    on_part: OnPart = hear_nothing,
 ) -> list[Sample]:
     """The samples with their reference log-probabilities; only rows the cache lacks are computed.
 
-    With adapters the reference is the base: the engine's model with its adapters switched off.
+    With adapters the reference is the base: the engine's model with its adapters switched off. What is
+    computed is kept block by block, so an interrupted pass goes on where it was.
     """
     hashes = [sample_hash(sample) for sample in samples]
     # As the first process sees it: the others could read while it writes, and wait for rows it has.
@@ -69,15 +74,18 @@ def with_reference(
     missing = [i for i, key in enumerate(hashes) if key not in known]
     cached = [i for i, key in enumerate(hashes) if key in known]
     checked = random.Random(0).sample(cached, min(NUM_CHECKED, len(cached)))
+    for i, values in zip(checked, _score([samples[i] for i in checked], engine, row_tokens), strict=True):
+        _compare(samples[i], known[hashes[i]], values, cache)
     if missing:
         note(f"reference log-probabilities: {len(missing)} rows to compute, {len(cached)} in {cache}")
-    computed = _score([samples[i] for i in (*missing, *checked)], engine, row_tokens)
-    for i, values in zip(checked, computed[len(missing) :], strict=True):
-        _compare(samples[i], known[hashes[i]], values, cache)
-    new = {hashes[i]: values for i, values in zip(missing, computed, strict=False)}
-    if new and is_writer:
-        _append(cache, new)
-    known |= new
+    for start in range(0, len(missing), BLOCK_ROWS):
+        on_part(Part("reference log-probabilities", start, len(missing)))
+        block = missing[start : start + BLOCK_ROWS]
+        computed = _score([samples[i] for i in block], engine, row_tokens)
+        new = {hashes[i]: values for i, values in zip(block, computed, strict=True)}
+        if is_writer:
+            _append(cache, new)
+        known |= new
     return [replace(s, reference=known[key]) for s, key in zip(samples, hashes, strict=True)]
 
 
@@ -130,6 +138,10 @@ def _read(cache: Path) -> dict[str, tuple[float, ...]]:
 
 def _append(cache: Path, new: dict[str, tuple[float, ...]]) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
-    with cache.open("a", encoding="utf-8") as file:
+    with cache.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # cut by a kill: what comes next needs a line of its own
+                file.write(b"\n")
         for key, values in new.items():
-            file.write(json.dumps({"row": key, "logprobs": values}) + "\n")
+            file.write(json.dumps({"row": key, "logprobs": values}).encode() + b"\n")

@@ -48,9 +48,18 @@ class Continuation:
 
 class Generate(Protocol):
     def __call__(
-        self, net: Transformer, draws: Sequence[Draw], *, max_new_tokens: int, temperature: float
+        self,
+        net: Transformer,
+        draws: Sequence[Draw],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        on_progress: Callable[[int, int], None],
     ) -> list[Continuation]:
-        """One continuation for each draw, in order, by the weights that ``net`` has now."""
+        """One continuation for each draw, in order, by the weights that ``net`` has now.
+
+        ``on_progress`` hears now and then how many are finished and how many tokens there are.
+        """
         ...
 
 

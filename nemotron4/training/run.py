@@ -29,7 +29,7 @@ from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
 from nemotron4.training.formats import ALL_ATTRIBUTES, Kind, TextRow
 from nemotron4.training.loading import Origin
-from nemotron4.training.metrics import MetricsLog, Progress, open_logs
+from nemotron4.training.metrics import MetricsLog, OnPart, Progress, hear_nothing, open_logs
 from nemotron4.training.output import write_model
 from nemotron4.training.packing import Sample
 from nemotron4.training.policy_trainer import PolicyTrainer
@@ -252,13 +252,15 @@ def train(
     *,
     note: Note = lambda text: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_part: OnPart = hear_nothing,
     connect: Connect | None = None,
     generator: Callable[[Checkpoint], Generate] | None = None,
 ) -> Summary:
     """Run the recipe, or continue it; SIGTERM saves and stops. Every process of a launch calls this.
 
     ``connect`` gives policy-gradient stages their engine and judges, ``generator`` the samples of every
-    validation their engine (both in ``nemotron4.feedback``).
+    validation their engine (both in ``nemotron4.feedback``). ``on_progress`` hears of each step, ``on_part``
+    of what is long beside it: answers, reference log-probabilities.
     """
     device = pick_device(recipe.model.device)
     base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
@@ -274,10 +276,11 @@ def train(
         origin = Origin(recipe, base, config)
         engine = parallel.build(origin, grid, device)
         weights = model_hash(engine.scorer.net) if grid is None else origin.hash()
-        read = _with_reference(recipe, read, engine, weights, is_writer=is_writer, note=tell)
+        shown = on_part if is_writer else hear_nothing
+        read = _with_reference(recipe, read, engine, weights, is_writer=is_writer, note=tell, on_part=shown)
         make: Callable[..., Trainer] = Trainer
         if recipe.policy_gradient is not None:
-            make = policy_trainer(origin, grid, device, connect)
+            make = policy_trainer(origin, grid, device, connect, on_part=shown)
         trainer = make(
             recipe,
             engine,
@@ -287,7 +290,7 @@ def train(
             fingerprint=fingerprint(recipe, read, weights),
             on_progress=on_progress if is_writer else lambda progress: None,
             is_writer=is_writer,
-            logs=_logs(origin, engine, generator, is_writer=is_writer),
+            logs=_logs(origin, engine, generator, is_writer=is_writer, on_part=shown),
             cost=StepCost.of(config, has_adapter=recipe.adapter is not None),
             peak_flops_per_s=matmul_flops_per_s(device) * recipe.parallel.num_processes,
             constants={"share_left_out": read.share_left_out} if recipe.stage == "preference" else {},
@@ -313,7 +316,12 @@ def train(
 
 
 def _logs(
-    origin: Origin, engine: Engine, generator: Callable[[Checkpoint], Generate] | None, *, is_writer: bool
+    origin: Origin,
+    engine: Engine,
+    generator: Callable[[Checkpoint], Generate] | None,
+    *,
+    is_writer: bool,
+    on_part: OnPart,
 ) -> list[MetricsLog]:
     recipe = origin.recipe
     logs = open_logs(recipe.run.directory, recipe.run.log, as_plain(recipe)) if is_writer else []
@@ -330,12 +338,17 @@ def _logs(
     prompts, more = data.build_samples(rows, encoder, build)
     refuse_too_many([*problems, *more], len(rows) + len(problems), 0)
     found = [prompt for prompt in prompts if isinstance(prompt, PromptSample)]
-    sampler = Sampler(engine, generator(origin.base), origin.policy)
+    sampler = Sampler(engine, generator(origin.base), origin.policy, on_part)
     return [*logs, Samples(recipe.run.directory, found, sampler, num_new, is_writer)]
 
 
 def policy_trainer(
-    origin: Origin, grid: Grid | None, device: torch.device, connect: Connect | None
+    origin: Origin,
+    grid: Grid | None,
+    device: torch.device,
+    connect: Connect | None,
+    *,
+    on_part: OnPart = hear_nothing,
 ) -> Callable[..., PolicyTrainer]:
     """A trainer with judges, and with the reference and critic that the recipe asks for."""
     recipe, base = origin.recipe, origin.base
@@ -362,6 +375,7 @@ def policy_trainer(
         skeleton=origin.policy,
         reference=reference,
         critic=critic,
+        on_part=on_part,
     )
 
 
@@ -370,14 +384,27 @@ def _weights(recipe: Recipe, read: Data) -> tuple[float, ...]:
 
 
 def _with_reference(
-    recipe: Recipe, read: Data, engine: Engine, weights: str, *, is_writer: bool, note: Note
+    recipe: Recipe,
+    read: Data,
+    engine: Engine,
+    weights: str,
+    *,
+    is_writer: bool = True,
+    note: Note = lambda text: None,
+    on_part: OnPart = hear_nothing,
 ) -> Data:
     if recipe.stage != "preference":
         return read
     cache = recipe.data.train[0].parent / f".reference-{weights}.jsonl"
     done = [
         with_reference(
-            samples, engine, cache=cache, row_tokens=recipe.batch.row_tokens, is_writer=is_writer, note=note
+            samples,
+            engine,
+            cache=cache,
+            row_tokens=recipe.batch.row_tokens,
+            is_writer=is_writer,
+            note=note,
+            on_part=on_part,
         )
         for samples in (read.train, read.validation)
     ]
@@ -386,9 +413,7 @@ def _with_reference(
 
 def with_reference_of(recipe: Recipe, samples: Sequence[Sample], engine: Engine, weights: str) -> Data:
     """The given samples alone, with their reference log-probabilities."""
-    return _with_reference(
-        recipe, Data(samples, (), ()), engine, weights, is_writer=True, note=lambda text: None
-    )
+    return _with_reference(recipe, Data(samples, (), ()), engine, weights)
 
 
 def write_record(recipe: Recipe, read: Data, trainer: Trainer, weights: str) -> None:

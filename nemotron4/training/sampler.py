@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from nemotron4.model.transformer import Transformer
 from nemotron4.training.engine import Engine
 from nemotron4.training.loading import fill, in_memory
+from nemotron4.training.metrics import OnPart, Part, hear_nothing
 from nemotron4.training.rollouts import Continuation, Draw, Generate
 from nemotron4.training.sharded import ShardedEngine
 
@@ -25,6 +26,7 @@ class Sampler:
     engine: Engine
     generate: Generate
     skeleton: Callable[[], Transformer]
+    on_part: OnPart = hear_nothing  # of this process's share
 
     def __call__(
         self, draws: Sequence[Draw], *, max_new_tokens: int, temperature: float
@@ -32,7 +34,13 @@ class Sampler:
         """One continuation for each draw, in order, on every process; all of them make the same call."""
         with self._policy() as net:
             share = self.engine.share(draws)
-            found = self.generate(net, share, max_new_tokens=max_new_tokens, temperature=temperature)
+            found = self.generate(
+                net,
+                share,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                on_progress=lambda done, tokens: self.on_part(Part("answers", done, len(share), tokens)),
+            )
         return self.engine.joined(found)
 
     @contextlib.contextmanager

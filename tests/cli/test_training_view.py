@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from nemotron4.cli.training_view import TrainingView, curve
-from nemotron4.training.metrics import Progress
+from nemotron4.training.metrics import Part, Progress
 
 
 def step(number: int, num_steps: int = 100, **values: float) -> Progress:
@@ -46,6 +46,25 @@ def test_a_terminal_shows_curve_rates_time_left_and_the_stages_own_numbers() -> 
         assert part in text
     assert "accuracy 0.75" in text
     assert "validation after step 10: loss 2.2500" in text
+
+
+def test_a_long_part_is_shown_until_the_step_is_done() -> None:
+    written = io.StringIO()
+    now = iter(range(0, 1000, 30))
+    view = TrainingView(console=Console(file=written), clock=lambda: float(next(now)))
+    view.show_part(Part("reference log-probabilities", 0, 2000))
+    view.show_part(Part("reference log-probabilities", 500, 2000))
+    assert written.getvalue().splitlines()[-1].startswith("reference log-probabilities 500 of 2,000, about ")
+    view.show(step(1))
+    view.show_part(Part("answers", 12, 64, 3410))
+    line = "answers 12 of 64, 3,410 tokens"
+    assert written.getvalue().splitlines()[-1] == line
+    console = Console(file=io.StringIO(), width=100)
+    for is_shown in (True, False):
+        with console.capture() as capture:
+            console.print(view.panel())
+        assert (line in capture.get()) == is_shown
+        view.show(step(2))
 
 
 def test_the_next_stage_of_a_chain_starts_its_own_curve() -> None:
