@@ -20,10 +20,12 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.convert import ConvertOptions, convert
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.errors import RequestError
-from nemotron4.inference import sampling
+from nemotron4.inference import sampling, vllm_load
 from nemotron4.inference.interface import InferenceEngine, SamplingParams, TokenStep
 from nemotron4.inference.load import load
 from nemotron4.inference.vllm_load import Layout, is_installed, load_vllm
+from nemotron4.model.adapter_files import adapter_tensors, write_adapter
+from nemotron4.model.adapters import AdapterConfig, add_adapter
 from nemotron4.model.transformer import Transformer
 from nemotron4.server.app import create_app
 from tests.tiny_models import nemotron_directory
@@ -331,3 +333,35 @@ def test_vllm_reads_eight_bit_weights(model: Path, tmp_path: Path, scheme: Any, 
         near_the_built_in(tmp_path / "q", opened, tolerance=tolerance)
     finally:
         opened.close()
+
+
+@vllm_test
+def test_vllm_itself_serves_a_saved_lora_beside_its_base(model: Path, tmp_path: Path) -> None:
+    """Through vLLM's own adapter support; ``--adapter`` would merge it."""
+    net = load_transformer(open_checkpoint(model), dtype=torch.float32)[0]
+    config = AdapterConfig(kind="lora", rank=8, alpha=16.0, targets=("all",))
+    params = SamplingParams(max_new_tokens=12, temperature=0.0)
+    base, _ = expected_greedy(net, PROMPT, params)
+    add_adapter(net, config, seed=0)
+    for name, parameter in net.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    write_adapter(tmp_path, adapter_tensors(net, config), config, base=str(model))
+    adapted, _ = expected_greedy(net, PROMPT, params)
+    assert adapted != base
+
+    vllm_load._prepare_environment(torch.device("cpu"), Layout())
+    import vllm
+    from vllm.lora.request import LoRARequest
+
+    peer = vllm.LLM(
+        str(model), enable_lora=True, max_lora_rank=8, dtype="float32", enforce_eager=True,
+        skip_tokenizer_init=True, max_model_len=CONTEXT, max_num_seqs=2, generation_config="vllm",
+        kv_cache_memory_bytes=1 << 26,
+    )  # fmt: skip
+    settings = vllm.SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, detokenize=False)
+    for lora, wanted in ((LoRARequest("trained", 1, str(tmp_path)), adapted), (None, base)):
+        prompt = {"prompt_token_ids": PROMPT}
+        [answer] = peer.generate([prompt], settings, lora_request=lora, use_tqdm=False)
+        assert list(answer.outputs[0].token_ids) == wanted
+    peer.llm_engine.engine_core.shutdown()
