@@ -20,8 +20,8 @@ STOP_S = 10.0
 TAIL_LINES = 15
 
 
-def require_free_port(host: str, port: int) -> None:
-    """Raise if something listens there already."""
+def require_free_port(host: str, port: int, *, option: str = "--port ") -> None:
+    """Raise if something listens there already; ``option`` is how the caller's user chooses another port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # As the server does: a port whose last connections are still closing is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -30,13 +30,17 @@ def require_free_port(host: str, port: int) -> None:
         except OSError as error:
             raise Nemotron4Error(
                 f"port {port} of {host} cannot be used: {error.strerror}",
-                hint=f"stop the program that listens there, or choose another port: --port {port + 1}",
+                hint=f"stop the program that listens there, or choose another port: {option}{port + 1}",
             ) from error
 
 
-def run_child(command: Sequence[str], *, stdout: int | None = None) -> int:
-    """Run a command and return its exit status; interrupted, end it and everything it started."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, start_new_session=True)
+def run_child(command: Sequence[str], *, stdout: int | None = None, is_tied: bool = False) -> int:
+    """Run a command and return its exit status; interrupted, end it and everything it started.
+
+    ``is_tied``: it is one of ``cli/lifeline.py`` and ends even if this process is killed.
+    """
+    stdin = subprocess.PIPE if is_tied else subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=stdin, stdout=stdout, start_new_session=True)
     try:
         return process.wait()
     except BaseException:
@@ -44,6 +48,9 @@ def run_child(command: Sequence[str], *, stdout: int | None = None) -> int:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         raise
+    finally:
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 class ChildServer:

@@ -272,22 +272,26 @@ def rounds(
 
     loaded = load_rounds(recipe, overrides or [])
 
+    def is_own(command: Sequence[str]) -> bool:
+        return command[0] == "nemotron4"
+
     def executable(command: Sequence[str]) -> list[str]:
-        """``nemotron4`` is this very program, whatever stands on PATH."""
-        is_own = command[0] == "nemotron4"
-        return [sys.executable, "-m", "nemotron4.cli", *command[1:]] if is_own else list(command)
+        """``nemotron4`` is this very program, whatever stands on PATH, and ends with this process."""
+        own = [sys.executable, "-m", "nemotron4.cli.lifeline", *command[1:]]
+        return own if is_own(command) else list(command)
 
     @contextlib.contextmanager
     def serve(command: Sequence[str], folder: Path) -> Iterator[None]:
-        require_free_port("127.0.0.1", loaded.port)
+        require_free_port("127.0.0.1", loaded.port, option="--set port=")
         log = folder / "server.log"
         url = f"http://127.0.0.1:{loaded.port}"
-        with ChildServer(executable(command), url=url, log=log, may_outlive=True) as server:
+        with ChildServer(executable(command), url=url, log=log) as server:
             server.wait_until_ready(timeout_s=SERVER_READY_S)
             yield
 
     def run_command(command: Sequence[str]) -> int:
-        return run_child(executable(command), stdout=STDERR)  # stdout is for our own result
+        # stdout is for our own result
+        return run_child(executable(command), stdout=STDERR, is_tied=is_own(command))
 
     manifests = run_rounds(loaded, out, run=run_command, serve=serve, report=note)
     if as_json:

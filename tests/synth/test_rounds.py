@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nemotron4 import config
+from nemotron4.cli.child_server import require_free_port
 from nemotron4.cli.main import main
-from nemotron4.errors import ConfigError, DataError
+from nemotron4.errors import ConfigError, DataError, Nemotron4Error
 from nemotron4.synth.rounds import RoundsRecipe, hash_of, run_rounds
+from tests.tiny_models import nemotron_directory
 
 VALUES: dict[str, Any] = {
     "name": "loop",
@@ -127,3 +133,65 @@ train = {{ commands = [["cp", "{{data}}", "{{folder}}/model"]], makes = "{{folde
     assert main(["synth", "rounds", str(tmp_path / "rounds.toml"), "--out", str(tmp_path), "--json"]) == 0
     (manifest,) = json.loads(capsys.readouterr().out)["rounds"]
     assert manifest["steps"]["train"]["result"]["sha256"] == hash_of(Path(data) / "recipe.json")
+
+
+KILLED = """
+name = "loop"
+generator = "{model}"
+bases = ["small"]
+port = {port}
+train = {{ commands = [["true"]], makes = "x" }}
+
+[generate]
+serve = ["nemotron4", "serve", "{{generator}}", "--port", "{{port}}"]
+commands = [["nemotron4", "serve", "{{generator}}", "--port", "{other}"]]
+makes = "x"
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_leaves_neither_the_server_nor_the_command_behind(tmp_path: Path) -> None:
+    port, other = free_port(), free_port()
+    model = nemotron_directory(tmp_path / "model")
+    (tmp_path / "rounds.toml").write_text(KILLED.format(model=model, port=port, other=other), "utf-8")
+    command = ["synth", "rounds", str(tmp_path / "rounds.toml"), "--out", str(tmp_path / "out")]
+    with (tmp_path / "log").open("wb") as log:
+        driver = subprocess.Popen([sys.executable, "-m", "nemotron4.cli", *command], stdout=log, stderr=log)
+    try:
+        assert wait_until(lambda: is_open(port) and is_open(other)), (tmp_path / "log").read_text("utf-8")
+    finally:
+        driver.kill()
+        driver.wait()
+    assert wait_until(lambda: not is_open(port) and not is_open(other))
+    require_free_port("127.0.0.1", port)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_until(is_true: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 60
+    while not is_true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_a_taken_port_is_named_with_the_way_to_choose_another() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(Nemotron4Error) as caught:
+            require_free_port("127.0.0.1", port, option="--set port=")
+    assert f"another port: --set port={port + 1}" in str(caught.value.hint)
