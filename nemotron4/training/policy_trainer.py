@@ -86,6 +86,8 @@ class PolicyTrainer(Trainer):
         if self._step == 0 and self.validation:
             self._validate()  # what the start gives, so that the curve has its beginning
         started = time.perf_counter()
+        # Not asked of the optimiser: a step without updates leaves it at an earlier one's.
+        rate = learning_rate(self._step, self.plan.num_steps, self.recipe.optimizer)
         torch.manual_seed(self.recipe.run.seed * 1_000_003 + self._step)
         answers = self._roll_out(self.batch(self._step, self._seen), self.settings.group_size)
         seconds = {"rollout_seconds": time.perf_counter() - started}
@@ -100,7 +102,7 @@ class PolicyTrainer(Trainer):
         self._write(
             {
                 **metrics,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "learning_rate": rate,
                 "tokens": float(tokens),
                 "tokens_per_s": tokens / seconds["seconds"],
                 **seconds,

@@ -270,12 +270,15 @@ def test_a_step_without_any_reward_stops_the_run_and_says_why(tmp_path: Path, ne
 
 def test_groups_of_equal_rewards_change_nothing_and_are_counted(tmp_path: Path, nemotron: Path) -> None:
     anything = {"kind": "pattern", "pattern": ".*", "weight": 0.1}
-    recipe = make(tmp_path, nemotron, "grpo", policy_gradient={"rewards": [anything]})
+    recipe = make(
+        tmp_path, nemotron, "grpo", policy_gradient={"rewards": [anything]}, optimizer={"warmup_steps": 2}
+    )
     summary = run.train(recipe, connect=connect)
     for line in metrics(tmp_path / "run"):
         assert line["share_equal_groups"] == 1
         assert line["trained_answers"] == line["updates"] == 0
         assert "loss" not in line
+    assert [line["learning_rate"] for line in metrics(tmp_path / "run")] == [1e-3 / 3, 2e-3 / 3]
     assert summary.output is not None
     before, _ = load_transformer(open_checkpoint(nemotron), dtype=torch.float32)
     after, _ = load_transformer(open_checkpoint(summary.output), dtype=torch.float32)

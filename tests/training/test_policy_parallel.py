@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tests import tiny_models
 from tests.training import policy_run
 
 ROOT = Path(__file__).parents[2]
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 TIMES = {"seconds", "rollout_seconds", "tokens_per_s", "memory_gb"}
 PROMPTS = [{"role": "user", "content": f"Add {i} and {i}"} for i in range(6)]
 
@@ -49,16 +52,20 @@ def values(folder: Path, start: Path, algorithm: str, /, **more: Any) -> dict[st
     }  # fmt: skip
 
 
+def start_launch(folder: Path, runs: list[dict[str, Any]]) -> subprocess.Popen[str]:
+    (folder / "runs.json").write_text(json.dumps(runs))
+    return subprocess.Popen(
+        [sys.executable, *TWO, "-m", "tests.training.policy_run", str(folder / "runs.json")],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
 def launch(folder: Path, runs: list[dict[str, Any]]) -> None:
     """Train all of them in one start of two processes."""
-    (folder / "runs.json").write_text(json.dumps(runs))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.training.policy_run", str(folder / "runs.json")],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, timeout=250,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stdout[-600:] + process.stderr[-6000:]
+    process = start_launch(folder, runs)
+    output, _ = process.communicate(timeout=250)
+    assert process.returncode == 0, output[-6000:]
 
 
 def outcome(folder: Path) -> tuple[list[dict[str, Any]], list[Any], dict[str, torch.Tensor]]:
@@ -120,6 +127,44 @@ def test_every_layout_learns_the_same(tmp_path: Path, start: Path) -> None:
             raise AssertionError(f"{name}: {error}") from error
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_kill_9_of_two_processes_changes_no_number(tmp_path: Path, start: Path) -> None:
+    longer = {"max_steps": 10, "save_every": 2}
+    layout = {"parallel": {"data": 2}}
+    whole, broken = (
+        values(tmp_path / name, start, "ppo", run=longer | {"directory": str(tmp_path / name)}, **layout)
+        for name in ("whole", "broken")
+    )
+    launch(tmp_path, [whole])
+    process = start_launch(tmp_path, [broken])
+    path = tmp_path / "broken" / "metrics.jsonl"
+    while not path.exists() or path.read_text().count('"train"') < 5:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    # torchrun gives each of its processes a session; they end with the connection to it at the latest.
+    for child in children(process.pid):
+        os.kill(child, signal.SIGKILL)
+    process.kill()
+    process.communicate()
+    launch(tmp_path, [broken])
+    (lines_whole, answers_whole, weights_whole), (lines, answers, weights) = map(
+        outcome, (tmp_path / "whole", tmp_path / "broken")
+    )
+    assert len(lines) == 12
+    assert [untimed(line) for line in lines] == [untimed(line) for line in lines_whole]
+    assert answers == answers_whole
+    assert all(torch.equal(weights[name], tensor) for name, tensor in weights_whole.items())
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def untimed(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name not in TIMES}
+
+
 CHAIN = """
 model = {{ start = "{start}", device = "cpu" }}
 data = {{ max_length = 200 }}
@@ -167,7 +212,7 @@ def test_a_chain_to_ppo_is_the_same_on_two_processes(tmp_path: Path, start: Path
         folder, recipe = tmp_path / f"run{place}", tmp_path / f"chain{place}.toml"
         prompts = start.parent / "prompts.jsonl"
         recipe.write_text(CHAIN.format(start=start, rows=rows, prompts=prompts, folder=folder))
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if layout else []
+        launcher = TWO if layout else ()
         for _ in range(2):  # the second time every stage but the last is passed over
             process = subprocess.run(
                 [sys.executable, *launcher, "-m", "nemotron4.cli", "train", str(recipe), *layout],
