@@ -48,7 +48,7 @@ def main() -> None:
         for _ in range(arguments.rounds):
             copies.append(timed(["cp", "-r", str(folder / "source"), str(folder / "out")]))
             shutil.rmtree(folder / "out")
-            command = [sys.executable, "-m", "nemotron4.cli", "convert", str(folder / "source")]
+            command = [sys.executable, "-m", "nemotron4", "convert", str(folder / "source")]
             conversions.append(timed([*command, str(folder / "out"), "--to", arguments.to]))
             shutil.rmtree(folder / "out")
     largest = config.hidden_size * max(config.vocab_size, config.ffn_hidden_size) * 2

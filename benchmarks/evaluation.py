@@ -73,7 +73,7 @@ class Runners:
         return self._folder / f"{self._num_runs}.log"
 
     def ours(self, task: str, limit: int | None, out: Path) -> Cost:
-        command = [sys.executable, "-m", "nemotron4.cli", "eval", "run", task, "--model", self._url]
+        command = [sys.executable, "-m", "nemotron4", "eval", "run", task, "--model", self._url]
         command += ["--out", str(out), "--data-dir", str(self._arguments.data_dir), "--json"]
         command += ["--concurrency", str(self._arguments.concurrency)]
         command += [] if limit is None else ["--limit", str(limit)]

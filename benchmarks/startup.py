@@ -48,7 +48,7 @@ def measure(model: str, case: str) -> dict[str, float]:
 
 
 def _first_letter(model: str) -> float:
-    command = [sys.executable, "-m", "nemotron4.cli", "chat", model, "--max-new-tokens", "8"]
+    command = [sys.executable, "-m", "nemotron4", "chat", model, "--max-new-tokens", "8"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None

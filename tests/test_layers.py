@@ -36,7 +36,8 @@ NEVER_TORCH = {"text", "grading", "client", "cluster", "synth", "evaluation", "r
 
 def _part(path: Path) -> str:
     relative = path.relative_to(PACKAGE)
-    return relative.parts[0].removesuffix(".py")
+    part = relative.parts[0].removesuffix(".py")
+    return "cli" if part == "__main__" else part
 
 
 def _imported_modules(path: Path) -> list[tuple[str, int, bool]]:

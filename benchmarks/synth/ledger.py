@@ -112,7 +112,7 @@ def read(folder: Path) -> dict[str, object]:
     for name, command in commands.items():
         started, used_s = time.perf_counter(), _children_s()
         done = subprocess.run(
-            [sys.executable, "-m", "nemotron4.cli", "synth", *command], stdout=subprocess.PIPE, check=True
+            [sys.executable, "-m", "nemotron4", "synth", *command], stdout=subprocess.PIPE, check=True
         )
         figures[name] = round(time.perf_counter() - started, 2)
         figures[name.replace("_s", "_processor_s")] = round(_children_s() - used_s, 2)

@@ -82,7 +82,7 @@ def demo(*, port: int, keep: bool, program: Sequence[str] = ()) -> int:
 
 
 def _program(*, keep: bool) -> list[str]:
-    return [sys.executable, "-m", "nemotron4.cli" if keep else "nemotron4.cli.lifeline"]
+    return [sys.executable, "-m", "nemotron4" if keep else "nemotron4.cli.lifeline"]
 
 
 @contextmanager

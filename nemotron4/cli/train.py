@@ -40,7 +40,7 @@ def train(
 
     The run's folder receives metrics, checkpoints, the resolved recipe and at the end the model or adapter.
     Repeat the same command after an interruption: the loss curve is the one of an uninterrupted run. On
-    several processes: torchrun --nproc-per-node N -m nemotron4.cli train RECIPE parallel.data=N.
+    several processes: torchrun --nproc-per-node N -m nemotron4 train RECIPE parallel.data=N.
     """
     if plot:
         _plot([recipe, *(overrides or [])], output, as_json=as_json)

@@ -52,7 +52,7 @@ def serve_script(job: SlurmJob, arguments: list[str]) -> str:
     """
     if job.gpus_per_node < 1 and job.nodes > 1:
         raise ConfigError("serving asks for several nodes without a GPU", hint="use --gpus-per-node 8")
-    command = _command(job, ["-m", "nemotron4.cli", "serve", *arguments])
+    command = _command(job, ["-m", "nemotron4", "serve", *arguments])
     lines = [
         *_header(job, tasks_per_node=1, extra=["--signal=B:TERM@60"]),
         f"{_srun(job)} {command} &",
@@ -82,7 +82,7 @@ def train_script(job: SlurmJob, arguments: list[str]) -> str:
         'mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         f"{_srun(job)} {quoted} \\",
         f'    --rdzv-endpoint="${{hosts[0]}}:{RENDEZVOUS_PORT}" --rdzv-id="$SLURM_JOB_ID" \\',
-        f"    -m nemotron4.cli train {shlex.join(arguments)}",
+        f"    -m nemotron4 train {shlex.join(arguments)}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -91,7 +91,7 @@ def synth_script(job: SlurmJob, recipe: str, out: str, *, shards: int) -> str:
     """An array of independent shards; the last line of the header says how to merge them."""
     if shards < 1 or job.nodes != 1:
         raise ConfigError(f"shards is {shards} and nodes {job.nodes}; expected 1 or more shards of one node")
-    command = _command(job, ["-m", "nemotron4.cli", "synth", "run", recipe, "--quiet"])
+    command = _command(job, ["-m", "nemotron4", "synth", "run", recipe, "--quiet"])
     folder = shlex.quote(out)
     merge = " ".join(f"{out}/shard-{i}" for i in range(min(shards, 2))) + (" ..." if shards > 2 else "")
     lines = [

@@ -43,7 +43,7 @@ def process_group(
         raise ConfigError(
             f"parallel data {settings.data} x tensor {settings.tensor} x pipeline {settings.pipeline} = "
             f"{settings.num_processes} processes, but {launched} were launched",
-            hint=f"torchrun --nproc-per-node {settings.num_processes} -m nemotron4.cli train ...",
+            hint=f"torchrun --nproc-per-node {settings.num_processes} -m nemotron4 train ...",
         )
     if launched == 1 and compute == "float32":
         yield None

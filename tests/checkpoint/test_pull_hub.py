@@ -119,7 +119,7 @@ def test_the_command_prints_the_path_and_lists_the_cache(hub: FakeHub, model: st
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url}
 
     def run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "nemotron4.cli", "pull", *arguments]
+        command = [sys.executable, "-m", "nemotron4", "pull", *arguments]
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
     path = run(model).strip()

@@ -53,7 +53,7 @@ def test_a_busy_port_is_refused_before_the_model(capsys: pytest.CaptureFixture[s
 
 @contextmanager
 def _serving(model: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "nemotron4.cli", "serve", str(model), "--port", "0"]
+    command = [sys.executable, "-m", "nemotron4", "serve", str(model), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:

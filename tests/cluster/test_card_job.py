@@ -117,7 +117,7 @@ mkdir "$root/proc" "$root/opt" "$root/scripts"
 mount -t proc proc "$root/proc"
 cp "$CARD/call_server.py.txt" "$root/scripts/call_server.py"
 cp "$CARD/nemo_inference.sh" "$root/scripts/nemo_inference.sh"
-chroot "$root" "$PYTHON" -m nemotron4.cli launch install-shim
+chroot "$root" "$PYTHON" -m nemotron4 launch install-shim
 chroot "$root" bash /scripts/nemo_inference.sh "$model"
 """
 

@@ -59,7 +59,7 @@ def test_training_starts_one_launcher_with_the_right_arguments(tmp_path: Path) -
     assert "--nnodes=2" in call
     assert "--nproc-per-node=8" in call
     assert "--rdzv-endpoint=gpu1:29500" in call
-    assert call[-5:] == ["nemotron4.cli", "train", "recipe.toml", "parallel.data=16", "name=it's"]
+    assert call[-5:] == ["nemotron4", "train", "recipe.toml", "parallel.data=16", "name=it's"]
 
 
 def test_a_shard_gets_its_own_folder_and_number(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_an_answer(
         command = ["eval", "run", "gsm8k", "--model", server.url, "--data", data(rows), "--out", str(out)]
         command += ["--concurrency", "2", "--json"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "nemotron4.cli", *command],
+            [sys.executable, "-m", "nemotron4", *command],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},

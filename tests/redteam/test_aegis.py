@@ -141,7 +141,7 @@ def test_a_killed_run_pays_no_answer_twice(prompts: Path, tmp_path: Path) -> Non
     ):
         arguments = [*command(prompts, (target, classifier), out), "--concurrency", "1"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "nemotron4.cli", *arguments],
+            [sys.executable, "-m", "nemotron4", *arguments],
             stderr=subprocess.DEVNULL,
             env=dict(os.environ),
         )

@@ -133,7 +133,7 @@ def test_a_killed_scan_leaves_no_garak_behind_and_resumes(
     with serving(FakeBehaviour(script=script)) as url:
         command = ["redteam", "garak", "--target", url, "--out", str(out), *groups]
         process = subprocess.Popen(
-            [sys.executable, "-m", "nemotron4.cli", *command],
+            [sys.executable, "-m", "nemotron4", *command],
             stderr=subprocess.DEVNULL,
             env={**os.environ, "STAND_IN": "slow"},
         )

@@ -99,7 +99,7 @@ def synth(*arguments: str, file_limit: int | None = None) -> subprocess.Popen[by
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
 
     return subprocess.Popen(
-        [sys.executable, "-m", "nemotron4.cli", "synth", *arguments],
+        [sys.executable, "-m", "nemotron4", "synth", *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         preexec_fn=limit_files,

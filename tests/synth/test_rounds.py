@@ -156,7 +156,7 @@ def test_kill_9_leaves_neither_the_server_nor_the_command_behind(tmp_path: Path)
     (tmp_path / "rounds.toml").write_text(KILLED.format(model=model, port=port, other=other), "utf-8")
     command = ["synth", "rounds", str(tmp_path / "rounds.toml"), "--out", str(tmp_path / "out")]
     with (tmp_path / "log").open("wb") as log:
-        driver = subprocess.Popen([sys.executable, "-m", "nemotron4.cli", *command], stdout=log, stderr=log)
+        driver = subprocess.Popen([sys.executable, "-m", "nemotron4", *command], stdout=log, stderr=log)
     try:
         assert wait_until(lambda: is_open(port) and is_open(other)), (tmp_path / "log").read_text("utf-8")
     finally:

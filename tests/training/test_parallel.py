@@ -188,7 +188,7 @@ def test_the_command_leaves_the_output_of_one_process(tmp_path: Path, name: str)
         recipe = tmp_path / "recipe.toml"
         recipe.write_text(RECIPE.format(stage=stage, start=start, train=train, folder=folder, more=more))
         process = subprocess.run(
-            [sys.executable, *launcher, "-m", "nemotron4.cli", "train", str(recipe), *settings],
+            [sys.executable, *launcher, "-m", "nemotron4", "train", str(recipe), *settings],
             cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             capture_output=True, text=True, check=False, timeout=140,
         )  # fmt: skip

@@ -215,7 +215,7 @@ def test_a_chain_to_ppo_is_the_same_on_two_processes(tmp_path: Path, start: Path
         launcher = TWO if layout else ()
         for _ in range(2):  # the second time every stage but the last is passed over
             process = subprocess.run(
-                [sys.executable, *launcher, "-m", "nemotron4.cli", "train", str(recipe), *layout],
+                [sys.executable, *launcher, "-m", "nemotron4", "train", str(recipe), *layout],
                 cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
                 capture_output=True, text=True, check=False, timeout=140,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""``python -m nemotron4.cli``: the command without the installed script."""
+"""``python -m nemotron4``: the command without the installed script."""
 
 from __future__ import annotations
 
