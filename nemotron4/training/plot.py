@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nemotron4.errors import ConfigError, DataError
 from nemotron4.training.metrics import METRICS_FILE
@@ -35,19 +36,23 @@ def plot(runs: Sequence[Path], output: Path) -> list[str]:
         raise DataError(f"{runs[0]}: no step is recorded yet")
     columns = min(3, len(shown))
     figure = Figure(figsize=(5 * columns, 3.2 * -(-len(shown) // columns)), layout="constrained")
+    has_own_names = len({run.name for run in runs}) == len(runs)
+    lines: dict[str, Any] = {}
     for place, name in enumerate(shown, start=1):
         axes = figure.add_subplot(-(-len(shown) // columns), columns, place)
         for colour, (run, rows) in enumerate(records.items()):
             for kind, style in (("train", "-"), ("validation", "o--")):
                 points = [(row["step"], row[name]) for row in rows if row["kind"] == kind and name in row]
                 if points:
-                    label = f"{run.name} {kind}" if kind == "validation" else run.name
-                    axes.plot(
-                        *zip(*points, strict=True), style, color=f"C{colour}", label=label, markersize=4
+                    label = run.name if has_own_names else str(run)
+                    label += " validation" if kind == "validation" else ""
+                    (lines[label],) = axes.plot(
+                        *zip(*points, strict=True), style, color=f"C{colour}", markersize=4
                     )
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
-        if place == 1:
-            axes.legend(fontsize=8)
+        axes.ticklabel_format(axis="y", useOffset=False)
+    # Above all panels: no panel need have every run.
+    figure.legend(lines.values(), lines.keys(), loc="outside upper left", ncols=columns, fontsize=8)
     figure.savefig(output, dpi=120)
     return shown
