@@ -21,7 +21,6 @@ Method = Literal["sft", "reward", "dpo", "rpo", "ppo"]
 PREFILL_TOKENS = 8192  # tokens of one prefill step, vLLM's default chunk
 RUNTIME_BYTES = 2 * 1000**3  # CUDA context, communication buffers, graphs: an assumption
 LORA_RANK = 32
-CRITIC_METHODS = ("ppo",)
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class RankBytes:
     activations: int = 0
     gradients: int = 0
     optimizer: int = 0
+    rollouts: int = 0
     runtime: int = RUNTIME_BYTES
 
     @property
@@ -84,15 +84,23 @@ def training_bytes(
     context: int,
     micro_batch: int = 1,
 ) -> RankBytes:
-    """One rank of a stage. ``ppo`` also trains a critic of the same size; references are read from disk."""
+    """One rank of a stage. The references of ``dpo`` and ``rpo`` are numbers on disk.
+
+    ``ppo`` trains a whole critic of the same size and keeps a frozen reference, unless that is the policy
+    with its adapter off; of several ranks each gathers the whole policy for its rollouts.
+    """
     tp, pp = layout.tensor_parallel, layout.pipeline_parallel
-    models = 2 if method in CRITIC_METHODS else 1
-    weights = _weights(shape, layout, stage, "bf16") * models
+    weights = policy = _weights(shape, layout, stage, "bf16")
     if train == "full":
-        trained = weights // 2
+        trained = policy // 2
     else:
-        trained = models * sum(_lora_parameters(t, tp) for t in stage_tensors(shape, stage, pp))
+        trained = sum(_lora_parameters(t, tp) for t in stage_tensors(shape, stage, pp))
         weights += 2 * trained
+    rollouts = 0
+    if method == "ppo":
+        trained += policy // 2
+        weights += policy * (2 if train == "full" else 1)
+        rollouts = _weights(shape, Layout(1, 1), 0, "bf16") if layout.num_gpus > 1 else 0
     layers = shape.num_layers // pp
     in_flight = min(pp, pp - stage)  # one forward one backward: the first stage holds the most
     inputs = 2 * micro_batch * context * shape.hidden_size * layers * in_flight // tp
@@ -104,6 +112,7 @@ def training_bytes(
         activations=inputs + max(block, logits),
         gradients=4 * trained,
         optimizer=math.ceil(12 * trained / layout.data_parallel),
+        rollouts=rollouts,
     )
 
 

@@ -53,6 +53,18 @@ def test_lora_fits_where_full_training_does_not() -> None:
     assert plan_for("h100-80gb", train="lora").layout.num_gpus == 16
 
 
+def test_ppo_needs_the_whole_policy_on_each_of_several_gpus_and_a_whole_critic() -> None:
+    policy = 2 * 341_029_195_776
+    with pytest.raises(ConfigError, match=rf"rollouts {policy / 1e9:.1f}"):
+        plan_for("h100-80gb", train="lora", method="ppo")
+    config, gpu = PRESETS["minitron-4b"](), gpu_named("h200-141gb")
+    works = (Workload(train="lora", method="sft"), Workload(train="lora", method="ppo"))
+    (sft,), (ppo,) = (make_plan(config, gpu, work).chosen.stages for work in works)
+    assert ppo.rollouts == 0  # one GPU generates by the modules that train
+    assert ppo.weights - sft.weights == 2 * config.num_parameters
+    assert ppo.optimizer - sft.optimizer == 12 * config.num_parameters
+
+
 @pytest.mark.parametrize(
     ("preset", "total", "non_embedding", "kv_bytes"),
     [
