@@ -10,6 +10,7 @@ from nemotron4.inference.engine import Engine
 from nemotron4.inference.interface import ModelInfo, SamplingParams
 from nemotron4.inference.load import describe
 from nemotron4.inference.runner import ModelRunner
+from nemotron4.model.adapters import PromptEmbedding
 from nemotron4.model.kv_cache import KVCache
 from nemotron4.model.transformer import Transformer
 from nemotron4.text.tokenizer import Tokenizer
@@ -54,6 +55,9 @@ class EngineGenerate:
         longest = max(len(draw.prompt_ids) for draw in draws) + max_new_tokens
         num_running = min(len(draws), MAX_RUNNING)
         weight = net.lm_head.weight
+        embedding = net.model.embed_tokens
+        # The trainer's prompts begin with them (P-tuning); the engine puts them there itself.
+        num_virtual = embedding.num_virtual_tokens if isinstance(embedding, PromptEmbedding) else 0
         cache = KVCache(
             net.config,
             num_running * -(-longest // KVCache.block_size),
@@ -71,8 +75,9 @@ class EngineGenerate:
             max_running=num_running,
             max_waiting=len(draws),
             max_step_tokens=MAX_STEP_TOKENS,
+            num_virtual_tokens=num_virtual,
         ) as engine:
-            jobs = [(draw.prompt_ids, replace(shared, seed=draw.seed)) for draw in draws]
+            jobs = [(draw.prompt_ids[num_virtual:], replace(shared, seed=draw.seed)) for draw in draws]
             found = engine.generate_each(jobs, on_progress=on_progress)
         return [Continuation(g.token_ids, g.text, g.finish_reason == "stop", g.logprobs or ()) for g in found]
 

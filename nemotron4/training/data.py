@@ -13,7 +13,7 @@ from typing import Literal, overload
 
 import torch
 
-from nemotron4.errors import TemplateError
+from nemotron4.errors import ConfigError, TemplateError
 from nemotron4.records import Message
 from nemotron4.text.masks import encode_answer, encode_conversation
 from nemotron4.text.prompt import PromptFormat, encode_judged, with_labels
@@ -299,21 +299,33 @@ class TextWindows(Sequence[Sample]):
     """Documents laid end to end and cut into windows; a window's pieces do not see each other.
 
     A document starts and ends with the separator (BOS or EOS), so its first token and its end train too. A
-    document that goes on in the next window repeats one token there, so no prediction is lost.
+    document that goes on in the next window repeats one token there, so no prediction is lost. ``front``
+    stands before each piece and never trains (P-tuning).
     """
 
-    def __init__(self, documents: Sequence[Sequence[int]], separator: int, max_length: int) -> None:
+    def __init__(
+        self,
+        documents: Sequence[Sequence[int]],
+        separator: int,
+        max_length: int,
+        front: tuple[int, ...] = (),
+    ) -> None:
+        longest = max_length - len(front)
+        if longest < 2:
+            raise ConfigError(
+                f"data.max_length ({max_length}) leaves no room for text behind {len(front)} virtual tokens"
+            )
         pieces: list[tuple[int, int]] = []  # start and end in the stream
         stream: list[int] = []
         for document in documents:
             start = len(stream)
             stream += [separator, *document, separator]
             pieces += [
-                (at, min(at + max_length, len(stream)))
-                for at in range(start, len(stream) - 1, max_length - 1)
+                (at, min(at + longest, len(stream))) for at in range(start, len(stream) - 1, longest - 1)
             ]
         self._stream = torch.tensor(stream, dtype=torch.int32)
-        self._windows = _fill(pieces, max_length)
+        self._windows = _fill(pieces, max_length, len(front))
+        self._front = front
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -330,7 +342,8 @@ class TextWindows(Sequence[Sample]):
         segments = []
         for start, stop in self._windows[index]:
             tokens = tuple(self._stream[start:stop].tolist())
-            segments.append(Segment(tokens, (False, *[True] * (len(tokens) - 1))))
+            is_trained = [False] * (len(self._front) + 1) + [True] * (len(tokens) - 1)
+            segments.append(Segment((*self._front, *tokens), tuple(is_trained)))
         return Sample(tuple(segments), where=f"window {index}")
 
     @property
@@ -363,16 +376,17 @@ class Joined(Sequence[Sample]):
         raise IndexError(index)
 
 
-def _fill(pieces: Sequence[tuple[int, int]], max_length: int) -> list[list[tuple[int, int]]]:
-    """Pieces in order, as many to a window as fit."""
+def _fill(pieces: Sequence[tuple[int, int]], max_length: int, num_front: int) -> list[list[tuple[int, int]]]:
+    """Pieces in order, as many to a window as fit with ``num_front`` tokens before each."""
     windows: list[list[tuple[int, int]]] = []
     used = max_length
     for start, stop in pieces:
-        if used + stop - start > max_length:
+        size = num_front + stop - start
+        if used + size > max_length:
             windows.append([])
             used = 0
         windows[-1].append((start, stop))
-        used += stop - start
+        used += size
     return windows
 
 

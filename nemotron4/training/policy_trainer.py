@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from nemotron4.errors import TrainingError
-from nemotron4.model.adapters import adapters_off
 from nemotron4.model.transformer import Transformer
 from nemotron4.training import checkpoints
 from nemotron4.training.advantages import actor_critic_advantages, group_advantages, token_kl
@@ -26,6 +25,7 @@ from nemotron4.training.engine import Engine, StepResult, add_totals
 from nemotron4.training.metrics import OnPart, hear_nothing
 from nemotron4.training.packing import Segment
 from nemotron4.training.policy_settings import PolicyGradientSection
+from nemotron4.training.reference import as_base, base_samples
 from nemotron4.training.rollouts import Answer, Continuation, Draw, Outside, PromptSample, Verdict, draw_seed
 from nemotron4.training.sampler import Sampler
 from nemotron4.training.schedule import epoch_order, learning_rate
@@ -161,8 +161,8 @@ class PolicyTrainer(Trainer):
         if self.reference is not None:
             reference = self._token_scores(self.reference, samples)
         elif self.engine.has_adapters:
-            with adapters_off(self.engine.scorer.net):
-                reference = self._token_scores(self.engine, samples)
+            with as_base(self.engine):
+                reference = self._token_scores(self.engine, base_samples(samples, self.engine))
         values: list[Row] = [() for _ in samples]
         if self.critic is not None:
             values = self._token_scores(self.critic, samples)

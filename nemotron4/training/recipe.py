@@ -235,12 +235,6 @@ class Recipe:
                 f"batch.row_tokens ({self.batch.row_tokens})",
                 hint="a packed row holds at least one sequence",
             )
-        has_reference = self.stage in ("preference", "policy-gradient")
-        if has_reference and self.adapter is not None and self.adapter.kind == "p_tuning":
-            raise ConfigError(
-                f"a virtual prompt cannot be switched off: p_tuning has no reference in stage {self.stage}",
-                hint="use kind lora or bottleneck",
-            )
         if self.samples is not None:
             self._check_samples()
         if self.data.weights and self.stage != "pretrain":

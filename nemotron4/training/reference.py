@@ -11,23 +11,25 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from nemotron4.errors import TrainingError
-from nemotron4.model.adapters import adapters_off
+from nemotron4.model.adapters import PromptEmbedding, adapters_off
 from nemotron4.training.data import sample_hash
 from nemotron4.training.engine import Engine
 from nemotron4.training.metrics import OnPart, Part, hear_nothing
-from nemotron4.training.packing import Sample
+from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.scorer import segment_logprobs
 
 NUM_CHECKED = 32
 BLOCK_ROWS = 256
+Given = TypeVar("Given", bound=Sample)
 TOLERANCE = 1e-3  # nats for each trained token: other hardware and other packing round differently
 
 
@@ -65,8 +67,9 @@ def with_reference(
 ) -> list[Sample]:
     """The samples with their reference log-probabilities; only rows the cache lacks are computed.
 
-    With adapters the reference is the base: the engine's model with its adapters switched off. What is
-    computed is kept block by block, so an interrupted pass goes on where it was.
+    With adapters the reference is the base: the engine's model with its adapters switched off, and without
+    the virtual prompt of P-tuning. What is computed is kept block by block, so an interrupted pass goes on
+    where it was.
     """
     hashes = [sample_hash(sample) for sample in samples]
     # As the first process sees it: the others could read while it writes, and wait for rows it has.
@@ -89,18 +92,43 @@ def with_reference(
     return [replace(s, reference=known[key]) for s, key in zip(samples, hashes, strict=True)]
 
 
+@contextlib.contextmanager
+def as_base(engine: Engine) -> Iterator[None]:
+    """The engine's model without its adapter, if it has one. P-tuning is left out by ``base_samples``."""
+    with adapters_off(engine.scorer.net) if engine.has_adapters else contextlib.nullcontext():
+        yield
+
+
+def base_samples(samples: Sequence[Given], engine: Engine) -> list[Given]:
+    """The samples as the base reads them: without P-tuning's virtual prompt before each segment."""
+    embedding = engine.scorer.net.model.embed_tokens
+    if not isinstance(embedding, PromptEmbedding):
+        return list(samples)
+    num = embedding.num_virtual_tokens
+    for sample in samples:
+        if any(segment.is_trained[num] for segment in sample.segments):
+            raise TrainingError(
+                f"{sample.where}: the first token is trained; without the virtual prompt nothing predicts it",
+                hint="give the row a prompt that is not empty",
+            )
+    return [
+        replace(s, segments=tuple(Segment(seg.tokens[num:], seg.is_trained[num:]) for seg in s.segments))
+        for s in samples
+    ]
+
+
 def _score(samples: Sequence[Sample], engine: Engine, row_tokens: int) -> list[tuple[float, ...]]:
     """Every sample's log-probabilities, on every process."""
     if not samples:
         return []
+    samples = base_samples(samples, engine)
     offsets: dict[int, int] = {}
     start = 0
     for sample in samples:
         offsets[id(sample)] = start
         start += len(sample.segments)
     flat = [0.0] * start
-    switch = adapters_off(engine.scorer.net) if engine.has_adapters else contextlib.nullcontext()
-    with switch:
+    with as_base(engine):
         rows = engine.rows(samples, row_tokens)
         for row, scores in zip(rows, engine.scores(rows), strict=True):
             sums = segment_logprobs(scores, row).tolist()

@@ -226,7 +226,7 @@ def _read_texts(recipe: Recipe, encoder: data.Encoder) -> Data:
         problems.extend(bad)
         texts = [read.row.text for read in rows if isinstance(read.row, TextRow)]
         ids = [encoder.tokenizer.encode(text, parse_special=False) for text in texts]
-        return data.TextWindows(ids, separator, recipe.data.max_length)
+        return data.TextWindows(ids, separator, recipe.data.max_length, encoder.virtual_ids)
 
     train = [windows(path) for path in recipe.data.train]
     validation = [windows(path) for path in recipe.data.validation]

@@ -60,7 +60,6 @@ def test_the_base_is_trained_on_8_trillion_tokens_in_the_reports_steps() -> None
         ("adapter.kind=lorra", "adapter.kind is 'lorra'"),
         ("optimizer.betas=[0.9]", "two numbers"),
         ("batch.row_tokens=1000", r"data.max_length \(1024\) is above batch.row_tokens \(1000\)"),
-        ("adapter.kind=p_tuning", "no reference in stage preference"),
     ],
 )
 def test_an_impossible_setting_is_refused_before_anything_runs(change: str, message: str) -> None:

@@ -141,6 +141,40 @@ def test_rpo_with_lora_saves_an_adapter_and_reuses_the_cached_reference(
     assert cache.read_text() == lines
 
 
+def test_the_reference_of_p_tuning_is_the_base_without_the_virtual_prompt(
+    tmp_path: Path, nemotron: Path
+) -> None:
+    train, settings = pairs(tmp_path), {"preference": {"loss": "dpo", "beta": 0.3}}
+    found = []
+    for place, adapter in enumerate((None, {"kind": "p_tuning", "num_virtual_tokens": 3})):
+        more = settings | {"run": {"directory": str(tmp_path / str(place))}}
+        run.train(
+            make(tmp_path, nemotron, "preference", train, **more, **({"adapter": adapter} if adapter else {}))
+        )
+        (cache,) = tmp_path.glob(".reference-*.jsonl")
+        found.append([json.loads(line)["logprobs"] for line in cache.read_text().splitlines()])
+    base, both = found
+    assert len(both) == 2 * len(base) == 12
+    for one, other in zip(base, both[6:], strict=True):
+        assert other == pytest.approx(one, abs=1e-4)
+
+
+def test_a_prompt_that_only_the_virtual_one_precedes_is_refused(tmp_path: Path, nemotron: Path) -> None:
+    row = {
+        "prompt": "",
+        "chosen": "It is so.",
+        "rejected": "No.",
+        "chosen_reward": 1.0,
+        "rejected_reward": 0.0,
+    }
+    recipe = make(
+        tmp_path, nemotron, "preference", write(tmp_path / "p.jsonl", [row]),
+        preference={"loss": "dpo", "beta": 0.3}, adapter={"kind": "p_tuning", "num_virtual_tokens": 3},
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=r"p\.jsonl:1: the first token is trained"):
+        run.train(recipe)
+
+
 def test_a_cached_reference_of_other_weights_is_refused(tmp_path: Path, nemotron: Path) -> None:
     recipe = make(tmp_path, nemotron, "preference", pairs(tmp_path), preference={"loss": "dpo", "beta": 0.3})
     run.train(recipe)
@@ -305,17 +339,27 @@ def test_a_fresh_nano_model_pretrains_on_text(tmp_path: Path, nemotron: Path) ->
     assert losses(tmp_path)[-1] < losses(tmp_path)[0]
 
 
-def test_windows_predict_every_token_of_every_document_once() -> None:
+@pytest.mark.parametrize("front", [(), (90, 91, 92)])
+def test_windows_predict_every_token_of_every_document_once(front: tuple[int, ...]) -> None:
     documents = [list(range(10, 10 + n)) for n in (3, 25, 1, 8)]
-    windows = TextWindows(documents, separator=1, max_length=10)
+    windows = TextWindows(documents, separator=1, max_length=10, front=front)
     predicted: list[int] = []
     for i in range(len(windows)):
         assert windows[i].num_tokens <= 10
         for segment in windows[i].segments:
+            assert segment.tokens[: len(front)] == front
+            assert not any(segment.is_trained[: len(front) + 1])
             predicted += [
                 t for t, is_trained in zip(segment.tokens, segment.is_trained, strict=True) if is_trained
             ]
     assert predicted == [token for document in documents for token in (*document, 1)]
+
+
+def test_virtual_tokens_that_fill_a_window_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"data\.max_length \(10\) leaves no room for text behind 9 virtual"
+    ):
+        TextWindows([[5, 6]], separator=1, max_length=10, front=tuple(range(9)))
 
 
 def test_p_tuning_trains_through_the_virtual_tokens(tmp_path: Path, nemotron: Path) -> None:
