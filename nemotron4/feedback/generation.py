@@ -48,7 +48,7 @@ class EngineGenerate:
         *,
         max_new_tokens: int,
         temperature: float,
-        on_progress: Callable[[int, int], None],
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Continuation]:
         if not draws:
             return []

@@ -54,7 +54,7 @@ class Generate(Protocol):
         *,
         max_new_tokens: int,
         temperature: float,
-        on_progress: Callable[[int, int], None],
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Continuation]:
         """One continuation for each draw, in order, by the weights that ``net`` has now.
 
