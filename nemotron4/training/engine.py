@@ -7,7 +7,7 @@ before its backward pass. So neither rows, accumulation, packing nor processes c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -166,13 +166,16 @@ class Engine:
         """``score`` of each row, in order."""
         return (self.score(row) for row in rows)
 
-    def evaluate(self, rows: Sequence[PackedRow], stage: Stage) -> StepResult:
-        """Loss and totals without gradients."""
+    def evaluate(
+        self, rows: Sequence[PackedRow], stage: Stage, *, on_row: Callable[[int], None] = lambda number: None
+    ) -> StepResult:
+        """Loss and totals without gradients; ``on_row`` hears how many rows are done."""
         stage, count = self._prepare(rows, stage, empty="no validation row counts")
         sums = Sums()
-        for row, scores in zip(rows, self.scores(rows), strict=True):
+        for number, (row, scores) in enumerate(zip(rows, self.scores(rows), strict=True), start=1):
             terms = stage.terms(scores, row)
             sums.add(terms.loss.sum, terms.totals, row)
+            on_row(number)
         return self._result(sums, count, rows)
 
     def grad_norm(self) -> float:

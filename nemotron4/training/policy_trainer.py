@@ -22,7 +22,6 @@ from nemotron4.model.transformer import Transformer
 from nemotron4.training import checkpoints
 from nemotron4.training.advantages import actor_critic_advantages, group_advantages, token_kl
 from nemotron4.training.engine import Engine, StepResult, add_totals
-from nemotron4.training.metrics import OnPart, hear_nothing
 from nemotron4.training.packing import Segment
 from nemotron4.training.policy_settings import PolicyGradientSection
 from nemotron4.training.reference import as_base, base_samples
@@ -59,13 +58,12 @@ class PolicyTrainer(Trainer):
         skeleton: Callable[[], Transformer],
         reference: Engine | None,
         critic: Engine | None,
-        on_part: OnPart = hear_nothing,
         **more: Any,
     ) -> None:
         super().__init__(*arguments, **more)
         assert self.recipe.policy_gradient is not None, "the recipe has checked it"
         self.settings: PolicyGradientSection = self.recipe.policy_gradient
-        self.sampler = Sampler(self.engine, outside.generate, skeleton, on_part)
+        self.sampler = Sampler(self.engine, outside.generate, skeleton, self.on_part)
         self.judge = outside.judge
         self.reference = reference
         self.critic = critic

@@ -260,7 +260,7 @@ def train(
 
     ``connect`` gives policy-gradient stages their engine and judges, ``generator`` the samples of every
     validation their engine (both in ``nemotron4.feedback``). ``on_progress`` hears of each step, ``on_part``
-    of what is long beside it: answers, reference log-probabilities.
+    of what is long beside it: answers, validation, reference log-probabilities.
     """
     device = pick_device(recipe.model.device)
     base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
@@ -280,7 +280,7 @@ def train(
         read = _with_reference(recipe, read, engine, weights, is_writer=is_writer, note=tell, on_part=shown)
         make: Callable[..., Trainer] = Trainer
         if recipe.policy_gradient is not None:
-            make = policy_trainer(origin, grid, device, connect, on_part=shown)
+            make = policy_trainer(origin, grid, device, connect)
         trainer = make(
             recipe,
             engine,
@@ -289,6 +289,7 @@ def train(
             list(read.validation),
             fingerprint=fingerprint(recipe, read, weights),
             on_progress=on_progress if is_writer else lambda progress: None,
+            on_part=shown,
             is_writer=is_writer,
             logs=_logs(origin, engine, generator, is_writer=is_writer, on_part=shown),
             cost=StepCost.of(config, has_adapter=recipe.adapter is not None),
@@ -347,8 +348,6 @@ def policy_trainer(
     grid: Grid | None,
     device: torch.device,
     connect: Connect | None,
-    *,
-    on_part: OnPart = hear_nothing,
 ) -> Callable[..., PolicyTrainer]:
     """A trainer with judges, and with the reference and critic that the recipe asks for."""
     recipe, base = origin.recipe, origin.base
@@ -375,7 +374,6 @@ def policy_trainer(
         skeleton=origin.policy,
         reference=reference,
         critic=critic,
-        on_part=on_part,
     )
 
 

@@ -23,7 +23,7 @@ from nemotron4.errors import ConfigError, TrainingError
 from nemotron4.training import checkpoints
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine, StepResult
-from nemotron4.training.metrics import JsonLines, MetricsLog, Progress
+from nemotron4.training.metrics import JsonLines, MetricsLog, OnPart, Part, Progress, hear_nothing
 from nemotron4.training.packing import Sample
 from nemotron4.training.recipe import OptimizerSection, Recipe
 from nemotron4.training.schedule import learning_rate
@@ -113,6 +113,7 @@ class Trainer:
         *,
         fingerprint: str = "",
         on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_part: OnPart = hear_nothing,
         is_writer: bool = True,
         logs: Sequence[MetricsLog] = (),
         cost: StepCost | None = None,
@@ -126,6 +127,7 @@ class Trainer:
         self.validation = tuple(validation)
         self.fingerprint = fingerprint
         self.on_progress = on_progress
+        self.on_part = on_part
         self.is_writer = is_writer
         self.logs = [*([JsonLines(recipe.run.directory)] if is_writer else []), *logs]
         self.cost = cost
@@ -231,7 +233,9 @@ class Trainer:
     def _validate(self) -> bool:
         """Record the validation loss; True if it is the lowest yet, whose checkpoint is kept."""
         rows = self.engine.rows(self.validation, self.recipe.batch.row_tokens)
-        result = self.engine.evaluate(rows, self.stage)
+        result = self.engine.evaluate(
+            rows, self.stage, on_row=lambda done: self.on_part(Part("validation rows", done, len(rows)))
+        )
         self._record(result, {}, kind="validation")
         is_best = self._best is None or result.loss < self._best
         if is_best:

@@ -15,6 +15,7 @@ import torch
 from nemotron4.errors import CheckpointError, ConfigError, TrainingError
 from nemotron4.model.adapters import AdapterConfig, add_adapter
 from nemotron4.training import checkpoints
+from nemotron4.training.metrics import Part
 from nemotron4.training.trainer import Progress, Trainer, plan_steps
 from tests.training import tiny
 from tests.training.tiny import make_recipe, make_trainer
@@ -33,6 +34,19 @@ def weights(folder: Path, trainer: Trainer) -> dict[str, torch.Tensor]:
     tensors = {name: torch.zeros_like(t) for name, t in trainer.tensors().items()}
     checkpoints.load(path, tensors)
     return tensors
+
+
+def test_a_validation_tells_how_far_it_is(tmp_path: Path) -> None:
+    parts: list[Part] = []
+    trainer = make_trainer(tmp_path, max_steps=1, row_tokens=40)
+    trainer.validation = tuple(tiny.texts(12, seed=9))
+    trainer.on_part = parts.append
+    trainer.run()
+    assert len(parts) > 1
+    assert [(part.name, part.done) for part in parts] == [
+        ("validation rows", n + 1) for n in range(len(parts))
+    ]
+    assert {part.total for part in parts} == {len(parts)}
 
 
 def test_training_lowers_the_loss_and_records_every_step(tmp_path: Path) -> None:
