@@ -103,11 +103,13 @@ def held_lifeline(rank: Rank, port: int, *, nodes: int = 1) -> Iterator[None]:
             while True:
                 connected.append(listener.accept()[0])
 
-    threading.Thread(target=accept, name="lifeline", daemon=True).start()
+    accepting = threading.Thread(target=accept, name="lifeline", daemon=True)
+    accepting.start()
     try:
         yield
     finally:
         listener.shutdown(socket.SHUT_RDWR)
+        accepting.join()  # it may be taking one more connection
         listener.close()
         for connection in connected:
             connection.close()
