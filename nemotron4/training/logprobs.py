@@ -9,6 +9,7 @@ Legend: N tokens, c tokens of a chunk, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -80,11 +81,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
     ) -> Tensor:
         gradients = _Gradients(hidden_ND, weight_VD, *ctx.needs_input_grad[:2]) if slope is not None else None
         logprobs = [_wide(hidden_ND.new_empty(0))]
-        log_softmax = _LogSoftmax(weight_VD, group)
-        for start in range(0, hidden_ND.shape[0], chunk_tokens):
-            chunk = slice(start, start + chunk_tokens)
-            logprobs_cV = log_softmax(hidden_ND[chunk])
-            column_c1, is_mine_c1 = _columns(target_N[chunk], first_id, weight_VD.shape[0])
+        chunks = _chunks(hidden_ND, weight_VD, target_N, chunk_tokens, group, first_id)
+        for chunk, logprobs_cV, column_c1, is_mine_c1 in chunks:
             logprobs.append(_all_sum((logprobs_cV.gather(1, column_c1) * is_mine_c1)[:, 0], group))
             if gradients is not None and slope is not None:
                 slope_c = logprobs_cV.new_full((len(logprobs_cV),), slope)
@@ -101,12 +99,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
         if gradients is None:
             hidden_ND, weight_VD, target_N = ctx.saved_tensors
             gradients = _Gradients(hidden_ND, weight_VD, *ctx.needs_input_grad[:2])
-            log_softmax = _LogSoftmax(weight_VD, ctx.group)
-            for start in range(0, hidden_ND.shape[0], ctx.chunk_tokens):
-                chunk = slice(start, start + ctx.chunk_tokens)
-                logprobs_cV = log_softmax(hidden_ND[chunk])
-                columns = _columns(target_N[chunk], ctx.first_id, weight_VD.shape[0])
-                gradients.add(chunk, _logprob_gradient(logprobs_cV, *columns, grad_N[chunk]))
+            chunks = _chunks(hidden_ND, weight_VD, target_N, ctx.chunk_tokens, ctx.group, ctx.first_id)
+            for chunk, logprobs_cV, column_c1, is_mine_c1 in chunks:
+                gradients.add(chunk, _logprob_gradient(logprobs_cV, column_c1, is_mine_c1, grad_N[chunk]))
         else:
             assert (grad_N == ctx.slope).all(), "the loss has another slope than it promised"
             ctx.gradients = None  # whoever gets them next may keep them without a copy
@@ -127,11 +122,8 @@ class _ChunkedEntropies(torch.autograd.Function):
         first_id: int,
     ) -> Tensor:
         found = [_wide(hidden_ND.new_empty((0, 2)))]
-        log_softmax = _LogSoftmax(weight_VD, group)
-        for start in range(0, hidden_ND.shape[0], chunk_tokens):
-            chunk = slice(start, start + chunk_tokens)
-            logprobs_cV = log_softmax(hidden_ND[chunk])
-            column_c1, is_mine_c1 = _columns(target_N[chunk], first_id, weight_VD.shape[0])
+        chunks = _chunks(hidden_ND, weight_VD, target_N, chunk_tokens, group, first_id)
+        for _, logprobs_cV, column_c1, is_mine_c1 in chunks:
             chosen_c = (logprobs_cV.gather(1, column_c1) * is_mine_c1)[:, 0]
             entropy_c = -(logprobs_cV.exp() * logprobs_cV).sum(dim=1)
             found.append(_all_sum(torch.stack((chosen_c, entropy_c), dim=1), group))
@@ -144,18 +136,15 @@ class _ChunkedEntropies(torch.autograd.Function):
     def backward(ctx: Any, grad_N2: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, target_N, entropy_N = ctx.saved_tensors
         gradients = _Gradients(hidden_ND, weight_VD, *ctx.needs_input_grad[:2])
-        log_softmax = _LogSoftmax(weight_VD, ctx.group)
         needs_entropy = bool(grad_N2[:, 1].any())
-        for start in range(0, hidden_ND.shape[0], ctx.chunk_tokens):
-            chunk = slice(start, start + ctx.chunk_tokens)
-            logprobs_cV = log_softmax(hidden_ND[chunk])
-            columns = _columns(target_N[chunk], ctx.first_id, weight_VD.shape[0])
+        chunks = _chunks(hidden_ND, weight_VD, target_N, ctx.chunk_tokens, ctx.group, ctx.first_id)
+        for chunk, logprobs_cV, column_c1, is_mine_c1 in chunks:
             from_entropy_cV: Tensor | float = 0.0
             if needs_entropy:
                 # d H / d logits = -p (log p + H)
                 from_entropy_cV = (logprobs_cV + entropy_N[chunk, None]) * logprobs_cV.exp()
                 from_entropy_cV *= -grad_N2[chunk, 1, None]
-            gradient_cV = _logprob_gradient(logprobs_cV, *columns, grad_N2[chunk, 0])
+            gradient_cV = _logprob_gradient(logprobs_cV, column_c1, is_mine_c1, grad_N2[chunk, 0])
             gradients.add(chunk, gradient_cV.add_(from_entropy_cV))
         return *gradients.finished(ctx.group), None, None, None, None
 
@@ -189,29 +178,40 @@ class _Gradients:
         return grad_hidden_ND, grad_weight_VD
 
 
-class _LogSoftmax:
-    """Log-probabilities of this process's part of the vocabulary, (c, V); good until the next chunk.
+def _chunks(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    target_N: Tensor,
+    chunk_tokens: int,
+    group: dist.ProcessGroup | None,
+    first_id: int,
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Each chunk, its log-probabilities in this process's part of the vocabulary, and what ``_columns`` says.
 
-    All chunks share one buffer: fresh memory for each cost 2 % of a step in page faults.
+    The log-probabilities are good until the next chunk: all share one buffer, because fresh memory for each
+    cost 2 % of a step in page faults.
     """
+    buffer_cV = hidden_ND.new_empty((min(chunk_tokens, len(hidden_ND)), len(weight_VD)))
+    for start in range(0, len(hidden_ND), chunk_tokens):
+        chunk = slice(start, start + chunk_tokens)
+        hidden_cD = hidden_ND[chunk]
+        logits_cV = torch.mm(hidden_cD, weight_VD.T, out=buffer_cV[: len(hidden_cD)])
+        yield (
+            chunk,
+            _log_softmax(_wide(logits_cV), group),
+            *_columns(target_N[chunk], first_id, len(weight_VD)),
+        )
 
-    def __init__(self, weight_VD: Tensor, group: dist.ProcessGroup | None) -> None:
-        self._weight_VD = weight_VD
-        self._group = group
-        self._buffer_cV = weight_VD.new_empty((0, len(weight_VD)))
 
-    def __call__(self, hidden_cD: Tensor) -> Tensor:
-        if len(self._buffer_cV) < len(hidden_cD):
-            self._buffer_cV = hidden_cD.new_empty((len(hidden_cD), len(self._weight_VD)))
-        logits_cV = self._buffer_cV[: len(hidden_cD)]
-        logits_cV = _wide(torch.mm(hidden_cD, self._weight_VD.T, out=logits_cV))
-        if self._group is not None:
-            return logits_cV.sub_(_all_logsumexp(logits_cV.logsumexp(dim=-1), self._group)[:, None])
-        if logits_cV.is_cuda:
-            return logits_cV.log_softmax(dim=-1)
-        # One pass over memory where the general form takes five; each number is read before it is written.
-        in_place: Tensor = torch.ops.aten._log_softmax.out(logits_cV, -1, False, out=logits_cV)
-        return in_place
+def _log_softmax(logits_cV: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """In the memory of the logits, but on a GPU alone."""
+    if group is not None:
+        return logits_cV.sub_(_all_logsumexp(logits_cV.logsumexp(dim=-1), group)[:, None])
+    if logits_cV.is_cuda:
+        return logits_cV.log_softmax(dim=-1)
+    # One pass over memory where the general form takes five; each number is read before it is written.
+    in_place: Tensor = torch.ops.aten._log_softmax.out(logits_cV, -1, False, out=logits_cV)
+    return in_place
 
 
 def _logprob_gradient(logprobs_cV: Tensor, column_c1: Tensor, is_mine_c1: Tensor, slope_c: Tensor) -> Tensor:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,10 +15,8 @@ from safetensors.torch import load_file
 
 from tests import tiny_models
 from tests.training import parallel_run
+from tests.training.launching import ENVIRONMENT, ROOT, command, run_train
 from tests.training.parallel_run import Case, write_cases
-
-ROOT = Path(__file__).parents[2]
-TWO = ("--nproc-per-node", "2")
 
 
 def launch(folder: Path, cases: list[Case], *, timeout_s: float = 110) -> None:
@@ -28,11 +24,9 @@ def launch(folder: Path, cases: list[Case], *, timeout_s: float = 110) -> None:
     (size,) = {case.layout.num_processes for case in cases}
     folder.mkdir(exist_ok=True)
     write_cases(folder / "cases.json", cases)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     process = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.training.parallel_run", str(folder / "cases.json")],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, timeout=timeout_s,
-        capture_output=True, text=True, check=False,
+        command("tests.training.parallel_run", str(folder / "cases.json"), processes=size),
+        cwd=ROOT, env=ENVIRONMENT, timeout=timeout_s, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stdout[-600:] + process.stderr[-6000:]
 
@@ -183,17 +177,11 @@ def test_the_command_leaves_the_output_of_one_process(tmp_path: Path, name: str)
     train = tmp_path / "rows.jsonl"
     train.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = []
-    for launcher, settings in (([], []), (["-m", "torch.distributed.run", "--standalone", *TWO], [layout])):
+    for processes, settings in ((1, []), (2, [layout])):
         folder = tmp_path / f"run{len(found)}"
         recipe = tmp_path / "recipe.toml"
         recipe.write_text(RECIPE.format(stage=stage, start=start, train=train, folder=folder, more=more))
-        process = subprocess.run(
-            [sys.executable, *launcher, "-m", "nemotron4", "train", str(recipe), *settings],
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, check=False, timeout=140,
-        )  # fmt: skip
-        assert process.returncode == 0, process.stderr[-6000:]
-        assert "Warning" not in process.stderr
+        run_train(recipe, *settings, processes=processes)
         file = "model.safetensors" if output == "model" else "adapter_model.safetensors"
         record = json.loads((folder / "run.json").read_text())
         found.append((load_file(folder / output / file), record["fingerprint"], record["start_weights"]))

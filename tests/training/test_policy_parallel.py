@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from safetensors.torch import load_file
 
 from tests import tiny_models
 from tests.training import policy_run
+from tests.training.launching import ENVIRONMENT, ROOT, command, run_train
 
-ROOT = Path(__file__).parents[2]
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 TIMES = {"seconds", "rollout_seconds", "tokens_per_s", "memory_gb"}
 PROMPTS = [{"role": "user", "content": f"Add {i} and {i}"} for i in range(6)]
 
@@ -55,8 +53,8 @@ def values(folder: Path, start: Path, algorithm: str, /, **more: Any) -> dict[st
 def start_launch(folder: Path, runs: list[dict[str, Any]]) -> subprocess.Popen[str]:
     (folder / "runs.json").write_text(json.dumps(runs))
     return subprocess.Popen(
-        [sys.executable, *TWO, "-m", "tests.training.policy_run", str(folder / "runs.json")],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        command("tests.training.policy_run", str(folder / "runs.json"), processes=2),
+        cwd=ROOT, env=ENVIRONMENT,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -212,16 +210,9 @@ def test_a_chain_to_ppo_is_the_same_on_two_processes(tmp_path: Path, start: Path
         folder, recipe = tmp_path / f"run{place}", tmp_path / f"chain{place}.toml"
         prompts = start.parent / "prompts.jsonl"
         recipe.write_text(CHAIN.format(start=start, rows=rows, prompts=prompts, folder=folder))
-        launcher = TWO if layout else ()
         for _ in range(2):  # the second time every stage but the last is passed over
-            process = subprocess.run(
-                [sys.executable, *launcher, "-m", "nemotron4", "train", str(recipe), *layout],
-                cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-                capture_output=True, text=True, check=False, timeout=140,
-            )  # fmt: skip
-            assert process.returncode == 0, process.stderr[-6000:]
-            assert "Warning" not in process.stderr
-        assert process.stderr.count("finished before") == 2
+            written = run_train(recipe, *layout, processes=1 + len(layout))
+        assert written.count("finished before") == 2
         weights.append(load_file(folder / "02-ppo" / "model" / "model.safetensors"))
     one, many = weights
     assert one.keys() == many.keys()
