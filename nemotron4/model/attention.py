@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nemotron4.model.causal_attention import causal_attention
 from nemotron4.model.config import ModelConfig, RopeScaling
 
 
@@ -99,13 +100,11 @@ class CausalAttend:
             self._mask_B1TT = same_BTT.tril()[:, None]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self._mask_B1TT is None:
+            return causal_attention(q, k, v)
+        q_BHTE, k_BKTE, v_BKTE = (x.transpose(1, 2) for x in (q, k, v))
         out_BHTE = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=self._mask_B1TT,
-            is_causal=self._mask_B1TT is None,
-            enable_gqa=q.shape[-2] != k.shape[-2],
+            q_BHTE, k_BKTE, v_BKTE, attn_mask=self._mask_B1TT, enable_gqa=q.shape[-2] != k.shape[-2]
         )
         return out_BHTE.transpose(1, 2)
 

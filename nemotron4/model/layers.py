@@ -53,35 +53,46 @@ class SquaredReluMLP(nn.Module):
         self.down_proj = nn.Linear(ffn_hidden_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.up_proj(x)
-        # Adapters and hooks (tensor parallelism sets them) take part in the layer's own call.
-        down = self.down_proj
-        is_plain = type(down) is nn.Linear and not (down._forward_pre_hooks or down._forward_hooks)
-        if is_plain and torch.is_grad_enabled():
-            out: Tensor = _SquaredReluLinear.apply(inner, down.weight)  # type: ignore[no-untyped-call]
+        if torch.is_grad_enabled() and _is_plain(self.up_proj) and _is_plain(self.down_proj):
+            out: Tensor = _SquaredRelu.apply(  # type: ignore[no-untyped-call]
+                x, self.up_proj.weight, self.down_proj.weight
+            )
         else:
-            out = down(F.relu(inner).square())
+            out = self.down_proj(F.relu(self.up_proj(x)).square())
         return out
 
 
-class _SquaredReluLinear(torch.autograd.Function):
-    """``W relu(x)^2`` that keeps relu(x) alone for its gradient: a quarter of a block's activations less."""
+def _is_plain(layer: nn.Module) -> bool:
+    """Adapters and hooks (tensor parallelism sets them) take part in a layer's own call."""
+    return type(layer) is nn.Linear and not (layer._forward_pre_hooks or layer._forward_hooks)
+
+
+class _SquaredRelu(torch.autograd.Function):
+    """The block with one of its wide tensors kept, relu(W_up x), and two in memory, where torch has three.
+
+    A second backward pass through the same graph is an error: the first one overwrites what was kept.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_DF: Tensor) -> Tensor:
-        root = F.relu(x)
-        ctx.save_for_backward(root, weight_DF)
-        return F.linear(root.square(), weight_DF)
+    def forward(ctx: Any, x: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
+        root = F.linear(x, up_FD).relu_()
+        ctx.save_for_backward(x, root, up_FD, down_DF)
+        return F.linear(root.square(), down_DF)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        root, weight_DF = ctx.saved_tensors
-        grad_x = grad_weight_DF = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight_DF).mul_(root).mul_(2)
-        if ctx.needs_input_grad[1]:
-            grad_weight_DF = grad.flatten(0, -2).T @ root.square().flatten(0, -2)
-        return grad_x, grad_weight_DF
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, root, up_FD, down_DF = ctx.saved_tensors
+        needs_x, needs_up, needs_down = ctx.needs_input_grad
+        grad_x = grad_up_FD = grad_down_DF = None
+        if needs_x or needs_up:
+            grad_inner = ((2 * grad) @ down_DF).mul_(root)
+        if needs_down:
+            grad_down_DF = grad.flatten(0, -2).T @ root.square_().flatten(0, -2)
+        if needs_up:
+            grad_up_FD = grad_inner.flatten(0, -2).T @ x.flatten(0, -2)
+        if needs_x:
+            grad_x = grad_inner @ up_FD
+        return grad_x, grad_up_FD, grad_down_DF
 
 
 class SwiGluMLP(nn.Module):

@@ -14,9 +14,9 @@ from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from nemotron4.errors import DataError
+from nemotron4.model.causal_attention import causal_attention
 
 
 @dataclass(frozen=True)
@@ -145,20 +145,15 @@ class PackedAttend:
         starts = (positions_N == 0).nonzero()[:, 0].tolist()
         lengths = [stop - start for start, stop in pairwise([*starts, len(positions_N)])]
         # Neighbours of one length are one batch.
-        self._runs = [(length, len(list(same))) for length, same in groupby(lengths)]
-        self._sizes = [length * count for length, count in self._runs]
+        self._runs = [(len(list(same)), length) for length, same in groupby(lengths)]
+        self._sizes = [count * length for count, length in self._runs]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(N, H, E), (N, K, E), (N, K, E) -> (N, H, E)."""
         # A split, because the gradient of slices is a whole tensor of zeros for each of them.
         parts = zip(*(torch.split(x, self._sizes) for x in (q, k, v)), strict=True)
-        outputs = [_attend(count, *part) for (_, count), part in zip(self._runs, parts, strict=True)]
+        outputs = [
+            causal_attention(*(x.unflatten(0, run) for x in part)).flatten(0, 1)
+            for run, part in zip(self._runs, parts, strict=True)
+        ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def _attend(num_segments: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention within each of several segments of one length."""
-    has_groups = q.shape[1] != k.shape[1]
-    q, k, v = (x.view(num_segments, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-    out_SHTE = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=has_groups)
-    return out_SHTE.transpose(1, 2).flatten(0, 1)

@@ -179,6 +179,30 @@ def test_the_feed_forward_block_has_the_gradients_of_its_formula() -> None:
         torch.testing.assert_close(got, want)
 
 
+def test_a_frozen_feed_forward_weight_gets_no_gradient_and_changes_no_other() -> None:
+    mlp = Transformer(NEMOTRON).model.layers[0].mlp
+    x = torch.randn(4, 48, requires_grad=True)
+    (expected,) = torch.autograd.grad(mlp(x).sum(), x)
+    for frozen in ("up_proj", "down_proj"):
+        mlp.requires_grad_(True)
+        mlp.get_submodule(frozen).requires_grad_(False)
+        x.grad = None
+        mlp.zero_grad()
+        mlp(x).sum().backward()
+        torch.testing.assert_close(x.grad, expected)
+        assert [name for name, weight in mlp.named_parameters() if weight.grad is None] == [
+            f"{frozen}.weight"
+        ]
+
+
+def test_a_second_backward_pass_through_the_feed_forward_block_is_an_error() -> None:
+    mlp = Transformer(NEMOTRON).model.layers[0].mlp
+    total = mlp(torch.randn(4, 48)).sum()
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
 def test_layernorm1p_adds_one_in_float32() -> None:
     norm = Transformer(NEMOTRON).model.norm.to(torch.bfloat16)
     with torch.no_grad():
