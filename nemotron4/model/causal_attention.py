@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK_POSITIONS = 64
-# In shorter sequences torch's kernel is as fast: calls are what costs.
-SHORTEST_BLOCKED = 256
+# In shorter sequences calls are what costs, in longer ones memory is: torch's kernel is as fast.
+SHORTEST_BLOCKED, LONGEST_BLOCKED = 256, 1024
 
 
 def causal_attention(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor:
     """(B, T, H, E): ``softmax(q k / sqrt(E)) v``, each position over itself and what stands before it."""
     is_wide = q_BTHE.dtype in (torch.float32, torch.float64)
-    if is_wide and q_BTHE.device.type == "cpu" and q_BTHE.shape[1] >= SHORTEST_BLOCKED:
+    if is_wide and q_BTHE.device.type == "cpu" and SHORTEST_BLOCKED <= q_BTHE.shape[1] <= LONGEST_BLOCKED:
         return blocked(q_BTHE, k_BTKE, v_BTKE)
     q_BHTE, k_BKTE, v_BKTE = (x.transpose(1, 2) for x in (q_BTHE, k_BTKE, v_BTKE))
     has_groups = q_BTHE.shape[2] != k_BTKE.shape[2]
@@ -46,10 +46,10 @@ class _Blocked(torch.autograd.Function):
     def forward(ctx: Any, q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor:
         ctx.save_for_backward(q_BTHE, k_BTKE, v_BTKE)
         q_CPE, k_CTE, v_CTE = (_by_kv_head(x, k_BTKE.shape[2]) for x in (q_BTHE, k_BTKE, v_BTKE))
-        out_CPE = torch.empty_like(q_CPE)
         for queries, keys, probs_Cps in _blocks(q_CPE, k_CTE):
-            torch.bmm(probs_Cps, v_CTE[:, keys], out=out_CPE[:, queries])
-        return _by_position(out_CPE, q_BTHE.shape)
+            # Over the block's queries, which have done their work.
+            torch.bmm(probs_Cps, v_CTE[:, keys], out=q_CPE[:, queries])
+        return _by_position(q_CPE, q_BTHE.shape)
 
     @staticmethod
     def backward(ctx: Any, grad_BTHE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,7 +57,7 @@ class _Blocked(torch.autograd.Function):
         q_CPE, k_CTE, v_CTE, grad_CPE = (
             _by_kv_head(x, k_BTKE.shape[2]) for x in (q_BTHE, k_BTKE, v_BTKE, grad_BTHE)
         )
-        grad_q_CPE, grad_k_CTE, grad_v_CTE = (torch.zeros_like(x) for x in (q_CPE, k_CTE, v_CTE))
+        grad_k_CTE, grad_v_CTE = torch.zeros_like(k_CTE), torch.zeros_like(v_CTE)
         memory = _block_memory(q_CPE)
         for queries, keys, probs_Cps in _blocks(q_CPE, k_CTE):
             grad_CpE = grad_CPE[:, queries]
@@ -66,11 +66,12 @@ class _Blocked(torch.autograd.Function):
             torch.bmm(grad_CpE, v_CTE[:, keys].mT, out=slope_Cps)
             # d scores = p (d p - sum(p d p))
             torch._softmax_backward_data(slope_Cps, probs_Cps, -1, slope_Cps.dtype, grad_input=slope_Cps)
-            torch.bmm(slope_Cps, k_CTE[:, keys], out=grad_q_CPE[:, queries])
             grad_k_CTE[:, keys] += torch.bmm(slope_Cps.mT, q_CPE[:, queries])
+            # The gradient of the block's queries in their place: they have done their work.
+            torch.bmm(slope_Cps, k_CTE[:, keys], out=q_CPE[:, queries])
         scale = q_BTHE.shape[-1] ** -0.5
         return (
-            _by_position(grad_q_CPE.mul_(scale), q_BTHE.shape),
+            _by_position(q_CPE.mul_(scale), q_BTHE.shape),
             _by_position(grad_k_CTE.mul_(scale), k_BTKE.shape),
             _by_position(grad_v_CTE, v_BTKE.shape),
         )

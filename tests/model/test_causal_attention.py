@@ -65,7 +65,9 @@ def test_float32_blocks_are_as_near_to_the_truth_as_the_kernel(size: float) -> N
         assert (got - want).abs().max() <= 3 * (peer - want).abs().max() + rounding
 
 
-def test_long_sequences_on_a_cpu_go_by_blocks_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequences_of_some_length_on_a_cpu_go_by_blocks_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     taken: list[int] = []
 
     def blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -73,16 +75,17 @@ def test_long_sequences_on_a_cpu_go_by_blocks_and_nothing_else(monkeypatch: pyte
         return by_torch(q, k, v)
 
     monkeypatch.setattr(causal_attention, "blocked", blocked)
-    shortest = causal_attention.SHORTEST_BLOCKED
+    shortest, longest = causal_attention.SHORTEST_BLOCKED, causal_attention.LONGEST_BLOCKED
     for length, dtype in [
         (shortest, torch.float32),
         (shortest - 1, torch.float32),
         (shortest, torch.bfloat16),  # its scores would be rounded before the softmax
-        (shortest + 1, torch.float64),
+        (longest, torch.float64),
+        (longest + 1, torch.float32),
     ]:
         qkv = inputs(1, length, 4, 2, dtype)
         assert CausalAttend()(0, *qkv).dtype == dtype
-    assert taken == [shortest, shortest + 1]
+    assert taken == [shortest, longest]
 
 
 def test_long_and_short_segments_of_a_row_are_those_of_rows_of_their_own() -> None:
