@@ -22,8 +22,9 @@ from nemotron4.training import recipe as recipes
 from nemotron4.training.metrics import OnPart, Progress, hear_nothing
 from nemotron4.training.policy_settings import PREVIOUS
 from nemotron4.training.recipe import Recipe, as_plain
+from nemotron4.training.record import RECORD_FILE
 from nemotron4.training.rollouts import Connect, Generate
-from nemotron4.training.run import RECORD_FILE, Summary, output_folder, pick_device, train
+from nemotron4.training.run import Summary, output_folder, pick_device, train
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:

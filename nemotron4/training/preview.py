@@ -11,7 +11,7 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.errors import TrainingError
 from nemotron4.model.config import ModelConfig
 from nemotron4.text.tokenizer import Tokenizer
-from nemotron4.training import parallel, run
+from nemotron4.training import inputs, parallel, run
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
 from nemotron4.training.loading import Origin
@@ -48,9 +48,9 @@ class Preview:
 def preview(recipe: Recipe) -> Preview:
     """Read and render everything; build no model and take no step."""
     base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
-    config = run.model_config(recipe, base)
-    encoder = run.build_encoder(recipe, base, config)
-    read = run.read_data(recipe, encoder)
+    config = inputs.model_config(recipe, base)
+    encoder = inputs.build_encoder(recipe, base, config)
+    read = inputs.read_data(recipe, encoder)
     plan = plan_steps(recipe, len(read.train))
     samples = [read.train[i] for i in range(len(read.train))]
     planned = planned_samples(recipe, samples)
@@ -156,8 +156,8 @@ def check_invariance(recipe: Recipe, *, connect: Connect | None = None) -> list[
     For policy gradients, which need ``connect``, the first step's answers are generated and judged.
     """
     base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
-    config = run.model_config(recipe, base)
-    read = run.read_data(recipe, run.build_encoder(recipe, base, config))
+    config = inputs.model_config(recipe, base)
+    read = inputs.read_data(recipe, inputs.build_encoder(recipe, base, config))
     origin = Origin(recipe, base, config)
     engine = parallel.build(origin, None, torch.device("cpu"))
     engine.scorer.eval()  # dropout draws by row, so it is left out of the comparison

@@ -12,7 +12,7 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.cache import resolve
 from nemotron4.config import build
 from nemotron4.errors import Nemotron4Error
-from nemotron4.training import run
+from nemotron4.training import inputs, run
 from nemotron4.training.packing import Sample
 from nemotron4.training.recipe import Recipe
 from tests import tiny_models
@@ -71,8 +71,8 @@ def their_step(model, samples: list[Sample], rate: float) -> tuple[float, dict[s
 def compare(folder: Path, start: str, theirs, rate: float) -> None:
     settings = recipe(folder, start, rate)
     base = open_checkpoint(start)
-    config = run.model_config(settings, base)
-    samples = list(run.read_data(settings, run.build_encoder(settings, base, config)).train)
+    config = inputs.model_config(settings, base)
+    samples = list(inputs.read_data(settings, inputs.build_encoder(settings, base, config)).train)
     summary = run.train(settings)
     assert summary.output is not None
     line = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[0])

@@ -17,7 +17,7 @@ from nemotron4.config import build
 from nemotron4.errors import ConfigError, DataError, TrainingError
 from nemotron4.feedback import connect
 from nemotron4.feedback.generation import EngineGenerate
-from nemotron4.training import parallel, run
+from nemotron4.training import inputs, parallel, run
 from nemotron4.training.advantages import actor_critic_advantages, group_advantages
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
@@ -147,8 +147,8 @@ def test_a_steps_gradient_is_the_derivative_of_the_expected_reward(
     }  # fmt: skip
     recipe = make(tmp_path, nemotron, algorithm, policy_gradient=settings)
     base = open_checkpoint(nemotron)
-    config = run.model_config(recipe, base)
-    prompts = run.read_data(recipe, run.build_encoder(recipe, base, config)).train
+    config = inputs.model_config(recipe, base)
+    prompts = inputs.read_data(recipe, inputs.build_encoder(recipe, base, config)).train
     origin, stage = Origin(recipe, base, config), run.build_stage(recipe)
     engine = parallel.build(origin, None, torch.device("cpu"))
     make_trainer = run.policy_trainer(origin, None, engine.device, judging(WorthJudge()))

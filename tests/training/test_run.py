@@ -22,7 +22,7 @@ from nemotron4.inference.reward import load_reward
 from nemotron4.model.adapter_files import load_adapter
 from nemotron4.model.attention import CausalAttend
 from nemotron4.model.reward_head import RewardModel
-from nemotron4.training import parallel, run
+from nemotron4.training import inputs, parallel, run
 from nemotron4.training import recipe as recipes
 from nemotron4.training.data import TextWindows
 from nemotron4.training.loading import Origin
@@ -282,7 +282,7 @@ def test_a_reward_model_learns_through_an_adapter_and_its_head(
 def plain_reward_model(recipe: Recipe, base: Path) -> RewardModel:
     """What the run started from: the base, its head drawn from the recipe's seed, no adapter."""
     checkpoint = open_checkpoint(base)
-    config = run.model_config(recipe, checkpoint)
+    config = inputs.model_config(recipe, checkpoint)
     origin = Origin(dataclasses.replace(recipe, adapter=None), checkpoint, config)
     net = parallel.build(origin, None, torch.device("cpu")).scorer.net
     assert isinstance(net, RewardModel)
