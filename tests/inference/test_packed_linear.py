@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -16,7 +20,7 @@ DTYPES = [
             not can_pack(dtype, torch.device("cpu")), reason=f"oneDNN has no {dtype} product here"
         ),
     )
-    for dtype in (torch.float32, torch.bfloat16)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
 ]
 
 
@@ -32,7 +36,9 @@ def test_packed_products_equal_plain_ones(dtype: torch.dtype, has_bias: bool) ->
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("inputs", "outputs"), [(48, 80), (384, 1536), (3072, 768), (576, 960), (768, 4096)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(48, 80), (384, 1536), (3072, 768), (576, 960), (768, 4096), (768, 32000)]
+)
 def test_a_row_gives_the_same_bits_in_any_number_of_rows(
     dtype: torch.dtype, inputs: int, outputs: int
 ) -> None:
@@ -41,6 +47,25 @@ def test_a_row_gives_the_same_bits_in_any_number_of_rows(
     together = layer(x)
     for count in (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 128):
         assert torch.equal(layer(x[11 : 11 + count]), together[11 : 11 + count]), count
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE", "AVX512_CORE_BF16", "AVX512_CORE_AMX"])
+def test_the_products_keep_their_promises_under_every_instruction_set(isa: str) -> None:
+    """oneDNN takes the best that ``isa`` allows. It reads the variable once, so in a process of its own."""
+    tests = [
+        f"{__file__}::{name}"
+        for name in (
+            "test_packed_products_equal_plain_ones",
+            "test_a_row_gives_the_same_bits_in_any_number_of_rows",
+        )
+    ]
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:]
 
 
 def test_a_packed_model_gives_the_logits_of_the_plain_one() -> None:
