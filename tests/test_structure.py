@@ -1,0 +1,226 @@
+"""How the code is cut: no cycle, no long file or function, one meaning a class name, one home a default.
+
+Each list of exceptions only shrinks: an entry that is no longer needed fails too.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "nemotron4"
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+LONG_FILES = {
+    "synth/parsing.py",
+    "training/data.py",
+    "training/formats.py",
+}
+LONG_FUNCTIONS = {
+    "generate",
+    "slurm",
+    "aegis",
+    "garak",
+    "replay",
+    "serve",
+    "session_routes",
+    "train",
+}
+CYCLES = {
+    "evaluation.plots, evaluation.report",
+    "synth.ray_executor, synth.shards",
+}
+CLASS_NAMES_WITH_TWO_MEANINGS = {
+    "Answer",
+    "Comparison",
+    "Conversation",
+    "Endpoint",
+    "Engine",
+    "Item",
+    "Judge",
+    "Judged",
+    "Layout",
+    "Outcome",
+    "Part",
+    "Plan",
+    "Progress",
+    "Recipe",
+    "Request",
+    "Reward",
+    "RewardScorer",
+    "Score",
+    "Segment",
+    "Source",
+    "Stage",
+    "StepResult",
+    "StoredTensor",
+    "TokenLogprob",
+    "Verdict",
+}
+DEFAULTS_IN_TWO_PLACES = {
+    "aegis.concurrency",
+    "aegis.max_tokens",
+    "aegis.temperature",
+    "chat.temperature",
+    "convert.tensor_parallel",
+    "data.max_bad_rows",
+    "garak.concurrency",
+    "garak.generations",
+    "garak.max_prompts",
+    "garak.max_tokens",
+    "garak.seed",
+    "garak.temperature",
+    "generate.max_in_flight",
+    "generate.max_new_tokens",
+    "generate.seed",
+    "generate.temperature",
+    "generate.top_k",
+    "generate.top_p",
+    "new.concurrency",
+    "new.max_tokens",
+    "new.seed",
+    "new.temperature",
+    "plan.batch",
+    "plan.concurrency",
+    "plan.context",
+    "plan.dtype",
+    "plan.method",
+    "record.max_tokens",
+    "record.temperature",
+    "replay.max_tokens",
+    "replay.temperature",
+    "run.concurrency",
+    "serve.host",
+    "serve.nemo_compat",
+    "serve.nodes",
+    "serve.pipeline_parallel",
+    "serve.tensor_parallel",
+    "slurm.nodes",
+    "slurm.time",
+}
+
+TREES = {
+    path.relative_to(PACKAGE): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    lengths = {str(path): len((PACKAGE / path).read_text(encoding="utf-8").splitlines()) for path in TREES}
+    assert {path for path, length in lengths.items() if length > MAX_FILE_LINES} == LONG_FILES
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    long = {
+        node.name
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, Function) and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
+    }
+    assert long == LONG_FUNCTIONS
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    homes: dict[str, set[Path]] = defaultdict(set)
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].add(path)
+    assert {name for name, paths in homes.items() if len(paths) > 1} == CLASS_NAMES_WITH_TWO_MEANINGS
+
+
+def test_no_modules_import_each_other() -> None:
+    """Imports inside functions and for type checkers count too: they hide a cycle, they do not mend it."""
+    graph = {_module(path): set(_imports(tree)) for path, tree in TREES.items()}
+    assert {", ".join(sorted(cycle)) for cycle in _cycles(graph)} == CYCLES
+
+
+def test_a_default_of_the_command_line_comes_from_the_settings() -> None:
+    """An option with a literal default that a field of the same name in some settings class has too."""
+    in_settings = {
+        (field.target.id, ast.unparse(field.value))
+        for path, tree in TREES.items()
+        if path.parts[0] != "cli"
+        for owner in ast.walk(tree)
+        if isinstance(owner, ast.ClassDef)
+        and any("dataclass" in ast.unparse(d) for d in owner.decorator_list)
+        for field in owner.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and _is_fact(field.value)
+    }
+    twice = {
+        f"{node.name}.{name}"
+        for path, tree in TREES.items()
+        if path.parts[0] == "cli"
+        for node in ast.walk(tree)
+        if isinstance(node, Function)
+        for name, value in _option_defaults(node)
+        if _is_fact(value) and (name, ast.unparse(value)) in in_settings
+    }
+    assert twice == DEFAULTS_IN_TWO_PLACES
+
+
+def _is_fact(value: ast.expr | None) -> bool:
+    """None, a truth value and an empty text only say that an option is absent."""
+    return (
+        isinstance(value, ast.Constant)
+        and value.value not in (None, "")
+        and not isinstance(value.value, bool)
+    )
+
+
+def _option_defaults(function: Function) -> Iterator[tuple[str, ast.expr]]:
+    arguments = function.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    pairs = [*zip(reversed(positional), reversed(arguments.defaults), strict=False)]
+    pairs += [
+        (a, d) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if d is not None
+    ]
+    for argument, default in pairs:
+        if argument.annotation is not None and "Annotated" in ast.unparse(argument.annotation):
+            yield argument.arg, default
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {_module(path) for path in TREES}
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nemotron4."):
+            base = str(node.module).removeprefix("nemotron4.")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield inner if inner in MODULES else base
+        elif isinstance(node, ast.ImportFrom) and node.module == "nemotron4":
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.removeprefix("nemotron4.") for alias in node.names)
+
+
+def _cycles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Groups of modules that reach each other."""
+    reached = {start: _reachable(graph, start) for start in graph}
+    groups = {
+        frozenset({other for other in reached[start] if start in reached.get(other, ())})
+        for start in graph
+        if start in reached[start]
+    }
+    return [set(group) for group in groups]
+
+
+def _reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    found: set[str] = set()
+    waiting = list(graph[start])
+    while waiting:
+        module = waiting.pop()
+        if module in graph and module not in found:
+            found.add(module)
+            waiting.extend(graph[module])
+    return found
