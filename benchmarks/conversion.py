@@ -25,7 +25,7 @@ import yaml
 
 from nemotron4.checkpoint.nemo_names import SPLIT_DIM, nemo_parts
 from nemotron4.model.config import ModelConfig
-from nemotron4.text.sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, Piece, build_bpe
+from nemotron4.text.sentencepiece_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, Piece, build_bpe
 
 TENSOR_PARALLEL = 8
 VOCAB_SIZE = 64000

@@ -14,7 +14,7 @@ import sentencepiece
 import tokenizers
 
 from nemotron4.text.json_tokenizer import JsonTokenizer
-from nemotron4.text.sentencepiece_proto import user_defined_ids
+from nemotron4.text.sentencepiece_tokenizer import user_defined_ids
 
 WORD_MARK = "▁"
 PROBES = (

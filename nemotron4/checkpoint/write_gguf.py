@@ -21,7 +21,7 @@ from nemotron4.checkpoint.gguf_parts import part_name
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.nemo_zarr import as_bytes
 from nemotron4.errors import CheckpointError
-from nemotron4.text.sentencepiece_proto import (
+from nemotron4.text.sentencepiece_tokenizer import (
     BYTE,
     CONTROL,
     NORMAL,

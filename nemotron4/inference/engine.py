@@ -14,7 +14,7 @@ from nemotron4.inference.core import EngineCore
 from nemotron4.inference.interface import SamplingParams, TokenStep
 from nemotron4.inference.stopping import cut_at
 from nemotron4.records import Generation, Message
-from nemotron4.text.streaming import TextStream
+from nemotron4.text.tokenizer import TextStream
 
 # A text, its token ids, or a conversation (rendered in the model's own format).
 Prompt = str | Sequence[int] | Sequence[Message] | Sequence[Mapping[str, str]]

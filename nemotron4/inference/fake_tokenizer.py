@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from nemotron4.text.streaming import decode_ids
-from nemotron4.text.tokenizer import check_encodable
+from nemotron4.text.tokenizer import check_encodable, decode_ids
 
 UNKNOWN, PAD, BOS, EOS = 0, 1, 2, 3
 NUM_MARKERS = 8

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemotron4.inference.interface import FinishReason, SamplingParams
-from nemotron4.text.streaming import TextStream
-from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.text.tokenizer import TextStream, Tokenizer
 
 
 @dataclass(frozen=True)

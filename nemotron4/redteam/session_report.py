@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
-from nemotron4.grading.agreement import Agreement, agreement_line, cohen_kappa
-from nemotron4.grading.statistics import Interval, wilson
+from nemotron4.grading.statistics import Agreement, Interval, agreement_line, cohen_kappa, wilson
 from nemotron4.records import ATTRIBUTES, JsonObject
 from nemotron4.redteam.sessions import CATEGORIES, OUTCOMES, SEVERITIES, Assessment, Reviewed
 

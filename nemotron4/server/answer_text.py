@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nemotron4.inference.interface import TokenStep
-from nemotron4.text.streaming import TextStream
-from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.text.tokenizer import TextStream, Tokenizer
 
 
 class AnswerText:

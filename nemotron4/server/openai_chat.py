@@ -42,7 +42,7 @@ from nemotron4.server.openai_schemas import (
 from nemotron4.server.rows import check_length, until_disconnect
 from nemotron4.server.service import Service
 from nemotron4.server.sse import event_stream
-from nemotron4.text.nemotron_format import TURN_START
+from nemotron4.text.formats import TURN_START
 from nemotron4.text.prompt import PromptFormat
 from nemotron4.text.tokenizer import Tokenizer
 

@@ -36,8 +36,7 @@ from nemotron4.server.openai_schemas import (
 from nemotron4.server.rows import check_length, encode, until_disconnect
 from nemotron4.server.service import Service
 from nemotron4.server.sse import event_stream
-from nemotron4.text.streaming import TextStream
-from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.text.tokenizer import TextStream, Tokenizer
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 

@@ -20,7 +20,7 @@ from nemotron4.server.relay import Upstream
 from nemotron4.server.service import Service
 from nemotron4.server.settings import PageSettings
 from nemotron4.text import prompt
-from nemotron4.text.nemotron_format import CARD_STOP_STRINGS
+from nemotron4.text.formats import CARD_STOP_STRINGS
 from nemotron4.web import read_files
 
 FOLDER = Path(__file__).parent / "web"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron4.errors import ConfigError
-from nemotron4.grading.instructions import resources
+from nemotron4.grading.language import detect_language
 from nemotron4.records import read_json_lines
 
 _REFUSAL = re.compile(
@@ -55,7 +55,7 @@ def repetition(text: str) -> str | None:
 
 def wrong_language(text: str, language: str) -> str | None:
     """The detected language if it is another one; texts without letters pass."""
-    found = resources.detect_language(text, seed=0)
+    found = detect_language(text, seed=0)
     return None if found in (language, None) else f"looks like {found!r}, not {language!r}"
 
 

@@ -12,8 +12,16 @@ from typing import Any
 
 from nemotron4.errors import TokenizerError, unknown_name
 from nemotron4.text.json_tokenizer import JsonTokenizer
-from nemotron4.text.sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Piece, build_bpe
-from nemotron4.text.sentencepiece_tokenizer import SentencePieceTokenizer
+from nemotron4.text.sentencepiece_tokenizer import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    Piece,
+    SentencePieceTokenizer,
+    build_bpe,
+)
 from nemotron4.text.tokenizer import Tokenizer
 
 SOURCE = "GGUF vocabulary"

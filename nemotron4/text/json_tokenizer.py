@@ -13,9 +13,7 @@ from typing import Any
 import tokenizers
 
 from nemotron4.errors import TokenizerError
-from nemotron4.text.byte_level import byte_of_character
-from nemotron4.text.streaming import decode_ids
-from nemotron4.text.tokenizer import check_encodable
+from nemotron4.text.tokenizer import check_encodable, decode_ids
 
 WORD_MARK = "▁"
 Spec = dict[str, Any]
@@ -185,6 +183,23 @@ def _without_first_space(spec: Spec) -> Spec:
         if step.get("add_prefix_space"):
             step["add_prefix_space"] = False  # type: ignore[index]
     return spec
+
+
+def byte_of_character() -> dict[str, int]:
+    """GPT-2's spelling of bytes as printable characters: the byte of each of the 256, as ``Ġ`` is a space.
+
+    Printable bytes of Latin-1 stand for themselves; the others take the code points from 256 on, in order
+    (Radford et al. 2019, encoder.py).
+    """
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    hidden = [byte for byte in range(256) if byte not in set(printable)]
+    table = {chr(byte): byte for byte in printable}
+    table.update({chr(256 + i): byte for i, byte in enumerate(hidden)})
+    return table
 
 
 class _Decoding:

@@ -1,4 +1,4 @@
-"""From a conversation to a prompt: the formats, and how a model's own is found."""
+"""From a conversation to a prompt: the formats, how a model's own is found, and which tokens train."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from dataclasses import dataclass, field, replace
 
 from nemotron4.errors import TemplateError, unknown_name
 from nemotron4.records import Message
-from nemotron4.text import chatml_format, jinja_format, nemotron_format
-from nemotron4.text.chat_template import ChatTemplate
-from nemotron4.text.label_lines import LabelledWriter
-from nemotron4.text.segments import Purpose, TurnWriter, encode_segments, join_text
+from nemotron4.text import chat_template, formats
+from nemotron4.text.formats import (
+    EncodedTurns,
+    LabelledWriter,
+    Purpose,
+    TurnWriter,
+    encode_segments,
+    join_text,
+)
 from nemotron4.text.tokenizer import Tokenizer
 
 CARD_QUESTION = "Write a poem on NVIDIA in the style of Shakespeare"
 # What an export writes into a checkpoint so that other programs make the card's prompt.
-NEMOTRON4_CHAT_TEMPLATE = nemotron_format.CHAT_TEMPLATE
+NEMOTRON4_CHAT_TEMPLATE = formats.CHAT_TEMPLATE
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,13 @@ def nemotron4(labels: Mapping[int, Mapping[str, int]] | None = None) -> PromptFo
     return PromptFormat(
         "nemotron4",
         NEMOTRON4_CHAT_TEMPLATE,
-        nemotron_format.STOP_STRINGS,
-        nemotron_format.NemotronWriter(_label_lines(labels or {})),
+        formats.STOP_STRINGS,
+        formats.NemotronWriter(_label_lines(labels or {})),
     )
 
 
 def _label_lines(labels: Mapping[int, Mapping[str, int]]) -> dict[int, str]:
-    return {place: nemotron_format.label_line(values) for place, values in labels.items()}
+    return {place: formats.label_line(values) for place, values in labels.items()}
 
 
 def with_labels(prompt_format: PromptFormat, labels: Mapping[int, Mapping[str, int]]) -> PromptFormat:
@@ -81,20 +86,20 @@ def with_labels(prompt_format: PromptFormat, labels: Mapping[int, Mapping[str, i
 
 def chatml() -> PromptFormat:
     return PromptFormat(
-        "chatml", chatml_format.CHAT_TEMPLATE, chatml_format.STOP_STRINGS, chatml_format.ChatMLWriter()
+        "chatml", formats.CHATML_CHAT_TEMPLATE, formats.CHATML_STOP_STRINGS, formats.ChatMLWriter()
     )
 
 
 def from_template(source: str, tokenizer: Tokenizer, *, name: str = "chat template") -> PromptFormat:
     """The format of a checkpoint's own Jinja template."""
-    writer = jinja_format.JinjaWriter.of(_chat_template(source, name, os.getpid()), tokenizer)
-    return PromptFormat(name, source, jinja_format.stop_strings(writer, tokenizer), writer)
+    writer = chat_template.JinjaWriter.of(_chat_template(source, name, os.getpid()), tokenizer)
+    return PromptFormat(name, source, chat_template.stop_strings(writer, tokenizer), writer)
 
 
 @functools.lru_cache(maxsize=4)
-def _chat_template(source: str, name: str, process: int) -> ChatTemplate:
+def _chat_template(source: str, name: str, process: int) -> chat_template.ChatTemplate:
     """Checkpoints of one template, as in the stages of a chain, share its worker; a fork has its own."""
-    return ChatTemplate(source, name=name)
+    return chat_template.ChatTemplate(source, name=name)
 
 
 def find_format(tokenizer: Tokenizer, template: str | None) -> PromptFormat | None:
@@ -102,9 +107,9 @@ def find_format(tokenizer: Tokenizer, template: str | None) -> PromptFormat | No
     if template is not None:
         return from_template(template, tokenizer)
     markers = set(tokenizer.markers)
-    if {nemotron_format.SYSTEM_TURN_START, nemotron_format.TURN_START} <= markers:
+    if {formats.SYSTEM_TURN_START, formats.TURN_START} <= markers:
         return nemotron4()
-    if {chatml_format.TURN_START, chatml_format.TURN_END} <= markers:
+    if {formats.CHATML_TURN_START, formats.CHATML_TURN_END} <= markers:
         return chatml()
     return None
 
@@ -135,16 +140,16 @@ def card_prompt(text: str = CARD_QUESTION) -> str:
 
 def render_reward(messages: Sequence[Message]) -> str:
     """What the reward model reads: it ends with ``<extra_id_2>``, where the scores are read."""
-    return join_text(nemotron_format.reward_segments(messages))
+    return join_text(formats.reward_segments(messages))
 
 
 def encode_reward(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """Ids of ``render_reward``; the last is the marker's. Markers inside messages are spelled."""
-    if nemotron_format.LABEL_START not in tokenizer.markers:
+    if formats.LABEL_START not in tokenizer.markers:
         raise TemplateError(
-            f"the vocabulary has no marker {nemotron_format.LABEL_START!r}, at which a reward model is read"
+            f"the vocabulary has no marker {formats.LABEL_START!r}, at which a reward model is read"
         )
-    return list(encode_segments(tokenizer, nemotron_format.reward_segments(messages)).token_ids)
+    return list(encode_segments(tokenizer, formats.reward_segments(messages)).token_ids)
 
 
 def encode_judged(
@@ -153,8 +158,45 @@ def encode_judged(
     """What a reward model reads: NVIDIA's form where the vocabulary has its marker, else the
     conversation in the model's own format.
     """
-    if nemotron_format.LABEL_START in tokenizer.markers:
+    if formats.LABEL_START in tokenizer.markers:
         return encode_reward(tokenizer, messages)
     if prompt_format is None:
         raise TemplateError("the reward model has neither the label marker nor a chat template")
     return prompt_format.encode(tokenizer, messages, add_generation_prompt=False)
+
+
+def encode_conversation(
+    prompt_format: PromptFormat, tokenizer: Tokenizer, messages: Sequence[Message]
+) -> EncodedTurns:
+    """Ids of a whole conversation with the end of its last turn, and which of them train.
+
+    Answers train with the end of their turn; headers, labels and other roles do not. May train nothing:
+    a conversation without an answer, or whose only answer is its first turn.
+    """
+    segments = prompt_format.writer.segments(messages, purpose="train", tokenizer=tokenizer)
+    return encode_segments(tokenizer, segments)
+
+
+@dataclass(frozen=True)
+class PromptAndAnswer:
+    """``prompt_ids + answer_ids`` is the conversation; the answer includes the end of its turn."""
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+
+
+def encode_answer(
+    prompt_format: PromptFormat, tokenizer: Tokenizer, prompt: Sequence[Message], answer: str
+) -> PromptAndAnswer:
+    """Prompt and one answer to it, cut where the answer begins: answers to one prompt share its ids."""
+    turns = encode_conversation(prompt_format, tokenizer, [*prompt, Message("assistant", answer)])
+    num_after = next((i for i, trained in enumerate(reversed(turns.is_trained)) if trained), None)
+    if num_after is None:
+        raise TemplateError(
+            f"an answer to {len(prompt)} messages without a user's turn never trains",
+            hint="put the question into the prompt",
+        )
+    end = len(turns.token_ids) - num_after
+    untrained = (i for i in range(end - 1, -1, -1) if not turns.is_trained[i])
+    start = next(untrained, -1) + 1
+    return PromptAndAnswer(turns.token_ids[:start], turns.token_ids[start:end])

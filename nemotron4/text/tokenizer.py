@@ -1,4 +1,4 @@
-"""Text to token ids and back: the interface every tokenizer of a checkpoint is read into."""
+"""Text to token ids and back: the interface every tokenizer is read into, and ids to text one at a time."""
 
 from __future__ import annotations
 
@@ -90,3 +90,65 @@ def check_round_trip(tokenizer: Tokenizer, text: str) -> None:
         hint="clients cut the prompt off a reply by its length; use the release's own tokenizer file "
         "(a tokenizer.json goes before a tokenizer.model)",
     )
+
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class TextStream:
+    """The text of a growing row of tokens.
+
+    All results of ``push`` and the one of ``finish``, joined, equal ``tokenizer.decode`` of all ids. Work
+    per token is proportional to the token's own bytes. ``prompt_ids`` stand before the first pushed token:
+    they give no text here, and the first new token then keeps its leading space.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._is_first = not any(tokenizer.token_bytes(token_id) for token_id in prompt_ids)
+        self._waiting = b""
+
+    def push(self, token_id: int) -> str:
+        """The characters that this token completes; '' while a multi-byte character is unfinished."""
+        added = self._tokenizer.token_bytes(token_id, is_first=self._is_first)
+        if self._is_first and (added or self._tokenizer.token_bytes(token_id)):
+            self._is_first = False
+        if not added:
+            # A control piece inside a character ends it, as in SentencePiece.
+            return self.finish() if self._tokenizer.is_control(token_id) else ""
+        if not self._waiting:
+            try:
+                return added.decode()
+            except UnicodeDecodeError:
+                pass
+        text, self._waiting = self._decode(self._waiting + added)
+        return text
+
+    def finish(self) -> str:
+        """What is left when no token follows: U+FFFD for an unfinished character, else ''."""
+        broken, self._waiting = self._waiting, b""
+        return self._replacement(len(broken)) if broken else ""
+
+    def _decode(self, data: bytes) -> tuple[str, bytes]:
+        """Text of the bytes, and the unfinished character at their end."""
+        done: list[str] = []
+        while data:
+            try:
+                done.append(data.decode())
+                break
+            except UnicodeDecodeError as error:
+                done.append(data[: error.start].decode())
+                if error.reason == "unexpected end of data":
+                    return "".join(done), data[error.start :]
+                done.append(self._replacement(error.end - error.start))
+                data = data[error.end :]
+        return "".join(done), b""
+
+    def _replacement(self, num_bytes: int) -> str:
+        return REPLACEMENT * (num_bytes if self._tokenizer.replaces_each_byte else 1)
+
+
+def decode_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Text of a whole row of ids: what every tokenizer's ``decode`` returns."""
+    stream = TextStream(tokenizer)
+    return "".join([*map(stream.push, ids), stream.finish()])

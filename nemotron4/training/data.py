@@ -15,8 +15,7 @@ import torch
 
 from nemotron4.errors import ConfigError, TemplateError
 from nemotron4.records import Message
-from nemotron4.text.masks import encode_answer, encode_conversation
-from nemotron4.text.prompt import PromptFormat, encode_judged, with_labels
+from nemotron4.text.prompt import PromptFormat, encode_answer, encode_conversation, encode_judged, with_labels
 from nemotron4.text.tokenizer import Tokenizer
 from nemotron4.training.formats import (
     MISSING,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nemotron4.grading.agreement import cohen_kappa
+from nemotron4.grading.statistics import cohen_kappa
 
 
 def test_kappa_of_the_usual_example() -> None:

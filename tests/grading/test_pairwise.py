@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemotron4.grading import judgments, pairwise
+from nemotron4.grading import judgments
 from nemotron4.grading.judgments import Verdict
 
 OUTCOMES = st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2, max_size=60)
@@ -17,36 +17,36 @@ OUTCOMES = st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2, max_size=60)
 @given(OUTCOMES.filter(lambda outcomes: 0 < sum(outcomes) < len(outcomes)))
 def test_the_closed_form_is_the_fitted_bradley_terry_model(outcomes: list[float]) -> None:
     wins = np.array([[0, sum(outcomes)], [len(outcomes) - sum(outcomes), 0]])
-    ratings = pairwise.fit_bradley_terry(wins)
+    ratings = judgments.fit_bradley_terry(wins)
     fitted = 100 / (1 + math.exp(ratings[1] - ratings[0]))
-    assert pairwise.win_rate(outcomes) == pytest.approx(fitted, abs=1e-6)
+    assert judgments.win_rate(outcomes) == pytest.approx(fitted, abs=1e-6)
 
 
 def test_bradley_terry_recovers_known_strengths() -> None:
     strengths = np.array([1.0, 0.2, -1.2])
     wins = 1000 / (1 + np.exp(strengths[None, :] - strengths[:, None]))
     np.fill_diagonal(wins, 0)
-    assert pairwise.fit_bradley_terry(wins) == pytest.approx(strengths, abs=1e-6)
+    assert judgments.fit_bradley_terry(wins) == pytest.approx(strengths, abs=1e-6)
     with pytest.raises(ValueError, match="one win and one loss"):
-        pairwise.fit_bradley_terry(np.array([[0.0, 3.0], [0.0, 0.0]]))
+        judgments.fit_bradley_terry(np.array([[0.0, 3.0], [0.0, 0.0]]))
 
 
 def test_strong_verdicts_are_three_battles() -> None:
-    outcomes = pairwise.battles([Verdict(1, 3), Verdict(0.5, 1), Verdict(0, 1)])
+    outcomes = judgments.battles([Verdict(1, 3), Verdict(0.5, 1), Verdict(0, 1)])
     assert outcomes == [1, 1, 1, 0.5, 0]
-    assert pairwise.win_rate(outcomes) == 70
-    assert math.isnan(pairwise.win_rate([]))
+    assert judgments.win_rate(outcomes) == 70
+    assert math.isnan(judgments.win_rate([]))
 
 
 @given(OUTCOMES)
 def test_the_battle_interval_stays_within_0_and_100(outcomes: list[float]) -> None:
-    interval = pairwise.battle_interval(outcomes, rounds=20)
+    interval = judgments.battle_interval(outcomes, rounds=20)
     assert 0 <= interval.lower <= interval.upper <= 100
 
 
 def test_the_battle_interval_is_reproducible() -> None:
     outcomes = [1.0, 0.0, 0.5, 1.0] * 50
-    assert pairwise.battle_interval(outcomes) == pairwise.battle_interval(outcomes)
+    assert judgments.battle_interval(outcomes) == judgments.battle_interval(outcomes)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_score_and_interval_equal_the_official_code(
                 verdict = judgments.verdict(f"[[{label}]]", 1 if game == 1 else 2)
                 assert isinstance(verdict, Verdict)
                 verdicts.append(verdict)
-    outcomes = pairwise.battles(verdicts)
-    interval = pairwise.battle_interval(outcomes)
-    found = (pairwise.win_rate(outcomes), interval.lower, interval.upper)
+    outcomes = judgments.battles(verdicts)
+    interval = judgments.battle_interval(outcomes)
+    found = (judgments.win_rate(outcomes), interval.lower, interval.upper)
     assert tuple(round(value, 2) for value in found) == (score, lower, upper)

@@ -9,8 +9,7 @@ from transformers import AutoTokenizer
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.records import Message
-from nemotron4.text.masks import encode_answer
-from nemotron4.text.prompt import PromptFormat
+from nemotron4.text.prompt import PromptFormat, encode_answer
 from nemotron4.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.demo_model

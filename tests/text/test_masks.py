@@ -12,7 +12,7 @@ from nemotron4.errors import TemplateError
 from nemotron4.records import Message
 from nemotron4.text import prompt
 from nemotron4.text.json_tokenizer import JsonTokenizer
-from nemotron4.text.masks import encode_answer, encode_conversation
+from nemotron4.text.prompt import encode_answer, encode_conversation
 from nemotron4.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from nemotron4.text.tokenizer import Tokenizer
 
@@ -87,7 +87,7 @@ def test_nothing_is_appended_after_a_turn_that_does_not_train(
 
 
 def test_label_lines_do_not_train(nemotron_tokenizer: SentencePieceTokenizer) -> None:
-    made = prompt.nemotron4({2: dict.fromkeys(prompt.nemotron_format.LABEL_ATTRIBUTES, 1)})
+    made = prompt.nemotron4({2: dict.fromkeys(prompt.formats.LABEL_ATTRIBUTES, 1)})
     text = spelled(made, nemotron_tokenizer, TWO_ROUNDS[:3])
     assert text.endswith("complexity:1,verbosity:1\n[a1\n<extra_id_1>]")
     assert "]" not in text.partition("[")[0]

@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 
 from nemotron4.text.json_tokenizer import JsonTokenizer
 from nemotron4.text.sentencepiece_tokenizer import SentencePieceTokenizer
-from nemotron4.text.streaming import TextStream
-from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.text.tokenizer import TextStream, Tokenizer
 
 texts = st.text(st.characters(codec="utf-8") | st.sampled_from("🎉👩🏽‍🚀你好é \n\ufffd"), max_size=30)
 

@@ -9,8 +9,14 @@ from itertools import combinations
 
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.evaluation.human.study import AXES, LENGTHS, SCALE, AnswerRating, Study
-from nemotron4.grading.agreement import Agreement, agreement_line, cohen_kappa
-from nemotron4.grading.statistics import Interval, bootstrap_ratio, wilson
+from nemotron4.grading.statistics import (
+    Agreement,
+    Interval,
+    agreement_line,
+    bootstrap_ratio,
+    cohen_kappa,
+    wilson,
+)
 from nemotron4.records import JsonObject
 
 OUTCOMES = ("win", "tie", "loss")

@@ -15,7 +15,7 @@ from nemotron4.client.interface import Sampling
 from nemotron4.errors import DataError
 from nemotron4.evaluation.data import DataFile, DataSource
 from nemotron4.evaluation.task import Inputs, Item, JudgeRequest, Metric, Outcome, Task, finite, user
-from nemotron4.grading import judgments, pairwise
+from nemotron4.grading import judgments
 from nemotron4.grading.score import Score
 from nemotron4.grading.statistics import Interval, bootstrap_ratio
 from nemotron4.records import Message
@@ -107,7 +107,7 @@ def score(inputs: Inputs) -> Outcome:
         unscored["no judgment"] = missing
     # Questions in the order of the judgments, as the official interval depends on the order of battles.
     battles_of = {
-        name: pairwise.battles([verdicts[game] for game in sorted(verdicts)])
+        name: judgments.battles([verdicts[game] for game in sorted(verdicts)])
         for name, verdicts in games.items()
     }
     outcomes = [
@@ -115,14 +115,14 @@ def score(inputs: Inputs) -> Outcome:
         for name in dict.fromkeys(j.id for j in inputs.judgments)
         for outcome in battles_of.get(name, [])
     ]
-    official = pairwise.battle_interval(outcomes)
+    official = judgments.battle_interval(outcomes)
     found_again = bootstrap_ratio(
         [sum(b) for b in battles_of.values()], [float(len(b)) for b in battles_of.values()], seed=inputs.seed
     )
     by_question = Interval(100 * found_again.lower, 100 * found_again.upper, found_again.method)
     metrics = {
         "score": Metric(
-            finite(pairwise.win_rate(outcomes)),
+            finite(judgments.win_rate(outcomes)),
             sum(outcomes),
             len(outcomes),
             by_question if outcomes else None,

@@ -10,7 +10,7 @@ from nemotron4.errors import DataError
 from nemotron4.evaluation.data import DataFile, DataSource
 from nemotron4.evaluation.hub import hub_rows
 from nemotron4.evaluation.task import Inputs, Item, Metric, Outcome, Task, answered, finite, user
-from nemotron4.grading import rewards
+from nemotron4.grading import judgments
 
 FILE = DataFile(
     path="rewardbench/filtered.jsonl",
@@ -49,13 +49,13 @@ def score(inputs: Inputs) -> Outcome:
             raise DataError(
                 f"response {item.id}: expected [chosen reward, rejected reward]: {error}"
             ) from error
-        found = rewards.prefers_chosen(chosen, rejected)
+        found = judgments.prefers_chosen(chosen, rejected)
         by_item[item.id] = {"accuracy": found.value}
         if found.value is None:
             reasons[str(found.reason)] += 1
         else:
             right[item.group].append(found.value)
-    sections = rewards.section_scores({subset: sum(v) / len(v) for subset, v in right.items()})
+    sections = judgments.section_scores({subset: sum(v) / len(v) for subset, v in right.items()})
     metrics = {name: Metric(finite(value)) for name, value in sections.items()}
     return Outcome(metrics=metrics, unscored=reasons, items=by_item)
 

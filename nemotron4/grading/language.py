@@ -69,7 +69,7 @@ def _sentence_splitter() -> Any:
 
 
 def _rows(name: str) -> list[str]:
-    text = (resources.files("nemotron4.grading.instructions") / "punkt" / name).read_text(encoding="utf-8")
+    text = (resources.files("nemotron4.grading") / "punkt" / name).read_text(encoding="utf-8")
     return [row for row in text.split("\n") if row]
 
 
