@@ -10,7 +10,8 @@ from pathlib import Path
 
 import typer
 
-from nemotron4.cli.main import COMMANDS, help_text, load_app, main
+from nemotron4.cli.commands import COMMANDS, load_app
+from nemotron4.cli.main import help_text, main
 
 PAGE = Path(__file__).with_name("cli.md")
 

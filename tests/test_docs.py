@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nemotron4.cli.main import COMMANDS, main
+from nemotron4.cli.commands import COMMANDS
+from nemotron4.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from nemotron4.cli.commands import HELP_NAMES
+
 if TYPE_CHECKING:
     from nemotron4.inference.interface import ModelInfo
 
@@ -15,7 +17,11 @@ if TYPE_CHECKING:
 def group(help_text: str) -> typer.Typer:
     """A sub-command with sub-commands of its own; its help is plain text like every other."""
     return typer.Typer(
-        help=help_text, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+        help=help_text,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": list(HELP_NAMES)},
     )
 
 

@@ -1,47 +1,23 @@
-"""The ``nemotron4`` command: a table of sub-commands, each imported only when it is called."""
+"""The ``nemotron4`` command: finds the sub-command, runs it, explains what went wrong."""
 
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from nemotron4 import __version__
+from nemotron4.cli import synonyms
+from nemotron4.cli.commands import COMMANDS, HELP_NAMES, Command, load_app
 from nemotron4.errors import Nemotron4Error, unknown_name
 
-if TYPE_CHECKING:
-    import typer
-
-
-class Command(NamedTuple):
-    """Where a sub-command lives (``module:attribute``, a function or a typer group) and its line of help."""
-
-    target: str
-    help: str
-
-
-# One line for each sub-command, in the order of a user's journey. The help text stands here and not in the
-# module, so that `nemotron4 --help` imports none of them.
-COMMANDS: dict[str, Command] = {
-    "pull": Command("nemotron4.cli.pull:pull", "Fetch a model into the cache."),
-    "serve": Command("nemotron4.cli.serve:serve", "Put a model on a port: PUT /generate and OpenAI routes."),
-    "chat": Command("nemotron4.cli.chat:chat", "Chat with a model in the terminal."),
-    "generate": Command("nemotron4.cli.generate:generate", "Answer a file of prompts."),
-    "plan": Command("nemotron4.cli.plan:plan", "Say which GPUs a model needs, and why."),
-    "convert": Command("nemotron4.cli.convert:convert", "Write a checkpoint in another form."),
-    "train": Command("nemotron4.cli.train:train", "Train or align a model as a recipe says."),
-    "doctor": Command("nemotron4.cli.doctor:app", "Look for what would go wrong later."),
-    "synth": Command("nemotron4.cli.synth:app", "Make synthetic training data."),
-    "eval": Command("nemotron4.cli.eval:app", "Measure a model by the card's benchmarks."),
-    "redteam": Command("nemotron4.cli.redteam:app", "Attack a model and keep what came of it."),
-    "launch": Command("nemotron4.cli.launch:app", "Start jobs on a cluster, and the card's own scripts."),
-}
-
 USAGE = "Usage: nemotron4 COMMAND [OPTIONS]..."
-OPTIONS = {"--help": "Show this text; after a command, that command's own.", "--version": "Show the version."}
+OPTIONS = {
+    "-h, --help": "Show this text; after a command, that command's own (also: nemotron4 help COMMAND).",
+    "--version": "Show the version.",
+}
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -71,11 +47,28 @@ def explained(run: Callable[[], int]) -> int:
     except Nemotron4Error as error:
         return _fail(error.message, error.hint)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if os.environ.get("NEMOTRON4_TRACEBACK"):
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}no space left on the disk", "free some space, then repeat the command")
+        return _fail(*_system_problem(error))
     return status
+
+
+def _system_problem(error: OSError) -> tuple[str, str]:
+    """Message and hint for what the operating system refused."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}no space left on the disk", "free some space, then repeat the command"
+    reason = error.strerror or str(error) or type(error).__name__
+    hints = {
+        errno.ENOENT: "check the path; a missing folder is not made for you",
+        errno.ENOTDIR: "a part of the path is a file",
+        errno.EISDIR: "name a file, not a folder",
+        errno.EACCES: "check the owner and the permissions of the path",
+        errno.EROFS: "name a path on a disk that can be written",
+        errno.EADDRINUSE: "another program listens there: give another --port",
+    }
+    hint = hints.get(error.errno or 0, "NEMOTRON4_TRACEBACK=1 shows where it happened")
+    return f"{where}{reason[:1].lower()}{reason[1:]}", hint
 
 
 def help_text(commands: Mapping[str, Command] = COMMANDS) -> str:
@@ -91,31 +84,25 @@ def help_text(commands: Mapping[str, Command] = COMMANDS) -> str:
 
 
 def _dispatch(arguments: list[str], commands: Mapping[str, Command]) -> int:
-    if not arguments or arguments[0] in ("--help", "-h"):
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    if not arguments or arguments[0] in HELP_NAMES:
         print(help_text(commands))
         return 0
     name, *rest = arguments
-    if name == "--version":
+    if name in ("--version", "version"):
         print(f"nemotron4 {__version__}")
         return 0
+    if name == "--complete":
+        from nemotron4.cli.completion import candidates
+
+        print(*candidates(rest, commands), sep="\n")
+        return 0
     if name.startswith("-"):
-        return _fail(*unknown_name("option", name, OPTIONS), status=USAGE_ERROR)
+        return _fail(*unknown_name("option", name, ("--help", "--version")), status=USAGE_ERROR)
     if name not in commands:
-        return _fail(*unknown_name("command", name, commands), status=USAGE_ERROR)
+        return _fail(*unknown_name("command", name, (*commands, "help", "version")), status=USAGE_ERROR)
     return _run(name, commands[name], rest)
-
-
-def load_app(name: str, command: Command) -> typer.Typer:
-    """Import a sub-command; a plain function is made into an app of one command."""
-    import typer
-
-    module, attribute = command.target.split(":")
-    target = getattr(importlib.import_module(module), attribute)
-    if isinstance(target, typer.Typer):
-        return target
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(name, help=target.__doc__ or command.help)(target)
-    return app
 
 
 def _run(name: str, command: Command, arguments: list[str]) -> int:
@@ -140,8 +127,13 @@ def _usage_problem(error: Exception, command: str) -> tuple[str, str]:
     option = getattr(error, "option_name", None)
     if context is not None and option is not None and hasattr(error, "possibilities"):
         known = [spelling for parameter in context.command.params for spelling in parameter.opts]
-        message, hint = unknown_name("option", option, [*(k for k in known if k.startswith("-")), "--help"])
-        return message, f"{hint} See `{path} --help`"
+        options = [*(spelling for spelling in known if spelling.startswith("-")), "--help"]
+        arguments = [
+            p.metavar for p in context.command.params if p.param_type_name == "argument" and p.metavar
+        ]
+        message, hint = unknown_name("option", option, options)
+        hint = synonyms.ours(option, path, options, arguments) or hint
+        return message, f"{hint} (see `{path} --help`)"
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     return message[:1].lower() + message[1:].rstrip("."), f"see `{path} --help`"
 

@@ -149,7 +149,8 @@ PROGRAM = """
     import sys
     from types import SimpleNamespace
     from typing import Any
-    from nemotron4.cli.main import Command, main
+    from nemotron4.cli.commands import Command
+    from nemotron4.cli.main import main
     from nemotron4.inference.fake import FakeEngine
     from nemotron4.text.prompt import nemotron4
 

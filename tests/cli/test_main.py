@@ -12,8 +12,9 @@ import pytest
 import typer
 
 from nemotron4 import __version__
+from nemotron4.cli.commands import COMMANDS, Command
 from nemotron4.cli.console import group, print_json
-from nemotron4.cli.main import COMMANDS, Command, main
+from nemotron4.cli.main import main
 from nemotron4.errors import Nemotron4Error
 
 HERE = __name__
@@ -208,7 +209,8 @@ def test_a_reader_that_leaves_early_causes_no_message(tmp_path: Path) -> None:
         textwrap.dedent(
             """
             import sys
-            from nemotron4.cli.main import Command, main
+            from nemotron4.cli.commands import Command
+            from nemotron4.cli.main import main
 
             def chatter() -> None:
                 while True:
@@ -229,3 +231,69 @@ def test_a_reader_that_leaves_early_causes_no_message(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.wait(timeout=30) != 0
         assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(
+    "arguments", [("-h",), ("help",), ("greet", "-h"), ("help", "greet"), ("tools", "hammer", "-h")]
+)
+def test_help_is_found_under_its_usual_names(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(*arguments) == 0
+    assert "Usage: nemotron4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["serve", "smollm2", "--lora-path", "x"], "hint: here it is --adapter"),
+        (["serve", "smollm2", "--tp", "2"], "hint: here it is --tensor-parallel"),
+        (["serve", "--model", "smollm2"], "hint: here MODEL stands without an option: nemotron4 serve MODEL"),
+        (["chat", "smollm2", "--n-predict", "9"], "hint: here it is --max-new-tokens"),
+    ],
+)
+def test_other_tools_options_are_answered_with_ours(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_line_with_the_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def touch_nowhere() -> None:
+        (tmp_path / "absent" / "file").write_text("x")
+
+    this = sys.modules[HERE]
+    monkeypatch.setattr(this, "touch_nowhere", touch_nowhere, raising=False)
+    table = {"touch": Command(f"{HERE}:touch_nowhere", "Write a file")}
+    assert main(["touch"], table) == 1
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/absent/file: no such file or directory\n"
+        "hint: check the path; a missing folder is not made for you\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["gr"], "greet"),
+        (["tools", "ha"], "hammer"),
+        (["greet", "Ada", "--ti"], "--times"),
+        (["nothing", "--"], ""),
+    ],
+)
+def test_a_shell_is_told_what_the_last_word_may_become(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("--complete", *words) == 0
+    assert capsys.readouterr().out.strip() == expected
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_script_is_printed_for_each_shell(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", shell]) == 0
+    assert "nemotron4 --complete" in capsys.readouterr().out
