@@ -20,6 +20,12 @@ def load(kind: type[Settings], path: Path, overrides: Sequence[str] = ()) -> Set
 
     Raises ConfigError naming the file, the line where it can be found, the key and the nearest known one.
     """
+    values, source = read(path, overrides)
+    return build(kind, values, source=source)
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Source]:
+    """The values of a TOML file with the overrides applied, and where they come from."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -30,7 +36,7 @@ def load(kind: type[Settings], path: Path, overrides: Sequence[str] = ()) -> Set
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     for override in overrides:
         apply_override(values, override)
-    return build(kind, values, source=_Source(str(path), text))
+    return values, Source(str(path), text)
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
@@ -53,9 +59,12 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
+class Source:
+    """Where values come from. ``synonyms``: what other programs call a key, with its full name here."""
+
     name: str
     text: str = ""
+    synonyms: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
     def at(self, key: str) -> str:
         """``file:line`` of the first line that sets the key, or the file's name."""
@@ -65,18 +74,25 @@ class _Source:
         return self.name
 
 
-def build(kind: type[Settings], values: Mapping[str, Any], *, source: _Source | None = None) -> Settings:
-    """A frozen dataclass from nested plain values, every key and type checked."""
-    return typing.cast("Settings", _build(kind, values, source or _Source("settings"), ""))
+def build(
+    kind: type[Settings], values: Mapping[str, Any], *, source: Source | None = None, prefix: str = ""
+) -> Settings:
+    """A frozen dataclass from nested plain values, every key and type checked.
+
+    ``prefix`` is the dotted name, with its dot, of the table that the values are from.
+    """
+    return typing.cast("Settings", _build(kind, values, source or Source("settings"), prefix))
 
 
-def _build(kind: Any, values: Mapping[str, Any], source: _Source, prefix: str) -> Any:
+def _build(kind: Any, values: Mapping[str, Any], source: Source, prefix: str) -> Any:
     hints = get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in fields:
             message, hint = unknown_name("key", f"{prefix}{key}", [f"{prefix}{name}" for name in fields])
+            if key in source.synonyms:
+                hint = f"here it is {source.synonyms[key]}"
             raise ConfigError(f"{source.at(key)}: {message}", hint=hint)
         arguments[key] = _convert(hints[key], value, source, f"{prefix}{key}")
     for name, field in fields.items():
@@ -92,7 +108,7 @@ def _build(kind: Any, values: Mapping[str, Any], source: _Source, prefix: str) -
         raise ConfigError(f"{source.name}{where}: {error}") from error
 
 
-def _convert(kind: Any, value: Any, source: _Source, name: str) -> Any:
+def _convert(kind: Any, value: Any, source: Source, name: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
@@ -116,7 +132,7 @@ def _convert(kind: Any, value: Any, source: _Source, name: str) -> Any:
     return _convert_scalar(kind, value, source, name)
 
 
-def _convert_union(choices: tuple[Any, ...], value: Any, source: _Source, name: str) -> Any:
+def _convert_union(choices: tuple[Any, ...], value: Any, source: Source, name: str) -> Any:
     first_error: ConfigError | None = None
     for choice in choices:
         if choice is type(None):
@@ -130,7 +146,7 @@ def _convert_union(choices: tuple[Any, ...], value: Any, source: _Source, name: 
     raise first_error or _mismatch(source, name, value, "null")
 
 
-def _convert_sequence(kind: Any, items: tuple[Any, ...], value: Any, source: _Source, name: str) -> Any:
+def _convert_sequence(kind: Any, items: tuple[Any, ...], value: Any, source: Source, name: str) -> Any:
     if not isinstance(value, list | tuple):
         raise _mismatch(source, name, value, "an array")
     item = items[0] if items else Any
@@ -138,7 +154,7 @@ def _convert_sequence(kind: Any, items: tuple[Any, ...], value: Any, source: _So
     return tuple(converted) if kind is tuple else converted
 
 
-def _convert_scalar(kind: Any, value: Any, source: _Source, name: str) -> Any:
+def _convert_scalar(kind: Any, value: Any, source: Source, name: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is Path and isinstance(value, str):
@@ -149,5 +165,5 @@ def _convert_scalar(kind: Any, value: Any, source: _Source, name: str) -> Any:
     return value
 
 
-def _mismatch(source: _Source, name: str, value: Any, expected: str) -> ConfigError:
+def _mismatch(source: Source, name: str, value: Any, expected: str) -> ConfigError:
     return ConfigError(f"{source.at(name.split('.')[-1])}: {name} is {value!r}; expected {expected}")

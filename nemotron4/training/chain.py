@@ -20,9 +20,9 @@ from nemotron4.errors import ConfigError
 from nemotron4.training import parallel
 from nemotron4.training import recipe as recipes
 from nemotron4.training.metrics import OnPart, Progress, hear_nothing
+from nemotron4.training.output import RECORD_FILE
 from nemotron4.training.policy_settings import PREVIOUS
 from nemotron4.training.recipe import Recipe, as_plain
-from nemotron4.training.record import RECORD_FILE
 from nemotron4.training.rollouts import Connect, Generate
 from nemotron4.training.run import Summary, output_folder, pick_device, train
 
@@ -64,7 +64,7 @@ def _stages(values: dict[str, Any]) -> Iterator[Recipe]:
         merged.setdefault("model", {})["start"] = start if own == PREVIOUS else own
         try:
             _name_reward_model(merged, reward_model)
-            recipe = config.build(Recipe, merged)
+            recipe = recipes.build(merged)
         except ConfigError as error:
             raise ConfigError(f"stage {name!r}: {error.message}", hint=error.hint) from error
         yield recipe

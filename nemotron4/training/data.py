@@ -350,7 +350,7 @@ class TextWindows(Sequence[Sample]):
         return len(self._stream)
 
 
-class Joined(Sequence[Sample]):
+class ConcatDataset(Sequence[Sample]):
     """Several sequences of samples as one, without copying them."""
 
     def __init__(self, parts: Sequence[Sequence[Sample]]) -> None:

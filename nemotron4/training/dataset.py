@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 
 from nemotron4.training.packing import Sample
-from nemotron4.training.schedule import epoch_order
 
 
 @dataclass
@@ -67,3 +66,10 @@ def _visit_numbers(sources: Sequence[int]) -> list[int]:
         numbers.append(seen.get(source, 0))
         seen[source] = numbers[-1] + 1
     return numbers
+
+
+def epoch_order(num_samples: int, *, seed: int, epoch: int) -> list[int]:
+    """A permutation of the samples that depends on seed and epoch only."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order: list[int] = torch.randperm(num_samples, generator=generator).tolist()
+    return order

@@ -146,4 +146,6 @@ def _read_texts(recipe: Recipe, encoder: data.Encoder) -> Data:
 
     train = [windows(path) for path in recipe.data.train]
     validation = [windows(path) for path in recipe.data.validation]
-    return Data(data.Joined(train), data.Joined(validation), problems, tuple(len(w) for w in train))
+    return Data(
+        data.ConcatDataset(train), data.ConcatDataset(validation), problems, tuple(len(w) for w in train)
+    )

@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 
 from nemotron4.errors import ConfigError
-from nemotron4.training import pipeline, tensor_parallel
+from nemotron4.training import pipeline, sharded
 from nemotron4.training.engine import Engine
 from nemotron4.training.loading import Origin, fill
 from nemotron4.training.pipeline import PipelineEngine
@@ -118,7 +118,7 @@ def distribute(
         return Engine(scorer, device=device)
     config = scorer.net.config
     if grid.tensor.size() > 1:
-        tensor_parallel.check_divisible(config, grid.tensor.size())
+        sharded.check_divisible(config, grid.tensor.size())
     if grid.pipeline.size() > 1:
         pipeline.check_divisible(config, grid.pipeline.size())
         return PipelineEngine(scorer, grid, device=device, compute=compute)

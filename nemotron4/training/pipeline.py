@@ -24,7 +24,7 @@ from nemotron4.model.adapters import PromptEmbedding
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.reward_head import RewardModel
 from nemotron4.model.transformer import Transformer
-from nemotron4.training import tensor_parallel
+from nemotron4.training import sharded
 from nemotron4.training.engine import Sums
 from nemotron4.training.packing import PackedRow, Sample, plan_rows
 from nemotron4.training.scorer import Scorer, hidden
@@ -146,7 +146,7 @@ class PipelineEngine(ShardedEngine):
         first = (torch.stack([row.tokens_N for row in rows]),) if self.is_first else ()
         schedule = self._schedule_for(len(rows), len(rows[0].tokens_N))
         schedule.step(*first, index=index_M, target=index_M, return_outputs=False)
-        tensor_parallel.settle_gradients(self.trainable)
+        sharded.settle_gradients(self.trainable)
         self._add_tied_gradients()
         return self._from_last(sums)
 
@@ -186,7 +186,7 @@ class PipelineEngine(ShardedEngine):
         own = dict(self.trainable)
         if self.is_last and self.is_tied:
             own.pop(EMBEDDING, None)  # counted on the first stage
-        norm = tensor_parallel.total_norm([p.grad for p in own.values() if p.grad is not None])
+        norm = sharded.total_norm([p.grad for p in own.values() if p.grad is not None])
         square = torch.tensor(norm**2, dtype=torch.float64, device=self.device)
         dist.all_reduce(square, group=self.group)
         return float(square.sqrt())

@@ -20,17 +20,17 @@ import torch
 from nemotron4.errors import TrainingError
 from nemotron4.model.transformer import Transformer
 from nemotron4.training import checkpoints
-from nemotron4.training.advantages import actor_critic_advantages, group_advantages, token_kl
+from nemotron4.training.dataset import epoch_order
 from nemotron4.training.engine import Engine, StepResult, add_totals
+from nemotron4.training.losses import actor_critic_advantages, advantages_of_group, token_kl
+from nemotron4.training.metrics import peak_memory_bytes
 from nemotron4.training.packing import Segment
 from nemotron4.training.policy_settings import PolicyGradientSection
 from nemotron4.training.reference import as_base, base_samples
 from nemotron4.training.rollouts import Answer, Continuation, Draw, Outside, PromptSample, Verdict, draw_seed
 from nemotron4.training.sampler import Sampler
-from nemotron4.training.schedule import epoch_order, learning_rate
-from nemotron4.training.speed import peak_memory_bytes
 from nemotron4.training.stages.policy_gradient import AnswerSample, CriticStage, Row
-from nemotron4.training.trainer import Trainer, apply_gradients, build_optimizer
+from nemotron4.training.trainer import Trainer, apply_gradients, build_optimizer, learning_rate
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class PolicyTrainer(Trainer):
         samples: list[AnswerSample] = []
         for group in groups.values():
             rewards = [self._penalised(answer) for answer in group]
-            found = group_advantages(rewards, is_normalised=self.settings.algorithm == "grpo")
+            found = advantages_of_group(rewards, is_normalised=self.settings.algorithm == "grpo")
             if found is None or not any(found):
                 continue
             for answer, advantage in zip(group, found, strict=True):

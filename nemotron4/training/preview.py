@@ -15,11 +15,11 @@ from nemotron4.training import inputs, parallel, run
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
 from nemotron4.training.loading import Origin
+from nemotron4.training.metrics import StepCost, matmul_flops_per_s
 from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import model_hash
 from nemotron4.training.rollouts import Connect
-from nemotron4.training.speed import StepCost, matmul_flops_per_s
 from nemotron4.training.stages.interface import Stage
 from nemotron4.training.trainer import plan_steps
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,73 @@ from nemotron4.errors import ConfigError
 from nemotron4.model.adapters import AdapterConfig
 from nemotron4.training.metrics import LogName
 from nemotron4.training.policy_settings import PolicyGradientSection
+
+# Names that other trainers, and older recipes, give to our settings.
+SYNONYMS = {
+    "recompute": "model.activation_checkpointing",
+    "gradient_checkpointing": "model.activation_checkpointing",
+    "model_name_or_path": "model.start",
+    "base_model": "model.start",
+    "pretrained": "model.start",
+    "bf16": 'model.compute = "bfloat16"',
+    "precision": 'model.compute = "bfloat16"',
+    "torch_dtype": "model.compute",
+    "dtype": "model.compute",
+    "datasets": "data.train",
+    "dataset": "data.train",
+    "dataset_name": "data.train",
+    "train_file": "data.train",
+    "eval_dataset": "data.validation",
+    "validation_file": "data.validation",
+    "seq_length": "data.max_length",
+    "max_seq_length": "data.max_length",
+    "max_seq_len": "data.max_length",
+    "sequence_len": "data.max_length",
+    "cutoff_len": "data.max_length",
+    "lr": "optimizer.learning_rate",
+    "learning_rate": "optimizer.learning_rate",
+    "min_lr": "optimizer.min_learning_rate",
+    "lr_scheduler": "optimizer.schedule",
+    "lr_scheduler_type": "optimizer.schedule",
+    "warmup": "optimizer.warmup_steps",
+    "warmup_ratio": "optimizer.warmup_steps",
+    "adam_beta1": "optimizer.betas",
+    "adam_beta2": "optimizer.betas",
+    "adam_epsilon": "optimizer.eps",
+    "wd": "optimizer.weight_decay",
+    "max_grad_norm": "optimizer.clip_norm",
+    "gradient_clipping": "optimizer.clip_norm",
+    "grad_clip": "optimizer.clip_norm",
+    "batch_size": "batch.global_size",
+    "global_batch_size": "batch.global_size",
+    "train_batch_size": "batch.global_size",
+    "gradient_accumulation_steps": "batch.global_size, which is whole whatever fits in a row",
+    "micro_batch_size": "batch.row_tokens, the tokens of one packed row",
+    "per_device_train_batch_size": "batch.row_tokens, the tokens of one packed row",
+    "num_train_epochs": "run.epochs",
+    "num_epochs": "run.epochs",
+    "max_epochs": "run.epochs",
+    "num_steps": "run.max_steps",
+    "output_dir": "run.directory",
+    "save_steps": "run.save_every",
+    "save_interval": "run.save_every",
+    "save_total_limit": "run.keep_checkpoints",
+    "eval_steps": "run.validate_every",
+    "val_check_interval": "run.validate_every",
+    "logging": "run.log",
+    "report_to": "run.log",
+    "lora_r": "adapter.rank",
+    "r": "adapter.rank",
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
+    "target_modules": "adapter.targets",
+    "lora_target_modules": "adapter.targets",
+    "ref_policy_kl_penalty": "preference.beta",
+    "loss_type": "preference.loss",
+    "num_generations": "policy_gradient.group_size",
+    "tensor_model_parallel_size": "parallel.tensor",
+    "pipeline_model_parallel_size": "parallel.pipeline",
+}
 
 StageName = Literal["pretrain", "sft", "steerlm", "reward", "preference", "policy-gradient"]
 
@@ -36,7 +103,7 @@ class ModelSection:
     tokenizer: str | None = None  # a checkpoint whose tokenizer a fresh model uses
     device: str = "auto"  # auto: the GPU if there is one
     compute: Literal["float32", "bfloat16"] = "float32"
-    recompute: bool = False  # blocks keep their inputs alone and run again in the backward pass
+    activation_checkpointing: bool = False  # blocks keep their inputs alone and run again for the gradient
 
     def __post_init__(self) -> None:
         if (self.start is None) == (self.preset is None):
@@ -271,7 +338,14 @@ class Recipe:
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply ``dotted.name=value`` overrides; paths are relative to the working folder."""
-    return config.load(Recipe, path, overrides)
+    values, source = config.read(path, overrides)
+    return build(values, source=source)
+
+
+def build(values: Mapping[str, Any], *, source: config.Source | None = None) -> Recipe:
+    """The recipe of plain values, every key checked; ``source`` is named in errors."""
+    source = source or config.Source("recipe")
+    return config.build(Recipe, values, source=dataclasses.replace(source, synonyms=SYNONYMS))
 
 
 def as_plain(value: Any) -> Any:

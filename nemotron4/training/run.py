@@ -17,25 +17,29 @@ from nemotron4.errors import ConfigError
 from nemotron4.model.adapter_files import adapter_tensors, write_adapter
 from nemotron4.model.config import ModelConfig
 from nemotron4.training import checkpoints, data, parallel
-from nemotron4.training.critic import build_critic
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
 from nemotron4.training.formats import ALL_ATTRIBUTES
 from nemotron4.training.inputs import Data, build_encoder, model_config, read_data
-from nemotron4.training.loading import Origin
-from nemotron4.training.metrics import MetricsLog, OnPart, Progress, hear_nothing, open_logs
-from nemotron4.training.output import write_model
+from nemotron4.training.loading import Origin, build_critic
+from nemotron4.training.metrics import (
+    MetricsLog,
+    OnPart,
+    Progress,
+    StepCost,
+    hear_nothing,
+    matmul_flops_per_s,
+    open_logs,
+)
+from nemotron4.training.output import fingerprint, write_model, write_record
 from nemotron4.training.packing import Sample
 from nemotron4.training.policy_trainer import PolicyTrainer
 from nemotron4.training.reading import read_rows, refuse_too_many
 from nemotron4.training.recipe import Recipe, RewardSection, as_plain
-from nemotron4.training.record import fingerprint, write_record
 from nemotron4.training.reference import model_hash, with_reference
 from nemotron4.training.rollouts import Connect, Generate, PromptSample
-from nemotron4.training.sampler import Sampler
-from nemotron4.training.samples import Samples
+from nemotron4.training.sampler import Sampler, Samples
 from nemotron4.training.sharded import Grid
-from nemotron4.training.speed import StepCost, matmul_flops_per_s
 from nemotron4.training.stages.interface import Stage
 from nemotron4.training.stages.policy_gradient import ActorStage
 from nemotron4.training.stages.preference import JudgedStage, PairStage

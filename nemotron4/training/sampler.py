@@ -8,14 +8,17 @@ another while it generates, and the policy must fit into one process.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from nemotron4.model.transformer import Transformer
 from nemotron4.training.engine import Engine
+from nemotron4.training.formats import Prompt
 from nemotron4.training.loading import fill, in_memory
-from nemotron4.training.metrics import OnPart, Part, hear_nothing
-from nemotron4.training.rollouts import Continuation, Draw, Generate
+from nemotron4.training.metrics import OnPart, Part, Progress, forget_after, hear_nothing
+from nemotron4.training.rollouts import Continuation, Draw, Generate, PromptSample
 from nemotron4.training.sharded import ShardedEngine
 
 
@@ -58,3 +61,56 @@ class Sampler:
             yield net
         finally:
             net.train(was_training)
+
+
+# ---- Answers to the same few prompts after every validation: what the numbers of a run do not show.
+
+SAMPLES_FILE = "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A ``MetricsLog`` of greedy answers by the model that trains, one line for each prompt.
+
+    Every process of a run has one, because all of them generate; one of them writes.
+    """
+
+    folder: Path
+    prompts: Sequence[PromptSample]
+    sampler: Sampler
+    max_new_tokens: int
+    is_writer: bool = True
+
+    def begin(self, step: int) -> None:
+        path = self.folder / SAMPLES_FILE
+        if self.is_writer and path.exists():
+            forget_after(path, step)
+
+    def write(self, progress: Progress) -> None:
+        if progress.kind != "validation":
+            return
+        draws = [Draw(sample.segments[0].tokens, seed=0) for sample in self.prompts]
+        answers = self.sampler(draws, max_new_tokens=self.max_new_tokens, temperature=0.0)
+        if not self.is_writer:
+            return
+        lines = [
+            json.dumps(
+                {
+                    "step": progress.step,
+                    "prompt": _plain(sample.prompt),
+                    "answer": answer.text,
+                    "is_finished": answer.is_finished,
+                },
+                ensure_ascii=False,
+            )
+            for sample, answer in zip(self.prompts, answers, strict=True)
+        ]
+        with (self.folder / SAMPLES_FILE).open("a", encoding="utf-8") as file:
+            file.write("".join(line + "\n" for line in lines))
+
+    def close(self) -> None:
+        """Every line is on its way to the disk already."""
+
+
+def _plain(prompt: Prompt) -> object:
+    return prompt if isinstance(prompt, str) else [message.to_json() for message in prompt]

@@ -23,11 +23,18 @@ from nemotron4.errors import ConfigError, TrainingError
 from nemotron4.training import checkpoints
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine, StepResult
-from nemotron4.training.metrics import JsonLines, MetricsLog, OnPart, Part, Progress, hear_nothing
+from nemotron4.training.metrics import (
+    JsonLines,
+    MetricsLog,
+    OnPart,
+    Part,
+    Progress,
+    StepCost,
+    hear_nothing,
+    peak_memory_bytes,
+)
 from nemotron4.training.packing import Sample
 from nemotron4.training.recipe import OptimizerSection, Recipe
-from nemotron4.training.schedule import learning_rate
-from nemotron4.training.speed import StepCost, peak_memory_bytes
 from nemotron4.training.stages.interface import Stage
 
 
@@ -275,3 +282,27 @@ class Trainer:
         checkpoints.load(path, self.tensors())
         self._step, self._seen = state.step, state.samples_seen
         self._best, self._best_step = state.best_validation, state.best_step
+
+
+# ---- the learning rate, a pure function of the step: a resumed run needs no state for it
+
+
+def learning_rate(step: int, num_steps: int, settings: OptimizerSection) -> float:
+    """The rate of step 0, 1, ..., num_steps - 1.
+
+    Warm-up is linear and never 0: ``(step + 1) / (warmup + 1)`` of the rate (NeMo without constant steps).
+    Then ``constant``; ``linear`` or ``cosine`` down to the minimum; or ``steep``, the square-root-shaped fall
+    ``1 - sqrt(progress)`` that drops fastest at its start, for continued training.
+    """
+    peak, low = settings.learning_rate, settings.min_learning_rate
+    if step < settings.warmup_steps:
+        return peak * (step + 1) / (settings.warmup_steps + 1)
+    if settings.schedule == "constant":
+        return peak
+    progress = min(1.0, (step - settings.warmup_steps) / max(1, num_steps - 1 - settings.warmup_steps))
+    shape = {
+        "linear": 1 - progress,
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+        "steep": 1 - math.sqrt(progress),
+    }[settings.schedule]
+    return low + (peak - low) * shape

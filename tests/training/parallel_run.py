@@ -25,9 +25,8 @@ from nemotron4.model.adapters import AdapterConfig, add_adapter
 from nemotron4.training.engine import Engine
 from nemotron4.training.parallel import build_grid, distribute, process_group
 from nemotron4.training.recipe import ParallelSection, PreferenceSection
-from nemotron4.training.recompute import recompute_activations
 from nemotron4.training.run import stopping_on_sigterm
-from nemotron4.training.scorer import Scorer
+from nemotron4.training.scorer import Scorer, checkpoint_activations
 from nemotron4.training.stages.interface import Stage
 from nemotron4.training.stages.preference import JudgedStage, PairStage
 from nemotron4.training.stages.reward import RegressionStage
@@ -75,7 +74,7 @@ def build(case: Case) -> Scorer:
         if case.stage == "reward":
             scorer.net.reward_head.requires_grad_(True)
     if case.recompute:
-        recompute_activations(scorer.net.model)
+        checkpoint_activations(scorer.net.model)
     return scorer
 
 

@@ -10,7 +10,7 @@ import pytest
 from nemotron4.errors import ConfigError
 from nemotron4.feedback import connect
 from nemotron4.training import chain
-from nemotron4.training.record import RECORD_FILE
+from nemotron4.training.output import RECORD_FILE
 from tests import tiny_models
 
 

@@ -11,8 +11,7 @@ from nemotron4.errors import DataError, TrainingError
 from nemotron4.training.engine import Engine
 from nemotron4.training.packing import Sample, Segment, pack, plan_rows
 from nemotron4.training.recipe import PreferenceSection
-from nemotron4.training.recompute import recompute_activations
-from nemotron4.training.scorer import Scorer
+from nemotron4.training.scorer import Scorer, checkpoint_activations
 from nemotron4.training.stages.interface import Stage
 from nemotron4.training.stages.preference import JudgedStage, PairStage
 from nemotron4.training.stages.reward import BradleyTerryStage, RegressionStage
@@ -208,7 +207,7 @@ def test_reward_correlation_is_pearsons() -> None:
 
 def test_recomputed_activations_change_no_gradient() -> None:
     plain, recomputed = Engine(tiny.logprob_scorer()), Engine(tiny.logprob_scorer())
-    recompute_activations(recomputed.scorer.net.model)
+    checkpoint_activations(recomputed.scorer.net.model)
     for engine in (plain, recomputed):
         engine.forward_backward(engine.rows(tiny.texts(5), 64), LikelihoodStage())
     assert plain.trainable.keys() == recomputed.trainable.keys()
@@ -220,7 +219,7 @@ def test_recomputed_blocks_keep_only_their_input() -> None:
     def kept_bytes(*, recompute: bool) -> int:
         scorer = tiny.logprob_scorer(num_layers=4)
         if recompute:
-            recompute_activations(scorer.net.model)
+            checkpoint_activations(scorer.net.model)
         weights = {p.untyped_storage().data_ptr() for p in scorer.parameters()}
         kept: dict[int, int] = {}
 

@@ -18,16 +18,16 @@ from nemotron4.errors import ConfigError, DataError, TrainingError
 from nemotron4.feedback import connect
 from nemotron4.feedback.generation import EngineGenerate
 from nemotron4.training import inputs, parallel, run
-from nemotron4.training.advantages import actor_critic_advantages, group_advantages
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
 from nemotron4.training.loading import Origin
+from nemotron4.training.losses import actor_critic_advantages, advantages_of_group
 from nemotron4.training.packing import Segment
-from nemotron4.training.policy_scorer import PolicyScorer
 from nemotron4.training.policy_settings import PolicyGradientSection, RewardSource
 from nemotron4.training.preview import check_invariance, compare_cuts, preview
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.rollouts import Answer, Connect, Outside, Verdict
+from nemotron4.training.scorer import PolicyScorer
 from nemotron4.training.stages.policy_gradient import ActorStage, AnswerSample
 from tests import tiny_models
 from tests.training import tiny
@@ -362,15 +362,15 @@ def test_grpo_advantages_are_trls() -> None:
     mean = sum(rewards) / 4
     deviation = (sum((r - mean) ** 2 for r in rewards) / 3) ** 0.5
     expected = [(r - mean) / (deviation + 1e-4) for r in rewards]
-    assert group_advantages(rewards, is_normalised=True) == pytest.approx(expected, abs=1e-12)
+    assert advantages_of_group(rewards, is_normalised=True) == pytest.approx(expected, abs=1e-12)
 
 
 def test_reinforce_advantages_are_trls_leave_one_out() -> None:
     rewards = [1.0, -2.0, 0.5]
     expected = [r - (sum(rewards) - r) / 2 for r in rewards]
-    assert group_advantages(rewards, is_normalised=False) == pytest.approx(expected, abs=1e-12)
-    assert group_advantages([0.1, 0.1, 0.1], is_normalised=True) == [0.0, 0.0, 0.0]
-    assert group_advantages([3.0], is_normalised=False) is None
+    assert advantages_of_group(rewards, is_normalised=False) == pytest.approx(expected, abs=1e-12)
+    assert advantages_of_group([0.1, 0.1, 0.1], is_normalised=True) == [0.0, 0.0, 0.0]
+    assert advantages_of_group([3.0], is_normalised=False) is None
 
 
 def test_actor_critic_advantages_are_discounted_sums_of_errors() -> None:

@@ -419,6 +419,25 @@ def test_an_unknown_key_is_refused_with_line_and_nearest_name(tmp_path: Path, ne
     assert "learning_rate" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("override", "ours"),
+    [
+        ("optimizer.lr=1e-4", "optimizer.learning_rate"),
+        ("batch.micro_batch_size=4", "batch.row_tokens"),
+        ("batch.per_device_train_batch_size=4", "batch.row_tokens"),
+        ("run.num_train_epochs=3", "run.epochs"),
+        ("model.recompute=true", "model.activation_checkpointing"),
+        ("learning_rate=1e-4", "optimizer.learning_rate"),
+    ],
+)
+def test_other_trainers_names_are_answered_with_ours(
+    tmp_path: Path, nemotron: Path, override: str, ours: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        recipes.load(recipe_file(tmp_path, nemotron, chats(tmp_path)), [override])
+    assert ours in str(caught.value.hint)
+
+
 def test_the_command_previews_checks_trains_and_plots(
     tmp_path: Path, nemotron: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

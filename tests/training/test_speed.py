@@ -4,8 +4,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nemotron4.model.transformer import Transformer
+from nemotron4.training.metrics import StepCost
 from nemotron4.training.packing import Sample, Segment
-from nemotron4.training.speed import StepCost
 from tests.training import tiny
 
 
