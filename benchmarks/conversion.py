@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
-from nemotron4.checkpoint.nemo_names import SPLIT_DIM, nemo_parts
+from nemotron4.checkpoint.nemo_config import SPLIT_DIM, nemo_parts
 from nemotron4.model.config import ModelConfig
 from nemotron4.text.sentencepiece_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, Piece, build_bpe
 

@@ -19,10 +19,10 @@ from nemotron4.checkpoint.convert_files import (
     verify_files,
     write_files,
 )
-from nemotron4.checkpoint.convert_quantize import Scheme
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint, adapter_hash
 from nemotron4.checkpoint.nemo import NemoCheckpoint
+from nemotron4.checkpoint.quantized import Scheme
 from nemotron4.checkpoint.write_huggingface import huggingface_files
 from nemotron4.checkpoint.write_nemo import nemo_files
 from nemotron4.errors import CheckpointError, ConfigError

@@ -2,30 +2,156 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from gguf.constants import GGMLQuantizationType
 
-from nemotron4.checkpoint.dequantize import dequantize
-from nemotron4.checkpoint.files import read_bytes
-from nemotron4.checkpoint.gguf_config import ROPE_FACTORS, model_config
-from nemotron4.checkpoint.gguf_file import read_gguf
-from nemotron4.checkpoint.gguf_parts import part_of
-from nemotron4.checkpoint.interface import Format, TensorInfo
-from nemotron4.checkpoint.templates import missing_template_note, prompt_format
-from nemotron4.checkpoint.turns import end_token_ids
-from nemotron4.checkpoint.vocabulary import checked_tokenizer
-from nemotron4.errors import CheckpointError, unknown_name
-from nemotron4.model.config import ModelConfig
+from nemotron4.checkpoint.cache import part_of
+from nemotron4.checkpoint.gguf_file import GgufFile, read_gguf
+from nemotron4.checkpoint.gguf_types import Array, dequantize
+from nemotron4.checkpoint.interface import (
+    Format,
+    RawTensor,
+    TensorInfo,
+    checked_tokenizer,
+    end_token_ids,
+    missing_template_note,
+    prompt_format,
+)
+from nemotron4.checkpoint.safetensors import read_bytes
+from nemotron4.errors import CheckpointError, ConfigError, unknown_name
+from nemotron4.model.config import ModelConfig, RopeScaling
 from nemotron4.text.gguf_vocabulary import from_gguf
 from nemotron4.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from nemotron4.text.prompt import PromptFormat
+
+
+ROPE_FACTORS = "rope_freqs.weight"
+
+
+def model_config(file: GgufFile) -> ModelConfig:
+    """The decoder that the metadata describes; an error for whatever the decoder cannot compute."""
+    path, metadata = file.path, file.metadata
+    kind = metadata.get("general.architecture")
+    if kind not in ("nemotron", "llama"):
+        raise CheckpointError(
+            f"{path}: architecture is {kind!r}; readable: nemotron, llama",
+            hint="this decoder computes the Nemotron-4 and the Llama block, nothing else",
+        )
+
+    def number(key: str, default: float | None = None) -> float:
+        value = metadata.get(f"{kind}.{key}", default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CheckpointError(f"{path}: {kind}.{key} is {value!r}; expected a number")
+        return value
+
+    def integer(key: str, default: int | None = None) -> int:
+        value = metadata.get(f"{kind}.{key}", default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise CheckpointError(f"{path}: {kind}.{key} is {value!r}; expected an integer")
+        return value
+
+    is_nemotron = kind == "nemotron"
+    if integer("expert_count", 0):
+        raise CheckpointError(
+            f"{path}: {kind}.expert_count is {integer('expert_count')}; expected a dense model"
+        )
+    hidden_size, num_heads = integer("embedding_length"), integer("attention.head_count")
+    head_dim = integer("attention.key_length", _rows(file, "blk.0.attn_q.weight") // max(num_heads, 1))
+    if integer("attention.value_length", head_dim) != head_dim:
+        raise CheckpointError(f"{path}: keys and values have different lengths; expected one head dim")
+    rotary_dim = integer("rope.dimension_count", head_dim)
+    eps = "attention.layer_norm_epsilon" if is_nemotron else "attention.layer_norm_rms_epsilon"
+    try:
+        return ModelConfig(
+            num_layers=integer("block_count"),
+            hidden_size=hidden_size,
+            ffn_hidden_size=integer("feed_forward_length"),
+            num_heads=num_heads,
+            num_kv_heads=integer("attention.head_count_kv", num_heads),
+            head_dim=head_dim,
+            vocab_size=_rows(file, "token_embd.weight"),
+            context_length=integer("context_length"),
+            norm="layernorm1p" if is_nemotron else "rmsnorm",
+            norm_eps=_shortest(number(eps)),
+            mlp="relu2" if is_nemotron else "swiglu",
+            rotary_fraction=_rotary_fraction(path, is_nemotron, rotary_dim, head_dim, hidden_size, num_heads),
+            rope_theta=_shortest(number("rope.freq_base", 10000.0)),
+            rope_scaling=_rope_scaling(file, kind),
+            tie_embeddings="output.weight" not in file.tensors,
+            attention_bias="blk.0.attn_q.bias" in file.tensors,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from error
+
+
+def _rows(file: GgufFile, name: str) -> int:
+    tensor = file.tensors.get(name)
+    if tensor is None or len(tensor.shape) != 2:
+        found = "missing" if tensor is None else f"of shape {list(tensor.shape)}; expected a matrix"
+        raise CheckpointError(f"{file.path}: tensor {name!r} is {found}")
+    return tensor.shape[0]
+
+
+def _shortest(value: float) -> float:
+    """The decimal that a float32 was written from: 9.999999747378752e-06 is 1e-05."""
+    return float(str(np.float32(value)))
+
+
+def _rotary_fraction(
+    path: Path, is_nemotron: bool, rotary_dim: int, head_dim: int, hidden_size: int, num_heads: int
+) -> float:
+    if not is_nemotron:
+        if rotary_dim != head_dim:
+            raise CheckpointError(
+                f"{path}: llama.rope.dimension_count is {rotary_dim}; expected the head dim, {head_dim}"
+            )
+        return 1.0
+    # The converter computes int(fraction * hidden) // heads, which is wrong where head_dim is not
+    # hidden / heads (Minitron-8B: 42 for 64). Every such model of the family rotates half of each head.
+    if head_dim * num_heads != hidden_size and rotary_dim == hidden_size // 2 // num_heads:
+        return 0.5
+    fraction = rotary_dim / head_dim
+    return fraction if int(head_dim * fraction) == rotary_dim else math.nextafter(fraction, 1.0)
+
+
+def _rope_scaling(file: GgufFile, kind: str) -> RopeScaling | None:
+    scaling = file.metadata.get(f"{kind}.rope.scaling.type", "none")
+    if scaling not in ("none", "linear"):
+        raise CheckpointError(f"{file.path}: RoPE scaling of kind {scaling!r}; readable: none, linear")
+    if ROPE_FACTORS in file.tensors:
+        if scaling != "none":
+            raise CheckpointError(
+                f"{file.path}: RoPE scaling of kind {scaling!r} and {ROPE_FACTORS!r} together"
+            )
+        return RopeScaling(kind="factors", factors=_rope_factors(file))
+    if scaling == "none":
+        return None
+    return RopeScaling(kind="linear", factor=float(file.metadata.get(f"{kind}.rope.scaling.factor", 1.0)))
+
+
+def _rope_factors(file: GgufFile) -> tuple[float, ...]:
+    """What the frequency of each rotated pair is divided by: llama3's scaling as llama.cpp stores it."""
+    stored = file.tensors[ROPE_FACTORS]
+    if stored.kind != GGMLQuantizationType.F32 or len(stored.shape) != 1:
+        raise CheckpointError(
+            f"{file.path}: tensor {ROPE_FACTORS!r} is {stored.kind.name} of shape {list(stored.shape)}; "
+            "expected a vector of F32"
+        )
+    values = np.fromfile(file.path, "<f4", count=stored.shape[0], offset=stored.offset)
+    if not (values > 0).all():
+        raise CheckpointError(f"{file.path}: tensor {ROPE_FACTORS!r} holds factors that are not positive")
+    return tuple(values.tolist())
+
 
 _MODEL_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -86,8 +212,8 @@ class GgufCheckpoint:
         row_bytes = stored.num_bytes // stored.shape[0]
         data = read_bytes(stored.path, name, stored.offset + first * row_bytes, (last - first) * row_bytes)
         if num_heads is not None:
-            data = to_rotate_half(data, (last - first) // self.config.head_dim, self.config.head_dim)
-            data = data[(start - first) * row_bytes : (stop - first) * row_bytes]
+            rows_RX = to_rotate_half(data.numpy().reshape(last - first, -1), self.config.head_dim)
+            data = torch.from_numpy(rows_RX[start - first : stop - first].reshape(-1))
         part = replace(stored, shape=(stop - start, *stored.shape[1:]))
         is_gamma = self._is_nemotron and name.endswith("norm.weight")
         try:
@@ -97,6 +223,17 @@ class GgufCheckpoint:
         if is_gamma:
             tensor = tensor - 1  # GGUF stores gamma, Hugging Face gamma - 1
         return tensor if dtype is None else tensor.to(dtype)
+
+    def raw_tensor(self, name: str) -> RawTensor | None:
+        stored = self._file.tensors[self._stored_names[name]]
+        if len(stored.shape) != 2:
+            return None
+        num_rows, num_columns = stored.shape
+        shape = (num_rows, stored.num_bytes // num_rows)
+        data_RX: Array = np.memmap(stored.path, np.uint8, "r", offset=stored.offset, shape=shape)
+        if self._num_interleaved_heads(name) is not None:
+            data_RX = to_rotate_half(data_RX, self.config.head_dim)
+        return RawTensor(stored.kind.name, (num_rows, num_columns), data_RX)
 
     def _num_interleaved_heads(self, name: str) -> int | None:
         """Heads of q and k of Llama models, whose rows llama.cpp orders in its own way; else None."""
@@ -164,14 +301,14 @@ class GgufCheckpoint:
         return not self._is_nemotron and (is_sentencepiece or is_llama3)
 
 
-def to_rotate_half(data: torch.Tensor, num_heads: int, head_dim: int) -> torch.Tensor:
-    """Undo the row order that llama.cpp's converter gives q and k of Llama models.
+def to_rotate_half(data_RX: Array, head_dim: int) -> Array:
+    """Undo the row order that llama.cpp's converter gives q and k of Llama models. A copy.
 
-    There rows (2i, 2i + 1) of a head rotate together; here rows (i, i + head_dim / 2). ``data`` are the
-    stored bytes: every row is quantised by itself, so whole rows can change places.
+    There rows (2i, 2i + 1) of a head rotate together; here rows (i, i + head_dim / 2). Every row is
+    quantised by itself, so whole rows of stored bytes can change places.
     """
-    pairs = data.numpy().reshape(num_heads, head_dim // 2, 2, -1)
-    return torch.from_numpy(pairs.swapaxes(1, 2).reshape(-1))
+    pairs = data_RX.reshape(-1, head_dim // 2, 2, data_RX.shape[1])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(data_RX.shape)
 
 
 def _hugging_face_name(stored: str, path: Path) -> str:

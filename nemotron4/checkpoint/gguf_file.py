@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGUF_MAGIC, GGMLQuantizationType
 
-from nemotron4.checkpoint.gguf_parts import part_of
+from nemotron4.checkpoint.cache import part_of
 from nemotron4.errors import CheckpointError
 
 SUPPORTED_VERSIONS = (2, 3)

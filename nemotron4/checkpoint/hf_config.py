@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemotron4.checkpoint.compressed_tensors import check_settings
+from nemotron4.checkpoint.quantized import check_settings
 from nemotron4.errors import CheckpointError, ConfigError
 from nemotron4.model.config import ModelConfig, RopeScaling
 

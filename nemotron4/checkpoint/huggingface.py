@@ -9,14 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nemotron4.checkpoint.compressed_tensors import dequantized, scales
-from nemotron4.checkpoint.files import read_json
 from nemotron4.checkpoint.hf_config import model_config
-from nemotron4.checkpoint.interface import Format, TensorInfo
-from nemotron4.checkpoint.safetensors import StoredTensor, read_header, read_tensor
-from nemotron4.checkpoint.templates import missing_template_note, prompt_format
-from nemotron4.checkpoint.turns import end_token_ids
-from nemotron4.checkpoint.vocabulary import checked_tokenizer
+from nemotron4.checkpoint.interface import (
+    Format,
+    TensorInfo,
+    checked_tokenizer,
+    end_token_ids,
+    missing_template_note,
+    prompt_format,
+)
+from nemotron4.checkpoint.quantized import dequantized, scales
+from nemotron4.checkpoint.safetensors import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    StoredTensor,
+    read_header,
+    read_json,
+    read_tensor,
+)
 from nemotron4.errors import CheckpointError, unknown_name
 from nemotron4.model.config import ModelConfig
 from nemotron4.text.tokenizer import Tokenizer
@@ -24,9 +34,6 @@ from nemotron4.text.tokenizer_files import open_tokenizer
 
 if TYPE_CHECKING:
     from nemotron4.text.prompt import PromptFormat
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 
 class HuggingFaceCheckpoint:
@@ -58,6 +65,9 @@ class HuggingFaceCheckpoint:
         if name in self._scales:
             tensor = dequantized(tensor, _rows(*self._files[self._scales[name]], start, stop))
         return tensor if dtype is None else tensor.to(dtype)
+
+    def raw_tensor(self, name: str) -> None:
+        return None
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:

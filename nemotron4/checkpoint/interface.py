@@ -1,19 +1,28 @@
-"""What every checkpoint offers, whatever its files look like. Names and conventions are Hugging Face's."""
+"""What every checkpoint offers, whatever its files look like. Names and conventions are Hugging Face's.
+
+Below the interface is what all forms share: the end of a text, the prompt format, the check of a tokenizer,
+and tensors in blocks of rows, so that a conversion holds a few megabytes whatever the model's size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from nemotron4.errors import CheckpointError, TokenizerError
 from nemotron4.model.config import ModelConfig
-from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.text.prompt import card_prompt
+from nemotron4.text.tokenizer import Tokenizer, check_round_trip
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from nemotron4.text.prompt import PromptFormat
+
 
 Format = Literal["huggingface", "gguf", "nemo"]
 
@@ -26,6 +35,14 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: str
     file: Path
+
+
+class RawTensor(NamedTuple):
+    """A matrix as a GGUF file stores it: ggml's name of the type, the shape, and the blocks of each row."""
+
+    kind: str  # "Q4_K", "Q8_0", ...
+    shape: tuple[int, int]
+    data_RX: np.ndarray[Any, np.dtype[Any]]  # uint8, read-only; a map of the file unless rows changed places
 
 
 class Checkpoint(Protocol):
@@ -81,8 +98,83 @@ class Checkpoint(Protocol):
         """Rows ``start:stop`` of one tensor, without the rest of it."""
         ...
 
+    def raw_tensor(self, name: str) -> RawTensor | None:
+        """The stored blocks of a GGUF matrix, rows in the order of ``read``; None for everything else."""
+        ...
+
     def tokenizer(self) -> Tokenizer: ...
 
     def prompt_format(self) -> PromptFormat | None:
         """How a conversation becomes a prompt, or None for a base model without a template."""
         ...
+
+
+BLOCK_VALUES = 2 * 1024**2  # small enough that the allocator reuses the memory of the last block
+
+
+def row_ranges(start: int, stop: int, columns: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """``start:stop`` cut into ranges of at most BLOCK_VALUES values (at least one row)."""
+    step = max(1, BLOCK_VALUES // max(1, math.prod(columns)))
+    for first in range(start, stop, step):
+        yield first, min(first + step, stop)
+
+
+def blocks(checkpoint: Checkpoint, name: str, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
+    """The whole tensor, block after block."""
+    shape = checkpoint.tensors[name].shape
+    for start, stop in row_ranges(0, shape[0], shape[1:]):
+        yield checkpoint.read_rows(name, start, stop, dtype)
+
+
+# A Nemotron chat model ends a turn with <extra_id_1>, although its configuration declares </s> only.
+NEMOTRON_ENDS = ("</s>", "<extra_id_1>")
+TEMPLATE_ENDS = ("<|im_end|>", "<|eot_id|>", "<extra_id_1>")
+
+
+def end_token_ids(
+    declared: Iterable[int], tokenizer: Tokenizer, *, is_nemotron: bool, template: str | None
+) -> tuple[int, ...]:
+    """Declared ids first, then the end markers of the family and of the template that the vocabulary has."""
+    declared = list(declared)
+    for token_id in declared:
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
+            raise CheckpointError(f"the declared end of text {token_id!r} is not a token id")
+    pieces = [*(NEMOTRON_ENDS if is_nemotron else ()), *template_ends(template)]
+    found = [tokenizer.token_id(piece) for piece in pieces]
+    return tuple(dict.fromkeys([*declared, *(token_id for token_id in found if token_id is not None)]))
+
+
+def template_ends(template: str | None) -> tuple[str, ...]:
+    """End-of-turn markers that a chat template writes."""
+    return tuple(marker for marker in TEMPLATE_ENDS if template is not None and marker in template)
+
+
+def prompt_format(
+    template: str | None, tokenizer: Callable[[], Tokenizer], *, is_nemotron: bool
+) -> PromptFormat | None:
+    """None for a model that ships no template and whose vocabulary has no turn markers."""
+    from nemotron4.text import prompt
+
+    if template is None and is_nemotron:
+        return prompt.nemotron4()
+    return prompt.find_format(tokenizer(), template)
+
+
+def missing_template_note(path: Path, template: str | None, *, is_nemotron: bool) -> tuple[str, ...]:
+    if template is not None or not is_nemotron:
+        return ()
+    return (f"{path} has no chat template: conversations use the prompt format of the Nemotron-4 model card",)
+
+
+def checked_tokenizer(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> Tokenizer:
+    """The tokenizer itself, if it returns the text it is given and every id of it has an embedding row."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} ids; the model has {config.vocab_size} rows",
+            hint="the tokenizer files belong to another model",
+        )
+    try:
+        check_round_trip(tokenizer, card_prompt())
+    except TokenizerError as error:
+        raise TokenizerError(f"{path}: {error.message}", hint=error.hint) from error
+    return tokenizer

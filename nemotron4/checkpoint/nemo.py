@@ -15,22 +15,33 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nemotron4.checkpoint.interface import Format, TensorInfo
-from nemotron4.checkpoint.nemo_config import model_config, read_settings, tokenizer_file
-from nemotron4.checkpoint.nemo_files import NemoFiles, open_nemo_files
-from nemotron4.checkpoint.nemo_names import (
+from nemotron4.checkpoint.interface import (
+    Format,
+    TensorInfo,
+    checked_tokenizer,
+    end_token_ids,
+    missing_template_note,
+    prompt_format,
+)
+from nemotron4.checkpoint.nemo_config import (
     EMBEDDING,
     OUTPUT,
     REWARD_HEAD,
     Source,
     hugging_face_sources,
+    model_config,
     nemo_parts,
+    read_settings,
+    tokenizer_file,
+)
+from nemotron4.checkpoint.nemo_files import (
+    NemoFiles,
+    NemoTensor,
+    open_nemo_files,
+    read_rows_into,
+    read_zarr_index,
 )
 from nemotron4.checkpoint.nemo_torch_dist import METADATA, read_torch_dist_index
-from nemotron4.checkpoint.nemo_zarr import StoredTensor, read_rows_into, read_zarr_index
-from nemotron4.checkpoint.templates import missing_template_note, prompt_format
-from nemotron4.checkpoint.turns import end_token_ids
-from nemotron4.checkpoint.vocabulary import checked_tokenizer
 from nemotron4.errors import CheckpointError, TokenizerError
 from nemotron4.model.config import ModelConfig
 from nemotron4.text.json_tokenizer import JsonTokenizer
@@ -111,6 +122,9 @@ class NemoCheckpoint:
             position += last - first
         rows = rows_RC if len(source.shape) == 2 else rows_RC[:, 0]
         return rows if dtype is None else rows.to(dtype)
+
+    def raw_tensor(self, name: str) -> None:
+        return None
 
     def tokenizer(self) -> Tokenizer:
         return checked_tokenizer(self._tokenizer, self.config, self.path)
@@ -199,12 +213,12 @@ class NemoCheckpoint:
             )
 
 
-def read_nemo_index(files: NemoFiles) -> dict[str, StoredTensor]:
+def read_nemo_index(files: NemoFiles) -> dict[str, NemoTensor]:
     """Every weight by its key without ``model.`` / ``module.``; optimizer and extra states are skipped."""
     folder = _weight_folder(files)
     backend = _backend(files, folder)
     index = read_zarr_index(files, folder) if backend == "zarr" else read_torch_dist_index(files, folder)
-    found: dict[str, StoredTensor] = {}
+    found: dict[str, NemoTensor] = {}
     for key, stored in index.items():
         short = key
         while short.startswith(("model.", "module.")):

@@ -1,4 +1,4 @@
-"""Tensors of a ``torch_dist`` checkpoint (PyTorch distributed checkpoint), read without unpickling code.
+"""Tensors of PyTorch's own files, read without unpickling code: ``torch_dist`` checkpoints, ``torch.save``.
 
 ``.metadata`` is a pickle of a few torch classes; it is read by an unpickler that knows their names and
 builds inert stand-ins, and refuses every other name. A ``.distcp`` file is a row of pieces; a tensor
@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from nemotron4.checkpoint.nemo_files import NemoFiles
-from nemotron4.checkpoint.nemo_zarr import StoredChunk, StoredTensor
+from nemotron4.checkpoint.nemo_files import NemoFiles, NemoTensor, StoredChunk
 from nemotron4.errors import CheckpointError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -114,7 +113,7 @@ def read_inert(data: bytes, names: Mapping[tuple[str, str], Any], where: str) ->
         raise CheckpointError(f"{where}: cannot be read: {type(error).__name__}: {error}") from error
 
 
-def read_torch_dist_index(files: NemoFiles, folder: str) -> Mapping[str, StoredTensor]:
+def read_torch_dist_index(files: NemoFiles, folder: str) -> Mapping[str, NemoTensor]:
     """Every tensor of ``<folder>/.metadata``; byte entries (extra states) are never opened."""
     name = f"{folder}/{METADATA}" if folder else METADATA
     where = f"{files.source}: {name}"
@@ -146,7 +145,7 @@ def _tensor(
     key: str,
     entry: Mapping[str, Any],
     places: Mapping[tuple[str, tuple[int, ...]], Mapping[str, Any]],
-) -> StoredTensor:
+) -> NemoTensor:
     shape = tuple(map(int, entry["size"]))
     dtype_name = entry["properties"].fields[0]
     dtype = DTYPES[dtype_name]
@@ -176,7 +175,7 @@ def _tensor(
             f"{files.source}: {key}: the chunks hold {covered} values; "
             f"shape {list(shape)} needs {math.prod(shape)}"
         )
-    return StoredTensor(key, shape, dtype, tuple(chunks))
+    return NemoTensor(key, shape, dtype, tuple(chunks))
 
 
 class FilePiece(io.RawIOBase):
@@ -251,3 +250,40 @@ def _values_offset(
     files.read_into(name, offset + values.header_offset, memoryview(header))
     name_length, extra_length = (int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
     return offset + values.header_offset + 30 + name_length + extra_length
+
+
+def read_ckpt(files: NemoFiles, name: str) -> dict[str, torch.Tensor]:
+    """Every tensor of a flat state dict, in memory. Anything else in it is an error."""
+    where = f"{files.source}: {name}"
+    try:
+        stream = io.BufferedReader(FilePiece(files, name, 0, files.size(name)))
+        with zipfile.ZipFile(stream) as archive:
+            members = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}
+            if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+                raise CheckpointError(f"{where}: big-endian values are not read")
+            state = read_inert(archive.read(members["data.pkl"]), PIECE_NAMES, where)
+            if not isinstance(state, Mapping):
+                raise CheckpointError(f"{where}: holds {type(state).__name__}; expected a state dict")
+            return {
+                str(key): _ckpt_tensor(archive, members, entry, f"{where}: {key}")
+                for key, entry in state.items()
+            }
+    except (zipfile.BadZipFile, KeyError, NotImplementedError) as error:
+        raise CheckpointError(f"{where}: not a torch.save file: {error}") from error
+
+
+def _ckpt_tensor(
+    archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], entry: Any, where: str
+) -> torch.Tensor:
+    try:
+        (_, storage, key, *_), offset, shape, strides = entry.arguments[:4]
+        dtype = DTYPES[STORAGES[storage]]
+        data = members[f"data/{key}"]
+        sizes, steps = tuple(map(int, shape)), tuple(map(int, strides))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: not a plain tensor of floats") from error
+    values = torch.frombuffer(bytearray(archive.read(data)), dtype=dtype)
+    last = offset + sum((n - 1) * step for n, step in zip(sizes, steps, strict=True))
+    if min((offset, *sizes, *steps), default=0) < 0 or (math.prod(sizes) and last >= len(values)):
+        raise CheckpointError(f"{where}: shape {list(sizes)} does not lie inside {len(values)} values")
+    return values.as_strided(sizes, steps, offset).clone()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron4.checkpoint.cache import resolve
-from nemotron4.checkpoint.gguf_parts import models_among
+from nemotron4.checkpoint.cache import models_among, resolve
 from nemotron4.errors import CheckpointError
 
 if TYPE_CHECKING:

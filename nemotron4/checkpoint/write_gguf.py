@@ -15,11 +15,10 @@ import numpy as np
 import sentencepiece
 import torch
 
-from nemotron4.checkpoint.blocks import blocks
+from nemotron4.checkpoint.cache import part_name
 from nemotron4.checkpoint.convert_files import Blocks, OutputFile
-from nemotron4.checkpoint.gguf_parts import part_name
-from nemotron4.checkpoint.interface import Checkpoint
-from nemotron4.checkpoint.nemo_zarr import as_bytes
+from nemotron4.checkpoint.interface import Checkpoint, blocks
+from nemotron4.checkpoint.nemo_files import as_bytes
 from nemotron4.errors import CheckpointError
 from nemotron4.text.sentencepiece_tokenizer import (
     BYTE,

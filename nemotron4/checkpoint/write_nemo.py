@@ -13,11 +13,10 @@ from typing import Any
 import torch
 import yaml
 
-from nemotron4.checkpoint.blocks import row_ranges
 from nemotron4.checkpoint.convert_files import Blocks, OutputFile, json_file, small_file
-from nemotron4.checkpoint.interface import Checkpoint
-from nemotron4.checkpoint.nemo_names import SPLIT_DIM, Part, nemo_parts
-from nemotron4.checkpoint.nemo_zarr import as_bytes
+from nemotron4.checkpoint.interface import Checkpoint, row_ranges
+from nemotron4.checkpoint.nemo_config import SPLIT_DIM, Part, nemo_parts
+from nemotron4.checkpoint.nemo_files import as_bytes
 from nemotron4.errors import CheckpointError
 from nemotron4.model.config import ModelConfig
 

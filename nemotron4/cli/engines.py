@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from nemotron4.cli.console import note, show_notes
-from nemotron4.cluster.ranks import (
+from nemotron4.cluster.slurm import (
     Rank,
     held_lifeline,
     lifeline_port,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron4.cli.console import note
 from nemotron4.cli.engines import EngineName, Parallel, follow, run_vllm
 from nemotron4.cluster.hydra import DEFAULTS, parse_overrides
-from nemotron4.cluster.ranks import Rank, find_rank, held_lifeline, lifeline_port
+from nemotron4.cluster.slurm import Rank, find_rank, held_lifeline, lifeline_port
 from nemotron4.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -9,9 +9,14 @@ import typer
 
 from nemotron4.cli.console import note, print_json
 from nemotron4.cli.options import JsonOption
-from nemotron4.cluster.memory import largest
+from nemotron4.cluster.layout import (
+    DECODE_FORMULA,
+    MFU_FORMULA,
+    PREFILL_FORMULA,
+    largest,
+    training_operations,
+)
 from nemotron4.cluster.plan import Plan, Workload, make_plan
-from nemotron4.cluster.rates import DECODE_FORMULA, MFU_FORMULA, PREFILL_FORMULA, training_operations
 
 if TYPE_CHECKING:
     from nemotron4.model.config import ModelConfig
@@ -55,7 +60,7 @@ def plan(
         pipeline_parallel=pipeline_parallel,
     )
     if plot is not None:
-        from nemotron4.cluster.plot import draw
+        from nemotron4.cluster.plan import draw
 
         draw(found, plot, title=model)
         note(f"drawn: {plot}")

@@ -107,7 +107,7 @@ def serve(
         reward_model=endpoint(reward_model, "NEMOTRON4_JUDGE_API_KEY"),
     )
 
-    from nemotron4.cluster.ranks import find_rank
+    from nemotron4.cluster.slurm import find_rank
     from nemotron4.inference.interface import InferenceEngine
     from nemotron4.server.guard import GuardSettings
     from nemotron4.server.run import run

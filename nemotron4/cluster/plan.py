@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nemotron4.cluster.hardware import Dtype, Gpu
-from nemotron4.cluster.memory import (
+from nemotron4.cluster.layout import (
+    MFU_FORMULA,
     Layout,
     Method,
     RankBytes,
+    ServingRates,
     Train,
     largest,
     serving_bytes,
+    serving_rates,
     training_bytes,
+    training_operations,
 )
-from nemotron4.cluster.rates import MFU_FORMULA, ServingRates, serving_rates, training_operations
 from nemotron4.cluster.sizes import Shape, bytes_by_part, num_parameters
 from nemotron4.errors import ConfigError
 
@@ -240,3 +244,37 @@ def _attempt(shape: Shape, gpu: Gpu, workload: Workload, layout: Layout) -> Atte
             f"{others}); {usable / 1e9:.1f} of {gpu.memory_bytes / 1e9:.1f} GB are usable"
         )
     return Attempt(layout, tuple(stages), problem)
+
+
+def draw(plan: Plan, path: Path, *, title: str) -> None:
+    """Write the picture; the ending of the name decides the format."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("--plot needs matplotlib", hint="pip install 'nemotron4[plot]'") from error
+    stages = plan.chosen.stages
+    figure = Figure(figsize=(8, 1.6 + 0.4 * len(stages)), layout="constrained")
+    axes = figure.subplots()
+    names = [f"stage {i}" for i in range(len(stages))]
+    left = [0.0] * len(stages)
+    for part in stages[0].to_json():
+        sizes = [stage.to_json()[part] / 1e9 for stage in stages]
+        if part == "total" or not any(sizes):
+            continue
+        axes.barh(names, sizes, left=left, label=part.replace("_", " "))
+        left = [a + b for a, b in zip(left, sizes, strict=True)]
+    axes.axvline(plan.usable_bytes / 1e9, color="black", linestyle="--", label="usable")
+    axes.axvline(plan.gpu.memory_bytes / 1e9, color="black", label=plan.gpu.name)
+    axes.invert_yaxis()
+    axes.set_xlabel("GB on each GPU")
+    layout = plan.layout
+    axes.set_title(
+        f"{title}: {layout.num_gpus} GPUs, TP {layout.tensor_parallel} x PP {layout.pipeline_parallel}"
+    )
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=6, frameon=False, fontsize=8)
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--plot {path}: cannot be written: {error}", hint="use .svg, .png or .pdf"
+        ) from error

@@ -17,8 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from nemotron4.checkpoint import open_checkpoint
-from nemotron4.checkpoint.blocks import row_ranges
-from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.checkpoint.interface import Checkpoint, row_ranges
 from nemotron4.checkpoint.load import load_weights, match_weights
 from nemotron4.errors import ConfigError
 from nemotron4.model.adapters import add_adapter, fresh_adapter

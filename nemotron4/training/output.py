@@ -60,6 +60,9 @@ class TrainedCheckpoint:
         rows = self._weights.read_rows(name, start, stop)
         return rows if dtype is None else rows.to(dtype)
 
+    def raw_tensor(self, name: str) -> None:
+        return None
+
     def tokenizer(self) -> Tokenizer:
         return self._base.tokenizer()
 

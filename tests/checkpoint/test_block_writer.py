@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron4.checkpoint.block_writer import BUFFER_BYTES, NUM_BUFFERS, BlockWriter, Written
+from nemotron4.checkpoint.convert_files import BUFFER_BYTES, NUM_BUFFERS, BlockWriter, Written
 
 SIZES = (0, 5, 4096, BUFFER_BYTES, (NUM_BUFFERS + 1) * BUFFER_BYTES + 123)
 

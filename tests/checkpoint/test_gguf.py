@@ -15,8 +15,8 @@ from gguf.quants import dequantize as gguf_dequantize
 from transformers import AutoModelForCausalLM
 
 from nemotron4.checkpoint import open_checkpoint
-from nemotron4.checkpoint.dequantize import dequantize
 from nemotron4.checkpoint.gguf_file import GgufTensor, read_gguf
+from nemotron4.checkpoint.gguf_types import dequantize
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.errors import CheckpointError
 from nemotron4.model.config import RopeScaling
@@ -95,6 +95,21 @@ def test_every_stored_tensor_equals_what_gguf_itself_reads(tmp_path: Path, famil
             expected = np.concatenate([pairs[:, :, 0], pairs[:, :, 1]], axis=1).reshape(expected.shape)
         assert info.dtype == ("F32" if expected.ndim == 1 else kind.name)
         np.testing.assert_array_equal(checkpoint.read(name).float().numpy(), expected, err_msg=name)
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_stored_blocks_dequantise_to_what_is_read(tmp_path: Path, family: str) -> None:
+    source = BUILDERS[family](tmp_path / family, num_hidden_layers=1, **SHAPE)
+    checkpoint = open_checkpoint(write_gguf(source, tmp_path / "m.gguf", Kind.Q4_1))
+    for name, info in checkpoint.tensors.items():
+        raw = checkpoint.raw_tensor(name)
+        if len(info.shape) == 1:
+            assert raw is None, name
+            continue
+        assert raw is not None
+        assert (raw.kind, raw.shape) == ("Q4_1", info.shape)
+        expected = checkpoint.read(name).numpy()
+        np.testing.assert_array_equal(gguf_dequantize(raw.data_RX, Kind[raw.kind]), expected, err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,8 @@ import pytest
 
 from nemotron4.cli.main import main
 from nemotron4.cluster.hardware import gpu_named
-from nemotron4.cluster.memory import Layout, kv_bytes_per_token
+from nemotron4.cluster.layout import Layout, kv_bytes_per_token, mfu, non_embedding_parameters
 from nemotron4.cluster.plan import Plan, Workload, make_plan
-from nemotron4.cluster.rates import mfu, non_embedding_parameters
 from nemotron4.cluster.sizes import bytes_by_part, num_parameters, tensor_sizes
 from nemotron4.errors import ConfigError
 from nemotron4.model.config import ModelConfig

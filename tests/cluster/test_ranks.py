@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from nemotron4.cluster.ranks import (
+from nemotron4.cluster.slurm import (
     Rank,
     find_rank,
     first_host,
@@ -75,14 +75,14 @@ def test_the_lifeline_port_stays_in_range() -> None:
 
 LEADER = """
 import sys, time
-from nemotron4.cluster.ranks import Rank, held_lifeline
+from nemotron4.cluster.slurm import Rank, held_lifeline
 with held_lifeline(Rank(0, 0, 4, 1, "127.0.0.1"), int(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
 FOLLOWER = """
 import sys
-from nemotron4.cluster.ranks import Rank, wait_for_leader_to_end
+from nemotron4.cluster.slurm import Rank, wait_for_leader_to_end
 wait_for_leader_to_end(Rank(0, 1, 4, 1, "127.0.0.1"), int(sys.argv[1]), connect_s=30)
 """
 

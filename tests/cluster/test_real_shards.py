@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from nemotron4.cluster.memory import Layout, serving_bytes
+from nemotron4.cluster.layout import Layout, serving_bytes
 from nemotron4.cluster.sizes import stage_tensors
 from nemotron4.model.presets import nemotron4_340b
 from nemotron4.model.transformer import Transformer

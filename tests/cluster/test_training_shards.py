@@ -20,7 +20,7 @@ from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from nemotron4.checkpoint.interface import TensorInfo
-from nemotron4.cluster.memory import Layout, training_bytes
+from nemotron4.cluster.layout import Layout, training_bytes
 from nemotron4.cluster.sizes import tensor_sizes
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.presets import nemotron4_340b
