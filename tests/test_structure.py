@@ -56,7 +56,6 @@ CLASS_NAMES_WITH_TWO_MEANINGS = {
     "Source",
     "Stage",
     "StepResult",
-    "StoredTensor",
     "TokenLogprob",
     "Verdict",
 }
