@@ -138,8 +138,9 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Win, tie and loss against a baseline, overall and by category, with intervals and agreement."""
-    from nemotron4.evaluation.human.results import evaluate, result_lines
+    from nemotron4.evaluation.human.results import evaluate, result_blocks
     from nemotron4.evaluation.human.study import Study
+    from nemotron4.report import print_report
 
     result = evaluate(Study(study), baseline)
     if not result.num_ratings:
@@ -147,4 +148,4 @@ def report(
     if as_json:
         print_json(result.to_json())
     else:
-        print("\n".join(result_lines(result)))
+        print_report(result_blocks(result))

@@ -47,7 +47,8 @@ def aegis(
     from nemotron4.client.connect import JUDGE_KEY_VARIABLE, connect
     from nemotron4.redteam.aegis import AegisResult, AegisSettings, run_aegis
     from nemotron4.redteam.aegis_prompts import fetch_prompts, read_prompts
-    from nemotron4.redteam.aegis_report import result_lines, write_report
+    from nemotron4.redteam.aegis_report import summary_blocks, write_report
+    from nemotron4.report import print_report
     from nemotron4.run_folder import held
     from nemotron4.text.content_safety import read_policy
     from nemotron4.text.prompt import render
@@ -91,5 +92,5 @@ def aegis(
     if as_json:
         print_json(result.to_json())
     else:
-        print("\n".join(result_lines(result)))
+        print_report(summary_blocks(result))
     note(f"wrote {', '.join(map(str, written))}")

@@ -54,8 +54,9 @@ def garak(
     from nemotron4.redteam.garak_areas import plan_scan
     from nemotron4.redteam.garak_environment import garak_python, known_probes
     from nemotron4.redteam.garak_process import ScanSettings, garak_environment
-    from nemotron4.redteam.garak_report import scan_lines, write_report
+    from nemotron4.redteam.garak_report import summary_blocks, write_report
     from nemotron4.redteam.garak_scan import scan
+    from nemotron4.report import print_report
 
     settings = ScanSettings(
         generations=generations,
@@ -79,7 +80,7 @@ def garak(
     if as_json:
         print_json(result.to_json())
     else:
-        print("\n".join(scan_lines(result)))
+        print_report(summary_blocks(result))
     note(f"wrote {', '.join(map(str, written))}")
     if any(probe.status == "failed" for probe in result.probes):
         note("some probes failed: see 'What did not run' in the report; the same command tries them again")
@@ -123,11 +124,12 @@ def compare(
 ) -> None:
     """Compare two scans over the probes that ran in both, with Fisher's exact test."""
     from nemotron4.redteam.garak_compare import compare as compare_scans
-    from nemotron4.redteam.garak_compare import comparison_lines
+    from nemotron4.redteam.garak_compare import comparison_blocks
     from nemotron4.redteam.garak_scan import load_scan
+    from nemotron4.report import print_report
 
     comparison = compare_scans(load_scan(first), load_scan(second))
     if as_json:
         print_json(comparison.to_json())
     else:
-        print("\n".join(comparison_lines(comparison)))
+        print_report(comparison_blocks(comparison))

@@ -48,6 +48,7 @@ def replay(
     from nemotron4.errors import ConfigError
     from nemotron4.redteam import replay as replays
     from nemotron4.redteam.session_store import SessionStore
+    from nemotron4.report import print_report
     from nemotron4.text.content_safety import read_policy
     from nemotron4.text.prompt import render
 
@@ -76,4 +77,4 @@ def replay(
     if as_json:
         print_json(result.to_json())
     else:
-        print("\n".join(replays.result_lines(result)))
+        print_report(replays.result_blocks(result))

@@ -181,14 +181,15 @@ def export(
 def report(database: DatabaseArgument, as_json: JsonOption = False) -> None:
     """Attacks that worked by category, technique, month and model, and agreement between annotators."""
     from nemotron4.redteam.session_report import report as make_report
-    from nemotron4.redteam.session_report import report_lines
+    from nemotron4.redteam.session_report import report_blocks
+    from nemotron4.report import print_report
 
     with _open(database) as store:
         result = make_report(store.sessions())
     if as_json:
         print_json(result.to_json())
     else:
-        print("\n".join(report_lines(result)))
+        print_report(report_blocks(result))
 
 
 def _open(database: Path) -> SessionStore:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from nemotron4.errors import ConfigError, DataError
+from nemotron4.errors import DataError
 from nemotron4.evaluation import published
 from nemotron4.evaluation.responses import SAMPLES_FILE
 from nemotron4.evaluation.result import RESULT_FILE, Result, load_result
 from nemotron4.evaluation.tables import fraction, number
-from nemotron4.pages import Block, Heading, Links, Paragraph, Picture, Table, as_html, as_markdown
 from nemotron4.records import read_json_lines
+from nemotron4.report import Block, Heading, Links, Picture, Table, Text
+from nemotron4.report import write_report as write_files
 
 LINKS_PER_TASK = 10
 VIEWER = "http://127.0.0.1:7575"
@@ -203,7 +204,7 @@ def _base_blocks(found: Sequence[Found]) -> list[Block]:
 def report_blocks(found: Sequence[Found], pictures: Sequence[Picture]) -> list[Block]:
     blocks: list[Block] = [
         Heading("Benchmark report", 1),
-        Paragraph(
+        Text(
             "Columns and rows marked (ours) were measured; all others are printed by the technical report and"
             " the model card. A star marks a sample of the benchmark, missing answers or another data file. A"
             " value inside another's interval is consistent with it, not equal to it."
@@ -215,7 +216,7 @@ def report_blocks(found: Sequence[Found], pictures: Sequence[Picture]) -> list[B
         _mt_bench_table(found),
         *pictures,
         Heading("Alignment stages"),
-        Paragraph("Published stages of the 340B model, and the measured models in the same columns."),
+        Text("Published stages of the 340B model, and the measured models in the same columns."),
         _stage_table(found),
         Heading("Every metric"),
         _every_metric(found),
@@ -229,7 +230,7 @@ def report_blocks(found: Sequence[Found], pictures: Sequence[Picture]) -> list[B
         if (links := _sample_links(one)) is not None:
             blocks += [
                 Heading(f"Lowest-scored samples of {one.result.name}, {one.model}", 3),
-                Paragraph(f"Start the viewer first: inspect view --log-dir {one.folder / 'logs'}"),
+                Text(f"Start the viewer first: inspect view --log-dir {one.folder / 'logs'}"),
                 links,
             ]
     return blocks
@@ -237,17 +238,10 @@ def report_blocks(found: Sequence[Found], pictures: Sequence[Picture]) -> list[B
 
 def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
     """Write ``report.md``, ``report.html`` and the plots into ``out``; returns what was written."""
+    from nemotron4.evaluation import plots
+
     found = find_results(folders)
-    try:
-        from nemotron4.evaluation import plots
-    except ImportError as error:
-        raise ConfigError(
-            f"plots need matplotlib, which is not installed ({error})", hint="pip install 'nemotron4[eval]'"
-        ) from error
     out.mkdir(parents=True, exist_ok=True)
     pictures = [Picture(path.name, caption) for path, caption in plots.draw_all(found, out)]
-    blocks = report_blocks(found, pictures)
-    markdown, page = out / "report.md", out / "report.html"
-    markdown.write_text(as_markdown(blocks), encoding="utf-8")
-    page.write_text(as_html(blocks, "Benchmark report"), encoding="utf-8")
-    return [markdown, page, *(out / picture.path for picture in pictures)]
+    written = write_files(out, "Benchmark report", report_blocks(found, pictures))
+    return [*written, *(out / picture.path for picture in pictures)]

@@ -6,12 +6,14 @@ N = items, Q = questions (what is resampled), R = bootstrap rounds, K = labels o
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from nemotron4.report import Table
 
 Z_95 = 1.959963984540054
 Array = npt.NDArray[np.float64]
@@ -219,9 +221,13 @@ def _kappa(codes_N: npt.NDArray[np.int64], cost_KK: Array) -> float | None:
     return 1.0 - float((cost_KK * share_KK).sum()) / by_chance
 
 
-def agreement_line(name: str, one: Agreement) -> str:
-    """One line for a reader; kappa that is not defined says so."""
-    kappa = "not defined: both used one label" if one.kappa is None else f"{one.kappa:.2f}"
-    span = "" if one.interval is None else f" [{one.interval.lower:.2f}, {one.interval.upper:.2f}]"
-    weights = ", quadratic weights" if one.weights == "quadratic" else ""
-    return f"  {name:<14}{kappa}{span}, {one.num_items} in common{weights}"
+def agreement_table(title: str, named: Mapping[str, Agreement]) -> Table:
+    """A row for each thing that both annotated; kappa that is not defined says so."""
+    rows = []
+    for name, one in named.items():
+        if one.num_items:
+            kappa = "not defined: both used one label" if one.kappa is None else f"{one.kappa:.2f}"
+            span = "" if one.interval is None else f"[{one.interval.lower:.2f}, {one.interval.upper:.2f}]"
+            equal = "-" if one.share_equal is None else f"{100 * one.share_equal:.0f} %"
+            rows.append([name, kappa, span, equal, str(one.num_items), one.weights])
+    return Table(["about", "kappa", "95 % interval", "equal", "in common", "weights"], rows, title)

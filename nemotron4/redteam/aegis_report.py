@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from nemotron4.errors import ConfigError
-from nemotron4.pages import Block, Heading, Paragraph, Picture, Table, as_html, as_markdown
+from nemotron4.plots import draw_bars
 from nemotron4.redteam.aegis import AegisResult, Tally
+from nemotron4.report import Bar, Bars, Block, Heading, Table, Text, percent
+from nemotron4.report import write_report as write_files
 from nemotron4.text.content_safety import CATEGORIES, OTHER
+
+PICTURE = "shares.png"
 
 
 def category_name(code: str) -> str:
     return "no category of the policy" if code == OTHER else f"{code} {CATEGORIES[code]}"
-
-
-def rate_text(tally: Tally) -> str:
-    """``2.0 % [1.3, 3.0]``, or ``unscored`` where nothing was judged."""
-    if tally.rate is None or tally.interval is None:
-        return "unscored"
-    lower, upper = 100 * tally.interval.lower, 100 * tally.interval.upper
-    return f"{100 * tally.rate:.1f} % [{lower:.1f}, {upper:.1f}]"
 
 
 def left_out_text(result: AegisResult) -> str:
@@ -47,31 +42,52 @@ def missing_text(result: AegisResult) -> str:
     return f"No prompt is of the categories {', '.join(category_name(code) for code in missing)}."
 
 
-def result_lines(result: AegisResult) -> list[str]:
-    lines = [f"{result.model}, judged by {result.classifier}: {left_out_text(result)}"]
-    for tally in result.tallies:
-        judged = tally.safe + tally.unsafe
-        lines.append(
-            f"  {tally.treatment:<11}{tally.parsing:<10}unsafe {rate_text(tally):<24}"
-            f"{tally.unsafe}/{judged}, unparsed {tally.unknown}"
-        )
+def verdict(result: AegisResult) -> str:
     main = result.tally("defensive", "tolerant")
-    lines.append("  shares of the unsafe answers (defensive, tolerant), no rates:")
-    for code, count in main.by_category.items():
-        lines.append(
-            f"    {category_name(code):<34}{100 * count / main.unsafe:5.1f} %  {count}/{main.unsafe}"
-        )
-    if not main.by_category:
-        lines.append("    none was unsafe")
-    lines.append(f"  {missing_text(result)}")
-    return lines
+    if main.rate is None:
+        return f"{result.model}: no answer was judged, so nothing can be said."
+    count = f"{main.unsafe} of {main.safe + main.unsafe}"
+    return f"{result.model}: {percent(main.rate, main.interval)} of the judged answers are unsafe ({count})."
 
 
-def report_blocks(result: AegisResult, pictures: list[Picture]) -> list[Block]:
+def summary_blocks(result: AegisResult) -> list[Block]:
+    """What a reader at a terminal sees; the report begins with it."""
     rates = [
-        [t.treatment, t.parsing, rate_text(t), f"{t.unsafe}/{t.safe + t.unsafe}", str(t.unknown)]
+        [
+            t.treatment,
+            t.parsing,
+            percent(t.rate, t.interval),
+            f"{t.unsafe}/{t.safe + t.unsafe}",
+            str(t.unknown),
+        ]
         for t in result.tallies
     ]
+    return [
+        Text(verdict(result), is_verdict=True),
+        Text(f"Judged by {result.classifier}. {left_out_text(result)}."),
+        Table(["Needs Caution", "parsing", "unsafe rate", "unsafe", "unparsed"], rates),
+        share_bars(result),
+        Text(missing_text(result)),
+    ]
+
+
+def share_bars(result: AegisResult) -> Bars:
+    main = result.tally("defensive", "tolerant")
+    bars = [
+        Bar(category_name(code), 100 * count / main.unsafe, label=f"{count}/{main.unsafe}")
+        for code, count in main.by_category.items()
+    ]
+    none = [Bar("no unsafe answer", None)]
+    return Bars(
+        "What the unsafe answers are about",
+        "% of the unsafe answers",
+        bars or none,
+        limit=100,
+        picture=PICTURE,
+    )
+
+
+def report_blocks(result: AegisResult) -> list[Block]:
     readings = [result.tally("defensive", "tolerant"), result.tally("permissive", "tolerant")]
     codes = [
         code
@@ -84,27 +100,22 @@ def report_blocks(result: AegisResult, pictures: list[Picture]) -> list[Block]:
     total = ["all unsafe answers", *(f"{t.unsafe}" for t in readings), str(result.num_prompts)]
     return [
         Heading(f"AEGIS evaluation of {result.model}", 1),
-        Paragraph(
-            f"Judged by {result.classifier} with the policy of {result.policy} (sha256 "
-            f"{result.policy_sha256[:12]}). {left_out_text(result)}. {result.num_cut} answers were longer "
-            "than the classifier is shown."
-        ),
-        Heading("How many answers are unsafe"),
-        Paragraph(
+        *summary_blocks(result),
+        Text(
             "Unsafe over safe and unsafe, with Wilson's 95 % interval. Defensive takes Needs Caution as "
             "unsafe, permissive as safe. Tolerant reads the reply's first word, strict the exact protocol. "
-            "Unparsed replies are neither safe nor unsafe."
+            "Unparsed replies are neither safe nor unsafe. "
+            f"Policy: {result.policy} (sha256 {result.policy_sha256[:12]}). {result.num_cut} answers were "
+            "longer than the classifier is shown."
         ),
-        Table(["Needs Caution", "parsing", "unsafe rate", "unsafe", "unparsed"], rates),
-        Heading("What the unsafe answers are about"),
-        Paragraph(
+        Heading("Categories"),
+        Text(
             "Shares of the unsafe answers, each counted once under its first category. They sum to 100 % and "
-            "say nothing about how often an answer is unsafe. " + missing_text(result)
+            "say nothing about how often an answer is unsafe."
         ),
         Table(["category", "defensive", "permissive", "prompts in the file"], [*shares, total]),
-        *pictures,
-        Heading("Beside the technical report"),
-        Paragraph(
+        Heading("Next to the technical report"),
+        Text(
             "It calls the overall unsafe rate very low and comparable to Llama-3-70B-Instruct's. Its figures "
             "are known from one secondary source only and are shares by category with one overall rate (2.0 "
             "for 340B-Instruct). Its classifier and prompts are on a hub; another classifier, or another "
@@ -125,19 +136,5 @@ def _prompts(result: AegisResult, code: str) -> str:
 
 
 def write_report(result: AegisResult, folder: Path) -> list[Path]:
-    try:
-        from nemotron4.redteam.plots import draw_shares
-    except ImportError as error:
-        raise ConfigError(
-            f"plots need matplotlib, which is not installed ({error})", hint="pip install 'nemotron4[plot]'"
-        ) from error
-    main = result.tally("defensive", "tolerant")
-    title = f"{result.model}: unsafe {rate_text(main)} of all answers; below, shares of the unsafe ones"
-    picture = draw_shares(
-        {category_name(code): count for code, count in main.by_category.items()}, title, folder / "shares.png"
-    )
-    blocks = report_blocks(result, [Picture(picture.name, "Shares of the unsafe answers by category")])
-    markdown, page = folder / "report.md", folder / "report.html"
-    markdown.write_text(as_markdown(blocks), encoding="utf-8")
-    page.write_text(as_html(blocks, f"AEGIS evaluation of {result.model}"), encoding="utf-8")
-    return [markdown, page, picture]
+    picture = draw_bars(share_bars(result), folder / PICTURE)
+    return [*write_files(folder, f"AEGIS evaluation of {result.model}", report_blocks(result)), picture]

@@ -8,9 +8,10 @@ from typing import Literal
 
 from nemotron4.grading.statistics import two_shares
 from nemotron4.records import JsonObject
-from nemotron4.redteam.garak_report import percent
+from nemotron4.redteam.garak_report import rate
 from nemotron4.redteam.garak_results import Counts, ProbeResult
 from nemotron4.redteam.garak_scan import ScanResult
+from nemotron4.report import Block, Table, Text
 
 Verdict = Literal["safer", "less safe", "no difference shown", "not comparable"]
 
@@ -81,15 +82,23 @@ def _change(name: str, first: Counts, second: Counts) -> Change:
     return Change(name, first, second, p_value, verdict)
 
 
-def comparison_lines(comparison: ScanComparison) -> list[str]:
-    lines = [f"{'pass rate, 95 % interval':<46}{'first':<24}{'second':<24}p"]
-    for title, changes in (("areas", comparison.areas), ("probes", comparison.probes)):
-        lines.append(title)
-        for change in changes:
-            p_value = "" if change.p_value is None else f"{change.p_value:<11.2g}"
-            lines.append(
-                f"  {change.name:<44}{percent(change.first):<24}{percent(change.second):<24}"
-                f"{p_value}{change.verdict}"
-            )
-    lines += [f"differs: {difference}" for difference in comparison.differences]
-    return lines
+def comparison_blocks(comparison: ScanComparison) -> list[Block]:
+    changed = [change for change in comparison.probes if change.verdict in ("safer", "less safe")]
+    worse = [change.name for change in changed if change.verdict == "less safe"]
+    said = f"{len(changed)} of {len(comparison.probes)} probes changed"
+    said += f"; less safe: {', '.join(worse)}." if worse else "; none got less safe."
+    blocks: list[Block] = [Text(said, is_verdict=True)]
+    for title, changes in (("Areas", comparison.areas), ("Probes", comparison.probes)):
+        rows = [
+            [
+                change.name,
+                rate(change.first),
+                rate(change.second),
+                "-" if change.p_value is None else f"{change.p_value:.2g}",
+                change.verdict,
+            ]
+            for change in changes
+        ]
+        columns = [title.lower(), "first, pass rate", "second, pass rate", "p", "verdict"]
+        blocks.append(Table(columns, rows, title))
+    return [*blocks, *(Text(f"Differs: {difference}") for difference in comparison.differences)]

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nemotron4.errors import ConfigError
-from nemotron4.pages import Block, Folded, Heading, Paragraph, Picture, Table, as_html, as_markdown
+from nemotron4.plots import draw_bars
 from nemotron4.redteam.garak_areas import REPORT_AREAS
 from nemotron4.redteam.garak_results import Counts, Hit, ProbeResult, read_hits
 from nemotron4.redteam.garak_scan import PROCESSES, ScanResult
+from nemotron4.report import Bar, Bars, Block, Folded, Heading, Table, Text, percent
+from nemotron4.report import write_report as write_files
+
+PICTURE = "areas.png"
+COLUMNS = ["pass rate, 95 % interval", "passed", "attacks that worked", "no verdict"]
 
 HITS_PER_PROBE = 3
 MAX_SHOWN = 2000  # characters of one prompt or answer
@@ -18,12 +22,12 @@ PUBLISHED = "The technical report of Nemotron-4-340B calls most areas nominal to
 PUBLISHED_JAILBREAKS = "a pass rate below 30 % on jailbreaks."
 
 
-def percent(counts: Counts) -> str:
-    """``41.2 % [30.1, 53.2]`` or ``unscored``."""
-    rate, interval = counts.pass_rate, counts.interval
-    if rate is None or interval is None:
-        return "unscored"
-    return f"{100 * rate:.1f} % [{100 * interval.lower:.1f}, {100 * interval.upper:.1f}]"
+def rate(counts: Counts) -> str:
+    return percent(counts.pass_rate, counts.interval)
+
+
+def area_name(area: str) -> str:
+    return area.replace("_", " ")
 
 
 def area_state(probes: Sequence[ProbeResult]) -> str:
@@ -34,15 +38,45 @@ def area_state(probes: Sequence[ProbeResult]) -> str:
     return "run" if num_run == len(probes) else f"in part: {num_run} of {len(probes)} probes"
 
 
-def scan_lines(result: ScanResult) -> list[str]:
-    """The areas for a reader at a terminal."""
-    lines = [f"{'area':<26}{'pass rate, 95 % interval':<30}{'passed':>12}{'none':>7}  state"]
+def verdict(result: ScanResult) -> str:
+    """The whole in one sentence: how many attacks worked, and where most."""
+    areas = {area: counts for area, counts in result.areas().items() if counts.evaluated}
+    total = sum(areas.values(), Counts())
+    if not areas:
+        return f"{result.model}: no probe ran, so nothing can be said."
+    if not total.fails:
+        return f"{result.model}: none of {total.evaluated} attacks worked."
+    worst = min(areas, key=lambda area: areas[area].pass_rate or 0.0)
+    return (
+        f"{result.model}: {total.fails} of {total.evaluated} attacks worked. The weakest area is "
+        f"{area_name(worst)}: {rate(areas[worst])} passed."
+    )
+
+
+def summary_blocks(result: ScanResult) -> list[Block]:
+    """What a reader at a terminal sees; the report begins with it."""
+    rows = []
     for area, counts in result.areas().items():
         state = area_state([probe for probe in result.probes if probe.area == area])
-        shown = percent(counts) if counts.evaluated else "-"
-        passed = f"{counts.passed}/{counts.evaluated}" if counts.evaluated else "-"
-        lines.append(f"{area:<26}{shown:<30}{passed:>12}{counts.nones:>7}  {state}")
-    return lines
+        rows.append([area_name(area), rate(counts) if counts.evaluated else "-", *_numbers(counts), state])
+    return [Text(verdict(result), is_verdict=True), Table(["area", *COLUMNS, "state"], rows)]
+
+
+def area_bars(models: Mapping[str, Mapping[str, Counts]]) -> Bars:
+    """Pass rates by area, one bar for each model; an area without a rate says so."""
+    names = list(models)
+    bars = []
+    for area in dict.fromkeys(area for counts in models.values() for area in counts):
+        for model in names:
+            counts = models[model].get(area, Counts())
+            share, span = counts.pass_rate, counts.interval
+            if share is None or span is None:
+                bars.append(Bar(area_name(area), None, label="not run", series=model))
+                continue
+            label = f"{100 * share:.1f} % ({counts.passed}/{counts.evaluated})"
+            bars.append(Bar(area_name(area), 100 * share, 100 * span.lower, 100 * span.upper, label, model))
+    title = f"Attacks that {names[0]} withstood" if len(names) == 1 else "Attacks withstood"
+    return Bars(title, "% of the answers that passed (higher is safer)", bars, limit=100, picture=PICTURE)
 
 
 def worst_hits(result: ScanResult, folder: Path) -> dict[str, list[Hit]]:
@@ -60,55 +94,49 @@ def worst_hits(result: ScanResult, folder: Path) -> dict[str, list[Hit]]:
     }
 
 
-def report_blocks(
-    result: ScanResult, hits: Mapping[str, Sequence[Hit]], pictures: Sequence[Picture]
-) -> list[Block]:
-    settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
-    by_area = {area: [p for p in result.probes if p.area == area] for area in result.areas()}
-    areas = [
-        [area, percent(counts) if counts.evaluated else "-", *_numbers(counts), area_state(by_area[area])]
-        for area, counts in result.areas().items()
-    ]
-    missing = [area for area in REPORT_AREAS if area not in by_area]
-    areas += [[area, "-", "-", "-", "-", "not asked for"] for area in missing]
+def report_blocks(result: ScanResult, hits: Mapping[str, Sequence[Hit]]) -> list[Block]:
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result.settings.items())
+    asked = {probe.area for probe in result.probes}
+    missing = [area_name(area) for area in REPORT_AREAS if area not in asked]
     probes = [
-        [p.area, p.probe, p.primary or "-", percent(p.counts), *_numbers(p.counts)]
+        [area_name(p.area), p.probe, p.primary or "-", rate(p.counts), *_numbers(p.counts)]
         for p in result.probes
         if p.status == "run"
     ]
     others = [
-        [p.probe, detector, percent(counts), *_numbers(counts)]
+        [p.probe, detector, rate(counts), *_numbers(counts)]
         for p in result.probes
         for detector, counts in p.detectors.items()
         if detector != p.primary
     ]
-    left_out = [[p.area, p.probe, p.status, p.reason or ""] for p in result.probes if p.status != "run"]
-    columns = ["pass rate, 95 % interval", "passed", "attacks that worked", "no verdict"]
-    blocks: list[Block] = [
-        Heading(f"garak scan of {result.model}", 1),
-        Paragraph(
+    left_out = [
+        [area_name(p.area), p.probe, p.status, p.reason or ""] for p in result.probes if p.status != "run"
+    ]
+    blocks: list[Block] = [Heading(f"garak scan of {result.model}", 1), *summary_blocks(result)]
+    if missing:
+        blocks.append(Text(f"Not asked for: {', '.join(missing)}."))
+    blocks += [
+        area_bars({result.model: result.areas()}),
+        Text(
             "A pass is an answer that the probe's primary detector found harmless; higher is safer. "
             "Intervals are Wilson's over answers; answers to one prompt are not independent, so the true "
             "ones are wider. Answers without a verdict, and probes that did not run, are in no rate."
         ),
-        Paragraph(f"Settings: {settings}."),
-        Paragraph(f"{PUBLISHED} {PUBLISHED_JAILBREAKS} Its probes and settings are not known."),
-        Heading("By area"),
-        Table(["area", *columns, "state"], areas),
-        *pictures,
+        Text(f"Settings: {settings}."),
+        Text(f"{PUBLISHED} {PUBLISHED_JAILBREAKS} Its probes and settings are not known."),
         Heading("By probe"),
-        Table(["area", "probe", "primary detector", *columns], probes),
+        Table(["area", "probe", "primary detector", *COLUMNS], probes),
     ]
     if others:
-        blocks += [Heading("Further detectors"), Table(["probe", "detector", *columns], others)]
+        blocks += [Heading("Further detectors"), Table(["probe", "detector", *COLUMNS], others)]
     blocks.append(Heading("What did not run"))
     blocks.append(
-        Table(["area", "probe", "state", "reason"], left_out) if left_out else Paragraph("Every probe ran.")
+        Table(["area", "probe", "state", "reason"], left_out) if left_out else Text("Every probe ran.")
     )
     if hits:
         blocks += [
             Heading("Attacks that worked"),
-            Paragraph(
+            Text(
                 "Content warning: what follows are attacks and what the model answered, word for word. It "
                 "may be offensive or harmful. Each is folded; open one only if you need to see it."
             ),
@@ -137,17 +165,6 @@ def _cut(text: str) -> str:
 
 def write_report(result: ScanResult, folder: Path) -> list[Path]:
     """``report.md``, ``report.html`` and ``areas.png`` in the scan's folder."""
-    try:
-        from nemotron4.redteam.plots import draw_areas
-    except ImportError as error:
-        raise ConfigError(
-            f"plots need matplotlib, which is not installed ({error})", hint="pip install 'nemotron4[plot]'"
-        ) from error
-    picture = draw_areas({result.model: result.areas()}, folder / "areas.png")
-    blocks = report_blocks(
-        result, worst_hits(result, folder), [Picture(picture.name, "Pass rates by area, 95 % intervals")]
-    )
-    markdown, page = folder / "report.md", folder / "report.html"
-    markdown.write_text(as_markdown(blocks), encoding="utf-8")
-    page.write_text(as_html(blocks, f"garak scan of {result.model}"), encoding="utf-8")
-    return [markdown, page, picture]
+    picture = draw_bars(area_bars({result.model: result.areas()}), folder / PICTURE)
+    blocks = report_blocks(result, worst_hits(result, folder))
+    return [*write_files(folder, f"garak scan of {result.model}", blocks), picture]

@@ -19,6 +19,7 @@ from nemotron4.records import JsonObject, Message
 from nemotron4.redteam.aegis import ClassifierForm, ask_classifier
 from nemotron4.redteam.session_store import SessionStore
 from nemotron4.redteam.sessions import Reviewed, Session
+from nemotron4.report import Block, Table, Text, percent
 from nemotron4.text.content_safety import Policy, parse_tolerant, question
 
 Verdict = Literal["still works", "no longer works", "unscored"]
@@ -172,17 +173,16 @@ async def _ask_again(session: Session, model: ChatModel, sampling: Sampling) -> 
     return tuple(messages)
 
 
-def result_lines(result: ReplayResult) -> list[str]:
-    interval = result.interval
-    span = "" if interval is None else f" [{100 * interval.lower:.1f}, {100 * interval.upper:.1f}] %"
-    lines = [
-        f"{result.model}, judged by: {result.judge}",
-        f"  {result.count('still works')} of {result.judged} judged attacks still work{span}; "
-        f"{result.count('unscored')} unscored",
-    ]
+def result_blocks(result: ReplayResult) -> list[Block]:
+    works = result.count("still works")
+    share = works / result.judged if result.judged else None
+    said = f"{works} of {result.judged} judged attacks still work: {percent(share, result.interval)}."
     by_category = Counter(row.category for row in result.rows if row.verdict == "still works")
-    lines += [f"    {category}: {number}" for category, number in sorted(by_category.items())]
-    for row in result.rows:
-        if row.reason is not None:
-            lines.append(f"  {row.session[:8]}: {row.reason}")
-    return lines
+    blocks: list[Block] = [
+        Text(said, is_verdict=True),
+        Text(f"{result.model}, judged by: {result.judge}. {result.count('unscored')} unscored."),
+    ]
+    if by_category:
+        counts = [[category, str(number)] for category, number in sorted(by_category.items())]
+        blocks.append(Table(["category", "still work"], counts))
+    return [*blocks, *(Text(f"{row.session[:8]}: {row.reason}") for row in result.rows if row.reason)]

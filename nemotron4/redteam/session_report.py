@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
-from nemotron4.grading.statistics import Agreement, Interval, agreement_line, cohen_kappa, wilson
+from nemotron4.grading.statistics import Agreement, Interval, agreement_table, cohen_kappa, wilson
 from nemotron4.records import ATTRIBUTES, JsonObject
 from nemotron4.redteam.sessions import CATEGORIES, OUTCOMES, SEVERITIES, Assessment, Reviewed
+from nemotron4.report import Block, Table, Text, percent
 
 UNASSESSED = "unassessed"
 
@@ -152,35 +153,35 @@ def _month(each: Reviewed) -> str:
     return (each.session.recorded_at or "")[:7]
 
 
-def report_lines(result: SessionReport) -> list[str]:
-    """The report for a reader at a terminal."""
-    lines = [f"{'':<28}{'worked':>12}  {'share':>6}  95 % interval    partial  unclear  unassessed"]
-    sections = (
-        ("by category", result.by_category),
-        ("by technique", result.by_technique),
-        ("by month", result.by_month),
-        ("by model", result.by_model),
-    )
-    lines += [_rate_line(result.total)]
-    for title, rates in sections:
-        lines += [title, *(_rate_line(rate, "  ") for rate in rates)]
+def report_blocks(result: SessionReport) -> list[Block]:
+    """The report for a reader: what worked, by group, and how far people agree."""
+    total = result.total
+    said = f"{total.successes} of {total.assessed} assessed attacks worked"
+    said += f": {percent(total.rate, total.interval)}." if total.assessed else "."
+    blocks: list[Block] = [
+        Text(said, is_verdict=True),
+        Text(f"{total.unclear} are unclear and {total.unassessed} are not assessed; they are in no rate."),
+    ]
+    columns = ["worked", "share", "partial", "unclear", "not assessed"]
+    for name in ("category", "technique", "month", "model"):
+        rows = [
+            [
+                each.group,
+                f"{each.successes}/{each.assessed}",
+                percent(each.rate, each.interval),
+                str(each.partial),
+                str(each.unclear),
+                str(each.unassessed),
+            ]
+            for each in getattr(result, f"by_{name}")
+        ]
+        blocks.append(Table([name, *columns], rows, f"By {name}"))
     for pair in result.agreements:
-        lines.append(f"agreement of {pair.first} and {pair.second} (Cohen's kappa)")
         named = {
             "outcome": pair.outcome,
             "category": pair.category,
             "severity": pair.severity,
             **pair.ratings,
         }
-        lines += [agreement_line(name, one) for name, one in named.items() if one.num_items]
-    return lines
-
-
-def _rate_line(rate: AttackRate, indent: str = "") -> str:
-    share = "    - " if rate.rate is None else f"{100 * rate.rate:5.1f}%"
-    span = "" if rate.rate is None else f"[{100 * rate.interval.lower:.1f}, {100 * rate.interval.upper:.1f}]"
-    worked = f"{rate.successes}/{rate.assessed}"
-    return (
-        f"{indent + rate.group:<28}{worked:>12}  {share}  {span:<15}"
-        f"{rate.partial:>9}{rate.unclear:>9}{rate.unassessed:>12}"
-    )
+        blocks.append(agreement_table(f"Agreement of {pair.first} and {pair.second} (Cohen's kappa)", named))
+    return blocks

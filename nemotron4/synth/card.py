@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from nemotron4.errors import ConfigError
+from nemotron4.plots import draw_bars, draw_histograms
 from nemotron4.records import read_json_lines
+from nemotron4.report import Bar, Bars, Heading, Table, as_markdown
 from nemotron4.synth.books import Books
 from nemotron4.synth.effects import FILTERED
 from nemotron4.synth.judge_report import judge_report
@@ -210,61 +212,41 @@ def _limits(books: Books) -> str:
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return ""
-    lines = [title, "", _row(head), _row(["---"] * len(head))]
-    return "\n".join(lines + [_row(row) for row in rows])
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return as_markdown([Heading(title.removeprefix("## ")), Table(head, rows)]).rstrip("\n") if rows else ""
 
 
 def write_plots(folder: Path, numbers: dict[str, _Numbers]) -> str:
     """Histograms of lengths, rewards and gaps, and the commonest topics; the card's section about them."""
+    paths = []
     try:
-        import matplotlib
-    except ImportError:
-        return "## Plots\n\nmatplotlib was not installed, so there are none."
-    matplotlib.use("agg")
-    names = []
-    for name, found in numbers.items():
-        if not found.lengths:
-            continue
-        stem = name.removesuffix(".jsonl")
-        panels: list[tuple[str, dict[str, Any]]] = [("characters", dict(found.lengths))]
-        if found.gaps:
-            rewards = {"chosen": found.chosen_rewards, "rejected": found.rejected_rewards}
-            panels += [("reward", rewards), ("reward gap", {"gap": found.gaps})]
-        names += [
-            _histogram(folder / f"{stem}.{label.replace(' ', '_')}.png", label, s) for label, s in panels
+        for name, found in numbers.items():
+            if found.lengths:
+                paths += _plots_of(folder, name.removesuffix(".jsonl"), found)
+    except ConfigError as error:
+        return f"## Plots\n\nThere are none: {error.message}."
+    return "## Plots\n\n" + "\n".join(f"![{p.name}]({p.name})" for p in paths) if paths else ""
+
+
+def _plots_of(folder: Path, stem: str, found: _Numbers) -> list[Path]:
+    panels: list[tuple[str, str, dict[str, list[float]]]] = [
+        ("characters", "length, characters", {k: list(map(float, v)) for k, v in found.lengths.items()})
+    ]
+    if found.gaps:
+        rewards = {"chosen": found.chosen_rewards, "rejected": found.rejected_rewards}
+        panels += [
+            ("reward", "reward", rewards),
+            ("reward_gap", "reward of chosen less rejected", {"": found.gaps}),
         ]
-        if found.topics:
-            names.append(_bars(folder / f"{stem}.topics.png", found.topics))
-    return "## Plots\n\n" + "\n".join(f"![{name}]({name})" for name in names) if names else ""
-
-
-def _histogram(path: Path, label: str, series: dict[str, Any]) -> str:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    axes = figure.subplots()
-    axes.hist(list(series.values()), bins=30, label=list(series))
-    axes.set_xlabel(label)
-    axes.set_ylabel("rows")
-    axes.legend()
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    return path.name
-
-
-def _bars(path: Path, topics: Counter[str]) -> str:
-    from matplotlib.figure import Figure
-
-    common = sorted(topics.items(), key=lambda entry: (-entry[1], entry[0]))[:20][::-1]
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    axes = figure.subplots()
-    axes.barh([topic[:48] for topic, _ in common], [number for _, number in common])
-    axes.set_xlabel("rows")
-    axes.set_title("commonest topics")
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    return path.name
+    paths = [
+        draw_histograms(
+            series, folder / f"{stem}.{name}.png", title=f"{stem}: {label}", x_label=label, y_label="rows"
+        )
+        for name, label, series in panels
+    ]
+    if found.topics:
+        common = sorted(found.topics.items(), key=lambda entry: (-entry[1], entry[0]))[:20]
+        bars = [Bar(topic[:48], float(number), label=str(number)) for topic, number in common]
+        paths.append(
+            draw_bars(Bars(f"{stem}: commonest topics", "rows", bars), folder / f"{stem}.topics.png")
+        )
+    return paths

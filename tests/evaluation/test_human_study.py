@@ -155,7 +155,7 @@ def test_report_compares_the_same_annotator_on_the_same_prompt(
     assert named["helpfulness"].kappa < 0
     assert named["length"].kappa == 0
     assert main(["eval", "human", "report", str(study.folder), "--baseline", "base"]) == 0
-    assert "win  50.00" in capsys.readouterr().out
+    assert "50.00 [50.0, 50.0]" in capsys.readouterr().out
 
 
 def test_ratings_without_a_partner_are_counted_and_not_compared(study: Study) -> None:

@@ -110,7 +110,7 @@ def test_a_file_without_categories_says_so(
     assert main(command(path, urls, tmp_path / "run")) == 0
     printed = capsys.readouterr().out
     assert "names no categories" in printed
-    assert "none was unsafe" in printed
+    assert "no unsafe answer" in printed
 
 
 def test_own_classifiers_are_asked_by_a_raw_prompt(prompts: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_model_that_falls_for_attacks_is_told_from_one_that_refuses(
     report = (weak / "report.md").read_text()
     assert "Content warning" in report
     assert "<details><summary>dan.DanInTheWild" in report
-    assert "| automatic_red_teaming | - | - | - | - | not asked for |" in report
+    assert "Not asked for: automatic red teaming, " in report
     assert (weak / "areas.png").stat().st_size > 1000
 
 
@@ -90,10 +90,10 @@ def test_what_needs_a_network_is_skipped_with_the_reason_and_leaves_no_rate(
     assert "run with --online" in rows["atkgen.Tox"]["reason"]
     assert rows["divergence.Repeat"]["status"] == "run"
     assert rows["divergence.RepeatedToken"]["status"] == "skipped"
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "not run" in lines["automatic_red_teaming"]
-    assert "%" not in lines["automatic_red_teaming"]
-    assert "in part: 1 of 2 probes" in lines["training_data_replay"]
+    lines = {line.strip().split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "not run" in lines["automatic red teaming"]
+    assert "%" not in lines["automatic red teaming"]
+    assert "in part: 1 of 2 probes" in lines["training data replay"]
 
 
 def test_answers_without_a_verdict_are_in_no_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

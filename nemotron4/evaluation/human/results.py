@@ -12,12 +12,13 @@ from nemotron4.evaluation.human.study import AXES, LENGTHS, SCALE, AnswerRating,
 from nemotron4.grading.statistics import (
     Agreement,
     Interval,
-    agreement_line,
+    agreement_table,
     bootstrap_ratio,
     cohen_kappa,
     wilson,
 )
 from nemotron4.records import JsonObject
+from nemotron4.report import Block, Table, Text, percent
 
 OUTCOMES = ("win", "tie", "loss")
 
@@ -192,32 +193,38 @@ def _agreements(
     return tuple(found)
 
 
-def result_lines(result: StudyResult) -> list[str]:
-    """The study for a reader at a terminal."""
-    lines = [
-        f"against {result.baseline}: {result.num_ratings} ratings of {result.num_prompts} prompts"
-        f" ({result.left_out_prompts} left out: an answer is missing; {result.unpaired} ratings without a"
-        " partner)"
+def result_blocks(result: StudyResult) -> list[Block]:
+    """The study for a reader."""
+    overall = [
+        f"{c.model} wins {c.percent['win']:.1f} % and loses {c.percent['loss']:.1f} %"
+        for c in result.comparisons
+        if (c.axis, c.category) == (AXES[0], "all")
     ]
-    for each in result.comparisons:
-        percent = each.percent
-        shown = "  ".join(
-            f"{name} {percent[name]:6.2f} [{100 * each.intervals[name].lower:.1f}, "
-            f"{100 * each.intervals[name].upper:.1f}]"
-            for name in OUTCOMES
-        )
-        lines.append(f"  {each.model:<16}{each.axis:<14}{each.category:<16}{shown}  n={each.total}")
-    lines.append("perceived length, % [95 %]")
+    rows = [
+        [each.model, each.axis, each.category, *(_outcome(each, name) for name in OUTCOMES), str(each.total)]
+        for each in result.comparisons
+    ]
+    lengths = []
     for model, counts in result.lengths.items():
         total = sum(counts.values())
-        parts = []
-        for name, count in counts.items():
-            interval = wilson(count, total)
-            span = f"[{100 * interval.lower:.1f}, {100 * interval.upper:.1f}]"
-            share = f"{100 * count / total:.1f} {span}" if total else "-"
-            parts.append(f"{name.replace('_', ' ')} {share}")
-        lines.append(f"  {model:<16}{'  '.join(parts)}")
-    for first, second, named in result.agreements:
-        lines.append(f"agreement of {first} and {second} (Cohen's kappa)")
-        lines += [agreement_line(name, one) for name, one in named.items()]
-    return lines
+        shares = [percent(n / total if total else None, wilson(n, total)) for n in counts.values()]
+        lengths.append([model, *shares])
+    said = "; ".join(overall) or "no two answers are compared yet"
+    return [
+        Text(f"Against {result.baseline}, by {AXES[0]}: {said}.", is_verdict=True),
+        Text(
+            f"{result.num_ratings} ratings of {result.num_prompts} prompts ({result.left_out_prompts} left "
+            f"out: an answer is missing; {result.unpaired} ratings without a partner)."
+        ),
+        Table(["model", "axis", "category", *(f"{name}, %" for name in OUTCOMES), "pairs"], rows),
+        Table(["model", *(name.replace("_", " ") for name in LENGTHS)], lengths, "Perceived length"),
+        *(
+            agreement_table(f"Agreement of {first} and {second} (Cohen's kappa)", named)
+            for first, second, named in result.agreements
+        ),
+    ]
+
+
+def _outcome(each: Comparison, name: str) -> str:
+    span = each.intervals[name]
+    return f"{each.percent[name]:.2f} [{100 * span.lower:.1f}, {100 * span.upper:.1f}]"
