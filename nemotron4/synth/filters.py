@@ -16,18 +16,7 @@ from nemotron4.errors import ConfigError
 from nemotron4.grading.language import detect_language
 from nemotron4.records import read_json_lines
 
-_REFUSAL = re.compile(
-    r"^\W*(?:i'?m (?:really |very |so )?sorry|i am sorry|sorry,|i apologi[sz]e|unfortunately,? i|"
-    r"i (?:cannot|can'?t|can not|am (?:not able|unable)|won'?t)|as an? (?:ai|artificial|large language)\b|"
-    r"i'?m (?:not able|unable|just an?|only an?)\b)",
-    re.IGNORECASE,
-)
 _WORD = re.compile(r"\w+")
-
-
-def is_refusal(text: str) -> bool:
-    """The answer begins by declining."""
-    return _REFUSAL.match(text.strip().replace("’", "'")) is not None
 
 
 def repetition(text: str) -> str | None:

@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from nemotron4.grading.refusals import is_refusal
+
 
 @dataclass(frozen=True)
 class Item:
@@ -348,11 +350,6 @@ _READERS: tuple[tuple[str, Callable[[str, _Span, int | None], _Found]], ...] = (
 _QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "‘": "'", "’": "'", "‚": "'"})
 _PAIRS = (("**", "**"), ("__", "__"), ('"', '"'), ("“", "”"), ("„", "“"), ("«", "»"), ("「", "」"),
           ("'", "'"),          ("‘", "’"), ("`", "`"), ("*", "*"), ("_", "_"))  # fmt: skip
-_REFUSAL = re.compile(
-    r"(?:i'?m sorry|i am sorry|sorry, (?:but )?i|i (?:cannot|can'?t|am unable|am not able)|as an ai\b|"
-    r"i apologi[sz]e)",
-    re.IGNORECASE,
-)
 _EMPTY = re.compile(r"(?:\.{2,}|…|\[[^\]]*\]|<[^>]*>|n/?a|none|tbd|etc\.?)", re.IGNORECASE)
 
 
@@ -385,7 +382,7 @@ def _objection(text: str, seen: set[str]) -> str | None:
         return "empty"
     if _EMPTY.fullmatch(text.strip()):
         return "placeholder"
-    if _REFUSAL.match(plain):
+    if " " in plain and is_refusal(plain):  # "No" is an item of a list
         return "refusal"
     if plain in seen:
         return "repeated"

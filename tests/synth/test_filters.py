@@ -16,30 +16,12 @@ from nemotron4.errors import ConfigError
 from nemotron4.synth.filters import (
     BenchmarkIndex,
     find_similar,
-    is_refusal,
     load_benchmarks,
     repetition,
     rouge_l,
 )
 from nemotron4.synth.near_duplicates import SHINGLE_BYTES, find_near_duplicates
 from nemotron4.synth.parsing import normalise
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["I'm sorry, but I can't help.", "I’m sorry, no.", "As an AI language model, I", "I cannot assist.",
-     "  Unfortunately, I am unable to", "Sorry, I don't know that place.", "I apologize for the confusion"],
-)  # fmt: skip
-def test_refusals_are_seen(text: str) -> None:
-    assert is_refusal(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["Sorry seems to be the hardest word.", "I can help.", "The AI said it was sorry.", "I sorted it."],
-)
-def test_what_only_sounds_like_a_refusal_passes(text: str) -> None:
-    assert not is_refusal(text)
 
 
 def test_text_in_circles_is_seen_and_prose_passes() -> None:

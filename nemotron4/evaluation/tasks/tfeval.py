@@ -13,7 +13,7 @@ from nemotron4.client.interface import Sampling
 from nemotron4.errors import DataError
 from nemotron4.evaluation.data import DataFile, DataSource
 from nemotron4.evaluation.task import Inputs, Item, Metric, Outcome, Task, answered, finite
-from nemotron4.grading import topics
+from nemotron4.grading import refusals
 from nemotron4.grading.statistics import Interval, bootstrap_ratio
 from nemotron4.records import JsonObject, Message
 
@@ -71,8 +71,8 @@ def _words(text: str) -> str:
 
 def score(inputs: Inputs) -> Outcome:
     items, unscored = answered(inputs)
-    refused = {item.id: topics.is_refusal(inputs.responses[item.id][0]) for item in items}
-    counts = topics.count_turns((item.group == "distractor", refused[item.id]) for item in items)
+    refused = {item.id: refusals.is_off_topic_reply(inputs.responses[item.id][0]) for item in items}
+    counts = refusals.count_turns((item.group == "distractor", refused[item.id]) for item in items)
     metrics: dict[str, Metric] = {}
     for kind, (precision, recall, f1), right in (
         ("distractor", counts.distractor(), counts.distractor_refused),

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemotron4.client import BadContentError, Sampling
+from nemotron4.grading.refusals import is_refusal
 from nemotron4.records import Message
-from nemotron4.synth import filters
 from nemotron4.synth.judges import CARD_WEIGHTS, RewardJudge
 from nemotron4.synth.rows import Dialogue, Prompt, Row, Topic
 from nemotron4.synth.stage import Context, Filtered, Kind
@@ -121,7 +121,7 @@ async def user_turn(context: Context, history: Sequence[Message], persona: str, 
     for repair in range(context.max_repairs + 1):
         reply = await context.chat((Message("user", request),), sample=base + 100 * repair)
         text = _LABEL.sub("", reply.text.strip()).strip().strip('"“”').strip()
-        is_usable = text and not _ASSISTANT.match(text) and not filters.is_refusal(text)
+        is_usable = text and not _ASSISTANT.match(text) and not is_refusal(text)
         if is_usable and reply.finish_reason != "length":
             return text
     raise BadContentError(f"no user turn, but {text[:120]!r}", kind="no_user_turn")
@@ -172,23 +172,10 @@ async def decline(prompt: Prompt, context: Context, knobs: DeclineKnobs) -> Sequ
     for sample in range(context.max_repairs + 1):
         reply = await context.chat((Message("user", request),), sample=sample)
         text = reply.text.strip()
-        if declines(text) and reply.finish_reason != "length":
+        if is_refusal(text) and reply.finish_reason != "length":
             messages = (*prompt.messages, Message("assistant", text))
             return [Dialogue(messages=messages, task=prompt.task, topic=prompt.topic, tags=prompt.tags)]
     raise BadContentError(f"the answer does not decline: {text[:120]!r}", kind="no_refusal")
-
-
-_CANNOT = re.compile(
-    r"\b(?:can(?:no|')t|can not|unable to|not able to|do(?:n't| not) have (?:access|the ability|any way)|"
-    r"have no (?:access|way)|lack (?:the ability|access)|beyond what i can)\b",
-    re.IGNORECASE,
-)
-
-
-def declines(text: str) -> bool:
-    """One of the first two sentences says that the assistant cannot do it."""
-    start = "".join(_SENTENCE.findall(text.replace("’", "'"))[:2])
-    return _CANNOT.search(start) is not None or filters.is_refusal(text)
 
 
 async def score_dialogue(row: Dialogue, context: Context, knobs: ThresholdKnobs) -> Sequence[Row]:

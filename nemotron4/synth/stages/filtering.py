@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron4.client import BadContentError, Sampling
+from nemotron4.grading.refusals import is_refusal
 from nemotron4.records import Message
 from nemotron4.synth import filters, keys
 from nemotron4.synth.near_duplicates import find_near_duplicates
@@ -120,7 +121,7 @@ def _objection(text: str, knobs: QualityKnobs, *, finish_reason: str | None) -> 
         return "too long", f"{num_words} words; at most {knobs.max_words} are allowed"
     if finish_reason == "length" and knobs.drop_truncated:
         return "truncated", "the token limit cut the answer"
-    if finish_reason is not None and knobs.drop_refusals and filters.is_refusal(text):
+    if finish_reason is not None and knobs.drop_refusals and is_refusal(text):
         return "refusal", text[:120]
     if knobs.drop_repetition and (reason := filters.repetition(text)) is not None:
         return "repetition", reason
