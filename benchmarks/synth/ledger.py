@@ -3,8 +3,8 @@
     python benchmarks/synth/ledger.py --replies 1000000 --out runs/million   # some six minutes of one core
     python benchmarks/synth/ledger.py --out runs/million --read              # times status and a restart
 
-The run is a real one: engine, ledger and books, with a model in this process that answers at once with some
-350 tokens of English, taken from Python's own help texts. A record in the ledger holds both texts again.
+The run is a real one: engine, ledger and accounting, with a model in this process that answers at once with
+some 350 tokens of English, taken from Python's own help texts. A record in the ledger holds both texts again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from pydoc_data.topics import topics
 from nemotron4.client import FakeBehaviour, FakeChatModel, Sampling
 from nemotron4.records import Message
 from nemotron4.synth.execute import run_recipe
-from nemotron4.synth.project import LEDGER
-from nemotron4.synth.recipe import load_recipe
+from nemotron4.synth.recipe import LEDGER, load_recipe
 
 WORDS_PER_REPLY = 260
 SPARE = 1000  # prompts beyond the budget, for the restart
@@ -117,7 +116,7 @@ def read(folder: Path) -> dict[str, object]:
         figures[name] = round(time.perf_counter() - started, 2)
         figures[name.replace("_s", "_processor_s")] = round(_children_s() - used_s, 2)
         answer = json.loads(done.stdout)
-        assert (answer.get("books") or answer)["balanced"]
+        assert (answer.get("accounting") or answer)["balanced"]
     return figures
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pydoc_data.topics import topics
 
-from nemotron4.synth.near_duplicates import SHINGLE_BYTES, find_near_duplicates
+from nemotron4.synth.duplicates import SHINGLE_BYTES, find_near_duplicates
 from nemotron4.synth.parsing import normalise
 
 THRESHOLD = 0.75

@@ -53,7 +53,7 @@ def run(
         Executor,
         typer.Option(help="Where the shards of several workers run: processes here, or tasks of Ray."),
     ] = "local",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no books at the end.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no accounting at the end.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Start a run, or continue it where it stands: after a kill, a stop, or a change of the recipe."""
@@ -70,10 +70,10 @@ def run(
         )
     if as_json:
         print_json({"ending": outcome.ending, "reason": outcome.reason, "seconds": outcome.seconds,
-                    "calls": outcome.calls, "books": _books(out).to_json()})  # fmt: skip
+                    "calls": outcome.calls, "accounting": _accounting(out).to_json()})  # fmt: skip
     elif not quiet:
         note(f"{outcome.ending}: {outcome.reason} ({outcome.calls} calls in {outcome.seconds:.1f} s)")
-        _print_books(out)
+        _print_accounting(out)
 
 
 def _local_models(recipe: Recipe) -> dict[str, ChatModel]:
@@ -87,19 +87,19 @@ def _local_models(recipe: Recipe) -> dict[str, ChatModel]:
     }
 
 
-def _books(folder: Path) -> Any:
-    from nemotron4.synth.books import read_books
+def _accounting(folder: Path) -> Any:
+    from nemotron4.synth.accounting import read_accounting
     from nemotron4.synth.ledger import Reader
-    from nemotron4.synth.project import LEDGER, load_saved_recipe
+    from nemotron4.synth.recipe import LEDGER, load_saved_recipe
 
     with Reader(folder / LEDGER) as ledger:
-        return read_books(ledger, load_saved_recipe(folder))
+        return read_accounting(ledger, load_saved_recipe(folder))
 
 
-def _print_books(folder: Path) -> None:
-    from nemotron4.synth.books import books_table
+def _print_accounting(folder: Path) -> None:
+    from nemotron4.synth.accounting import accounting_table
 
-    print(books_table(_books(folder)))
+    print(accounting_table(_accounting(folder)))
 
 
 @app.command()
@@ -108,14 +108,14 @@ def status(
     failures: Annotated[int, typer.Option(help="Show so many failures with their reasons.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the books of a run, also while it runs: requested = done + failed + filtered + pending."""
+    """Show the accounting of a run, also while it runs: requested = done + failed + filtered + pending."""
     if as_json:
-        print_json(_books(folder).to_json())
+        print_json(_accounting(folder).to_json())
     else:
-        _print_books(folder)
+        _print_accounting(folder)
     if failures:
         from nemotron4.synth.ledger import Reader
-        from nemotron4.synth.project import LEDGER
+        from nemotron4.synth.recipe import LEDGER
 
         with Reader(folder / LEDGER) as ledger:
             for stage, record, kind, reason in ledger.failures(failures):
@@ -132,7 +132,7 @@ def preview(
     """Run a few records through every stage and show one row of each; nothing is kept."""
     from nemotron4.synth.execute import run_recipe
     from nemotron4.synth.ledger import Reader
-    from nemotron4.synth.project import LEDGER
+    from nemotron4.synth.recipe import LEDGER
 
     loaded = _load(recipe, overrides)
     with tempfile.TemporaryDirectory(prefix="nemotron4-preview-") as name:
@@ -144,12 +144,12 @@ def preview(
                 record = next(ledger.records_of(stage.name), None)
                 shown[stage.name] = None if record is None else ledger.payload(record)
         if as_json:
-            print_json({"rows": shown, "books": _books(folder).to_json()})
+            print_json({"rows": shown, "accounting": _accounting(folder).to_json()})
             return
         for stage_name, row in shown.items():
             print(f"--- {stage_name}")
             print("(no row)" if row is None else json.dumps(row, indent=1, ensure_ascii=False))
-        _print_books(folder)
+        _print_accounting(folder)
 
 
 @app.command()
@@ -163,11 +163,11 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Estimate calls, tokens, money and time of a recipe without any call."""
-    from nemotron4.synth.plan import make_plan, plan_table
-    from nemotron4.synth.prepare import prepare
+    from nemotron4.synth.accounting import make_plan, plan_table
+    from nemotron4.synth.graph import prepare
 
     loaded = _load(recipe, overrides)
-    made = make_plan(loaded, prepare(loaded).stages, _books(like) if like is not None else None)
+    made = make_plan(loaded, prepare(loaded).stages, _accounting(like) if like is not None else None)
     if as_json:
         print_json(made.to_json())
     else:
@@ -179,14 +179,13 @@ def plan(
 @app.command()
 def retry(
     folder: FolderArgument,
-    failed: Annotated[bool, typer.Option("--failed", help="What failed; nothing else is retried.")] = True,
     stage: Annotated[str | None, typer.Option(help="Only the failures of this stage.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no books at the end.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no accounting at the end.")] = False,
 ) -> None:
     """Try everything that failed again, with new samples, and finish the run."""
     from nemotron4.synth.execute import run_recipe
-    from nemotron4.synth.ledger import Ledger
-    from nemotron4.synth.project import LEDGER, load_saved_recipe
+    from nemotron4.synth.recipe import LEDGER, load_saved_recipe
+    from nemotron4.synth.writer import Ledger
 
     loaded = load_saved_recipe(folder)
     ledger = Ledger(folder / LEDGER)
@@ -197,7 +196,7 @@ def retry(
     note(f"{number} failures are tried again")
     run_recipe(loaded, folder, models=_local_models(loaded), report=None if quiet else note)
     if not quiet:
-        _print_books(folder)
+        _print_accounting(folder)
 
 
 @app.command()
@@ -208,7 +207,7 @@ def export(
 ) -> None:
     """Write the rows, their card and plots to DIR/export; the folder appears when it is whole."""
     from nemotron4.synth.export import export as write_export
-    from nemotron4.synth.project import load_saved_recipe
+    from nemotron4.synth.recipe import load_saved_recipe
 
     made = write_export(folder, load_saved_recipe(folder), is_partial_allowed=partial)
     if as_json:
@@ -246,13 +245,13 @@ def merge(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the merged run.")],
 ) -> None:
     """Join the shards of one recipe into a run; duplicates across shards are found then."""
+    from nemotron4.synth.graph import prepare
     from nemotron4.synth.merge import merge as merge_shards
-    from nemotron4.synth.prepare import prepare
-    from nemotron4.synth.project import load_saved_recipe
+    from nemotron4.synth.recipe import load_saved_recipe
 
     changed = merge_shards(shards, out, prepare(load_saved_recipe(shards[0])))
     note(f"{changed} decisions of stages that see all rows changed; `synth run` finishes what became ready")
-    _print_books(out)
+    _print_accounting(out)
 
 
 @app.command()
@@ -307,9 +306,8 @@ def show(
     record: Annotated[str, typer.Argument(metavar="ID", help="A record's id, or its first characters.")],
 ) -> None:
     """Print where a row comes from, as JSON: every ancestor with its raw replies, scores and filters."""
-    from nemotron4.synth.ancestry import ancestry, find_record
-    from nemotron4.synth.ledger import Reader
-    from nemotron4.synth.project import LEDGER
+    from nemotron4.synth.ledger import Reader, ancestry, find_record
+    from nemotron4.synth.recipe import LEDGER
 
     with Reader(folder / LEDGER) as ledger:
         print(json.dumps(ancestry(ledger, find_record(ledger, record)), indent=1, ensure_ascii=False))

@@ -11,12 +11,12 @@ from nemotron4.errors import ConfigError
 from nemotron4.plots import draw_bars, draw_histograms
 from nemotron4.records import read_json_lines
 from nemotron4.report import Bar, Bars, Heading, Table, as_markdown
-from nemotron4.synth.books import Books
-from nemotron4.synth.effects import FILTERED
-from nemotron4.synth.judge_report import judge_report
+from nemotron4.synth.accounting import Accounting
+from nemotron4.synth.judges import judge_report
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.recipe import Recipe
 from nemotron4.synth.stages import KINDS
+from nemotron4.synth.tables import FILTERED
 
 
 @dataclass
@@ -35,7 +35,7 @@ class _Numbers:
 def write_card(
     folder: Path,
     recipe: Recipe,
-    books: Books,
+    accounting: Accounting,
     counts: dict[str, int],
     ledger: Reader,
     reviews: Mapping[str, int],
@@ -50,14 +50,14 @@ def write_card(
         f"# {recipe.name}\n\nSynthetic data made with the recipe `{recipe.name}` (seed {recipe.seed}).",
         _files(counts),
         _sources(recipe, numbers),
-        _stages(books),
-        _filters(books),
+        _stages(accounting),
+        _filters(accounting),
         _contamination(recipe, ledger),
         _judges(recipe, ledger),
         _people(reviews),
         _statistics(numbers),
         plots,
-        _limits(books),
+        _limits(accounting),
     ]
     text = "\n\n".join(section for section in sections if section) + "\n"
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -113,27 +113,27 @@ def _sources(recipe: Recipe, numbers: dict[str, _Numbers]) -> str:
     return "\n".join(lines)
 
 
-def _stages(books: Books) -> str:
+def _stages(accounting: Accounting) -> str:
     rows = [
         (
             stage.name, KINDS[stage.kind].summary, str(stage.requested), str(stage.done),
             str(sum(stage.filtered.values())), str(sum(stage.failed.values())), str(stage.rows_made),
         )
-        for stage in books.stages
+        for stage in accounting.stages
     ]  # fmt: skip
     head = ("stage", "what it does", "requested", "done", "filtered", "failed", "rows made")
     return _table("## Counts per stage", head, rows)
 
 
-def _filters(books: Books) -> str:
+def _filters(accounting: Accounting) -> str:
     rows = [
         (stage.name, rule, str(number), f"{number / max(1, stage.requested):.1%}")
-        for stage in books.stages
+        for stage in accounting.stages
         for rule, number in sorted(stage.filtered.items())
     ]
     failures = [
         (stage.name, f"failed: {reason}", str(number), f"{number / max(1, stage.requested):.1%}")
-        for stage in books.stages
+        for stage in accounting.stages
         for reason, number in sorted(stage.failed.items())
     ]
     return _table("## Left out, by rule", ("stage", "rule", "rows", "share"), rows + failures)
@@ -201,13 +201,13 @@ def _quantiles(values: Sequence[float]) -> tuple[str, ...]:
     return tuple(f"{value:.3g}" for value in [*points, sum(ordered) / len(ordered)])
 
 
-def _limits(books: Books) -> str:
+def _limits(accounting: Accounting) -> str:
     text = "## Limits\n\nThe texts were written by language models: they contain errors and inherit biases."
-    failed = books.num_failed
+    failed = accounting.num_failed
     if failed:
         text += f" {failed} pieces of work failed and are missing; `synth retry` tries them again."
-    if books.num_pending:
-        text += f" The run was not finished: {books.num_pending} pieces of work are pending."
+    if accounting.num_pending:
+        text += f" The run was not finished: {accounting.num_pending} pieces of work are pending."
     return text
 
 

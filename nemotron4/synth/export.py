@@ -20,7 +20,7 @@ from typing import Any
 
 from nemotron4.errors import DataError
 from nemotron4.records import Conversation, JsonObject, Message, PreferencePair, write
-from nemotron4.synth.books import Books, read_books
+from nemotron4.synth.accounting import Accounting, read_accounting
 from nemotron4.synth.card import write_card
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.recipe import Recipe
@@ -46,22 +46,22 @@ def export(folder: Path, recipe: Recipe, *, is_partial_allowed: bool = False) ->
     partial = folder / f".{EXPORT}.partial-{os.getpid()}"
     _remove_leftovers(folder)
     with Reader(folder / "ledger.sqlite") as ledger:
-        books = read_books(ledger, recipe)
-        if books.num_pending and not is_partial_allowed:
+        accounting = read_accounting(ledger, recipe)
+        if accounting.num_pending and not is_partial_allowed:
             raise DataError(
-                f"{folder}: {books.num_pending} pieces of work are pending",
+                f"{folder}: {accounting.num_pending} pieces of work are pending",
                 hint="finish the run, or export what is there with --partial",
             )
-        if not books.is_balanced:
-            raise DataError(f"{folder}: the books do not balance", hint="see `synth status`")
+        if not accounting.is_balanced:
+            raise DataError(f"{folder}: the accounting does not balance", hint="see `synth status`")
         try:
             partial.mkdir(parents=True)
             labels = Labels(read_reviews(ledger))
             counts = _write_files(ledger, recipe, partial, labels)
             exported = {*recipe.export.sft, *recipe.export.preference, *recipe.export.prompts}
             reviews = labels.counts(ledger, exported)
-            write_card(partial, recipe, books, counts, ledger, reviews)
-            _write_json(partial / "books.json", _book_rows(books) | {"reviews": reviews})
+            write_card(partial, recipe, accounting, counts, ledger, reviews)
+            _write_json(partial / "accounting.json", _accounting_rows(accounting) | {"reviews": reviews})
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -85,8 +85,8 @@ def _remove_leftovers(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _book_rows(books: Books) -> JsonObject:
-    return {"balanced": books.is_balanced, "stages": [stage.to_json() for stage in books.stages]}
+def _accounting_rows(accounting: Accounting) -> JsonObject:
+    return {"balanced": accounting.is_balanced, "stages": [stage.to_json() for stage in accounting.stages]}
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -101,10 +101,6 @@ class BenchmarkIndex:
         self._grams: dict[tuple[str, ...], int] = {}
         self._whole: dict[int, dict[tuple[str, ...], int]] = defaultdict(dict)
 
-    @property
-    def num_items(self) -> int:
-        return len(self._items)
-
     def add(self, name: str, text: str) -> None:
         """One text of a benchmark item; under four words it says too little to be found."""
         words = _WORD.findall(text.lower())

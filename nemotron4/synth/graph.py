@@ -1,4 +1,4 @@
-"""A recipe made ready to run: stages with their kinds, typed knobs and configuration hashes."""
+"""A recipe made ready to run: stages with kinds, typed knobs and configuration hashes, and the models."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron4 import config
-from nemotron4.client import Sampling
+from nemotron4.client import ChatModel, Sampling
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.records import JsonObject
-from nemotron4.synth import keys
-from nemotron4.synth.prompts import PromptBook
+from nemotron4.synth.endpoint import Endpoint, connect
 from nemotron4.synth.recipe import Recipe, StageConfig
-from nemotron4.synth.stage import Kind
+from nemotron4.synth.rows import digest
+from nemotron4.synth.stage import Kind, PromptBook, load_prompts
+from nemotron4.synth.stages import KINDS
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _configuration(
     identities: Mapping[str, JsonObject],
     seed: int,
 ) -> bytes:
-    return keys.digest(
+    return digest(
         "stage",
         entry.kind,
         kind.version,
@@ -159,3 +160,31 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_jsonable(entry) for entry in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A recipe with everything made that a runner needs."""
+
+    recipe: Recipe
+    stages: tuple[Stage, ...]
+    models: Mapping[str, ChatModel]
+    prompts: PromptBook
+
+    async def close(self) -> None:
+        for model in self.models.values():
+            await model.close()
+
+
+def prepare(recipe: Recipe, models: Mapping[str, ChatModel] | None = None) -> Prepared:
+    """Check the recipe's graph and make its chat models; ``models`` replaces some of them."""
+    prompts = load_prompts(recipe.prompts)
+    made = {
+        name: (models or {}).get(name) or connect(name, endpoint)
+        for name, endpoint in recipe.endpoint.items()
+    }
+    identities = {
+        name: Endpoint(name, endpoint, made[name], recipe.retry).identity
+        for name, endpoint in recipe.endpoint.items()
+    }
+    return Prepared(recipe, build_graph(recipe, KINDS, prompts, identities), made, prompts)

@@ -1,4 +1,7 @@
-"""Shards into one ledger. The result does not depend on the order of the shards."""
+"""What concerns all rows of a ledger at once: barriers, a changed recipe, shards that become one run.
+
+The result of a merge does not depend on the order of the shards.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemotron4.errors import DataError
-from nemotron4.synth.ledger import Ledger
-from nemotron4.synth.prepare import Prepared
-from nemotron4.synth.project import LEDGER, load_saved_recipe, save_recipe
-from nemotron4.synth.runner import reconcile_graph, run_barrier
+from nemotron4.synth import tables
+from nemotron4.synth.graph import Prepared, Stage
+from nemotron4.synth.recipe import LEDGER, load_saved_recipe, save_recipe
+from nemotron4.synth.rows import decode, digest
+from nemotron4.synth.tables import DONE, FILTERED, Effects, children_of
+from nemotron4.synth.writer import Ledger
+
+PAGE = 1024  # decisions in one transaction
 
 
 def merge(shards: Sequence[Path], target: Path, prepared: Prepared) -> int:
@@ -47,3 +54,54 @@ def _copy(ledger: Ledger, source: Path) -> None:
             "ON CONFLICT DO UPDATE SET value = value + excluded.value"
         )
         db.execute("INSERT INTO meta VALUES (?, 'done')", (name,))
+
+
+def run_barrier(ledger: Ledger, stage: Stage) -> int:
+    """Decide over all rows of a stage at once and make the ledger agree; returns how many decisions changed.
+
+    The decision depends on the set of rows only, so a kill in the middle is repaired by running it again, and
+    rows that arrive later (a retry, a merge of shards) may change what was decided before.
+    """
+    assert stage.kind.decide is not None
+    # Only ids and states are held; the rows stream through the decision.
+    before = list(ledger.inputs(stage.name))
+    rows = ((record, decode(ledger.payload(record))) for record, _, _ in before)
+    drops = stage.kind.decide(rows, stage.knobs)
+    changed = 0
+    for start in range(0, len(before), PAGE):
+        with ledger.transaction() as db:
+            batch: list[Effects] = []
+            for record, state, rule in before[start : start + PAGE]:
+                drop = drops.get(record)
+                if (state, rule) == ((DONE, None) if drop is None else (FILTERED, drop[0])):
+                    continue
+                changed += 1
+                if state == DONE:
+                    tables.delete_outputs(db, stage.name, record)
+                effects = Effects(stage=stage.name, record=record, cfg=stage.cfg, consumers=stage.consumers)
+                if drop is None:
+                    effects.state, effects.children = DONE, children_of(stage.name, record, [None])
+                else:
+                    effects.state, effects.failure_class, effects.reason = FILTERED, *drop
+                batch.append(effects)
+            tables.apply(db, batch)
+    return changed
+
+
+def reconcile_graph(ledger: Ledger, stages: Sequence[Stage]) -> None:
+    """Make an existing ledger fit the recipe: new stages get their work, changed ones are done again.
+
+    What depends on a changed stage goes with its rows; everything else stays.
+    """
+    shape = digest([[stage.name, sorted(stage.config.takes)] for stage in stages]).hex()
+    if ledger.meta("graph") != shape:
+        ledger.fit_graph(
+            {stage.name: stage.config.takes or (f"root:{stage.name}",) for stage in stages}, shape
+        )
+    configurations = digest([[stage.name, stage.cfg.hex()] for stage in stages]).hex()
+    if ledger.meta("configurations") == configurations:
+        return
+    for stage in stages:
+        ledger.invalidate(stage.name, stage.cfg)
+    ledger.drop_idle_counters()
+    ledger.set_meta("configurations", configurations)

@@ -6,7 +6,6 @@ bullets, labels), numbers inside one line, plain lines, commas. What is left out
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import unicodedata
@@ -14,6 +13,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from nemotron4.grading.refusals import is_refusal
+from nemotron4.synth.list_marks import (
+    CLOSING,
+    MARKER,
+    Found,
+    Reject,
+    Span,
+    lines_of,
+    read_inline_numbers,
+    read_marked,
+)
 
 
 @dataclass(frozen=True)
@@ -26,14 +35,6 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Reject:
-    """A part of the reply that is no item, and why."""
-
-    text: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class ParsedList:
     items: tuple[Item, ...]
     parser: str
@@ -42,12 +43,6 @@ class ParsedList:
     @property
     def texts(self) -> list[str]:
         return [item.text for item in self.items]
-
-
-@dataclass(frozen=True)
-class _Span:
-    start: int
-    end: int
 
 
 def normalise(text: str) -> str:
@@ -78,7 +73,7 @@ _THINKING = re.compile(r"<think>.*?</think>[ \t]*\n*", re.DOTALL)
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 
 
-def _body(reply: str) -> _Span:
+def _body(reply: str) -> Span:
     """Inside the code fence if the reply has a single one that is no part of an item; else everything."""
     start, end = 0, len(reply)
     thinking = _THINKING.match(reply)
@@ -88,19 +83,18 @@ def _body(reply: str) -> _Span:
     if len(fences) == 1:
         fence = fences[0]
         outside = reply[start : fence.start()] + "\n" + reply[fence.end() :]
-        if not any(_MARKER.match(line) for line in outside.splitlines()) and fence[2].strip():
-            return _Span(fence.start(2), fence.end(2))
-    return _Span(start, end)
+        if not any(MARKER.match(line) for line in outside.splitlines()) and fence[2].strip():
+            return Span(fence.start(2), fence.end(2))
+    return Span(start, end)
 
 
 # --- JSON ------------------------------------------------------------------------------------------------
 
 _JSON_STRING = re.compile(r'"((?:[^"\\\n]|\\.)*)"(\s*:)?')
 _PYTHON_STRING = re.compile(r"'((?:[^'\\\n]|\\.|(?<=\w)'(?=\w))*)'(\s*:)?")
-_Found = tuple[list[_Span], list[Reject]]
 
 
-def _read_json(reply: str, region: _Span, expected: int | None) -> _Found:
+def _read_json(reply: str, region: Span, expected: int | None) -> Found:
     """An array of strings, perhaps inside an object, perhaps cut off."""
     opening = re.compile(r"^[^\S\n]*(?:\{\s*[\"']\w+[\"']\s*:\s*)?\[(?=\s*[\"'{\]])", re.MULTILINE).search(
         reply, region.start, region.end
@@ -108,161 +102,32 @@ def _read_json(reply: str, region: _Span, expected: int | None) -> _Found:
     if opening is None:
         return [], []
     strings = _JSON_STRING if '"' in reply[opening.end() : opening.end() + 40] else _PYTHON_STRING
-    spans: list[_Span] = []
+    spans: list[Span] = []
     position = opening.end()
     while match := strings.search(reply, position, region.end):
         between = reply[position : match.start()]
         if spans and "]" in between:
             break
         if match[2] is None:
-            spans.append(_Span(match.start(1), match.end(1)))
+            spans.append(Span(match.start(1), match.end(1)))
         position = match.end()
     rest = reply[position : region.end].lstrip(" \t\n,")
     cut = [Reject(rest[1:], "truncated")] if rest[:1] in ('"', "'") else []
     return spans, cut
 
 
-# --- marked lines ----------------------------------------------------------------------------------------
-
-_DIGITS = r"[\d]{1,3}"
-_MARKER = re.compile(
-    rf"""
-    (?P<indent>[^\S\n]*)
-    (?:(?P<quote>>)[ ])?
-    (?:(?P<heading>\#{{1,6}})[ ]+(?=\S))?
-    (?P<bold>\*\*|__)?
-    (?:
-      (?P<label>[^\W\d_]{{1,14}}[ ]?\#?{_DIGITS})[ ]?(?:\*\*|__)?[ ]?[:.)：、\-–—][ ]*(?:\*\*|__)?
-    | (?P<number>\(?{_DIGITS})(?:[.)\]:、．）：]|[ ][-–—:])(?:\*\*|__)?(?:[^\S\n]+|(?=[^\s\d.)]))
-    | (?P<circled>[①-⑳])[ ]?
-    | (?P<letter>\(?[A-Za-z])[.)](?:[^\S\n]+)
-    | (?P<roman>\(?(?:x{{0,1}}(?:ix|iv|v?i{{1,3}}|v)|x)|\(?(?:X{{0,1}}(?:IX|IV|V?I{{1,3}}|V)|X))[.)][^\S\n]+
-    | (?P<bullet>[-*+•–—▪◦‣·●○■□▸►➤✓✔])(?:[^\S\n]+(?:\[[ xX]\][ ])?|(?=[^\s\-*+]))
-    )
-    """,
-    re.VERBOSE,
-)
-_STYLES = ("label", "number", "circled", "roman", "letter", "bullet")
-
-
-@dataclass(frozen=True)
-class _Line:
-    start: int
-    end: int
-    text: str
-    style: str | None = None  # None: no marker
-    indent: int = 0
-    content: int = 0  # where the text after the marker starts
-    is_bold: bool = False  # the marker opened a bold that the content closes
-
-
-def _lines(reply: str, region: _Span) -> list[_Line]:
-    found = []
-    position = region.start
-    for raw in reply[region.start : region.end].splitlines(keepends=True):
-        text = raw.rstrip("\n\r")
-        start, position = position, position + len(raw)
-        if re.fullmatch(r"\s*(?:[-*_=]\s*){3,}", text):  # a ruler is no line of its own
-            text = ""
-        indent = len(text.expandtabs(4)) - len(text.expandtabs(4).lstrip())
-        match = _MARKER.match(text)
-        if match is None:
-            found.append(_Line(start, start + len(text), text, indent=indent))
-            continue
-        style = next(name for name in _STYLES if match[name])
-        if style == "bullet" and match["bold"]:  # "**-" is not a marker
-            style = None  # type: ignore[assignment]
-        style = f"{style}{match['bullet']}" if style == "bullet" else style
-        style = f"heading {style}" if style and match["heading"] else style
-        if style == "letter" and match["letter"].lower() in ("i", "v", "x"):
-            style = "roman?"
-        is_bold = bool(match["bold"]) and not re.search(r"(\*\*|__)\s*$", text[: match.end()])
-        found.append(_Line(start, start + len(text), text, style, indent, start + match.end(), is_bold))
-    # "i." is a Roman one only in the company of "ii."
-    meaning = "roman" if any(line.style == "roman" for line in found) else "letter"
-    return [dataclasses.replace(line, style=meaning) if line.style == "roman?" else line for line in found]
-
-
-def _read_marked(reply: str, region: _Span, expected: int | None) -> _Found:
-    """Lines that begin with a number, letter, bullet or label, with what follows until the next one."""
-    lines = _lines(reply, region)
-    chosen = _main_style(lines, expected)
-    if chosen is None:
-        return [], []
-    style, indent = chosen
-    heads = [i for i, line in enumerate(lines) if line.style == style and abs(line.indent - indent) <= 1]
-    if len(heads) == 1 and len(_read_inline_numbers(reply, region, expected)[0]) > 1:
-        return [], []
-    rejects = [
-        Reject(line.text.strip(), "before the list") for line in lines[: heads[0]] if line.text.strip()
-    ]
-    spans = []
-    for head, following in zip(heads, [*heads[1:], len(lines)], strict=True):
-        last = _last_line(lines, head, following, is_final=following == len(lines))
-        spans.append(_Span(lines[head].content, lines[last].end))
-        rest = [line.text.strip() for line in lines[last + 1 : following] if line.text.strip()]
-        rejects += [
-            Reject(text, "after the list" if following == len(lines) else "between items") for text in rest
-        ]
-    return spans, rejects
-
-
-def _main_style(lines: list[_Line], expected: int | None) -> tuple[str, int] | None:
-    """Style and indentation of the list's items: the outermost, unless another has the asked number."""
-    counts: dict[tuple[str, int], int] = {}
-    for line in lines:
-        if line.style is not None:
-            key = next((k for k in counts if k[0] == line.style and abs(k[1] - line.indent) <= 1), None)
-            key = key or (line.style, line.indent)
-            counts[key] = counts.get(key, 0) + 1
-    if "letter" in {style for style, _ in counts} and counts.get(("letter", 0), 0) == 1:
-        counts.pop(("letter", 0))  # a lone "A. Smith" or "i. e." is prose
-    if not counts:
-        return None
-    if expected is not None and expected > 1:
-        exact = [key for key, number in counts.items() if number == expected]
-        if exact:
-            return min(exact, key=lambda key: key[1])
-    outermost = min(indent for _, indent in counts)
-    outer = {key: number for key, number in counts.items() if key[1] <= outermost + 1}
-    best = max(outer, key=lambda key: outer[key])
-    if counts[best] == 1 and expected is not None and expected > 1:
-        best = max(counts, key=lambda key: counts[key])
-    return best
-
-
-def _last_line(lines: list[_Line], head: int, following: int, *, is_final: bool) -> int:
-    """The last line of an item: wrapped and indented lines belong to it, prose after a blank one does not."""
-    last = head
-    was_blank = False
-    for i in range(head + 1, following):
-        line = lines[i]
-        if not line.text.strip():
-            was_blank = True
-            continue
-        is_deeper = line.indent > lines[head].indent + 1
-        if line.style is not None and not is_deeper and was_blank and is_final:
-            break  # another list after this one
-        if was_blank and not is_deeper and line.style is None:
-            break
-        if not is_deeper and _CLOSING.match(line.text):
-            break
-        last = i
-    return last
-
-
 # --- tables, one line, plain lines, commas ---------------------------------------------------------------
 
 
-def _read_table(reply: str, region: _Span, expected: int | None) -> _Found:
+def _read_table(reply: str, region: Span, expected: int | None) -> Found:
     """A Markdown table: the cell with the longest texts of every row below the ruler."""
-    rows = [line for line in _lines(reply, region) if line.text.strip().startswith("|")]
+    rows = [line for line in lines_of(reply, region) if line.text.strip().startswith("|")]
     ruler = next((i for i, row in enumerate(rows) if re.fullmatch(r"[\s|:\-]+", row.text)), None)
     if ruler is None or len(rows) - ruler < 3:
         return [], []
     cells = [
         [
-            _Span(row.start + m.start(1), row.start + m.end(1))
+            Span(row.start + m.start(1), row.start + m.end(1))
             for m in re.finditer(r"\|\s*([^|]*?)\s*(?=\|)", row.text)
         ]
         for row in rows[ruler + 1 :]
@@ -272,45 +137,27 @@ def _read_table(reply: str, region: _Span, expected: int | None) -> _Found:
     return [c[column] for c in cells if column < len(c)], [Reject(rows[0].text, "table head")]
 
 
-def _read_inline_numbers(reply: str, region: _Span, expected: int | None) -> _Found:
-    """``1. tea 2. bread 3. rivers`` in one line: numbers that count up from 1."""
-    marks: list[re.Match[str]] = []
-    for match in re.compile(r"(?:(?<=\s)|^)\(?(\d{1,2})[.):]\s+").finditer(reply, region.start, region.end):
-        if int(match[1]) == len(marks) + 1:
-            marks.append(match)
-    if len(marks) < 2:
-        return [], []
-    ends = [mark.start() for mark in marks[1:]] + [region.end]
-    return [_Span(mark.end(), end) for mark, end in zip(marks, ends, strict=True)], []
-
-
 _OPENING = re.compile(
     r"\s*(?:sure|certainly|of course|absolutely|okay|ok|great|here (?:is|are)|here's|below (?:is|are)|"
     r"the following|these are|as requested|i (?:have|can|will|'ve)|let'?s)\b.*[:.!]\s*$",
     re.IGNORECASE,
 )
-_CLOSING = re.compile(
-    r"\s*(?:\*\*)?(?:let me know|i hope|hope (?:this|these)|feel free|these (?:topics|questions|tasks|items|"
-    r"problems|are)|this list|each of these|would you like|if you (?:need|want|have|would)|please note|"
-    r"note that|good luck|enjoy)\b",
-    re.IGNORECASE,
-)
 
 
-def _read_plain_lines(reply: str, region: _Span, expected: int | None) -> _Found:
+def _read_plain_lines(reply: str, region: Span, expected: int | None) -> Found:
     """One item a line. A first line that announces and a last line that says goodbye are left out."""
-    lines = [line for line in _lines(reply, region) if line.text.strip()]
+    lines = [line for line in lines_of(reply, region) if line.text.strip()]
     rejects = []
     if len(lines) > 1 and (lines[0].text.rstrip().endswith((":", "：")) or _OPENING.match(lines[0].text)):
         rejects.append(Reject(lines.pop(0).text.strip(), "before the list"))
-    if len(lines) > 1 and _CLOSING.match(lines[-1].text):
+    if len(lines) > 1 and CLOSING.match(lines[-1].text):
         rejects.append(Reject(lines.pop().text.strip(), "after the list"))
     if len(lines) < 2:
         return [], []
-    return [_Span(line.start, line.end) for line in lines], rejects
+    return [Span(line.start, line.end) for line in lines], rejects
 
 
-def _read_separated(reply: str, region: _Span, expected: int | None) -> _Found:
+def _read_separated(reply: str, region: Span, expected: int | None) -> Found:
     """``tea, bread and rivers`` or semicolons, when at least three parts (or the asked number) result."""
     text = reply[region.start : region.end]
     head = re.match(r"[^,;\n]{0,80}?[:：]\s+", text)
@@ -322,23 +169,23 @@ def _read_separated(reply: str, region: _Span, expected: int | None) -> _Found:
     return [], []
 
 
-def _split(reply: str, start: int, end: int, separator: str) -> Iterator[_Span]:
+def _split(reply: str, start: int, end: int, separator: str) -> Iterator[Span]:
     for match in re.compile(separator).finditer(reply, start, end):
-        yield _Span(start, match.start())
+        yield Span(start, match.start())
         start = match.end()
-    yield _Span(start, end)
+    yield Span(start, end)
 
 
-def _read_single(reply: str, region: _Span, expected: int | None) -> _Found:
+def _read_single(reply: str, region: Span, expected: int | None) -> Found:
     """One item was asked for and nothing marks it: the whole reply."""
     return ([region], []) if expected == 1 else ([], [])
 
 
-_READERS: tuple[tuple[str, Callable[[str, _Span, int | None], _Found]], ...] = (
+_READERS: tuple[tuple[str, Callable[[str, Span, int | None], Found]], ...] = (
     ("json", _read_json),
     ("table", _read_table),
-    ("marked", _read_marked),
-    ("inline numbers", _read_inline_numbers),
+    ("marked", read_marked),
+    ("inline numbers", read_inline_numbers),
     ("lines", _read_plain_lines),
     ("separated", _read_separated),
     ("single", _read_single),
@@ -354,7 +201,7 @@ _EMPTY = re.compile(r"(?:\.{2,}|…|\[[^\]]*\]|<[^>]*>|n/?a|none|tbd|etc\.?)", r
 
 
 def _accept(
-    reply: str, spans: list[_Span], rejects: list[Reject], parser: str, *, is_truncated: bool
+    reply: str, spans: list[Span], rejects: list[Reject], parser: str, *, is_truncated: bool
 ) -> ParsedList:
     items: list[Item] = []
     seen: set[str] = set()

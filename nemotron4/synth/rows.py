@@ -1,11 +1,17 @@
-"""The typed rows that stages take and make, and their JSON form in the ledger."""
+"""The typed rows that stages take and make, their JSON form in the ledger, and the identities of everything.
+
+Records, calls, seeds and configurations are hashes of what made them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
+
+import orjson
 
 from nemotron4.errors import DataError
 from nemotron4.records import JsonObject, Message
@@ -113,7 +119,6 @@ class Dialogue:
 
 
 Row = Root | Topic | Document | Prompt | Answered | Judged | Dialogue
-AnyRow = TypeVar("AnyRow", bound=Row)
 
 _KINDS: dict[str, type[Any]] = {
     kind.__name__.lower(): kind for kind in (Root, Topic, Document, Prompt, Answered, Judged, Dialogue)
@@ -178,3 +183,34 @@ def _nested(fields: dict[str, Any]) -> dict[str, Any]:
         elif name == "tags":
             fields[name] = tuple(content)
     return fields
+
+
+ID_BYTES = 16
+
+
+def canonical(value: Any) -> bytes:
+    """One byte string per JSON value: sorted keys, no spaces."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def digest(*parts: Any) -> bytes:
+    return hashlib.blake2b(canonical(parts), digest_size=ID_BYTES).digest()
+
+
+def record_id(stage: str, parent: bytes | None, ordinal: int) -> bytes:
+    """Where a record comes from, not what it says: equal texts stay two records."""
+    return digest("record", stage, None if parent is None else parent.hex(), ordinal)
+
+
+def call_key(request: Any, record: bytes, sample: int) -> bytes:
+    """A call is what goes over the wire (model, messages, sampling), for one record and one sample index."""
+    return digest("call", request, record.hex(), sample)
+
+
+def call_seed(run_seed: int, record: bytes, stage: str, sample: int) -> int:
+    """The sampling seed of one call, in [0, 2^31)."""
+    return int.from_bytes(digest("seed", run_seed, record.hex(), stage, sample)[:4], "big") >> 1
+
+
+def shard_of(root: bytes, num_shards: int) -> int:
+    return int.from_bytes(root[:8], "big") % num_shards

@@ -17,17 +17,15 @@ from typing import Literal
 import orjson
 
 from nemotron4.client import BadContentError, ChatModel, ClientError, HopelessError
-from nemotron4.synth import keys, tables
-from nemotron4.synth.commit import GroupCommit
-from nemotron4.synth.effects import DONE, FAILED, FILTERED, Child, Effects
 from nemotron4.synth.endpoint import Endpoint, EndpointDownError, StoppedError
 from nemotron4.synth.graph import Stage
-from nemotron4.synth.ledger import Ledger
-from nemotron4.synth.prompts import PromptBook
+from nemotron4.synth.merge import reconcile_graph, run_barrier
 from nemotron4.synth.recipe import Budget, Recipe
-from nemotron4.synth.rows import Root, Row, decode, encode
-from nemotron4.synth.stage import Filtered
+from nemotron4.synth.rows import Root, Row, decode, digest, record_id, shard_of
+from nemotron4.synth.stage import Filtered, PromptBook
+from nemotron4.synth.tables import DONE, FAILED, FILTERED, Child, Effects, children_of, row_content
 from nemotron4.synth.work import Shared, Spending, Work
+from nemotron4.synth.writer import GroupCommit, Ledger
 
 QUEUE_LIMIT = 4096  # work held in memory per stage; the rest waits in the ledger
 PAGE = 1024
@@ -147,10 +145,6 @@ class Runner:
         for endpoint in self.endpoints.values():
             endpoint.stop(StoppedError())
 
-    @property
-    def num_running(self) -> int:
-        return len(self._running)
-
     def _prepare(self) -> None:
         """Redo what the recipe changed, and make the roots of the source stages."""
         reconcile_graph(self.ledger, self.stages)
@@ -164,9 +158,9 @@ class Runner:
         assert stage.kind.roots is not None
         name = f"root:{stage.name}"
         for index, entry in enumerate(stage.kind.roots(stage.knobs)):
-            identity = keys.record_id(name, None, index)
-            if keys.shard_of(identity, self._shard[1]) == self._shard[0]:
-                yield Child(name, index, _content(Root(index=index, entry=entry)), identity, None)
+            identity = record_id(name, None, index)
+            if shard_of(identity, self._shard[1]) == self._shard[0]:
+                yield Child(name, index, row_content(Root(index=index, entry=entry)), identity, None)
 
     async def _drive(self, shared: Shared) -> None:
         while self._stop_reason is None:
@@ -247,7 +241,7 @@ class Runner:
             assert stage.kind.run is not None
             made = await stage.kind.run(row, work, stage.knobs)
             effects.state = DONE
-            effects.children = _children(stage.name, item.record, made)
+            effects.children = children_of(stage.name, item.record, made)
             effects.parent_content, effects.sources = content, work.replies
         except Filtered as drop:
             effects.state, effects.failure_class, effects.reason = FILTERED, drop.rule, drop.message
@@ -305,18 +299,7 @@ def roots_identity(stage: Stage, shard: tuple[int, int]) -> str:
         if isinstance(value, Path) and value.is_file():
             with value.open("rb") as stream:
                 files.append(hashlib.file_digest(stream, "blake2b").hexdigest())
-    return keys.digest("roots", stage.cfg.hex(), files, shard).hex()
-
-
-def _children(stage: str, parent: bytes, rows: Sequence[Row | None]) -> list[Child]:
-    return [
-        Child(stage, i, None if row is None else _content(row), keys.record_id(stage, parent, i), parent)
-        for i, row in enumerate(rows)
-    ]
-
-
-def _content(row: Row) -> bytes:
-    return orjson.dumps(encode(row))
+    return digest("roots", stage.cfg.hex(), files, shard).hex()
 
 
 def _error_class(error: ClientError) -> str:
@@ -335,54 +318,3 @@ def _spending_so_far(budget: Budget, ledger: Ledger) -> Spending:
         elif name == "money":
             spending.money += value
     return spending
-
-
-def run_barrier(ledger: Ledger, stage: Stage) -> int:
-    """Decide over all rows of a stage at once and make the ledger agree; returns how many decisions changed.
-
-    The decision depends on the set of rows only, so a kill in the middle is repaired by running it again, and
-    rows that arrive later (a retry, a merge of shards) may change what was decided before.
-    """
-    assert stage.kind.decide is not None
-    # Only ids and states are held; the rows stream through the decision.
-    before = list(ledger.inputs(stage.name))
-    rows = ((record, decode(ledger.payload(record))) for record, _, _ in before)
-    drops = stage.kind.decide(rows, stage.knobs)
-    changed = 0
-    for start in range(0, len(before), PAGE):
-        with ledger.transaction() as db:
-            batch: list[Effects] = []
-            for record, state, rule in before[start : start + PAGE]:
-                drop = drops.get(record)
-                if (state, rule) == ((DONE, None) if drop is None else (FILTERED, drop[0])):
-                    continue
-                changed += 1
-                if state == DONE:
-                    tables.delete_outputs(db, stage.name, record)
-                effects = Effects(stage=stage.name, record=record, cfg=stage.cfg, consumers=stage.consumers)
-                if drop is None:
-                    effects.state, effects.children = DONE, _children(stage.name, record, [None])
-                else:
-                    effects.state, effects.failure_class, effects.reason = FILTERED, *drop
-                batch.append(effects)
-            tables.apply(db, batch)
-    return changed
-
-
-def reconcile_graph(ledger: Ledger, stages: Sequence[Stage]) -> None:
-    """Make an existing ledger fit the recipe: new stages get their work, changed ones are done again.
-
-    What depends on a changed stage goes with its rows; everything else stays.
-    """
-    shape = keys.digest([[stage.name, sorted(stage.config.takes)] for stage in stages]).hex()
-    if ledger.meta("graph") != shape:
-        ledger.fit_graph(
-            {stage.name: stage.config.takes or (f"root:{stage.name}",) for stage in stages}, shape
-        )
-    configurations = keys.digest([[stage.name, stage.cfg.hex()] for stage in stages]).hex()
-    if ledger.meta("configurations") == configurations:
-        return
-    for stage in stages:
-        ledger.invalidate(stage.name, stage.cfg)
-    ledger.drop_idle_counters()
-    ledger.set_meta("configurations", configurations)

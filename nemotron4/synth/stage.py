@@ -1,16 +1,97 @@
-"""What a stage is, and what its function may use: calls, prompt texts, seeded choices, counters."""
+"""What a stage is, the prompt texts it may use, and what its function is given."""
 
 from __future__ import annotations
 
 import random
+import re
+import tomllib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 from typing import Any, Protocol
 
 from nemotron4.client import Reply, Reward, Sampling
-from nemotron4.errors import Nemotron4Error
+from nemotron4.errors import ConfigError, Nemotron4Error, unknown_name
 from nemotron4.records import JsonObject, Message
 from nemotron4.synth.rows import Row
+
+_PLACEHOLDER = re.compile(r"\{([a-z][a-z_0-9]*)\}")
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """One text. ``version`` tells apart texts that were used for data already made."""
+
+    name: str
+    version: int
+    text: str
+
+    @property
+    def placeholders(self) -> frozenset[str]:
+        return frozenset(_PLACEHOLDER.findall(self.text))
+
+
+class PromptBook:
+    """All prompt texts of a run."""
+
+    def __init__(self, texts: Iterable[PromptText]) -> None:
+        self._texts = {text.name: text for text in texts}
+
+    def names(self) -> list[str]:
+        return sorted(self._texts)
+
+    def render(self, name: str, values: Mapping[str, object]) -> str:
+        """The text with its placeholders replaced, in one pass: braces inside a value stay as they are."""
+        prompt = self._texts[name]
+        missing = prompt.placeholders - set(values)
+        if missing:
+            raise ConfigError(f"prompt {name!r}: no value for {sorted(missing)}; given: {sorted(values)}")
+        return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), prompt.text)
+
+    def identity(self, names: Iterable[str]) -> JsonObject:
+        """What of the book decides a stage's requests."""
+        return {name: [self._texts[name].version, self._texts[name].text] for name in names}
+
+
+def load_prompts(override: Path | None = None) -> PromptBook:
+    """The shipped book, with single texts replaced by a user's file."""
+    shipped = _parse(
+        resources.files("nemotron4.synth").joinpath("prompt_texts.toml").read_text("utf-8"), "prompts"
+    )
+    if override is None:
+        return PromptBook(shipped.values())
+    try:
+        text = override.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{override}: cannot be read: {error.strerror}") from error
+    for name, prompt in _parse(text, str(override)).items():
+        if name not in shipped:
+            message, hint = unknown_name("prompt", name, shipped)
+            raise ConfigError(f"{override}: {message}", hint=hint)
+        required = shipped[name].placeholders
+        if prompt.placeholders != required:
+            raise ConfigError(
+                f"{override}: prompt {name!r} has the placeholders {sorted(prompt.placeholders)}; "
+                f"expected {sorted(required)}"
+            )
+        shipped[name] = prompt
+    return PromptBook(shipped.values())
+
+
+def _parse(text: str, source: str) -> dict[str, PromptText]:
+    try:
+        tables: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from error
+    found: dict[str, PromptText] = {}
+    for name, table in tables.items():
+        if not isinstance(table, dict) or set(table) != {"version", "text"}:
+            raise ConfigError(f"{source}: [{name}] must hold exactly the keys version and text")
+        if not isinstance(table["version"], int) or not isinstance(table["text"], str):
+            raise ConfigError(f"{source}: [{name}]: version must be an integer and text a string")
+        found[name] = PromptText(name, table["version"], table["text"].strip())
+    return found
 
 
 class Filtered(Nemotron4Error):  # noqa: N818 - a decision, not an error
@@ -63,6 +144,11 @@ BarrierFunction = Callable[[Iterable[tuple[bytes, Any]], Any], Mapping[bytes, Dr
 RootFunction = Callable[[Any], Iterable[JsonObject]]
 
 
+@dataclass(frozen=True)
+class NoSettings:
+    """For stages without any setting."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """A kind of stage.
@@ -75,7 +161,7 @@ class Kind:
     summary: str
     takes: tuple[type, ...]
     makes: type | None  # None: the type it takes
-    knobs: type
+    knobs: type = NoSettings
     run: MapFunction | None = None
     decide: BarrierFunction | None = None
     roots: RootFunction | None = None
@@ -84,8 +170,3 @@ class Kind:
     version: int = 1
     calls: Callable[[Any], float] | None = None  # expected calls per row, for `plan`
     fan_out: Callable[[Any], float] | None = None  # expected rows per row, for `plan`
-
-
-@dataclass(frozen=True)
-class NoKnobs:
-    """For stages without any setting."""

@@ -1,15 +1,131 @@
-"""The ledger's tables and the statements that change them; every caller brings its own transaction."""
+"""What finished work leaves behind: its form, how it is packed, and the tables that store it."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
-from nemotron4.synth.content import pack, pack_derived
-from nemotron4.synth.effects import Child, Effects
+from nemotron4.errors import DataError
+from nemotron4.records import JsonObject
+from nemotron4.synth.rows import Row, encode, record_id
+
+KEY_BYTES = 16
+_WINDOW = 32_768  # what deflate can look back at
+_WORTH_IT = 400  # bytes of JSON; shorter rows stay readable without their parent
+_PLAIN, _DEFLATED, _DERIVED = b"j", b"z", b"d"
+
+
+def pack(text: bytes) -> bytes:
+    """JSON, deflated when that makes it shorter; the first byte tells which."""
+    if len(text) > 160:
+        packed = zlib.compress(text, 1)
+        if len(packed) < len(text):
+            return _DEFLATED + packed
+    return _PLAIN + text
+
+
+def pack_derived(text: bytes, parent: bytes, replies: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The same against the parent's content and the (key, content) of the replies that went into it."""
+    if len(text) < _WORTH_IT or len(replies) > 255:
+        return pack(text)
+    deflater = zlib.compressobj(1, zdict=_basis(parent, [content for _, content in replies]))
+    packed = deflater.compress(text) + deflater.flush()
+    head = _DERIVED + bytes([len(replies)]) + b"".join(key for key, _ in replies)
+    # What shares little with its sources is stored so that it can be read without them.
+    return head + packed if len(head) + len(packed) < len(text) // 4 else pack(text)
+
+
+def unpack(blob: bytes, parent: Callable[[], bytes], reply: Callable[[bytes], bytes]) -> bytes:
+    """The JSON. ``parent`` and ``reply`` (by key) give the sources, and are asked only where needed."""
+    form = blob[:1]
+    if form == _PLAIN:
+        return blob[1:]
+    try:
+        if form == _DEFLATED:
+            return zlib.decompress(blob[1:])
+        start = 2 + KEY_BYTES * blob[1]
+        keys = [blob[at : at + KEY_BYTES] for at in range(2, start, KEY_BYTES)]
+        inflater = zlib.decompressobj(zdict=_basis(parent(), [reply(key) for key in keys]))
+        return inflater.decompress(blob[start:]) + inflater.flush()
+    except zlib.error as error:
+        raise DataError(f"the ledger is damaged: a row does not fit its sources: {error}") from error
+
+
+def unpack_alone(blob: bytes) -> bytes:
+    """The JSON of something that was packed without sources."""
+
+    def missing(*_: object) -> bytes:
+        raise DataError("the ledger holds a reply that was packed like a row")
+
+    return unpack(blob, missing, missing)
+
+
+def _basis(parent: bytes, replies: Sequence[bytes]) -> bytes:
+    return b"".join((parent, *replies))[-_WINDOW:]
+
+
+READY, DONE, FAILED, FILTERED = range(4)
+STATE_NAMES = ("ready", "done", "failed", "filtered")
+
+
+@dataclass(frozen=True)
+class Child:
+    """A record to be stored. ``content`` is its row as JSON; None stands for "the same row as my parent"."""
+
+    stage: str
+    ordinal: int
+    content: bytes | None
+    id: bytes
+    parent: bytes | None
+
+
+@dataclass(frozen=True)
+class StoredReply:
+    """A paid call as the ledger keeps it."""
+
+    record: bytes
+    key: bytes
+    stage: str
+    sample: int
+    reply: JsonObject
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    latency_ms: int
+    attempts: int
+
+
+@dataclass
+class Effects:
+    """What one piece of work leaves behind: applied wholly or not at all.
+
+    ``parent_content`` and ``sources`` are what the children were made from: their parent and every reply
+    of this work, also those stored earlier.
+    """
+
+    stage: str
+    record: bytes | None = None  # None: replies only, the work goes on
+    state: int = READY
+    cfg: bytes | None = None
+    failure_class: str | None = None
+    reason: str | None = None
+    replies: list[StoredReply] = field(default_factory=list)
+    children: list[Child] = field(default_factory=list)
+    parent_content: bytes = b""
+    sources: Sequence[StoredReply] = ()
+    consumers: Sequence[str] = ()
+    tally: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    record: bytes
+    attempt: int
+
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS record (
@@ -36,8 +152,8 @@ CREATE TABLE IF NOT EXISTS work_count (
     PRIMARY KEY (stage, state, class)) WITHOUT ROWID;
 """
 
-# The books are counters, so that reading them takes no longer when there are millions of rows. Triggers keep
-# them, whatever statement changes the tables, in that statement's own transaction.
+# Counters, so that the accounting takes no longer when there are millions of rows. Triggers keep them,
+# whatever statement changes the tables, in that statement's own transaction.
 _PLUS = "INSERT INTO work_count VALUES (NEW.stage, NEW.state, coalesce(NEW.class, ''), 1) " + (
     "ON CONFLICT DO UPDATE SET number = number + 1;"
 )
@@ -142,3 +258,15 @@ def delete_record(db: sqlite3.Connection, record: bytes) -> None:
         doomed += [row[0] for row in db.execute("SELECT id FROM record WHERE parent = ?", (current,))]
         db.execute("DELETE FROM work WHERE record = ?", (current,))
         db.execute("DELETE FROM record WHERE id = ?", (current,))
+
+
+def children_of(stage: str, parent: bytes, rows: Sequence[Row | None]) -> list[Child]:
+    """The records of what a stage made of a record; None stands for the record's own row."""
+    return [
+        Child(stage, i, None if row is None else row_content(row), record_id(stage, parent, i), parent)
+        for i, row in enumerate(rows)
+    ]
+
+
+def row_content(row: Row) -> bytes:
+    return orjson.dumps(encode(row))

@@ -12,13 +12,12 @@ from typing import Any
 
 from nemotron4.client import ClientError, Reply, RetryPolicy, Reward, Sampling, TokenLogprob, TransientError
 from nemotron4.records import JsonObject, Message
-from nemotron4.synth import keys
-from nemotron4.synth.commit import GroupCommit
-from nemotron4.synth.effects import Effects, StoredReply
 from nemotron4.synth.endpoint import Endpoint, StoppedError
-from nemotron4.synth.ledger import Ledger
-from nemotron4.synth.prompts import PromptBook
 from nemotron4.synth.recipe import Budget, RetryConfig
+from nemotron4.synth.rows import call_key, call_seed, digest
+from nemotron4.synth.stage import PromptBook
+from nemotron4.synth.tables import Effects, StoredReply
+from nemotron4.synth.writer import GroupCommit, Ledger
 
 
 @dataclass
@@ -96,7 +95,7 @@ class Work:
         # A retried failure draws new samples; its old replies would fail again.
         sample += 1000 * self.attempt
         chosen = self.sampling.temperature if temperature is None else temperature
-        seed = keys.call_seed(self.shared.seed, self.record, self.stage, sample) if chosen > 0 else None
+        seed = call_seed(self.shared.seed, self.record, self.stage, sample) if chosen > 0 else None
         sampling = dataclasses.replace(
             self.sampling,
             temperature=chosen,
@@ -138,7 +137,7 @@ class Work:
         return self.shared.prompts.render(name, values)
 
     def random(self, purpose: str) -> random.Random:
-        return random.Random(keys.digest("choice", self.shared.seed, self.record.hex(), self.stage, purpose))
+        return random.Random(digest("choice", self.shared.seed, self.record.hex(), self.stage, purpose))
 
     def count(self, name: str, value: float = 1.0) -> None:
         self.tally[name] = self.tally.get(name, 0.0) + value
@@ -172,7 +171,7 @@ class Work:
         sample: int,
         call: Callable[[], Awaitable[tuple[JsonObject, int | None, int | None]]],
     ) -> StoredReply:
-        key = keys.call_key({"request": request, "endpoint": target.identity}, self.record, sample)
+        key = call_key({"request": request, "endpoint": target.identity}, self.record, sample)
         if self.shared.has_old_replies:
             stored = self.shared.ledger.reply(self.record, key)
             if stored is not None:

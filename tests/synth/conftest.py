@@ -12,7 +12,7 @@ import pytest
 
 from nemotron4 import config
 from nemotron4.client import FakeBehaviour, FakeChatModel
-from nemotron4.synth.books import Books, read_books
+from nemotron4.synth.accounting import Accounting, read_accounting
 from nemotron4.synth.execute import run_recipe
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.recipe import Recipe
@@ -60,12 +60,12 @@ class Bench:
         self.model = FakeChatModel(behaviour, keep_requests=True)
         return run_recipe(recipe, self.folder, models={"gen": self.model}, **options)
 
-    def books(self, recipe: Recipe) -> Books:
+    def accounting(self, recipe: Recipe) -> Accounting:
         with Reader(self.folder / "ledger.sqlite") as ledger:
-            books = read_books(ledger, recipe)
-        assert books.is_balanced
+            accounting = read_accounting(ledger, recipe)
+        assert accounting.is_balanced
         assert_counters_are_true(self.folder / "ledger.sqlite")
-        return books
+        return accounting
 
     def rows(self, stage: str) -> dict[bytes, Any]:
         with Reader(self.folder / "ledger.sqlite") as ledger:

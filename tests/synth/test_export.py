@@ -12,14 +12,12 @@ import pytest
 from nemotron4.cli.main import main
 from nemotron4.errors import DataError
 from nemotron4.records import Conversation, PreferencePair, read, read_json_lines
-from nemotron4.synth.ancestry import ancestry, find_record
 from nemotron4.synth.execute import parse_shard, run_recipe
 from nemotron4.synth.export import export
-from nemotron4.synth.ledger import Reader
+from nemotron4.synth.graph import prepare
+from nemotron4.synth.ledger import Reader, ancestry, find_record
 from nemotron4.synth.merge import merge
-from nemotron4.synth.prepare import prepare
-from nemotron4.synth.project import load_saved_recipe
-from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.recipe import Recipe, load_saved_recipe
 from tests.synth.conftest import PIPELINE, Bench
 
 MakeRecipe = Callable[..., Recipe]
@@ -203,8 +201,8 @@ def test_the_commands_work_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFix
     path.write_text(TOML, "utf-8")
     done = json.loads(command("run", str(path), "--out", out, "--json"))
     assert done["ending"] == "finished"
-    assert done["books"]["balanced"] is True
-    assert "the books balance" in command("status", out)
+    assert done["accounting"]["balanced"] is True
+    assert "the accounting balances" in command("status", out)
     plan = json.loads(command("plan", str(path), "--like", out, "--json"))
     assert plan["calls"] == done["calls"] == 12
     exported = json.loads(command("export", out, "--json"))

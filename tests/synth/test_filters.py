@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemotron4.errors import ConfigError
+from nemotron4.synth.duplicates import SHINGLE_BYTES, find_near_duplicates
 from nemotron4.synth.filters import (
     BenchmarkIndex,
     find_similar,
@@ -20,7 +21,6 @@ from nemotron4.synth.filters import (
     repetition,
     rouge_l,
 )
-from nemotron4.synth.near_duplicates import SHINGLE_BYTES, find_near_duplicates
 from nemotron4.synth.parsing import normalise
 
 

@@ -17,10 +17,10 @@ import uvicorn
 from nemotron4.errors import DataError
 from nemotron4.records import PreferencePair, RewardSample, read
 from nemotron4.synth.export import export
-from nemotron4.synth.ledger import Ledger
 from nemotron4.synth.recipe import Recipe
 from nemotron4.synth.review.app import create_app
 from nemotron4.synth.review.notes import NoteBook, Review
+from nemotron4.synth.writer import Ledger
 from tests.browser import Browser
 from tests.synth.conftest import Bench
 
@@ -116,7 +116,7 @@ def test_reviews_shape_the_export_and_become_labels(bench: Bench, made: Recipe) 
     assert rated.attributes == {"helpfulness": 3.0, "verbosity": 0.0}
     assert rated.messages[-1].content == content[third]["chosen"]["text"]
     counted = {"reviewed": 3, "left_out": 1, "corrected": 1}
-    assert json.loads((folder / "books.json").read_text())["reviews"] == counted
+    assert json.loads((folder / "accounting.json").read_text())["reviews"] == counted
     assert "1 were rejected and left out" in (folder / "README.md").read_text()
 
 

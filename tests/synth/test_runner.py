@@ -1,4 +1,4 @@
-"""The engine: resume, retries, budgets, failure classes, redoing what changed, books that balance."""
+"""The engine: resume, retries, budgets, failure classes, redoing what changed, accounting that balance."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from nemotron4.client.fake import scripted_reply
 from nemotron4.errors import ConfigError, Nemotron4Error
 from nemotron4.records import Message
 from nemotron4.synth.endpoint import EndpointDownError
-from nemotron4.synth.ledger import Ledger, LedgerError
+from nemotron4.synth.ledger import LedgerError
 from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.writer import Ledger
 from tests.synth.conftest import PIPELINE, Bench
 
 MakeRecipe = Callable[..., Recipe]
@@ -28,12 +29,14 @@ def replaced(name: str, **changes: Any) -> list[dict[str, Any]]:
 
 def test_a_run_makes_the_asked_numbers_and_the_books_balance(bench: Bench, recipe: MakeRecipe) -> None:
     outcome = bench.run(recipe())
-    books = bench.books(recipe())
+    accounting = bench.accounting(recipe())
     assert outcome.ending == "finished"
-    assert [books.stage(name).rows_made for name in ("macro", "sub", "open")] == [4, 12, 60]
-    assert books.stage("respond").rows_made == 60 - books.stage("dedup").filtered.get("duplicate", 0)
-    assert outcome.calls == bench.model.calls == books.total("calls")
-    assert books.num_pending == 0
+    assert [accounting.stage(name).rows_made for name in ("macro", "sub", "open")] == [4, 12, 60]
+    assert accounting.stage("respond").rows_made == 60 - accounting.stage("dedup").filtered.get(
+        "duplicate", 0
+    )
+    assert outcome.calls == bench.model.calls == accounting.total("calls")
+    assert accounting.num_pending == 0
 
 
 def test_a_finished_run_makes_no_further_call(bench: Bench, recipe: MakeRecipe) -> None:
@@ -50,14 +53,14 @@ def test_two_runs_give_the_same_rows_whatever_fails_on_the_way(bench: Bench, rec
     rates = {"rate_limit": 0.1, "server_error": 0.1, "connection": 0.05, "timeout": 0.05}
     other.run(recipe(), FakeBehaviour(failure_rates=rates, latency_s=0.001, latency_spread=1.0))
     assert {stage["name"]: other.rows(stage["name"]) for stage in PIPELINE} == smooth
-    assert other.books(recipe()).total("calls_failed") > 0
+    assert other.accounting(recipe()).total("calls_failed") > 0
 
 
 def test_a_budget_of_calls_stops_cleanly_and_a_larger_one_goes_on(bench: Bench, recipe: MakeRecipe) -> None:
     outcome = bench.run(recipe(budget={"calls": 30}))
     assert (outcome.ending, outcome.calls, bench.model.calls) == ("stopped", 30, 30)
     assert "30 calls" in outcome.reason
-    assert bench.books(recipe()).num_pending > 0
+    assert bench.accounting(recipe()).num_pending > 0
     rest = bench.run(recipe())
     assert rest.ending == "finished"
     whole = Bench(bench.folder / "whole")
@@ -68,10 +71,10 @@ def test_a_budget_of_calls_stops_cleanly_and_a_larger_one_goes_on(bench: Bench, 
 def test_budgets_of_tokens_and_money_count_over_all_starts(bench: Bench, recipe: MakeRecipe) -> None:
     priced = {"gen": {"form": "fake", "price_in": 1000.0, "price_out": 1000.0, "max_in_flight": 1}}
     assert "tokens" in bench.run(recipe(endpoint=priced, budget={"tokens": 3000})).reason
-    books = bench.books(recipe())
-    spent = books.total("prompt_tokens") + books.total("completion_tokens")
+    accounting = bench.accounting(recipe())
+    spent = accounting.total("prompt_tokens") + accounting.total("completion_tokens")
     assert 3000 <= spent < 4000
-    assert books.total("money") == pytest.approx(spent / 1000)
+    assert accounting.total("money") == pytest.approx(spent / 1000)
     assert bench.run(recipe(endpoint=priced, budget={"money": 2.0})).calls == 0
 
 
@@ -80,8 +83,8 @@ def test_one_hopeless_prompt_costs_one_record(bench: Bench, recipe: MakeRecipe) 
     victim = next(iter(bench.rows("dedup").values()))["messages"][0][1]
     other = Bench(bench.folder / "other")
     other.run(recipe(), FakeBehaviour(hopeless=victim))
-    books = other.books(recipe())
-    assert books.stage("respond").failed == {"hopeless: bad_request": 1}
+    accounting = other.accounting(recipe())
+    assert accounting.stage("respond").failed == {"hopeless: bad_request": 1}
     assert len(other.rows("respond")) == len(bench.rows("respond")) - 1
     asked = sum(victim in str(request["messages"]) for request in other.model.requests)
     assert asked == 1
@@ -90,14 +93,14 @@ def test_one_hopeless_prompt_costs_one_record(bench: Bench, recipe: MakeRecipe) 
 def test_failures_are_tried_again_only_when_asked(bench: Bench, recipe: MakeRecipe) -> None:
     single = recipe(retry={"max_attempts": 1, "first_wait_s": 0.001})
     bench.run(single, FakeBehaviour(failure_rates={"server_error": 0.2}))
-    failed = bench.books(single).num_failed
+    failed = bench.accounting(single).num_failed
     assert failed > 0
     assert bench.run(single).calls == 0
     ledger = Ledger(bench.folder / "ledger.sqlite")
     assert ledger.requeue_failed() == failed
     ledger.close()
     bench.run(single)
-    assert bench.books(single).num_failed == 0
+    assert bench.accounting(single).num_failed == 0
 
 
 def test_changing_the_judge_redoes_the_judge_alone(bench: Bench, recipe: MakeRecipe) -> None:
@@ -107,13 +110,13 @@ def test_changing_the_judge_redoes_the_judge_alone(bench: Bench, recipe: MakeRec
     outcome = bench.run(recipe(replaced("judge", max_tokens=99)))
     assert outcome.calls == 2 * num_pairs
     assert bench.rows("respond") == answers
-    assert bench.books(recipe()).num_pending == 0
+    assert bench.accounting(recipe()).num_pending == 0
 
 
 def test_changing_an_early_stage_redoes_all_below_it(bench: Bench, recipe: MakeRecipe) -> None:
     bench.run(recipe())
     bench.run(recipe(replaced("open", knobs={"n": 3})))
-    assert bench.books(recipe()).stage("open").rows_made == 36
+    assert bench.accounting(recipe()).stage("open").rows_made == 36
     fresh = Bench(bench.folder / "fresh")
     fresh.run(recipe(replaced("open", knobs={"n": 3})))
     assert fresh.rows("judge") == bench.rows("judge")
@@ -150,7 +153,7 @@ def test_a_stage_taken_out_leaves_no_rows(bench: Bench, recipe: MakeRecipe) -> N
     shorter = recipe(PIPELINE[:4])
     assert bench.run(shorter).calls == 0
     assert bench.rows("judge") == {}
-    bench.books(shorter)
+    bench.accounting(shorter)
 
 
 def test_short_lists_are_topped_up_with_what_exists_shown(bench: Bench, recipe: MakeRecipe) -> None:
@@ -168,9 +171,9 @@ def test_short_lists_are_topped_up_with_what_exists_shown(bench: Bench, recipe: 
 def test_a_list_that_stays_short_is_kept_and_counted(bench: Bench, recipe: MakeRecipe) -> None:
     script = lambda messages, sampling: "1. Tea\n2. Bread"  # noqa: E731
     bench.run(recipe(PIPELINE[:1]), FakeBehaviour(script=script))
-    books = bench.books(recipe(PIPELINE[:1]))
+    accounting = bench.accounting(recipe(PIPELINE[:1]))
     assert len(bench.rows("macro")) == 2
-    assert books.stage("macro").counters["items_missing"] == 2
+    assert accounting.stage("macro").counters["items_missing"] == 2
 
 
 def test_a_model_converts_only_what_stands_in_the_reply(bench: Bench, recipe: MakeRecipe) -> None:
@@ -186,9 +189,9 @@ def test_a_model_converts_only_what_stands_in_the_reply(bench: Bench, recipe: Ma
 def test_no_list_at_all_fails_with_the_reply_in_the_reason(bench: Bench, recipe: MakeRecipe) -> None:
     script = lambda messages, sampling: "I cannot do that."  # noqa: E731
     outcome = bench.run(recipe(), FakeBehaviour(script=script))
-    books = bench.books(recipe())
+    accounting = bench.accounting(recipe())
     assert outcome.ending == "finished"
-    assert books.stage("macro").failed == {"content: no_list": 1}
+    assert accounting.stage("macro").failed == {"content: no_list": 1}
 
 
 def test_a_wrong_key_stops_the_run_and_keeps_the_work(bench: Bench, recipe: MakeRecipe) -> None:
@@ -209,7 +212,7 @@ def test_a_wrong_key_stops_the_run_and_keeps_the_work(bench: Bench, recipe: Make
 
     with pytest.raises(EndpointDownError, match="'gen': 401"):
         run_recipe(recipe(), bench.folder, models={"gen": Locked()})  # type: ignore[dict-item]
-    assert bench.books(recipe()).stage("macro").pending == 1
+    assert bench.accounting(recipe()).stage("macro").pending == 1
     assert bench.run(recipe()).ending == "finished"
 
 
@@ -218,7 +221,7 @@ def test_an_endpoint_that_is_gone_stops_the_run_and_keeps_the_work(bench: Bench,
     with pytest.raises(EndpointDownError, match="no connection for"):
         bench.run(patient, FakeBehaviour(failure_rates={"connection": 1.0}))
     assert bench.run(patient).ending == "finished"
-    assert bench.books(patient).num_failed == 0
+    assert bench.accounting(patient).num_failed == 0
 
 
 def test_retry_after_is_honoured(bench: Bench, recipe: MakeRecipe) -> None:
@@ -277,8 +280,8 @@ def test_a_wrong_recipe_names_the_stage_and_the_reason(
 
 def test_a_preview_works_on_few_records_of_each_stage(bench: Bench, recipe: MakeRecipe) -> None:
     bench.run(recipe(), stage_limit=2)
-    books = bench.books(recipe())
+    accounting = bench.accounting(recipe())
     assert all(
-        stage.done + sum(stage.filtered.values()) <= 2 or stage.name == "dedup" for stage in books.stages
+        stage.done + sum(stage.filtered.values()) <= 2 or stage.name == "dedup" for stage in accounting.stages
     )
-    assert books.stage("respond").done == 2
+    assert accounting.stage("respond").done == 2

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from nemotron4.errors import ConfigError
-from nemotron4.synth.execute import run_recipe
+from nemotron4.synth.execute import of_shards, run_recipe
 from nemotron4.synth.export import export
-from nemotron4.synth.progress import of_shards
 from nemotron4.synth.recipe import Budget, Recipe
 from nemotron4.synth.shards import run_shards
 from tests.synth.conftest import make_recipe

@@ -13,12 +13,11 @@ from nemotron4.client import FakeBehaviour, Sampling
 from nemotron4.client.fake import Script, fake_attributes, scripted_reply
 from nemotron4.errors import ConfigError, DataError
 from nemotron4.records import ATTRIBUTES, Message
-from nemotron4.synth.judge_report import judge_report
-from nemotron4.synth.judges import CARD_WEIGHTS
+from nemotron4.synth.judges import CARD_WEIGHTS, judge_report
 from nemotron4.synth.ledger import Reader
-from nemotron4.synth.prompts import load_prompts
 from nemotron4.synth.recipe import Recipe
 from nemotron4.synth.rows import decode, encode
+from nemotron4.synth.stage import load_prompts
 from nemotron4.synth.stages import KINDS
 from nemotron4.synth.stages.dialogue import strip_politeness
 from nemotron4.synth.stages.topic_following import parse_dialogue
@@ -63,7 +62,7 @@ def values(bench: Bench, stage: str = "out") -> list[Any]:
 
 
 def filtered(bench: Bench, recipe: Recipe, stage: str = "out") -> dict[str, int]:
-    return bench.books(recipe).stage(stage).filtered
+    return bench.accounting(recipe).stage(stage).filtered
 
 
 def test_every_kind_has_its_prompts_in_the_book_and_every_text_is_used() -> None:
@@ -155,10 +154,10 @@ def test_keywords_pass_by_the_first_word_of_the_verdict(bench: Bench, recipe: Ma
 
     made = recipe([topics("integral", "poem", "cloud"), then("entity_filter", knobs={"area": "math"})])
     bench.run(made, FakeBehaviour(script=verdict))
-    books = bench.books(made).stage("out")
+    accounting = bench.accounting(made).stage("out")
     assert [row.topic for row in values(bench)] == ["integral"]
-    assert books.filtered == {"not math": 1}
-    assert books.failed == {"content: no_verdict": 1}
+    assert accounting.filtered == {"not math": 1}
+    assert accounting.failed == {"content: no_verdict": 1}
 
 
 @pytest.mark.parametrize("kind", ["if_single", "if_persistent"])
@@ -329,7 +328,7 @@ def test_a_judge_without_a_verdict_is_asked_again_and_then_fails(
 
     made = llm_recipe(recipe, tmp_path)
     bench.run(made, FakeBehaviour(script=script))
-    assert bench.books(made).stage("out").failed == {"content: no_verdict": 1}
+    assert bench.accounting(made).stage("out").failed == {"content: no_verdict": 1}
     assert bench.model.calls == 2 + 3
 
 
@@ -364,7 +363,7 @@ def test_blank_replies_are_asked_for_again_with_a_new_seed(
     assert len({request["seed"] for request in bench.model.requests}) == 2
     silent = Bench(bench.folder / "silent")
     silent.run(made, FakeBehaviour(script=answering("")))
-    assert silent.books(made).stage("out").failed == {"content: blank": 1}
+    assert silent.accounting(made).stage("out").failed == {"content: blank": 1}
 
 
 def test_quality_names_the_rule_of_each_dropped_row(bench: Bench, recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -550,8 +549,8 @@ def test_user_turns_that_are_none(
         return said if "=== conversation ===" in messages[-1].content else "Tea is old."
 
     bench.run(made, FakeBehaviour(script=script))
-    books = bench.books(made).stage("out")
-    assert {**books.filtered, **books.failed} == {outcome: 1}
+    accounting = bench.accounting(made).stage("out")
+    assert {**accounting.filtered, **accounting.failed} == {outcome: 1}
 
 
 def test_a_dialogue_ends_before_the_call_that_would_be_too_long(
@@ -593,7 +592,7 @@ def test_what_cannot_be_done_is_declined(bench: Bench, recipe: MakeRecipe) -> No
     bench.run(made, FakeBehaviour(script=script))
     (row,) = values(bench)
     assert row.messages[1].content.startswith("I cannot read")
-    assert bench.books(made).stage("out").failed == {"content: no_refusal": 1}
+    assert bench.accounting(made).stage("out").failed == {"content: no_refusal": 1}
 
 
 def test_dialogues_below_the_threshold_are_dropped(bench: Bench, recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -638,7 +637,7 @@ def test_dialogues_with_distractors_find_their_way_back(bench: Bench, recipe: Ma
     assert [said[place - 1] for place in row.meta["distractors"]] == ["It is blocked.", "On Friday."]
     assert all("I can only help" in said[place + 1] for place in row.meta["distractors"])
     assert [message.role for message in row.messages[1:]] == ["user", "assistant"] * 6
-    assert bench.books(recipe(stages)).stage("out").counters["distractors_without_place"] == 1
+    assert bench.accounting(recipe(stages)).stage("out").counters["distractors_without_place"] == 1
 
 
 @pytest.mark.parametrize("talk", ["", "Assistant: Hi.", "User: Hi.", "User: a\nUser: b\nAssistant: c"])
@@ -675,7 +674,7 @@ def test_colonies_grow_to_their_size_with_fit_members_only(bench: Bench, recipe:
 def test_a_colony_without_fit_children_fails_after_its_steps(bench: Bench, recipe: MakeRecipe) -> None:
     made = recipe([{"name": "out", "kind": "genetic_code", "knobs": {"colonies": 1, "max_steps": 3}}])
     bench.run(made)
-    assert bench.books(made).stage("out").failed == {"content: barren": 1}
+    assert bench.accounting(made).stage("out").failed == {"content: barren": 1}
 
 
 GLAIVE = {

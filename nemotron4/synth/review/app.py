@@ -21,10 +21,8 @@ from starlette.routing import Route
 
 from nemotron4.errors import DataError, Nemotron4Error
 from nemotron4.records import ATTRIBUTES, JsonObject
-from nemotron4.synth.ancestry import ancestry, find_record
-from nemotron4.synth.ledger import Reader
-from nemotron4.synth.project import LEDGER, load_saved_recipe
-from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.ledger import Reader, ancestry, find_record
+from nemotron4.synth.recipe import LEDGER, Recipe, load_saved_recipe
 from nemotron4.synth.review.labels import agreement, answers
 from nemotron4.synth.review.listing import STATES, list_rows, state_word
 from nemotron4.synth.review.notes import NoteBook, read_reviews

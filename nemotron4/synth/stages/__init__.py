@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 from nemotron4.synth.stage import Kind
 from nemotron4.synth.stages import (
-    answers,
+    asking,
     dialogue,
     filtering,
     genetic,
-    importers,
     instructions,
     judging,
     questions,
@@ -22,11 +21,10 @@ from nemotron4.synth.stages import (
 KINDS: Mapping[str, Kind] = {
     **topics.KINDS,
     **sources.KINDS,
-    **importers.KINDS,
     **questions.KINDS,
     **instructions.KINDS,
     **filtering.KINDS,
-    **answers.KINDS,
+    **asking.KINDS,
     **dialogue.KINDS,
     **topic_following.KINDS,
     **genetic.KINDS,

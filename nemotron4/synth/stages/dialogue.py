@@ -11,9 +11,8 @@ from nemotron4.grading.refusals import is_refusal
 from nemotron4.records import Message
 from nemotron4.synth.judges import CARD_WEIGHTS, RewardJudge
 from nemotron4.synth.rows import Dialogue, Prompt, Row, Topic
-from nemotron4.synth.stage import Context, Filtered, Kind
-from nemotron4.synth.stages.answers import answer
-from nemotron4.synth.stages.asking import LIST_PROMPTS, ask_list
+from nemotron4.synth.stage import Context, Filtered, Kind, NoSettings
+from nemotron4.synth.stages.asking import LIST_PROMPTS, answer, ask_list
 
 PERSONAS = ("normal", "complex", "concise")
 _PERSONA_PROMPTS = ("second_user_turn", *(f"persona_{name}" for name in PERSONAS))
@@ -53,11 +52,6 @@ class DialogueKnobs:
 @dataclass(frozen=True)
 class IncapableKnobs:
     n: int = 5
-
-
-@dataclass(frozen=True)
-class DeclineKnobs:
-    """No settings: the answer must decline, or it is asked for again."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +159,7 @@ async def incapable_tasks(topic: Topic, context: Context, knobs: IncapableKnobs)
     ]
 
 
-async def decline(prompt: Prompt, context: Context, knobs: DeclineKnobs) -> Sequence[Row]:
+async def decline(prompt: Prompt, context: Context, knobs: NoSettings) -> Sequence[Row]:
     """Task that cannot be done -> a dialogue in which the assistant says so."""
     request = context.prompt("decline", prompt=prompt.text)
     text = ""
@@ -215,7 +209,7 @@ KINDS = {
     ),
     "decline": Kind(
         summary="answers that decline such tasks",
-        takes=(Prompt,), makes=Dialogue, knobs=DeclineKnobs, run=decline, prompts=("decline",),
+        takes=(Prompt,), makes=Dialogue, run=decline, prompts=("decline",),
         sampling=Sampling(temperature=0.5, max_tokens=512), calls=lambda _: 1, fan_out=lambda _: 1,
     ),
     "score_dialogue": Kind(

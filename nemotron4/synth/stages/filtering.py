@@ -13,12 +13,11 @@ from typing import Any
 from nemotron4.client import BadContentError, Sampling
 from nemotron4.grading.refusals import is_refusal
 from nemotron4.records import Message
-from nemotron4.synth import filters, keys
-from nemotron4.synth.near_duplicates import find_near_duplicates
+from nemotron4.synth import filters
+from nemotron4.synth.duplicates import find_near_duplicates, find_similar_words
 from nemotron4.synth.parsing import normalise
-from nemotron4.synth.rows import Answered, Dialogue, Judged, Prompt, Response, Row, Topic
-from nemotron4.synth.similar_words import find_similar_words
-from nemotron4.synth.stage import Context, Drop, Filtered, Kind
+from nemotron4.synth.rows import Answered, Dialogue, Judged, Prompt, Response, Row, Topic, digest
+from nemotron4.synth.stage import Context, Drop, Filtered, Kind, NoSettings
 
 TEXT_ROWS = (Prompt, Answered, Judged, Dialogue)
 COMPARED_ROWS = (Topic, *TEXT_ROWS)  # duplicates can be found among topics too
@@ -34,11 +33,6 @@ class QualityKnobs:
     drop_refusals: bool = True
     drop_truncated: bool = True
     language: str = ""
-
-
-@dataclass(frozen=True)
-class DedupKnobs:
-    """No settings: texts that are equal after normalisation; the first in the order of ids stays."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +84,6 @@ class SampleKnobs:
     """At most ``n`` rows of each task, so that no source outweighs the others."""
 
     n: int = 1000
-
-
-@dataclass(frozen=True)
-class SafetyKnobs:
-    """No settings: a model answers Yes or No; prompts it calls harmful get the tag ``unsafe``."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +148,11 @@ def _response_objection(response: Response, knobs: QualityKnobs) -> Drop | None:
     return _objection(response.text, knobs, finish_reason=response.finish_reason)
 
 
-def exact_duplicates(rows: Iterable[tuple[bytes, Any]], knobs: DedupKnobs) -> Mapping[bytes, Drop]:
+def exact_duplicates(rows: Iterable[tuple[bytes, Any]], knobs: NoSettings) -> Mapping[bytes, Drop]:
     seen: dict[bytes, bytes] = {}
     drops: dict[bytes, Drop] = {}
     for record, row in rows:
-        key = keys.digest(normalise(main_text(row)))
+        key = digest(normalise(main_text(row)))
         first = seen.setdefault(key, record)
         if first != record:
             drops[record] = ("duplicate", f"the same text as {first.hex()}")
@@ -239,14 +228,14 @@ async def decontaminate(row: Any, context: Context, knobs: DecontaminateKnobs) -
 async def split(prompt: Prompt, context: Context, knobs: SplitKnobs) -> Sequence[Row | None]:
     """By the first user turn's text, so that equal prompts never stand in both parts."""
     first = normalise(prompt.messages[0].content)
-    point = int.from_bytes(keys.digest("split", first)[:8], "big") / 2**64
+    point = int.from_bytes(digest("split", first)[:8], "big") / 2**64
     part = "sft" if point < knobs.share else "preference"
     if part != knobs.part:
         raise Filtered("other split", f"belongs to the {part} part")
     return [None]
 
 
-async def tag_unsafe(prompt: Prompt, context: Context, knobs: SafetyKnobs) -> Sequence[Row | None]:
+async def tag_unsafe(prompt: Prompt, context: Context, knobs: NoSettings) -> Sequence[Row | None]:
     """Tag, not drop: the preference split keeps such prompts."""
     question = context.prompt("safety", prompt=prompt.messages[-1].content)
     for sample in range(context.max_repairs + 1):
@@ -277,7 +266,7 @@ def _pass(summary: str, knobs: type, takes: tuple[type, ...] = TEXT_ROWS, **func
 
 KINDS = {
     "quality": _pass("length, repetition, refusals, cut answers, language", QualityKnobs, run=quality),
-    "exact_dedup": _pass("equal texts", DedupKnobs, COMPARED_ROWS, decide=exact_duplicates),
+    "exact_dedup": _pass("equal texts", NoSettings, COMPARED_ROWS, decide=exact_duplicates),
     "near_dedup": _pass("nearly equal texts", NearDedupKnobs, COMPARED_ROWS, decide=near_duplicates),
     "diversity": _pass("texts too like an earlier one", DiversityKnobs, COMPARED_ROWS, decide=too_similar),
     "similar_words": _pass(
@@ -293,7 +282,7 @@ KINDS = {
     ),
     "safety_tag": Kind(
         summary="a model tags harmful prompts as unsafe",
-        takes=(Prompt,), makes=Prompt, knobs=SafetyKnobs, run=tag_unsafe, prompts=("safety",),
+        takes=(Prompt,), makes=Prompt, run=tag_unsafe, prompts=("safety",),
         sampling=Sampling(temperature=0.0, max_tokens=4), calls=lambda _: 1, fan_out=lambda _: 1,
     ),
 }  # fmt: skip

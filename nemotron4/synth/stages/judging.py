@@ -11,12 +11,7 @@ from nemotron4.records import ATTRIBUTES
 from nemotron4.synth.judges import CARD_WEIGHTS, Judge, LlmJudge, RewardJudge, Ruling, TruthJudge
 from nemotron4.synth.parsing import normalise
 from nemotron4.synth.rows import Answered, Judged, Row
-from nemotron4.synth.stage import Context, Filtered, Kind
-
-
-@dataclass(frozen=True)
-class TruthKnobs:
-    """No settings: right answers are chosen, wrong ones rejected."""
+from nemotron4.synth.stage import Context, Filtered, Kind, NoSettings
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ async def _judge(answered: Answered, context: Context, judge: Judge) -> Judged:
     return _pair(answered, await judge.rule(answered, context), judge)
 
 
-async def judge_truth(answered: Answered, context: Context, knobs: TruthKnobs) -> Sequence[Row]:
+async def judge_truth(answered: Answered, context: Context, knobs: NoSettings) -> Sequence[Row]:
     """Answers -> one right against one wrong."""
     try:
         return [await _judge(answered, context, TruthJudge())]
@@ -104,7 +99,7 @@ async def judge_reward(answered: Answered, context: Context, knobs: RewardKnobs)
 KINDS = {
     "judge_truth": Kind(
         summary="pairs by ground truth: constraints, tests, or the known answer",
-        takes=(Answered,), makes=Judged, knobs=TruthKnobs, run=judge_truth,
+        takes=(Answered,), makes=Judged, run=judge_truth,
         calls=lambda knobs: 0, fan_out=lambda knobs: 0.45,
     ),
     "judge_llm": Kind(

@@ -19,10 +19,6 @@ from nemotron4.synth.rows import Dialogue, Row, Topic
 from nemotron4.synth.stage import Context, Kind
 from nemotron4.synth.stages.asking import LIST_PROMPTS, ask_list
 
-DOMAINS = (
-    "health", "banking", "insurance", "travel", "taxes", "legal", "education", "computer troubleshooting",
-    "real estate",
-)  # fmt: skip
 # The way back is not the model's: it must be the same every time.
 RETURN = "I am sorry, I can only help with questions about this subject. Shall we go on where we were?"
 

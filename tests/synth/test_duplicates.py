@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from nemotron4.synth.similar_words import find_similar_words
+from nemotron4.synth.duplicates import find_similar_words
 
 
 def test_a_sentence_turned_around_is_found() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemotron4.errors import DataError
-from nemotron4.synth.content import pack, pack_derived, unpack, unpack_alone
+from nemotron4.synth.tables import pack, pack_derived, unpack, unpack_alone
 
 KEY, OTHER_KEY = b"k" * 16, b"o" * 16
 REPLY = orjson.dumps({"text": " ".join(f"sentence {i} of a reply" for i in range(60))})
