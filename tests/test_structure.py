@@ -15,7 +15,6 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 LONG_FILES = {
-    "synth/parsing.py",
     "training/data.py",
     "training/formats.py",
 }
@@ -31,30 +30,23 @@ LONG_FUNCTIONS = {
 }
 CYCLES = {
     "evaluation.plots, evaluation.report",
-    "synth.ray_executor, synth.shards",
 }
 CLASS_NAMES_WITH_TWO_MEANINGS = {
     "Answer",
     "Comparison",
     "Conversation",
-    "Endpoint",
     "Engine",
-    "Item",
     "Judge",
-    "Judged",
     "Layout",
-    "Outcome",
     "Part",
     "Plan",
     "Progress",
-    "Recipe",
     "Request",
     "Reward",
     "RewardScorer",
     "Score",
     "Segment",
     "Source",
-    "Stage",
     "StepResult",
     "TokenLogprob",
     "Verdict",

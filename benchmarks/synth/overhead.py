@@ -25,7 +25,7 @@ from pathlib import Path
 
 from nemotron4 import config
 from nemotron4.synth.execute import run_recipe
-from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.recipe import SynthRecipe
 from nemotron4.synth.shards import run_shards
 
 QUESTION = (
@@ -105,14 +105,14 @@ def _server_s(pid: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-def make_recipe(url: str, in_flight: int, prompts: Path, durable: str) -> Recipe:
+def make_recipe(url: str, in_flight: int, prompts: Path, durable: str) -> SynthRecipe:
     stages = [
         {"name": "in", "kind": "prompt_file", "knobs": {"file": str(prompts), "task": "bench"}},
         {"name": "answers", "kind": "respond", "takes": ["in"], "knobs": {"k": 1}},
     ]
     endpoint = {"gen": {"url": url, "max_in_flight": in_flight}}
     return config.build(
-        Recipe, {"name": "overhead", "stage": stages, "endpoint": endpoint, "durable": durable}
+        SynthRecipe, {"name": "overhead", "stage": stages, "endpoint": endpoint, "durable": durable}
     )
 
 

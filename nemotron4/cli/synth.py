@@ -14,7 +14,7 @@ from nemotron4.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from nemotron4.client import ChatModel
-    from nemotron4.synth.recipe import Recipe
+    from nemotron4.synth.recipe import SynthRecipe
 
 Executor = Literal["local", "ray"]
 STDERR = 2
@@ -34,7 +34,7 @@ SetOption = Annotated[
 ]
 
 
-def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
+def _load(recipe: Path, overrides: list[str] | None) -> SynthRecipe:
     from nemotron4.synth.recipe import load_recipe
 
     return load_recipe(recipe, overrides or [])
@@ -76,7 +76,7 @@ def run(
         _print_accounting(out)
 
 
-def _local_models(recipe: Recipe) -> dict[str, ChatModel]:
+def _local_models(recipe: SynthRecipe) -> dict[str, ChatModel]:
     """The models of ``local`` endpoints, loaded into this process."""
     from nemotron4.cli.local_model import open_local_model
 

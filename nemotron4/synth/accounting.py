@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nemotron4.records import JsonObject
-from nemotron4.synth.graph import Stage
+from nemotron4.synth.graph import PreparedStage
 from nemotron4.synth.ledger import Reader
-from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.recipe import SynthRecipe
 from nemotron4.synth.tables import DONE, FAILED, FILTERED, READY
 
 
@@ -81,7 +81,7 @@ class Accounting:
         }
 
 
-def read_accounting(ledger: Reader, recipe: Recipe) -> Accounting:
+def read_accounting(ledger: Reader, recipe: SynthRecipe) -> Accounting:
     """Two independent counts are compared: records made above a stage, and work booked in it."""
     made = ledger.record_counts()
     by_name: dict[str, StageAccounting] = {}
@@ -171,7 +171,7 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CostEstimate:
     """``seconds`` is None where no rate is known: give the folder of an earlier run."""
 
     stages: tuple[StagePlan, ...]
@@ -209,7 +209,9 @@ class Plan:
         }
 
 
-def make_plan(recipe: Recipe, stages: Sequence[Stage], measured: Accounting | None = None) -> Plan:
+def make_plan(
+    recipe: SynthRecipe, stages: Sequence[PreparedStage], measured: Accounting | None = None
+) -> CostEstimate:
     """Walk the recipe from its sources. ``measured`` gives latency, tokens and yields where it can."""
     known = {stage.name: stage for stage in measured.stages} if measured else {}
     rows: dict[str, float] = {}
@@ -245,23 +247,23 @@ def make_plan(recipe: Recipe, stages: Sequence[Stage], measured: Accounting | No
                 rows_out=rows[stage.name],
             )
         )
-    return Plan(tuple(plans))
+    return CostEstimate(tuple(plans))
 
 
-def _rows_in(stage: Stage, rows: Mapping[str, float]) -> float:
+def _rows_in(stage: PreparedStage, rows: Mapping[str, float]) -> float:
     if stage.kind.roots is not None:
         return float(sum(1 for _ in stage.kind.roots(stage.knobs)))
     return sum(rows[name] for name in stage.config.takes)
 
 
-def _expected(stage: Stage, what: str) -> float:
+def _expected(stage: PreparedStage, what: str) -> float:
     function = stage.kind.calls if what == "calls" else stage.kind.fan_out
     if function is None:
         return 1.0 if what == "fan_out" else 0.0
     return float(function(stage.knobs))
 
 
-def _tokens(stage: Stage, counters: Mapping[str, float], paid: float) -> tuple[float, float]:
+def _tokens(stage: PreparedStage, counters: Mapping[str, float], paid: float) -> tuple[float, float]:
     if paid:
         return counters.get("prompt_tokens", 0.0) / paid, counters.get("completion_tokens", 0.0) / paid
     tokens_in, tokens_out = _TOKENS.get(stage.config.kind, _LIST_TOKENS)
@@ -269,7 +271,7 @@ def _tokens(stage: Stage, counters: Mapping[str, float], paid: float) -> tuple[f
     return tokens_in, min(tokens_out, limit)
 
 
-def plan_table(plan: Plan) -> str:
+def plan_table(plan: CostEstimate) -> str:
     """The plan as aligned text."""
     rows = [("stage", "rows in", "calls", "tokens in", "tokens out", "money", "time", "rows out")]
     for s in plan.stages:

@@ -14,7 +14,7 @@ from nemotron4.report import Bar, Bars, Heading, Table, as_markdown
 from nemotron4.synth.accounting import Accounting
 from nemotron4.synth.judges import judge_report
 from nemotron4.synth.ledger import Reader
-from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.recipe import SynthRecipe
 from nemotron4.synth.stages import KINDS
 from nemotron4.synth.tables import FILTERED
 
@@ -34,7 +34,7 @@ class _Numbers:
 
 def write_card(
     folder: Path,
-    recipe: Recipe,
+    recipe: SynthRecipe,
     accounting: Accounting,
     counts: dict[str, int],
     ledger: Reader,
@@ -84,7 +84,7 @@ def _read_numbers(path: Path) -> _Numbers:
     return numbers
 
 
-def _front_matter(recipe: Recipe, counts: dict[str, int]) -> str:
+def _front_matter(recipe: SynthRecipe, counts: dict[str, int]) -> str:
     """What ``datasets.load_dataset`` reads: one configuration per row form.
 
     It opens all configurations of a folder with the reader of one of them, so they have one format.
@@ -100,7 +100,7 @@ def _files(counts: dict[str, int]) -> str:
     return _table("## Files", ("file", "rows"), [(f"`{name}`", str(rows)) for name, rows in counts.items()])
 
 
-def _sources(recipe: Recipe, numbers: dict[str, _Numbers]) -> str:
+def _sources(recipe: SynthRecipe, numbers: dict[str, _Numbers]) -> str:
     lines = ["## Sources and licences", "", f"Licence of this data: {recipe.export.licence}.", ""]
     lines += [f"- {source}" for source in recipe.export.sources] or ["No sources are stated in the recipe."]
     lines += ["", "Models that were asked:", ""]
@@ -139,7 +139,7 @@ def _filters(accounting: Accounting) -> str:
     return _table("## Left out, by rule", ("stage", "rule", "rows", "share"), rows + failures)
 
 
-def _contamination(recipe: Recipe, ledger: Reader) -> str:
+def _contamination(recipe: SynthRecipe, ledger: Reader) -> str:
     stages = [stage for stage in recipe.stage if stage.kind == "decontaminate"]
     if not stages:
         return "## Decontamination\n\nThis data was not compared with any benchmark."
@@ -161,7 +161,7 @@ def _contamination(recipe: Recipe, ledger: Reader) -> str:
     return "\n".join(lines)
 
 
-def _judges(recipe: Recipe, ledger: Reader) -> str:
+def _judges(recipe: SynthRecipe, ledger: Reader) -> str:
     report = judge_report(ledger, recipe)
     return "## Judges\n\n" + "\n".join(f"- {line}" for line in report) if report else ""
 

@@ -30,7 +30,7 @@ class StoppedError(Exception):
     """The run is ending: no new call starts. The work stays ready."""
 
 
-class Endpoint:
+class ModelEndpoint:
     """Slots for calls. A slot is held until the reply is on disk: a kill repeats at most what is held."""
 
     def __init__(self, name: str, config: EndpointConfig, model: ChatModel, retry: RetryConfig) -> None:

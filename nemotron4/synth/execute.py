@@ -16,8 +16,8 @@ from nemotron4.errors import ConfigError
 from nemotron4.synth.accounting import read_accounting
 from nemotron4.synth.graph import prepare
 from nemotron4.synth.ledger import Reader
-from nemotron4.synth.recipe import LEDGER, Recipe, save_recipe
-from nemotron4.synth.runner import Outcome, Runner
+from nemotron4.synth.recipe import LEDGER, SynthRecipe, save_recipe
+from nemotron4.synth.runner import Runner, RunOutcome
 from nemotron4.synth.writer import Ledger
 
 Report = Callable[[str], None]
@@ -54,7 +54,7 @@ def of_runner(runner: Runner) -> Snapshot:
     )
 
 
-def of_shards(shards: Sequence[Path], recipe: Recipe) -> Snapshot:
+def of_shards(shards: Sequence[Path], recipe: SynthRecipe) -> Snapshot:
     """All shards together, as their ledgers stand."""
     total = Snapshot(0, 0, 0.0, 0, {stage.name: 0 for stage in recipe.stage})
     for shard in shards:
@@ -71,7 +71,7 @@ def of_shards(shards: Sequence[Path], recipe: Recipe) -> Snapshot:
     return total
 
 
-class Progress:
+class ProgressLines:
     """Writes one line for each snapshot, with the rates since the one before."""
 
     def __init__(self, report: Report) -> None:
@@ -97,18 +97,18 @@ class Progress:
 
 
 def run_recipe(
-    recipe: Recipe,
+    recipe: SynthRecipe,
     folder: Path,
     *,
     models: Mapping[str, ChatModel] | None = None,
     shard: tuple[int, int] = (0, 1),
     stage_limit: int | None = None,
     report: Report | None = None,
-) -> Outcome:
+) -> RunOutcome:
     """Start or continue the run in ``folder``. SIGINT and SIGTERM end it cleanly; a second one at once."""
     prepared = prepare(recipe, models)
     save_recipe(folder, recipe)
-    progress = None if report is None else Progress(report)
+    progress = None if report is None else ProgressLines(report)
     ledger = Ledger(folder / LEDGER, synchronous="FULL" if recipe.durable == "power_loss" else "NORMAL")
     try:
         runner = Runner(
@@ -122,7 +122,7 @@ def run_recipe(
             progress=None if progress is None else lambda runner: progress(of_runner(runner)),
         )
 
-        async def main() -> Outcome:
+        async def main() -> RunOutcome:
             _stop_on_signals(runner)
             try:
                 return await runner.run()

@@ -23,10 +23,10 @@ from nemotron4.records import Conversation, JsonObject, Message, PreferencePair,
 from nemotron4.synth.accounting import Accounting, read_accounting
 from nemotron4.synth.card import write_card
 from nemotron4.synth.ledger import Reader
-from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.recipe import SynthRecipe
 from nemotron4.synth.review.labels import Labels
 from nemotron4.synth.review.notes import read_reviews
-from nemotron4.synth.rows import Dialogue, Judged, Prompt, decode
+from nemotron4.synth.rows import Dialogue, JudgedPair, Prompt, decode
 from nemotron4.text import prompt as prompt_text
 
 EXPORT = "export"
@@ -40,7 +40,7 @@ class Exported:
     counts: dict[str, int]
 
 
-def export(folder: Path, recipe: Recipe, *, is_partial_allowed: bool = False) -> Exported:
+def export(folder: Path, recipe: SynthRecipe, *, is_partial_allowed: bool = False) -> Exported:
     """Write ``folder/export``. A run that is not finished is refused unless a partial export is asked for."""
     target = folder / EXPORT
     partial = folder / f".{EXPORT}.partial-{os.getpid()}"
@@ -104,7 +104,7 @@ def rows_of(ledger: Reader, stages: Sequence[str], labels: Labels) -> Iterator[t
 Form = Callable[[str, str, Any], Conversation | PreferencePair | JsonObject]
 
 
-def _write_files(ledger: Reader, recipe: Recipe, folder: Path, labels: Labels) -> dict[str, int]:
+def _write_files(ledger: Reader, recipe: SynthRecipe, folder: Path, labels: Labels) -> dict[str, int]:
     wanted: list[tuple[str, tuple[str, ...], Form]] = [
         ("sft.jsonl", recipe.export.sft, _conversation),
         ("preference.jsonl", recipe.export.preference, _preference),
@@ -142,14 +142,14 @@ def _conversation(record: str, stage: str, row: Any) -> Conversation:
     """A dialogue; of a pair the prompt with the chosen answer."""
     if isinstance(row, Dialogue):
         return Conversation(id=record, messages=row.messages, meta=_meta(stage, row) | row.meta)
-    if isinstance(row, Judged):
+    if isinstance(row, JudgedPair):
         answer = Message("assistant", row.chosen.text)
         return Conversation(id=record, messages=(*row.prompt.messages, answer), meta=_meta(stage, row.prompt))
     raise DataError(f"stage {stage!r} makes {type(row).__name__} rows; sft needs dialogues or judged pairs")
 
 
-def _judged(stage: str, row: Any) -> Judged:
-    if not isinstance(row, Judged):
+def _judged(stage: str, row: Any) -> JudgedPair:
+    if not isinstance(row, JudgedPair):
         raise DataError(f"stage {stage!r} makes {type(row).__name__} rows; preference needs judged pairs")
     return row
 

@@ -11,15 +11,15 @@ from nemotron4 import config
 from nemotron4.client import ChatModel, Sampling
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.records import JsonObject
-from nemotron4.synth.endpoint import Endpoint, connect
-from nemotron4.synth.recipe import Recipe, StageConfig
+from nemotron4.synth.endpoint import ModelEndpoint, connect
+from nemotron4.synth.recipe import StageConfig, SynthRecipe
 from nemotron4.synth.rows import digest
 from nemotron4.synth.stage import Kind, PromptBook, load_prompts
 from nemotron4.synth.stages import KINDS
 
 
 @dataclass(frozen=True)
-class Stage:
+class PreparedStage:
     """One stage of a run. ``cfg`` changes when anything that decides its rows changes."""
 
     config: StageConfig
@@ -45,11 +45,11 @@ class Stage:
 
 
 def build_graph(
-    recipe: Recipe, kinds: Mapping[str, Kind], prompts: PromptBook, identities: Mapping[str, JsonObject]
-) -> tuple[Stage, ...]:
+    recipe: SynthRecipe, kinds: Mapping[str, Kind], prompts: PromptBook, identities: Mapping[str, JsonObject]
+) -> tuple[PreparedStage, ...]:
     """The stages in the recipe's order; every mismatch between them is a ConfigError that names the stage."""
     made: dict[str, type] = {}
-    stages: list[Stage] = []
+    stages: list[PreparedStage] = []
     for entry in recipe.stage:
         kind = kinds.get(entry.kind)
         if kind is None:
@@ -61,7 +61,7 @@ def build_graph(
         endpoints = _endpoints(entry, kind, knobs, recipe)
         made[entry.name] = kind.makes or made[entry.takes[0]]
         stages.append(
-            Stage(
+            PreparedStage(
                 config=entry,
                 kind=kind,
                 knobs=knobs,
@@ -112,7 +112,7 @@ def _sampling(entry: StageConfig, kind: Kind) -> Sampling | None:
     return dataclasses.replace(kind.sampling, **given)
 
 
-def _endpoints(entry: StageConfig, kind: Kind, knobs: Any, recipe: Recipe) -> tuple[str, ...]:
+def _endpoints(entry: StageConfig, kind: Kind, knobs: Any, recipe: SynthRecipe) -> tuple[str, ...]:
     if kind.sampling is None:
         return ()
     several = tuple(getattr(knobs, "endpoints", ()))
@@ -166,8 +166,8 @@ def _jsonable(value: Any) -> Any:
 class Prepared:
     """A recipe with everything made that a runner needs."""
 
-    recipe: Recipe
-    stages: tuple[Stage, ...]
+    recipe: SynthRecipe
+    stages: tuple[PreparedStage, ...]
     models: Mapping[str, ChatModel]
     prompts: PromptBook
 
@@ -176,7 +176,7 @@ class Prepared:
             await model.close()
 
 
-def prepare(recipe: Recipe, models: Mapping[str, ChatModel] | None = None) -> Prepared:
+def prepare(recipe: SynthRecipe, models: Mapping[str, ChatModel] | None = None) -> Prepared:
     """Check the recipe's graph and make its chat models; ``models`` replaces some of them."""
     prompts = load_prompts(recipe.prompts)
     made = {
@@ -184,7 +184,7 @@ def prepare(recipe: Recipe, models: Mapping[str, ChatModel] | None = None) -> Pr
         for name, endpoint in recipe.endpoint.items()
     }
     identities = {
-        name: Endpoint(name, endpoint, made[name], recipe.retry).identity
+        name: ModelEndpoint(name, endpoint, made[name], recipe.retry).identity
         for name, endpoint in recipe.endpoint.items()
     }
     return Prepared(recipe, build_graph(recipe, KINDS, prompts, identities), made, prompts)

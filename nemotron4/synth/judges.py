@@ -21,8 +21,8 @@ from nemotron4.grading.code import extract_mbpp, mbpp_program, run_program
 from nemotron4.grading.sandbox import Sandbox, open_sandbox
 from nemotron4.records import ATTRIBUTES, JsonObject, Message
 from nemotron4.synth.ledger import Reader
-from nemotron4.synth.recipe import Recipe, StageConfig
-from nemotron4.synth.rows import Answered, Judged, Prompt, Response, decode
+from nemotron4.synth.recipe import StageConfig, SynthRecipe
+from nemotron4.synth.rows import Answered, JudgedPair, Prompt, Response, decode
 from nemotron4.synth.stage import Context, Filtered
 from nemotron4.synth.tables import DONE, FILTERED
 
@@ -40,7 +40,7 @@ class Ruling:
     scores: JsonObject = field(default_factory=dict)
 
 
-class Judge(Protocol):
+class PairJudge(Protocol):
     """Raises Filtered when the answers cannot be told apart, BadContentError when it cannot decide."""
 
     name: str
@@ -192,7 +192,7 @@ def shown(messages: Sequence[Message]) -> str:
 _VERDICTS = re.compile(r"verdicts ([ABC]) and, swapped, ([ABC])(?:;|$)")
 
 
-def judge_report(ledger: Reader, recipe: Recipe) -> list[str]:
+def judge_report(ledger: Reader, recipe: SynthRecipe) -> list[str]:
     """One sentence per finding; read from the ledger's rows, so it is the same after any number of starts."""
     lines = []
     for stage in recipe.stage:
@@ -205,10 +205,10 @@ def judge_report(ledger: Reader, recipe: Recipe) -> list[str]:
     return lines
 
 
-def _made(ledger: Reader, stage: str) -> Iterator[Judged]:
+def _made(ledger: Reader, stage: str) -> Iterator[JudgedPair]:
     for record in ledger.records_of(stage):
         row = decode(ledger.payload(record))
-        assert isinstance(row, Judged)
+        assert isinstance(row, JudgedPair)
         yield row
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nemotron4.errors import DataError
 from nemotron4.synth import tables
-from nemotron4.synth.graph import Prepared, Stage
+from nemotron4.synth.graph import Prepared, PreparedStage
 from nemotron4.synth.recipe import LEDGER, load_saved_recipe, save_recipe
 from nemotron4.synth.rows import decode, digest
 from nemotron4.synth.tables import DONE, FILTERED, Effects, children_of
@@ -56,7 +56,7 @@ def _copy(ledger: Ledger, source: Path) -> None:
         db.execute("INSERT INTO meta VALUES (?, 'done')", (name,))
 
 
-def run_barrier(ledger: Ledger, stage: Stage) -> int:
+def run_barrier(ledger: Ledger, stage: PreparedStage) -> int:
     """Decide over all rows of a stage at once and make the ledger agree; returns how many decisions changed.
 
     The decision depends on the set of rows only, so a kill in the middle is repaired by running it again, and
@@ -88,7 +88,7 @@ def run_barrier(ledger: Ledger, stage: Stage) -> int:
     return changed
 
 
-def reconcile_graph(ledger: Ledger, stages: Sequence[Stage]) -> None:
+def reconcile_graph(ledger: Ledger, stages: Sequence[PreparedStage]) -> None:
     """Make an existing ledger fit the recipe: new stages get their work, changed ones are done again.
 
     What depends on a changed stage goes with its rows; everything else stays.

@@ -26,7 +26,7 @@ from nemotron4.synth.list_marks import (
 
 
 @dataclass(frozen=True)
-class Item:
+class ListItem:
     """``text`` is ``reply[start:end]``; only JSON escapes are decoded."""
 
     text: str
@@ -36,7 +36,7 @@ class Item:
 
 @dataclass(frozen=True)
 class ParsedList:
-    items: tuple[Item, ...]
+    items: tuple[ListItem, ...]
     parser: str
     rejects: tuple[Reject, ...] = ()
 
@@ -203,7 +203,7 @@ _EMPTY = re.compile(r"(?:\.{2,}|…|\[[^\]]*\]|<[^>]*>|n/?a|none|tbd|etc\.?)", r
 def _accept(
     reply: str, spans: list[Span], rejects: list[Reject], parser: str, *, is_truncated: bool
 ) -> ParsedList:
-    items: list[Item] = []
+    items: list[ListItem] = []
     seen: set[str] = set()
     was_cut = any(reject.reason == "truncated" for reject in rejects)
     for i, span in enumerate(spans):
@@ -218,7 +218,7 @@ def _accept(
             rejects.append(Reject(text, reason))
             continue
         seen.add(normalise(text))
-        items.append(Item(text, start, end))
+        items.append(ListItem(text, start, end))
     return ParsedList(tuple(items), parser, tuple(rejects))
 
 

@@ -99,7 +99,7 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class SynthRecipe:
     """Everything a run depends on, except the models themselves."""
 
     name: str
@@ -134,9 +134,9 @@ class Recipe:
         return tuple(stage.name for stage in self.stage if name in stage.takes)
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> SynthRecipe:
     """Read a recipe; paths inside it count from the working folder."""
-    recipe = config.load(Recipe, path, overrides)
+    recipe = config.load(SynthRecipe, path, overrides)
     if not recipe.stage:
         raise ConfigError(f"{path}: the recipe has no stage", hint="add a [[stage]] table")
     return recipe
@@ -146,7 +146,7 @@ LEDGER = "ledger.sqlite"
 RECIPE = "recipe.json"
 
 
-def save_recipe(folder: Path, recipe: Recipe) -> None:
+def save_recipe(folder: Path, recipe: SynthRecipe) -> None:
     """The resolved recipe, the program's version and commit, beside the data they made."""
     folder.mkdir(parents=True, exist_ok=True)
     value = {"version": __version__, "commit": _commit(), "recipe": _plain(dataclasses.asdict(recipe))}
@@ -155,7 +155,7 @@ def save_recipe(folder: Path, recipe: Recipe) -> None:
     partial.replace(folder / RECIPE)
 
 
-def load_saved_recipe(folder: Path) -> Recipe:
+def load_saved_recipe(folder: Path) -> SynthRecipe:
     """The recipe of an existing run."""
     path = folder / RECIPE
     try:
@@ -164,7 +164,7 @@ def load_saved_recipe(folder: Path) -> Recipe:
         raise DataError(
             f"{path}: {error.strerror}", hint="name the folder given to `synth run --out`"
         ) from error
-    return config.build(Recipe, _without_none(value["recipe"]))
+    return config.build(SynthRecipe, _without_none(value["recipe"]))
 
 
 def _plain(value: Any) -> Any:

@@ -94,7 +94,7 @@ class Answered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class JudgedPair:
     """A pair: which answer was chosen, which rejected, who judged and what the scores were."""
 
     prompt: Prompt
@@ -118,11 +118,14 @@ class Dialogue:
     meta: JsonObject = field(default_factory=dict)
 
 
-Row = Root | Topic | Document | Prompt | Answered | Judged | Dialogue
+Row = Root | Topic | Document | Prompt | Answered | JudgedPair | Dialogue
 
+# The names that rows have in the ledger.
 _KINDS: dict[str, type[Any]] = {
-    kind.__name__.lower(): kind for kind in (Root, Topic, Document, Prompt, Answered, Judged, Dialogue)
-}
+    "root": Root, "topic": Topic, "document": Document, "prompt": Prompt,
+    "answered": Answered, "judged": JudgedPair, "dialogue": Dialogue,
+}  # fmt: skip
+_NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 # (name, default) of each field; MISSING, which equals nothing, where there is none.
@@ -137,7 +140,7 @@ _DEFAULTS: dict[type[Any], list[tuple[str, Any]]] = {
 
 def encode(row: Row) -> JsonObject:
     """The row as JSON, without fields that hold their default."""
-    return {"kind": type(row).__name__.lower(), **_fields(row)}
+    return {"kind": _NAMES[type(row)], **_fields(row)}
 
 
 def _fields(value: Any) -> JsonObject:

@@ -17,10 +17,10 @@ from typing import Literal
 import orjson
 
 from nemotron4.client import BadContentError, ChatModel, ClientError, HopelessError
-from nemotron4.synth.endpoint import Endpoint, EndpointDownError, StoppedError
-from nemotron4.synth.graph import Stage
+from nemotron4.synth.endpoint import EndpointDownError, ModelEndpoint, StoppedError
+from nemotron4.synth.graph import PreparedStage
 from nemotron4.synth.merge import reconcile_graph, run_barrier
-from nemotron4.synth.recipe import Budget, Recipe
+from nemotron4.synth.recipe import Budget, SynthRecipe
 from nemotron4.synth.rows import Root, Row, decode, digest, record_id, shard_of
 from nemotron4.synth.stage import Filtered, PromptBook
 from nemotron4.synth.tables import DONE, FAILED, FILTERED, Child, Effects, children_of, row_content
@@ -35,7 +35,7 @@ Ending = Literal["finished", "stopped"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a run ended. ``finished`` means that no ready work is left."""
 
     ending: Ending
@@ -73,8 +73,8 @@ class Runner:
 
     def __init__(
         self,
-        recipe: Recipe,
-        stages: Sequence[Stage],
+        recipe: SynthRecipe,
+        stages: Sequence[PreparedStage],
         ledger: Ledger,
         models: Mapping[str, ChatModel],
         prompts: PromptBook,
@@ -97,17 +97,17 @@ class Runner:
         self._something_ended = asyncio.Event()
         self._stop_reason: str | None = None
         self._error: BaseException | None = None
-        self.endpoints: dict[str, Endpoint] = {}
+        self.endpoints: dict[str, ModelEndpoint] = {}
         self.counts: dict[tuple[str, str], int] = {}
         self.spending = Spending(recipe.budget.part(shard[1]))
 
-    async def run(self) -> Outcome:
+    async def run(self) -> RunOutcome:
         """Work until nothing is ready, the budget is reached or ``stop`` is called."""
         started_at = time.monotonic()
         self.spending = _spending_so_far(self.spending.budget, self.ledger)
         calls_before = self.spending.calls
         self.endpoints = {
-            name: Endpoint(name, config, self._models[name], self.recipe.retry)
+            name: ModelEndpoint(name, config, self._models[name], self.recipe.retry)
             for name, config in self.recipe.endpoint.items()
             if name in self._models
         }
@@ -131,7 +131,7 @@ class Runner:
                 reporter.cancel()
         if self._error is not None:
             raise self._error
-        return Outcome(
+        return RunOutcome(
             ending="finished" if self._stop_reason is None else "stopped",
             reason=self._stop_reason or "nothing is left to do",
             seconds=time.monotonic() - started_at,
@@ -153,7 +153,7 @@ class Runner:
                 identity = roots_identity(stage, self._shard)
                 self.ledger.set_roots(stage.name, identity, self._roots(stage))
 
-    def _roots(self, stage: Stage) -> Iterator[Child]:
+    def _roots(self, stage: PreparedStage) -> Iterator[Child]:
         """The roots of a source stage that belong to this shard."""
         assert stage.kind.roots is not None
         name = f"root:{stage.name}"
@@ -194,7 +194,7 @@ class Runner:
         self._running.discard(task)
         self._something_ended.set()
 
-    def _next_item(self) -> tuple[Stage, _Item] | None:
+    def _next_item(self) -> tuple[PreparedStage, _Item] | None:
         """The next piece of work of the deepest stage that has some and is not a barrier."""
         for stage in reversed(self.stages):
             if stage.is_barrier or self._is_at_limit(stage):
@@ -207,7 +207,7 @@ class Runner:
                 return stage, queue.items.popleft()
         return None
 
-    def _is_at_limit(self, stage: Stage) -> bool:
+    def _is_at_limit(self, stage: PreparedStage) -> bool:
         return self._stage_limit is not None and self._taken[stage.name] >= self._stage_limit
 
     def _refill(self, name: str, queue: _Queue) -> None:
@@ -228,7 +228,7 @@ class Runner:
                     return
                 was_at_start = True
 
-    async def _work_on(self, shared: Shared, stage: Stage, item: _Item) -> None:
+    async def _work_on(self, shared: Shared, stage: PreparedStage, item: _Item) -> None:
         endpoint = stage.endpoints[0] if stage.endpoints else None
         work = Work(shared, stage.name, item.record, item.attempt, endpoint, stage.sampling)
         effects = Effects(stage=stage.name, record=item.record, cfg=stage.cfg, consumers=stage.consumers)
@@ -266,7 +266,12 @@ class Runner:
         return None
 
     def _finished(
-        self, stage: Stage, item: _Item, effects: Effects, rows: Sequence[Row], contents: Sequence[bytes]
+        self,
+        stage: PreparedStage,
+        item: _Item,
+        effects: Effects,
+        rows: Sequence[Row],
+        contents: Sequence[bytes],
     ) -> None:
         """The effects are durable: offer the children to their stages."""
         self._queues[stage.name].known.discard(item.record)
@@ -292,7 +297,7 @@ class Runner:
         return False
 
 
-def roots_identity(stage: Stage, shard: tuple[int, int]) -> str:
+def roots_identity(stage: PreparedStage, shard: tuple[int, int]) -> str:
     """What the roots of a source stage are made from: its settings, the bytes of its files, the shard."""
     files = []
     for value in vars(stage.knobs).values():

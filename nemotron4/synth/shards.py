@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 from nemotron4.errors import ConfigError, Nemotron4Error
-from nemotron4.synth.execute import Progress, Report, of_shards, run_recipe
+from nemotron4.synth.execute import ProgressLines, Report, of_shards, run_recipe
 from nemotron4.synth.graph import prepare
 from nemotron4.synth.merge import merge
-from nemotron4.synth.recipe import Recipe, load_saved_recipe, save_recipe
-from nemotron4.synth.runner import PROGRESS_S, Outcome
+from nemotron4.synth.recipe import SynthRecipe, load_saved_recipe, save_recipe
+from nemotron4.synth.runner import PROGRESS_S, RunOutcome
 
 MAX_RESTARTS = 10  # of one shard, after deaths of its process or machine
 
@@ -63,8 +63,6 @@ def run_on_ray(shards: Sequence[Path], *, tell: Callable[[], None]) -> list[str]
 
 def _run_shard(folder: str, shard: str, index: int, num_shards: int) -> str | None:
     """The message of an error that another try would meet again; paths count from ``folder``."""
-    from nemotron4.errors import Nemotron4Error
-    from nemotron4.synth.shards import run_shard
 
     os.chdir(folder)
     try:
@@ -75,13 +73,13 @@ def _run_shard(folder: str, shard: str, index: int, num_shards: int) -> str | No
 
 
 def run_shards(
-    recipe: Recipe,
+    recipe: SynthRecipe,
     folder: Path,
     num_shards: int,
     *,
     executor: Literal["local", "ray"] = "local",
     report: Report,
-) -> Outcome:
+) -> RunOutcome:
     """Run all shards, merge them into ``folder``, then finish there what only the whole can decide.
 
     Raises ConfigError where shards make no sense, Nemotron4Error naming those that did not finish.
@@ -96,17 +94,12 @@ def run_shards(
     shards = [folder / "shards" / f"{index:04d}-of-{num_shards:04d}" for index in range(num_shards)]
     for shard in shards:
         save_recipe(shard, recipe)
-    progress = Progress(report)
+    progress = ProgressLines(report)
 
     def tell() -> None:
         progress(of_shards(shards, recipe))
 
-    if executor == "ray":
-        from nemotron4.synth.shards import run_on_ray
-
-        failed = run_on_ray(shards, tell=tell)
-    else:
-        failed = _run_in_processes(shards, tell=tell)
+    failed = run_on_ray(shards, tell=tell) if executor == "ray" else _run_in_processes(shards, tell=tell)
     if failed:
         raise Nemotron4Error(
             f"{len(failed)} of {num_shards} shards did not finish: {', '.join(failed)}",

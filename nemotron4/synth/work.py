@@ -12,7 +12,7 @@ from typing import Any
 
 from nemotron4.client import ClientError, Reply, RetryPolicy, Reward, Sampling, TokenLogprob, TransientError
 from nemotron4.records import JsonObject, Message
-from nemotron4.synth.endpoint import Endpoint, StoppedError
+from nemotron4.synth.endpoint import ModelEndpoint, StoppedError
 from nemotron4.synth.recipe import Budget, RetryConfig
 from nemotron4.synth.rows import call_key, call_seed, digest
 from nemotron4.synth.stage import PromptBook
@@ -49,7 +49,7 @@ class Shared:
 
     ledger: Ledger
     commit: GroupCommit
-    endpoints: Mapping[str, Endpoint]
+    endpoints: Mapping[str, ModelEndpoint]
     prompts: PromptBook
     retry: RetryConfig
     spending: Spending
@@ -74,7 +74,7 @@ class Work:
     sampling: Sampling | None
     tally: dict[str, float] = field(default_factory=dict)
     replies: list[StoredReply] = field(default_factory=list)  # paid now or at an earlier start
-    _held: list[tuple[StoredReply, Endpoint]] = field(default_factory=list)
+    _held: list[tuple[StoredReply, ModelEndpoint]] = field(default_factory=list)
 
     @property
     def max_repairs(self) -> int:
@@ -159,14 +159,14 @@ class Work:
         """The work stays ready; what was paid is stored."""
         self._flush()
 
-    def _endpoint(self, name: str | None) -> Endpoint:
+    def _endpoint(self, name: str | None) -> ModelEndpoint:
         chosen = name or self.endpoint
         assert chosen is not None, f"stage {self.stage} has no endpoint"
         return self.shared.endpoints[chosen]
 
     async def _call(
         self,
-        target: Endpoint,
+        target: ModelEndpoint,
         request: JsonObject,
         sample: int,
         call: Callable[[], Awaitable[tuple[JsonObject, int | None, int | None]]],
@@ -188,7 +188,7 @@ class Work:
         self.replies.append(stored)
         return stored
 
-    async def _pay(self, target: Endpoint, call: Callable[[], Awaitable[Any]]) -> tuple[Any, ...]:
+    async def _pay(self, target: ModelEndpoint, call: Callable[[], Awaitable[Any]]) -> tuple[Any, ...]:
         """The reply, its latency and the number of attempts; the slot stays taken."""
         retry = self.shared.retry
         policy = RetryPolicy(
@@ -226,7 +226,7 @@ class Work:
             target.succeeded()
             return reply, prompt_tokens, completion_tokens, time.monotonic() - started_at, attempt
 
-    def _account(self, target: Endpoint, stored: StoredReply, latency_s: float) -> None:
+    def _account(self, target: ModelEndpoint, stored: StoredReply, latency_s: float) -> None:
         money = target.price(stored.prompt_tokens, stored.completion_tokens)
         spending = self.shared.spending
         spending.calls += 1
@@ -269,7 +269,7 @@ def _logprobs(stored: Any) -> tuple[TokenLogprob, ...] | None:
 _SPENDING_COUNTERS = ("calls", "latency_s", "prompt_tokens", "completion_tokens", "money")
 
 
-def _free(done: asyncio.Future[None], endpoints: Sequence[Endpoint]) -> None:
+def _free(done: asyncio.Future[None], endpoints: Sequence[ModelEndpoint]) -> None:
     done.exception()  # the writer's failure also reaches the work's own end
     for endpoint in endpoints:
         endpoint.release()

@@ -15,8 +15,8 @@ from nemotron4.client import FakeBehaviour, FakeChatModel
 from nemotron4.synth.accounting import Accounting, read_accounting
 from nemotron4.synth.execute import run_recipe
 from nemotron4.synth.ledger import Reader
-from nemotron4.synth.recipe import Recipe
-from nemotron4.synth.runner import Outcome
+from nemotron4.synth.recipe import SynthRecipe
+from nemotron4.synth.runner import RunOutcome
 
 PIPELINE: list[dict[str, Any]] = [
     {"name": "macro", "kind": "macro_topics", "knobs": {"n": 4}},
@@ -28,7 +28,7 @@ PIPELINE: list[dict[str, Any]] = [
 ]
 
 
-def make_recipe(stages: Sequence[dict[str, Any]] = PIPELINE, **fields: Any) -> Recipe:
+def make_recipe(stages: Sequence[dict[str, Any]] = PIPELINE, **fields: Any) -> SynthRecipe:
     """A recipe on one fake endpoint; fields replace the recipe's."""
     values: dict[str, Any] = {
         "name": "test",
@@ -38,7 +38,7 @@ def make_recipe(stages: Sequence[dict[str, Any]] = PIPELINE, **fields: Any) -> R
         "retry": {"first_wait_s": 0.001, "max_wait_s": 0.01},
         "export": {"preference": [s["name"] for s in stages if s["kind"].startswith("judge")]},
     }
-    return config.build(Recipe, values | fields)
+    return config.build(SynthRecipe, values | fields)
 
 
 def assert_counters_are_true(path: Path) -> None:
@@ -56,11 +56,11 @@ class Bench:
         self.folder = folder
         self.model = FakeChatModel()
 
-    def run(self, recipe: Recipe, behaviour: FakeBehaviour | None = None, **options: Any) -> Outcome:
+    def run(self, recipe: SynthRecipe, behaviour: FakeBehaviour | None = None, **options: Any) -> RunOutcome:
         self.model = FakeChatModel(behaviour, keep_requests=True)
         return run_recipe(recipe, self.folder, models={"gen": self.model}, **options)
 
-    def accounting(self, recipe: Recipe) -> Accounting:
+    def accounting(self, recipe: SynthRecipe) -> Accounting:
         with Reader(self.folder / "ledger.sqlite") as ledger:
             accounting = read_accounting(ledger, recipe)
         assert accounting.is_balanced
@@ -78,5 +78,5 @@ def bench(tmp_path: Path) -> Bench:
 
 
 @pytest.fixture
-def recipe() -> Callable[..., Recipe]:
+def recipe() -> Callable[..., SynthRecipe]:
     return make_recipe

@@ -8,13 +8,13 @@ import pytest
 
 from nemotron4.client import FakeChatModel, TransientError
 from nemotron4.errors import ConfigError
-from nemotron4.synth.endpoint import Endpoint, StoppedError, connect
+from nemotron4.synth.endpoint import ModelEndpoint, StoppedError, connect
 from nemotron4.synth.recipe import EndpointConfig, RetryConfig
 
 
-def endpoint(max_in_flight: int = 2) -> Endpoint:
+def endpoint(max_in_flight: int = 2) -> ModelEndpoint:
     config = EndpointConfig(form="fake", max_in_flight=max_in_flight)
-    return Endpoint("gen", config, FakeChatModel(), RetryConfig())
+    return ModelEndpoint("gen", config, FakeChatModel(), RetryConfig())
 
 
 def busy(retry_after_s: float) -> TransientError:

@@ -17,10 +17,10 @@ from nemotron4.synth.export import export
 from nemotron4.synth.graph import prepare
 from nemotron4.synth.ledger import Reader, ancestry, find_record
 from nemotron4.synth.merge import merge
-from nemotron4.synth.recipe import Recipe, load_saved_recipe
+from nemotron4.synth.recipe import SynthRecipe, load_saved_recipe
 from tests.synth.conftest import PIPELINE, Bench
 
-MakeRecipe = Callable[..., Recipe]
+MakeRecipe = Callable[..., SynthRecipe]
 SOURCES = {
     "licence": "cc-by-4.0",
     "sources": ["made up"],

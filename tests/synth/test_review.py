@@ -17,14 +17,14 @@ import uvicorn
 from nemotron4.errors import DataError
 from nemotron4.records import PreferencePair, RewardSample, read
 from nemotron4.synth.export import export
-from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.recipe import SynthRecipe
 from nemotron4.synth.review.app import create_app
 from nemotron4.synth.review.notes import NoteBook, Review
 from nemotron4.synth.writer import Ledger
 from tests.browser import Browser
 from tests.synth.conftest import Bench
 
-MakeRecipe = Callable[..., Recipe]
+MakeRecipe = Callable[..., SynthRecipe]
 TAB, ESCAPE, SELECT_ALL = "\ue004", "\ue00c", "\ue009a\ue000"  # as WebDriver spells keys
 EXPORT = {"preference": ["judge"], "sft": ["judge"], "prompts": ["dedup"]}
 
@@ -45,7 +45,7 @@ def serving(folder: Path) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def made(bench: Bench, recipe: MakeRecipe) -> Recipe:
+def made(bench: Bench, recipe: MakeRecipe) -> SynthRecipe:
     done = recipe(export=EXPORT)
     bench.run(done)
     return done
@@ -61,7 +61,7 @@ def all_rows(client: httpx.Client, **query: str) -> list[dict]:
     return found
 
 
-def test_pages_hold_every_row_of_every_stage_once(bench: Bench, made: Recipe) -> None:
+def test_pages_hold_every_row_of_every_stage_once(bench: Bench, made: SynthRecipe) -> None:
     with serving(bench.folder) as client:
         run = client.get("/api/run").json()
         listed = [row["id"] for row in all_rows(client)]
@@ -76,7 +76,7 @@ def test_pages_hold_every_row_of_every_stage_once(bench: Bench, made: Recipe) ->
         assert all_rows(client, search="nothing says this") == []
 
 
-def test_a_row_tells_its_answers_and_where_it_comes_from(bench: Bench, made: Recipe) -> None:
+def test_a_row_tells_its_answers_and_where_it_comes_from(bench: Bench, made: SynthRecipe) -> None:
     record, content = next(iter(bench.rows("judge").items()))
     with serving(bench.folder) as client:
         row = client.get(f"/api/rows/{record.hex()}").json()
@@ -87,7 +87,7 @@ def test_a_row_tells_its_answers_and_where_it_comes_from(bench: Bench, made: Rec
     assert row["reviews"] == []
 
 
-def test_reviews_shape_the_export_and_become_labels(bench: Bench, made: Recipe) -> None:
+def test_reviews_shape_the_export_and_become_labels(bench: Bench, made: SynthRecipe) -> None:
     first, second, third, *rest = sorted(bench.rows("judge"))
     content = bench.rows("judge")
     with serving(bench.folder) as client:
@@ -120,7 +120,7 @@ def test_reviews_shape_the_export_and_become_labels(bench: Bench, made: Recipe) 
     assert "1 were rejected and left out" in (folder / "README.md").read_text()
 
 
-def test_a_review_is_saved_while_a_run_holds_the_ledger(bench: Bench, made: Recipe) -> None:
+def test_a_review_is_saved_while_a_run_holds_the_ledger(bench: Bench, made: SynthRecipe) -> None:
     record = next(iter(bench.rows("judge")))
     ledger = Ledger(bench.folder / "ledger.sqlite")
     try:
@@ -149,7 +149,7 @@ def test_a_wrong_review_is_refused_by_field(value: object, message: str) -> None
         Review.parse(value, at=0.0)
 
 
-def test_another_page_can_neither_read_nor_write(bench: Bench, made: Recipe) -> None:
+def test_another_page_can_neither_read_nor_write(bench: Bench, made: SynthRecipe) -> None:
     record = next(iter(bench.rows("judge"))).hex()
     path, review = f"/api/rows/{record}/review", {"annotator": "eve", "verdict": "reject"}
     with serving(bench.folder) as client:
@@ -215,7 +215,9 @@ def test_a_person_reviews_by_keyboard(
 
 
 @pytest.mark.slow
-def test_the_page_has_no_serious_accessibility_problem(browser: Browser, bench: Bench, made: Recipe) -> None:
+def test_the_page_has_no_serious_accessibility_problem(
+    browser: Browser, bench: Bench, made: SynthRecipe
+) -> None:
     with serving(bench.folder) as client:
         for dark in (False, True):
             browser.open(str(client.base_url), dark=dark)

@@ -15,11 +15,11 @@ from nemotron4.errors import ConfigError, Nemotron4Error
 from nemotron4.records import Message
 from nemotron4.synth.endpoint import EndpointDownError
 from nemotron4.synth.ledger import LedgerError
-from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.recipe import SynthRecipe
 from nemotron4.synth.writer import Ledger
 from tests.synth.conftest import PIPELINE, Bench
 
-MakeRecipe = Callable[..., Recipe]
+MakeRecipe = Callable[..., SynthRecipe]
 
 
 def replaced(name: str, **changes: Any) -> list[dict[str, Any]]:

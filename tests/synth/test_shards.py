@@ -14,12 +14,12 @@ import pytest
 from nemotron4.errors import ConfigError
 from nemotron4.synth.execute import of_shards, run_recipe
 from nemotron4.synth.export import export
-from nemotron4.synth.recipe import Budget, Recipe
+from nemotron4.synth.recipe import Budget, SynthRecipe
 from nemotron4.synth.shards import run_shards
 from tests.synth.conftest import make_recipe
 
 
-def recipe(num_topics: int = 6, **endpoint: object) -> Recipe:
+def recipe(num_topics: int = 6, **endpoint: object) -> SynthRecipe:
     stages = [
         {
             "name": "topics",
@@ -32,7 +32,7 @@ def recipe(num_topics: int = 6, **endpoint: object) -> Recipe:
     return make_recipe(stages, endpoint={"gen": {"form": "fake", **endpoint}}, export={"prompts": ["unique"]})
 
 
-def files_of(folder: Path, made: Recipe) -> bytes:
+def files_of(folder: Path, made: SynthRecipe) -> bytes:
     return (export(folder, made).folder / "prompts.jsonl").read_bytes()
 
 

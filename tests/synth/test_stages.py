@@ -15,7 +15,7 @@ from nemotron4.errors import ConfigError, DataError
 from nemotron4.records import ATTRIBUTES, Message
 from nemotron4.synth.judges import CARD_WEIGHTS, judge_report
 from nemotron4.synth.ledger import Reader
-from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.recipe import SynthRecipe
 from nemotron4.synth.rows import decode, encode
 from nemotron4.synth.stage import load_prompts
 from nemotron4.synth.stages import KINDS
@@ -23,8 +23,8 @@ from nemotron4.synth.stages.dialogue import strip_politeness
 from nemotron4.synth.stages.topic_following import parse_dialogue
 from tests.synth.conftest import Bench
 
-MakeRecipe = Callable[..., Recipe]
-Stage = dict[str, Any]
+MakeRecipe = Callable[..., SynthRecipe]
+PreparedStage = dict[str, Any]
 
 
 def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> str:
@@ -32,16 +32,16 @@ def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     return str(path)
 
 
-def prompts_from(path: Path, rows: Sequence[dict[str, Any]], **knobs: Any) -> Stage:
+def prompts_from(path: Path, rows: Sequence[dict[str, Any]], **knobs: Any) -> PreparedStage:
     knobs = {"file": write_lines(path, rows), "task": "test"} | knobs
     return {"name": "in", "kind": "prompt_file", "knobs": knobs}
 
 
-def topics(*names: str, area: str = "general") -> Stage:
+def topics(*names: str, area: str = "general") -> PreparedStage:
     return {"name": "in", "kind": "given_topics", "knobs": {"topics": list(names), "area": area}}
 
 
-def then(kind: str, takes: str = "in", name: str = "out", **fields: Any) -> Stage:
+def then(kind: str, takes: str = "in", name: str = "out", **fields: Any) -> PreparedStage:
     return {"name": name, "kind": kind, "takes": [takes], **fields}
 
 
@@ -61,7 +61,7 @@ def values(bench: Bench, stage: str = "out") -> list[Any]:
     return [decode(row) for row in bench.rows(stage).values()]
 
 
-def filtered(bench: Bench, recipe: Recipe, stage: str = "out") -> dict[str, int]:
+def filtered(bench: Bench, recipe: SynthRecipe, stage: str = "out") -> dict[str, int]:
     return bench.accounting(recipe).stage(stage).filtered
 
 
@@ -197,7 +197,7 @@ GSM8K = [{"question": "2 + 2?", "answer": "Easy.\n#### 4"}]
 KNOBS = {"text_field": "question", "answer_field": "answer", "answer_after": "####"}
 
 
-def judged(bench: Bench, made: Recipe, script: Script) -> dict[str, int]:
+def judged(bench: Bench, made: SynthRecipe, script: Script) -> dict[str, int]:
     bench.run(made, FakeBehaviour(script=script))
     return filtered(bench, made)
 
@@ -272,7 +272,7 @@ def verdicts(first: str, second: str) -> Script:
     return script
 
 
-def llm_recipe(recipe: MakeRecipe, tmp_path: Path, **knobs: Any) -> Recipe:
+def llm_recipe(recipe: MakeRecipe, tmp_path: Path, **knobs: Any) -> SynthRecipe:
     return recipe(
         [
             prompts_from(tmp_path / "p.jsonl", [{"prompt": "Say it."}]),

@@ -7,7 +7,7 @@ from pathlib import Path
 from nemotron4 import config
 from nemotron4.synth.execute import run_recipe
 from nemotron4.synth.ledger import Reader
-from nemotron4.synth.recipe import Recipe
+from nemotron4.synth.recipe import SynthRecipe
 
 if __name__ == "__main__":
     url, prompts, out, folder, in_flight = sys.argv[1:6]
@@ -23,7 +23,9 @@ if __name__ == "__main__":
         },
     ]
     endpoint = {"peer": {"url": url, "max_in_flight": int(in_flight)}}
-    run_recipe(config.build(Recipe, {"name": "peer", "stage": stages, "endpoint": endpoint}), Path(folder))
+    run_recipe(
+        config.build(SynthRecipe, {"name": "peer", "stage": stages, "endpoint": endpoint}), Path(folder)
+    )
     with Reader(Path(folder) / "ledger.sqlite") as ledger, Path(out).open("w") as file:
         for record in ledger.records_of("out"):
             row = ledger.payload(record)

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from nemotron4.errors import DataError, Nemotron4Error
 from nemotron4.records import ATTRIBUTES, JsonObject
 from nemotron4.synth.ledger import Reader, ancestry, find_record
-from nemotron4.synth.recipe import LEDGER, Recipe, load_saved_recipe
+from nemotron4.synth.recipe import LEDGER, SynthRecipe, load_saved_recipe
 from nemotron4.synth.review.labels import agreement, answers
 from nemotron4.synth.review.listing import STATES, list_rows, state_word
 from nemotron4.synth.review.notes import NoteBook, read_reviews
@@ -41,7 +41,7 @@ class ReviewedRun:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.recipe: Recipe = load_saved_recipe(folder)
+        self.recipe: SynthRecipe = load_saved_recipe(folder)
         self.ledger = folder / LEDGER
         self.read(lambda ledger: None)  # a missing ledger is told before the page opens
 
@@ -122,7 +122,7 @@ class ReviewedRun:
             notes.close()
 
 
-def _first_shown(recipe: Recipe, counts: dict[str, int]) -> str:
+def _first_shown(recipe: SynthRecipe, counts: dict[str, int]) -> str:
     """The last stage that made judged pairs or, without one, rows: what a reviewer came for."""
     made = [stage for stage in recipe.stage if counts.get(stage.name)]
     judged = [stage.name for stage in made if stage.kind.startswith("judge")]

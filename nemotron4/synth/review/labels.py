@@ -9,7 +9,7 @@ from typing import Any
 from nemotron4.records import ATTRIBUTES, JsonObject, Message, PreferencePair, RewardSample
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.review.notes import Review, Side
-from nemotron4.synth.rows import Dialogue, Judged, Response, Row, decode
+from nemotron4.synth.rows import Dialogue, JudgedPair, Response, Row, decode
 
 
 class Labels:
@@ -41,7 +41,7 @@ class Labels:
     def preferences(self, ledger: Reader) -> Iterator[PreferencePair]:
         """Pairs as people prefer them; a tie is no pair."""
         for record, review, row in self._labelled(ledger):
-            if not isinstance(row, Judged) or review.preferred not in ("chosen", "rejected"):
+            if not isinstance(row, JudgedPair) or review.preferred not in ("chosen", "rejected"):
                 continue
             is_agreed = review.preferred == "chosen"
             chosen, rejected = (row.chosen, row.rejected) if is_agreed else (row.rejected, row.chosen)
@@ -87,7 +87,7 @@ def agreement(reviews: Mapping[bytes, Sequence[Review]]) -> JsonObject:
 
 
 def _with_answer(row: Row, side: str, text: str) -> Row:
-    if isinstance(row, Judged):
+    if isinstance(row, JudgedPair):
         old: Response = getattr(row, side)
         # The text is a person's now: what was counted and why it ended no longer hold.
         new = replace(old, text=text, tokens=None, finish_reason="edited")
@@ -98,7 +98,7 @@ def _with_answer(row: Row, side: str, text: str) -> Row:
 
 
 def _conversation(row: Row, side: str) -> tuple[Message, ...] | None:
-    if isinstance(row, Judged):
+    if isinstance(row, JudgedPair):
         response: Response = getattr(row, side)
         return (*row.prompt.messages, Message("assistant", response.text))
     if isinstance(row, Dialogue) and side == "chosen":
@@ -110,7 +110,7 @@ def answers(row: Row) -> dict[Side, JsonObject]:
     """The answers that a review speaks of, with what their judge gave them."""
     if isinstance(row, Dialogue):
         return {"chosen": {"text": row.messages[-1].content, "attributes": {}}}
-    if not isinstance(row, Judged):
+    if not isinstance(row, JudgedPair):
         return {}
     return {
         "chosen": _answer(row.chosen, row.chosen_reward, row.scores, "chosen"),

@@ -11,7 +11,7 @@ import orjson
 from nemotron4.records import JsonObject
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.review.notes import Review
-from nemotron4.synth.rows import Answered, Dialogue, Document, Judged, Prompt, Root, Row, Topic, decode
+from nemotron4.synth.rows import Answered, Dialogue, Document, JudgedPair, Prompt, Root, Row, Topic, decode
 
 State = Literal["all", "open", "accepted", "rejected", "edited", "commented"]
 STATES: tuple[State, ...] = ("all", "open", "accepted", "rejected", "edited", "commented")
@@ -88,7 +88,7 @@ def state_word(reviews: Sequence[Review]) -> str:
 def summary(row: Row) -> JsonObject:
     """What the table shows of a row."""
     shown: JsonObject = {"kind": type(row).__name__.lower(), "title": title(row)}
-    if isinstance(row, Judged):
+    if isinstance(row, JudgedPair):
         shown |= {"task": row.prompt.task, "judge": row.judge}
         if row.chosen_reward is not None and row.rejected_reward is not None:
             shown["gap"] = row.chosen_reward - row.rejected_reward
@@ -102,7 +102,7 @@ def summary(row: Row) -> JsonObject:
 def title(row: Row) -> str:
     """The row's own words in one line."""
     match row:
-        case Judged() | Answered():
+        case JudgedPair() | Answered():
             text = row.prompt.text
         case Prompt():
             text = row.text
@@ -120,7 +120,7 @@ def title(row: Row) -> str:
 def searched_text(row: Row) -> str:
     """Everything in a row that a person wrote or read."""
     match row:
-        case Judged():
+        case JudgedPair():
             return "\n".join((searched_text(row.prompt), row.chosen.text, row.rejected.text))
         case Answered():
             return "\n".join((searched_text(row.prompt), *(response.text for response in row.responses)))

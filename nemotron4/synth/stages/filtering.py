@@ -16,10 +16,10 @@ from nemotron4.records import Message
 from nemotron4.synth import filters
 from nemotron4.synth.duplicates import find_near_duplicates, find_similar_words
 from nemotron4.synth.parsing import normalise
-from nemotron4.synth.rows import Answered, Dialogue, Judged, Prompt, Response, Row, Topic, digest
+from nemotron4.synth.rows import Answered, Dialogue, JudgedPair, Prompt, Response, Row, Topic, digest
 from nemotron4.synth.stage import Context, Drop, Filtered, Kind, NoSettings
 
-TEXT_ROWS = (Prompt, Answered, Judged, Dialogue)
+TEXT_ROWS = (Prompt, Answered, JudgedPair, Dialogue)
 COMPARED_ROWS = (Topic, *TEXT_ROWS)  # duplicates can be found among topics too
 
 
@@ -131,7 +131,7 @@ async def quality(row: Any, context: Context, knobs: QualityKnobs) -> Sequence[R
             raise Filtered(*next(drop for drop in drops if drop is not None))
         same = len(kept) == len(row.responses)
         return [None if same else dataclasses.replace(row, responses=kept)]
-    if isinstance(row, Judged):
+    if isinstance(row, JudgedPair):
         texts = [_response_objection(response, knobs) for response in (row.chosen, row.rejected)]
     elif isinstance(row, Dialogue):
         turns = [message.content for message in row.messages if message.role == "assistant"]
@@ -214,7 +214,7 @@ async def decontaminate(row: Any, context: Context, knobs: DecontaminateKnobs) -
     texts = [main_text(row)]
     if isinstance(row, Answered):
         texts += [response.text for response in row.responses]
-    elif isinstance(row, Judged):
+    elif isinstance(row, JudgedPair):
         texts += [row.chosen.text, row.rejected.text]
     elif isinstance(row, Dialogue):
         texts += [message.content for message in row.messages[1:]]

@@ -8,9 +8,9 @@ from typing import Literal
 
 from nemotron4.client import Sampling
 from nemotron4.records import ATTRIBUTES
-from nemotron4.synth.judges import CARD_WEIGHTS, Judge, LlmJudge, RewardJudge, Ruling, TruthJudge
+from nemotron4.synth.judges import CARD_WEIGHTS, LlmJudge, PairJudge, RewardJudge, Ruling, TruthJudge
 from nemotron4.synth.parsing import normalise
-from nemotron4.synth.rows import Answered, Judged, Row
+from nemotron4.synth.rows import Answered, JudgedPair, Row
 from nemotron4.synth.stage import Context, Filtered, Kind, NoSettings
 
 
@@ -41,14 +41,14 @@ def _check_distinct(answered: Answered) -> None:
         raise Filtered("identical answers", f"all {len(answered.responses)} answers say the same")
 
 
-def _pair(answered: Answered, ruling: Ruling, judge: Judge) -> Judged:
+def _pair(answered: Answered, ruling: Ruling, judge: PairJudge) -> JudgedPair:
     """The best against the worst answer; the first of equals."""
     values = ruling.values
     best, worst = values.index(max(values)), values.index(min(values))
     if values[best] == values[worst]:
         raise Filtered("no gap", f"every answer has the value {values[best]:g}")
     chosen, rejected = answered.responses[best], answered.responses[worst]
-    return Judged(
+    return JudgedPair(
         prompt=answered.prompt,
         chosen=chosen,
         rejected=rejected,
@@ -59,7 +59,7 @@ def _pair(answered: Answered, ruling: Ruling, judge: Judge) -> Judged:
     )
 
 
-async def _judge(answered: Answered, context: Context, judge: Judge) -> Judged:
+async def _judge(answered: Answered, context: Context, judge: PairJudge) -> JudgedPair:
     _check_distinct(answered)
     return _pair(answered, await judge.rule(answered, context), judge)
 
@@ -99,18 +99,18 @@ async def judge_reward(answered: Answered, context: Context, knobs: RewardKnobs)
 KINDS = {
     "judge_truth": Kind(
         summary="pairs by ground truth: constraints, tests, or the known answer",
-        takes=(Answered,), makes=Judged, run=judge_truth,
+        takes=(Answered,), makes=JudgedPair, run=judge_truth,
         calls=lambda knobs: 0, fan_out=lambda knobs: 0.45,
     ),
     "judge_llm": Kind(
         summary="pairs by a model that compares both orders",
-        takes=(Answered,), makes=Judged, knobs=LlmKnobs, run=judge_llm,
+        takes=(Answered,), makes=JudgedPair, knobs=LlmKnobs, run=judge_llm,
         prompts=("judge_pair", "judge_pair_letter"), sampling=Sampling(temperature=0.0, max_tokens=256),
         calls=lambda knobs: 2, fan_out=lambda knobs: 0.65,
     ),
     "judge_reward": Kind(
         summary="pairs by a reward model's weighted attributes",
-        takes=(Answered,), makes=Judged, knobs=RewardKnobs, run=judge_reward,
+        takes=(Answered,), makes=JudgedPair, knobs=RewardKnobs, run=judge_reward,
         sampling=Sampling(), calls=lambda knobs: 2, fan_out=lambda knobs: 0.75,
     ),
 }  # fmt: skip
