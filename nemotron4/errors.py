@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import re
 from collections.abc import Iterable
+from typing import Any
 
 
 class Nemotron4Error(Exception):
@@ -60,6 +63,38 @@ class TrainingError(Nemotron4Error):
 
 class DownloadError(Nemotron4Error):
     """A model could not be fetched, or what arrived is not what was expected."""
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM ended a run as Ctrl-C would have: finished rows are kept. The exit status is 143."""
+
+
+def import_optional(module: str, purpose: str) -> Any:
+    """A module of a package that not everybody installs; ConfigError with the command that gets it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ConfigError(
+            f"{purpose} needs the package {package}, which cannot be imported: {error}",
+            hint=f"pip install '{_requirement(package)}'",
+        ) from error
+
+
+def _requirement(package: str) -> str:
+    """What this package's metadata asks of the other one, such as ``matplotlib>=3.9``."""
+    import importlib.metadata  # half of the start of a quick command
+
+    try:
+        lines = importlib.metadata.requires("nemotron4") or []
+    except importlib.metadata.PackageNotFoundError:
+        lines = []
+    for line in lines:
+        requirement = line.partition(";")[0].strip()
+        name = re.split(r"[^A-Za-z0-9_.-]", requirement)[0]
+        if name.lower().replace("-", "_") == package.lower():
+            return requirement
+    return package
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

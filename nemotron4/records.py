@@ -12,9 +12,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, BinaryIO, Literal, Protocol, Self, TypeVar
 
-from nemotron4.errors import DataError
+from nemotron4.errors import DataError, import_optional
+from nemotron4.runs import replacing
 
 MAX_LINE_CHARACTERS = 2**26
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -266,21 +267,12 @@ def read(path: str | os.PathLike[str], kind: type[AnyRecord]) -> Iterator[AnyRec
 def write(path: str | os.PathLike[str], rows: Iterable[Record | JsonObject]) -> int:
     """Write rows as JSON lines, atomically; returns their number. ``.gz`` and ``.zst`` compress."""
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     count = 0
-    try:
-        with partial.open("wb") as raw:
-            with _compressed_writer(raw, path) as stream:
-                for row in rows:
-                    value = row if isinstance(row, dict) else row.to_json()
-                    stream.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
-                    count += 1
-            raw.flush()
-            os.fsync(raw.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(path) as raw, _compressed_writer(raw, path) as stream:
+        for row in rows:
+            value = row if isinstance(row, dict) else row.to_json()
+            stream.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+            count += 1
     return count
 
 
@@ -296,7 +288,7 @@ def open_text(path: Path) -> io.TextIOBase:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _compressed_writer(raw: io.BufferedWriter, path: Path) -> Any:
+def _compressed_writer(raw: BinaryIO, path: Path) -> Any:
     if path.suffix == ".gz":
         # No file name and no time in the header: equal rows give equal bytes.
         return gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)
@@ -308,7 +300,7 @@ def _compressed_writer(raw: io.BufferedWriter, path: Path) -> Any:
 class _Unclosed(io.RawIOBase):
     """Lets a BufferedWriter end without closing the file below it."""
 
-    def __init__(self, raw: io.BufferedWriter) -> None:
+    def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
 
     def writable(self) -> bool:
@@ -319,10 +311,4 @@ class _Unclosed(io.RawIOBase):
 
 
 def _zstandard() -> Any:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise DataError(
-            "reading and writing .zst files needs the package zstandard", hint="pip install zstandard"
-        ) from error
-    return zstandard
+    return import_optional("zstandard", "reading and writing .zst files")

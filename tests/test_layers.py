@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "nemotron4"
-BASE = {"errors", "records", "config", "run_folder", "report", "plots", "web"}
+BASE = {"errors", "records", "config", "runs", "progress", "report", "plots", "web"}
 # part -> the parts it may import; every part may import base and itself.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
     "config": set(),
-    "run_folder": set(),
+    "runs": set(),
+    "progress": set(),
     "report": set(),
     "plots": set(),
     "web": set(),

@@ -1,15 +1,22 @@
-"""A file of prompts through one engine: every row answered once, a bounded number at a time."""
+"""A file of prompts through one engine: every row answered once, a bounded number at a time.
+
+A run with output ``answers.jsonl`` keeps ``answers.jsonl.partial`` while it works: a first line that says
+what the run is made of, then one line for each finished row. When the last row is there, ``answers.jsonl``
+appears whole, with ``answers.jsonl.run.json`` (what the run was made of), and the partial file goes.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
+from typing import Any, Self
 
+from nemotron4 import records
 from nemotron4.cli.console import note
-from nemotron4.cli.journal import Journal
-from nemotron4.cli.progress import Progress
 from nemotron4.cli.rows import Request, carried, parse_json, read_request
 from nemotron4.errors import (
     DataError,
@@ -20,8 +27,62 @@ from nemotron4.errors import (
     TokenizerError,
 )
 from nemotron4.inference.interface import InferenceEngine, SamplingParams
+from nemotron4.progress import Progress
 from nemotron4.records import FieldError, Generation, JsonObject
+from nemotron4.runs import RowLog, differences, in_flight, run_stoppable, write_json
 from nemotron4.server.answer_text import AnswerText
+
+
+class Output:
+    """The output file of one run: its finished rows, and its name once all are there."""
+
+    def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
+        """Start or continue the run; refused: an output of another run, or of another process."""
+        self.path = path
+        self._run = dict(run)
+        self._partial = path.with_name(path.name + ".partial")
+        self._record = path.with_name(path.name + ".run.json")
+        self._log: RowLog | None = None
+        if self._partial.exists() or not self._is_finished():
+            self._log = RowLog(self._partial, key=itemgetter("row"), settings=self._run)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    @property
+    def log(self) -> RowLog | None:
+        """Rows ``{"row": number, "value": answer}`` of the unfinished run; None when it is complete."""
+        return self._log
+
+    def finish(self) -> None:
+        """All rows are there: write them in input order under the output's name."""
+        assert self._log is not None, "a complete output is not finished twice"
+        log = self._log
+        numbers = sorted(number for number in log.keys if isinstance(number, int))
+        write_json(self._record, self._run)
+        records.write(self.path, (log[number]["value"] for number in numbers))
+        self._partial.unlink()
+
+    def _is_finished(self) -> bool:
+        """True when the output exists and this very run wrote it."""
+        if not self.path.exists():
+            return False
+        try:
+            earlier = json.loads(self._record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            earlier = None
+        found = [] if earlier is None else differences(earlier, self._run)
+        if earlier is None or found:
+            raise DataError(
+                f"{self.path} exists already"
+                + (f" and is of another run: {'; '.join(found[:3])}" if found else ""),
+                hint="choose another output, or remove it",
+            )
+        return True
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -48,64 +109,55 @@ def as_json(params: SamplingParams) -> JsonObject:
 def answer_file(
     load_engine: Callable[[], InferenceEngine],
     path: Path,
-    journal: Journal,
+    output: Output,
     defaults: SamplingParams,
     *,
     max_in_flight: int,
 ) -> None:
-    """Answer every row of the file that the journal does not hold yet, then give the output its name.
+    """Answer every row of the file that the output does not hold yet, then give the output its name.
 
-    The engine is loaded when there is something to answer. Interrupted, the journal keeps what is done.
+    The engine is loaded when there is something to answer.
     """
-    numbers = [number for number, _ in numbered_lines(path)]
-    num_done = len(journal.rows_done)
-    if num_done:
-        torn = ", an unfinished one was dropped" if journal.num_torn_bytes else ""
-        note(f"continuing: {num_done} of {len(numbers)} rows are done{torn}")
-    if num_done < len(numbers):
+    log = output.log
+    assert log is not None, "a complete output needs no answers"
+    num_rows = sum(1 for _ in numbered_lines(path))
+    if log.num_torn_bytes:
+        note("an unfinished row of an earlier start was dropped")
+    if len(log) < num_rows:
         engine = load_engine()
         try:
-            with Progress(len(numbers), num_done) as progress:
-                asyncio.run(
-                    _answer_rows(engine, path, journal, defaults, progress, max_in_flight=max_in_flight)
+            with Progress(num_rows, len(log)) as progress:
+                run_stoppable(
+                    _answer_rows(engine, path, log, defaults, progress, max_in_flight=max_in_flight)
                 )
         except EngineStoppedError as error:
             raise Nemotron4Error(str(error), hint="the finished rows are kept: repeat the command") from error
-        except KeyboardInterrupt:
-            note(f"interrupted: {len(journal.rows_done)} rows are kept; the same command continues")
-            raise
         finally:
             engine.close()
-    journal.finish()
+    output.finish()
 
 
 async def _answer_rows(
     engine: InferenceEngine,
     path: Path,
-    journal: Journal,
+    log: RowLog,
     defaults: SamplingParams,
     progress: Progress,
     *,
     max_in_flight: int,
 ) -> None:
     """A row that cannot be served becomes an error record in its place. An engine that fails ends the run."""
-    todo = (item for item in numbered_lines(path) if item[0] not in journal.rows_done)
-    in_flight: set[asyncio.Task[tuple[int, JsonObject]]] = set()
-    try:
-        while True:
-            while len(in_flight) < max_in_flight and (item := next(todo, None)) is not None:
-                in_flight.add(asyncio.create_task(_answer(engine, *item, defaults, progress.count_token)))
-            if not in_flight:
-                return
-            finished, in_flight = await asyncio.wait(in_flight, return_when=asyncio.FIRST_COMPLETED)
-            rows = [task.result() for task in finished]
-            await asyncio.to_thread(journal.append, rows)
-            for _, row in rows:
-                progress.count_row(is_failed="error" in row)
-    finally:
-        for task in in_flight:
-            task.cancel()
-        await asyncio.gather(*in_flight, return_exceptions=True)
+
+    async def answer(item: tuple[int, bytes]) -> JsonObject:
+        number, line = item
+        return {"row": number, "value": await _answer(engine, number, line, defaults, progress.add_token)}
+
+    def keep(rows: list[JsonObject]) -> None:
+        log.append(*rows)
+        progress.add(len(rows), num_failed=sum("error" in row["value"] for row in rows))
+
+    todo = (item for item in numbered_lines(path) if item[0] not in log)
+    await in_flight(todo, answer, keep, limit=max_in_flight)
 
 
 async def _answer(
@@ -114,16 +166,16 @@ async def _answer(
     line: bytes,
     defaults: SamplingParams,
     count_token: Callable[[], None],
-) -> tuple[int, JsonObject]:
-    """Row number and the row's answer or error record."""
+) -> JsonObject:
+    """The row's answer or error record."""
     row: JsonObject = {}
     try:
         row = parse_json(line)
         generation = await _generate(engine, read_request(engine, row, number, defaults), count_token)
     except (FieldError, RequestError, TemplateError, TokenizerError) as error:
         message = error.message if isinstance(error, Nemotron4Error) else str(error)
-        return number, {**carried(row), "line": number, "error": message}
-    return number, {**carried(row), **generation.to_json()}
+        return {**carried(row), "line": number, "error": message}
+    return {**carried(row), **generation.to_json()}
 
 
 async def _generate(engine: InferenceEngine, request: Request, count_token: Callable[[], None]) -> Generation:

@@ -155,8 +155,6 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Ask a model, have the judge judge, score. Stopped at any point, the same command goes on."""
-    import asyncio
-
     from nemotron4.cli.console import note, print_json
     from nemotron4.client.connect import JUDGE_KEY_VARIABLE, connect
     from nemotron4.errors import ConfigError
@@ -165,6 +163,7 @@ def run(
     from nemotron4.evaluation.registry import find_task
     from nemotron4.evaluation.runner import RunSettings, run_task
     from nemotron4.evaluation.tables import result_lines
+    from nemotron4.runs import run_stoppable
     from nemotron4.text.prompt import render
 
     inspect_adapter.check_installed()
@@ -191,7 +190,7 @@ def run(
         if judging is not None:
             await judging.close()
 
-    asyncio.run(run_all())
+    run_stoppable(run_all())
 
 
 def _open_model(model: str, name: str | None) -> ChatModel:

@@ -39,11 +39,10 @@ def new(
     concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 8,
 ) -> None:
     """Make a study: collect every model's answer to every prompt."""
-    import asyncio
-
     from nemotron4.client import Sampling
     from nemotron4.evaluation.human.answers import collect_answers
     from nemotron4.evaluation.human.study import Study, create, read_prompts
+    from nemotron4.runs import run_stoppable
 
     sources: dict[str, str] = {}
     for part in models.split(","):
@@ -56,7 +55,7 @@ def new(
     rows = read_prompts(prompts)
     create(out, rows, sources, seed=seed)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
-    asyncio.run(collect_answers(out, rows, sources, sampling, concurrency=concurrency, note=note))
+    run_stoppable(collect_answers(out, rows, sources, sampling, concurrency=concurrency, note=note))
     study = Study(out)
     left_out = len(study.prompts) - len(study.complete_prompts)
     if left_out:

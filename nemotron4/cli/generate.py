@@ -57,7 +57,6 @@ def generate(
     from nemotron4.checkpoint.cache import resolve
     from nemotron4.cli import batch
     from nemotron4.cli.identity import file_digest, model_digest
-    from nemotron4.cli.journal import Journal
     from nemotron4.inference.interface import SamplingParams
 
     params = SamplingParams(
@@ -87,11 +86,11 @@ def generate(
         show_notes(engine.info)
         return engine
 
-    with Journal(output, run) as journal:
-        if journal.is_complete:
+    with batch.Output(output, run) as answers:
+        if answers.log is None:
             note(f"{output} is complete already")
         else:
-            batch.answer_file(load_engine, source, journal, params, max_in_flight=max_in_flight)
+            batch.answer_file(load_engine, source, answers, params, max_in_flight=max_in_flight)
     return _report(output, is_json=json_)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +11,7 @@ import typer
 
 from nemotron4.cli.console import group, note
 from nemotron4.errors import ConfigError
+from nemotron4.runs import write_file
 
 app = group("Start jobs on a cluster, and the model card's own scripts.")
 
@@ -44,9 +44,7 @@ def install_shim(
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-        partial.write_text(SHIM.format(python=sys.executable), encoding="utf-8")
-        partial.replace(path)
+        write_file(path, SHIM.format(python=sys.executable))
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be written: {error.strerror}", hint="run as a user who may, or give --prefix"

@@ -11,7 +11,7 @@ from typing import Any
 from nemotron4 import __version__
 from nemotron4.cli import synonyms
 from nemotron4.cli.commands import COMMANDS, HELP_NAMES, Command, load_app
-from nemotron4.errors import Nemotron4Error, unknown_name
+from nemotron4.errors import Nemotron4Error, TerminatedError, unknown_name
 
 USAGE = "Usage: nemotron4 COMMAND [OPTIONS]..."
 OPTIONS = {
@@ -21,6 +21,7 @@ OPTIONS = {
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+TERMINATED = 143
 BROKEN_PIPE = 141
 
 
@@ -38,8 +39,8 @@ def explained(run: Callable[[], int]) -> int:
     try:
         status = run()
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as interruption:
+        return TERMINATED if isinstance(interruption, TerminatedError) else INTERRUPTED
     except BrokenPipeError:
         # The reader left (`| head`). What is still buffered goes nowhere, without a message at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -41,7 +41,6 @@ def aegis(
 
     Keys: NEMOTRON4_API_KEY for the model, NEMOTRON4_JUDGE_API_KEY for the classifier.
     """
-    import asyncio
     import hashlib
 
     from nemotron4.client.connect import JUDGE_KEY_VARIABLE, connect
@@ -49,7 +48,7 @@ def aegis(
     from nemotron4.redteam.aegis_prompts import fetch_prompts, read_prompts
     from nemotron4.redteam.aegis_report import summary_blocks, write_report
     from nemotron4.report import print_report
-    from nemotron4.run_folder import held
+    from nemotron4.runs import held, run_stoppable
     from nemotron4.text.content_safety import read_policy
     from nemotron4.text.prompt import render
 
@@ -87,7 +86,7 @@ def aegis(
             await judge.close()
 
     with held(out):
-        result = asyncio.run(run())
+        result = run_stoppable(run())
     written = write_report(result, out)
     if as_json:
         print_json(result.to_json())

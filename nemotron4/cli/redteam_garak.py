@@ -102,7 +102,7 @@ def _open_target(target: str, model_name: str | None) -> Iterator[Target]:
         yield Target(url=url, model=name, api_key=os.environ.get(KEY_VARIABLE))
         return
     from nemotron4.cli.child_server import ChildServer
-    from nemotron4.cli.progress import Waiting
+    from nemotron4.progress import Waiting
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

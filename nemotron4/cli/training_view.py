@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nemotron4.cli.progress import PLAIN_INTERVAL_S, duration
+from nemotron4.progress import PLAIN_INTERVAL_S, duration
 
 if TYPE_CHECKING:
     from nemotron4.training.metrics import Part, Progress

@@ -11,6 +11,7 @@ from typing import Any
 from nemotron4.errors import DataError, DownloadError
 from nemotron4.evaluation.data import DataFile, DataSource, inflated, unpack
 from nemotron4.evaluation.registry import TASKS, find_task
+from nemotron4.runs import write_file
 
 
 def files_of(names: Sequence[str]) -> list[DataFile]:
@@ -83,6 +84,4 @@ def _keep(file: DataFile, received: bytes, folder: Path) -> None:
         raise DownloadError(f"sha256 of the content is {sha256}; expected {file.sha256}")
     path = folder / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
-    partial.replace(path)
+    write_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable
 
-from nemotron4.errors import DownloadError
+from nemotron4.errors import DownloadError, import_optional
 
 HUB = "https://huggingface.co"
 Build = Callable[[Callable[[str], bytes]], bytes]
@@ -20,15 +20,12 @@ def hub_rows(repository: str, file: str) -> Build:
     """
 
     def build(download: Callable[[str], bytes]) -> bytes:
-        try:
-            import pyarrow.parquet
-        except ImportError as error:
-            raise DownloadError(f"{repository} comes as Parquet: pip install pyarrow") from error
+        parquet = import_optional("pyarrow.parquet", f"reading {repository}")
         hub = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
         received = download(f"{hub}/datasets/{repository}/resolve/main/{file}")
         try:
-            rows = pyarrow.parquet.read_table(io.BytesIO(received)).to_pylist()
-        except pyarrow.ArrowException as error:
+            rows = parquet.read_table(io.BytesIO(received)).to_pylist()
+        except import_optional("pyarrow", "reading Parquet").ArrowException as error:
             raise DownloadError(f"{repository}, {file}: not a Parquet file: {error}") from error
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 

@@ -15,6 +15,7 @@ from nemotron4.errors import DataError
 from nemotron4.evaluation.task import Metric, Outcome, Task
 from nemotron4.grading.statistics import Interval
 from nemotron4.records import JsonObject, read_json_lines, write
+from nemotron4.runs import write_json
 
 RESULT_FILE = "result.json"
 ITEMS_FILE = "items.jsonl"
@@ -27,7 +28,7 @@ def sha256_of(value: str) -> str:
 def grader_sha256() -> str:
     """Hash of the source of every grader and task: another grader is another number."""
     digest = hashlib.sha256()
-    for package in ("nemotron4.grading", "nemotron4.grading.instructions", "nemotron4.evaluation.tasks"):
+    for package in ("nemotron4.grading", "nemotron4.evaluation.tasks"):
         for file in sorted(resources.files(package).iterdir(), key=lambda entry: entry.name):
             if file.name.endswith((".py", ".json")):
                 digest.update(f"{package}/{file.name}\n".encode() + file.read_bytes())
@@ -155,9 +156,7 @@ def result_name(task: Task, judge: str | None) -> str:
 def save(result: Result, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / ITEMS_FILE, ({"id": name, **values} for name, values in result.items.items()))
-    partial = folder / f".{RESULT_FILE}.partial"
-    partial.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / RESULT_FILE)
+    write_json(folder / RESULT_FILE, result.to_json())
 
 
 def load_result(folder: Path) -> Result:

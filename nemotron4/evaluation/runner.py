@@ -7,13 +7,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from nemotron4.client import ChatModel, ClientError, HopelessError, Sampling, TransientError
-from nemotron4.errors import Nemotron4Error
 from nemotron4.evaluation import inspect_adapter
 from nemotron4.evaluation.conversation import Answer, Conversation, of_item, of_judgment
 from nemotron4.evaluation.data import DataSource
@@ -22,13 +21,9 @@ from nemotron4.evaluation.result import Result, save, sha256_of
 from nemotron4.evaluation.scoring import score_task
 from nemotron4.evaluation.task import Item, Judgment, Task
 from nemotron4.records import JsonObject
-from nemotron4.run_folder import RowLog, claim
+from nemotron4.runs import IncompleteError, RowLog, claim
 
 Note = Callable[[str], None]
-
-
-class IncompleteRunError(Nemotron4Error):
-    """Some requests failed in a way that may pass; the same command goes on where this one stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +55,7 @@ async def run_task(
     judge: ChatModel | None,
     note: Note,
 ) -> Result:
-    """The scored result, saved in ``out/TASK``; IncompleteRunError if a request failed for now."""
+    """The scored result, saved in ``out/TASK``; IncompleteError if a request failed for now."""
     folder = settings.out / task.name
     content = source.main(task.main_file)
     if task.needs_sandbox:
@@ -181,11 +176,11 @@ class _Stage:
         by_id = {conversation.id: conversation for conversation in conversations}
         transient: list[ClientError] = []
         with (
-            closing(RowLog(self._folder / file)) as log,
-            closing(RowLog(self._folder / FAILURES_FILE)) as failed,
+            RowLog(self._folder / file, key=_conversation_id) as log,
+            RowLog(self._folder / FAILURES_FILE) as failed,
         ):
             done = {_conversation_id(row): row for row in log.rows}
-            hopeless = {row["id"] for row in failed.rows}
+            hopeless = failed.keys
             left = [c for c in conversations if c.id not in done and c.id not in hopeless]
             progress = Progress(f"{self._name} {Path(file).stem}", len(conversations), len(left), self._note)
 
@@ -221,7 +216,7 @@ class _Stage:
         missing = [name for name in by_id if name not in done and name not in failures]
         if missing:
             reason = f": {transient[0].message}" if transient else ""
-            raise IncompleteRunError(
+            raise IncompleteError(
                 f"{self._name}: {len(missing)} of {len(conversations)} requests have no answer yet{reason}",
                 hint="repeat the command: what was answered is kept",
             )
@@ -229,7 +224,7 @@ class _Stage:
 
     def _keep_log(self, name: str, ids: Sequence[str]) -> None:
         """Which log shows which sample: the report's links."""
-        with closing(RowLog(self._folder / SAMPLES_FILE)) as log:
+        with RowLog(self._folder / SAMPLES_FILE, key=itemgetter("log")) as log:
             log.append({"log": name, "ids": list(ids)})
 
 

@@ -5,10 +5,8 @@ Every row is on disk when it is there, so a killed run goes on. Failures are cou
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +15,10 @@ from typing import Literal
 from nemotron4.client import ChatModel, Sampling, call_with_retries
 from nemotron4.client.many import ERROR, ask_missing
 from nemotron4.grading.statistics import Interval, wilson
+from nemotron4.progress import Progress
 from nemotron4.records import JsonObject, Message
 from nemotron4.redteam.aegis_prompts import RedTeamPrompt
-from nemotron4.run_folder import RowLog, claim
+from nemotron4.runs import RowLog, claim, write_json
 from nemotron4.text.content_safety import (
     CATEGORIES,
     OTHER,
@@ -142,7 +141,7 @@ async def run_aegis(
     prompts_sha256: str,
     note: Note,
 ) -> AegisResult:
-    """The result, saved in ``out``; client.many.IncompleteError when something did not answer for now."""
+    """The result, saved in ``out``; runs.IncompleteError when something did not answer for now."""
     out = settings.out
     claim(
         out,
@@ -185,9 +184,7 @@ async def run_aegis(
         prompts_by_category=_by_category(prompts),
         tallies=tally_all([row["reply"] for row in judged.values() if ERROR not in row]),
     )
-    partial_path = out / f".{RESULT_FILE}.partial"
-    partial_path.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
-    partial_path.replace(out / RESULT_FILE)
+    write_json(out / RESULT_FILE, result.to_json())
     return result
 
 
@@ -209,18 +206,13 @@ async def _stage(
     settings: AegisSettings,
     note: Note,
 ) -> dict[str, JsonObject]:
-    num_done = 0
-
-    def on_row(row: JsonObject) -> None:
-        nonlocal num_done
-        num_done += 1
-        if num_done % 50 == 0:
-            note(f"{name}: {num_done} more of {len(ids)}")
-
-    with closing(RowLog(path)) as log:
-        if log.rows:
-            note(f"{name}: {len(log.rows)} of {len(ids)} are there already")
-        return await ask_missing(log, ids, ask, concurrency=settings.concurrency, on_row=on_row)
+    with (
+        RowLog(path) as log,
+        Progress(len(ids), sum(each in log for each in ids), name=name, unit="requests") as progress,
+    ):
+        return await ask_missing(
+            log, ids, ask, concurrency=settings.concurrency, on_rows=lambda rows: progress.add(len(rows))
+        )
 
 
 def tally_all(replies: Sequence[str]) -> tuple[Tally, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron4 import records
-from nemotron4.errors import DataError, DownloadError
+from nemotron4.errors import DataError, DownloadError, import_optional
 from nemotron4.records import FieldError, JsonObject, Message, parse_messages, read_json_lines, require
 from nemotron4.text.content_safety import category_code
 
@@ -110,13 +110,8 @@ def _parse(name: str, content: bytes) -> list[Mapping[str, Any]]:
         return list(json.loads(content))
     if name.endswith(".jsonl"):
         return [json.loads(line) for line in content.splitlines() if line.strip()]
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DownloadError(
-            f"{name} is a Parquet file, and pyarrow is not installed", hint="pip install 'nemotron4[synth]'"
-        ) from error
-    return list(pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist())
+    parquet = import_optional("pyarrow.parquet", f"reading {name}")
+    return list(parquet.read_table(io.BytesIO(content)).to_pylist())
 
 
 def _user_prompts(rows: Iterable[Mapping[str, Any]]) -> Iterable[JsonObject]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nemotron4.errors import DownloadError
 from nemotron4.redteam.garak_areas import ProbeInfo
-from nemotron4.run_folder import held
+from nemotron4.runs import held
 
 GARAK_VERSION = "0.17.1"
 TORCH_VERSION = "2.13.0"

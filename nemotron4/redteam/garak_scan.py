@@ -6,8 +6,8 @@ import json
 import socket
 import urllib.parse
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from nemotron4.redteam.garak_process import (
     run_garak,
 )
 from nemotron4.redteam.garak_results import Counts, ProbeResult, read_report
-from nemotron4.run_folder import RowLog, claim, held
+from nemotron4.runs import RowLog, claim, held, write_json
 
 RESULT_FILE = "result.json"
 PROCESSES = "processes"
@@ -99,7 +99,7 @@ def _scan(
     processes = out / PROCESSES
     processes.mkdir(exist_ok=True)
     failures: dict[str, str] = {}
-    with closing(RowLog(out / FAILURES_FILE)) as log:
+    with RowLog(out / FAILURES_FILE, key=itemgetter("probe")) as log:
         for number, unit in enumerate(plan.units, start=1):
             _require_answer(target)
             done = finished_probes(processes, unit)
@@ -115,9 +115,7 @@ def _scan(
                 note(f"  {probe} failed: {reason}")
             failures |= failed
     result = ScanResult(target.url, target.model, asdict(settings), _collect(plan, processes, failures))
-    partial = out / f".{RESULT_FILE}.partial"
-    partial.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
-    partial.replace(out / RESULT_FILE)
+    write_json(out / RESULT_FILE, result.to_json())
     return result
 
 

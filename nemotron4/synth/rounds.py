@@ -22,6 +22,7 @@ from typing import Any
 from nemotron4 import config
 from nemotron4.errors import ConfigError, DataError
 from nemotron4.records import JsonObject
+from nemotron4.runs import write_json
 
 MANIFEST = "manifest.json"
 STEPS = ("generate", "train", "evaluate")
@@ -84,9 +85,7 @@ class Round:
     manifest: JsonObject = field(default_factory=dict)
 
     def save(self) -> None:
-        partial = self.folder / f".{MANIFEST}.partial"
-        partial.write_text(json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(self.folder / MANIFEST)
+        write_json(self.folder / MANIFEST, self.manifest)
 
 
 def load_rounds(path: Path, overrides: Sequence[str] = ()) -> RoundsRecipe:

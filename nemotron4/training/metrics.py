@@ -6,7 +6,6 @@ A resumed run forgets what was written after its checkpoint and writes it again,
 from __future__ import annotations
 
 import json
-import os
 import resource
 import secrets
 import sys
@@ -19,8 +18,9 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from nemotron4.errors import ConfigError
+from nemotron4.errors import import_optional
 from nemotron4.model.config import ModelConfig
+from nemotron4.runs import write_file
 from nemotron4.training.packing import Sample
 
 METRICS_FILE = "metrics.jsonl"
@@ -78,12 +78,7 @@ class JsonLines:
         if step == 0:
             self._path.unlink(missing_ok=True)
         elif self._path.exists():
-            kept = [
-                line + "\n" for line in self._path.read_text("utf-8").splitlines() if _is_until(line, step)
-            ]
-            partial = self._path.with_suffix(".partial")
-            partial.write_text("".join(kept), encoding="utf-8")
-            os.replace(partial, self._path)
+            forget_after(self._path, step)
 
     def write(self, progress: Progress) -> None:
         with self._path.open("a", encoding="utf-8") as file:
@@ -96,9 +91,7 @@ class JsonLines:
 def forget_after(path: Path, step: int) -> None:
     """Keep the lines of a file of JSON lines whose ``step`` is not after this one."""
     kept = [line + "\n" for line in path.read_text("utf-8").splitlines() if _is_until(line, step)]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+    write_file(path, "".join(kept))
 
 
 def _is_until(line: str, step: int) -> bool:
@@ -112,14 +105,8 @@ class TensorBoard:
     """Event files in ``tensorboard/``; names are ``train/loss``, ``validation/loss``."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                "run.log names tensorboard, which is not installed",
-                hint="pip install 'nemotron4[tensorboard]'",
-            ) from error
-        self._open: Any = SummaryWriter  # torch leaves it untyped
+        import_optional("tensorboard", "run.log")  # without it torch's writer does not import
+        self._open = import_optional("torch.utils.tensorboard", "run.log").SummaryWriter
         self._folder = folder / "tensorboard"
 
     def begin(self, step: int) -> None:
@@ -142,14 +129,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, folder: Path, recipe: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ConfigError(
-                f"run.log names wandb, which cannot be imported: {error}",
-                hint="pip install 'nemotron4[wandb]'",
-            ) from error
-        self._wandb = wandb
+        self._wandb = import_optional("wandb", "run.log")
         self._folder = folder
         self._recipe = dict(recipe)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from nemotron4.cli.batch import answer_file
-from nemotron4.cli.journal import Journal
+from nemotron4.cli.batch import Output, answer_file
 from nemotron4.cli.rows import row_seed
-from nemotron4.errors import EngineBusyError, Nemotron4Error
+from nemotron4.errors import DataError, EngineBusyError, Nemotron4Error
 from nemotron4.inference.fake import FakeEngine
 from nemotron4.inference.interface import SamplingParams
 
@@ -43,8 +43,8 @@ class Run:
     def start(
         self, engine: FakeEngine, params: SamplingParams = PARAMS, *, max_in_flight: int = 4
     ) -> list[dict[str, Any]]:
-        with Journal(self.output, {"run": 1}) as journal:
-            answer_file(lambda: engine, self.source, journal, params, max_in_flight=max_in_flight)
+        with Output(self.output, {"run": 1}) as output:
+            answer_file(lambda: engine, self.source, output, params, max_in_flight=max_in_flight)
         return _read(self.output)
 
 
@@ -185,8 +185,8 @@ def test_failing_engine_ends_the_run_and_keeps_what_is_done(tmp_path: Path) -> N
 
 def test_nothing_is_loaded_when_nothing_is_left_to_answer(tmp_path: Path) -> None:
     run = Run(tmp_path, [])
-    with Journal(run.output, {"run": 1}) as journal:
-        answer_file(_never, run.source, journal, PARAMS, max_in_flight=1)
+    with Output(run.output, {"run": 1}) as output:
+        answer_file(_never, run.source, output, PARAMS, max_in_flight=1)
     assert run.output.read_text() == ""
 
 
@@ -197,17 +197,16 @@ def _never() -> FakeEngine:
 PROGRAM = """
     import sys
     from pathlib import Path
-    from nemotron4.cli.batch import answer_file
-    from nemotron4.cli.journal import Journal
+    from nemotron4.cli.batch import Output, answer_file
     from nemotron4.cli.main import explained
     from nemotron4.inference.fake import FakeEngine
     from nemotron4.inference.interface import SamplingParams
 
     def run() -> int:
         params = SamplingParams(max_new_tokens=5, seed=3)
-        with Journal(Path(sys.argv[2]), {"run": 1}) as journal:
+        with Output(Path(sys.argv[2]), {"run": 1}) as output:
             engine = FakeEngine(delay_s=0.002)
-            answer_file(lambda: engine, Path(sys.argv[1]), journal, params, max_in_flight=8)
+            answer_file(lambda: engine, Path(sys.argv[1]), output, params, max_in_flight=8)
         return 0
 
     sys.exit(explained(run))
@@ -228,7 +227,7 @@ def _wait_for_rows(output: Path, count: int, process: subprocess.Popen[str]) -> 
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_interrupted_anywhere_the_same_command_gives_the_uninterrupted_file(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -242,11 +241,84 @@ def test_interrupted_anywhere_the_same_command_gives_the_uninterrupted_file(
         _wait_for_rows(output, rows_before, process)
         process.send_signal(number)
         _, err = process.communicate(timeout=30)
-        assert process.returncode == (130 if number == signal.SIGINT else -number)
+        assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
         assert "Traceback" not in err
-        assert ("the same command continues" in err) == (number == signal.SIGINT)
+        assert ("the same command continues" in err) == (number != signal.SIGKILL)
     process = _start(source, output)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "continuing: " in err
     assert output.read_bytes() == whole.read_bytes()
+
+
+OLD = Path(__file__).parents[1] / "golden" / "runs" / "generate"
+OLD_RUN = {"model": "fake", "sampling": {"seed": 3}}
+
+
+def test_a_journal_of_an_earlier_version_is_continued(tmp_path: Path) -> None:
+    shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
+    output = tmp_path / "cut.jsonl"
+    with Output(output, OLD_RUN) as opened:
+        assert opened.log is not None
+        assert opened.log.num_torn_bytes == len('{"row": 7, "val')
+        kept = len(opened.log)
+        engine = FakeEngine()
+        answer_file(lambda: engine, OLD / "prompts.jsonl", opened, PARAMS, max_in_flight=2)
+    assert engine.stats().requests_finished_total == 8 - kept
+    assert _read(output)[:kept] == _read(OLD / "whole.jsonl")[:kept]
+    assert len(_read(output)) == 8
+    with Output(tmp_path / "whole.jsonl", OLD_RUN) as opened:
+        assert opened.log is None  # complete
+
+
+def test_a_complete_output_of_another_run_and_a_foreign_file_are_not_overwritten(tmp_path: Path) -> None:
+    shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(DataError, match="of another run: model was 'fake', is 'other'"):
+        Output(tmp_path / "whole.jsonl", {**OLD_RUN, "model": "other"})
+    (tmp_path / "mine.jsonl").write_text("precious\n")
+    with pytest.raises(DataError, match="exists already"):
+        Output(tmp_path / "mine.jsonl", OLD_RUN)
+    assert (tmp_path / "mine.jsonl").read_text() == "precious\n"
+
+
+def test_killed_between_the_two_renames_finishes_at_the_next_start(tmp_path: Path) -> None:
+    output = tmp_path / "answers.jsonl"
+    partial = output.with_name("answers.jsonl.partial")
+    with Output(output, OLD_RUN) as opened:
+        assert opened.log is not None
+        opened.log.append({"row": 1, "value": {"text": "a"}})
+        kept = partial.read_bytes()
+        opened.finish()
+    assert not partial.exists()
+    partial.write_bytes(kept)
+    with Output(output, OLD_RUN) as opened:
+        opened.finish()
+    assert _read(output) == [{"text": "a"}]
+    assert json.loads(Path(f"{output}.run.json").read_text()) == OLD_RUN
+
+
+def test_a_full_disk_is_told_in_words_and_the_same_command_continues(tmp_path: Path) -> None:
+    source = _write(tmp_path / "prompts.jsonl", [{"prompt": f"say {n}"} for n in range(60)])
+    output = tmp_path / "answers.jsonl"
+    program = textwrap.dedent(PROGRAM).replace(
+        "def run() -> int:",
+        "import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
+        "def run() -> int:",
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program, str(source), str(output)], capture_output=True, text=True
+    )
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+    assert "error: " in process.stderr
+    assert "answers.jsonl.partial: file too large" in process.stderr
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM), str(source), str(output)],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0
+    assert "continuing: " in process.stderr
+    assert len(_read(output)) == 60

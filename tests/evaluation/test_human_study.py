@@ -86,7 +86,7 @@ def test_a_prompt_without_all_answers_is_left_out_and_counted(
     assert "1 of 6 prompts lack an answer" in capsys.readouterr().err
     assert new(inputs) == 0  # again: nothing changes
     assert new(inputs, seed=1) == 1  # another study
-    assert "take another --out" in capsys.readouterr().err
+    assert "another run: seed was 0, is 1" in capsys.readouterr().err
 
 
 def test_orders_are_random_per_annotator_and_the_same_every_time(study: Study) -> None:

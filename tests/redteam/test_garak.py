@@ -168,7 +168,7 @@ def test_another_scan_in_the_same_folder_is_refused(
 ) -> None:
     assert scan(tmp_path, "refusing", "prompt_injection") == 0
     assert scan(tmp_path, "refusing", "prompt_injection", "dan.DanInTheWild") == 1
-    assert "take another --out" in capsys.readouterr().err
+    assert "another run: probes was" in capsys.readouterr().err
 
 
 def test_groups_are_areas_modules_or_probes() -> None:

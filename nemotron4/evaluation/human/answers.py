@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from nemotron4.client.many import ask_missing
 from nemotron4.errors import DataError
 from nemotron4.evaluation.human.study import StudyPrompt, answers_path
 from nemotron4.records import JsonObject, read_json_lines
-from nemotron4.run_folder import RowLog
+from nemotron4.runs import RowLog
 from nemotron4.text.prompt import render
 
 
@@ -29,7 +28,7 @@ async def collect_answers(
     """Every model's answers into the study, each on disk when it is there; what is there stays."""
     by_id = {prompt.id: prompt for prompt in prompts}
     for name, source in sources.items():
-        with closing(RowLog(answers_path(folder, name))) as log:
+        with RowLog(answers_path(folder, name)) as log:
             if not is_address(source):
                 _take(log, Path(source), by_id)
                 continue
@@ -37,7 +36,7 @@ async def collect_answers(
 
             try:
                 ask = partial(_ask, chat, by_id, sampling)
-                await ask_missing(log, list(by_id), ask, concurrency=concurrency, on_row=lambda row: None)
+                await ask_missing(log, list(by_id), ask, concurrency=concurrency, on_rows=lambda rows: None)
             finally:
                 await chat.close()
         note(f"{name}: {len(prompts)} prompts answered")
@@ -52,12 +51,14 @@ async def _ask(
 
 def _take(log: RowLog, path: Path, by_id: Mapping[str, StudyPrompt]) -> None:
     """Answers of other prompts are no part of the study; an answer that is no text is an error."""
-    there = {row["id"] for row in log.rows}
+    there = set(log.keys)
+    found = []
     for number, row in read_json_lines(path):
         name = str(row.get("id"))
         if name not in by_id or name in there:
             continue
         if not isinstance(row.get("response"), str):
             raise DataError(f"{path}:{number}: field 'response' is not a string; expected one answer")
-        log.append({"id": name, "response": row["response"]})
+        found.append({"id": name, "response": row["response"]})
         there.add(name)
+    log.append(*found)

@@ -12,16 +12,16 @@ import json
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 
 from nemotron4.client.many import ERROR
 from nemotron4.errors import ConfigError, DataError
 from nemotron4.records import FieldError, JsonObject, Message, parse_messages, read_json_lines, require
-from nemotron4.run_folder import RowLog, claim
+from nemotron4.runs import RowLog, claim, read_rows, write_json
 
 # Five levels of quality and one for complete failure (technical report, human evaluation).
 SCALE = (0, 1, 2, 3, 4, 5)
@@ -118,9 +118,7 @@ def create(folder: Path, prompts: Sequence[StudyPrompt], models: Mapping[str, st
         },
     )
     study = {"models": dict(models), "seed": seed, "prompts": rows}
-    partial = folder / ".study.json.partial"
-    partial.write_text(json.dumps(study, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(folder / "study.json")
+    write_json(folder / "study.json", study, indent=None)
 
 
 class Study:
@@ -178,8 +176,8 @@ class RatingLog:
 
     def __init__(self, study: Study, annotator: str) -> None:
         self._path = study.folder / f"ratings-{check_name('annotator', annotator)}.jsonl"
-        self._log = RowLog(self._path)
-        self.rated = {(row["prompt"], row["model"]) for row in self._log.rows}
+        self._log = RowLog(self._path, key=itemgetter("prompt", "model"))
+        self.rated = set(self._log.keys)
 
     def add(self, rating: AnswerRating) -> None:
         self._log.append(asdict(rating) | {"at": datetime.now(UTC).isoformat(timespec="seconds")})
@@ -194,14 +192,12 @@ def answers_path(folder: Path, model: str) -> Path:
 
 
 def dict_rows(path: Path) -> dict[str, JsonObject]:
-    with closing(RowLog(path)) as log:
-        return {str(row["id"]): row for row in log.rows}
+    return {str(row["id"]): row for row in read_rows(path)}
 
 
 def read_ratings(path: Path) -> Iterator[AnswerRating]:
-    with closing(RowLog(path)) as log:
-        for row in log.rows:
-            try:
-                yield AnswerRating(**row)
-            except (TypeError, DataError) as error:
-                raise DataError(f"{path}: a row is not a rating: {error}") from error
+    for row in read_rows(path):
+        try:
+            yield AnswerRating(**row)
+        except (TypeError, DataError) as error:
+            raise DataError(f"{path}: a row is not a rating: {error}") from error
