@@ -21,7 +21,7 @@ QUESTION = "What is the capital of France?"
 FIRST_TOKEN = f"""
 import asyncio, json, pathlib, sys, time
 import nemotron4
-from nemotron4.inference.interface import SamplingParams
+from nemotron4.engine import SamplingParams
 
 async def first(engine, ids):
     async for step in engine.stream(ids, SamplingParams(max_new_tokens=1, temperature=0)):

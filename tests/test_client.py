@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from types import SimpleNamespace
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pytest
@@ -31,9 +29,9 @@ from nemotron4.client import (
 from nemotron4.client.fake_server import FakeServer
 from nemotron4.client.http import error_for_status
 from nemotron4.errors import EngineBusyError, RequestError
-from nemotron4.inference.interface import PositionLogprobs, SamplingParams, TokenStep
-from nemotron4.inference.interface import TokenLogprob as EngineLogprob
+from nemotron4.inference.fake import FakeEngine
 from nemotron4.records import ATTRIBUTES, Message
+from nemotron4.text.prompt import nemotron4, render
 
 Result = TypeVar("Result")
 USER = (Message("user", "Write a list of 3 topics."),)
@@ -61,17 +59,12 @@ def chat_once(behaviour: FakeBehaviour, sampling: Sampling | None = None, **opti
     return with_server(behaviour, use)
 
 
-def card_prompt(messages: Sequence[Message]) -> str:
-    return f"<extra_id_0>System\n\n<extra_id_1>User\n{messages[0].content}\n<extra_id_1>Assistant\n"
-
-
-def test_a_chat_reply_carries_text_reason_usage_and_the_raw_answer() -> None:
+def test_a_chat_reply_carries_text_reason_and_usage() -> None:
     reply = chat_once(FakeBehaviour())
     assert len(reply.text.splitlines()) == 3
     assert (reply.finish_reason, reply.model) == ("stop", "fake")
     assert reply.prompt_tokens == 6
     assert reply.completion_tokens is not None
-    assert reply.raw["object"] == "chat.completion"
 
 
 def test_every_transport_gives_the_fakes_reply_unchanged() -> None:
@@ -79,7 +72,7 @@ def test_every_transport_gives_the_fakes_reply_unchanged() -> None:
         models: list[ChatModel] = [
             FakeChatModel(),
             OpenAIChatModel(server.url, "fake"),
-            GenerateChatModel(server.root, render=lambda messages: messages[0].content),
+            GenerateChatModel(server.root),
         ]
         texts = [(await model.chat(USER, Sampling(max_tokens=50))).text for model in models]
         for model in models:
@@ -87,12 +80,14 @@ def test_every_transport_gives_the_fakes_reply_unchanged() -> None:
         return texts
 
     texts = with_server(FakeBehaviour(), use)
-    assert texts[0] == texts[1] == texts[2]
+    assert texts[0] == texts[1]
+    written = asyncio.run(FakeChatModel().complete(render(USER), Sampling(max_tokens=50)))
+    assert texts[2] == written.text
 
 
 def test_the_generate_client_removes_prompt_and_stop_and_tells_cut_replies() -> None:
     async def use(server: FakeServer) -> tuple[Reply, Reply]:
-        model = GenerateChatModel(server.root, render=card_prompt)
+        model = GenerateChatModel(server.root)
         whole, cut = await model.chat(USER, Sampling()), await model.chat(USER, Sampling(max_tokens=2))
         await model.close()
         return whole, cut
@@ -105,7 +100,7 @@ def test_the_generate_client_removes_prompt_and_stop_and_tells_cut_replies() -> 
 
 def test_a_refusal_of_generate_with_status_200_is_hopeless() -> None:
     async def use(server: FakeServer) -> None:
-        model = GenerateChatModel(server.root, render=card_prompt)
+        model = GenerateChatModel(server.root)
         try:
             await model._put({"sentences": ["a"], "tokens_to_generate": 0})
         finally:
@@ -317,72 +312,25 @@ def test_a_broken_connection_does_not_lower_the_limit() -> None:
     assert limit.limit == 8
 
 
-class WordTokenizer:
-    """Words with their leading space as tokens; ids are handed out as they appear."""
-
-    def __init__(self) -> None:
-        self.words: list[str] = []
-
-    def encode(self, text: str) -> list[int]:
-        pieces = [" " + word for word in text.split(" ")]
-        self.words += [piece for piece in pieces if piece not in self.words]
-        return [self.words.index(piece) for piece in pieces]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(self.words[i] for i in ids)
-
-    def piece(self, token_id: int) -> str:
-        return self.words[token_id]
-
-
-@dataclass
-class ScriptedEngine:
-    """Plays back one answer through the engine interface, or raises."""
-
-    answer: str = ""
-    stop_reason: int | str | None = None
-    error: Exception | None = None
-
-    def __post_init__(self) -> None:
-        self.tokenizer = WordTokenizer()
-        self.info = SimpleNamespace(name="scripted", eos_token_ids=(3,))
-        self.params: Any = None
-
-    async def stream(self, prompt_ids: Sequence[int], params: Any) -> AsyncIterator[TokenStep]:
-        self.params = params
-        if self.error is not None:
-            raise self.error
-        if params.prompt_logprobs is not None:
-            scores = tuple(PositionLogprobs(EngineLogprob(i, -float(i))) for i in prompt_ids[1:])
-            yield TokenStep(None, prompt_logprobs=scores, finish_reason="length")
-            return
-        ids = self.tokenizer.encode(self.answer)
-        for token_id in ids[:-1]:
-            yield TokenStep(token_id)
-        yield TokenStep(ids[-1], finish_reason="stop", stop_reason=self.stop_reason)
-
-
-def engine_model(engine: ScriptedEngine) -> EngineChatModel:
-    return EngineChatModel(
-        engine,
-        make_params=SamplingParams,
-        encode_chat=lambda messages: engine.tokenizer.encode(messages[-1].content),
-    )
-
-
 def test_the_in_process_engine_answers_without_its_stop_text() -> None:
-    engine = ScriptedEngine("the answer STOP", stop_reason=" STOP")
-    reply = asyncio.run(engine_model(engine).chat(USER, Sampling(max_tokens=9, temperature=0.5, seed=3)))
-    assert (reply.text, reply.finish_reason, reply.completion_tokens) == (" the answer", "stop", 3)
-    assert (engine.params.max_new_tokens, engine.params.temperature, engine.params.seed) == (9, 0.5, 3)
-    assert engine.params.stop_token_ids == frozenset({3})
-    ended_by_token = ScriptedEngine("the answer <end>", stop_reason=2)
-    assert asyncio.run(engine_model(ended_by_token).chat(USER, Sampling())).text == " the answer"
+    model = EngineChatModel(FakeEngine("the answer STOP more", prompt_format=nemotron4()))
+    reply = asyncio.run(model.chat(USER, Sampling(max_tokens=30, stop=(" STOP",))))
+    assert (reply.text, reply.finish_reason) == ("the answer", "stop")
+    ended_by_turn = EngineChatModel(FakeEngine("the answer\n<extra_id_1>User", prompt_format=nemotron4()))
+    assert asyncio.run(ended_by_turn.chat(USER, Sampling(max_tokens=30))).text == "the answer"
+
+
+def test_a_base_model_in_process_continues_text_and_refuses_messages() -> None:
+    model = EngineChatModel(FakeEngine(" words"))
+    assert asyncio.run(model.complete("some", Sampling(max_tokens=30))).text == " words"
+    with pytest.raises(HopelessError, match="no chat template"):
+        asyncio.run(model.chat(USER, Sampling()))
 
 
 def test_the_in_process_engine_scores_only_the_continuation() -> None:
-    scores = asyncio.run(engine_model(ScriptedEngine()).continuation_logprobs("a b", " c d"))
-    assert [score.logprob for score in scores] == [-2.0, -3.0]
+    scores = asyncio.run(EngineChatModel(FakeEngine()).continuation_logprobs("ab", "cd"))
+    assert [score.token for score in scores] == ["c", "d"]
+    assert all(score.logprob < 0 for score in scores)
 
 
 @pytest.mark.parametrize(
@@ -394,8 +342,10 @@ def test_the_in_process_engine_scores_only_the_continuation() -> None:
     ],
 )
 def test_engine_errors_are_sorted_like_http_errors(error: Exception, kind: str) -> None:
+    engine = FakeEngine("x", prompt_format=nemotron4())
+    engine.fail_next(error)
     with pytest.raises(ClientError) as caught:
-        asyncio.run(engine_model(ScriptedEngine(error=error)).chat(USER, Sampling()))
+        asyncio.run(EngineChatModel(engine).chat(USER, Sampling()))
     assert caught.value.kind == kind
 
 

@@ -41,14 +41,11 @@ CLASS_NAMES_WITH_TWO_MEANINGS = {
     "Part",
     "Plan",
     "Progress",
-    "Request",
-    "Reward",
     "RewardScorer",
     "Score",
     "Segment",
     "Source",
     "StepResult",
-    "TokenLogprob",
     "Verdict",
 }
 DEFAULTS_IN_TWO_PLACES = {

@@ -17,7 +17,8 @@ from typing import Any, Self
 
 from nemotron4 import records
 from nemotron4.cli.console import note
-from nemotron4.cli.rows import Request, carried, parse_json, read_request
+from nemotron4.cli.rows import carried, parse_json, read_request
+from nemotron4.engine import InferenceEngine, SamplingParams, SamplingRequest
 from nemotron4.errors import (
     DataError,
     EngineBusyError,
@@ -26,11 +27,10 @@ from nemotron4.errors import (
     TemplateError,
     TokenizerError,
 )
-from nemotron4.inference.interface import InferenceEngine, SamplingParams
 from nemotron4.progress import Progress
 from nemotron4.records import FieldError, Generation, JsonObject
 from nemotron4.runs import RowLog, differences, in_flight, run_stoppable, write_json
-from nemotron4.server.answer_text import AnswerText
+from nemotron4.text.answers import EngineStoppedError, run
 
 
 class Output:
@@ -131,7 +131,9 @@ def answer_file(
                     _answer_rows(engine, path, log, defaults, progress, max_in_flight=max_in_flight)
                 )
         except EngineStoppedError as error:
-            raise Nemotron4Error(str(error), hint="the finished rows are kept: repeat the command") from error
+            raise Nemotron4Error(
+                error.message, hint="the finished rows are kept: repeat the command"
+            ) from error
         finally:
             engine.close()
     output.finish()
@@ -178,39 +180,12 @@ async def _answer(
     return {**carried(row), **generation.to_json()}
 
 
-async def _generate(engine: InferenceEngine, request: Request, count_token: Callable[[], None]) -> Generation:
+async def _generate(
+    engine: InferenceEngine, request: SamplingRequest, count_token: Callable[[], None]
+) -> Generation:
     while True:
         try:
-            return await _generate_once(engine, request, count_token)
+            answer = await run(engine, request, on_text=lambda _: count_token())
+            return answer.generation()
         except EngineBusyError as busy:
             await asyncio.sleep(busy.retry_after_s)
-
-
-async def _generate_once(
-    engine: InferenceEngine, request: Request, count_token: Callable[[], None]
-) -> Generation:
-    answer = AnswerText(engine.tokenizer, request.prompt_ids, request.params.stop_strings)
-    text, finish_reason = "", None
-    token_ids: list[int] = []
-    logprobs: list[float] = []
-    async for step in engine.stream(request.prompt_ids, request.params):
-        text += answer.push(step)
-        if step.token_id is not None:
-            token_ids.append(step.token_id)
-            count_token()
-        if step.logprobs is not None:
-            logprobs.append(step.logprobs.chosen.logprob)
-        finish_reason = step.finish_reason
-    if finish_reason is None or finish_reason == "abort":
-        raise EngineStoppedError("the engine stopped before the answer was complete")
-    return Generation(
-        text=text,
-        token_ids=tuple(token_ids),
-        finish_reason=finish_reason,
-        num_prompt_tokens=len(request.prompt_ids),
-        logprobs=tuple(logprobs) if request.params.logprobs is not None else None,
-    )
-
-
-class EngineStoppedError(RuntimeError):
-    """The engine ended a request by itself: no row is to blame, so the run ends."""

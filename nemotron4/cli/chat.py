@@ -29,7 +29,7 @@ def chat(
     the input.
     """
     from nemotron4.cli.conversation import Chat
-    from nemotron4.inference.interface import SamplingParams
+    from nemotron4.engine import SamplingParams
     from nemotron4.inference.load import load
 
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)

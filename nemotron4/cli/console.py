@@ -11,7 +11,7 @@ import typer
 from nemotron4.cli.commands import HELP_NAMES
 
 if TYPE_CHECKING:
-    from nemotron4.inference.interface import ModelInfo
+    from nemotron4.engine import ModelInfo
 
 
 def group(help_text: str) -> typer.Typer:

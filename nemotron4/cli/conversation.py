@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 from nemotron4 import records
 from nemotron4.cli.console import note
-from nemotron4.cli.prompting import chat_params, chat_prompt_ids
+from nemotron4.engine import InferenceEngine, SamplingParams
 from nemotron4.errors import DataError, Nemotron4Error, RequestError, unknown_name
-from nemotron4.inference.interface import InferenceEngine, SamplingParams
 from nemotron4.records import Conversation, Message
-from nemotron4.server.answer_text import AnswerText
+from nemotron4.text.answers import chat_request, run
 
 HELP = """\
 /save FILE    write the conversation to a file (one row, as fine-tuning reads it)
@@ -101,24 +100,25 @@ class Chat:
                 self._turns.pop()  # a question without an answer would stand twice when it is repeated
 
     async def _stream(self, shown: list[str]) -> None:
-        prompt_ids = chat_prompt_ids(self._engine, self.messages)
-        params = chat_params(self._engine, self._params)
-        room = self._engine.info.context_length - len(prompt_ids)
+        request = chat_request(self._engine, self.messages, self._params)
+        room = self._engine.info.context_length - len(request.prompt_ids)
         if room < 1:
             raise RequestError(
-                f"the conversation has {len(prompt_ids)} tokens; the model reads "
+                f"the conversation has {len(request.prompt_ids)} tokens; the model reads "
                 f"{self._engine.info.context_length}",
                 hint="/reset starts a new one",
             )
-        params = dataclasses.replace(params, max_new_tokens=min(params.max_new_tokens, room))
-        answer = AnswerText(self._engine.tokenizer, prompt_ids, params.stop_strings)
-        async for step in self._engine.stream(prompt_ids, params):
-            text = answer.push(step)
+        limit = min(request.params.max_new_tokens, room)
+        request = replace(request, params=replace(request.params, max_new_tokens=limit))
+
+        def show(text: str) -> None:
             shown.append(text)
             self._output.write(text)
             self._output.flush()
-            if step.finish_reason == "length":
-                note(f"\n(cut after {params.max_new_tokens} tokens)")
+
+        answer = await run(self._engine, request, on_text=show)
+        if answer.generation().finish_reason == "length":
+            note(f"\n(cut after {limit} tokens)")
         self._output.write("\n")
         self._output.flush()
 

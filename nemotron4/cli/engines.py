@@ -20,7 +20,7 @@ from nemotron4.cluster.slurm import (
 from nemotron4.errors import ConfigError, Nemotron4Error
 
 if TYPE_CHECKING:
-    from nemotron4.inference.interface import InferenceEngine
+    from nemotron4.engine import InferenceEngine
     from nemotron4.inference.vllm_load import Layout
 
 EngineName = Literal["builtin", "vllm"]

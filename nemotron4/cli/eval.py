@@ -164,7 +164,6 @@ def run(
     from nemotron4.evaluation.runner import RunSettings, run_task
     from nemotron4.evaluation.tables import result_lines
     from nemotron4.runs import run_stoppable
-    from nemotron4.text.prompt import render
 
     inspect_adapter.check_installed()
     chosen = [find_task(name) for name in tasks]
@@ -175,9 +174,7 @@ def run(
     source = DataSource(data_folder(folder), data)
     settings = RunSettings(out=out, limit=limit, seed=seed, concurrency=concurrency, allow_unsafe=unsafe)
     chat = _open_model(model, model_name)
-    judging = (
-        None if judge is None else connect(judge, judge_name, render=render, key_variable=JUDGE_KEY_VARIABLE)
-    )
+    judging = None if judge is None else connect(judge, judge_name, key_variable=JUDGE_KEY_VARIABLE)
 
     async def run_all() -> None:
         for task in chosen:
@@ -195,13 +192,11 @@ def run(
 
 def _open_model(model: str, name: str | None) -> ChatModel:
     """The server at an address, or an engine in this process."""
-    from nemotron4.cli.local_model import open_local_model
+    from nemotron4.client import EngineChatModel
     from nemotron4.client.connect import connect, is_address
-    from nemotron4.text.prompt import render
+    from nemotron4.inference.load import load
 
-    if is_address(model):
-        return connect(model, name, render=render)
-    return open_local_model(model, name)
+    return connect(model, name) if is_address(model) else EngineChatModel(load(model), name=name)
 
 
 @app.command()

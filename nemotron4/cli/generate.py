@@ -19,7 +19,7 @@ from nemotron4.cli.options import (
 from nemotron4.records import read_json_lines
 
 if TYPE_CHECKING:
-    from nemotron4.inference.interface import InferenceEngine
+    from nemotron4.engine import InferenceEngine
 
 
 def generate(
@@ -57,7 +57,7 @@ def generate(
     from nemotron4.checkpoint.cache import resolve
     from nemotron4.cli import batch
     from nemotron4.cli.identity import file_digest, model_digest
-    from nemotron4.inference.interface import SamplingParams
+    from nemotron4.engine import SamplingParams
 
     params = SamplingParams(
         max_new_tokens=max_new_tokens,

@@ -17,7 +17,7 @@ from nemotron4.cluster.slurm import Rank, find_rank, held_lifeline, lifeline_por
 from nemotron4.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nemotron4.inference.interface import InferenceEngine
+    from nemotron4.engine import InferenceEngine
     from nemotron4.server.settings import PageSettings
 
 STARS = "*" * 27

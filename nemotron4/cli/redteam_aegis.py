@@ -50,7 +50,6 @@ def aegis(
     from nemotron4.report import print_report
     from nemotron4.runs import held, run_stoppable
     from nemotron4.text.content_safety import read_policy
-    from nemotron4.text.prompt import render
 
     if fetch:
         note(f"{prompts}: {fetch_prompts(prompts)} prompts")
@@ -60,8 +59,8 @@ def aegis(
             f"{prompts}: {num_strange} rows have a category that is none of the 13; they count as without one"
         )
     text = read_policy(policy)
-    model = connect(target, model_name, render=render)
-    judge = connect(classifier, classifier_name, render=render, key_variable=JUDGE_KEY_VARIABLE)
+    model = connect(target, model_name)
+    judge = connect(classifier, classifier_name, key_variable=JUDGE_KEY_VARIABLE)
     settings = AegisSettings(
         out=out,
         max_tokens=max_tokens,

@@ -92,13 +92,12 @@ def _open_target(target: str, model_name: str | None) -> Iterator[Target]:
     """The server at an address, or a model served by a child process for as long as the scan takes."""
     from nemotron4.client.connect import KEY_VARIABLE, connect, is_address
     from nemotron4.redteam.garak_process import Target
-    from nemotron4.text.prompt import render
 
     if is_address(target):
         url = target.rstrip("/")
         if not url.endswith(("/generate", "/v1")):
             url += "/v1"
-        name = connect(url, model_name, render=render).name
+        name = connect(url, model_name).name
         yield Target(url=url, model=name, api_key=os.environ.get(KEY_VARIABLE))
         return
     from nemotron4.cli.child_server import ChildServer
@@ -114,7 +113,7 @@ def _open_target(target: str, model_name: str | None) -> Iterator[Target]:
             with Waiting(f"loading {target}"):
                 server.wait_until_ready(timeout_s=START_S)
             url = f"{server.url}/v1"
-            yield Target(url=url, model=connect(url, None, render=render).name)
+            yield Target(url=url, model=connect(url, None).name)
 
 
 def compare(

@@ -50,7 +50,6 @@ def replay(
     from nemotron4.redteam.session_store import SessionStore
     from nemotron4.report import print_report
     from nemotron4.text.content_safety import read_policy
-    from nemotron4.text.prompt import render
 
     opened: list[ChatModel] = []
     if judge == "person":
@@ -58,13 +57,13 @@ def replay(
     elif judge == "refusal":
         decider = replays.refusal_rule()
     elif is_address(judge):
-        opened.append(connect(judge, judge_name, render=render, key_variable=JUDGE_KEY_VARIABLE))
+        opened.append(connect(judge, judge_name, key_variable=JUDGE_KEY_VARIABLE))
         decider = replays.classifier(opened[0], read_policy(policy), "raw" if raw else "chat")
     else:
         raise ConfigError(f"judge is {judge!r}; expected person, refusal or a URL")
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
     with SessionStore(database, create=False) as store:
-        model = connect(target, model_name, render=render)
+        model = connect(target, model_name)
 
         async def run() -> replays.ReplayResult:
             try:

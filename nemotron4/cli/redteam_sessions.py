@@ -103,9 +103,8 @@ def record(
         from nemotron4.cli.redteam_recording import attack
         from nemotron4.client import Sampling
         from nemotron4.client.connect import connect
-        from nemotron4.text.prompt import render
 
-        chat = connect(target, model_name, render=render)
+        chat = connect(target, model_name)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
         kept = attack(chat, store, annotator=annotator, sampling=sampling, system=system)
         note(f"recorded session {kept.id}")

@@ -6,13 +6,12 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from nemotron4.cli.prompting import chat_params, chat_prompt_ids, text_params, text_prompt_ids
+from nemotron4.engine import InferenceEngine, SamplingParams, SamplingRequest, derive_seed
 from nemotron4.errors import unknown_name
-from nemotron4.inference.interface import InferenceEngine, SamplingParams
 from nemotron4.records import FieldError, JsonObject, optional_number, parse_messages, require
+from nemotron4.text.answers import chat_request, text_request
 
 # What a row may say about its own sampling; every other row follows the command's options.
 INTEGERS = ("max_new_tokens", "min_new_tokens", "top_k", "seed")
@@ -26,15 +25,8 @@ NUMBERS = (
 )
 PROMPTS = ("prompt", "messages")
 CARRIED = ("id", "meta")
+SEED_RULE = 1
 FIELDS = (*PROMPTS, *CARRIED, *INTEGERS, *NUMBERS, "stop", "logprobs")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One row, ready for the engine."""
-
-    prompt_ids: tuple[int, ...]
-    params: SamplingParams
 
 
 def parse_json(line: bytes) -> JsonObject:
@@ -54,46 +46,41 @@ def carried(row: Mapping[str, Any]) -> JsonObject:
     return {name: row[name] for name in CARRIED if row.get(name) is not None}
 
 
-def read_request(engine: InferenceEngine, row: JsonObject, number: int, defaults: SamplingParams) -> Request:
+def read_request(
+    engine: InferenceEngine,
+    row: JsonObject,
+    number: int,
+    defaults: SamplingParams,
+    *,
+    seed_rule: int = SEED_RULE,
+) -> SamplingRequest:
     for name in row:
         if name not in FIELDS:
             message, hint = unknown_name("field", name, FIELDS)
             raise FieldError(f"{message}; {hint} Other data belongs under 'meta'")
-    prompt_ids, params = _prompt(engine, row, defaults)
     changes: dict[str, Any] = {
         name: require(row, name, int, "an integer") for name in INTEGERS if name in row
     }
     changes |= {name: optional_number(row, name) for name in NUMBERS if row.get(name) is not None}
     if "stop" in row:
-        changes["stop_strings"] = (*params.stop_strings, *_stop_strings(row))
+        changes["stop_strings"] = (*defaults.stop_strings, *_stop_strings(row))
     if "logprobs" in row:
         changes["logprobs"] = 0 if require(row, "logprobs", bool, "true or false") else None
-    if "seed" not in row and params.seed is not None:
-        changes["seed"] = row_seed(params.seed, number)
-    return Request(tuple(prompt_ids), dataclasses.replace(params, **changes))
+    if "seed" not in row and defaults.seed is not None:
+        changes["seed"] = row_seed(defaults.seed, number, seed_rule)
+    return _request(engine, row, dataclasses.replace(defaults, **changes))
 
 
-def _prompt(
-    engine: InferenceEngine, row: JsonObject, defaults: SamplingParams
-) -> tuple[list[int], SamplingParams]:
+def _request(engine: InferenceEngine, row: JsonObject, params: SamplingParams) -> SamplingRequest:
     given = [name for name in PROMPTS if name in row]
     if len(given) != 1:
         raise FieldError(f"expected one of the fields 'prompt' and 'messages', found {len(given)}")
     if "messages" in row:
-        messages = parse_messages(row, "messages")
-        return chat_prompt_ids(engine, messages), chat_params(engine, defaults)
+        return chat_request(engine, parse_messages(row, "messages"), params)
     prompt = require(row, "prompt", (str, list), "a string or a list of token ids")
-    if isinstance(prompt, str):
-        return text_prompt_ids(engine, prompt), text_params(engine, defaults)
-    if not all(type(token_id) is int for token_id in prompt):
+    if not isinstance(prompt, str) and not all(type(token_id) is int for token_id in prompt):
         raise FieldError("field 'prompt' is a list with something else than integers; expected token ids")
-    for token_id in prompt:
-        if not 0 <= token_id < engine.tokenizer.vocab_size:
-            raise FieldError(
-                f"field 'prompt' holds token id {token_id}, which is outside the vocabulary; "
-                f"expected 0 to {engine.tokenizer.vocab_size - 1}"
-            )
-    return prompt, text_params(engine, defaults)
+    return text_request(engine, prompt, params)
 
 
 def _stop_strings(row: JsonObject) -> tuple[str, ...]:
@@ -104,7 +91,11 @@ def _stop_strings(row: JsonObject) -> tuple[str, ...]:
     return stops
 
 
-def row_seed(seed: int, number: int) -> int:
-    """The seed of one row: equal prompts get different answers, a resumed row the one it would have had."""
-    digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
+def row_seed(seed: int, number: int, rule: int = SEED_RULE) -> int | None:
+    """The seed of line ``number`` (from 1): equal prompts get different answers, a resumed row its own.
+
+    Rule 1 is what runs used that recorded none.
+    """
+    if rule == 1:
+        return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:7], "big")
+    return derive_seed(seed, number - 1)

@@ -108,7 +108,7 @@ def serve(
     )
 
     from nemotron4.cluster.slurm import find_rank
-    from nemotron4.inference.interface import InferenceEngine
+    from nemotron4.engine import InferenceEngine
     from nemotron4.server.guard import GuardSettings
     from nemotron4.server.run import run
     from nemotron4.text.content_safety import read_policy
@@ -178,11 +178,8 @@ def _connect_guard(url: str, name: str | None, settings: GuardSettings) -> Guard
     """The guard behind an address; an error if nothing answers there. Its key is NEMOTRON4_GUARD_API_KEY."""
     from nemotron4.client.connect import connect
     from nemotron4.server.guard import TIMEOUT_S, Guard
-    from nemotron4.text.prompt import render
 
-    classifier = connect(
-        url, name, render=render, key_variable="NEMOTRON4_GUARD_API_KEY", timeout_s=TIMEOUT_S
-    )
+    classifier = connect(url, name, key_variable="NEMOTRON4_GUARD_API_KEY", timeout_s=TIMEOUT_S)
     return Guard(classifier, settings)
 
 

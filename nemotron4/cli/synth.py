@@ -78,10 +78,11 @@ def run(
 
 def _local_models(recipe: SynthRecipe) -> dict[str, ChatModel]:
     """The models of ``local`` endpoints, loaded into this process."""
-    from nemotron4.cli.local_model import open_local_model
+    from nemotron4.client import EngineChatModel
+    from nemotron4.inference.load import load
 
     return {
-        name: open_local_model(endpoint.model, endpoint.model)
+        name: EngineChatModel(load(endpoint.model), name=endpoint.model)
         for name, endpoint in recipe.endpoint.items()
         if endpoint.form == "local"
     }

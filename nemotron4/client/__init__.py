@@ -11,13 +11,13 @@ from nemotron4.client.interface import (
     ClientError,
     HopelessError,
     Reply,
-    Reward,
     Sampling,
-    TokenLogprob,
+    TextLogprob,
     TransientError,
 )
 from nemotron4.client.openai import OpenAIChatModel
 from nemotron4.client.retry import AdaptiveLimit, RetryPolicy, call_with_retries
+from nemotron4.engine import Reward
 
 __all__ = [
     "AdaptiveLimit",
@@ -34,7 +34,7 @@ __all__ = [
     "RetryPolicy",
     "Reward",
     "Sampling",
-    "TokenLogprob",
+    "TextLogprob",
     "TransientError",
     "call_with_retries",
 ]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
 
 from nemotron4.client.generate import GenerateChatModel
 from nemotron4.client.interface import ChatModel
 from nemotron4.client.openai import OpenAIChatModel
 from nemotron4.errors import ConfigError
-from nemotron4.records import Message
 
 KEY_VARIABLE = "NEMOTRON4_API_KEY"
 JUDGE_KEY_VARIABLE = "NEMOTRON4_JUDGE_API_KEY"
@@ -25,13 +23,12 @@ def connect(
     address: str,
     name: str | None,
     *,
-    render: Callable[[Sequence[Message]], str],
     key_variable: str = KEY_VARIABLE,
     timeout_s: float = TIMEOUT_S,
 ) -> ChatModel:
     """``.../generate`` is the card's server, everything else an OpenAI-compatible one (``/v1`` is added).
 
-    ``render`` writes the prompt of the first kind. Without a name the server is asked for the model it
+    Without a name the server is asked for the model it
     serves. A key comes from the environment only.
     """
     if not is_address(address):
@@ -39,7 +36,7 @@ def connect(
     address = address.rstrip("/")
     if address.endswith("/generate"):
         root = address.removesuffix("/generate")
-        return GenerateChatModel(root, render=render, name=name or "generate", timeout_s=timeout_s)
+        return GenerateChatModel(root, name=name or "generate", timeout_s=timeout_s)
     if not address.endswith("/v1"):
         address += "/v1"
     key = os.environ.get(key_variable)

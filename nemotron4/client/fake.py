@@ -19,11 +19,11 @@ from nemotron4.client.interface import (
     ClientError,
     HopelessError,
     Reply,
-    Reward,
     Sampling,
-    TokenLogprob,
+    TextLogprob,
     TransientError,
 )
+from nemotron4.engine import Reward
 from nemotron4.records import ATTRIBUTES, JsonObject, Message
 
 Script = Callable[[Sequence[Message], Sampling], str]
@@ -118,7 +118,7 @@ class FakeChatModel:
     async def complete(self, prompt: str, sampling: Sampling) -> Reply:
         return await self.chat((Message("user", prompt),), sampling)
 
-    async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TokenLogprob, ...]:
+    async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TextLogprob, ...]:
         return fake_logprobs(continuation)
 
     async def score(self, messages: Sequence[Message]) -> Reward:
@@ -213,9 +213,8 @@ def fake_attributes(messages: Sequence[Message]) -> dict[str, float]:
     return {name: round(4 * draw.random(), 3) for name in ATTRIBUTES}
 
 
-def fake_logprobs(text: str) -> tuple[TokenLogprob, ...]:
+def fake_logprobs(text: str) -> tuple[TextLogprob, ...]:
     """A log-probability of minus the length over ten for every word."""
     return tuple(
-        TokenLogprob(word, -len(word) / 10, ((word, -len(word) / 10),))
-        for word in re.findall(r"\s*\S+", text)
+        TextLogprob(word, -len(word) / 10, ((word, -len(word) / 10),)) for word in re.findall(r"\s*\S+", text)
     )

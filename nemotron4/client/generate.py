@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from nemotron4.client.http import HttpEndpoint
-from nemotron4.client.interface import BadContentError, HopelessError, Reply, Reward, Sampling, TokenLogprob
+from nemotron4.client.interface import BadContentError, HopelessError, Reply, Sampling, TextLogprob
+from nemotron4.engine import Reward
 from nemotron4.records import JsonObject, Message
+from nemotron4.text.prompt import format_named
 
 # What the model card's client sends; a chat answer never contains them.
 CARD_END_STRINGS = ("<|endoftext|>", "<extra_id_1>", "\x11", "<extra_id_1>User")
@@ -15,27 +17,27 @@ _SHOWN_STOPS = ("<extra_id_1>User", "<extra_id_1>", "\x11", "<|endoftext|>", "</
 
 
 class GenerateChatModel:
-    """``render`` turns messages into the prompt (``nemotron4.text.prompt.render``: the card's)."""
+    """``template`` names the prompt format in which messages are written; the card's is nemotron4."""
 
     def __init__(
         self,
         base_url: str,
         *,
-        render: Callable[[Sequence[Message]], str],
+        template: str = "nemotron4",
         name: str = "generate",
         end_strings: Sequence[str] = CARD_END_STRINGS,
         timeout_s: float = 600.0,
     ) -> None:
         self.name = name
         self._endpoint = HttpEndpoint(base_url, timeout_s=timeout_s)
-        self._render = render
+        self._format = format_named(template)
         self._end_strings = tuple(end_strings)
 
     def chat_request(self, messages: Sequence[Message], sampling: Sampling) -> JsonObject:
-        return {"model": self.name, **self._body(self._render(messages), sampling)}
+        return {"model": self.name, **self._body(self._format.render(messages), sampling)}
 
     async def chat(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
-        return await self.complete(self._render(messages), sampling)
+        return await self.complete(self._format.render(messages), sampling)
 
     async def complete(self, prompt: str, sampling: Sampling) -> Reply:
         answer = await self._put(self._body(prompt, sampling))
@@ -45,9 +47,9 @@ class GenerateChatModel:
         text, stopped = self._without_stop(sentence[len(prompt) :], sampling.stop)
         # The server pads a finished row with the end token and reports neither counts nor reason.
         ended = stopped or str((answer.get("tokens") or [[""]])[0][-1]) in ("</s>", "<|endoftext|>")
-        return Reply(text=text, finish_reason="stop" if ended else "length", model=self.name, raw=answer)
+        return Reply(text=text, finish_reason="stop" if ended else "length", model=self.name)
 
-    async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TokenLogprob, ...]:
+    async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TextLogprob, ...]:
         body = self._body(prompt + continuation, Sampling(max_tokens=1)) | {"compute_logprob": True}
         answer = await self._put(body)
         shorter = await self._put(self._body(prompt, Sampling(max_tokens=1)))
@@ -57,7 +59,7 @@ class GenerateChatModel:
             raise BadContentError("prompt and continuation share a token", kind="token_boundary")
         tokens, values = answer["tokens"][0], answer["logprob"][0]
         # Entry j of logprob belongs to token j + 1; the last token is the generated one.
-        return tuple(TokenLogprob(tokens[j], values[j - 1]) for j in range(start, len(ids) - 1))
+        return tuple(TextLogprob(tokens[j], values[j - 1]) for j in range(start, len(ids) - 1))
 
     async def score(self, messages: Sequence[Message]) -> Reward:
         raise HopelessError("PUT /generate does not score conversations", kind="unsupported")

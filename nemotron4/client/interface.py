@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from nemotron4.engine import Reward
 from nemotron4.errors import Nemotron4Error, RequestError
 from nemotron4.records import JsonObject, Message
 
@@ -35,7 +36,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class TokenLogprob:
+class TextLogprob:
     """One token of a text with its log-probability in nats, and its most likely rivals."""
 
     token: str
@@ -52,20 +53,7 @@ class Reply:
     model: str
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    logprobs: tuple[TokenLogprob, ...] | None = None
-    raw: JsonObject = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reward:
-    """What a reward model says of the last answer of a conversation: named raw values and one scalar.
-
-    ``scalar`` is None where the endpoint sends attributes only; weighing them is the caller's business.
-    """
-
-    attributes: dict[str, float]
-    scalar: float | None = None
-    raw: JsonObject = field(default_factory=dict)
+    logprobs: tuple[TextLogprob, ...] | None = None
 
 
 class ChatModel(Protocol):
@@ -87,7 +75,7 @@ class ChatModel(Protocol):
         """Continue a raw text: no template is applied."""
         ...
 
-    async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TokenLogprob, ...]:
+    async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TextLogprob, ...]:
         """Log-probability of each token of ``continuation`` after ``prompt``."""
         ...
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from nemotron4.client.http import HttpEndpoint
-from nemotron4.client.interface import BadContentError, Reply, Reward, Sampling, TokenLogprob
+from nemotron4.client.interface import BadContentError, Reply, Sampling, TextLogprob
+from nemotron4.engine import Reward
 from nemotron4.records import ATTRIBUTES, JsonObject, Message
 
 
@@ -57,7 +58,7 @@ class OpenAIChatModel:
         logprobs = _completion_logprobs(choice.get("logprobs"))
         return _reply(answer, choice, str(_field(choice, "text", "choices[0]")), logprobs)
 
-    async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TokenLogprob, ...]:
+    async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TextLogprob, ...]:
         # One new token, later dropped: some servers refuse 0, and some read it as "no limit".
         body = self._body(Sampling(max_tokens=1)) | {
             "prompt": prompt + continuation,
@@ -109,21 +110,21 @@ class OpenAIChatModel:
 def score_reward(answer: Any) -> Reward:
     """The answer of ``POST /score``: ``{"attributes": {...}, "reward": x, "raw": [nine values]}``."""
     attributes = _field(answer, "attributes", "the answer of /score")
-    return _reward(attributes, answer.get("reward"), answer)
+    return _reward(attributes, answer.get("reward"), answer.get("raw") or ())
 
 
 def hosted_reward(answer: Any) -> Reward:
     """NVIDIA's hosted form: ``choices[0].logprobs.content[]`` holds the attributes as (token, logprob)."""
     content = _field(_first_choice(answer).get("logprobs"), "content", "choices[0].logprobs")
-    return _reward({entry["token"]: entry["logprob"] for entry in content}, None, answer)
+    return _reward({entry["token"]: entry["logprob"] for entry in content}, None, ())
 
 
-def _reward(attributes: Any, scalar: Any, raw: JsonObject) -> Reward:
+def _reward(attributes: Any, scalar: Any, raw: Sequence[float]) -> Reward:
     missing = [name for name in ATTRIBUTES if not isinstance(attributes.get(name), int | float)]
     if missing:
         raise BadContentError(f"the reward lacks {', '.join(missing)}", kind="reward")
     values = {name: float(attributes[name]) for name in ATTRIBUTES}
-    return Reward(attributes=values, scalar=None if scalar is None else float(scalar), raw=raw)
+    return Reward(values, None if scalar is None else float(scalar), tuple(map(float, raw)))
 
 
 def _first_choice(answer: Any) -> JsonObject:
@@ -140,7 +141,7 @@ def _field(value: Any, name: str, where: str) -> Any:
 
 
 def _reply(
-    answer: JsonObject, choice: JsonObject, text: str, logprobs: tuple[TokenLogprob, ...] | None
+    answer: JsonObject, choice: JsonObject, text: str, logprobs: tuple[TextLogprob, ...] | None
 ) -> Reply:
     usage = answer.get("usage") or {}
     return Reply(
@@ -150,21 +151,20 @@ def _reply(
         prompt_tokens=usage.get("prompt_tokens"),
         completion_tokens=usage.get("completion_tokens"),
         logprobs=logprobs,
-        raw=answer,
     )
 
 
-def _chat_logprob(entry: JsonObject) -> TokenLogprob:
+def _chat_logprob(entry: JsonObject) -> TextLogprob:
     top = tuple((str(rival["token"]), float(rival["logprob"])) for rival in entry.get("top_logprobs") or ())
-    return TokenLogprob(str(entry["token"]), float(entry["logprob"]), top)
+    return TextLogprob(str(entry["token"]), float(entry["logprob"]), top)
 
 
-def _completion_logprobs(values: Any) -> tuple[TokenLogprob, ...] | None:
+def _completion_logprobs(values: Any) -> tuple[TextLogprob, ...] | None:
     """The legacy completions form: parallel lists; the first echoed token has no log-probability (null)."""
     if not values:
         return None
     rivals = values.get("top_logprobs") or [None] * len(values["tokens"])
     return tuple(
-        TokenLogprob(str(token), float("nan") if value is None else float(value), tuple((top or {}).items()))
+        TextLogprob(str(token), float("nan") if value is None else float(value), tuple((top or {}).items()))
         for token, value, top in zip(values["tokens"], values["token_logprobs"], rivals, strict=True)
     )

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.engine import ModelInfo, SamplingParams, SamplingRequest
 from nemotron4.inference.engine import Engine
-from nemotron4.inference.interface import ModelInfo, SamplingParams
 from nemotron4.inference.load import describe
 from nemotron4.inference.runner import ModelRunner
 from nemotron4.model.adapters import PromptEmbedding
@@ -30,6 +30,7 @@ class EngineGenerate:
     base: Checkpoint
     tokenizer: Tokenizer
     stop_ids: frozenset[int]
+    drops_newline: bool
 
     @classmethod
     def of(cls, base: Checkpoint) -> EngineGenerate:
@@ -39,7 +40,9 @@ class EngineGenerate:
             stops |= prompt_format.stop_token_ids(tokenizer)
         elif tokenizer.eos_id is not None:
             stops.add(tokenizer.eos_id)
-        return cls(base, tokenizer, frozenset(stops))
+        return cls(
+            base, tokenizer, frozenset(stops), prompt_format is not None and prompt_format.drops_newline
+        )
 
     def __call__(
         self,
@@ -77,8 +80,13 @@ class EngineGenerate:
             max_step_tokens=MAX_STEP_TOKENS,
             num_virtual_tokens=num_virtual,
         ) as engine:
-            jobs = [(draw.prompt_ids[num_virtual:], replace(shared, seed=draw.seed)) for draw in draws]
-            found = engine.generate_each(jobs, on_progress=on_progress)
+            requests = [
+                SamplingRequest(
+                    draw.prompt_ids[num_virtual:], replace(shared, seed=draw.seed), self.drops_newline
+                )
+                for draw in draws
+            ]
+            found = engine.generate_each(requests, on_progress=on_progress)
         return [Continuation(g.token_ids, g.text, g.finish_reason == "stop", g.logprobs or ()) for g in found]
 
     def _info(self, net: Transformer) -> ModelInfo:

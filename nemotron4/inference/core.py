@@ -8,28 +8,27 @@ import queue
 import threading
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
-from nemotron4.errors import EngineBusyError, Nemotron4Error, RequestError
-from nemotron4.inference.blocks import BlockPool
-from nemotron4.inference.interface import (
+from nemotron4.engine import (
+    ChatFormat,
     EngineStats,
     ModelInfo,
     SamplingParams,
+    SamplingRequest,
+    Tokenizer,
     TokenStep,
 )
+from nemotron4.errors import EngineBusyError, Nemotron4Error, RequestError
+from nemotron4.inference import sampling
+from nemotron4.inference.blocks import BlockPool
 from nemotron4.inference.requests import Deliver, Request
 from nemotron4.inference.runner import ModelRunner
 from nemotron4.inference.scheduler import Scheduler, Slice
 from nemotron4.inference.scheduler import Sequence as ScheduledSequence
-from nemotron4.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from nemotron4.text.prompt import PromptFormat
-
 
 PROGRESS_INTERVAL_S = 1.0
 _Letter = tuple["asyncio.Queue[TokenStep | Exception]", TokenStep | Exception]
@@ -52,7 +51,7 @@ class EngineCore:
         runner: ModelRunner,
         info: ModelInfo,
         tokenizer: Tokenizer,
-        prompt_format: PromptFormat | None,
+        prompt_format: ChatFormat | None,
         *,
         max_running: int,
         max_waiting: int,
@@ -60,12 +59,14 @@ class EngineCore:
         num_virtual_tokens: int = 0,
     ) -> None:
         """``num_virtual_tokens``: ids behind the vocabulary that precede every prompt (P-tuning)."""
-        self.info = info
+        # The output layer may be wider: an id without a piece can be neither sent, drawn nor listed.
+        self.info = replace(info, vocab_size=min(info.vocab_size, tokenizer.vocab_size))
         self.tokenizer = tokenizer
         self.prompt_format = prompt_format
         self._runner = runner
         self._max_waiting = max_waiting
-        self._virtual_ids = tuple(range(info.vocab_size, info.vocab_size + num_virtual_tokens))
+        width = runner.model.config.vocab_size
+        self._virtual_ids = tuple(range(width, width + num_virtual_tokens))
         pool = BlockPool(runner.cache.num_blocks, runner.cache.block_size)
         self._scheduler = Scheduler(pool, max_running=max_running, max_step_tokens=max_step_tokens)
         self._requests: dict[ScheduledSequence, Request] = {}
@@ -118,15 +119,15 @@ class EngineCore:
 
     def collect(
         self,
-        prompts: Sequence[tuple[Sequence[int], SamplingParams]],
+        requests: Sequence[SamplingRequest],
         *,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[list[TokenStep]]:
-        """Run all prompts to their end and return every step of each. Blocks the calling thread.
+        """Run all requests to their end and return every step of each. Blocks the calling thread.
 
-        ``on_progress`` hears of ended prompts and of tokens so far, at every end and every second.
+        ``on_progress`` is called with the ended requests and the tokens so far, at each end and each second.
         """
-        results: list[list[TokenStep]] = [[] for _ in prompts]
+        results: list[list[TokenStep]] = [[] for _ in requests]
         ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
 
         def deliver(index: int, step: TokenStep | Exception) -> None:
@@ -138,15 +139,15 @@ class EngineCore:
             if step.finish_reason is not None:
                 ended.put(None)
 
-        requests: list[Request] = []
+        entered: list[Request] = []
         try:
-            for index, (prompt_ids, params) in enumerate(prompts):
-                requests.append(self._request(prompt_ids, params, partial(deliver, index)))
+            for index, each in enumerate(requests):
+                entered.append(self._request(each.prompt_ids, each.params, partial(deliver, index)))
             # All at once: how the prompts are cut into steps must not depend on the threads' timing.
-            self._inbox.extend(requests)
+            self._inbox.extend(entered)
             self._wake.set()
             num_ended = 0
-            while num_ended < len(prompts):
+            while num_ended < len(requests):
                 with contextlib.suppress(queue.Empty):
                     error = ended.get(timeout=PROGRESS_INTERVAL_S if on_progress else None)
                     if error is not None:
@@ -155,7 +156,7 @@ class EngineCore:
                 if on_progress is not None:
                     on_progress(num_ended, sum(map(len, results)))
         except BaseException:
-            for request in requests:
+            for request in entered:
                 self._cancel(request)
             raise
         return results
@@ -201,7 +202,14 @@ class EngineCore:
         self.check(prompt_ids, params)
         if self._is_closing:
             raise RequestError("the engine is closed")
-        return Request(prompt_ids, params, self.tokenizer, deliver, virtual_ids=self._virtual_ids)
+        return Request(
+            prompt_ids,
+            params,
+            self.tokenizer,
+            deliver,
+            virtual_ids=self._virtual_ids,
+            vocab_size=self.info.vocab_size,
+        )
 
     def _submit(self, prompt_ids: Sequence[int], params: SamplingParams, deliver: Deliver) -> Request:
         request = self._request(prompt_ids, params, deliver)
@@ -264,7 +272,8 @@ class EngineCore:
         except Exception as error:  # a step that cannot be computed must not end the engine
             self._fail(slices, error)
             return
-        drawn = iter(range(len(result.argmax_R)))
+        argmax_R = sampling.argmax(result.logits_RV[:, : self.info.vocab_size])
+        drawn = iter(range(len(argmax_R)))
         for planned, first_row in zip(slices, result.first_rows, strict=True):
             request = self._requests[planned.sequence]
             row = next(drawn) if planned.completes else None
@@ -276,7 +285,7 @@ class EngineCore:
                 planned.sequence.num_computed = planned.end
                 if row is not None:
                     self._num_generated += request.params.max_new_tokens > 0
-                    argmax = result.argmax_R[row] if request.takes_argmax else None
+                    argmax = argmax_R[row] if request.takes_argmax else None
                     step = request.advance(result.logits_RV[row], argmax)
                     if step.finish_reason is not None:
                         self._end(request)

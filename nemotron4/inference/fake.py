@@ -12,25 +12,22 @@ import hashlib
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nemotron4.errors import EngineBusyError, RequestError
-from nemotron4.inference.fake_sampling import Floats, draw, position_logprobs
-from nemotron4.inference.fake_tokenizer import FakeTokenizer
-from nemotron4.inference.interface import (
+from nemotron4.engine import (
+    ChatFormat,
     EngineStats,
     FinishReason,
     ModelInfo,
     PositionLogprobs,
     SamplingParams,
+    Tokenizer,
     TokenStep,
 )
-from nemotron4.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from nemotron4.text.prompt import PromptFormat
+from nemotron4.errors import EngineBusyError, RequestError
+from nemotron4.inference.fake_sampling import Floats, draw, position_logprobs
+from nemotron4.inference.fake_tokenizer import FakeTokenizer
 
 BLOCK_TOKENS = 16
 SCRIPT_LOGIT = 40.0  # far above the pseudo-random ones, which lie within about ten of zero
@@ -57,7 +54,7 @@ class FakeEngine:
         max_running: int = 256,
         max_waiting: int = 1024,
         tokenizer: Tokenizer | None = None,
-        prompt_format: PromptFormat | None = None,
+        prompt_format: ChatFormat | None = None,
         model_seed: int = 0,
         adds_bos: bool = False,
     ) -> None:
@@ -101,7 +98,7 @@ class FakeEngine:
         return self._tokenizer
 
     @property
-    def prompt_format(self) -> PromptFormat | None:
+    def prompt_format(self) -> ChatFormat | None:
         return self._prompt_format
 
     def fail_next(self, error: Exception, *, after_tokens: int = 0) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from nemotron4.inference.interface import PositionLogprobs, SamplingParams, TokenLogprob
+from nemotron4.engine import PositionLogprobs, SamplingParams, TokenLogprob
 
 Floats = npt.NDArray[np.float64]
 

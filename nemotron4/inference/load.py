@@ -13,9 +13,9 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint, is_mergeable
-from nemotron4.errors import CheckpointError, ConfigError, unknown_name
+from nemotron4.engine import ChatFormat, ModelInfo, Tokenizer
+from nemotron4.errors import CheckpointError, ConfigError, TemplateError, unknown_name
 from nemotron4.inference.engine import Engine
-from nemotron4.inference.interface import ModelInfo
 from nemotron4.inference.packed_linear import can_pack, pack, pack_block, pack_output_layer
 from nemotron4.inference.runner import ModelRunner
 from nemotron4.model.adapter_files import load_adapter
@@ -23,6 +23,7 @@ from nemotron4.model.adapters import PromptTableEmbedding
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.kv_cache import KVCache
 from nemotron4.model.transformer import Transformer
+from nemotron4.records import Message
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARE_OF_FREE_MEMORY = {"cpu": 0.25, "cuda": 0.85}
@@ -77,12 +78,12 @@ def load(
     cache = KVCache(config, num_blocks, dtype=chosen_dtype, device=chosen_device)
     embedding = module.model.embed_tokens
     num_virtual = embedding.num_virtual_tokens if isinstance(embedding, PromptTableEmbedding) else 0
-    info = describe(checkpoint, chosen_dtype, chosen_device)
+    info, usable_format = checked(describe(checkpoint, chosen_dtype, chosen_device), tokenizer, prompt_format)
     return Engine(
         ModelRunner(module, cache),
         replace(info, context_length=info.context_length - num_virtual),
         tokenizer,
-        prompt_format,
+        usable_format,
         max_running=max_running,
         max_waiting=max_waiting,
         max_step_tokens=max_step_tokens,
@@ -123,6 +124,30 @@ def describe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -
         adds_bos=checkpoint.adds_bos,
         notes=checkpoint.notes,
     )
+
+
+def checked(
+    info: ModelInfo, tokenizer: Tokenizer, prompt_format: ChatFormat | None
+) -> tuple[ModelInfo, ChatFormat | None]:
+    """Without what every request would stumble over: a note says what was dropped and why.
+
+    That is an end-of-text id that the vocabulary does not have, and a chat template that cannot write a plain
+    question.
+    """
+    size = min(info.vocab_size, tokenizer.vocab_size)
+    ends = tuple(token_id for token_id in info.eos_token_ids if token_id < size)
+    notes = [
+        f"the checkpoint ends texts with id {token_id}, which its vocabulary of {size} does not have; ignored"
+        for token_id in info.eos_token_ids
+        if token_id not in ends
+    ]
+    if prompt_format is not None:
+        try:
+            prompt_format.encode(tokenizer, [Message("user", "Hello")])
+        except TemplateError as error:
+            notes.append(f"the chat template cannot write a plain question and is ignored: {error.message}")
+            prompt_format = None
+    return replace(info, eos_token_ids=ends, notes=(*info.notes, *notes)), prompt_format
 
 
 def find_device(name: str) -> torch.device:

@@ -8,11 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from nemotron4.engine import PositionLogprobs, SamplingParams, Tokenizer, TokenStep
 from nemotron4.inference import sampling
-from nemotron4.inference.interface import PositionLogprobs, SamplingParams, TokenStep
 from nemotron4.inference.scheduler import Sequence as ScheduledSequence
 from nemotron4.inference.stopping import StopCheck
-from nemotron4.text.tokenizer import Tokenizer
 
 Deliver = Callable[[TokenStep | Exception], None]
 
@@ -30,8 +29,11 @@ class Request:
         tokenizer: Tokenizer,
         deliver: Deliver,
         *,
+        vocab_size: int,
         virtual_ids: tuple[int, ...] = (),
     ) -> None:
+        """``vocab_size``: ids from there on have rows in the logits and no piece; they are never drawn."""
+        self._vocab_size = vocab_size
         self.params = params
         self.deliver = deliver
         self.prompt_ids = tuple(prompt_ids)
@@ -70,6 +72,7 @@ class Request:
             self._prompt_logprobs += sampling.logprobs(
                 logits_of(i - start, j - start),
                 ids[i + 1 : j + 1],
+                vocab_size=self._vocab_size,
                 num_top=self.params.prompt_logprobs,
                 is_full=self.params.full_logprobs,
             )
@@ -82,12 +85,15 @@ class Request:
             prompt_logprobs = tuple(self._prompt_logprobs)
         if params.max_new_tokens == 0:
             return TokenStep(None, prompt_logprobs=prompt_logprobs, finish_reason="length")
-        token_id = self._draw(logits_V) if argmax is None else argmax
+        token_id = self._draw(logits_V[: self._vocab_size]) if argmax is None else argmax
         scored = None
         if params.logprobs is not None or params.full_logprobs:
-            num_top = params.logprobs or 0
             [scored] = sampling.logprobs(
-                logits_V[None], [token_id], num_top=num_top, is_full=params.full_logprobs
+                logits_V[None],
+                [token_id],
+                vocab_size=self._vocab_size,
+                num_top=params.logprobs or 0,
+                is_full=params.full_logprobs,
             )
         sequence.new_ids.append(token_id)
         stop = self._stop.after(token_id, len(sequence.new_ids))

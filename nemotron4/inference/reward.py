@@ -15,14 +15,13 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import load_weights
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
+from nemotron4.engine import ChatFormat, EngineStats, ModelInfo, Reward, SamplingParams, Tokenizer, TokenStep
 from nemotron4.errors import CheckpointError, RequestError
-from nemotron4.inference.interface import EngineStats, ModelInfo, Reward, SamplingParams, TokenStep
-from nemotron4.inference.load import describe, find_device, find_dtype
+from nemotron4.inference.load import checked, describe, find_device, find_dtype
 from nemotron4.model.attention import CausalAttend, RotaryEmbedding
 from nemotron4.model.reward_head import ATTRIBUTE_NAMES, CARD_WEIGHTS, RewardModel
 from nemotron4.records import ATTRIBUTES, Message
-from nemotron4.text.prompt import PromptFormat, encode_judged
-from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.text.prompt import encode_judged
 
 BATCH_TOKENS = 8192
 
@@ -35,7 +34,7 @@ class RewardEngine:
         model: RewardModel,
         info: ModelInfo,
         tokenizer: Tokenizer,
-        prompt_format: PromptFormat | None = None,
+        prompt_format: ChatFormat | None = None,
     ) -> None:
         if model.config.num_reward_attributes != len(ATTRIBUTE_NAMES):
             raise CheckpointError(
@@ -62,7 +61,7 @@ class RewardEngine:
         return self._tokenizer
 
     @property
-    def prompt_format(self) -> PromptFormat | None:
+    def prompt_format(self) -> ChatFormat | None:
         return None
 
     def stats(self) -> EngineStats:
@@ -149,9 +148,8 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
 def _reward(values: Sequence[float]) -> Reward:
     named = dict(zip(ATTRIBUTE_NAMES, values, strict=True))
     attributes = {name: named[name] for name in ATTRIBUTES}
-    return Reward(
-        tuple(values), attributes, sum(CARD_WEIGHTS[name] * attributes[name] for name in ATTRIBUTES)
-    )
+    scalar = sum(CARD_WEIGHTS[name] * attributes[name] for name in ATTRIBUTES)
+    return Reward(attributes, scalar, tuple(values))
 
 
 def load_reward(
@@ -181,5 +179,8 @@ def load_reward(
     net.reward_head.float()
     net.model.rotary = RotaryEmbedding(config).to(chosen_device)  # not in a checkpoint: computed
     net.eval().requires_grad_(False)
-    info = describe(checkpoint, chosen_dtype, chosen_device)
-    return RewardEngine(net, info, checkpoint.tokenizer(), checkpoint.prompt_format())
+    tokenizer = checkpoint.tokenizer()
+    info, prompt_format = checked(
+        describe(checkpoint, chosen_dtype, chosen_device), tokenizer, checkpoint.prompt_format()
+    )
+    return RewardEngine(net, info, tokenizer, prompt_format)

@@ -22,8 +22,9 @@ from nemotron4.model.transformer import Transformer
 class StepResult(NamedTuple):
     hidden_ND: Tensor
     first_rows: list[int]  # of each slice
-    logits_RV: Tensor  # of the last row of each slice that completes, float32
-    argmax_R: list[int]
+    logits_RV: (
+        Tensor  # of the last row of each slice that completes, float32; may be wider than the vocabulary
+    )
 
 
 class ModelRunner:
@@ -60,15 +61,7 @@ class ModelRunner:
             if planned.completes
         ]
         logits_RV = self.model.logits(hidden_ND[last_rows])
-        return StepResult(hidden_ND, first_rows, logits_RV, _argmax(logits_RV))
+        return StepResult(hidden_ND, first_rows, logits_RV)
 
     def logits(self, hidden_ND: Tensor, start: int, end: int) -> Tensor:
         return self.model.logits(hidden_ND[start:end])
-
-
-def _argmax(logits_RV: Tensor) -> list[int]:
-    """The first largest of each row."""
-    # numpy compares many numbers at once, torch on a CPU one after the other.
-    largest_R = logits_RV.numpy().argmax(-1) if logits_RV.device.type == "cpu" else logits_RV.argmax(-1)
-    indices: list[int] = largest_R.tolist()
-    return indices

@@ -10,10 +10,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nemotron4.inference.interface import PositionLogprobs, SamplingParams, TokenLogprob
+from nemotron4.engine import PositionLogprobs, SamplingParams, TokenLogprob
 
 # Top-p looks at this many of the most likely tokens first; only a flat distribution needs a full sort.
 NUCLEUS_GUESS = 512
+
+
+def argmax(logits_RV: Tensor) -> list[int]:
+    """The first largest of each row."""
+    # numpy compares many numbers at once, torch on a CPU one after the other.
+    largest_R = logits_RV.numpy().argmax(-1) if logits_RV.device.type == "cpu" else logits_RV.argmax(-1)
+    indices: list[int] = largest_R.tolist()
+    return indices
 
 
 def changes_logits(params: SamplingParams, num_new: int) -> bool:
@@ -103,10 +111,13 @@ def _nucleus(probabilities_C: Tensor, top_p: float) -> Tensor:
 
 
 def logprobs(
-    raw_logits_RV: Tensor, token_ids: Sequence[int], *, num_top: int, is_full: bool
+    raw_logits_RW: Tensor, token_ids: Sequence[int], *, vocab_size: int, num_top: int, is_full: bool
 ) -> list[PositionLogprobs]:
-    """Per row: log-probabilities of the raw model at temperature 1, in nats, computed in float32."""
-    logprobs_RV = torch.log_softmax(raw_logits_RV.float(), -1)
+    """Per row: log-probabilities of the raw model at temperature 1, in nats, computed in float32.
+
+    W: the output layer's width, over which they are normalised; rows behind ``vocab_size`` are not listed.
+    """
+    logprobs_RV = torch.log_softmax(raw_logits_RW.float(), -1)[:, :vocab_size]
     chosen_R = logprobs_RV.gather(1, torch.tensor(token_ids, device=logprobs_RV.device)[:, None])[:, 0]
     tops: list[tuple[TokenLogprob, ...]] = [()] * len(token_ids)
     if num_top:

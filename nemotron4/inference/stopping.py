@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nemotron4.inference.interface import FinishReason, SamplingParams
-from nemotron4.text.tokenizer import TextStream, Tokenizer
+from nemotron4.engine import FinishReason, SamplingParams, Tokenizer
+from nemotron4.text.tokenizer import TextStream
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class StopCheck:
             return Stop("stop", token_id)
         if self._stream is not None:
             matched = self._match(self._stream.push(token_id))
-            if matched is not None:
+            # NeMo's end strings do not wait for the minimum, only its end of text does.
+            is_early = self._params.stop_scope == "new_text" and num_new < self._params.min_new_tokens
+            if matched is not None and not is_early:
                 return Stop("stop", matched)
         return Stop("length") if num_new >= self._params.max_new_tokens else None
 
@@ -45,8 +47,3 @@ class StopCheck:
         self._tail = window[len(window) - self._longest + 1 :] if self._longest > 1 else ""
         found = [(window.find(s), s) for s in self._params.stop_strings if s in window]
         return min(found)[1] if found else None
-
-
-def cut_at(text: str, stop_string: str) -> str:
-    """The text before the first occurrence of the stop string."""
-    return text.partition(stop_string)[0]

@@ -12,14 +12,13 @@ import contextlib
 import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
+from nemotron4.engine import ChatFormat, EngineStats, ModelInfo, SamplingParams, Tokenizer, TokenStep
 from nemotron4.errors import EngineBusyError, Nemotron4Error, RequestError
-from nemotron4.inference.interface import EngineStats, ModelInfo, SamplingParams, TokenStep
 from nemotron4.inference.stopping import StopCheck
 from nemotron4.inference.vllm_sampling import position_logprobs, prompt_positions, vllm_params
-from nemotron4.text.prompt import PromptFormat
-from nemotron4.text.tokenizer import Tokenizer
 
 START_S = 3600.0  # the weights of a large model take a while to arrive
 CLOSE_S = 30.0
@@ -39,13 +38,16 @@ class VllmEngine:
         start: Callable[[Callable[..., Any]], Any],
         info: ModelInfo,
         tokenizer: Tokenizer,
-        prompt_format: PromptFormat | None,
+        prompt_format: ChatFormat | None,
         *,
         max_running: int,
         max_waiting: int,
         cleanup: Callable[[], None] = lambda: None,
     ) -> None:
-        self._info, self._tokenizer, self._prompt_format = info, tokenizer, prompt_format
+        # An id that the tokenizer does not know can be neither sent, drawn nor listed.
+        self._width = info.vocab_size
+        self._info = replace(info, vocab_size=min(info.vocab_size, tokenizer.vocab_size))
+        self._tokenizer, self._prompt_format = tokenizer, prompt_format
         self._max_running, self._max_waiting = max_running, max_waiting
         self._cleanup = cleanup
         self._counters = _Counters()
@@ -71,7 +73,7 @@ class VllmEngine:
         return self._tokenizer
 
     @property
-    def prompt_format(self) -> PromptFormat | None:
+    def prompt_format(self) -> ChatFormat | None:
         return self._prompt_format
 
     @property
@@ -101,7 +103,7 @@ class VllmEngine:
         """See ``InferenceEngine.stream``."""
         ids = list(prompt_ids)
         self.check(ids, params)
-        request = vllm_params(params)
+        request = vllm_params(params, vocab_size=self.info.vocab_size, width=self._width)
         if self._is_closed:
             raise RequestError("the engine is closed")
         num_waiting = max(0, len(self._open) - self._max_running)
@@ -188,7 +190,9 @@ class VllmEngine:
                 for place, token_id in enumerate(completion.token_ids):
                     scored = None
                     if num_new == 0:
-                        scored = prompt_positions(output.prompt_logprobs, prompt_ids, params)
+                        scored = prompt_positions(
+                            output.prompt_logprobs, prompt_ids, params, self.info.vocab_size
+                        )
                     if params.max_new_tokens == 0:
                         deliver(TokenStep(None, prompt_logprobs=scored, finish_reason="length"))
                         return
@@ -213,6 +217,7 @@ class VllmEngine:
         return position_logprobs(
             completion.logprobs[place],
             completion.token_ids[place],
+            vocab_size=self.info.vocab_size,
             num_top=params.logprobs or 0,
             is_full=params.full_logprobs,
         )

@@ -18,7 +18,7 @@ from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.checkpoint.write_huggingface import config_json
 from nemotron4.errors import CheckpointError, ConfigError
-from nemotron4.inference.load import cache_blocks, describe, find_device, find_dtype
+from nemotron4.inference.load import cache_blocks, checked, describe, find_device, find_dtype
 from nemotron4.inference.vllm_engine import VllmEngine
 from nemotron4.inference.vllm_plugin import LOAD_FORMAT, PLUGIN_GROUP, PLUGIN_NAME
 from nemotron4.model.kv_cache import KVCache
@@ -90,7 +90,10 @@ def load_vllm(
             checkpoint, layout, chosen, chosen_dtype, adapter, cache_gb, max_running, Path(folder.name)
         )
         _prepare_environment(chosen, layout)
-        info = describe(checkpoint, chosen_dtype, chosen)
+        tokenizer = checkpoint.tokenizer()
+        info, prompt_format = checked(
+            describe(checkpoint, chosen_dtype, chosen), tokenizer, checkpoint.prompt_format()
+        )
         if layout.num_devices > 1:
             info = replace(info, device=f"{layout.num_devices} x {chosen}")
 
@@ -103,8 +106,8 @@ def load_vllm(
         return VllmEngine(
             start,
             info,
-            checkpoint.tokenizer(),
-            checkpoint.prompt_format(),
+            tokenizer,
+            prompt_format,
             max_running=max_running,
             max_waiting=max_waiting,
             cleanup=folder.cleanup,

@@ -10,16 +10,17 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
+from nemotron4.engine import PositionLogprobs, SamplingParams, TokenLogprob
 from nemotron4.errors import RequestError
-from nemotron4.inference.interface import PositionLogprobs, SamplingParams, TokenLogprob
 
 WHOLE_VOCABULARY = -1  # vLLM's number
 
 
-def vllm_params(params: SamplingParams) -> Any:
+def vllm_params(params: SamplingParams, *, vocab_size: int, width: int) -> Any:
     """The ``vllm.SamplingParams`` of one request: ids in, ids out, every token handed out as it comes.
 
-    RequestError for the one combination that vLLM cannot express.
+    ``vocab_size``: ids from there to the output layer's ``width`` have no piece; they are neither drawn nor
+    listed. RequestError for the one combination that vLLM cannot express.
     """
     import vllm
     from vllm.sampling_params import RequestOutputKind
@@ -34,6 +35,7 @@ def vllm_params(params: SamplingParams) -> Any:
             )
         stop_ids = params.min_tokens_masks
     is_sampled = params.temperature > 0
+    num_unlisted = width - vocab_size
     return vllm.SamplingParams(
         max_tokens=max(1, params.max_new_tokens),
         temperature=params.temperature,
@@ -50,10 +52,11 @@ def vllm_params(params: SamplingParams) -> Any:
         ignore_eos=True,
         # Without a seed vLLM would draw from one generator that starts the same way in every process.
         seed=_seed(params) if is_sampled else None,
-        logprobs=_num_logprobs(params.logprobs, is_full=params.full_logprobs),
+        allowed_token_ids=None if width == vocab_size else list(range(vocab_size)),
+        logprobs=_num_logprobs(params.logprobs, num_unlisted, is_full=params.full_logprobs),
         prompt_logprobs=None
         if params.prompt_logprobs is None
-        else _num_logprobs(params.prompt_logprobs, is_full=params.full_logprobs),
+        else _num_logprobs(params.prompt_logprobs, num_unlisted, is_full=params.full_logprobs),
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )
@@ -63,31 +66,37 @@ def _seed(params: SamplingParams) -> int:
     return secrets.randbits(63) if params.seed is None else params.seed % 2**63
 
 
-def _num_logprobs(wanted: int | None, *, is_full: bool) -> int | None:
-    return WHOLE_VOCABULARY if is_full else wanted
+def _num_logprobs(wanted: int | None, num_unlisted: int, *, is_full: bool) -> int | None:
+    """So many that ``wanted`` are left when those without a piece are taken out."""
+    return WHOLE_VOCABULARY if is_full else wanted + num_unlisted if wanted else wanted
 
 
 def position_logprobs(
-    entries: Mapping[int, Any], token_id: int, *, num_top: int, is_full: bool
+    entries: Mapping[int, Any], token_id: int, *, vocab_size: int, num_top: int, is_full: bool
 ) -> PositionLogprobs:
     """One position of vLLM's log-probabilities: a mapping from token id to an object with ``logprob``."""
     chosen = TokenLogprob(token_id, float(entries[token_id].logprob))
     top: tuple[TokenLogprob, ...] = ()
     if num_top:
-        ranked = sorted(entries.items(), key=lambda item: -item[1].logprob)[:num_top]
+        listed = [item for item in entries.items() if item[0] < vocab_size]
+        ranked = sorted(listed, key=lambda item: -item[1].logprob)[:num_top]
         top = tuple(TokenLogprob(other, float(entry.logprob)) for other, entry in ranked)
-    full = [float(entries[i].logprob) for i in range(len(entries))] if is_full else None
+    full = [float(entries[i].logprob) for i in range(vocab_size)] if is_full else None
     return PositionLogprobs(chosen, top, full)
 
 
-def prompt_positions(entries: Any, prompt_ids: list[int], params: SamplingParams) -> Any:
+def prompt_positions(entries: Any, prompt_ids: list[int], params: SamplingParams, vocab_size: int) -> Any:
     """Log-probabilities of the prompt's tokens after the first, or None where none were asked for."""
     if params.prompt_logprobs is None:
         return None
     assert entries is not None, "vLLM left prompt_logprobs out"
     return tuple(
         position_logprobs(
-            entries[place], prompt_ids[place], num_top=params.prompt_logprobs, is_full=params.full_logprobs
+            entries[place],
+            prompt_ids[place],
+            vocab_size=vocab_size,
+            num_top=params.prompt_logprobs,
+            is_full=params.full_logprobs,
         )
         for place in range(1, len(prompt_ids))
     )

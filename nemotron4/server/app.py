@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nemotron4 import __version__
-from nemotron4.inference.interface import InferenceEngine, RewardScorer
+from nemotron4.engine import InferenceEngine, RewardScorer
 from nemotron4.server.access_log import AccessLog
 from nemotron4.server.errors import ApiError, error_response
 from nemotron4.server.front_door import FrontDoor

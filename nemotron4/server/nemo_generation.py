@@ -10,23 +10,15 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nemotron4.inference.interface import PositionLogprobs, SamplingParams
+from nemotron4.engine import PositionLogprobs, SamplingParams, SamplingRequest, Tokenizer, derive_seed
 from nemotron4.records import Message
 from nemotron4.server.errors import ApiError, json_text
 from nemotron4.server.exchange import Exchange
 from nemotron4.server.guard import header, refusal
 from nemotron4.server.nemo_validation import END_OF_TEXT, NemoRequest
-from nemotron4.server.rows import (
-    Row,
-    RowResult,
-    check_length,
-    collect,
-    encode,
-    row_seed,
-    usable_temperature,
-)
+from nemotron4.server.rows import check_length, collect, text_ids, usable_temperature
 from nemotron4.server.service import Service
-from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.text.answers import AnswerText, continuation, end_ids
 
 MARKER = "<extra_id_1>"
 
@@ -50,7 +42,7 @@ async def generate(
     rows = []
     for index, ids in enumerate(prompts):
         params = _params(request, service, eos_id, stop_ids, stop_strings, index, final_length - len(ids))
-        rows.append(Row(ids, params))
+        rows.append(SamplingRequest(tuple(ids), params))
     talks = [[Message("user", text)] for text in request.sentences]
     guard = service.guard
     if guard is not None:
@@ -67,17 +59,17 @@ async def generate(
                 raise refusal(screening, f"The answer to sentence {index + 1} of {len(texts)}")
         headers = header(prompt_screenings, screenings)
     # Beside the event loop: a large answer takes a while to put together.
-    return await asyncio.to_thread(_answer, request, tokenizer, eos_id, rows, results), headers
+    return await asyncio.to_thread(_answer, request, tokenizer, eos_id, results), headers
 
 
 def end_of_text_id(service: Service) -> int:
     """The id that ends a row and fills it up: the tokenizer's, else the checkpoint's first."""
-    eos_id = service.engine.tokenizer.eos_id
-    if eos_id is not None:
-        return eos_id
-    if not service.engine.info.eos_token_ids:
+    known = end_ids(service.engine)
+    own = (service.engine.tokenizer.eos_id, *service.engine.info.eos_token_ids)
+    found = next((token_id for token_id in own if token_id in known), None)
+    if found is None:
         raise ApiError(400, "this model names no end-of-text token, which /generate needs to fill rows up")
-    return service.engine.info.eos_token_ids[0]
+    return found
 
 
 def stops(
@@ -108,7 +100,7 @@ async def _prompts(tokenizer: Tokenizer, request: NemoRequest) -> list[list[int]
         if tokenizer.bos_id is None:
             raise ApiError(400, "add_BOS is true, but this model's tokenizer has no beginning-of-text token")
         start = [tokenizer.bos_id]
-    prompts = [start + ids for ids in await encode(tokenizer, request.sentences)]
+    prompts = [start + ids for ids in await text_ids(tokenizer.encode, request.sentences)]
     if not all(prompts):
         raise ApiError(400, "sentences must not hold an empty string unless add_BOS is true")
     return prompts
@@ -147,7 +139,7 @@ def _params(
         stop_token_ids=stop_ids,
         stop_strings=stop_strings,
         stop_scope="row_suffix",
-        seed=row_seed(request.random_seed, index),
+        seed=derive_seed(request.random_seed, index),
         logprobs=0 if is_scored else None,
         prompt_logprobs=0 if is_scored else None,
         full_logprobs=is_scored and request.all_probs,
@@ -158,15 +150,18 @@ def _answer(
     request: NemoRequest,
     tokenizer: Tokenizer,
     eos_id: int,
-    rows: Sequence[Row],
-    results: Sequence[RowResult],
+    results: Sequence[AnswerText],
 ) -> bytes:
-    token_ids = [row.prompt_ids + result.token_ids for row, result in zip(rows, results, strict=True)]
+    token_ids = [[*result.request.prompt_ids, *result.token_ids] for result in results]
+    sentences = [
+        sent + continuation(tokenizer, result.request.prompt_ids, result.token_ids)
+        for sent, result in zip(request.sentences, results, strict=True)
+    ]
     length = max(map(len, token_ids))
     token_ids = [ids + [eos_id] * (length - len(ids)) for ids in token_ids]
     tokens = [[tokenizer.piece(token_id) for token_id in ids] for ids in token_ids]
     response: dict[str, Any] = {
-        "sentences": [tokenizer.decode(ids) for ids in token_ids],
+        "sentences": sentences,
         "tokens": tokens,
         "token_ids": token_ids,
         "offsets": [list(_offsets(pieces)) for pieces in tokens],
@@ -192,17 +187,17 @@ def _offsets(pieces: Sequence[str]) -> Iterator[int]:
         offset += len(piece)
 
 
-def _positions(result: RowResult) -> list[PositionLogprobs]:
+def _positions(result: AnswerText) -> list[PositionLogprobs]:
     return [*result.prompt_logprobs, *result.logprobs]
 
 
-def _logprobs(result: RowResult, length: int) -> list[float]:
+def _logprobs(result: AnswerText, length: int) -> list[float]:
     """Entry j belongs to token j + 1. What fills a row up is certain: log 1."""
     values = [float(position.chosen.logprob) for position in _positions(result)]
     return values + [0.0] * (length - 1 - len(values))
 
 
-def _full_logprobs(result: RowResult, length: int, eos_id: int) -> bytes:
+def _full_logprobs(result: AnswerText, length: int, eos_id: int) -> bytes:
     """JSON of a row, position by position: the encoder holds everybody else up while it writes one."""
     width, texts = 0, []
     for position in _positions(result):

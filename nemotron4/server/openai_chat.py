@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nemotron4.inference.interface import PositionLogprobs, TokenLogprob
+from nemotron4.engine import PositionLogprobs, Tokenizer, TokenLogprob
 from nemotron4.records import Message
-from nemotron4.server.answer_text import AnswerText
 from nemotron4.server.errors import ApiError
 from nemotron4.server.exchange import exchange_of
 from nemotron4.server.guarded_choices import Screened
@@ -20,14 +20,12 @@ from nemotron4.server.openai_choices import (
     Choice,
     Identity,
     check_request,
-    end_ids,
+    choices_for,
     finite,
     positions_of,
-    rows_for,
     sampling_params,
     token_name,
     usage,
-    user_stops,
 )
 from nemotron4.server.openai_schemas import (
     AnswerMessage,
@@ -42,9 +40,7 @@ from nemotron4.server.openai_schemas import (
 from nemotron4.server.rows import check_length, until_disconnect
 from nemotron4.server.service import Service
 from nemotron4.server.sse import event_stream
-from nemotron4.text.formats import TURN_START
-from nemotron4.text.prompt import PromptFormat
-from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.text.answers import chat_request
 
 CHUNK = "chat.completion.chunk"
 
@@ -54,15 +50,14 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
     check_request(body, service)
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-    prompt_format = service.engine.prompt_format
-    if prompt_format is None:
+    if service.engine.prompt_format is None:
         raise ApiError(
             400,
             f"The model {service.engine.info.name!r} has no chat template, so its turns cannot be written. "
             "Send the whole prompt to /v1/completions or /generate.",
         )
     messages = [_message(each, index) for index, each in enumerate(body.messages)]
-    choices = await _choices(body, messages, prompt_format, service)
+    choices = await _choices(body, messages, service)
     identity = Identity.new("chatcmpl", service.engine.info.name)
     screened = Screened(choices, [messages] * len(choices), service, exchange)
     if body.stream:
@@ -86,30 +81,14 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
     return screened.response(answer)
 
 
-async def _choices(
-    body: ChatRequest, messages: Sequence[Message], prompt_format: PromptFormat, service: Service
-) -> list[Choice]:
-    tokenizer = service.engine.tokenizer
+async def _choices(body: ChatRequest, messages: Sequence[Message], service: Service) -> list[Choice]:
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    params = sampling_params(body, service, max_new_tokens=1, logprobs=logprobs)
     # A checkpoint's own template is a program that runs beside us and may take its time.
-    prompt_ids = await asyncio.to_thread(prompt_format.encode, tokenizer, messages)
-    turn_strings = tuple(stop for stop in prompt_format.stop_strings if stop not in tokenizer.markers)
-    params = sampling_params(
-        body,
-        service,
-        max_new_tokens=_max_new_tokens(body, len(prompt_ids), service),
-        stop_ids=end_ids(service) | prompt_format.stop_token_ids(tokenizer),
-        stop_strings=(*turn_strings, *user_stops(body)),
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-    )
-    rows = rows_for([prompt_ids], [params], body.n or 1, body.seed)
-    # The Nemotron formats write a newline between an answer and the next turn's marker.
-    strip_newline = TURN_START in prompt_format.stop_strings
-    return [
-        Choice(
-            row, AnswerText(tokenizer, row.prompt_ids, row.params.stop_strings, strip_newline=strip_newline)
-        )
-        for row in rows
-    ]
+    request = await asyncio.to_thread(chat_request, service.engine, messages, params)
+    limit = _max_new_tokens(body, len(request.prompt_ids), service)
+    params = replace(request.params, max_new_tokens=limit)
+    return choices_for([replace(request, params=params)], body.n or 1, service.engine.tokenizer)
 
 
 def _message(message: ChatMessage, index: int) -> Message:

@@ -7,17 +7,16 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from nemotron4.inference.interface import PositionLogprobs, SamplingParams, TokenStep
-from nemotron4.server.answer_text import AnswerText
+from nemotron4.engine import PositionLogprobs, SamplingParams, SamplingRequest, Tokenizer
 from nemotron4.server.errors import ApiError
 from nemotron4.server.exchange import Exchange
 from nemotron4.server.openai_schemas import DEFAULTS, MAX_ROWS, ChatRequest, CompletionRequest, Usage
-from nemotron4.server.rows import Row, RowResult, row_seed, steps, usable_temperature
+from nemotron4.server.rows import steps, usable_temperature
 from nemotron4.server.service import Service
-from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.text.answers import AnswerText, samples
 
 LEAST_LOGPROB = -9999.0  # OpenAI's number for "cannot happen"; JSON has no infinity
 LEAST_TOP_P = 1e-9  # OpenAI's top_p may be 0: only the most likely token
@@ -43,11 +42,9 @@ class Identity:
 
 @dataclass
 class Choice:
-    """One answer: its text, its tokens, and how many of them were handed out."""
+    """One answer, and how many of its tokens were handed out."""
 
-    row: Row
     answer: AnswerText
-    result: RowResult = field(default_factory=RowResult)
     num_reported: int = 0
     is_blocked: bool = False  # by the guard: neither text nor tokens leave the server
 
@@ -55,15 +52,11 @@ class Choice:
     def text(self) -> str:
         return "" if self.is_blocked else self.answer.text
 
-    def push(self, step: TokenStep) -> str:
-        self.result.add(step)
-        return self.answer.push(step)
-
     @property
     def finish_reason(self) -> Literal["stop", "length", "content_filter"]:
         if self.is_blocked:
             return "content_filter"
-        return "stop" if self.result.finish_reason == "stop" else "length"
+        return "stop" if self.answer.finish_reason == "stop" else "length"
 
     def take_tokens(self) -> range:
         """Numbers of the tokens whose text was handed out since the last call.
@@ -83,12 +76,10 @@ def sampling_params(
     service: Service,
     *,
     max_new_tokens: int,
-    stop_ids: frozenset[int],
-    stop_strings: tuple[str, ...],
     logprobs: int | None,
     prompt_logprobs: int | None = None,
 ) -> SamplingParams:
-    """The engine's parameters without a seed, which every row gets for itself."""
+    """What the client asked for; ``text.answers`` adds what ends an answer of this model."""
 
     def given(name: str) -> float:
         value: float | None = getattr(body, name)
@@ -104,10 +95,9 @@ def sampling_params(
         presence_penalty=given("presence_penalty"),
         frequency_penalty=given("frequency_penalty"),
         logit_bias=_logit_bias(body.logit_bias or {}, service.engine.info.vocab_size),
-        min_new_tokens=min(int(given("min_tokens")), max_new_tokens),
-        min_tokens_masks=stop_ids,
-        stop_token_ids=stop_ids,
-        stop_strings=stop_strings,
+        min_new_tokens=int(given("min_tokens")),
+        stop_strings=user_stops(body),
+        seed=None if body.seed is None else body.seed % 2**63,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
@@ -145,38 +135,22 @@ def user_stops(body: CompletionRequest | ChatRequest) -> tuple[str, ...]:
     return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
 
 
-def end_ids(service: Service) -> frozenset[int]:
-    """The ids after which the model has said all."""
-    own = service.engine.tokenizer.eos_id
-    return frozenset(service.engine.info.eos_token_ids) | (frozenset() if own is None else {own})
-
-
-def rows_for(
-    prompts: Sequence[list[int]], params: Sequence[SamplingParams], n: int, seed: int | None
-) -> list[Row]:
-    """``n`` rows for each prompt, each with a seed of its own; OpenAI's order of choices."""
-    if len(prompts) * n > MAX_ROWS:
-        text = f"{len(prompts)} prompts with n {n} make {len(prompts) * n} answers; the limit is {MAX_ROWS}"
+def choices_for(requests: Sequence[SamplingRequest], n: int, tokenizer: Tokenizer) -> list[Choice]:
+    """``n`` choices for each request, each with a seed of its own; OpenAI's order of choices."""
+    if len(requests) * n > MAX_ROWS:
+        text = f"{len(requests)} prompts with n {n} make {len(requests) * n} answers; the limit is {MAX_ROWS}"
         raise ApiError(400, text, param="n")
-    return [
-        Row(ids, _with_seed(each, row_seed(seed, choice)))
-        for ids, each in zip(prompts, params, strict=True)
-        for choice in range(n)
-    ]
-
-
-def _with_seed(params: SamplingParams, seed: int | None) -> SamplingParams:
-    return replace(params, seed=seed)
+    return [Choice(AnswerText(tokenizer, sample)) for request in requests for sample in samples(request, n)]
 
 
 async def run_choices(
     choices: Sequence[Choice], service: Service, exchange: Exchange
 ) -> AsyncGenerator[tuple[int, str, bool], None]:
     """(number of the choice, text that can be sent, whether it is whole) of every token."""
-    rows = [choice.row for choice in choices]
+    rows = [choice.answer.request for choice in choices]
     async with aclosing(steps(service.engine, rows, exchange, service.metrics)) as events:
         async for index, step in events:
-            yield index, choices[index].push(step), step.finish_reason is not None
+            yield index, choices[index].answer.push(step), step.finish_reason is not None
 
 
 async def run_to_end(choices: Sequence[Choice], service: Service, exchange: Exchange) -> None:
@@ -186,8 +160,8 @@ async def run_to_end(choices: Sequence[Choice], service: Service, exchange: Exch
 
 
 def usage(choices: Sequence[Choice], n: int) -> Usage:
-    num_prompt = sum(len(choice.row.prompt_ids) for choice in choices[::n])
-    num_new = sum(len(choice.result.token_ids) for choice in choices)
+    num_prompt = sum(len(choice.answer.request.prompt_ids) for choice in choices[::n])
+    num_new = sum(len(choice.answer.token_ids) for choice in choices)
     return Usage(prompt_tokens=num_prompt, completion_tokens=num_new, total_tokens=num_prompt + num_new)
 
 
@@ -204,4 +178,4 @@ def finite(logprob: float) -> float:
 
 
 def positions_of(choice: Choice, numbers: range) -> list[PositionLogprobs]:
-    return [choice.result.logprobs[number] for number in numbers]
+    return [choice.answer.logprobs[number] for number in numbers]

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nemotron4.inference.interface import PositionLogprobs
+from nemotron4.engine import PositionLogprobs, SamplingRequest, Tokenizer
+from nemotron4.errors import RequestError
 from nemotron4.records import Message
-from nemotron4.server.answer_text import AnswerText
 from nemotron4.server.errors import ApiError
 from nemotron4.server.exchange import exchange_of
 from nemotron4.server.guarded_choices import Screened
@@ -20,12 +21,10 @@ from nemotron4.server.openai_choices import (
     Choice,
     Identity,
     check_request,
-    end_ids,
+    choices_for,
     finite,
-    rows_for,
     sampling_params,
     usage,
-    user_stops,
 )
 from nemotron4.server.openai_schemas import (
     Completion,
@@ -33,10 +32,11 @@ from nemotron4.server.openai_schemas import (
     CompletionLogprobs,
     CompletionRequest,
 )
-from nemotron4.server.rows import check_length, encode, until_disconnect
+from nemotron4.server.rows import check_length, text_ids, until_disconnect
 from nemotron4.server.service import Service
 from nemotron4.server.sse import event_stream
-from nemotron4.text.tokenizer import TextStream, Tokenizer
+from nemotron4.text.answers import encode_text, text_request
+from nemotron4.text.tokenizer import TextStream
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -48,12 +48,12 @@ async def answer_completion(body: CompletionRequest, request: Request, service: 
     if body.best_of not in (None, 1):
         text = "best_of is not supported by this server: ask for n answers and choose among them"
         raise ApiError(400, text, param="best_of", code="unsupported_parameter")
-    prompts = await _prompts(body, service)
-    choices = _choices(body, prompts, n, service)
+    prompts, requests = await _requests(body, service)
+    choices = choices_for(requests, n, service.engine.tokenizer)
     identity = Identity.new("cmpl", service.engine.info.name)
-    conversations = [[Message("user", text)] for text, _ in prompts for _ in range(n)]
+    conversations = [[Message("user", text)] for text in prompts for _ in range(n)]
     screened = Screened(choices, conversations, service, exchange)
-    run = _Run(body, service.engine.tokenizer, [text for text, _ in prompts for _ in range(n)])
+    run = _Run(body, service.engine.tokenizer, [text for text in prompts for _ in range(n)])
     if body.stream:
         events = _events(run, choices, n, identity, screened)
         return await event_stream(request, events)
@@ -68,51 +68,33 @@ async def answer_completion(body: CompletionRequest, request: Request, service: 
     return screened.response(answer)
 
 
-async def _prompts(body: CompletionRequest, service: Service) -> list[tuple[str, list[int]]]:
-    """Text and ids of each prompt."""
-    tokenizer = service.engine.tokenizer
+async def _requests(body: CompletionRequest, service: Service) -> tuple[list[str], list[SamplingRequest]]:
+    """Text of each prompt and its request."""
     given: Any = body.prompt
     if isinstance(given, str) or (given and isinstance(given[0], int)):
         given = [given]
     if not given:
         raise ApiError(400, "prompt: the list is empty; expected at least one prompt", param="prompt")
-    is_text = isinstance(given[0], str)
-    prompts: list[list[int]] = given
-    if is_text:
-        start = [tokenizer.bos_id] if service.engine.info.adds_bos and tokenizer.bos_id is not None else []
-        prompts = [start + ids for ids in await encode(tokenizer, given)]
-    last = tokenizer.vocab_size - 1
-    for ids in prompts:
-        if not ids:
-            raise ApiError(400, "prompt: expected at least one token", param="prompt")
-        if max(ids) > last:
-            text = f"prompt: token id {max(ids)} is outside the vocabulary; the last is {last}"
-            raise ApiError(400, text, param="prompt")
-    texts = given if is_text else [tokenizer.decode(ids) for ids in prompts]
-    return list(zip(texts, prompts, strict=True))
-
-
-def _choices(
-    body: CompletionRequest, prompts: Sequence[tuple[str, list[int]]], n: int, service: Service
-) -> list[Choice]:
+    engine = service.engine
     max_new_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    params = []
-    for _, ids in prompts:
-        check_length(service.engine, len(ids), max_new_tokens, param="max_tokens")
-        params.append(
-            sampling_params(
-                body,
-                service,
-                max_new_tokens=max_new_tokens,
-                stop_ids=end_ids(service),
-                stop_strings=user_stops(body),
-                logprobs=body.logprobs,
-                prompt_logprobs=body.logprobs if body.echo else None,
-            )
-        )
-    rows = rows_for([ids for _, ids in prompts], params, n, body.seed)
-    tokenizer = service.engine.tokenizer
-    return [Choice(row, AnswerText(tokenizer, row.prompt_ids, row.params.stop_strings)) for row in rows]
+    prompt_logprobs = body.logprobs if body.echo else None
+    params = sampling_params(
+        body, service, max_new_tokens=max_new_tokens, logprobs=body.logprobs, prompt_logprobs=prompt_logprobs
+    )
+    if isinstance(given[0], str):
+        rows = await text_ids(partial(encode_text, engine), given)
+    else:
+        rows = given
+    try:
+        requests = [text_request(engine, ids, params) for ids in rows]
+    except RequestError as error:
+        raise ApiError(400, error.message, param="prompt") from error
+    for request in requests:
+        if not request.prompt_ids:
+            raise ApiError(400, "prompt: expected at least one token", param="prompt")
+        check_length(engine, len(request.prompt_ids), max_new_tokens, param="max_tokens")
+    is_text = isinstance(given[0], str)
+    return given if is_text else [engine.tokenizer.decode(ids) for ids in given], requests
 
 
 @dataclass(frozen=True)
@@ -142,12 +124,12 @@ class _Run:
         prompt_length = len(self.prompt_texts[index]) if self.body.echo else 0
         if is_first and self.body.echo:
             stream, offset = TextStream(self.tokenizer), 0
-            positions = [None, *choice.result.prompt_logprobs]
-            for token_id, position in zip(choice.row.prompt_ids, positions, strict=True):
+            positions = [None, *choice.answer.prompt_logprobs]
+            for token_id, position in zip(choice.answer.request.prompt_ids, positions, strict=True):
                 self._add(columns, token_id, position, offset)
                 offset += len(stream.push(token_id))
         for number in choice.take_tokens():
-            token_id, position = choice.result.token_ids[number], choice.result.logprobs[number]
+            token_id, position = choice.answer.token_ids[number], choice.answer.logprobs[number]
             self._add(columns, token_id, position, prompt_length + choice.answer.starts[number])
         return columns
 

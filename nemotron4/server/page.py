@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nemotron4.inference.interface import RewardScorer
+from nemotron4.engine import RewardScorer
 from nemotron4.records import Message
 from nemotron4.server.errors import NOT_FOUND, ApiError, html_error
 from nemotron4.server.openai_schemas import ChatMessage

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 
+from nemotron4.engine import Reward, RewardScorer
 from nemotron4.errors import RequestError
-from nemotron4.inference.interface import Reward, RewardScorer
 from nemotron4.records import Message
 from nemotron4.server.exchange import exchange_of
 from nemotron4.server.relay import Upstream
@@ -76,7 +76,7 @@ def reward_routes(service: Service, scorer: RewardScorer) -> APIRouter:
             assert body.text is not None
             ids = await asyncio.to_thread(service.engine.tokenizer.encode, body.text)
             [reward] = await asyncio.to_thread(scorer.score_ids, [ids])
-        return Score(raw=list(reward.raw), attributes=dict(reward.attributes), reward=reward.scalar)
+        return Score(raw=list(reward.raw), attributes=dict(reward.attributes), reward=reward.scalar)  # type: ignore[arg-type]  # an engine always weighs
 
     @router.post("/v1/chat/completions")
     async def post_chat(body: HostedRequest, request: Request) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from nemotron4.engine import RewardScorer
 from nemotron4.errors import RequestError
-from nemotron4.inference.interface import RewardScorer
 from nemotron4.server.kserve import LENGTH_HEADER, Tensor, read_request, write_response
 from nemotron4.server.service import Service
 from nemotron4.text.tokenizer import Tokenizer

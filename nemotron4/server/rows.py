@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from nemotron4.inference.interface import (
-    FinishReason,
-    InferenceEngine,
-    PositionLogprobs,
-    SamplingParams,
-    TokenStep,
-)
+from nemotron4.engine import InferenceEngine, SamplingRequest, TokenStep
 from nemotron4.server.errors import ApiError, ClientGoneError
 from nemotron4.server.exchange import Exchange
 from nemotron4.server.metrics import Metrics
-from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.text.answers import AnswerText
 
 # Longer texts are tokenised beside the event loop, so that nobody else waits for it.
 INLINE_CHARACTERS = 20_000
@@ -32,53 +24,16 @@ LEAST_TEMPERATURE = 1e-4
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One prompt and how to continue it."""
-
-    prompt_ids: list[int]
-    params: SamplingParams
-
-
-@dataclass
-class RowResult:
-    """All that the engine said about one row."""
-
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[PositionLogprobs] = field(default_factory=list)
-    prompt_logprobs: tuple[PositionLogprobs, ...] = ()
-    finish_reason: FinishReason | None = None
-    stop_reason: int | str | None = None
-
-    def add(self, step: TokenStep) -> None:
-        if step.token_id is not None:
-            self.token_ids.append(step.token_id)
-        if step.logprobs is not None:
-            self.logprobs.append(step.logprobs)
-        if step.prompt_logprobs is not None:
-            self.prompt_logprobs = step.prompt_logprobs
-        if step.finish_reason is not None:
-            self.finish_reason, self.stop_reason = step.finish_reason, step.stop_reason
-
-
-def row_seed(seed: int | None, index: int) -> int | None:
-    """The seed of a request's row: its own for the first, one derived from it for every other."""
-    if seed is None or (index == 0 and 0 <= seed < 2**63):
-        return seed
-    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
 def usable_temperature(temperature: float) -> float:
     """The temperature for the engine: 0, greedy, when it is too small to divide by."""
     return 0.0 if temperature < LEAST_TEMPERATURE else temperature
 
 
-async def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of raw texts, markers included."""
+async def text_ids(encode: Callable[[str], list[int]], texts: Sequence[str]) -> list[list[int]]:
+    """Ids of raw texts; long ones are tokenised beside the event loop."""
     if sum(map(len, texts)) <= INLINE_CHARACTERS:
-        return [tokenizer.encode(text) for text in texts]
-    return await asyncio.to_thread(lambda: [tokenizer.encode(text) for text in texts])
+        return list(map(encode, texts))
+    return await asyncio.to_thread(lambda: list(map(encode, texts)))
 
 
 def check_length(engine: InferenceEngine, num_prompt: int, num_new: int, *, param: str | None = None) -> None:
@@ -97,7 +52,7 @@ def check_length(engine: InferenceEngine, num_prompt: int, num_new: int, *, para
 
 
 async def steps(
-    engine: InferenceEngine, rows: Sequence[Row], exchange: Exchange, metrics: Metrics
+    engine: InferenceEngine, rows: Sequence[SamplingRequest], exchange: Exchange, metrics: Metrics
 ) -> AsyncGenerator[tuple[int, TokenStep], None]:
     """Row number and step of every new token, as they come.
 
@@ -107,7 +62,7 @@ async def steps(
     queue: asyncio.Queue[tuple[int, TokenStep] | Exception] = asyncio.Queue()
     exchange.num_prompt_tokens += sum(len(row.prompt_ids) for row in rows)
 
-    async def pump(index: int, row: Row) -> None:
+    async def pump(index: int, row: SamplingRequest) -> None:
         started, first_token, num_tokens, is_ended = time.monotonic(), None, 0, False
         try:
             stream: Any = engine.stream(row.prompt_ids, row.params)
@@ -145,14 +100,14 @@ async def steps(
 
 
 async def collect(
-    engine: InferenceEngine, rows: Sequence[Row], exchange: Exchange, metrics: Metrics
-) -> list[RowResult]:
+    engine: InferenceEngine, rows: Sequence[SamplingRequest], exchange: Exchange, metrics: Metrics
+) -> list[AnswerText]:
     """All rows to their ends."""
-    results = [RowResult() for _ in rows]
+    answers = [AnswerText(engine.tokenizer, row) for row in rows]
     async with aclosing(steps(engine, rows, exchange, metrics)) as events:
         async for index, step in events:
-            results[index].add(step)
-    return results
+            answers[index].push(step)
+    return answers
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:

@@ -12,8 +12,8 @@ from types import FrameType
 
 import uvicorn
 
+from nemotron4.engine import CanFail, InferenceEngine, RewardScorer
 from nemotron4.errors import ConfigError, Nemotron4Error
-from nemotron4.inference.interface import CanFail, InferenceEngine, RewardScorer
 from nemotron4.server.app import create_app
 from nemotron4.server.guard import Guard
 from nemotron4.server.page import PageTab

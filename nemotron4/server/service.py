@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nemotron4.inference.interface import InferenceEngine
+from nemotron4.engine import InferenceEngine
 from nemotron4.server.guard import Guard
 from nemotron4.server.metrics import Metrics
 from nemotron4.server.settings import ServerSettings

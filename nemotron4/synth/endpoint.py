@@ -131,13 +131,8 @@ def connect(name: str, config: EndpointConfig) -> ChatModel:
     if config.form == "fake":
         return FakeChatModel(FakeBehaviour(latency_s=config.fake_latency_ms / 1000), name=config.model)
     if config.form == "generate":
-        from nemotron4.text import prompt
-
         return GenerateChatModel(
-            config.url,
-            render=lambda messages: prompt.render(messages, template=config.template),
-            name=config.model,
-            timeout_s=config.timeout_s,
+            config.url, template=config.template, name=config.model, timeout_s=config.timeout_s
         )
     if config.form == "local":
         raise ConfigError(

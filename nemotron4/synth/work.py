@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nemotron4.client import ClientError, Reply, RetryPolicy, Reward, Sampling, TokenLogprob, TransientError
+from nemotron4.client import ClientError, Reply, RetryPolicy, Reward, Sampling, TextLogprob, TransientError
 from nemotron4.records import JsonObject, Message
 from nemotron4.synth.endpoint import ModelEndpoint, StoppedError
 from nemotron4.synth.recipe import Budget, RetryConfig
@@ -252,14 +252,14 @@ class Work:
         future.add_done_callback(lambda done: _free(done, [endpoint for _, endpoint in held]))
 
 
-def _logprobs(stored: Any) -> tuple[TokenLogprob, ...] | None:
+def _logprobs(stored: Any) -> tuple[TextLogprob, ...] | None:
     """From a reply just paid, or from the JSON of one in the ledger."""
     if stored is None:
         return None
     return tuple(
         entry
-        if isinstance(entry, TokenLogprob)
-        else TokenLogprob(
+        if isinstance(entry, TextLogprob)
+        else TextLogprob(
             entry["token"], entry["logprob"], tuple((token, value) for token, value in entry["top"])
         )
         for entry in stored

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from nemotron4.engine import ChatFormat
 from nemotron4.errors import TemplateError, unknown_name
 from nemotron4.records import Message
 from nemotron4.text import chat_template, formats
@@ -50,6 +51,11 @@ class PromptFormat:
         purpose: Purpose = "generate" if add_generation_prompt else "show"
         segments = self.writer.segments(messages, purpose=purpose, tokenizer=tokenizer)
         return list(encode_segments(tokenizer, segments).token_ids)
+
+    @property
+    def drops_newline(self) -> bool:
+        """The Nemotron formats write a newline between an answer and the next turn's marker."""
+        return formats.TURN_START in self.stop_strings
 
     def stop_token_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Ids that end an answer: the end of text, and every stop string that is one marker."""
@@ -153,7 +159,7 @@ def encode_reward(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
 
 
 def encode_judged(
-    tokenizer: Tokenizer, prompt_format: PromptFormat | None, messages: Sequence[Message]
+    tokenizer: Tokenizer, prompt_format: ChatFormat | None, messages: Sequence[Message]
 ) -> list[int]:
     """What a reward model reads: NVIDIA's form where the vocabulary has its marker, else the
     conversation in the model's own format.

@@ -1,68 +1,11 @@
-"""Text to token ids and back: the interface every tokenizer is read into, and ids to text one at a time."""
+"""What is checked of every tokenizer that a checkpoint is read into, and ids to text one at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
+from nemotron4.engine import Tokenizer as Tokenizer
 from nemotron4.errors import TokenizerError
-
-
-class Tokenizer(Protocol):
-    """One vocabulary. ``decode(encode(text)) == text`` is checked when a checkpoint is opened."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids that have a piece; a model's output may be wider (padding rows)."""
-        ...
-
-    @property
-    def bos_id(self) -> int | None: ...
-
-    @property
-    def eos_id(self) -> int | None: ...
-
-    @property
-    def markers(self) -> tuple[str, ...]:
-        """The texts that ``parse_special`` turns into one id: ``<extra_id_1>``, ``<|im_end|>``, ..."""
-        ...
-
-    @property
-    def replaces_each_byte(self) -> bool:
-        """True: every invalid byte decodes to one U+FFFD (SentencePiece); False: every broken character."""
-        ...
-
-    def encode(self, text: str, *, parse_special: bool = True, continues: bool = False) -> list[int]:
-        """Ids of the text; no BOS or EOS is added.
-
-        With ``parse_special`` a literal marker in the text becomes the marker's id; without, it becomes
-        ordinary tokens that merely spell it. With ``continues`` the text follows other text, so that
-        SentencePiece puts no word mark before it.
-        """
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids. Control pieces give '', invalid bytes U+FFFD."""
-        ...
-
-    def token_bytes(self, token_id: int, *, is_first: bool = False) -> bytes:
-        """What the token adds to the text, in UTF-8; a token may hold part of a character.
-
-        With ``is_first`` no text stands before it: SentencePiece drops the word mark there.
-        """
-        ...
-
-    def piece(self, token_id: int) -> str:
-        """The raw vocabulary entry, for display: ``▁hello``, ``<0x0A>``, ``</s>``."""
-        ...
-
-    def token_id(self, piece: str) -> int | None:
-        """The id of a raw vocabulary entry, or None."""
-        ...
-
-    def is_control(self, token_id: int) -> bool:
-        """True for pieces that decode to nothing (``<s>``, ``</s>``, ``<pad>``)."""
-        ...
 
 
 def check_encodable(text: str) -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from nemotron4.cli.conversation import Chat
+from nemotron4.engine import SamplingParams
 from nemotron4.errors import Nemotron4Error, RequestError, TemplateError
 from nemotron4.inference.fake import FakeEngine
-from nemotron4.inference.interface import SamplingParams
 from nemotron4.records import Conversation, Message, read
 from nemotron4.text.prompt import nemotron4
 

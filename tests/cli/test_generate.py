@@ -16,9 +16,9 @@ import pytest
 
 from nemotron4.cli.batch import Output, answer_file
 from nemotron4.cli.rows import row_seed
+from nemotron4.engine import SamplingParams
 from nemotron4.errors import DataError, EngineBusyError, Nemotron4Error
 from nemotron4.inference.fake import FakeEngine
-from nemotron4.inference.interface import SamplingParams
 
 PARAMS = SamplingParams(max_new_tokens=8, seed=0)
 
@@ -200,7 +200,7 @@ PROGRAM = """
     from nemotron4.cli.batch import Output, answer_file
     from nemotron4.cli.main import explained
     from nemotron4.inference.fake import FakeEngine
-    from nemotron4.inference.interface import SamplingParams
+    from nemotron4.engine import SamplingParams
 
     def run() -> int:
         params = SamplingParams(max_new_tokens=5, seed=3)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from nemotron4.engine import ModelInfo
 from nemotron4.inference.engine import Engine
-from nemotron4.inference.interface import ModelInfo
 from nemotron4.inference.packed_linear import can_pack, pack
 from nemotron4.inference.runner import ModelRunner
 from nemotron4.model.config import ModelConfig

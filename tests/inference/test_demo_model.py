@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM
 
 import nemotron4
 from nemotron4.checkpoint import open_checkpoint
+from nemotron4.text.answers import encode_text
 from nemotron4.text.prompt import card_prompt
 from tests.peers import llama_config
 
@@ -33,8 +34,8 @@ def test_greedy_tokens_equal_transformers_for_mixed_lengths(demo_model: Path) ->
     texts = ["The capital of France is", card_prompt(), "def fibonacci(n):", "Once upon a time " * 12]
     peer = transformers_model(demo_model)
     with nemotron4.load(demo_model) as engine:
-        generations = engine.generate(texts, max_new_tokens=24, temperature=0, stop_token_ids=())
-        prompts = [engine.encode(text) for text in texts]
+        generations = engine.generate(texts, max_new_tokens=24, temperature=0, ignore_eos=True)
+        prompts = [encode_text(engine, text) for text in texts]
     for prompt, generation in zip(prompts, generations, strict=True):
         ids = torch.tensor([prompt])
         expected = peer.generate(

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import NemotronForCausalLM
 
+from nemotron4.engine import SamplingParams, TokenStep, derive_seed
 from nemotron4.errors import EngineBusyError, RequestError
-from nemotron4.inference.engine import Engine, derive_seed
-from nemotron4.inference.interface import SamplingParams, TokenStep
+from nemotron4.inference.engine import Engine
 from nemotron4.inference.packed_linear import can_pack
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.transformer import Transformer
@@ -31,7 +31,7 @@ def slow_greedy(model: Transformer, prompt_ids: list[int], count: int) -> list[i
 
 
 def token_ids(engine: Engine, prompts: list[list[int]], **settings: object) -> list[tuple[int, ...]]:
-    return [g.token_ids for g in engine.generate(prompts, **settings)]  # type: ignore[arg-type]
+    return [g.token_ids for g in engine.generate(prompts, ignore_eos=True, **settings)]  # type: ignore[arg-type]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -178,9 +178,9 @@ def test_logprobs_are_raw_whatever_the_sampling() -> None:
 
 def test_stop_strings_straddle_tokens_and_are_cut() -> None:
     with small_engine() as engine:
-        [free] = engine.generate(["HELLO"], max_new_tokens=30, temperature=0)
+        [free] = engine.generate(["HELLO"], max_new_tokens=30, temperature=0, ignore_eos=True)
         stop = free.text[4:7]
-        [stopped] = engine.generate(["HELLO"], max_new_tokens=30, temperature=0, stop=[stop])
+        [stopped] = engine.generate(["HELLO"], max_new_tokens=30, temperature=0, ignore_eos=True, stop=[stop])
     assert stopped.finish_reason == "stop"
     assert stopped.text == free.text.partition(stop)[0]
     assert free.token_ids[: len(stopped.token_ids)] == stopped.token_ids
@@ -259,7 +259,7 @@ def test_full_log_probabilities_cover_the_vocabulary() -> None:
     ("prompt", "settings", "words"),
     [
         ([], {}, "the prompt is empty"),
-        ([101], {}, "token id 101 is outside the vocabulary of 101"),
+        ([101], {}, "token id 101, which is outside the vocabulary"),
         (
             [40] * 1000,
             {"max_new_tokens": 25},

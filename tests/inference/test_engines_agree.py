@@ -19,9 +19,9 @@ import torch
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.convert import ConvertOptions, convert
 from nemotron4.checkpoint.load import load_transformer
+from nemotron4.engine import InferenceEngine, SamplingParams, TokenStep
 from nemotron4.errors import RequestError
 from nemotron4.inference import sampling, vllm_load
-from nemotron4.inference.interface import InferenceEngine, SamplingParams, TokenStep
 from nemotron4.inference.load import load
 from nemotron4.inference.vllm_load import Layout, is_installed, load_vllm
 from nemotron4.model.adapter_files import adapter_tensors, write_adapter

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nemotron4.engine import InferenceEngine, SamplingParams, TokenStep
 from nemotron4.errors import EngineBusyError, RequestError
 from nemotron4.inference.fake import FakeEngine
 from nemotron4.inference.fake_tokenizer import EOS, FakeTokenizer
-from nemotron4.inference.interface import InferenceEngine, SamplingParams, TokenStep
 
 TOKENIZER = FakeTokenizer()
 END = frozenset({EOS})

@@ -10,9 +10,9 @@ import torch
 import nemotron4
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.load import load_transformer
+from nemotron4.engine import SamplingParams, SamplingRequest
 from nemotron4.errors import CheckpointError, ConfigError, Nemotron4Error
 from nemotron4.inference.engine import Engine
-from nemotron4.inference.interface import SamplingParams
 from nemotron4.model.adapter_files import save_adapter
 from nemotron4.model.adapters import AdapterConfig, add_adapter
 from tests.tiny_models import nemotron_directory
@@ -98,7 +98,7 @@ def test_virtual_tokens_precede_every_prompt_and_are_shared(tiny: Path, tmp_path
 def next_logprobs(engine: Engine, row: list[int], **sampling: float) -> list[float]:
     """The log-probabilities of every token after the row."""
     params = SamplingParams(max_new_tokens=1, temperature=0, full_logprobs=True, **sampling)
-    [[step]] = engine.collect([(row, params)])
+    [[step]] = engine.collect([SamplingRequest(tuple(row), params)])
     return list(step.logprobs.full)
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
+from nemotron4.engine import SamplingParams
 from nemotron4.inference import sampling
-from nemotron4.inference.interface import SamplingParams
 
 
 def slow_distribution(logits_V: Tensor, params: SamplingParams) -> Tensor:
@@ -112,7 +112,7 @@ def test_bias_and_minimum_length() -> None:
 def test_logprobs_are_log_softmax(num_top: int) -> None:
     logits_RV = torch.randn(2, 9)
     expected = torch.log_softmax(logits_RV, -1)
-    rows = sampling.logprobs(logits_RV, [4, 8], num_top=num_top, is_full=True)
+    rows = sampling.logprobs(logits_RV, [4, 8], vocab_size=logits_RV.shape[1], num_top=num_top, is_full=True)
     for i, row in enumerate(rows):
         assert row.chosen.logprob == pytest.approx(float(expected[i, [4, 8][i]]))
         assert [t.token_id for t in row.top] == expected[i].topk(num_top).indices.tolist()

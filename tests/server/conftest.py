@@ -18,8 +18,8 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp
 
+from nemotron4.engine import EngineStats
 from nemotron4.inference.fake import FakeEngine
-from nemotron4.inference.interface import EngineStats
 from nemotron4.server.access_log import AccessLog
 from nemotron4.server.app import create_app
 from nemotron4.server.guard import Guard

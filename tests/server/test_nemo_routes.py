@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from nemotron4.engine import SamplingParams, TokenStep
 from nemotron4.inference.fake import FakeEngine
-from nemotron4.inference.interface import SamplingParams, TokenStep
 from nemotron4.server.access_log import AccessLog
 from nemotron4.server.app import create_app
 

@@ -191,7 +191,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt": ""}, "prompt", "at least one token"),
     ({"prompt": ["a", ""]}, "prompt", "at least one token"),
     ({"prompt": [[]]}, "prompt", "at least one token"),
-    ({"prompt": [10**6]}, "prompt", "1000000 is outside the vocabulary"),
+    ({"prompt": [10**6]}, "prompt", "1000000, which is outside the vocabulary"),
     ({"prompt": [-1]}, "prompt", "greater than or equal to 0"),
     ({"prompt": "\ud800"}, None, "surrogate"),
     ({"prompt": "a", "best_of": 2}, "best_of", "not supported"),

@@ -13,7 +13,6 @@ from nemotron4.errors import DataError
 from nemotron4.evaluation.human.study import StudyPrompt, answers_path
 from nemotron4.records import JsonObject, read_json_lines
 from nemotron4.runs import RowLog
-from nemotron4.text.prompt import render
 
 
 async def collect_answers(
@@ -32,7 +31,7 @@ async def collect_answers(
             if not is_address(source):
                 _take(log, Path(source), by_id)
                 continue
-            chat = connect(source, None, render=render)
+            chat = connect(source, None)
 
             try:
                 ask = partial(_ask, chat, by_id, sampling)

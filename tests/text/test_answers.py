@@ -7,10 +7,10 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nemotron4.engine import SamplingParams, SamplingRequest
 from nemotron4.inference.fake import FakeEngine
 from nemotron4.inference.fake_tokenizer import EOS, FakeTokenizer
-from nemotron4.inference.interface import SamplingParams
-from nemotron4.server.answer_text import AnswerText
+from nemotron4.text.answers import AnswerText
 
 
 def _answer(reply: str, stops: tuple[str, ...] = (), *, strip: bool = False, limit: int = 500) -> list[str]:
@@ -18,10 +18,10 @@ def _answer(reply: str, stops: tuple[str, ...] = (), *, strip: bool = False, lim
 
     async def run() -> list[str]:
         engine = FakeEngine(reply)
-        answer = AnswerText(engine.tokenizer, [EOS], stops, strip_newline=strip)
         params = SamplingParams(
             max_new_tokens=limit, temperature=0, stop_strings=stops, stop_token_ids=frozenset({EOS, 5})
         )
+        answer = AnswerText(engine.tokenizer, SamplingRequest((EOS,), params, drops_newline=strip))
         sent = [answer.push(step) async for step in engine.stream([EOS], params)]
         assert "".join(sent) == answer.text
         return sent

@@ -1,23 +1,20 @@
-"""What every engine offers: our own, vLLM, and the fake that ships for tests. No tensor, no torch.
+"""What an engine is: our own, vLLM, and the fake that ships for tests. No tensor, no torch.
 
-A server or a client knows an engine only by this file. A request goes in as token ids and
-``SamplingParams``; it comes back as a stream of ``TokenStep`` (one per new token), the last of which
-carries a finish reason. Text is the tokenizer's business, except for stop strings, which the engine
-must test while it generates.
+Everything talks to models through this file. A request goes in as token ids and ``SamplingParams``; it comes
+back as a stream of ``TokenStep`` (one per new token), the last of which carries a finish reason.
+``text.answers`` makes requests of texts and texts of steps; only stop strings are the engine's business,
+which must test them while it generates.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from nemotron4.errors import RequestError
 from nemotron4.records import Message
-from nemotron4.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from nemotron4.text.prompt import PromptFormat
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -39,8 +36,11 @@ class SamplingParams:
     presence_penalty: float = 0.0  # over generated tokens only, as in the OpenAI API
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    min_new_tokens: int = 0  # until then the ids of ``min_tokens_masks`` cannot be drawn
+    min_new_tokens: int = (
+        0  # until then ``min_tokens_masks`` cannot be drawn and new_text strings do not stop
+    )
     stop_token_ids: frozenset[int] = frozenset()  # the token stays in ``token_ids``
+    ignore_eos: bool = False  # ``text.answers`` then adds none of the model's own ends
     min_tokens_masks: frozenset[int] = frozenset()  # usually the end-of-text ids
     stop_strings: tuple[str, ...] = ()
     stop_scope: Literal["new_text", "row_suffix"] = "new_text"
@@ -68,6 +68,31 @@ class SamplingParams:
         for is_valid, name, value, expected in checks:
             if not is_valid:
                 raise RequestError(f"{name} is {value}; expected {expected}")
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """A prompt as token ids, and how to continue it.
+
+    ``drops_newline``: the answer is a turn of a format that writes a newline between an answer and the marker
+    of the next turn, so one at the end of an answer that stopped by itself is not part of the text.
+    """
+
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    drops_newline: bool = False
+
+
+def derive_seed(seed: int | None, *place: int) -> int | None:
+    """The seed of one of several samples drawn with one seed; the first (place 0) keeps the seed itself.
+
+    63 bits of blake2b("SEED/PLACE"). The samples of a prompt, the rows of PUT /generate and the rows of a
+    file are all counted from 0; policy-gradient rollouts have three places: step, prompt and answer.
+    """
+    if seed is None or (place == (0,) and 0 <= seed < 2**63):
+        return seed
+    digest = hashlib.blake2b("/".join(map(str, (seed, *place))).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 @dataclass(frozen=True)
@@ -133,6 +158,92 @@ class EngineStats:
     preemptions_total: int
 
 
+class Tokenizer(Protocol):
+    """One vocabulary. ``decode(encode(text)) == text`` is checked when a checkpoint is opened."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids that have a piece; a model's output may be wider (padding rows)."""
+        ...
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    @property
+    def eos_id(self) -> int | None: ...
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """The texts that ``parse_special`` turns into one id: ``<extra_id_1>``, ``<|im_end|>``, ..."""
+        ...
+
+    @property
+    def replaces_each_byte(self) -> bool:
+        """True: every invalid byte decodes to one U+FFFD (SentencePiece); False: every broken character."""
+        ...
+
+    def encode(self, text: str, *, parse_special: bool = True, continues: bool = False) -> list[int]:
+        """Ids of the text; no BOS or EOS is added.
+
+        With ``parse_special`` a literal marker in the text becomes the marker's id; without, it becomes
+        ordinary tokens that merely spell it. With ``continues`` the text follows other text, so that
+        SentencePiece puts no word mark before it.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids. Control pieces give '', invalid bytes U+FFFD."""
+        ...
+
+    def token_bytes(self, token_id: int, *, is_first: bool = False) -> bytes:
+        """What the token adds to the text, in UTF-8; a token may hold part of a character.
+
+        With ``is_first`` no text stands before it: SentencePiece drops the word mark there.
+        """
+        ...
+
+    def piece(self, token_id: int) -> str:
+        """The raw vocabulary entry, for display: ``▁hello``, ``<0x0A>``, ``</s>``."""
+        ...
+
+    def token_id(self, piece: str) -> int | None:
+        """The id of a raw vocabulary entry, or None."""
+        ...
+
+    def is_control(self, token_id: int) -> bool:
+        """True for pieces that decode to nothing (``<s>``, ``</s>``, ``<pad>``)."""
+        ...
+
+
+class ChatFormat(Protocol):
+    """How a model's chat turns are written: ``text.prompt.PromptFormat``."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The texts at which an answer ends."""
+        ...
+
+    @property
+    def drops_newline(self) -> bool:
+        """See ``SamplingRequest``."""
+        ...
+
+    def stop_token_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Ids that end an answer: the end of text, and every stop string that is one marker."""
+        ...
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str: ...
+
+    def encode(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """The prompt as ids. TemplateError if the conversation has no form."""
+        ...
+
+
 class InferenceEngine(Protocol):
     """A model that is loaded and can generate. Safe to use from any number of asyncio tasks."""
 
@@ -143,7 +254,7 @@ class InferenceEngine(Protocol):
     def tokenizer(self) -> Tokenizer: ...
 
     @property
-    def prompt_format(self) -> PromptFormat | None:
+    def prompt_format(self) -> ChatFormat | None:
         """How the model's own chat turns are written; None for a model that has no chat template."""
         ...
 
@@ -175,11 +286,14 @@ class CanFail(Protocol):
 
 @dataclass(frozen=True)
 class Reward:
-    """What a reward model says of the last answer of a conversation; the values are unbounded."""
+    """What a reward model says of the last answer of a conversation; the values are unbounded.
 
-    raw: tuple[float, ...]  # every output, in the head's order
+    A remote model may send the attributes alone; weighing them is then the caller's business.
+    """
+
     attributes: Mapping[str, float]  # the five named ones
-    scalar: float  # their weighted sum
+    scalar: float | None = None  # their weighted sum
+    raw: tuple[float, ...] = ()  # every output, in the head's order
 
 
 @runtime_checkable

@@ -1,0 +1,228 @@
+"""Text and messages to token ids, token steps to the text of an answer: the only place where either happens.
+
+Server, ``chat``, ``generate``, ``nemotron4.load``, evaluation, synthesis and rollouts all go through here, so
+one request has one prompt, one end and one text, whatever door it came in by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import cast
+
+from nemotron4.engine import (
+    ChatFormat,
+    FinishReason,
+    InferenceEngine,
+    PositionLogprobs,
+    SamplingParams,
+    SamplingRequest,
+    Tokenizer,
+    TokenStep,
+    derive_seed,
+)
+from nemotron4.errors import Nemotron4Error, RequestError, TemplateError
+from nemotron4.records import Generation, Message
+from nemotron4.text.tokenizer import TextStream
+
+
+class EngineStoppedError(Nemotron4Error):
+    """The engine ended a request by itself: the request is not to blame."""
+
+
+# -- in: text, token ids or messages to a request ----------------------------------------------------------
+
+
+def encode_text(engine: InferenceEngine, text: str) -> list[int]:
+    """Raw text, markers included; BOS is first where the model expects it and the text does not spell it."""
+    ids, bos_id = engine.tokenizer.encode(text), engine.tokenizer.bos_id
+    needs_bos = engine.info.adds_bos and bos_id is not None and ids[:1] != [bos_id]
+    return [cast("int", bos_id), *ids] if needs_bos else ids
+
+
+def text_request(
+    engine: InferenceEngine, prompt: str | Sequence[int], params: SamplingParams
+) -> SamplingRequest:
+    """Continue raw text, or token ids as they are, until an id that ends a text."""
+    ids = encode_text(engine, prompt) if isinstance(prompt, str) else prompt
+    outside = next((i for i in ids if not 0 <= i < engine.info.vocab_size), None)
+    if outside is not None:
+        raise RequestError(
+            f"the prompt holds token id {outside}, which is outside the vocabulary",
+            hint=f"use ids from 0 to {engine.info.vocab_size - 1}",
+        )
+    return SamplingRequest(tuple(ids), params if params.ignore_eos else _ending_at(params, end_ids(engine)))
+
+
+def chat_request(
+    engine: InferenceEngine, messages: Sequence[Message], params: SamplingParams
+) -> SamplingRequest:
+    """Answer a conversation in the model's own format; markers inside messages are only text.
+
+    The answer ends with the text or the turn: at ids where the format's stop string is one marker, else at
+    the string.
+    """
+    own = chat_format(engine)
+    prompt_ids = tuple(own.encode(engine.tokenizer, messages))
+    return turn_request(engine, own, prompt_ids, params)
+
+
+def turn_request(
+    engine: InferenceEngine, own: ChatFormat, prompt_ids: tuple[int, ...], params: SamplingParams
+) -> SamplingRequest:
+    """The same for a conversation whose ids are known."""
+    if params.ignore_eos:
+        return SamplingRequest(prompt_ids, params, drops_newline=own.drops_newline)
+    spelled = tuple(stop for stop in own.stop_strings if stop not in engine.tokenizer.markers)
+    ends = end_ids(engine) | _known(engine, own.stop_token_ids(engine.tokenizer))
+    params = replace(_ending_at(params, ends), stop_strings=(*params.stop_strings, *spelled))
+    return SamplingRequest(prompt_ids, params, drops_newline=own.drops_newline)
+
+
+def samples(request: SamplingRequest, n: int) -> list[SamplingRequest]:
+    """``n`` samples of one request, each with its own seed."""
+    seed = request.params.seed
+    return [replace(request, params=replace(request.params, seed=derive_seed(seed, i))) for i in range(n)]
+
+
+def end_ids(engine: InferenceEngine) -> frozenset[int]:
+    """The ids after which the model has said all."""
+    own = engine.tokenizer.eos_id
+    return _known(engine, (*engine.info.eos_token_ids, *(() if own is None else (own,))))
+
+
+def chat_format(engine: InferenceEngine) -> ChatFormat:
+    """The model's own format, or TemplateError: only messages need one."""
+    if engine.prompt_format is None:
+        raise TemplateError(
+            f"the model {engine.info.name!r} has no chat template, so messages cannot be written",
+            hint="give the whole prompt as text",
+        )
+    return engine.prompt_format
+
+
+def _known(engine: InferenceEngine, ids: Iterable[int]) -> frozenset[int]:
+    return frozenset(token_id for token_id in ids if token_id < engine.info.vocab_size)
+
+
+def _ending_at(params: SamplingParams, ids: frozenset[int]) -> SamplingParams:
+    stop_ids = ids.union(params.stop_token_ids)
+    return replace(params, stop_token_ids=stop_ids, min_tokens_masks=stop_ids.union(params.min_tokens_masks))
+
+
+# -- out: token steps to an answer -------------------------------------------------------------------------
+
+
+class AnswerText:
+    """One answer as its tokens come: no half character, no stop string, not even its start.
+
+    ``push`` returns the text that may be shown now; ``text`` is all that was shown.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, request: SamplingRequest) -> None:
+        self.request = request
+        self.token_ids: list[int] = []
+        self.logprobs: list[PositionLogprobs] = []
+        self.prompt_logprobs: tuple[PositionLogprobs, ...] = ()
+        self.finish_reason: FinishReason | None = None
+        self.starts: list[int] = []  # where the text of each token begins
+        self._stream = TextStream(tokenizer, request.prompt_ids)
+        self._stop_strings = tuple(stop for stop in request.params.stop_strings if stop)
+        self._raw = ""
+        self._num_sent = 0
+        self._least_end = 0  # no stop string ends before: the minimum of new tokens was not reached
+
+    @property
+    def text(self) -> str:
+        return self._raw[: self._num_sent]
+
+    def push(self, step: TokenStep) -> str:
+        if step.prompt_logprobs is not None:
+            self.prompt_logprobs = step.prompt_logprobs
+        if step.logprobs is not None:
+            self.logprobs.append(step.logprobs)
+        if step.token_id is not None:
+            self.token_ids.append(step.token_id)
+            self.starts.append(len(self._raw))
+            # A stop token ends the answer and is no part of it.
+            if step.stop_reason is None or isinstance(step.stop_reason, str):
+                self._raw += self._stream.push(step.token_id)
+            if len(self.token_ids) < self.request.params.min_new_tokens:
+                self._least_end = len(self._raw) + 1
+        if step.finish_reason is None:
+            return self._send(len(self._raw) - self._num_undecided())
+        self.finish_reason = step.finish_reason
+        self._raw += self._stream.finish()
+        return self._send(self._end(step))
+
+    def generation(self) -> Generation:
+        """The whole answer; EngineStoppedError if the engine ended it before its time."""
+        if self.finish_reason is None or self.finish_reason == "abort":
+            raise EngineStoppedError("the engine stopped before the answer was complete")
+        return Generation(
+            text=self.text,
+            token_ids=tuple(self.token_ids),
+            finish_reason=self.finish_reason,
+            num_prompt_tokens=len(self.request.prompt_ids),
+            logprobs=tuple(position.chosen.logprob for position in self.logprobs)
+            if self.request.params.logprobs is not None
+            else None,
+        )
+
+    def _end(self, step: TokenStep) -> int:
+        """Where the answer ends in the raw text, now that no token follows."""
+        end = len(self._raw)
+        if step.finish_reason != "stop":
+            return end
+        if isinstance(step.stop_reason, str):
+            found = [
+                self._raw.find(stop, max(self._num_sent, self._least_end - len(stop)))
+                for stop in self._stop_strings
+            ]
+            end = min((at for at in found if at >= 0), default=end)
+        if self.request.drops_newline and self._raw.endswith("\n", self._num_sent, end):
+            end -= 1
+        return end
+
+    def _num_undecided(self) -> int:
+        """Length of the end of the text that may turn out to be the start of a stop string."""
+        newline = self.request.drops_newline
+        longest = max(map(len, self._stop_strings), default=1) - 1
+        for length in range(min(longest, len(self._raw) - self._num_sent), 0, -1):
+            ending = self._raw[-length:]
+            if any(stop.startswith(ending) for stop in self._stop_strings):
+                return length + (newline and self._raw.endswith("\n", 0, len(self._raw) - length))
+        return 1 if newline and self._raw.endswith("\n") else 0
+
+    def _send(self, end: int) -> str:
+        end = max(end, self._num_sent)
+        sent = self._raw[self._num_sent : end]
+        self._num_sent = end
+        return sent
+
+
+def finished(tokenizer: Tokenizer, request: SamplingRequest, steps: Iterable[TokenStep]) -> Generation:
+    """The answer of a request that has run to its end."""
+    answer = AnswerText(tokenizer, request)
+    for step in steps:
+        answer.push(step)
+    return answer.generation()
+
+
+async def run(
+    engine: InferenceEngine, request: SamplingRequest, *, on_text: Callable[[str], None] = lambda _: None
+) -> AnswerText:
+    """One request to its end. ``on_text`` is called with what each token completes, '' included."""
+    answer = AnswerText(engine.tokenizer, request)
+    stream = cast("AsyncGenerator[TokenStep]", engine.stream(request.prompt_ids, request.params))
+    async with aclosing(stream):
+        async for step in stream:
+            on_text(answer.push(step))
+    return answer
+
+
+def continuation(tokenizer: Tokenizer, prompt_ids: Sequence[int], new_ids: Iterable[int]) -> str:
+    """The text of ids behind a prompt, stop tokens included."""
+    stream = TextStream(tokenizer, prompt_ids)
+    return "".join([*map(stream.push, new_ids), stream.finish()])
