@@ -13,6 +13,7 @@ from nemotron4.client.interface import (
     TextLogprob,
     TransientError,
 )
+from nemotron4.client.thoughts import without_thoughts
 from nemotron4.engine import (
     InferenceEngine,
     PositionLogprobs,
@@ -60,7 +61,7 @@ class EngineChatModel:
             request = chat_request(self._engine, messages, _params(sampling))
         except (RequestError, TemplateError, TokenizerError) as error:
             raise _hopeless(error) from error
-        return self._reply(await self._run(request), sampling)
+        return without_thoughts(self._reply(await self._run(request), sampling))
 
     async def complete(self, prompt: str, sampling: Sampling) -> Reply:
         request = text_request(self._engine, prompt, _params(sampling))

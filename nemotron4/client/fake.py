@@ -23,6 +23,7 @@ from nemotron4.client.interface import (
     TextLogprob,
     TransientError,
 )
+from nemotron4.client.thoughts import without_thoughts
 from nemotron4.engine import Reward
 from nemotron4.records import ATTRIBUTES, JsonObject, Message
 
@@ -113,7 +114,7 @@ class FakeChatModel:
         failure = behaviour.failure(number)
         if failure is not None and failure not in ("empty", "truncated"):
             raise _error(failure, behaviour.retry_after_s)
-        return make_reply(behaviour, messages, sampling, model=self.name, failure=failure)
+        return without_thoughts(make_reply(behaviour, messages, sampling, model=self.name, failure=failure))
 
     async def complete(self, prompt: str, sampling: Sampling) -> Reply:
         return await self.chat((Message("user", prompt),), sampling)
@@ -158,7 +159,9 @@ def make_reply(
 
 def _error(kind: str, retry_after_s: float | None) -> ClientError:
     if kind == "not_json":
-        return BadContentError("the fake answered something that is not JSON", kind="not_json")
+        wrong = BadContentError("the fake answered something that is not JSON", kind="not_json")
+        wrong.paid_tokens = (0, 0)
+        return wrong
     if kind == "rate_limit":
         return TransientError("fake 429", kind="rate_limit", status=429, retry_after_s=retry_after_s)
     if kind == "server_error":

@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -22,9 +22,11 @@ from nemotron4.client.interface import Reply, Sampling
 from nemotron4.client.personas import PERSONAS
 from nemotron4.records import ATTRIBUTES, JsonObject, Message
 
+OddAnswers = Callable[[int, JsonObject], tuple[int, bytes, float | None] | None]
 _STATUS = {
-    200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed",
-    429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable",
+    200: "OK", 400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 404: "Not Found",
+    405: "Method Not Allowed", 429: "Too Many Requests", 500: "Internal Server Error",
+    503: "Service Unavailable",
 }  # fmt: skip
 
 
@@ -33,6 +35,8 @@ class FakeServer:
 
     ``calls`` counts answered calls by route; ``bodies`` counts equal requests by the SHA-256 of their body,
     so a test can tell how many replies were paid twice; ``max_in_flight`` is the highest concurrency seen.
+    ``odd`` gives, for the number of a call and its request, what a strange server would send (status, body,
+    seconds of Retry-After), or None for an ordinary answer.
     """
 
     def __init__(
@@ -43,7 +47,9 @@ class FakeServer:
         model: str = "fake",
         api_key: str | None = None,
         count_bodies: bool = False,
+        odd: OddAnswers | None = None,
     ) -> None:
+        self.odd = odd
         self.behaviour = behaviour or FakeBehaviour()
         self.model = model
         self.api_key = api_key
@@ -167,6 +173,8 @@ class _Connection(asyncio.Protocol):
     def _answer(self, path: str, request: JsonObject, body: bytes, number: int) -> None:
         fake, behaviour = self._fake, self._fake.behaviour
         fake.in_flight -= 1
+        if fake.odd is not None and (odd := fake.odd(number, request)) is not None:
+            return self._send_bytes(*odd)
         if behaviour.hopeless is not None and behaviour.hopeless.encode() in body:
             return self._send(400, {"error": {"message": "the fake refuses this prompt", "code": "invalid"}})
         failure = behaviour.failure(number)

@@ -7,6 +7,7 @@ from typing import Any
 
 from nemotron4.client.http import HttpEndpoint
 from nemotron4.client.interface import BadContentError, HopelessError, Reply, Sampling, TextLogprob
+from nemotron4.client.thoughts import without_thoughts
 from nemotron4.engine import Reward
 from nemotron4.records import JsonObject, Message
 from nemotron4.text.prompt import format_named
@@ -37,13 +38,15 @@ class GenerateChatModel:
         return {"model": self.name, **self._body(self._format.render(messages), sampling)}
 
     async def chat(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
-        return await self.complete(self._format.render(messages), sampling)
+        return without_thoughts(await self.complete(self._format.render(messages), sampling))
 
     async def complete(self, prompt: str, sampling: Sampling) -> Reply:
         answer = await self._put(self._body(prompt, sampling))
         sentence = answer["sentences"][0]
         if not sentence.startswith(prompt):
-            raise BadContentError("sentences[0] does not start with the prompt", kind="prompt_echo")
+            wrong = BadContentError("sentences[0] does not start with the prompt", kind="prompt_echo")
+            wrong.paid_tokens = (0, 0)
+            raise wrong
         text, stopped = self._without_stop(sentence[len(prompt) :], sampling.stop)
         # The server pads a finished row with the end token and reports neither counts nor reason.
         ended = stopped or str((answer.get("tokens") or [[""]])[0][-1]) in ("</s>", "<|endoftext|>")

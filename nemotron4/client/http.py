@@ -6,6 +6,7 @@ aiohttp instead of httpx: on one core it completes about eight times as many sma
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import json
 import time
@@ -28,6 +29,14 @@ _CONTEXT_WORDS = (
     "longer than",
 )
 _TRANSIENT_STATUS = (408, 409, 425, 429)
+_QUOTA_WORDS = ("insufficient_quota", "exceeded your current quota", "billing", "insufficient credit")
+_STATUS_WORDS = (
+    (429, ("rate_limit", "rate limit", "too many requests", "quota")),
+    (401, ("api_key", "api key", "authentication", "unauthorized")),
+    (404, ("model_not_found", "not_found", "does not exist")),
+    (400, ("invalid_request", "bad request", *_CONTEXT_WORDS)),
+)
+_COUNTS = ("prompt_tokens", "completion_tokens")
 
 
 class HttpEndpoint:
@@ -65,11 +74,7 @@ class HttpEndpoint:
             raise TransientError(f"{url}: connection failed: {reason}", kind="connection") from error
         if not 200 <= status < 300:
             raise error_for_status(url, status, content, retry_after)
-        try:
-            return orjson.loads(content)
-        except ValueError as error:
-            shown = content[:80].decode("utf-8", "replace")
-            raise BadContentError(f"{url}: the answer is not JSON: {shown!r}", kind="not_json") from error
+        return _decoded(url, content, retry_after)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
@@ -91,6 +96,45 @@ class HttpEndpoint:
             self._session = None
 
 
+def _decoded(url: str, content: bytes, retry_after: str | None) -> Any:
+    """The JSON of a 2xx answer. An answer that is an error is raised as one, and was paid all the same."""
+    error: ClientError
+    try:
+        answer = orjson.loads(content)
+    except ValueError:
+        shown = content[:80].decode("utf-8", "replace")
+        error = BadContentError(f"{url}: the answer is not JSON: {shown!r}", kind="not_json")
+        error.paid_tokens = (0, 0)
+        with contextlib.suppress(ValueError):  # half of a character pair is refused as text, not as JSON
+            error.paid_tokens = token_counts(json.loads(content))
+            error.kind = "broken_text"
+        raise error from None
+    if isinstance(answer, dict) and answer.get("error") and "choices" not in answer:
+        error = error_for_status(url, _status_of(answer["error"]), content, retry_after)
+        error.paid_tokens = token_counts(answer)
+        raise error
+    return answer
+
+
+def token_counts(answer: Any) -> tuple[int, int]:
+    """(prompt, new) tokens of an answer, 0 where it does not tell."""
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    values = [usage.get(name) if isinstance(usage, dict) else None for name in _COUNTS]
+    prompt, completion = (value if isinstance(value, int) else 0 for value in values)
+    return prompt, completion
+
+
+def _status_of(error: Any) -> int:
+    """The HTTP status that an error body with status 200 should have had."""
+    fields = error if isinstance(error, dict) else {"message": error}
+    for name in ("code", "status", "status_code"):
+        with contextlib.suppress(TypeError, ValueError):
+            if 400 <= int(fields.get(name)) < 600:  # type: ignore[arg-type]
+                return int(fields[name])
+    words = " ".join(str(fields.get(name, "")) for name in ("type", "code", "message")).lower()
+    return next((status for status, known in _STATUS_WORDS if any(word in words for word in known)), 500)
+
+
 def _proxy_from_environment(url: str) -> str | None:
     """HTTP_PROXY and NO_PROXY, read once: aiohttp's own ``trust_env`` asks a thread at every request."""
     parts = urllib.parse.urlsplit(url)
@@ -103,6 +147,8 @@ def error_for_status(url: str, status: int, content: bytes, retry_after: str | N
     """The error class of a non-2xx answer, with the endpoint's own words in the message."""
     words = _error_text(content)
     message = f"{url} answered {status}: {words}"
+    if status == 402 or (status in (403, 429) and any(word in words.lower() for word in _QUOTA_WORDS)):
+        return TransientError(message, kind="quota", status=status, retry_after_s=_seconds(retry_after))
     if status == 429:
         return TransientError(message, kind="rate_limit", status=status, retry_after_s=_seconds(retry_after))
     if status >= 500 or status in _TRANSIENT_STATUS:

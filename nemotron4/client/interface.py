@@ -46,7 +46,11 @@ class TextLogprob:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What came back. Token counts are None where the endpoint does not report them."""
+    """What came back. Token counts are None where the endpoint does not report them.
+
+    ``text`` is the answer alone, empty where there is none; ``thoughts`` is what a reasoning model wrote
+    before it.
+    """
 
     text: str
     finish_reason: str  # stop, length, or the endpoint's own word
@@ -54,6 +58,7 @@ class Reply:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     logprobs: tuple[TextLogprob, ...] | None = None
+    thoughts: str | None = None
 
 
 class ChatModel(Protocol):
@@ -87,7 +92,11 @@ class ChatModel(Protocol):
 
 
 class ClientError(Nemotron4Error):
-    """A call failed. ``kind`` is a short stable name for counting; ``status`` the HTTP status if any."""
+    """A call failed. ``kind`` is a short stable name for counting; ``status`` the HTTP status if any.
+
+    ``paid_tokens``: (prompt, new) tokens of an answer that came and has to be paid although it cannot be
+    used, 0 where they are not told; None where no answer came.
+    """
 
     def __init__(
         self, message: str, *, kind: str, status: int | None = None, hint: str | None = None
@@ -95,14 +104,18 @@ class ClientError(Nemotron4Error):
         super().__init__(message, hint=hint)
         self.kind = kind
         self.status = status
+        self.paid_tokens: tuple[int, int] | None = None
 
 
-TransientKind = Literal["rate_limit", "server_error", "timeout", "connection"]
+TransientKind = Literal["rate_limit", "server_error", "timeout", "connection", "quota"]
 HopelessKind = Literal["bad_request", "unauthorized", "not_found", "context_length", "unsupported"]
 
 
 class TransientError(ClientError):
-    """The same call may succeed later. ``retry_after_s`` is what the endpoint asked for."""
+    """The same call may succeed later. ``retry_after_s`` is what the endpoint asked for.
+
+    The kind ``quota`` (nothing left to spend) needs a person first: nobody repeats such a call by himself.
+    """
 
     def __init__(
         self,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from nemotron4.client.http import HttpEndpoint
+from nemotron4.client.http import HttpEndpoint, token_counts
 from nemotron4.client.interface import BadContentError, Reply, Sampling, TextLogprob
+from nemotron4.client.thoughts import split_thoughts
 from nemotron4.engine import Reward
 from nemotron4.records import ATTRIBUTES, JsonObject, Message
 
@@ -41,22 +43,22 @@ class OpenAIChatModel:
 
     async def chat(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
         answer = await self._post("/chat/completions", self.chat_request(messages, sampling))
-        choice = _first_choice(answer)
-        text = _field(choice.get("message"), "content", "choices[0].message")
-        if text is None:  # a refusal or a tool call: there is no text to use
-            raise BadContentError("choices[0].message.content is null", kind="no_text")
-        content = (choice.get("logprobs") or {}).get("content")
-        logprobs = None if content is None else tuple(_chat_logprob(entry) for entry in content)
-        return _reply(answer, choice, str(text), logprobs)
+        with _paid(answer):
+            choice = _first_choice(answer)
+            content = (choice.get("logprobs") or {}).get("content")
+            logprobs = None if content is None else tuple(_chat_logprob(entry) for entry in content)
+            text, thoughts = _said(choice)
+            return _reply(answer, choice, text, logprobs, thoughts)
 
     async def complete(self, prompt: str, sampling: Sampling) -> Reply:
         body = self._body(sampling) | {"prompt": prompt}
         if sampling.top_logprobs is not None:
             body["logprobs"] = sampling.top_logprobs
         answer = await self._post("/completions", body)
-        choice = _first_choice(answer)
-        logprobs = _completion_logprobs(choice.get("logprobs"))
-        return _reply(answer, choice, str(_field(choice, "text", "choices[0]")), logprobs)
+        with _paid(answer):
+            choice = _first_choice(answer)
+            logprobs = _completion_logprobs(choice.get("logprobs"))
+            return _reply(answer, choice, str(_field(choice, "text", "choices[0]")), logprobs)
 
     async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TextLogprob, ...]:
         # One new token, later dropped: some servers refuse 0, and some read it as "no limit".
@@ -82,8 +84,12 @@ class OpenAIChatModel:
         turns = [message.to_json() for message in messages]
         if self._reward_form == "hosted":
             body: JsonObject = {"model": self.name, "messages": turns, **self._extra}
-            return hosted_reward(await self._post("/chat/completions", body))
-        return score_reward(await self._endpoint.request("POST", "/score", {"messages": turns}))
+            answer = await self._post("/chat/completions", body)
+            with _paid(answer):
+                return hosted_reward(answer)
+        answer = await self._endpoint.request("POST", "/score", {"messages": turns})
+        with _paid(answer):
+            return score_reward(answer)
 
     async def close(self) -> None:
         await self._endpoint.close()
@@ -105,6 +111,44 @@ class OpenAIChatModel:
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         return body | self._extra
+
+
+@contextlib.contextmanager
+def _paid(answer: Any) -> Iterator[None]:
+    """What is wrong with an answer that came is an error with its price."""
+    try:
+        yield
+    except BadContentError as error:
+        error.paid_tokens = token_counts(answer)
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        wrong = BadContentError(f"the answer has an unknown form: {error!r}", kind="malformed")
+        wrong.paid_tokens = token_counts(answer)
+        raise wrong from error
+
+
+def _said(choice: JsonObject) -> tuple[str, str | None]:
+    """(answer, thoughts) of a chat choice. Without content there is an empty answer, or the refusal."""
+    message: Any = choice.get("message")
+    content = _field(message, "content", "choices[0].message")
+    given = message.get("reasoning_content") or message.get("reasoning")
+    thoughts = [given] if isinstance(given, str) else []
+    if content is None:
+        content = message.get("refusal") or ""
+    if isinstance(content, list):
+        texts = []
+        for part in content:
+            kind, text = part.get("type", "text"), part.get("text")
+            if kind in ("thinking", "reasoning"):
+                thoughts.append(str(part.get(kind) or text or ""))
+            elif isinstance(text, str):
+                texts.append(text)
+        content = "".join(texts)
+    if not isinstance(content, str):
+        raise BadContentError(f"choices[0].message.content is {content!r:.80}", kind="malformed")
+    answer, inside = split_thoughts(content)
+    thoughts += [] if inside is None else [inside]
+    return answer, "\n\n".join(thoughts) if thoughts else None
 
 
 def score_reward(answer: Any) -> Reward:
@@ -141,7 +185,11 @@ def _field(value: Any, name: str, where: str) -> Any:
 
 
 def _reply(
-    answer: JsonObject, choice: JsonObject, text: str, logprobs: tuple[TextLogprob, ...] | None
+    answer: JsonObject,
+    choice: JsonObject,
+    text: str,
+    logprobs: tuple[TextLogprob, ...] | None,
+    thoughts: str | None = None,
 ) -> Reply:
     usage = answer.get("usage") or {}
     return Reply(
@@ -151,6 +199,7 @@ def _reply(
         prompt_tokens=usage.get("prompt_tokens"),
         completion_tokens=usage.get("completion_tokens"),
         logprobs=logprobs,
+        thoughts=thoughts,
     )
 
 

@@ -95,7 +95,7 @@ async def call_with_retries(
         try:
             return await call()
         except TransientError as error:
-            if attempt >= policy.max_attempts:
+            if attempt >= policy.max_attempts or error.kind == "quota":
                 raise
             on_retry(error)
             await asyncio.sleep(policy.wait_s(attempt, error, draw.random()))
