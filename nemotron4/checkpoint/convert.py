@@ -22,9 +22,9 @@ from nemotron4.checkpoint.convert_files import (
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint, adapter_hash
 from nemotron4.checkpoint.nemo import NemoCheckpoint
-from nemotron4.checkpoint.quantized import Scheme
 from nemotron4.checkpoint.write_huggingface import huggingface_files
 from nemotron4.checkpoint.write_nemo import nemo_files
+from nemotron4.checkpoint.write_quantized import Scheme
 from nemotron4.errors import CheckpointError, ConfigError
 from nemotron4.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
@@ -99,6 +99,7 @@ def plan_conversion(
     checkpoint: Checkpoint, options: ConvertOptions
 ) -> tuple[Sequence[OutputFile], dict[str, Any]]:
     """The files to write, and the settings that identify the conversion."""
+    checkpoint.require_readable()
     dtype = DTYPES[options.dtype] if options.dtype else _stored_dtype(checkpoint)
     source = checkpoint
     if options.adapter is not None:
@@ -133,8 +134,10 @@ def plan_conversion(
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    words = {info.dtype for info in checkpoint.tensors.values() if len(info.shape) == 2}
-    return STORED[words.pop()] if len(words) == 1 and words <= STORED.keys() else torch.bfloat16
+    """The type of the matrices that are not quantised; bfloat16 where they differ, or all are."""
+    matrices = [info.dtype for info in checkpoint.tensors.values() if len(info.shape) == 2]
+    words = {word for word in matrices if word in STORED}
+    return STORED[words.pop()] if len(words) == 1 else torch.bfloat16
 
 
 def _fingerprint(checkpoint: Checkpoint) -> str:

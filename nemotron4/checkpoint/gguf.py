@@ -190,10 +190,13 @@ class GgufCheckpoint:
             if stored != ROPE_FACTORS  # in the configuration already
         }
         self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(name, tensor.shape, tensor.kind.name, tensor.path)
+            name: TensorInfo(name, tensor.shape, tensor.kind.name, tensor.path, tensor.num_bytes)
             for name, stored in self._stored_names.items()
             for tensor in [self._file.tensors[stored]]
         }
+
+    def require_readable(self) -> None:
+        """Types that cannot be expanded are named when they are read."""
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         if name not in self._stored_names:

@@ -17,6 +17,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGUF_MAGIC, GGMLQuantizationType
 
 from nemotron4.checkpoint.cache import part_of
+from nemotron4.checkpoint.safetensors import LFS_MARK, lfs_pointer
 from nemotron4.errors import CheckpointError
 
 SUPPORTED_VERSIONS = (2, 3)
@@ -161,6 +162,8 @@ def _read_file(path: Path) -> GgufFile:
 
 
 def _parse(cursor: _Cursor, path: Path) -> GgufFile:
+    if cursor.buffer[: len(LFS_MARK)] == LFS_MARK.encode():
+        raise lfs_pointer(path)
     if cursor.uint(4) != GGUF_MAGIC:
         raise CheckpointError(f"{path}: not a GGUF file (it does not begin with 'GGUF')")
     version = cursor.uint(4)

@@ -18,14 +18,19 @@ from nemotron4.checkpoint.interface import (
     missing_template_note,
     prompt_format,
 )
-from nemotron4.checkpoint.quantized import dequantized, scales
+from nemotron4.checkpoint.quantized import (
+    Place,
+    QuantizedWeight,
+    find_quantization,
+    quantized_weights,
+    require_expandable,
+)
 from nemotron4.checkpoint.safetensors import (
     INDEX_FILE,
     SINGLE_FILE,
-    StoredTensor,
     read_header,
     read_json,
-    read_tensor,
+    read_rows,
 )
 from nemotron4.errors import CheckpointError, unknown_name
 from nemotron4.model.config import ModelConfig
@@ -45,14 +50,32 @@ class HuggingFaceCheckpoint:
         self.path = path
         self.name = name or path.resolve().name
         self._values = read_json(path / "config.json")
-        self.config: ModelConfig = model_config(self._values, path / "config.json")
-        self._files = _index(path)
-        self._scales = scales(self._files) if self._values.get("quantization_config") else {}
+        self.config: ModelConfig
+        self.config, config_notes = model_config(self._values, path / "config.json")
+        self.quantization = find_quantization(self._values, path)
+        self._files, index_notes = _index(path)
+        self._quantized: dict[str, QuantizedWeight] = {}
+        left: list[str] = []
+        if self.quantization is not None and self.quantization.problem is None:
+            self._quantized, left = quantized_weights(self._files, self.quantization)
+        hidden = {part[1].name for w in self._quantized.values() for part in w.parts.values()} | set(left)
         self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(name, stored.shape, str(stored.dtype).removeprefix("torch."), file)
+            name: TensorInfo(
+                name, stored.shape, str(stored.dtype).removeprefix("torch."), file, stored.num_bytes
+            )
             for name, (file, stored) in self._files.items()
-            if name not in self._scales.values()
+            if name not in hidden
+        } | {
+            name: TensorInfo(name, weight.shape, weight.word, weight.file, weight.num_bytes)
+            for name, weight in self._quantized.items()
         }
+        self._notes = (*config_notes, *index_notes)
+        if left:
+            kinds = ", ".join(sorted({name.rpartition(".")[2] for name in left}))
+            self._notes += (f"{len(left)} scales of activations and caches ({kinds}) are for vLLM only",)
+
+    def require_readable(self) -> None:
+        require_expandable(self.quantization, self.path)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         shape = self._info(name).shape
@@ -61,9 +84,10 @@ class HuggingFaceCheckpoint:
     def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Rows ``start:stop`` of one tensor; nothing else of it is read."""
         self._info(name)
-        tensor = _rows(*self._files[name], start, stop)
-        if name in self._scales:
-            tensor = dequantized(tensor, _rows(*self._files[self._scales[name]], start, stop))
+        if name in self._quantized:
+            tensor = self._quantized[name].read_rows(start, stop)
+        else:
+            tensor = read_rows(*self._files[name], start, stop)
         return tensor if dtype is None else tensor.to(dtype)
 
     def raw_tensor(self, name: str) -> None:
@@ -114,7 +138,8 @@ class HuggingFaceCheckpoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return missing_template_note(self.path, self._template, is_nemotron=self._is_nemotron)
+        missing = missing_template_note(self.path, self._template, is_nemotron=self._is_nemotron)
+        return (*self._notes, *missing)
 
     @cached_property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -158,26 +183,17 @@ def _starts_with_special(processor: Any) -> bool:
     return processor.get("type") == "TemplateProcessing" and "SpecialToken" in (single[0] if single else {})
 
 
-def _rows(file: Path, stored: StoredTensor, start: int, stop: int) -> torch.Tensor:
-    if not stored.shape or (start, stop) == (0, stored.shape[0]) or stored.shape[0] == 1:
-        return read_tensor(file, stored)  # all of it; one scale belongs to every row
-    row_bytes = stored.num_bytes // stored.shape[0]
-    shape = (stop - start, *stored.shape[1:])
-    offset = stored.offset + start * row_bytes
-    return read_tensor(file, StoredTensor(stored.name, stored.dtype, shape, offset, shape[0] * row_bytes))
-
-
 def _optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _index(path: Path) -> dict[str, tuple[Path, StoredTensor]]:
+def _index(path: Path) -> tuple[dict[str, Place], list[str]]:
     """Where each tensor lies: checked against the shards' own headers, in both directions."""
     if (path / INDEX_FILE).is_file():
         return _sharded(path, path / INDEX_FILE)
     file = path / SINGLE_FILE
     if file.is_file():
-        return {name: (file, stored) for name, stored in read_header(file).items()}
+        return {name: (file, stored) for name, stored in read_header(file).items()}, []
     pickles = sorted(entry.name for entry in path.glob("*.bin"))
     if pickles:
         raise CheckpointError(
@@ -187,11 +203,13 @@ def _index(path: Path) -> dict[str, tuple[Path, StoredTensor]]:
     raise CheckpointError(f"{path}: no weights: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
 
 
-def _sharded(path: Path, index_file: Path) -> dict[str, tuple[Path, StoredTensor]]:
+def _sharded(path: Path, index_file: Path) -> tuple[dict[str, Place], list[str]]:
+    """The index decides: what it does not place in a shard is left out, with a note."""
     weight_map = read_json(index_file).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{index_file}: weight_map is missing or not an object of file names")
-    found: dict[str, tuple[Path, StoredTensor]] = {}
+    found: dict[str, Place] = {}
+    notes: list[str] = []
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or shard in ("", ".", ".."):
             raise CheckpointError(f"{index_file}: shard {shard!r} is not a plain file name")
@@ -206,7 +224,8 @@ def _sharded(path: Path, index_file: Path) -> dict[str, tuple[Path, StoredTensor
         stored = read_header(file)
         for name in sorted(expected - stored.keys()):
             raise CheckpointError(f"{file}: tensor {name!r} is missing, although {index_file.name} lists it")
-        for name in sorted(stored.keys() - expected):
-            raise CheckpointError(f"{file}: tensor {name!r} is not listed there by {index_file.name}")
-        found.update({name: (file, tensor) for name, tensor in stored.items()})
-    return found
+        if stale := sorted(stored.keys() - expected):
+            more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
+            notes.append(f"{file}: {stale[0]!r}{more} left out: {index_file.name} does not place them there")
+        found.update({name: (file, stored[name]) for name in stored if name in expected})
+    return found, notes

@@ -35,6 +35,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: str
     file: Path
+    num_bytes: int  # on disk, with the scales of a quantised weight
 
 
 class RawTensor(NamedTuple):
@@ -85,6 +86,10 @@ class Checkpoint(Protocol):
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Ids that end a text or a turn, the checkpoint's own first."""
+        ...
+
+    def require_readable(self) -> None:
+        """Raise CheckpointError, before a weight is read, if this package cannot expand the weights."""
         ...
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -126,6 +126,7 @@ def _match(
     module: torch.nn.Module, checkpoint: Checkpoint, skipped: dict[str, str]
 ) -> tuple[dict[str, _Slot], dict[str, str], dict[str, str]]:
     """The slots to fill, which of them share a weight with an earlier one, and what is skipped and why."""
+    checkpoint.require_readable()
     slots = _slots(module)
     for name in checkpoint.tensors:
         if name not in slots and name not in skipped and (reason := _skip_reason(name, checkpoint)):

@@ -245,12 +245,21 @@ class MergedCheckpoint:
     def _put_head(self) -> None:
         """The head in place of the output layer, which a reward model does not have."""
         head = {
-            name: TensorInfo(name, stored.shape, str(stored.dtype).removeprefix("torch."), self._adapter.file)
+            name: TensorInfo(
+                name,
+                stored.shape,
+                str(stored.dtype).removeprefix("torch."),
+                self._adapter.file,
+                stored.num_bytes,
+            )
             for name, stored in self._adapter.head.items()
         }
         kept = {name: info for name, info in self.tensors.items() if name != "lm_head.weight"}
         self.tensors = kept | head
         self.config = replace(self.config, num_reward_attributes=head["reward_head.weight"].shape[0])
+
+    def require_readable(self) -> None:
+        self._base.require_readable()
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self.read_rows(name, 0, self.tensors[name].shape[0], dtype)

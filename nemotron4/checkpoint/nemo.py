@@ -7,6 +7,7 @@ against the yaml before a weight is read, and every key is used or skipped on pu
 from __future__ import annotations
 
 import json
+import math
 import posixpath
 from collections.abc import Mapping
 from functools import cached_property
@@ -81,7 +82,13 @@ class NemoCheckpoint:
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         return {
-            name: TensorInfo(name, source.shape, str(stored.dtype).removeprefix("torch."), self.path)
+            name: TensorInfo(
+                name,
+                source.shape,
+                str(stored.dtype).removeprefix("torch."),
+                self.path,
+                math.prod(source.shape) * stored.dtype.itemsize,
+            )
             for name, source in self._sources.items()
             for stored in [self._stored[source.key]]
         }
@@ -102,6 +109,9 @@ class NemoCheckpoint:
         own = self._tokenizer.eos_id
         declared = [] if own is None else [own]
         return end_token_ids(declared, self._tokenizer, is_nemotron=True, template=None)
+
+    def require_readable(self) -> None:
+        """Always."""
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self.read_rows(name, 0, self._source(name).shape[0], dtype)

@@ -18,11 +18,44 @@ import torch
 
 from nemotron4.errors import CheckpointError
 
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+LFS_MARK = "version https://git-lfs.github.com/spec/"
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+WORD_OF_DTYPE = {dtype: word for word, dtype in DTYPES.items()}
+
+
+def lfs_pointer(path: Path) -> CheckpointError:
+    """What ``git clone`` leaves in place of a large file when Git LFS is not installed."""
+    return CheckpointError(
+        f"{path}: a Git LFS pointer of {path.stat().st_size} bytes, not the file itself",
+        hint=f"run `git lfs pull` in {path.parent}, or fetch the model with: nemotron4 pull ORG/NAME",
+    )
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if text.startswith(LFS_MARK):
+            raise lfs_pointer(path)
+        values = json.loads(text)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -56,28 +89,6 @@ def read_bytes(path: Path, tensor_name: str, offset: int, num_bytes: int) -> tor
     return data
 
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
-
-
-WORD_OF_DTYPE = {dtype: word for word, dtype in DTYPES.items()}
-
-
 @dataclass(frozen=True)
 class StoredTensor:
     name: str
@@ -92,7 +103,11 @@ def read_header(path: Path) -> Mapping[str, StoredTensor]:
     try:
         file_bytes = path.stat().st_size
         with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
+            start = file.read(len(LFS_MARK))
+            if start == LFS_MARK.encode():
+                raise lfs_pointer(path)
+            header_bytes = int.from_bytes(start[:8], "little")
+            file.seek(8)
             if file_bytes < 8 or header_bytes > min(MAX_HEADER_BYTES, file_bytes - 8):
                 raise CheckpointError(
                     f"{path}: not a safetensors file: header of {header_bytes} bytes, file of {file_bytes}",
@@ -147,3 +162,13 @@ def read_tensor(path: Path, tensor: StoredTensor) -> torch.Tensor:
     """The tensor as stored, in memory of its own."""
     data = read_bytes(path, tensor.name, tensor.offset, tensor.num_bytes)
     return data.view(tensor.dtype).view(tensor.shape)
+
+
+def read_rows(path: Path, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
+    """Rows ``start:stop``; nothing else is read."""
+    if not tensor.shape or (start, stop) == (0, tensor.shape[0]):
+        return read_tensor(path, tensor)
+    row_bytes = tensor.num_bytes // tensor.shape[0]
+    shape = (stop - start, *tensor.shape[1:])
+    offset = tensor.offset + start * row_bytes
+    return read_tensor(path, StoredTensor(tensor.name, tensor.dtype, shape, offset, shape[0] * row_bytes))

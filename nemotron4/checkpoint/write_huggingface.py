@@ -22,14 +22,14 @@ from nemotron4.checkpoint.convert_tokenizer import (
 )
 from nemotron4.checkpoint.interface import Checkpoint, blocks
 from nemotron4.checkpoint.nemo_files import as_bytes
-from nemotron4.checkpoint.quantized import (
+from nemotron4.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, WORD_OF_DTYPE
+from nemotron4.checkpoint.write_quantized import (
     STORED,
     ErrorSum,
     Scheme,
     quantization_config,
     quantize_rows,
 )
-from nemotron4.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, WORD_OF_DTYPE
 from nemotron4.errors import CheckpointError
 from nemotron4.model.config import ModelConfig
 from nemotron4.text.json_tokenizer import JsonTokenizer
@@ -169,12 +169,13 @@ def config_json(config: ModelConfig, *, dtype: torch.dtype) -> dict[str, Any]:
                 hint="convert from the model's Hugging Face checkpoint, which has the scaling's numbers",
             )
         scaling = {"rope_type": given.kind, "factor": given.factor}
-        if given.kind == "llama3":
-            scaling |= {
-                "low_freq_factor": given.low_freq_factor,
-                "high_freq_factor": given.high_freq_factor,
-                "original_max_position_embeddings": given.original_context_length,
-            }
+        if given.kind in ("llama3", "yarn"):
+            scaling["original_max_position_embeddings"] = given.original_context_length
+        names: dict[str, tuple[str, ...]] = {
+            "llama3": ("low_freq_factor", "high_freq_factor"),
+            "yarn": ("attention_factor", "beta_fast", "beta_slow", "truncate"),
+        }
+        scaling |= {name: getattr(given, name) for name in names.get(given.kind, ())}
     values: dict[str, Any] = {
         "architectures": ["NemotronForCausalLM" if is_nemotron else "LlamaForCausalLM"],
         "model_type": "nemotron" if is_nemotron else "llama",

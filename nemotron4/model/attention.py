@@ -20,8 +20,11 @@ from nemotron4.model.config import ModelConfig, RopeScaling
 class Rotation:
     """The angles of one forward pass: cos twice and (-sin, sin), each (..., 1, 2R)."""
 
-    def __init__(self, angles_R: Tensor, dtype: torch.dtype) -> None:
-        cos, sin = angles_R.cos().to(dtype), angles_R.sin().to(dtype)
+    def __init__(self, angles_R: Tensor, dtype: torch.dtype, *, factor: float = 1.0) -> None:
+        cos, sin = angles_R.cos(), angles_R.sin()
+        if factor != 1.0:  # the numbers of every other model stay what they are
+            cos, sin = cos * factor, sin * factor
+        cos, sin = cos.to(dtype), sin.to(dtype)
         self.cos = torch.cat((cos, cos), dim=-1)
         self.sin = torch.cat((-sin, sin), dim=-1)
         self.num_rotated = self.cos.shape[-1]
@@ -49,7 +52,14 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("inv_freq_R", rotary_frequencies(config), persistent=False)
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        return Rotation(positions.float()[..., None, None] * self.inv_freq_R, dtype)
+        angles = positions.float()[..., None, None] * self.inv_freq_R
+        return Rotation(angles, dtype, factor=rotary_factor(self.config))
+
+
+def rotary_factor(config: ModelConfig) -> float:
+    """What cos and sin are multiplied with: not 1 in YaRN alone."""
+    scaling = config.rope_scaling
+    return scaling.attention_factor if scaling is not None and scaling.kind == "yarn" else 1.0
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
@@ -59,10 +69,30 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
     inv_freq_R = 1.0 / config.rope_theta**exponent_R
     if config.rope_scaling is None:
         return inv_freq_R
+    if config.rope_scaling.kind == "yarn":
+        return _yarn(inv_freq_R, config, config.rope_scaling)
     return _scaled(inv_freq_R, config.rope_scaling)
 
 
+def _yarn(inv_freq_R: Tensor, config: ModelConfig, scaling: RopeScaling) -> Tensor:
+    """Pairs that turn often within the original context keep their frequency, slow ones are divided."""
+
+    def pair_that_turns(times: float) -> float:
+        length = scaling.original_context_length / (times * 2 * math.pi)
+        return config.rotary_dim * math.log(length) / (2 * math.log(config.rope_theta))
+
+    low, high = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.rotary_dim - 1)
+    pair_R = torch.arange(len(inv_freq_R), dtype=torch.float32, device="cpu")
+    ramp_R = ((pair_R - low) / (high - low or 0.001)).clamp(0, 1)
+    return inv_freq_R / scaling.factor * ramp_R + inv_freq_R * (1 - ramp_R)
+
+
 def _scaled(inv_freq_R: Tensor, scaling: RopeScaling) -> Tensor:
+    if scaling.kind == "dynamic":
+        return inv_freq_R
     if scaling.kind == "linear":
         return inv_freq_R / scaling.factor
     if scaling.kind == "factors":

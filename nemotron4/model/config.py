@@ -10,15 +10,23 @@ from nemotron4.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Llama-3 style frequency scaling (``rope_type`` "llama3"), a plain division ("linear"), or a division of
-    each rotated pair's frequency by a factor of its own ("factors", as GGUF files store llama3's)."""
+    """How the frequencies of RoPE are changed, as transformers has it.
 
-    kind: Literal["linear", "llama3", "factors"]
+    "linear": a plain division. "llama3": only long wavelengths are divided. "yarn": the same by a ramp, and
+    queries and keys grow by ``attention_factor`` (Peng et al. 2023). "dynamic": no change within the context
+    length. "factors": each pair's frequency is divided by a factor of its own, as GGUF files store llama3's.
+    """
+
+    kind: Literal["linear", "llama3", "yarn", "dynamic", "factors"]
     factor: float = 1.0
     factors: tuple[float, ...] = ()
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context_length: int = 8192
+    attention_factor: float = 1.0  # of the rotated dims of queries and of keys
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True  # yarn: the ramp begins and ends at whole pairs
 
 
 @dataclass(frozen=True, kw_only=True)

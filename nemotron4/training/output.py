@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import shutil
 import subprocess
@@ -50,8 +51,12 @@ class TrainedCheckpoint:
         self.bos_token_id, self.adds_bos = base.bos_token_id, base.adds_bos
         self.eos_token_ids = base.eos_token_ids
         self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(name, shape, "float32", weights.path) for name, shape in weights.shapes.items()
+            name: TensorInfo(name, shape, "float32", weights.path, 4 * math.prod(shape))
+            for name, shape in weights.shapes.items()
         }
+
+    def require_readable(self) -> None:
+        """Always."""
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         return self.read_rows(name, 0, self.tensors[name].shape[0], dtype)

@@ -318,7 +318,7 @@ def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path: Path, is_split: bool) 
 
 
 def test_a_row_of_zeros_stays_zero() -> None:
-    from nemotron4.checkpoint.quantized import quantize_rows
+    from nemotron4.checkpoint.write_quantized import quantize_rows
 
     for scheme in ("int8", "fp8"):
         quantized = quantize_rows(torch.zeros(2, 4), scheme, scale_dtype=torch.bfloat16)
