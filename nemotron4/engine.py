@@ -182,12 +182,26 @@ class Tokenizer(Protocol):
         """True: every invalid byte decodes to one U+FFFD (SentencePiece); False: every broken character."""
         ...
 
-    def encode(self, text: str, *, parse_special: bool = True, continues: bool = False) -> list[int]:
+    @property
+    def decodes_each_token(self) -> bool:
+        """True if ``token_bytes`` joined are the text; False for decoders that look at neighbours (CTC)."""
+        ...
+
+    def encode(
+        self,
+        text: str,
+        *,
+        parse_special: bool = True,
+        continues: bool = False,
+        after: str = "",
+        before: str = "",
+    ) -> list[int]:
         """Ids of the text; no BOS or EOS is added.
 
         With ``parse_special`` a literal marker in the text becomes the marker's id; without, it becomes
         ordinary tokens that merely spell it. With ``continues`` the text follows other text, so that
-        SentencePiece puts no word mark before it.
+        SentencePiece puts no word mark before it. ``after`` and ``before`` are the markers of a prompt
+        between which the text is: some vocabularies put no word mark there, or let a marker take the spaces.
         """
         ...
 

@@ -179,7 +179,7 @@ def checked_tokenizer(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> 
             hint="the tokenizer files belong to another model",
         )
     try:
-        check_round_trip(tokenizer, card_prompt())
+        check_round_trip(tokenizer, f"{card_prompt()}two  and    four spaces")
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error.message}", hint=error.hint) from error
     return tokenizer

@@ -59,7 +59,19 @@ class FakeTokenizer:
     def replaces_each_byte(self) -> bool:
         return False
 
-    def encode(self, text: str, *, parse_special: bool = True, continues: bool = False) -> list[int]:
+    @property
+    def decodes_each_token(self) -> bool:
+        return True
+
+    def encode(
+        self,
+        text: str,
+        *,
+        parse_special: bool = True,
+        continues: bool = False,
+        after: str = "",
+        before: str = "",
+    ) -> list[int]:
         check_encodable(text)
         ids: list[int] = []
         for part in (self._pattern if parse_special else self._plain_pattern).split(text):

@@ -59,15 +59,18 @@ def encode_segments(tokenizer: Tokenizer, segments: Sequence[Segment]) -> Encode
     """Ids of the segments; a marker that the vocabulary lacks is spelled."""
     ids: list[int] = []
     is_trained: list[bool] = []
-    follows_text = False
-    for segment in _runs(tokenizer, segments):
-        if not segment.is_marker:
-            new = tokenizer.encode(segment.text, parse_special=False, continues=follows_text)
-            follows_text = True
-        else:
+    runs = _runs(tokenizer, segments)
+    for before, segment, after in zip([None, *runs], runs, [*runs[1:], None], strict=False):
+        if segment.is_marker:
             new = _marker_ids(tokenizer, segment.text, is_first=not ids)
-            # Text after <s> or <|im_start|> is a new text, as if nothing stood before it.
-            follows_text = not tokenizer.is_control(new[-1])
+        else:
+            new = tokenizer.encode(
+                segment.text,
+                parse_special=False,
+                continues=before is not None and not before.is_marker,
+                after=before.text if before is not None and before.is_marker else "",
+                before=after.text if after is not None and after.is_marker else "",
+            )
         ids += new
         is_trained += [segment.is_trained] * len(new)
     return EncodedTurns(tuple(ids), tuple(is_trained))

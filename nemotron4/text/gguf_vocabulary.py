@@ -29,16 +29,66 @@ SOURCE = "GGUF vocabulary"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# Expressions that cut a text into words one after the other; each works on the words of the one before.
-_PRE_TOKENIZERS: Mapping[str, tuple[str, ...]] = {
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_REST = rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
+_LLAMA3 = (rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",)
+_QWEN2 = (rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}",)
+_DIGITS = (r"\p{N}", _GPT2)
+# Words that may begin with capitals: letters outside a-z. Letters outside A-Z may follow.
+_UPPER, _LOWER, _FIRST = r"((?=\p{L})[^a-z])", r"((?=\p{L})[^A-Z])", r"[^\r\n\p{L}\p{N}]?"
+_CASED = (rf"{_FIRST}{_UPPER}*{_LOWER}+", rf"{_FIRST}{_UPPER}+{_LOWER}*")
+_SLASHED = rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+_TEKKEN = (rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}|{_SLASHED}",)
+_GPT4O = (rf"{_CASED[0]}{_CONTRACTIONS}?|{_CASED[1]}{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_SLASHED}",)
+_CJK = "[一-龥ࠀ-一가-\ud7ff]+"
+_CASED_LETTERS = (
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄ"
+    "ῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)
+_ASCII_PUNCTUATION = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
+_DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    "[一-龥\u3040-ゟ゠-ヿ]+",
+    rf"{_ASCII_PUNCTUATION}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
+    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}",
+)
+_DEEPSEEK_LLM = (
+    r"[\r\n]",
+    rf"\s?[{_CASED_LETTERS}]+",
+    "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+",
+    r"\s+$",
+    _CJK,
+    r"\p{N}+",
+)
+_NO_STOPS = r" ?[^(\s|.,!?…。，、।۔،)]+"
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "gpt-2 phi-2 mpt olmo jais trillion granite-docling exaone4": (_GPT2,),
+    "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2": _DIGITS,
+    "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral lfm2": _LLAMA3,
+    "dbrx smaug-bpe glm4 chatglm-bpe": _LLAMA3,
+    "qwen2 stablelm2 deepseek-r1-qwen hunyuan megrez grok-2 solar-open": _QWEN2,
+    "qwen35": (
+        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+        rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}",
+    ),
+    "tekken": _TEKKEN,
+    "gpt-4o llama4 kanana2 minimax-m2": _GPT4O,
+    "deepseek-llm": _DEEPSEEK_LLM,
+    "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}"),
+    "deepseek-v3 hunyuan-dense joyai-llm": _DEEPSEEK3,
+    "seed-coder": (rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}",),
+    "bloom poro-chat gpt3-finnish": (_NO_STOPS,),
+    "viking": (_NO_STOPS, r"\p{N}"),
+    "falcon": (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]"),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
-    "gpt-2": (_GPT2,),
-    "smollm": (r"\p{N}", _GPT2),
-    "starcoder": (r"\p{N}", _GPT2),
-    "llama-bpe": (rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",),
-    "qwen2": (rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}",),
 }
+# Expressions that cut a text into words one after the other; each works on the words of the one before. Names
+# and expressions are llama.cpp's; its converters write several names for the same.
+_PRE_TOKENIZERS = {name: steps for names, steps in _NAMES.items() for name in names.split()}
+# Where a whole word that has an id is not built from merges.
+_WHOLE_WORDS = frozenset(
+    ["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken"]
+)
 _KINDS: Mapping[type, str] = {str: "a string", bool: "true or false", int: "an integer"}
 # Nemotron's turn markers belong to the text whatever type a converter gave them.
 _VISIBLE_MARKER = re.compile(r"<extra_id_\d+>")
@@ -75,7 +125,7 @@ def _byte_level_bpe(metadata: Mapping[str, object]) -> Tokenizer:
         "decoder": byte_level,
         "model": {
             "type": "BPE",
-            "ignore_merges": name == "llama-bpe",
+            "ignore_merges": name in _WHOLE_WORDS,
             "vocab": {token: i for i, token in enumerate(tokens)},
             "merges": [str(merge) for merge in _list(metadata, "merges")],
         },

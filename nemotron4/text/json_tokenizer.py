@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import re
+import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,6 @@ import tokenizers
 from nemotron4.errors import TokenizerError
 from nemotron4.text.tokenizer import check_encodable, decode_ids
 
-WORD_MARK = "▁"
 Spec = dict[str, Any]
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -26,7 +26,7 @@ _MARKER_SHAPE = re.compile(r"<extra_id_\d+>|<\|.*\|>|<｜.*｜>")
 
 
 class JsonTokenizer:
-    """A vocabulary of the tokenizers library: byte-level BPE, or SentencePiece pieces with byte fallback.
+    """A ``tokenizer.json``: the tokenizers library executes it, normaliser to decoder, as transformers does.
 
     Markers are the added tokens flagged special, and those shaped like one (``<|im_end|>``). Special ones
     decode to '' except Nemotron's ``<extra_id_n>``; other added tokens (``<think>``) are ordinary text.
@@ -38,12 +38,13 @@ class JsonTokenizer:
         self._given = spec
         self._added = {token["id"]: token for token in spec.get("added_tokens") or ()}
         full = _tokenizer(self._spec, source)
-        self._decoding = _Decoding.of(self._spec.get("decoder"), source)
+        self._decoding = _Decoding(spec.get("decoder"), full)
         self._full = full
         self._lock = threading.Lock()
         self._vocab_size = max(full.get_vocab().values(), default=-1) + 1
         self._bos_id = self._special_id(bos, "beginning of text")
         self._eos_id = self._special_id(eos, "end of text")
+        self._edges = _Edges()
 
     @property
     def specification(self) -> Spec:
@@ -70,13 +71,29 @@ class JsonTokenizer:
     def replaces_each_byte(self) -> bool:
         return not self._decoding.is_byte_level
 
-    def encode(self, text: str, *, parse_special: bool = True, continues: bool = False) -> list[int]:
+    @property
+    def decodes_each_token(self) -> bool:
+        return self._decoding.is_by_token
+
+    def encode(
+        self,
+        text: str,
+        *,
+        parse_special: bool = True,
+        continues: bool = False,
+        after: str = "",
+        before: str = "",
+    ) -> list[int]:
         check_encodable(text)
-        encoder = self._continuing if continues else self._full
+        added = {token["content"]: token for token in self._added.values()} if after or before else {}
+        # A marker that is no added token is text to the library.
+        encoder = self._continuing if continues or (after and after not in added) else self._full
         # The switch belongs to the whole tokenizer, and a second one would hold the vocabulary once more.
         with self._lock:
+            start, end = self._edges.around(encoder, added.get(after), added.get(before))
             encoder.encode_special_tokens = not parse_special
-            ids: list[int] = encoder.encode(text, add_special_tokens=False).ids
+            ids: list[int] = encoder.encode(f"{start}{text}{end}", add_special_tokens=False).ids
+        ids = ids[bool(start) : len(ids) - bool(end)]
         if not parse_special and not self._marker_ids.isdisjoint(ids):
             found = next(token_id for token_id in ids if token_id in self._marker_ids)
             raise TokenizerError(
@@ -86,17 +103,17 @@ class JsonTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return decode_ids(self, ids)
+        if self._decoding.is_by_token:
+            return decode_ids(self, ids)
+        return self._decoding.text([self.piece(i) for i in ids if not self.is_control(i)])
 
     def token_bytes(self, token_id: int, *, is_first: bool = False) -> bytes:
         if self.is_control(token_id):
             return b""
-        if token_id in self._added:
-            return str(self._added[token_id]["content"]).encode()
         return self._decoding.bytes_of(self.piece(token_id), is_first=is_first)
 
     def piece(self, token_id: int) -> str:
-        piece = self._full.id_to_token(token_id)
+        piece = self._full.id_to_token(token_id) if 0 <= token_id < self._vocab_size else None
         if piece is None:
             raise TokenizerError(
                 f"{self._source}: no piece has id {token_id}; ids are below {self._vocab_size}"
@@ -117,7 +134,10 @@ class JsonTokenizer:
 
     @functools.cached_property
     def _marker_ids(self) -> frozenset[int]:
-        return frozenset(token_id for token_id, token in self._added.items() if _is_marker(token))
+        # The unknown token is what any character may become that the vocabulary lacks.
+        unknown = self._spec["model"].get("unk_token")
+        unknown_ids = {self._spec["model"].get("unk_id"), unknown and self.token_id(unknown)}
+        return frozenset(i for i, token in self._added.items() if _is_marker(token) and i not in unknown_ids)
 
     def _special_id(self, piece: str | None, meaning: str) -> int | None:
         token_id = None if piece is None else self.token_id(piece)
@@ -185,6 +205,34 @@ def _without_first_space(spec: Spec) -> Spec:
     return spec
 
 
+class _Edges:
+    """Stand-ins for the markers before and after a text, so that the library sees what touches it.
+
+    What a normaliser puts before a text, and the spaces that a marker with ``lstrip`` or ``rstrip`` takes,
+    depend on them. Markers themselves cannot be encoded here: the text between them must not become one. The
+    stand-ins have random names, which nobody can write into a text.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[str, bool], str] = {}
+        self._known: set[tuple[int, str]] = set()
+
+    def around(
+        self, encoder: tokenizers.Tokenizer, after: Spec | None, before: Spec | None
+    ) -> tuple[str, str]:
+        start = "" if after is None else self._name(encoder, "rstrip", bool(after.get("rstrip")))
+        end = "" if before is None else self._name(encoder, "lstrip", bool(before.get("lstrip")))
+        return start, end
+
+    def _name(self, encoder: tokenizers.Tokenizer, side: str, strips: bool) -> str:
+        name = self._names.setdefault((side, strips), f"\ue000{secrets.token_hex(12)}\ue001")
+        if (id(encoder), name) not in self._known:
+            flags = {side: True} if strips else {}
+            encoder.add_tokens([tokenizers.AddedToken(name, normalized=False, special=False, **flags)])
+            self._known.add((id(encoder), name))
+        return name
+
+
 def byte_of_character() -> dict[str, int]:
     """GPT-2's spelling of bytes as printable characters: the byte of each of the 256, as ``Ġ`` is a space.
 
@@ -203,42 +251,22 @@ def byte_of_character() -> dict[str, int]:
 
 
 class _Decoding:
-    """How a piece becomes bytes, read from the ``decoder`` of the file."""
+    """How pieces become text: the file's ``decoder``, asked for one piece if it looks at no more."""
 
-    def __init__(self, *, is_byte_level: bool, has_byte_pieces: bool, drops_first_space: bool) -> None:
-        self.is_byte_level = is_byte_level
-        self._has_byte_pieces = has_byte_pieces
-        self._drops_first_space = drops_first_space
+    _ANCHOR = "a"
+
+    def __init__(self, spec: Mapping[str, Any] | None, full: tokenizers.Tokenizer) -> None:
+        kinds = [str(step["type"]) for step in _steps(spec, "decoders") if step.get("type") != "Sequence"]
+        self._decoder = full.decoder
+        self.is_byte_level = kinds == ["ByteLevel"]
+        self._has_byte_pieces = "ByteFallback" in kinds
+        self.is_by_token = self.is_byte_level or _looks_at_one_token(kinds, list(_steps(spec, "decoders")))
         self._bytes = byte_of_character()
+        self._known: dict[tuple[str, bool], bytes] = {}
 
-    @classmethod
-    def of(cls, decoder: Mapping[str, Any] | None, source: str) -> _Decoding:
-        steps = {str(step.get("type")): step for step in _steps(decoder, "decoders")}
-        unknown = steps.keys() - {
-            "Sequence",
-            "ByteLevel",
-            "Replace",
-            "ByteFallback",
-            "Fuse",
-            "Strip",
-            "Metaspace",
-        }
-        is_byte_level = "ByteLevel" in steps
-        has_word_marks = "Metaspace" in steps or steps.get("Replace", {}).get("content") == " "
-        if unknown or is_byte_level == has_word_marks:
-            raise TokenizerError(
-                f"{source}: decoder {sorted(steps) or None} is not supported; "
-                "expected ByteLevel, Metaspace, or Replace with ByteFallback",
-            )
-        metaspace = steps.get("Metaspace", {})
-        is_prefixed = metaspace.get("prepend_scheme", "always") != "never" and metaspace.get(
-            "add_prefix_space", True
-        )
-        return cls(
-            is_byte_level=is_byte_level,
-            has_byte_pieces="ByteFallback" in steps,
-            drops_first_space=bool(metaspace and is_prefixed) or steps.get("Strip", {}).get("start", 0) > 0,
-        )
+    def text(self, pieces: list[str]) -> str:
+        # Without a decoder the library joins the pieces with spaces.
+        return " ".join(pieces) if self._decoder is None else str(self._decoder.decode(pieces))
 
     def bytes_of(self, piece: str, *, is_first: bool) -> bytes:
         if self.is_byte_level:
@@ -248,6 +276,22 @@ class _Decoding:
                 return piece.encode()
         if self._has_byte_pieces and (match := _BYTE_PIECE.fullmatch(piece)):
             return bytes([int(match[1], 16)])
-        if is_first and self._drops_first_space:
-            piece = piece.removeprefix(WORD_MARK)
-        return piece.replace(WORD_MARK, " ").encode()
+        if (piece, is_first) not in self._known:
+            # Behind a word there is no first space to drop.
+            before = [] if is_first else [self._ANCHOR]
+            text = self.text([*before, piece]).removeprefix(self._ANCHOR if before else "")
+            self._known[piece, is_first] = text.encode()
+        return self._known[piece, is_first]
+
+
+def _looks_at_one_token(kinds: Sequence[str], steps: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether each token adds its own text, except that the first may lose a space.
+
+    CTC joins equal neighbours, BPEDecoder knows the last token, and what follows Fuse sees the whole text.
+    """
+    if "ByteLevel" in kinds or not set(kinds) <= _BY_TOKEN or any(step.get("stop") for step in steps):
+        return False
+    return "Fuse" not in kinds or set(kinds[kinds.index("Fuse") + 1 :]) <= {"Strip"}
+
+
+_BY_TOKEN = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "WordPiece"}

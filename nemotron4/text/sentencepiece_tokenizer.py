@@ -190,8 +190,23 @@ class SentencePieceTokenizer:
     def replaces_each_byte(self) -> bool:
         return True
 
-    def encode(self, text: str, *, parse_special: bool = True, continues: bool = False) -> list[int]:
+    @property
+    def decodes_each_token(self) -> bool:
+        return True
+
+    def encode(
+        self,
+        text: str,
+        *,
+        parse_special: bool = True,
+        continues: bool = False,
+        after: str = "",
+        before: str = "",
+    ) -> list[int]:
         check_encodable(text)
+        if after and (marker := self.token_id(after)) is not None:
+            # Text after <s> is a new text, as if nothing were before it; after <extra_id_1> it goes on.
+            continues = not self.is_control(marker)
         ids: list[int] = self._variant(parse_special, continues).encode(text)
         return ids
 

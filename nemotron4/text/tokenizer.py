@@ -50,9 +50,20 @@ class TextStream:
         self._tokenizer = tokenizer
         self._is_first = not any(tokenizer.token_bytes(token_id) for token_id in prompt_ids)
         self._waiting = b""
+        # What a decoder that looks at neighbours has read: prompt and all, decoded again at each token.
+        self._ids = None if tokenizer.decodes_each_token else list(prompt_ids)
+        self._given = len(self._text_so_far())
+
+    def _text_so_far(self) -> str:
+        return self._tokenizer.decode(self._ids) if self._ids else ""
 
     def push(self, token_id: int) -> str:
         """The characters that this token completes; '' while a multi-byte character is unfinished."""
+        if self._ids is not None:
+            self._ids.append(token_id)
+            text = self._text_so_far().rstrip(REPLACEMENT)[self._given :]
+            self._given += len(text)
+            return text
         added = self._tokenizer.token_bytes(token_id, is_first=self._is_first)
         if self._is_first and (added or self._tokenizer.token_bytes(token_id)):
             self._is_first = False
@@ -69,6 +80,8 @@ class TextStream:
 
     def finish(self) -> str:
         """What is left when no token follows: U+FFFD for an unfinished character, else ''."""
+        if self._ids is not None:
+            return self._text_so_far()[self._given :]
         broken, self._waiting = self._waiting, b""
         return self._replacement(len(broken)) if broken else ""
 

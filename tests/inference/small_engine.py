@@ -33,6 +33,7 @@ class LetterTokenizer:
     bos_id = 2
     eos_id = 3
     replaces_each_byte = True
+    decodes_each_token = True
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         return [ord(character) for character in text]

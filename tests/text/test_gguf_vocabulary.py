@@ -163,6 +163,32 @@ def test_metadata_that_cannot_be_used_is_named(
         from_gguf(sentencepiece_metadata(sentencepiece_model) | change)
 
 
+SPLITS = {
+    "llama3": "HelloWORLD|'s| ÉcoleÄ| 漢字|123|4|!\n|x",
+    "falcon3": "HelloWORLD|'s| ÉcoleÄ| 漢字|123|4|!\n|x",
+    "smaug-bpe": "HelloWORLD|'s| ÉcoleÄ| 漢字|123|4|!\n|x",
+    "dbrx": "HelloWORLD|'s| ÉcoleÄ| 漢字|123|4|!\n|x",
+    "tekken": "Hello|WORLD|'s| ÉcoleÄ| 漢字|1|2|3|4|!\n|x",
+    "gpt-4o": "Hello|WORLD's| ÉcoleÄ| 漢字|123|4|!\n|x",
+    "deepseek-llm": "HelloWORLD|'|s| É|cole|Ä| |漢字|1234|!|\n|x",
+    "deepseek-coder": "HelloWORLD|'|s| ÉcoleÄ| |漢字|1|2|3|4|!|\n|x",
+    "deepseek-v3": "HelloWORLD|'s| ÉcoleÄ| |漢字|123|4|!\n|x",
+    "seed-coder": "HelloWORLD|'s| ÉcoleÄ| 漢字|1|2|3|4|!|\n|x",
+    "falcon": "HelloWORLD|'|s| ÉcoleÄ| 漢字|123|4|!|\n|x",
+    "bloom": "HelloWORLD's| ÉcoleÄ| 漢字1234|!\n|x",
+    "viking": "HelloWORLD's| ÉcoleÄ| 漢字|1|2|3|4|!\n|x",
+}
+
+
+@pytest.mark.parametrize("pre", SPLITS)
+def test_texts_are_cut_where_llama_cpp_cuts_them(pre: str, corpus: tuple[str, ...]) -> None:
+    spec = from_gguf(byte_level_metadata(byte_level("gpt-2", corpus), pre)).specification  # type: ignore[attr-defined]
+    spec["pre_tokenizer"]["pretokenizers"].pop()  # the spelling of bytes
+    cut = tokenizers.Tokenizer.from_str(json.dumps(spec)).pre_tokenizer
+    words = SPLITS[pre].split("|")
+    assert [word for word, _ in cut.pre_tokenize_str("".join(words))] == words
+
+
 def test_an_unknown_pre_tokenizer_is_named_with_the_nearest(corpus: tuple[str, ...]) -> None:
     metadata = byte_level_metadata(byte_level("gpt-2", corpus), "smolm")
     with pytest.raises(TokenizerError, match=r"unknown tokenizer\.ggml\.pre 'smolm'") as caught:

@@ -162,8 +162,6 @@ def test_added_tokens_that_are_not_special_are_text(byte_level: JsonTokenizer) -
     [
         ({"model": {"type": "Unheard"}}, "not a tokenizer.json that can be read"),
         ({"model": None}, "expected a JSON object with a field 'model'"),
-        ({"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}, "WordPiece"),
-        ({"decoder": None}, "decoder None is not supported"),
         ({"added_tokens": [{"id": 1}]}, "has no field 'content' of type str"),
         ({"added_tokens": 5}, "the added token 5 has no field 'id' of type int"),
         ({"decoder": []}, "not a tokenizer.json that can be read"),
