@@ -27,12 +27,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cluster": set(),
     "checkpoint": {"model", "text"},
     "inference": {"checkpoint", "model", "text"},
-    "training": {"checkpoint", "model", "text"},
+    "training": {"inference", "checkpoint", "model", "text", "grading", "client"},
     "synth": {"client", "grading", "text"},
     "evaluation": {"client", "grading", "text"},
     "redteam": {"client", "grading", "text"},
     "server": {"inference", "text", "client"},
-    "feedback": {"training", "inference", "checkpoint", "model", "grading", "client", "text"},
 }
 NEVER_TORCH = {"text", "grading", "client", "cluster", "synth", "evaluation", "redteam", "cli", *BASE}
 

@@ -94,10 +94,9 @@ def _dry_run(settings: Recipe, *, as_json: bool) -> None:
 
 
 def _check_invariance(settings: Recipe, *, as_json: bool) -> None:
-    from nemotron4.feedback import connect
     from nemotron4.training.preview import check_invariance
 
-    cuts = check_invariance(settings, connect=connect)
+    cuts = check_invariance(settings)
     if as_json:
         print_json({"cuts": [asdict(cut) for cut in cuts]})
         return
@@ -110,7 +109,6 @@ def _check_invariance(settings: Recipe, *, as_json: bool) -> None:
 
 def _train(stages: list[Recipe], *, as_json: bool) -> None:
     from nemotron4.cli.training_view import TrainingView
-    from nemotron4.feedback import connect, generator
     from nemotron4.training.chain import run
 
     with TrainingView() as view:
@@ -119,8 +117,6 @@ def _train(stages: list[Recipe], *, as_json: bool) -> None:
             note=note,
             on_progress=view.show,
             on_part=view.show_part,
-            connect=connect,
-            generator=generator,
         )
     if not summary.is_writer:
         return

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from nemotron4 import config
-from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import ConfigError
 from nemotron4.training import parallel
 from nemotron4.training import recipe as recipes
@@ -23,7 +22,8 @@ from nemotron4.training.metrics import OnPart, Progress, hear_nothing
 from nemotron4.training.output import RECORD_FILE
 from nemotron4.training.policy_settings import PREVIOUS
 from nemotron4.training.recipe import Recipe, as_plain
-from nemotron4.training.rollouts import Connect, Generate
+from nemotron4.training.rewards import connect as connect_rewards
+from nemotron4.training.rollouts import Connect
 from nemotron4.training.run import Summary, output_folder, pick_device, train
 
 
@@ -116,8 +116,7 @@ def run(
     note: Callable[[str], None] = lambda text: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_part: OnPart = hear_nothing,
-    connect: Connect | None = None,
-    generator: Callable[[Checkpoint], Generate] | None = None,
+    connect: Connect = connect_rewards,
 ) -> Summary:
     """Run the stages in order, passing over finished ones; the summary is the last one's that ran."""
     summary: Summary | None = None
@@ -136,7 +135,6 @@ def run(
                 on_progress=on_progress,
                 on_part=on_part,
                 connect=connect,
-                generator=generator,
             )
             if summary.steps < summary.num_steps:
                 break

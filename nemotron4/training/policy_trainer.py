@@ -13,12 +13,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
+from nemotron4.engine import SamplingParams, SamplingRequest, derive_seed
 from nemotron4.errors import TrainingError
 from nemotron4.model.transformer import Transformer
+from nemotron4.records import Generation
 from nemotron4.training import checkpoints
 from nemotron4.training.dataset import epoch_order
 from nemotron4.training.engine import Engine, StepResult, add_totals
@@ -27,7 +30,7 @@ from nemotron4.training.metrics import peak_memory_bytes
 from nemotron4.training.packing import Segment
 from nemotron4.training.policy_settings import PolicyGradientSection
 from nemotron4.training.reference import as_base, base_samples
-from nemotron4.training.rollouts import Answer, Continuation, Draw, Outside, PromptSample, Verdict, draw_seed
+from nemotron4.training.rollouts import Answer, PromptSample, RolloutBackend, Verdict
 from nemotron4.training.sampler import Sampler
 from nemotron4.training.stages.policy_gradient import AnswerSample, CriticStage, Row
 from nemotron4.training.trainer import Trainer, apply_gradients, build_optimizer, learning_rate
@@ -38,7 +41,7 @@ class Judged:
     """One answer of a step. ``prompt`` is the place of its prompt among the step's prompts."""
 
     prompt: int
-    continuation: Continuation
+    generation: Generation
     verdict: Verdict
     sample: AnswerSample
 
@@ -53,7 +56,7 @@ class PolicyTrainer(Trainer):
     def __init__(
         self,
         *arguments: Any,
-        outside: Outside,
+        backend: RolloutBackend,
         identity: Sequence[str],
         skeleton: Callable[[], Transformer],
         reference: Engine | None,
@@ -63,8 +66,8 @@ class PolicyTrainer(Trainer):
         super().__init__(*arguments, **more)
         assert self.recipe.policy_gradient is not None, "the recipe has checked it"
         self.settings: PolicyGradientSection = self.recipe.policy_gradient
-        self.sampler = Sampler(self.engine, outside.generate, skeleton, self.on_part)
-        self.judge = outside.judge
+        self.sampler = Sampler(self.engine, backend.generate, skeleton, self.on_part)
+        self.judge = backend.judge
         self.reference = reference
         self.critic = critic
         self.critic_stage = CriticStage(self.settings.critic)
@@ -117,23 +120,24 @@ class PolicyTrainer(Trainer):
 
     def _roll_out(self, prompts: Sequence[Any], group_size: int, *, is_greedy: bool = False) -> list[Judged]:
         """Answers to the prompts, ``group_size`` side by side for each, and their rewards."""
-        draws = [
-            Draw(prompt.segments[0].tokens, draw_seed(self.recipe.run.seed, self._step, place, answer))
+        params = SamplingParams(
+            max_new_tokens=self.settings.max_new_tokens,
+            temperature=0.0 if is_greedy else self.settings.temperature,
+            logprobs=0,
+        )
+        # A resumed run draws what the interrupted one would have drawn.
+        seed = partial(derive_seed, self.recipe.run.seed, self._step)
+        requests = [
+            SamplingRequest(prompt.segments[0].tokens, replace(params, seed=seed(place, answer)))
             for place, prompt in enumerate(prompts)
             for answer in range(group_size)
         ]
-        continuations = self.sampler(
-            draws,
-            max_new_tokens=self.settings.max_new_tokens,
-            temperature=0.0 if is_greedy else self.settings.temperature,
-        )
+        found = self.sampler(requests)
         owners: list[PromptSample] = [prompt for prompt in prompts for _ in range(group_size)]
-        answers = [Answer(o.prompt, c.text, o.fields) for o, c in zip(owners, continuations, strict=True)]
+        answers = [Answer(o.prompt, c.text, o.fields) for o, c in zip(owners, found, strict=True)]
         verdicts = self.engine.joined(self.judge(self.engine.share(answers)))
         return [
-            Judged(
-                i // group_size, continuations[i], verdicts[i], _answer_sample(owners[i], continuations[i])
-            )
+            Judged(i // group_size, found[i], verdicts[i], _answer_sample(owners[i], found[i]))
             for i in range(len(owners))
         ]
 
@@ -149,7 +153,7 @@ class PolicyTrainer(Trainer):
             )
         if self.settings.unfinished == "judge":
             return judged
-        return [answer for answer in judged if answer.continuation.is_finished]
+        return [answer for answer in judged if answer.generation.finish_reason == "stop"]
 
     def _scored(self, answers: Sequence[Judged]) -> list[Judged]:
         """The answers with log-probabilities of policy and reference, and the critic's values."""
@@ -306,9 +310,9 @@ class PolicyTrainer(Trainer):
         return tensors
 
 
-def _answer_sample(prompt: PromptSample, continuation: Continuation) -> AnswerSample:
+def _answer_sample(prompt: PromptSample, generation: Generation) -> AnswerSample:
     front = prompt.segments[0].tokens
-    answer = continuation.token_ids
+    answer = generation.token_ids
     segment = Segment((*front, *answer), (*[False] * len(front), *[True] * len(answer)))
     return AnswerSample((segment,), where=prompt.where)
 
@@ -316,7 +320,7 @@ def _answer_sample(prompt: PromptSample, continuation: Continuation) -> AnswerSa
 def rollout_metrics(answers: Sequence[Judged]) -> dict[str, float]:
     """Reward, length, and the shares of answers and prompts that cannot teach anything."""
     rewards = [answer.verdict.value for answer in answers if answer.verdict.value is not None]
-    lengths = [len(answer.continuation.token_ids) for answer in answers]
+    lengths = [len(answer.generation.token_ids) for answer in answers]
     metrics: dict[str, float] = {}
     if rewards:
         mean = sum(rewards) / len(rewards)
@@ -328,7 +332,7 @@ def rollout_metrics(answers: Sequence[Judged]) -> dict[str, float]:
             groups.setdefault(answer.prompt, []).append(answer.verdict.value)
     metrics |= {
         "length": sum(lengths) / len(lengths),
-        "share_unfinished": sum(not a.continuation.is_finished for a in answers) / len(answers),
+        "share_unfinished": sum(a.generation.finish_reason != "stop" for a in answers) / len(answers),
         "share_without_reward": 1 - len(rewards) / len(answers),
     }
     if len(rewards) > len(groups):
@@ -347,7 +351,7 @@ def divergences(answers: Sequence[Judged], temperature: float) -> dict[str, floa
         metrics["kl"] = float((torch.expm1(log_ratio) - log_ratio).mean())
     if rows and temperature == 1:
         pairs = [
-            (x, y) for a in rows for x, y in zip(a.sample.logprobs, a.continuation.logprobs, strict=True)
+            (x, y) for a in rows for x, y in zip(a.sample.logprobs, a.generation.logprobs or (), strict=True)
         ]
         metrics["sampler_gap"] = max(abs(x - y) for x, y in pairs)
     return metrics

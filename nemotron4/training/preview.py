@@ -19,6 +19,7 @@ from nemotron4.training.metrics import StepCost, matmul_flops_per_s
 from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import model_hash
+from nemotron4.training.rewards import connect as connect_rewards
 from nemotron4.training.rollouts import Connect
 from nemotron4.training.stages.interface import Stage
 from nemotron4.training.trainer import plan_steps
@@ -150,10 +151,10 @@ class Cut:
     difference: float
 
 
-def check_invariance(recipe: Recipe, *, connect: Connect | None = None) -> list[Cut]:
+def check_invariance(recipe: Recipe, *, connect: Connect = connect_rewards) -> list[Cut]:
     """The first step's loss and gradient under several cuts; TrainingError if they differ.
 
-    For policy gradients, which need ``connect``, the first step's answers are generated and judged.
+    For policy gradients the first step's answers are generated and judged.
     """
     base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
     config = inputs.model_config(recipe, base)

@@ -1,18 +1,13 @@
-"""What policy-gradient training asks of the outside: answers to prompts, and what they are worth.
-
-Training may import neither the engine that generates nor the graders that judge; it knows them by these
-protocols alone. ``nemotron4.feedback`` implements them, and the command line hands them in.
-"""
+"""What policy-gradient training asks for: answers to prompts, and what they are worth."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nemotron4.checkpoint.interface import Checkpoint
-from nemotron4.model.transformer import Transformer
+from nemotron4.inference.rollouts import RolloutEngine
 from nemotron4.training.formats import Prompt
 from nemotron4.training.packing import Sample
 
@@ -26,41 +21,6 @@ class PromptSample(Sample):
 
     prompt: Prompt = ""
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One answer to be generated. ``seed``, prompt and weights decide it, and nothing else does."""
-
-    prompt_ids: tuple[int, ...]
-    seed: int
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """A generated answer. ``logprobs`` are the sampler's, at temperature 1, in nats."""
-
-    token_ids: tuple[int, ...]  # with the stop token, if one was drawn
-    text: str  # without it
-    is_finished: bool  # False: cut at max_new_tokens
-    logprobs: tuple[float, ...]
-
-
-class Generate(Protocol):
-    def __call__(
-        self,
-        net: Transformer,
-        draws: Sequence[Draw],
-        *,
-        max_new_tokens: int,
-        temperature: float,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> list[Continuation]:
-        """One continuation for each draw, in order, by the weights that ``net`` has now.
-
-        ``on_progress`` hears now and then how many are finished and how many tokens there are.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -93,17 +53,11 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
-class Outside:
-    """The two together, made for one recipe."""
+class RolloutBackend:
+    """What writes the answers of one recipe, and what judges them."""
 
-    generate: Generate
+    generate: RolloutEngine
     judge: Judge
 
 
-Connect = Callable[["Recipe", Checkpoint], Outside]
-
-
-def draw_seed(seed: int, step: int, place: int, answer: int) -> int:
-    """The seed of one answer of one step: a resumed run draws what the interrupted one would have drawn."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{place}/{answer}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+Connect = Callable[["Recipe", Checkpoint], RolloutBackend]

@@ -14,6 +14,7 @@ import torch
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import ConfigError
+from nemotron4.inference.rollouts import RolloutEngine
 from nemotron4.model.adapter_files import adapter_tensors, write_adapter
 from nemotron4.model.config import ModelConfig
 from nemotron4.training import checkpoints, data, parallel
@@ -37,7 +38,8 @@ from nemotron4.training.policy_trainer import PolicyTrainer
 from nemotron4.training.reading import read_rows, refuse_too_many
 from nemotron4.training.recipe import Recipe, RewardSection, as_plain
 from nemotron4.training.reference import model_hash, with_reference
-from nemotron4.training.rollouts import Connect, Generate, PromptSample
+from nemotron4.training.rewards import connect as connect_rewards
+from nemotron4.training.rollouts import Connect, PromptSample
 from nemotron4.training.sampler import Sampler, Samples
 from nemotron4.training.sharded import Grid
 from nemotron4.training.stages.interface import Stage
@@ -103,14 +105,12 @@ def train(
     note: Note = lambda text: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_part: OnPart = hear_nothing,
-    connect: Connect | None = None,
-    generator: Callable[[Checkpoint], Generate] | None = None,
+    connect: Connect = connect_rewards,
 ) -> Summary:
     """Run the recipe, or continue it; SIGTERM saves and stops. Every process of a launch calls this.
 
-    ``connect`` gives policy-gradient stages their engine and judges, ``generator`` the samples of every
-    validation their engine (both in ``nemotron4.feedback``). ``on_progress`` hears of each step, ``on_part``
-    of what is long beside it: answers, validation, reference log-probabilities.
+    ``connect`` gives policy-gradient stages their engine and judges. ``on_progress`` is called with each
+    step, ``on_part`` with what else takes long: answers, validation, reference log-probabilities.
     """
     device = pick_device(recipe.model.device)
     base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
@@ -141,7 +141,7 @@ def train(
             on_progress=on_progress if is_writer else lambda progress: None,
             on_part=shown,
             is_writer=is_writer,
-            logs=_logs(origin, engine, generator, is_writer=is_writer, on_part=shown),
+            logs=_logs(origin, engine, is_writer=is_writer, on_part=shown),
             cost=StepCost.of(config, has_adapter=recipe.adapter is not None),
             peak_flops_per_s=matmul_flops_per_s(device) * recipe.parallel.num_processes,
             constants={"share_left_out": read.share_left_out} if recipe.stage == "preference" else {},
@@ -169,7 +169,6 @@ def train(
 def _logs(
     origin: Origin,
     engine: Engine,
-    generator: Callable[[Checkpoint], Generate] | None,
     *,
     is_writer: bool,
     on_part: OnPart,
@@ -178,10 +177,6 @@ def _logs(
     logs = open_logs(recipe.run.directory, recipe.run.log, as_plain(recipe)) if is_writer else []
     if recipe.samples is None:
         return logs
-    if generator is None:
-        raise ConfigError(
-            "table [samples] needs an engine", hint="pass generator=nemotron4.feedback.generator"
-        )
     num_new = recipe.samples.max_new_tokens
     encoder = build_encoder(recipe, origin.base, origin.config)
     rows, problems = read_rows([recipe.samples.prompts], "prompts")
@@ -189,7 +184,7 @@ def _logs(
     prompts, more = data.build_samples(rows, encoder, build)
     refuse_too_many([*problems, *more], len(rows) + len(problems), 0)
     found = [prompt for prompt in prompts if isinstance(prompt, PromptSample)]
-    sampler = Sampler(engine, generator(origin.base), origin.policy, on_part)
+    sampler = Sampler(engine, RolloutEngine(origin.base), origin.policy, on_part)
     return [*logs, Samples(recipe.run.directory, found, sampler, num_new, is_writer)]
 
 
@@ -197,21 +192,17 @@ def policy_trainer(
     origin: Origin,
     grid: Grid | None,
     device: torch.device,
-    connect: Connect | None,
+    connect: Connect,
 ) -> Callable[..., PolicyTrainer]:
     """A trainer with judges, and with the reference and critic that the recipe asks for."""
     recipe, base = origin.recipe, origin.base
     settings = recipe.policy_gradient
     assert settings is not None, "only policy-gradient recipes come here"
-    if connect is None:
-        raise ConfigError(
-            "stage policy-gradient needs an engine and judges", hint="pass connect=nemotron4.feedback.connect"
-        )
     reference = None
     if settings.kl_coefficient and recipe.adapter is None:
         reference = parallel.build(origin, grid, device, is_frozen=True)
-    outside = connect(recipe, base)
-    identity = [outside.judge.identity]
+    backend = connect(recipe, base)
+    identity = [backend.judge.identity]
     critic = None
     if settings.has_critic:
         scorer = build_critic(recipe, base, origin.config)
@@ -219,7 +210,7 @@ def policy_trainer(
         critic = parallel.distribute(scorer.to(device), grid, device, compute=origin.compute)
     return partial(
         PolicyTrainer,
-        outside=outside,
+        backend=backend,
         identity=identity,
         skeleton=origin.policy,
         reference=reference,

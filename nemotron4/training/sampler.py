@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemotron4.engine import SamplingParams, SamplingRequest
+from nemotron4.inference.rollouts import RolloutEngine
 from nemotron4.model.transformer import Transformer
+from nemotron4.records import Generation
 from nemotron4.training.engine import Engine
 from nemotron4.training.formats import Prompt
 from nemotron4.training.loading import fill, in_memory
 from nemotron4.training.metrics import OnPart, Part, Progress, forget_after, hear_nothing
-from nemotron4.training.rollouts import Continuation, Draw, Generate, PromptSample
+from nemotron4.training.rollouts import PromptSample
 from nemotron4.training.sharded import ShardedEngine
 
 
@@ -27,21 +30,17 @@ class Sampler:
     """``skeleton`` makes the whole policy on the meta device, in the type that it shall generate in."""
 
     engine: Engine
-    generate: Generate
+    generate: RolloutEngine
     skeleton: Callable[[], Transformer]
     on_part: OnPart = hear_nothing  # of this process's share
 
-    def __call__(
-        self, draws: Sequence[Draw], *, max_new_tokens: int, temperature: float
-    ) -> list[Continuation]:
-        """One continuation for each draw, in order, on every process; all of them make the same call."""
+    def __call__(self, requests: Sequence[SamplingRequest]) -> list[Generation]:
+        """One answer for each request, in order, on every process; all of them make the same call."""
         with self._policy() as net:
-            share = self.engine.share(draws)
+            share = self.engine.share(requests)
             found = self.generate(
                 net,
                 share,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
                 on_progress=lambda done, tokens: self.on_part(Part("answers", done, len(share), tokens)),
             )
         return self.engine.joined(found)
@@ -89,8 +88,8 @@ class Samples:
     def write(self, progress: Progress) -> None:
         if progress.kind != "validation":
             return
-        draws = [Draw(sample.segments[0].tokens, seed=0) for sample in self.prompts]
-        answers = self.sampler(draws, max_new_tokens=self.max_new_tokens, temperature=0.0)
+        greedy = SamplingParams(max_new_tokens=self.max_new_tokens, temperature=0.0)
+        answers = self.sampler([SamplingRequest(each.segments[0].tokens, greedy) for each in self.prompts])
         if not self.is_writer:
             return
         lines = [
@@ -99,7 +98,7 @@ class Samples:
                     "step": progress.step,
                     "prompt": _plain(sample.prompt),
                     "answer": answer.text,
-                    "is_finished": answer.is_finished,
+                    "is_finished": answer.finish_reason == "stop",
                 },
                 ensure_ascii=False,
             )

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from nemotron4.config import build
-from nemotron4.feedback import connect, generator
 from nemotron4.training import parallel, run
 from nemotron4.training.recipe import Recipe
-from nemotron4.training.rollouts import Answer, Outside, Verdict
+from nemotron4.training.rewards import connect
+from nemotron4.training.rollouts import Answer, RolloutBackend, Verdict
 
 
 class WorthJudge:
@@ -33,12 +33,12 @@ def _verdict(number: int) -> Verdict:
     return Verdict(number % 997 / 997) if number % 7 else Verdict(None, "the judge was away")
 
 
-def judged(recipe: Recipe, base: object) -> Outside:
+def judged(recipe: Recipe, base: object) -> RolloutBackend:
     return replace(connect(recipe, base), judge=WorthJudge())  # type: ignore[arg-type]
 
 
 def train(values: dict[str, Any]) -> None:
-    run.train(build(Recipe, values), connect=judged, generator=generator)
+    run.train(build(Recipe, values), connect=judged)
 
 
 if __name__ == "__main__":

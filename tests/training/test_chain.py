@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from nemotron4.errors import ConfigError
-from nemotron4.feedback import connect
 from nemotron4.training import chain
 from nemotron4.training.output import RECORD_FILE
 from tests import tiny_models
@@ -181,7 +180,7 @@ def test_a_policy_stage_takes_the_reward_stage_before_it_as_judge_and_critic(
     assert settings is not None
     reward_model = str(folder / "01-reward" / "model")
     assert (settings.rewards[0].model, settings.critic.start) == (reward_model, reward_model)
-    summary = chain.run(stages, connect=connect)
+    summary = chain.run(stages)
     assert summary.output == folder / "02-ppo" / "model"
     lines = [json.loads(line) for line in (folder / "02-ppo" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["share_without_reward"] == 0

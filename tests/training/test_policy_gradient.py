@@ -15,8 +15,6 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.config import build
 from nemotron4.errors import ConfigError, DataError, TrainingError
-from nemotron4.feedback import connect
-from nemotron4.feedback.generation import EngineGenerate
 from nemotron4.training import inputs, parallel, run
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
@@ -26,7 +24,8 @@ from nemotron4.training.packing import Segment
 from nemotron4.training.policy_settings import PolicyGradientSection, RewardSource
 from nemotron4.training.preview import check_invariance, compare_cuts, preview
 from nemotron4.training.recipe import Recipe
-from nemotron4.training.rollouts import Answer, Connect, Outside, Verdict
+from nemotron4.training.rewards import connect
+from nemotron4.training.rollouts import Answer, Connect, RolloutBackend, Verdict
 from nemotron4.training.scorer import PolicyScorer
 from nemotron4.training.stages.policy_gradient import ActorStage, AnswerSample
 from tests import tiny_models
@@ -74,7 +73,7 @@ def metrics(folder: Path, kind: str = "train") -> list[dict]:
 def judging(judge: object) -> Connect:
     """The real engine with a judge of the test's own."""
 
-    def connected(recipe: Recipe, base: object) -> Outside:
+    def connected(recipe: Recipe, base: object) -> RolloutBackend:
         return replace(connect(recipe, base), judge=judge)  # type: ignore[arg-type]
 
     return connected
@@ -160,7 +159,9 @@ def test_a_steps_gradient_is_the_derivative_of_the_expected_reward(
         # Pairs with equal rewards have no gradient and do not count.
         found = found + flat_gradient(engine) * len(samples) / num_answers / num_rounds
 
-    tokenizer, stops = base.tokenizer(), EngineGenerate.of(base).stop_ids
+    tokenizer, prompt_format = base.tokenizer(), base.prompt_format()
+    assert prompt_format is not None
+    stops = {*base.eos_token_ids, *prompt_format.stop_token_ids(tokenizer)}
     worth_V = torch.tensor(
         [worth("" if i in stops else tokenizer.decode([i])) for i in range(config.vocab_size)]
     )
@@ -208,7 +209,7 @@ def test_p_tuning_trains_against_the_base_without_its_virtual_prompt(tmp_path: P
         data={"validation": [str(prompts(tmp_path))]},
         samples={"prompts": str(prompts(tmp_path)), "max_new_tokens": 4},
     )  # fmt: skip
-    run.train(recipe, connect=judging(LengthJudge()), generator=EngineGenerate.of)
+    run.train(recipe, connect=judging(LengthJudge()))
     for line in metrics(tmp_path / "run"):
         assert line["sampler_gap"] < 1e-5
         assert line["kl"] > 1e-7
@@ -222,7 +223,7 @@ def test_training_raises_its_reward(tmp_path: Path, nemotron: Path, algorithm: s
         optimizer={"learning_rate": 3e-3},
         policy_gradient={"kl_coefficient": 0.0, "critic": {"learning_rate": 1e-2}, "group_size": 8},
     )  # fmt: skip
-    run.train(recipe, connect=connect)
+    run.train(recipe)
     rewards = [line["reward"] for line in metrics(tmp_path / "run")]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
 
@@ -286,7 +287,7 @@ def test_groups_of_equal_rewards_change_nothing_and_are_counted(tmp_path: Path, 
     recipe = make(
         tmp_path, nemotron, "grpo", policy_gradient={"rewards": [anything]}, optimizer={"warmup_steps": 2}
     )
-    summary = run.train(recipe, connect=connect)
+    summary = run.train(recipe)
     for line in metrics(tmp_path / "run"):
         assert line["share_equal_groups"] == 1
         assert line["trained_answers"] == line["updates"] == 0
@@ -324,7 +325,7 @@ def test_a_prompt_that_cannot_be_judged_is_found_before_the_run(
     recipe = make(tmp_path, nemotron, "grpo", policy_gradient={"rewards": rewards})
     (tmp_path / "prompts.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError, match=rf"prompts\.jsonl:1: .*{message}"):
-        run.train(recipe, connect=connect)
+        run.train(recipe)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from nemotron4.checkpoint.load import load_transformer
 from nemotron4.cli.main import main
 from nemotron4.config import build
 from nemotron4.errors import ConfigError, DataError, TrainingError
-from nemotron4.feedback import generator
 from nemotron4.inference.load import load
 from nemotron4.inference.reward import load_reward
 from nemotron4.model.adapter_files import load_adapter
@@ -475,7 +474,7 @@ def test_the_same_prompts_are_answered_after_every_validation(
         run={"max_steps": 4, "validate_every": 2}, optimizer={"learning_rate": 1e-2},
         **({} if kind is None else {"adapter": {"kind": kind, "rank": 2}}),
     )  # fmt: skip
-    run.train(recipe, generator=generator)
+    run.train(recipe)
     lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 2, 4, 4]
     assert lines[0]["prompt"] == question(0)
@@ -494,5 +493,5 @@ def test_samples_change_neither_the_curve_nor_the_run(tmp_path: Path, nemotron: 
     without = losses(tmp_path)
     shutil.rmtree(tmp_path / "run")
     sampled = make(tmp_path, nemotron, "sft", chats(tmp_path), samples={"prompts": str(prompts)}, **shapes)
-    run.train(sampled, generator=generator)
+    run.train(sampled)
     assert losses(tmp_path) == without

@@ -15,16 +15,15 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.client.fake import FakeBehaviour, fake_attributes
 from nemotron4.client.fake_server import FakeServer
+from nemotron4.engine import SamplingParams, SamplingRequest
 from nemotron4.errors import ConfigError
-from nemotron4.feedback import scorers
-from nemotron4.feedback.connect import WeightedJudges
-from nemotron4.feedback.generation import EngineGenerate
-from nemotron4.feedback.scorers import HttpJudge, ModelJudge
-from nemotron4.feedback.verifiers import verifier
 from nemotron4.inference.reward import load_reward
+from nemotron4.inference.rollouts import RolloutEngine
 from nemotron4.records import Message
+from nemotron4.training import rewards
 from nemotron4.training.policy_settings import RewardSource
-from nemotron4.training.rollouts import Answer, Draw, Verdict
+from nemotron4.training.rewards import HttpJudge, ModelJudge, WeightedJudges, verifier
+from nemotron4.training.rollouts import Answer, Verdict
 from tests import tiny_models
 
 PROMPT = (Message("user", "What is 1 plus 1?"),)
@@ -42,36 +41,45 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- generation
 
 
+def draws(ids: tuple[int, ...], seeds: range, *, length: int = 8, temperature: float = 1.0) -> list:
+    return [
+        SamplingRequest(
+            ids, SamplingParams(max_new_tokens=length, temperature=temperature, seed=seed, logprobs=0)
+        )
+        for seed in seeds
+    ]
+
+
 def test_answers_follow_the_weights_and_depend_on_their_own_seed_alone(llama: Path) -> None:
     base = open_checkpoint(llama)
     net, _ = load_transformer(base, dtype=torch.float32)
-    generate = EngineGenerate.of(base)
+    generate = RolloutEngine(base)
     ids = tuple(base.tokenizer().encode("Shall I compare thee"))
-    draws = [Draw(ids, seed) for seed in (1, 2, 3)]
-    first = generate(net, draws, max_new_tokens=8, temperature=1.0)
+    first = generate(net, draws(ids, range(1, 4)))
     assert len({c.token_ids for c in first}) == 3
-    [alone] = generate(net, draws[1:2], max_new_tokens=8, temperature=1.0)
+    [alone] = generate(net, draws(ids, range(2, 3)))
     assert alone.token_ids == first[1].token_ids
     # The same draws together are the same bits: a resumed run relies on it.
-    assert generate(net, draws, max_new_tokens=8, temperature=1.0) == first
-    greedy = generate(net, draws, max_new_tokens=8, temperature=0.0)
+    assert generate(net, draws(ids, range(1, 4))) == first
+    greedy = generate(net, draws(ids, range(1, 4), temperature=0.0))
     assert len({c.token_ids for c in greedy}) == 1
     with torch.no_grad():
         net.model.embed_tokens.weight.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(9))
-    assert generate(net, draws, max_new_tokens=8, temperature=1.0) != first
+    assert generate(net, draws(ids, range(1, 4))) != first
 
 
 def test_an_answer_ends_with_the_stop_token_which_its_text_does_not_show(llama: Path) -> None:
     base = open_checkpoint(llama)
     net, _ = load_transformer(base, dtype=torch.float32)
     ids = tuple(base.tokenizer().encode("Shall I compare thee"))
-    draws = [Draw(ids, seed) for seed in range(40)]
-    found = EngineGenerate.of(base)(net, draws, max_new_tokens=60, temperature=3.0)
-    finished = [c for c in found if c.is_finished]
+    found = RolloutEngine(base)(net, draws(ids, range(40), length=60, temperature=3.0))
+    finished = [c for c in found if c.finish_reason == "stop"]
     assert 0 < len(finished) < len(found)
     for c in found:
-        assert len(c.logprobs) == len(c.token_ids)
-        assert (c.token_ids[-1] in (0, 1, 2)) == c.is_finished  # the markers of the tiny vocabulary
+        assert len(c.logprobs or ()) == len(c.token_ids)
+        assert (c.token_ids[-1] in (0, 1, 2)) == (
+            c.finish_reason == "stop"
+        )  # the markers of the tiny vocabulary
         assert "<|" not in c.text
 
 
@@ -213,7 +221,7 @@ def test_an_http_scorer_gives_the_servers_rewards_and_none_where_it_refuses(serv
 
 
 def test_a_server_that_is_away_gives_no_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scorers, "RETRIES", scorers.RetryPolicy(max_attempts=2, first_wait_s=0.01))
+    monkeypatch.setattr(rewards, "RETRIES", rewards.RetryPolicy(max_attempts=2, first_wait_s=0.01))
     [verdict] = HttpJudge(RewardSource(kind="http", url="http://127.0.0.1:9"))([answer("2")])
     assert verdict.value is None
     assert verdict.reason

@@ -1,0 +1,218 @@
+"""What answers are worth: a program's checks, a reward model, or a reward server, weighed together."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+
+from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.client import BadContentError, ClientError, OpenAIChatModel, RetryPolicy, call_with_retries
+from nemotron4.errors import ConfigError, DataError, RequestError, TemplateError, unknown_name
+from nemotron4.grading import answers as grade
+from nemotron4.grading import instructions
+from nemotron4.grading.score import Score
+from nemotron4.inference.reward import RewardEngine, load_reward
+from nemotron4.inference.rollouts import RolloutEngine
+from nemotron4.records import ATTRIBUTES, Message
+from nemotron4.training.policy_settings import PREVIOUS, RewardSource
+from nemotron4.training.recipe import Recipe
+from nemotron4.training.reference import model_hash
+from nemotron4.training.rollouts import Answer, Judge, RolloutBackend, Verdict
+
+# -- a program's checks
+
+Check = Callable[[Answer], Score | float]
+
+
+class Verifier:
+    """A judge that looks at one answer at a time. Equal answers get equal rewards."""
+
+    def __init__(self, check: Check) -> None:
+        self._check = check
+        self.identity = ""  # what it checks stands in the recipe and in the rows
+
+    def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
+        return [self._judge(answer) for answer in answers]
+
+    def _judge(self, answer: Answer) -> Verdict:
+        try:
+            found = self._check(answer)
+        except DataError as error:  # the row's own arguments are wrong: no other answer would fare better
+            return Verdict(None, error.message)
+        if isinstance(found, Score):
+            return Verdict(found.value, found.reason or "")
+        return Verdict(found)
+
+
+def verifier(source: RewardSource) -> Verifier:
+    """The verifier of the recipe's kind; ConfigError for a pattern that is none."""
+    if source.kind == "gsm8k":
+        return Verifier(lambda answer: grade.gsm8k(answer.text, _reference(answer, source.answer_field)))
+    if source.kind == "boxed":
+        return Verifier(lambda answer: grade.boxed(answer.text, _reference(answer, source.answer_field)))
+    if source.kind == "instructions":
+        return Verifier(_share_followed)
+    assert source.pattern is not None, "the recipe has checked it"
+    try:
+        pattern = re.compile(source.pattern, re.DOTALL)
+    except re.error as error:
+        raise ConfigError(f"reward pattern {source.pattern!r}: {error}") from error
+    return Verifier(lambda answer: float(pattern.fullmatch(answer.text) is not None))
+
+
+def _reference(answer: Answer, name: str) -> str:
+    value = answer.fields[name]
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    raise DataError(f"field {name!r} is {value!r}; expected a text or a number")
+
+
+def _share_followed(answer: Answer) -> float:
+    """The share of the row's instructions that the answer follows, strictly read."""
+    names, arguments = answer.fields["instruction_id_list"], answer.fields["kwargs"]
+    if not isinstance(names, list) or not names or not isinstance(arguments, list):
+        raise DataError("instruction_id_list and kwargs are not two lists of one length, with an entry")
+    given = [{k: v for k, v in (each or {}).items() if v is not None} for each in arguments]
+    followed = instructions.follows(answer.text, names, given)
+    return sum(followed) / len(followed)
+
+
+# -- reward models
+
+MAX_IN_FLIGHT = 32
+RETRIES = RetryPolicy(max_attempts=5, max_wait_s=10.0)
+
+
+def conversation(answer: Answer) -> tuple[Message, ...]:
+    assert not isinstance(answer.prompt, str), "rows of rendered text are refused when they are read"
+    return (*answer.prompt, Message("assistant", answer.text))
+
+
+def _checked_attribute(source: RewardSource) -> str:
+    known = ("scalar", *ATTRIBUTES)
+    if source.attribute not in known:
+        message, hint = unknown_name("attribute", source.attribute, known)
+        raise ConfigError(message, hint=hint)
+    return source.attribute
+
+
+class ModelJudge:
+    """A reward model in this process, on the policy's device. An answer that does not fit is not judged."""
+
+    def __init__(self, source: RewardSource, device: str) -> None:
+        if source.model == PREVIOUS:
+            raise ConfigError(
+                "reward model 'previous' is the reward stage before this one in a chain",
+                hint="name a checkpoint, or put the stage into a chain behind one of kind reward",
+            )
+        assert source.model is not None, "the recipe has checked it"
+        self._attribute = _checked_attribute(source)
+        self._engine: RewardEngine = load_reward(source.model, device=device)
+        self.identity = model_hash(self._engine.model)
+
+    def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
+        verdicts: list[Verdict | None] = [None] * len(answers)
+        rows: dict[int, list[int]] = {}
+        for place, answer in enumerate(answers):
+            try:
+                rows[place] = self._engine.encode(conversation(answer))
+            except (RequestError, TemplateError) as error:
+                verdicts[place] = Verdict(None, error.message)
+        rewards = self._engine.score_ids(list(rows.values()))
+        for place, reward in zip(rows, rewards, strict=True):
+            value = reward.scalar if self._attribute == "scalar" else reward.attributes[self._attribute]
+            verdicts[place] = Verdict(value)
+        return [verdict for verdict in verdicts if verdict is not None]
+
+
+class HttpJudge:
+    """``POST /score`` of a server. A call that fails is repeated; one that keeps failing gives no reward."""
+
+    def __init__(self, source: RewardSource) -> None:
+        assert source.url is not None, "the recipe has checked it"
+        self._url = source.url
+        self._attribute = _checked_attribute(source)
+        self._api_key = None
+        if source.api_key_env is not None:
+            self._api_key = os.environ.get(source.api_key_env)
+            if not self._api_key:
+                raise ConfigError(
+                    f"reward of kind 'http': the environment variable {source.api_key_env} is empty",
+                    hint=f"export {source.api_key_env}=... before the run",
+                )
+        self.identity = ""  # the server may change at any time; the recipe names it
+
+    def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
+        return asyncio.run(self._judge_all(answers))
+
+    async def _judge_all(self, answers: Sequence[Answer]) -> list[Verdict]:
+        model = OpenAIChatModel(self._url, "reward", api_key=self._api_key)
+        room = asyncio.Semaphore(MAX_IN_FLIGHT)
+
+        async def judge(place: int, answer: Answer) -> Verdict:
+            async with room:
+                try:
+                    return await self._judge(model, place, answer)
+                except ClientError as error:
+                    return Verdict(None, error.message)
+
+        try:
+            return list(await asyncio.gather(*(judge(i, answer) for i, answer in enumerate(answers))))
+        finally:
+            await model.close()
+
+    async def _judge(self, model: OpenAIChatModel, place: int, answer: Answer) -> Verdict:
+        messages = conversation(answer)
+        reward = await call_with_retries(lambda: model.score(messages), policy=RETRIES, seed=place)
+        if self._attribute != "scalar":
+            if self._attribute not in reward.attributes:
+                raise BadContentError(f"{self._url}: no attribute {self._attribute!r}", kind="no_reward")
+            return Verdict(reward.attributes[self._attribute])
+        if reward.scalar is None:
+            raise BadContentError(
+                f"{self._url}: attributes without a reward; name one of them as attribute", kind="no_reward"
+            )
+        return Verdict(reward.scalar)
+
+
+# -- a recipe's rewards
+
+
+def connect(recipe: Recipe, base: Checkpoint) -> RolloutBackend:
+    """The engine for the recipe's model and the sum of its judges; see ``rollouts.Connect``."""
+    assert recipe.policy_gradient is not None, "only policy-gradient stages ask for rollouts"
+    sources = recipe.policy_gradient.rewards
+    judges = [_judge(source, recipe.model.device) for source in sources]
+    return RolloutBackend(RolloutEngine(base), WeightedJudges(sources, judges))
+
+
+def _judge(source: RewardSource, device: str) -> Judge:
+    if source.kind == "reward_model":
+        return ModelJudge(source, device)
+    return HttpJudge(source) if source.kind == "http" else verifier(source)
+
+
+class WeightedJudges:
+    """The sum of ``weight * (value - shift)``; an answer that one judge cannot judge has no reward."""
+
+    def __init__(self, sources: Sequence[RewardSource], judges: Sequence[Judge]) -> None:
+        self._sources = sources
+        self._judges = judges
+        self.identity = " ".join(judge.identity for judge in judges)
+
+    def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
+        columns = [judge(answers) for judge in self._judges]
+        return [self._sum(verdicts) for verdicts in zip(*columns, strict=True)]
+
+    def _sum(self, verdicts: Sequence[Verdict]) -> Verdict:
+        total = 0.0
+        for source, verdict in zip(self._sources, verdicts, strict=True):
+            if verdict.value is None:
+                return Verdict(None, verdict.reason)
+            if not math.isfinite(verdict.value):
+                return Verdict(None, f"the reward of kind {source.kind!r} is {verdict.value}")
+            total += source.weight * (verdict.value - source.shift)
+        return Verdict(total)
