@@ -74,6 +74,8 @@ def run(
     elif not quiet:
         note(f"{outcome.ending}: {outcome.reason} ({outcome.calls} calls in {outcome.seconds:.1f} s)")
         _print_accounting(out)
+    if outcome.signal is not None:
+        raise typer.Exit(128 + outcome.signal)
 
 
 def _local_models(recipe: SynthRecipe) -> dict[str, ChatModel]:

@@ -16,7 +16,7 @@ from nemotron4.client.interface import (
     TransientError,
 )
 from nemotron4.client.openai import OpenAIChatModel
-from nemotron4.client.retry import AdaptiveLimit, RetryPolicy, call_with_retries
+from nemotron4.client.retry import AdaptiveLimit, RateLimit, RetryPolicy, call_with_retries
 from nemotron4.engine import Reward
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "GenerateChatModel",
     "HopelessError",
     "OpenAIChatModel",
+    "RateLimit",
     "Reply",
     "RetryPolicy",
     "Reward",

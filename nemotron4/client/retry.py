@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -77,6 +78,45 @@ class AdaptiveLimit:
             self._lowered_at = now
             self._successes = 0
             self.limit = max(1.0, self.limit * 0.75)
+
+
+class RateLimit:
+    """Requests and tokens within any window of time; 0 is no limit. ``now`` is in seconds of one clock."""
+
+    def __init__(self, *, requests: int = 0, tokens: int = 0, window_s: float = 60.0) -> None:
+        self._max_requests, self._max_tokens, self._window_s = requests, tokens, window_s
+        self._starts: deque[float] = deque()
+        self._spent: deque[tuple[float, int]] = deque()
+        self._num_tokens = self._all_tokens = self._all_calls = 0
+
+    def wait_s(self, now: float, num_under_way: int) -> float:
+        """Seconds until one more call may start. Calls under way count with the mean of tokens so far."""
+        self._forget(now - self._window_s)
+        waits = [0.0]
+        if self._max_requests and len(self._starts) >= self._max_requests:
+            waits.append(self._starts[-self._max_requests] + self._window_s - now)
+        mean = self._all_tokens / self._all_calls if self._all_calls else 0.0
+        expected = self._num_tokens + mean * (num_under_way + 1)
+        if self._max_tokens and self._spent and expected > self._max_tokens:
+            waits.append(self._spent[0][0] + self._window_s - now)
+        return max(waits)
+
+    def started(self, now: float) -> None:
+        if self._max_requests:
+            self._starts.append(now)
+
+    def spent(self, now: float, tokens: int) -> None:
+        self._all_calls += 1
+        self._all_tokens += tokens
+        if self._max_tokens and tokens:
+            self._spent.append((now, tokens))
+            self._num_tokens += tokens
+
+    def _forget(self, before: float) -> None:
+        while self._starts and self._starts[0] <= before:
+            self._starts.popleft()
+        while self._spent and self._spent[0][0] <= before:
+            self._num_tokens -= self._spent.popleft()[1]
 
 
 async def call_with_retries(

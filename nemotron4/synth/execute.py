@@ -13,7 +13,8 @@ from pathlib import Path
 
 from nemotron4.client import ChatModel
 from nemotron4.errors import ConfigError
-from nemotron4.synth.accounting import read_accounting
+from nemotron4.runs import IncompleteError
+from nemotron4.synth.accounting import Accounting, read_accounting
 from nemotron4.synth.graph import prepare
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.recipe import LEDGER, SynthRecipe, save_recipe
@@ -104,13 +105,18 @@ def run_recipe(
     shard: tuple[int, int] = (0, 1),
     stage_limit: int | None = None,
     report: Report | None = None,
+    notice: Report | None = None,
 ) -> RunOutcome:
-    """Start or continue the run in ``folder``. SIGINT and SIGTERM end it cleanly; a second one at once."""
+    """Start or continue the run in ``folder``. SIGINT and SIGTERM end it cleanly; a second one at once.
+
+    ``report`` gets a line of progress now and then, ``notice`` (or ``report``) what a user should know at
+    once. Raises IncompleteError when work is pending without being stopped, and when all of a stage failed.
+    """
     prepared = prepare(recipe, models)
-    save_recipe(folder, recipe)
     progress = None if report is None else ProgressLines(report)
     ledger = Ledger(folder / LEDGER, synchronous="FULL" if recipe.durable == "power_loss" else "NORMAL")
     try:
+        save_recipe(folder, recipe)
         runner = Runner(
             recipe,
             prepared.stages,
@@ -120,6 +126,7 @@ def run_recipe(
             shard=shard,
             stage_limit=stage_limit,
             progress=None if progress is None else lambda runner: progress(of_runner(runner)),
+            notice=notice or report or (lambda line: None),
         )
 
         async def main() -> RunOutcome:
@@ -130,9 +137,23 @@ def run_recipe(
                 await prepared.close()
 
         with _rare_garbage_sweeps():
-            return asyncio.run(main())
+            outcome = asyncio.run(main())
+        if outcome.ending == "finished" and stage_limit is None:
+            _check_not_all_failed(read_accounting(ledger, recipe))
+        return outcome
     finally:
         ledger.close()
+
+
+def _check_not_all_failed(accounting: Accounting) -> None:
+    for stage in accounting.stages:
+        num_failed = sum(stage.failed.values())
+        if num_failed and num_failed == stage.requested:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(stage.failed.items()))
+            raise IncompleteError(
+                f"stage {stage.name!r}: all of its {num_failed} pieces of work failed: {reasons}",
+                hint="`synth status DIR --failures 10` shows the reasons, `synth retry DIR` tries again",
+            )
 
 
 @contextlib.contextmanager
@@ -155,7 +176,7 @@ def _stop_on_signals(runner: Runner) -> None:
     loop = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:
-        runner.stop(f"{number.name} was received")
+        runner.stop(f"{number.name} was received", signal_number=number)
         loop.remove_signal_handler(number)  # the next one ends the process the usual way
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -11,7 +11,7 @@ from nemotron4 import config
 from nemotron4.client import ChatModel, Sampling
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.records import JsonObject
-from nemotron4.synth.endpoint import ModelEndpoint, connect
+from nemotron4.synth.endpoint import connect
 from nemotron4.synth.recipe import StageConfig, SynthRecipe
 from nemotron4.synth.rows import digest
 from nemotron4.synth.stage import Kind, PromptBook, load_prompts
@@ -183,8 +183,5 @@ def prepare(recipe: SynthRecipe, models: Mapping[str, ChatModel] | None = None) 
         name: (models or {}).get(name) or connect(name, endpoint)
         for name, endpoint in recipe.endpoint.items()
     }
-    identities = {
-        name: ModelEndpoint(name, endpoint, made[name], recipe.retry).identity
-        for name, endpoint in recipe.endpoint.items()
-    }
+    identities = {name: endpoint.identity for name, endpoint in recipe.endpoint.items()}
     return Prepared(recipe, build_graph(recipe, KINDS, prompts, identities), made, prompts)

@@ -30,6 +30,8 @@ class EndpointConfig:
     api_key_env: str | None = None
     revision: str = ""  # part of every call's identity: change it when the server's weights change
     max_in_flight: int = 64
+    requests_per_minute: int = 0  # 0: no limit but max_in_flight
+    tokens_per_minute: int = 0  # prompt and new tokens together
     timeout_s: float = 600.0
     price_in: float = 0.0
     price_out: float = 0.0
@@ -38,11 +40,19 @@ class EndpointConfig:
     extra_body: dict[str, Any] = field(default_factory=dict)
     fake_latency_ms: float = 0.0  # for the form fake
 
+    @property
+    def identity(self) -> JsonObject:
+        """What of the endpoint decides a reply, besides the request."""
+        return {"model": self.model, "revision": self.revision, "form": self.form}
+
     def __post_init__(self) -> None:
         if self.form in ("openai", "generate") and not self.url.startswith(("http://", "https://")):
             raise ValueError(f"url is {self.url!r}; expected an http:// or https:// address")
         if self.max_in_flight < 1:
             raise ValueError(f"max_in_flight is {self.max_in_flight}; expected 1 or more")
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 (no limit) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,24 +77,29 @@ class Budget:
     tokens: int = 0
     money: float = 0.0
 
-    def part(self, num_shards: int) -> Budget:
-        """What one of so many shards may spend."""
-        return Budget(
-            calls=max(1, self.calls // num_shards) if self.calls else 0,
-            tokens=max(1, self.tokens // num_shards) if self.tokens else 0,
-            money=self.money / num_shards,
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class RetryConfig:
-    """Patience: attempts of one call, repairs of one unusable reply, seconds without any connection."""
+    """Patience: attempts of one call, repairs of one unusable reply, seconds without any success.
+
+    A call that fails ``max_attempts`` times for reasons that may pass, while its endpoint answers others, is
+    left pending for the next start; with ``fail_transient`` it is a failure. When more than
+    ``max_failure_share`` of a stage's work fails (of 20 pieces or more), the run stops.
+    """
 
     max_attempts: int = 8
     max_repairs: int = 2
     first_wait_s: float = 0.5
     max_wait_s: float = 60.0
     max_outage_s: float = 120.0
+    max_failure_share: float = 0.5
+    fail_transient: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_failure_share <= 1:
+            raise ValueError(f"max_failure_share is {self.max_failure_share}; expected in (0, 1]")
+        if self.max_attempts < 1 or self.max_repairs < 0:
+            raise ValueError("max_attempts must be 1 or more, max_repairs 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,31 +17,34 @@ from typing import Literal
 import orjson
 
 from nemotron4.client import BadContentError, ChatModel, ClientError, HopelessError
+from nemotron4.runs import IncompleteError
 from nemotron4.synth.endpoint import EndpointDownError, ModelEndpoint, StoppedError
 from nemotron4.synth.graph import PreparedStage
 from nemotron4.synth.merge import reconcile_graph, run_barrier
-from nemotron4.synth.recipe import Budget, SynthRecipe
+from nemotron4.synth.recipe import SynthRecipe
 from nemotron4.synth.rows import Root, Row, decode, digest, record_id, shard_of
 from nemotron4.synth.stage import Filtered, PromptBook
 from nemotron4.synth.tables import DONE, FAILED, FILTERED, Child, Effects, children_of, row_content
-from nemotron4.synth.work import Shared, Spending, Work
+from nemotron4.synth.work import Postponed, Shared, Spending, Work
 from nemotron4.synth.writer import GroupCommit, Ledger
 
 QUEUE_LIMIT = 4096  # work held in memory per stage; the rest waits in the ledger
 PAGE = 1024
 PROGRESS_S = 5.0
+MIN_JUDGED = 20  # pieces of work before the share of failures says something
 
 Ending = Literal["finished", "stopped"]
 
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended. ``finished`` means that no ready work is left."""
+    """How a run ended. ``finished``: no ready work is left. ``signal`` is what stopped it, if one did."""
 
     ending: Ending
     reason: str
     seconds: float
     calls: int
+    signal: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Runner:
         shard: tuple[int, int] = (0, 1),
         stage_limit: int | None = None,
         progress: Callable[[Runner], None] | None = None,
+        notice: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.recipe = recipe
         self.stages = stages
@@ -91,6 +95,10 @@ class Runner:
         self._shard = shard
         self._stage_limit = stage_limit
         self._progress = progress
+        self._notice = notice
+        self._signal: int | None = None
+        self._num_postponed = 0
+        self._last_postponed = ""
         self._queues = {stage.name: _Queue() for stage in stages}
         self._taken: dict[str, int] = {stage.name: 0 for stage in stages}
         self._running: set[asyncio.Task[None]] = set()
@@ -99,15 +107,15 @@ class Runner:
         self._error: BaseException | None = None
         self.endpoints: dict[str, ModelEndpoint] = {}
         self.counts: dict[tuple[str, str], int] = {}
-        self.spending = Spending(recipe.budget.part(shard[1]))
+        self.spending = Spending(recipe.budget, shard)
 
     async def run(self) -> RunOutcome:
         """Work until nothing is ready, the budget is reached or ``stop`` is called."""
         started_at = time.monotonic()
-        self.spending = _spending_so_far(self.spending.budget, self.ledger)
+        self.spending = _spending_so_far(self.spending, self.ledger)
         calls_before = self.spending.calls
         self.endpoints = {
-            name: ModelEndpoint(name, config, self._models[name], self.recipe.retry)
+            name: ModelEndpoint(name, config, self._models[name], self.recipe.retry, self._notice)
             for name, config in self.recipe.endpoint.items()
             if name in self._models
         }
@@ -136,10 +144,14 @@ class Runner:
             reason=self._stop_reason or "nothing is left to do",
             seconds=time.monotonic() - started_at,
             calls=self.spending.calls - calls_before,
+            signal=self._signal,
         )
 
-    def stop(self, reason: str, error: BaseException | None = None) -> None:
+    def stop(
+        self, reason: str, error: BaseException | None = None, *, signal_number: int | None = None
+    ) -> None:
         """Start no new call; calls under way are waited for and stored. With an error, ``run`` raises it."""
+        self._signal = self._signal or signal_number
         self._stop_reason = self._stop_reason or reason
         self._error = self._error or error
         for endpoint in self.endpoints.values():
@@ -168,6 +180,14 @@ class Runner:
             self._start_work(shared)
             if self._running:
                 await self._something_ended.wait()
+            elif self._num_postponed:
+                # A stage that sees all rows would decide without those that are still to come.
+                number = self._num_postponed
+                what = "piece of work is" if number == 1 else "pieces of work are"
+                message = f"{number} {what} left pending after {self.recipe.retry.max_attempts} attempts each"
+                hint = "repeat the same command; with retry.fail_transient = true they count as failed"
+                error = IncompleteError(f"{message}; the last: {self._last_postponed}", hint=hint)
+                self.stop(message, error)
             elif not await self._next_barrier(shared):
                 break
         if self._running:
@@ -247,6 +267,10 @@ class Runner:
             effects.state, effects.failure_class, effects.reason = FILTERED, drop.rule, drop.message
         except StoppedError:
             return work.abandon()
+        except Postponed as error:
+            self._num_postponed += 1  # it stays among the known items, so nobody takes it up again
+            self._last_postponed = str(error)
+            return work.abandon()
         except EndpointDownError as error:
             work.abandon()
             return self.stop(error.message, error)
@@ -277,6 +301,8 @@ class Runner:
         self._queues[stage.name].known.discard(item.record)
         outcome = {DONE: "done", FAILED: "failed", FILTERED: "filtered"}[effects.state]
         self.counts[stage.name, outcome] = self.counts.get((stage.name, outcome), 0) + 1
+        if effects.state == FAILED:
+            self._check_failure_share(stage, effects)
         for consumer in stage.consumers:
             queue = self._queues[consumer]
             for child, row, content in zip(effects.children, rows, contents, strict=True):
@@ -285,6 +311,19 @@ class Runner:
                 else:
                     queue.items.append(_Item(child.id, 0, row, content))
                     queue.known.add(child.id)
+
+    def _check_failure_share(self, stage: PreparedStage, effects: Effects) -> None:
+        failed = self.counts[stage.name, "failed"]
+        total = sum(number for (name, _), number in self.counts.items() if name == stage.name)
+        if total >= MIN_JUDGED and failed > self.recipe.retry.max_failure_share * total:
+            message = f"stage {stage.name!r}: {failed} of {total} pieces of work failed"
+            self.stop(
+                message,
+                IncompleteError(
+                    f"{message}; the last: {effects.failure_class}: {effects.reason}",
+                    hint="mend it, then `synth retry` tries the failed ones too; see retry.max_failure_share",
+                ),
+            )
 
     async def _next_barrier(self, shared: Shared) -> bool:
         """Run the first stage that waits for all rows above it; True if there was one."""
@@ -313,8 +352,7 @@ def _error_class(error: ClientError) -> str:
     return "content" if isinstance(error, BadContentError) else "transient"
 
 
-def _spending_so_far(budget: Budget, ledger: Ledger) -> Spending:
-    spending = Spending(budget)
+def _spending_so_far(spending: Spending, ledger: Ledger) -> Spending:
     for (_, name), value in ledger.tallies().items():
         if name == "calls":
             spending.calls += int(value)

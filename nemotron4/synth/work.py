@@ -8,9 +8,18 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from nemotron4.client import ClientError, Reply, RetryPolicy, Reward, Sampling, TextLogprob, TransientError
+from nemotron4.client import (
+    BadContentError,
+    ClientError,
+    Reply,
+    RetryPolicy,
+    Reward,
+    Sampling,
+    TextLogprob,
+    TransientError,
+)
 from nemotron4.records import JsonObject, Message
 from nemotron4.synth.endpoint import ModelEndpoint, StoppedError
 from nemotron4.synth.recipe import Budget, RetryConfig
@@ -19,12 +28,16 @@ from nemotron4.synth.stage import PromptBook
 from nemotron4.synth.tables import Effects, StoredReply
 from nemotron4.synth.writer import GroupCommit, Ledger
 
+Made = TypeVar("Made")
+REPAIR_SAMPLES = 500_000  # far from every sample that a stage asks for
+
 
 @dataclass
 class Spending:
-    """What the run has paid so far, earlier starts included."""
+    """What the run has paid so far, earlier starts included. ``shard``: (index, number) of this part."""
 
     budget: Budget
+    shard: tuple[int, int] = (0, 1)
     calls: int = 0
     tokens: int = 0
     money: float = 0.0
@@ -32,15 +45,24 @@ class Spending:
 
     def exhausted(self) -> str | None:
         """The budget that one more call would break. Calls under way count with the mean so far."""
+        index, number = self.shard
         expected = self.calls + self.in_flight
-        if self.budget.calls and expected + 1 > self.budget.calls:
-            return f"{self.budget.calls} calls"
+        # The shards' parts add up to the whole, also where some of them get none.
+        calls = self.budget.calls // number + (index < self.budget.calls % number)
+        if self.budget.calls and expected + 1 > calls:
+            return f"{calls} calls"
         share = expected / self.calls if self.calls else 1.0
-        if self.budget.tokens and self.tokens * share >= self.budget.tokens:
-            return f"{self.budget.tokens} tokens"
-        if self.budget.money and self.money * share >= self.budget.money:
-            return f"{self.budget.money:g} in money"
+        tokens = self.budget.tokens / number
+        if tokens and self.tokens * share >= tokens:
+            return f"{tokens:.0f} tokens"
+        money = self.budget.money / number
+        if money and self.money * share >= money:
+            return f"{money:g} in money"
         return None
+
+
+class Postponed(Exception):  # noqa: N818 - not an error of the work
+    """A call failed often for reasons that may pass: the work stays ready for the next start."""
 
 
 @dataclass
@@ -92,17 +114,34 @@ class Work:
     ) -> Reply:
         target = self._endpoint(endpoint)
         assert self.sampling is not None, f"stage {self.stage} has no sampling"
-        # A retried failure draws new samples; its old replies would fail again.
-        sample += 1000 * self.attempt
-        chosen = self.sampling.temperature if temperature is None else temperature
-        seed = call_seed(self.shared.seed, self.record, self.stage, sample) if chosen > 0 else None
         sampling = dataclasses.replace(
             self.sampling,
-            temperature=chosen,
+            temperature=self.sampling.temperature if temperature is None else temperature,
             max_tokens=max_tokens or self.sampling.max_tokens,
-            seed=seed,
             top_logprobs=top_logprobs,
         )
+        # A retried failure draws new samples; its old replies would fail again.
+        sample += 1000 * self.attempt
+        return await self._repaired(
+            lambda repair: self._chat_once(target, messages, sampling, sample + REPAIR_SAMPLES * repair)
+        )
+
+    async def _repaired(self, ask: Callable[[int], Awaitable[Made]]) -> Made:
+        """What ``ask`` makes; an answer that came and cannot be used is asked for again."""
+        for repair in range(self.max_repairs):
+            try:
+                return await ask(repair)
+            except BadContentError as error:
+                if error.paid_tokens is None:
+                    raise
+        return await ask(self.max_repairs)
+
+    async def _chat_once(
+        self, target: ModelEndpoint, messages: Sequence[Message], sampling: Sampling, sample: int
+    ) -> Reply:
+        if sampling.temperature > 0:
+            seed = call_seed(self.shared.seed, self.record, self.stage, sample)
+            sampling = dataclasses.replace(sampling, seed=seed)
         request = target.model.chat_request(messages, sampling)
 
         async def call() -> tuple[JsonObject, int | None, int | None]:
@@ -110,6 +149,8 @@ class Work:
             stored: JsonObject = {"text": reply.text, "finish": reply.finish_reason, "model": reply.model}
             if reply.logprobs is not None:
                 stored["logprobs"] = reply.logprobs
+            if reply.thoughts is not None:
+                stored["thoughts"] = reply.thoughts
             return stored, reply.prompt_tokens, reply.completion_tokens
 
         stored = await self._call(target, request, sample, call)
@@ -120,6 +161,7 @@ class Work:
             prompt_tokens=stored.prompt_tokens,
             completion_tokens=stored.completion_tokens,
             logprobs=_logprobs(stored.reply.get("logprobs")),
+            thoughts=stored.reply.get("thoughts"),
         )
 
     async def score(self, messages: Sequence[Message], *, endpoint: str | None = None) -> Reward:
@@ -130,7 +172,7 @@ class Work:
             reward = await target.model.score(messages)
             return {"attributes": reward.attributes, "scalar": reward.scalar}, None, None
 
-        stored = await self._call(target, request, 0, call)
+        stored = await self._repaired(lambda repair: self._call(target, request, repair, call))
         return Reward(attributes=stored.reply["attributes"], scalar=stored.reply["scalar"])
 
     def prompt(self, name: str, **values: object) -> str:
@@ -171,7 +213,7 @@ class Work:
         sample: int,
         call: Callable[[], Awaitable[tuple[JsonObject, int | None, int | None]]],
     ) -> StoredReply:
-        key = call_key({"request": request, "endpoint": target.identity}, self.record, sample)
+        key = call_key({"request": request, "endpoint": target.config.identity}, self.record, sample)
         if self.shared.has_old_replies:
             stored = self.shared.ledger.reply(self.record, key)
             if stored is not None:
@@ -183,7 +225,7 @@ class Work:
             self.record, key, self.stage, sample, reply,
             prompt_tokens, completion_tokens, int(latency_s * 1000), attempts,
         )  # fmt: skip
-        self._account(target, stored, latency_s)
+        self._account(target, prompt_tokens or 0, completion_tokens or 0, latency_s=latency_s)
         self._held.append((stored, target))
         self.replies.append(stored)
         return stored
@@ -191,13 +233,11 @@ class Work:
     async def _pay(self, target: ModelEndpoint, call: Callable[[], Awaitable[Any]]) -> tuple[Any, ...]:
         """The reply, its latency and the number of attempts; the slot stays taken."""
         retry = self.shared.retry
-        policy = RetryPolicy(
-            max_attempts=retry.max_attempts, first_wait_s=retry.first_wait_s, max_wait_s=retry.max_wait_s
-        )
+        policy = RetryPolicy(first_wait_s=retry.first_wait_s, max_wait_s=retry.max_wait_s)
         spending = self.shared.spending
-        attempt = 0
+        tries = attempts = 0
         while True:
-            attempt += 1
+            tries += 1
             started_at = await target.acquire()
             exhausted = spending.exhausted()
             if exhausted is not None:
@@ -205,43 +245,64 @@ class Work:
                 self.shared.stop(f"the budget of {exhausted} is reached", None)
                 raise StoppedError
             spending.in_flight += 1
+            successes = target.num_successes
             try:
                 reply, prompt_tokens, completion_tokens = await call()
             except ClientError as error:
+                self._account_failure(target, error)
                 target.release()
-                self.count("calls_failed")
                 target.failed(error, started_at)
-                # Without any connection the endpoint's own patience decides, not the number of attempts.
-                is_last = attempt >= policy.max_attempts and error.kind != "connection"
-                if not isinstance(error, TransientError) or is_last:
+                # While the endpoint serves nobody, its own patience decides, not the number of attempts.
+                attempts += target.num_successes > successes or retry.max_attempts == 1
+                if not isinstance(error, TransientError):
                     raise
-                draw = random.Random(self.record + bytes([attempt % 256])).random()
-                await asyncio.sleep(policy.wait_s(min(attempt, 16), error, draw))
-                continue
+                if attempts >= retry.max_attempts:
+                    if retry.fail_transient:
+                        raise
+                    raise Postponed(error.message) from error
+                failure = error
             except BaseException:
                 target.release()
                 raise
+            else:
+                target.succeeded()
+                return reply, prompt_tokens, completion_tokens, time.monotonic() - started_at, tries
             finally:
                 spending.in_flight -= 1
-            target.succeeded()
-            return reply, prompt_tokens, completion_tokens, time.monotonic() - started_at, attempt
+            draw = random.Random(self.record + bytes([tries % 256])).random()
+            await target.pause(policy.wait_s(min(tries, 16), failure, draw))
 
-    def _account(self, target: ModelEndpoint, stored: StoredReply, latency_s: float) -> None:
-        money = target.price(stored.prompt_tokens, stored.completion_tokens)
+    def _account_failure(self, target: ModelEndpoint, error: ClientError) -> None:
+        """What came and cannot be used was paid: it is in the ledger before the next call."""
+        self.count("calls_failed")
+        if error.paid_tokens is None:
+            return
+        self._account(target, *error.paid_tokens, latency_s=0.0)
+        self.count("calls_unusable")
+        paid = {name: self.tally.pop(name) for name in list(self.tally) if name in _SPENDING_COUNTERS}
+        self.shared.commit.store(Effects(stage=self.stage, tally=paid)).add_done_callback(
+            lambda done: _free(done, ())
+        )
+
+    def _account(
+        self, target: ModelEndpoint, prompt_tokens: int, completion_tokens: int, *, latency_s: float
+    ) -> None:
+        money = target.price(prompt_tokens, completion_tokens)
         spending = self.shared.spending
         spending.calls += 1
-        spending.tokens += (stored.prompt_tokens or 0) + (stored.completion_tokens or 0)
+        spending.tokens += prompt_tokens + completion_tokens
         spending.money += money
+        target.spent(prompt_tokens + completion_tokens)
         self.count("calls")
         self.count("latency_s", latency_s)
-        self.count("prompt_tokens", stored.prompt_tokens or 0)
-        self.count("completion_tokens", stored.completion_tokens or 0)
+        self.count("prompt_tokens", prompt_tokens)
+        self.count("completion_tokens", completion_tokens)
         if money:
             self.count("money", money)
 
     def _flush(self) -> None:
-        """Store the held replies now; their slots are free when that is durable."""
-        if not self._held:
+        """Store the held replies and what was spent; their slots are free when that is durable."""
+        if not self._held and not self.tally.keys() & set(_SPENDING_COUNTERS):
             return
         held, tally = self._held, self.tally
         paid = {name: tally.pop(name) for name in list(tally) if name in _SPENDING_COUNTERS}
@@ -266,7 +327,9 @@ def _logprobs(stored: Any) -> tuple[TextLogprob, ...] | None:
     )
 
 
-_SPENDING_COUNTERS = ("calls", "latency_s", "prompt_tokens", "completion_tokens", "money")
+_SPENDING_COUNTERS = (
+    "calls", "calls_failed", "calls_unusable", "latency_s", "prompt_tokens", "completion_tokens", "money",
+)  # fmt: skip
 
 
 def _free(done: asyncio.Future[None], endpoints: Sequence[ModelEndpoint]) -> None:

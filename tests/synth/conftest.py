@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from nemotron4 import config
 from nemotron4.client import FakeBehaviour, FakeChatModel
+from nemotron4.client.fake_server import FakeServer
 from nemotron4.synth.accounting import Accounting, read_accounting
 from nemotron4.synth.execute import run_recipe
 from nemotron4.synth.ledger import Reader
@@ -70,6 +73,32 @@ class Bench:
     def rows(self, stage: str) -> dict[bytes, Any]:
         with Reader(self.folder / "ledger.sqlite") as ledger:
             return {record: ledger.payload(record) for record in ledger.records_of(stage)}
+
+
+class ServerThread:
+    """A fake server with its own event loop, watched from the test's thread."""
+
+    def __init__(self, behaviour: FakeBehaviour | None = None, **options: Any) -> None:
+        self.server = FakeServer(behaviour, **options)
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._end = asyncio.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
+
+    def __enter__(self) -> FakeServer:
+        self._thread.start()
+        self._ready.wait()
+        return self.server
+
+    async def _serve(self) -> None:
+        async with self.server:
+            self._ready.set()
+            await self._end.wait()
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join()
+        self._loop.close()
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 from nemotron4.cli.main import main
 from nemotron4.client import FakeBehaviour
 from nemotron4.client.fake_server import FakeServer
+from tests.synth.conftest import ServerThread
 
 MAX_IN_FLIGHT = 8
 RECIPE = """
@@ -62,35 +61,11 @@ prompts = ["near"]
 """
 
 
-class ServerThread:
-    """A fake server with its own event loop, watched from the test's thread."""
-
-    def __init__(self) -> None:
-        behaviour = FakeBehaviour(latency_s=0.002, failure_rates={"rate_limit": 0.02, "server_error": 0.02})
-        self.server = FakeServer(behaviour, count_bodies=True)
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._end = asyncio.Event()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
-        self._thread.start()
-        self._ready.wait()
-
-    async def _serve(self) -> None:
-        async with self.server:
-            self._ready.set()
-            await self._end.wait()
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join()
-        self._loop.close()
-
-
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
-    thread = ServerThread()
-    yield thread.server
-    thread.close()
+    behaviour = FakeBehaviour(latency_s=0.002, failure_rates={"rate_limit": 0.02, "server_error": 0.02})
+    with ServerThread(behaviour, count_bodies=True) as running:
+        yield running
 
 
 def synth(*arguments: str, file_limit: int | None = None) -> subprocess.Popen[bytes]:
@@ -111,9 +86,9 @@ def here(*arguments: str) -> None:
     assert main(["synth", *arguments]) == 0
 
 
-def finish(process: subprocess.Popen[bytes]) -> str:
+def finish(process: subprocess.Popen[bytes], status: int = 0) -> str:
     _, errors = process.communicate(timeout=100)
-    assert process.returncode == 0, errors.decode()
+    assert process.returncode == status, errors.decode()
     return errors.decode()
 
 
@@ -193,4 +168,4 @@ def test_an_interrupt_ends_the_run_cleanly(tmp_path: Path, server: FakeServer) -
     while server.number < 50 and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
-    assert "SIGINT was received" in finish(process)
+    assert "SIGINT was received" in finish(process, 130)

@@ -13,6 +13,7 @@ from nemotron4.client import FakeBehaviour, Sampling
 from nemotron4.client.fake import scripted_reply
 from nemotron4.errors import ConfigError, Nemotron4Error
 from nemotron4.records import Message
+from nemotron4.runs import IncompleteError
 from nemotron4.synth.endpoint import EndpointDownError
 from nemotron4.synth.ledger import LedgerError
 from nemotron4.synth.recipe import SynthRecipe
@@ -90,9 +91,20 @@ def test_one_hopeless_prompt_costs_one_record(bench: Bench, recipe: MakeRecipe) 
     assert asked == 1
 
 
-def test_failures_are_tried_again_only_when_asked(bench: Bench, recipe: MakeRecipe) -> None:
+def test_what_may_pass_is_left_pending(bench: Bench, recipe: MakeRecipe) -> None:
     single = recipe(retry={"max_attempts": 1, "first_wait_s": 0.001})
-    bench.run(single, FakeBehaviour(failure_rates={"server_error": 0.2}))
+    with pytest.raises(IncompleteError, match="left pending after 1 attempts each; the last: fake 503"):
+        bench.run(single, FakeBehaviour(failure_rates={"server_error": 0.2}, seed=1))
+    accounting = bench.accounting(single)
+    assert accounting.num_failed == 0
+    assert accounting.num_pending > 0
+    assert bench.run(single).ending == "finished"
+    assert bench.accounting(single).num_failed == 0
+
+
+def test_failures_are_tried_again_only_when_asked(bench: Bench, recipe: MakeRecipe) -> None:
+    single = recipe(retry={"max_attempts": 1, "first_wait_s": 0.001, "fail_transient": True})
+    bench.run(single, FakeBehaviour(failure_rates={"server_error": 0.2}, seed=1))
     failed = bench.accounting(single).num_failed
     assert failed > 0
     assert bench.run(single).calls == 0
@@ -188,9 +200,9 @@ def test_a_model_converts_only_what_stands_in_the_reply(bench: Bench, recipe: Ma
 
 def test_no_list_at_all_fails_with_the_reply_in_the_reason(bench: Bench, recipe: MakeRecipe) -> None:
     script = lambda messages, sampling: "I cannot do that."  # noqa: E731
-    outcome = bench.run(recipe(), FakeBehaviour(script=script))
+    with pytest.raises(IncompleteError, match="'macro': all of its 1 pieces of work failed: 1 content"):
+        bench.run(recipe(), FakeBehaviour(script=script))
     accounting = bench.accounting(recipe())
-    assert outcome.ending == "finished"
     assert accounting.stage("macro").failed == {"content: no_list": 1}
 
 

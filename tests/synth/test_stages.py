@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from nemotron4.client import FakeBehaviour, Sampling
 from nemotron4.client.fake import Script, fake_attributes, scripted_reply
 from nemotron4.errors import ConfigError, DataError
 from nemotron4.records import ATTRIBUTES, Message
+from nemotron4.runs import IncompleteError
 from nemotron4.synth.judges import CARD_WEIGHTS, judge_report
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.recipe import SynthRecipe
@@ -326,8 +328,11 @@ def test_a_judge_without_a_verdict_is_asked_again_and_then_fails(
     def script(messages: Sequence[Message], sampling: Sampling) -> str:
         return "[[A]] or [[B]]" if "[[A]]" in messages[-1].content else str(sampling.seed)
 
+        return "[[A]] or [[B]]" if "[[A]]" in messages[-1].content else str(sampling.seed)
+
     made = llm_recipe(recipe, tmp_path)
-    bench.run(made, FakeBehaviour(script=script))
+    with pytest.raises(IncompleteError, match="1 content: no_verdict"):
+        bench.run(made, FakeBehaviour(script=script))
     assert bench.accounting(made).stage("out").failed == {"content: no_verdict": 1}
     assert bench.model.calls == 2 + 3
 
@@ -362,7 +367,8 @@ def test_blank_replies_are_asked_for_again_with_a_new_seed(
     assert values(bench)[0].responses[0].text == "hello"
     assert len({request["seed"] for request in bench.model.requests}) == 2
     silent = Bench(bench.folder / "silent")
-    silent.run(made, FakeBehaviour(script=answering("")))
+    with pytest.raises(IncompleteError, match="1 content: blank"):
+        silent.run(made, FakeBehaviour(script=answering("")))
     assert silent.accounting(made).stage("out").failed == {"content: blank": 1}
 
 
@@ -548,7 +554,8 @@ def test_user_turns_that_are_none(
     def script(messages: Sequence[Message], sampling: Sampling) -> str:
         return said if "=== conversation ===" in messages[-1].content else "Tea is old."
 
-    bench.run(made, FakeBehaviour(script=script))
+    with contextlib.suppress(IncompleteError):
+        bench.run(made, FakeBehaviour(script=script))
     accounting = bench.accounting(made).stage("out")
     assert {**accounting.filtered, **accounting.failed} == {outcome: 1}
 
@@ -673,7 +680,8 @@ def test_colonies_grow_to_their_size_with_fit_members_only(bench: Bench, recipe:
 
 def test_a_colony_without_fit_children_fails_after_its_steps(bench: Bench, recipe: MakeRecipe) -> None:
     made = recipe([{"name": "out", "kind": "genetic_code", "knobs": {"colonies": 1, "max_steps": 3}}])
-    bench.run(made)
+    with pytest.raises(IncompleteError, match="1 content: barren"):
+        bench.run(made)
     assert bench.accounting(made).stage("out").failed == {"content: barren": 1}
 
 
