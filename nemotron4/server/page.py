@@ -24,6 +24,7 @@ from nemotron4.text.formats import CARD_STOP_STRINGS
 from nemotron4.web import read_files
 
 FOLDER = Path(__file__).parent / "web"
+CHAT_SAMPLING = {"temperature": 0.7, "top_p": 0.95}  # what a new conversation starts with
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Card(BaseModel):
 
 class PageInfo(BaseModel):
     model: str
+    sampling: dict[str, float]
     context_length: int
     has_chat: bool
     has_reward: bool
@@ -83,7 +85,7 @@ def page_routes(service: Service, page: PageSettings, tabs: Sequence[PageTab] = 
     router = APIRouter(include_in_schema=False)
     settings = service.settings
     other = None if settings.compare_with is None else Upstream(settings.compare_with)
-    files = read_files([*FOLDER.iterdir(), *(tab.script for tab in tabs)])
+    files = read_files(FOLDER, extra=[tab.script for tab in tabs])
     engine = service.engine
 
     @router.api_route("/", methods=["GET", "HEAD"])
@@ -99,6 +101,7 @@ def page_routes(service: Service, page: PageSettings, tabs: Sequence[PageTab] = 
         is_reward_model = isinstance(engine, RewardScorer)
         return PageInfo(
             model=engine.info.name,
+            sampling=CHAT_SAMPLING,
             context_length=engine.info.context_length,
             has_chat=engine.prompt_format is not None and not is_reward_model,
             has_reward=settings.reward_model is not None,

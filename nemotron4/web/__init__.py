@@ -12,6 +12,8 @@ _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".woff2": "font/woff2",
     ".svg": "image/svg+xml",
 }
 # What a model writes is shown by the pages, so nothing in it may run, load or send: docs/security.md.
@@ -21,6 +23,7 @@ _POLICY = "; ".join(
         "script-src 'self'",
         "style-src 'self'",
         "img-src 'self'",
+        "font-src 'self'",
         "connect-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",
@@ -39,10 +42,15 @@ HEADERS = {
 }
 
 
-def read_files(paths: Iterable[Path]) -> dict[str, Response]:
-    """The answers for these files and the shared ones, by name: what can be asked for is exactly this."""
+def read_files(*folders: Path, extra: Iterable[Path] = ()) -> dict[str, Response]:
+    """The answers for the files of these folders, the shared ones and ``extra``, by their path in the folder.
+
+    What can be asked for is exactly this.
+    """
+    found = {path.name: path for path in (*SHARED.iterdir(), *extra)}
+    found |= {path.relative_to(folder).as_posix(): path for folder in folders for path in folder.rglob("*")}
     return {
-        path.name: Response(path.read_bytes(), headers={**HEADERS, "Content-Type": _TYPES[path.suffix]})
-        for path in (*SHARED.iterdir(), *paths)
+        name: Response(path.read_bytes(), headers={**HEADERS, "Content-Type": _TYPES[path.suffix]})
+        for name, path in found.items()
         if path.suffix in _TYPES
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import re
@@ -52,7 +53,7 @@ def test_every_file_that_the_page_names_is_there_and_none_is_elsewhere(make_app:
     files = [path for folder in (FOLDER, SHARED) for path in folder.iterdir() if path.suffix != ".py"]
     texts = {path.name: path.read_text(encoding="utf-8") for path in files if path.is_file()}
     scripts = "".join(text for name, text in texts.items() if name.endswith(".js"))
-    named |= {f"web/{name}" for name in re.findall(r'from "\./([^"]+)"', scripts)}
+    named |= {f"web/{name}" for name in re.findall(r'from "\./([^"]+)"', scripts) if "vendor/" not in name}
     assert set(texts) == {name.removeprefix("web/") for name in named} | {"index.html"}
     for name in named:
         response = app.request("GET", f"/{name}")
@@ -65,6 +66,22 @@ def test_every_file_that_the_page_names_is_there_and_none_is_elsewhere(make_app:
     sources = "".join(texts.values())
     assert not re.findall(r"(?<!xmlns=\")https?://(?!www\.w3\.org/2000/svg)", sources)
     assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|style=\"", sources)
+
+
+def test_other_people_s_files_are_served_as_they_were_published(make_app: App) -> None:
+    app = make_app()
+    vendor = FOLDER / "vendor"
+    table = dict(
+        re.findall(r"^\| `([^`]+)` .* `([0-9a-f]{64})` \|$", (vendor / "README.md").read_text(), re.M)
+    )
+    code = {path for path in vendor.rglob("*") if path.suffix not in (".md", ".txt") and path.is_file()}
+    assert set(table) == {path.relative_to(vendor).as_posix() for path in code}
+    for name, expected in table.items():
+        response = app.request("GET", f"/web/vendor/{name}")
+        assert hashlib.sha256(response.content).hexdigest() == expected, name
+    scripts = "".join(path.read_text(encoding="utf-8") for path in FOLDER.glob("*.js"))
+    for name in re.findall(r'"\./vendor/([^"]+)"|"web/vendor/([^"]+)"', scripts):
+        assert "".join(name) in table
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -31,6 +32,34 @@ EVIL = """<script>window.stolen = 1</script><img src=x onerror="window.stolen = 
 ```html
 <svg onload="window.stolen = 4"></svg>
 ```"""
+
+RICH = r"""| planet | moons |
+|:---|---:|
+| Mars | 2 |
+
+Euler: $e^{i\pi} + 1 = 0$, a price of $5 and $6, and
+
+$$\sum_{k=1}^n k = \frac{n(n+1)}{2}$$
+
+- [x] done
+- [ ] open
+  1. inner
+     ```python
+     def f(x):
+         return "x" * 2
+     ```
+
+A [link](https://example.com/a) and ![a cat](https://example.com/cat.png).
+"""
+
+DOCS_ANSWER = """Both are **camelids** of the Andes:
+
+| | alpaca | llama |
+|---|---|---|
+| weight | 48 to 90 kg | 130 to 200 kg |
+| kept for | wool | carrying loads |
+
+They live in herds and hum to each other."""
 
 
 # A conversation of these answers in the page's own store.
@@ -64,6 +93,8 @@ def _answers(prompt: str) -> str:
     asked = prompt.rpartition("<extra_id_1>User\n")[2]
     if "evil" in asked:
         return EVIL
+    if "rich" in asked:
+        return RICH
     if "long" in asked:
         return "word " * 300
     return f"You said: {asked.partition(chr(10))[0]}"
@@ -190,6 +221,224 @@ def test_token_probabilities_show_alternatives_by_mouse_and_keys(browser: Browse
     browser.wait_gone("#token-detail")
 
 
+def test_markdown_has_tables_formulas_links_tasks_and_code_that_copies(
+    browser: Browser, chat: Running
+) -> None:
+    _open(browser, chat)
+    _say(browser, "rich text")
+    browser.wait_for(".answer .note", text="tokens")
+    assert [each.text for each in browser.find_all(".answer td")] == ["Mars", "2"]
+    browser.until(lambda: len(browser.find_all(".answer .math .katex")) == 2, "both formulas are drawn")
+    assert "a price of $5 and $6" in browser.text(".answer .text")
+    boxes = browser.find_all(".answer li.task input")
+    assert [each.is_selected() for each in boxes] == [True, False]
+    assert browser.text(".answer li li .code pre") == 'def f(x):\n    return "x" * 2'
+    browser.until(lambda: browser.find_all(".code .hl-keyword"), "code has colours")
+    link = browser.find(".answer a[href='https://example.com/a']")
+    assert (link.get_attribute("target"), link.get_attribute("rel")) == (
+        "_blank",
+        "noopener noreferrer nofollow",
+    )
+    assert not browser.find_all(".answer img")
+    assert browser.text(".answer a[href$='cat.png']") == "[image: a cat]"
+    assert browser.problems() == []
+
+
+def test_token_colours_keep_the_markdown(browser: Browser, chat: Running) -> None:
+    _open(browser, chat)
+    browser.click("#show-settings")
+    browser.click("#probabilities")
+    _say(browser, "rich text")
+    browser.wait_for(".answer .note", text="tokens")
+    assert [each.text for each in browser.find_all(".answer td")] == ["Mars", "2"]
+    assert "".join(each.text for each in browser.find_all(".answer td .token")) == "Mars2"
+    code = browser.run("return document.querySelector('.answer pre code').textContent")
+    assert code == 'def f(x):\n    return "x" * 2'
+    browser.click("[aria-label='Save the token probabilities']")
+    saved = json.loads(browser.downloaded().read_text(encoding="utf-8"))
+    assert "".join(token["text"] for token in saved) == RICH.rstrip()
+
+
+def test_a_page_closed_while_it_streams_loses_nothing(browser: Browser, chat: Running) -> None:
+    _open(browser, chat)
+    browser.fill("#prompt", "half a thou")
+    browser.wait_for("#conversations .title", text="half a thou")
+    browser.driver.refresh()
+    browser.until(lambda: browser.find("#prompt").get_attribute("value") == "half a thou", "the draft")
+    browser.fill("#prompt", "a long answer please")
+    browser.press(Keys.ENTER)
+    browser.until(lambda: len(browser.text(".answer .text")) > 400, "a part of the answer")
+    browser.driver.refresh()
+    browser.wait_for(".answer .note", text="interrupted")
+    assert browser.text(".answer .text").startswith("word word")
+    browser.click(".answer .actions .quiet")
+    browser.wait_for(".versions", text="2 of 2")
+    browser.wait_gone("#stop")
+
+
+def test_edits_and_new_answers_are_versions_with_what_followed_them(browser: Browser, chat: Running) -> None:
+    _open(browser, chat)
+    for text in ("one", "two", "three"):
+        _say(browser, text)
+        browser.wait_for(".turn:last-child .answer .text", text=f"You said: {text}")
+        browser.wait_gone("#stop")
+    browser.run("document.querySelectorAll('[aria-label=\"Edit message\"]')[1].click()")
+    browser.fill("form.editing textarea", "zwei")
+    browser.click("form.editing .primary")
+    browser.wait_for(".turn:nth-child(2) .answer .text", text="You said: zwei")
+    browser.wait_gone("#stop")
+    said = lambda: [each.text for each in browser.find_all(".user .text")]  # noqa: E731
+    assert said() == ["one", "zwei"]
+    browser.click(".user [aria-label='Version before']")
+    browser.until(lambda: said() == ["one", "two", "three"], "the first version")
+    browser.driver.refresh()
+    browser.until(lambda: said() == ["one", "two", "three"], "it is kept")
+    browser.run("document.querySelector('[aria-label=\"Answer again\"]').click()")
+    browser.until(lambda: said() == ["one"], "a new answer to the first turn")
+    browser.wait_gone("#stop")
+    browser.click(".user [aria-label='Version before']")
+    browser.until(lambda: said() == ["one", "two", "three"], "what followed the old answer")
+    browser.click(".turn:nth-child(2) .user [aria-label='Next version']")
+    browser.until(lambda: said() == ["one", "zwei"], "a version inside a version")
+
+
+def test_two_tabs_on_one_conversation_are_merged_by_turn(browser: Browser, chat: Running) -> None:
+    _open(browser, chat)
+    _say(browser, "start")
+    browser.wait_for(".answer .text", text="You said: start")
+    browser.wait_gone("#stop")
+    first = browser.driver.current_window_handle
+    browser.driver.switch_to.new_window("tab")
+    try:
+        browser.driver.get(chat.url)
+        browser.wait_for(".answer .text", text="You said: start")
+        _say(browser, "from the second tab")
+        browser.wait_for(".turn:last-child .answer .text", text="You said: from the second tab")
+        browser.wait_gone("#stop")
+        browser.driver.switch_to.window(first)
+        _say(browser, "from the first tab")
+        browser.wait_for(".turn:last-child .answer .text", text="You said: from the first tab")
+        browser.wait_for(".user .versions", text="1 of 2")
+        browser.click(".user [aria-label='Next version']")
+        browser.wait_for(".turn:last-child .answer .text", text="You said: from the second tab")
+    finally:
+        for handle in browser.driver.window_handles:
+            if handle != first:
+                browser.driver.switch_to.window(handle)
+                browser.driver.close()
+        browser.driver.switch_to.window(first)
+
+
+FAIL_ONCE = """
+const real = window.fetch;
+window.fetch = (...asked) => {
+  if (!String(asked[0]).includes("completions")) return real(...asked);
+  window.fetch = real;
+  return Promise.reject(new TypeError("refused"));
+};
+"""
+
+
+def test_a_failed_answer_is_marked_retried_and_neither_sent_nor_exported(
+    browser: Browser, chat: Running
+) -> None:
+    _open(browser, chat)
+    _say(browser, "first")
+    browser.wait_for(".answer .text", text="You said: first")
+    browser.wait_gone("#stop")
+    browser.run(FAIL_ONCE)
+    _say(browser, "lost")
+    browser.wait_for(".turn:nth-child(2) .note.alert", text="does not answer")
+    _say(browser, "third")
+    browser.wait_for(".turn:nth-child(3) .answer .text", text="You said: third")
+    browser.wait_gone("#stop")
+    browser.choose(".export select", "jsonl")
+    [line] = browser.downloaded().read_text(encoding="utf-8").splitlines()
+    contents = [message["content"] for message in json.loads(line)["messages"]]
+    assert contents == ["first", "You said: first", "third", "You said: third"]
+    browser.click(".turn:nth-child(2) .actions .quiet")
+    browser.wait_for(".turn:nth-child(2) .answer .text", text="You said: lost")
+
+
+def test_conversations_are_found_renamed_imported_and_come_back_when_deleted(
+    browser: Browser, chat: Running, tmp_path: Path
+) -> None:
+    rows = tmp_path / "talks.jsonl"
+    talk = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "q1"},
+        {"role": "assistant", "content": "a1"},
+    ]
+    rows.write_text(
+        "".join(json.dumps({"messages": each}) + "\n" for each in (talk, talk[1:])), encoding="utf-8"
+    )
+    _open(browser, chat)
+    browser.driver.find_element("id", "import-file").send_keys(str(rows))
+    browser.wait_for("#toast", text="2 conversations imported")
+    browser.wait_for(".answer .text", text="a1")
+    browser.run("document.querySelector('[aria-label^=\"Rename\"]').click()")
+    browser.press(Keys.CONTROL, "a")
+    browser.press("Kindness", Keys.ENTER)
+    titles = lambda: [each.text for each in browser.find_all("#conversations .title")]  # noqa: E731
+    browser.until(lambda: sorted(titles()) == ["Kindness", "q1"], "the new title")
+    browser.fill("#search", "kindn")
+    browser.until(lambda: titles() == ["Kindness"], "the one that was sought")
+    browser.find("#search").clear()
+    browser.press(Keys.BACKSPACE)
+    browser.run("document.querySelector('[aria-label=\"Delete: Kindness\"]').click()")
+    browser.until(lambda: titles() == ["q1"], "it is gone")
+    browser.click("#toast button")
+    browser.until(lambda: sorted(titles()) == ["Kindness", "q1"], "it is back")
+    rows.write_text("no json", encoding="utf-8")
+    browser.driver.find_element("id", "import-file").send_keys(str(rows))
+    browser.wait_for("#toast", text="was not imported. Line 1 is not JSON.")
+
+
+def test_a_wrong_setting_is_not_sent_and_the_arrow_edits_the_last_message(
+    browser: Browser, chat: Running
+) -> None:
+    _open(browser, chat)
+    browser.click("#show-settings")
+    assert browser.find("#field-temperature").get_attribute("value") == "0.7"
+    browser.fill("#field-temperature", "3")
+    _say(browser, "hello")
+    assert not browser.find_all(".turn")
+    assert browser.find("#prompt").get_attribute("value") == "hello"
+    browser.fill("#field-temperature", "0")
+    browser.click("#send")
+    browser.wait_for(".answer .text", text="You said: hello")
+    browser.wait_gone("#stop")
+    browser.click("#prompt")
+    browser.press(Keys.ARROW_UP)
+    assert browser.find("form.editing textarea").get_attribute("value") == "hello"
+
+
+def test_a_narrow_window_closes_the_panels_and_shows_the_model(browser: Browser, chat: Running) -> None:
+    _open(browser, chat)
+    browser.click("#show-settings")
+    assert browser.find_all("#list")
+    width, height = PHONE
+    browser.command(
+        "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+    )
+    browser.wait_gone("#list")
+    assert not browser.find_all("#settings")
+    assert "fake-a" in browser.text("#model")
+    browser.command(
+        "Emulation.setDeviceMetricsOverride", width=1280, height=800, deviceScaleFactor=1, mobile=False
+    )
+    browser.find("#list")
+    browser.find("#settings")
+
+
+def test_a_server_that_is_gone_is_said_and_found_again(browser: Browser, chat: Running) -> None:
+    _open(browser, chat)
+    browser.run("window.real = fetch; window.fetch = () => Promise.reject(new TypeError('gone'))")
+    browser.wait_for("#model.gone", text="no answer, trying again")
+    browser.run("window.fetch = window.real")
+    browser.wait_for("#model.ready", text="fake-a")
+
+
 async def _score(request: Request) -> JSONResponse:
     messages = json.loads(await request.body())["messages"]
     attributes = dict.fromkeys(ATTRIBUTES, 2.0) | {"helpfulness": float(len(messages))}
@@ -208,12 +457,13 @@ def test_two_models_answer_side_by_side_and_a_reward_model_judges_both(
             _say(browser, "hello")
             browser.wait_for(".answer:nth-child(1) .text", text="from the first")
             browser.wait_for(".answer:nth-child(2) .text", text="You said: hello")
-            names = [each.text.split() for each in browser.find_all(".answer h3")]
+            names = [each.text.split()[:2] for each in browser.find_all(".answer h3")]
             assert names == [["A", "fake-b"], ["B", "fake-a"]]
             lefts = [each.rect["x"] for each in browser.find_all(".answer")]
             assert lefts[0] < lefts[1]
             for number in (1, 2):
-                browser.wait_for(f".answer:nth-child({number}) .score", text="1.25")
+                browser.wait_for(f".answer:nth-child({number}) .score", text="Reward 1.25")
+                browser.click(f".answer:nth-child({number}) .score summary")
                 shown = browser.text(f".answer:nth-child({number}) .score dl").split()
                 assert shown[:4] == ["helpfulness", "2.00", "correctness", "2.00"]
             assert browser.problems() == []
@@ -246,6 +496,24 @@ def test_the_page_asks_for_the_key_and_forgets_it_with_the_tab(browser: Browser)
             "return [JSON.stringify(sessionStorage), JSON.stringify(localStorage), document.cookie]"
         )
         assert ["the-key" in each for each in kept] == [True, False, False]
+
+
+def test_the_picture_of_the_docs_shows_the_page_as_it_is(browser: Browser, tmp_path: Path) -> None:
+    """Two settings side by side with token colours. NEMOTRON4_WRITE_PICTURES=1 writes docs/page.png."""
+    picture = Path("docs/page.png") if os.environ.get("NEMOTRON4_WRITE_PICTURES") else tmp_path / "page.png"
+    engine = FakeEngine(lambda _: DOCS_ANSWER, name="nemotron4-nano", prompt_format=nemotron4())
+    with serving(engine) as running:
+        _open(browser, running)
+        browser.click("#compare")
+        browser.click("#probabilities")
+        _say(browser, "What do alpacas and llamas have in common?")
+        for side in (1, 2):
+            browser.wait_for(f".answer:nth-child({side}) .note", text="tokens/s")
+        browser.run("document.getElementById('thread').scrollTop = 0")
+        browser.click(".answer:nth-child(2) .token:nth-child(5)")
+        browser.screenshot(picture)
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert browser.problems() == []
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
 /** One answer in the thread: its text, how it came about, and what can be done with it. */
 
 import { laneName } from "./conversation.js";
-import { copyText, h, iconButton } from "./dom.js";
+import { copyText, h, iconButton, save } from "./dom.js";
 import { drawMarkdown } from "./markdown.js";
-import { drawTokens, tokenText } from "./tokens.js";
+import { tokenText, weave } from "./tokens.js";
 
 /** The five attributes of a HelpSteer reward model lie between these. */
 const SCORE_RANGE = [0, 4];
@@ -15,7 +15,9 @@ export class AnswerView {
   #text = h("div", { class: "text" });
   #tokens = null;
   #note = h("p", { class: "note" });
-  #score = h("div", { class: "score", hidden: true });
+  #score = h("details", { class: "score", hidden: true });
+  #retry;
+  #save;
   #versions = h("span", { class: "versions" });
   #waiting = null;
   #options;
@@ -25,12 +27,16 @@ export class AnswerView {
     const { number, numLanes, onAgain, onSnippets } = options;
     this.#name = h("h3", {}, "");
     const copy = iconButton("copy", "Copy answer", () => copyText(this.#answer?.text ?? "", copy));
+    this.#retry = h("button", { type: "button", class: "quiet", hidden: true, onclick: onAgain }, "Try again");
+    this.#save = iconButton("save", "Save the token probabilities", () => save("tokens.json", JSON.stringify(this.#answer.tokens, null, 1)), { hidden: true });
     this.#actions = h("div", { class: "actions" },
       this.#versions,
       copy,
       iconButton("again", "Answer again", onAgain),
       iconButton("code", "Copy as curl, Python or call JSON", onSnippets),
+      this.#save,
       this.#note,
+      this.#retry,
     );
     this.element = h("article", { class: "answer", "aria-label": numLanes > 1 ? `Answer ${laneName(number)}` : "Answer" },
       this.#name, this.#text, this.#score, this.#actions);
@@ -68,13 +74,15 @@ export class AnswerView {
       ...(numLanes > 1 && answer.settings ? [h("span", { class: "settings" }, answer.settings)] : []));
     if (answer.tokens.length) {
       this.#tokens ??= this.#startTokens();
-      drawTokens(this.#tokens, answer.tokens);
+      drawMarkdown(this.#tokens, answer.text, (element, start, source) => weave(element, start, source, answer.tokens));
     } else {
       drawMarkdown(this.#text, answer.text);
     }
     this.element.classList.toggle("running", isRunning);
     this.element.setAttribute("aria-busy", String(isRunning));
     this.#actions.hidden = isRunning;
+    this.#save.hidden = !answer.tokens.length;
+    this.#retry.hidden = !answer.error && answer.finish !== "interrupted";
     this.#note.textContent = isRunning ? "" : describe(answer);
     this.#note.classList.toggle("alert", Boolean(answer.error));
     if (answer.error) this.#note.setAttribute("role", "alert");
@@ -107,8 +115,9 @@ export class AnswerView {
       fill.style.width = `${(100 * Math.max(0, Math.min(1, (value - least) / (most - least)))).toFixed(1)}%`;
       return h("div", {}, h("dt", {}, name), h("dd", {}, h("span", { class: "bar-track" }, fill), h("span", { class: "number" }, value.toFixed(2))));
     });
+    const short = Object.entries(score.attributes).map(([name, value]) => `${name} ${value.toFixed(1)}`).join(", ");
     this.#score.replaceChildren(
-      score.reward === null ? "" : h("p", {}, "Reward ", h("strong", {}, score.reward.toFixed(2))),
+      h("summary", {}, score.reward === null ? short : `Reward ${score.reward.toFixed(2)} \u00b7 ${short}`),
       h("dl", { "aria-label": "Attributes, 0 to 4" }, ...rows),
     );
   }
@@ -120,7 +129,7 @@ function describe({ error, finish, numTokens, seconds, scoreError }) {
   if (numTokens !== null) parts.push(`${numTokens} tokens`);
   if (seconds > 0) parts.push(`${seconds.toFixed(1)} s`);
   if (numTokens !== null && seconds > 0) parts.push(`${(numTokens / seconds).toFixed(0)} tokens/s`);
-  const endings = { length: "cut at the token limit", stopped: "stopped by you", content_filter: "withheld by the guard" };
+  const endings = { length: "cut at the token limit", stopped: "stopped by you", content_filter: "withheld by the guard", interrupted: "interrupted: the page was closed" };
   if (endings[finish]) parts.push(endings[finish]);
   if (scoreError) parts.push(`no score: ${scoreError}`);
   return parts.join(" \u00b7 ");

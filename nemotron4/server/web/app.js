@@ -2,8 +2,9 @@
 
 import { getJson } from "./api.js";
 import { Chat } from "./chat.js";
-import { asMarkdown, asRows, firstSide, newConversation, newLane, titleOf } from "./conversation.js";
-import { announce, growing, h, iconButton, save } from "./dom.js";
+import { firstSide, newConversation, newLane, opened } from "./conversation.js";
+import { announce, growing, h } from "./dom.js";
+import { ConversationList } from "./list.js";
 import { Preferences } from "./preferences.js";
 import { RawPrompt } from "./raw.js";
 import { readFields } from "./schema.js";
@@ -13,39 +14,61 @@ import * as store from "./store.js";
 
 const byId = (id) => document.getElementById(id);
 const NARROW = matchMedia("(max-width: 56rem)");
+const ASK_HEALTH_MS = 5000;
+const KEEP_DRAFT_MS = 300;
 
 class Page {
   #preferences = new Preferences();
-  #conversations = [];
   #views = new Map();
   #view = null;
+  #list;
+  #lanes;
+  #chat;
+  #raw;
+  #fit;
+  #draftTimer = null;
+  #merged = new Set(); // conversations with something from another tab that is not drawn yet
 
   async start() {
     const [info, fields, conversations] = await Promise.all([getJson("page/info"), readFields(), store.all().catch(() => [])]); // no store: nothing is kept
     this.info = info;
-    this.#conversations = conversations;
+    conversations.forEach(store.knows);
     byId("model-name").textContent = info.model;
-    byId("model").classList.add("ready");
     document.title = `${info.model} \u00b7 nemotron4`;
     const settings = byId("settings");
-    this.#lanes = new LaneSettings(settings, info, fields.chat, this.#preferences, { onChange: () => this.#keep(this.#chat.conversation) });
+    this.#lanes = new LaneSettings(settings, info, fields, this.#preferences, { onChange: () => this.#keep(this.#chat.conversation) });
     this.#chat = new Chat(info, fields.chat, this.#preferences, {
       onChange: (conversation) => this.#keep(conversation),
       onSnippets: (body) => showSnippets(body, info),
     });
+    this.#list = new ConversationList(store, {
+      current: () => this.#chat.conversation,
+      lanes: () => this.#chat.conversation.lanes,
+      onNew: () => this.#new(),
+      onOpen: (conversation) => {
+        this.#open(conversation);
+        this.#show("chat");
+        if (NARROW.matches) this.#toggle("list", false);
+      },
+    });
+    this.#list.conversations = conversations;
     this.#raw = new RawPrompt(byId("view-raw"), settings, info, fields.raw, { onSnippets: (body) => showSnippets(body, info, { isRaw: true }) });
     this.#addView("chat", "Chat", () => { this.#lanes.draw(this.#chat.conversation); byId("prompt").focus(); });
     this.#addView("raw", "Raw prompt", () => this.#raw.shown());
     for (const tab of info.tabs) await this.#addTab(tab);
     this.#wire();
-    this.#open(conversations[0] ?? newConversation([newLane(info.model)]));
+    this.#open(conversations[0] ?? this.#fresh());
     const wanted = location.hash.slice(1);
     this.#show(this.#views.has(wanted) ? wanted : info.starts_with);
+    store.watch((id) => this.#another(id));
+    this.#watchServer();
   }
 
-  #lanes;
-  #chat;
-  #raw;
+  #fresh() {
+    const lane = newLane(this.info.model);
+    for (const [name, value] of Object.entries(this.info.sampling)) lane.values[name] = String(value);
+    return newConversation([lane]);
+  }
 
   #addView(name, title, onShow) {
     const button = h("button", { type: "button", onclick: () => this.#show(name) }, title);
@@ -77,62 +100,49 @@ class Page {
 
   #open(conversation) {
     this.#chat.open(conversation);
+    byId("prompt").value = conversation.draft;
+    this.#fit();
     if (this.#view === "chat") this.#lanes.draw(conversation);
     byId("compare").setAttribute("aria-pressed", String(conversation.lanes.length > 1));
-    this.#drawList();
+    this.#list.draw();
   }
 
   async #keep(conversation) {
-    if (!conversation.turns.length) return;
-    if (!this.#conversations.includes(conversation)) this.#conversations.unshift(conversation);
-    this.#drawList();
+    if (!conversation.turns.length && !conversation.draft) return;
+    const { conversations } = this.#list;
+    if (!conversations.includes(conversation)) conversations.unshift(conversation);
+    this.#list.draw();
     try {
-      await store.put(conversation);
+      if (await store.put(conversation)) this.#merged.add(conversation);
+      if (conversation === this.#chat.conversation && !this.#chat.isRunning && this.#merged.delete(conversation)) this.#chat.redraw();
     } catch (error) {
       announce(`This browser did not keep the conversation: ${error.message}`);
     }
   }
 
-  #drawList() {
-    const current = this.#chat.conversation;
-    byId("conversations").replaceChildren(...this.#conversations.map((each) => {
-      const open = h("button", { type: "button", class: "title", "aria-current": each === current ? "true" : null, onclick: () => {
-        this.#open(each);
-        this.#show("chat");
-        if (NARROW.matches) this.#toggle("list", false);
-      } }, titleOf(each));
-      return h("li", {}, open, this.#exportButton(each), iconButton("trash", `Delete: ${titleOf(each)}`, () => this.#delete(each)));
-    }));
-  }
-
-  #exportButton(conversation) {
-    const name = titleOf(conversation).replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40).replace(/^-|-$/g, "") || "conversation";
-    const kinds = {
-      md: ["Markdown", () => asMarkdown(conversation), "text/markdown"],
-      jsonl: ["JSONL, messages", () => asRows(conversation), "application/jsonl"],
-      json: ["JSON, everything", () => JSON.stringify(conversation, null, 1), "application/json"],
-    };
-    const select = h("select", { "aria-label": `Export: ${titleOf(conversation)}`, title: "Export" },
-      h("option", { value: "" }, "Export as\u2026"), ...Object.entries(kinds).map(([key, [text]]) => h("option", { value: key }, text)));
-    select.addEventListener("change", () => {
-      const [, text, type] = kinds[select.value];
-      save(`${name}.${select.value}`, text(), type);
-      select.value = "";
-    });
-    const sheet = iconButton("save", "", () => {}, { tabindex: "-1", "aria-hidden": "true" });
-    return h("span", { class: "export" }, sheet, select);
-  }
-
-  async #delete(conversation) {
-    this.#conversations = this.#conversations.filter((each) => each !== conversation);
-    await store.remove(conversation.id);
-    if (conversation === this.#chat.conversation) this.#new();
-    else this.#drawList();
-    announce("Deleted");
+  /** Another tab wrote or removed a conversation. */
+  async #another(id) {
+    const { conversations } = this.#list;
+    const mine = conversations.find((each) => each.id === id);
+    const stored = await store.get(id);
+    if (!stored) {
+      if (mine && mine !== this.#chat.conversation) this.#list.conversations = conversations.filter((each) => each !== mine);
+    } else if (!mine) {
+      conversations.unshift(opened(stored));
+    } else if (mine === this.#chat.conversation) {
+      return; // merged when it is kept next: nothing moves under the reader
+    } else {
+      Object.assign(mine, opened(stored));
+      store.knows(mine);
+    }
+    this.#list.draw();
   }
 
   #new() {
-    this.#open(newConversation(this.#chat.conversation.lanes));
+    const { conversation } = this.#chat;
+    const next = this.#fresh();
+    if (conversation) next.lanes = structuredClone(conversation.lanes);
+    this.#open(next);
     this.#show("chat");
   }
 
@@ -158,17 +168,48 @@ class Page {
     else if (isOpen) this.#toggle(id === "list" ? "settings" : "list", false);
   }
 
+  /** The panels as this width has them: beside the view, or closed where they would cover it. */
+  #fitPanels() {
+    for (const [id, name] of [["list", "isListOpen"], ["settings", "areSettingsOpen"]]) {
+      const isOpen = !NARROW.matches && this.#preferences.get(name);
+      document.body.classList.toggle(`with-${id}`, isOpen);
+      byId(`show-${id}`).setAttribute("aria-expanded", String(isOpen));
+    }
+  }
+
+  /** Sends what the field holds; not while a setting is wrong, which would be sent as something else. */
+  #send() {
+    const prompt = byId("prompt");
+    if (this.#chat.isRunning || !prompt.value.trim()) return;
+    const wrong = byId("settings").querySelector("[aria-invalid=true]");
+    if (wrong) {
+      this.#toggle("settings", true);
+      wrong.focus();
+      announce("A setting is wrong; nothing was sent.");
+      return;
+    }
+    clearTimeout(this.#draftTimer);
+    this.#chat.conversation.draft = "";
+    this.#chat.send(prompt.value);
+    prompt.value = "";
+    this.#fit();
+  }
+
   #wire() {
     const prompt = byId("prompt");
-    const fit = growing(prompt);
+    this.#fit = growing(prompt);
     byId("composer").addEventListener("submit", (event) => {
       event.preventDefault();
-      if (this.#chat.isRunning || !prompt.value.trim()) return;
-      this.#chat.send(prompt.value);
-      prompt.value = "";
-      fit();
+      this.#send();
+    });
+    prompt.addEventListener("input", () => {
+      const { conversation } = this.#chat;
+      conversation.draft = prompt.value;
+      clearTimeout(this.#draftTimer);
+      this.#draftTimer = setTimeout(() => this.#keep(conversation), KEEP_DRAFT_MS);
     });
     prompt.addEventListener("keydown", (event) => {
+      if (event.key === "ArrowUp" && !prompt.value && this.#chat.editLast()) event.preventDefault();
       // An input method that composes a word uses Enter for itself.
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
         event.preventDefault();
@@ -182,17 +223,28 @@ class Page {
       else if (NARROW.matches) for (const id of ["list", "settings"]) this.#toggle(id, false);
     });
     byId("new").addEventListener("click", () => { this.#new(); if (NARROW.matches) this.#toggle("list", false); });
-    byId("delete-all").addEventListener("click", async () => {
-      if (!confirm("Delete every conversation in this browser?")) return;
-      this.#conversations = [];
-      await store.clear();
-      this.#new();
-    });
     byId("compare").addEventListener("click", () => this.#compare());
     for (const id of ["list", "settings"]) byId(`show-${id}`).addEventListener("click", () => this.#toggle(id));
-    if (!NARROW.matches) {
-      this.#toggle("list", this.#preferences.get("isListOpen"));
-      this.#toggle("settings", this.#preferences.get("areSettingsOpen"));
+    NARROW.addEventListener("change", () => this.#fitPanels());
+    this.#fitPanels();
+  }
+
+  /** The dot is green while the server answers; when it does not, the page says so and asks again. */
+  async #watchServer() {
+    const box = byId("model");
+    let isThere = true;
+    const tell = (now) => {
+      box.classList.toggle("ready", now);
+      box.classList.toggle("gone", !now);
+      byId("model-name").textContent = now ? this.info.model : `${this.info.model}: no answer, trying again`;
+      if (now !== isThere) announce(now ? "The server answers again" : "The server does not answer. The page tries again.");
+      isThere = now;
+    };
+    tell(true);
+    for (;;) {
+      await new Promise((resolve) => { setTimeout(resolve, ASK_HEALTH_MS); });
+      if (document.hidden) continue;
+      tell(await fetch("health").then((response) => response.ok, () => false));
     }
   }
 }

@@ -2,12 +2,13 @@
 
 import { events, request, sendJson } from "./api.js";
 import { AnswerView } from "./answer.js";
-import { chatBody, messagesFor, newAnswer, newTurn, shownAnswer } from "./conversation.js";
+import { branch, chatBody, isWhole, messagesFor, newAnswer, newTurn, showVersion, shownAnswer, turnAgain } from "./conversation.js";
 import { announce, copyText, growing, h, iconButton } from "./dom.js";
 import { TokenReader, unpin } from "./tokens.js";
 
 const NUM_ALTERNATIVES = 5;
 const NEAR_END = 80; // pixels from the end at which a growing answer still pulls the view along
+const SAVE_EVERY_MS = 1000; // while an answer streams
 
 export class Chat {
   conversation = null;
@@ -17,6 +18,7 @@ export class Chat {
   #onChange;
   #onSnippets;
   #thread = document.getElementById("thread");
+  #toEnd = document.getElementById("to-end");
   #views = []; // of each turn, of each lane
   #running = new Map(); // conversation -> AbortController
 
@@ -27,6 +29,16 @@ export class Chat {
     this.#preferences = preferences;
     this.#onChange = onChange;
     this.#onSnippets = onSnippets;
+    this.#thread.addEventListener("scroll", () => this.#showToEnd(), { passive: true });
+    this.#toEnd.addEventListener("click", () => { this.#thread.scrollTop = this.#thread.scrollHeight; });
+  }
+
+  #showToEnd() {
+    this.#toEnd.hidden = this.#fromEnd() < 4 * NEAR_END;
+  }
+
+  #fromEnd() {
+    return this.#thread.scrollHeight - this.#thread.scrollTop - this.#thread.clientHeight;
   }
 
   get isRunning() {
@@ -56,6 +68,7 @@ export class Chat {
     this.#thread.querySelector(".welcome")?.remove();
     const number = conversation.turns.length - 1;
     this.#append(number);
+    this.#onChange(conversation);
     this.#thread.scrollTop = this.#thread.scrollHeight;
     await this.#answer(conversation, number, conversation.lanes.map((_, lane) => lane));
   }
@@ -64,28 +77,31 @@ export class Chat {
     this.#running.get(this.conversation)?.abort();
   }
 
-  /** Another answer to a turn in one lane; what followed the turn is dropped. */
+  /** Another answer to a turn in one lane; what followed the turn stays, as another version of it. */
   async again(number, lane) {
     if (this.isRunning) return;
-    this.#cutAfter(number);
-    await this.#answer(this.conversation, number, [lane]);
+    const { conversation } = this;
+    if (number < conversation.turns.length - 1) {
+      branch(conversation, number, turnAgain(conversation.turns[number]));
+      this.redraw();
+    }
+    await this.#answer(conversation, number, [lane]);
   }
 
-  /** The turn asks something else now; what followed it is dropped. */
+  /** The turn asks something else now; the turn as it was and what followed it stay, as another version. */
   async edit(number, text) {
     if (this.isRunning || !text.trim()) return;
     const { conversation } = this;
-    conversation.turns[number] = newTurn(text, conversation.lanes.length);
-    conversation.turns.length = number + 1;
+    branch(conversation, number, newTurn(text, conversation.lanes.length));
     this.redraw();
     await this.#answer(conversation, number, conversation.lanes.map((_, lane) => lane));
   }
 
-  #cutAfter(number) {
-    if (this.conversation.turns.length === number + 1) return;
-    this.conversation.turns.length = number + 1;
-    while (this.#thread.children.length > number + 1) this.#thread.lastElementChild.remove();
-    this.#views.length = number + 1;
+  /** Opens the editor of the last message; false when there is none. */
+  editLast() {
+    const button = [...this.#thread.querySelectorAll("[aria-label='Edit message']")].at(-1);
+    button?.click();
+    return Boolean(button);
   }
 
   async #answer(conversation, number, lanes) {
@@ -115,6 +131,7 @@ export class Chat {
     Object.assign(body, { stream: true, stream_options: { include_usage: true } });
     if (this.#preferences.get("probabilities")) Object.assign(body, { logprobs: true, top_logprobs: NUM_ALTERNATIVES });
     const started = performance.now();
+    let saved = started;
     const reader = new TokenReader();
     try {
       const path = lane.isOther ? "page/compare" : "v1/chat/completions";
@@ -126,7 +143,13 @@ export class Chat {
         answer.finish = choice?.finish_reason ?? answer.finish;
         answer.numTokens = event.usage?.completion_tokens ?? answer.numTokens;
         this.#show(conversation, number, laneNumber);
+        if (performance.now() - saved > SAVE_EVERY_MS) {
+          saved = performance.now();
+          answer.seconds = (saved - started) / 1000;
+          this.#onChange(conversation);
+        }
       }
+      if (!answer.text.trim() && answer.finish !== "content_filter") answer.error = "The model answered with nothing.";
     } catch (error) {
       if (error.name === "AbortError") answer.finish = "stopped";
       else answer.error = error.message;
@@ -136,7 +159,7 @@ export class Chat {
 
   async #score(conversation, number, lane) {
     const answer = shownAnswer(conversation.turns[number], lane);
-    if (!this.#info.has_reward || !answer || answer.error || !answer.text) return;
+    if (!this.#info.has_reward || !isWhole(answer)) return;
     try {
       const { attributes, reward = null } = await sendJson("score", { messages: messagesFor(conversation, number, lane, { withAnswer: true }) });
       answer.score = { attributes, reward };
@@ -149,11 +172,14 @@ export class Chat {
 
   #show(conversation, number, lane) {
     if (conversation !== this.conversation) return;
-    const isAtEnd = this.#thread.scrollHeight - this.#thread.scrollTop - this.#thread.clientHeight < NEAR_END;
+    const isAtEnd = this.#fromEnd() < NEAR_END;
     const answer = shownAnswer(conversation.turns[number], lane);
     const isRunning = this.isRunning && answer?.finish === null && !answer.error;
     this.#views[number]?.[lane]?.show(conversation.turns[number].lanes[lane], { isRunning });
-    if (isAtEnd) requestAnimationFrame(() => { this.#thread.scrollTop = this.#thread.scrollHeight; });
+    requestAnimationFrame(() => {
+      if (isAtEnd) this.#thread.scrollTop = this.#thread.scrollHeight;
+      this.#showToEnd();
+    });
   }
 
   #append(number) {
@@ -177,7 +203,7 @@ export class Chat {
   }
 
   #userTurn(number) {
-    const text = this.conversation.turns[number].user;
+    const { user: text, fork } = this.conversation.turns[number];
     const said = h("div", { class: "text" }, text);
     const copy = iconButton("copy", "Copy message", () => copyText(text, copy));
     const edit = iconButton("edit", "Edit message", () => {
@@ -199,8 +225,20 @@ export class Chat {
       fit();
       area.focus();
     });
-    const element = h("article", { class: "user", "aria-label": "You" }, h("h2", { class: "unseen" }, "You"), said, h("div", { class: "actions" }, copy, edit));
+    const element = h("article", { class: "user", "aria-label": "You" }, h("h2", { class: "unseen" }, "You"), said, h("div", { class: "actions" }, this.#versions(number, fork), copy, edit));
     return element;
+  }
+
+  #versions(number, fork) {
+    if (!fork) return "";
+    const turn = (name, label, to) => iconButton(name, label, () => {
+      if (this.isRunning) return;
+      showVersion(this.conversation, number, to);
+      this.redraw();
+      this.#onChange(this.conversation);
+    }, { disabled: to < 0 || to >= fork.paths.length });
+    return h("span", { class: "versions" },
+      turn("left", "Version before", fork.shown - 1), h("span", {}, `${fork.shown + 1} of ${fork.paths.length}`), turn("right", "Next version", fork.shown + 1));
   }
 
   #welcome() {

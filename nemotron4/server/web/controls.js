@@ -3,21 +3,6 @@
 import { h } from "./dom.js";
 import { problem } from "./schema.js";
 
-const LABELS = {
-  temperature: "Temperature",
-  top_p: "Top p",
-  top_k: "Top k",
-  min_p: "Min p",
-  max_tokens: "Most new tokens",
-  min_tokens: "Fewest new tokens",
-  repetition_penalty: "Repetition penalty",
-  presence_penalty: "Presence penalty",
-  frequency_penalty: "Frequency penalty",
-  seed: "Seed",
-  tokens_to_generate: "Tokens to generate",
-  min_tokens_to_generate: "Fewest tokens",
-  random_seed: "Random seed",
-};
 const LARGEST_SLIDER = 10; // a wider range is no use on a slider of some hundred pixels
 
 /**
@@ -34,7 +19,7 @@ export function numberControl(field, text, onChange) {
   const number = h("input", { id, type: "number", inputmode: "decimal", step: "any", placeholder: field.fallback ?? "default", "aria-describedby": `${id}-note`, ...bounds });
   number.value = text;
   const isBounded = field.min !== undefined && field.max !== undefined && field.max - field.min <= LARGEST_SLIDER;
-  const slider = isBounded ? h("input", { type: "range", step, "aria-label": `${LABELS[field.name]}, slider`, ...bounds }) : null;
+  const slider = isBounded ? h("input", { type: "range", step, "aria-label": `${field.name}, slider`, ...bounds }) : null;
   if (slider) slider.value = text === "" ? field.fallback : text;
   const note = h("p", { id: `${id}-note`, class: "alert", hidden: true });
   const take = (value) => {
@@ -52,7 +37,16 @@ export function numberControl(field, text, onChange) {
     number.value = slider.value;
     take(slider.value);
   });
-  return h("div", { class: "field" }, h("label", { for: id }, LABELS[field.name]), number, slider, note);
+  return h("div", { class: "field" }, h("label", { for: id }, h("code", {}, field.name), range(field)), number, slider, note);
+}
+
+/** The values that a field takes, in short. */
+function range(field) {
+  // The bounds of 64 bits say nothing to anybody.
+  const [min, max] = [field.min, field.max].map((bound) => (Math.abs(bound) > 1e6 ? undefined : bound));
+  if (min === undefined && max === undefined) return "";
+  const text = max === undefined ? `from ${min}` : min === undefined ? `up to ${max}` : `${min} to ${max}`;
+  return h("span", { class: "range" }, text);
 }
 
 /** A labelled text area; `hint` stands below it. */

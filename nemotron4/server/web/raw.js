@@ -37,7 +37,7 @@ export class RawPrompt {
     const form = h("form", { class: "raw", onsubmit: (event) => { event.preventDefault(); this.generate(); } },
       h("div", { class: "row between" },
         h("label", { for: "raw-prompt" }, "Prompt, sent as it is"),
-        h("button", { type: "button", class: "link", onclick: () => this.useTemplate() }, "The card's template")),
+        this.#presets()),
       this.#prompt,
       h("div", { class: "row" }, this.#run, this.#stop,
         h("button", { type: "button", class: "quiet", onclick: () => onSnippets(this.body()) }, "Copy as\u2026"),
@@ -51,11 +51,30 @@ export class RawPrompt {
     this.useTemplate();
   }
 
+  /** Texts to start from: the card's template around a question, and plain text for a model without one. */
+  #presets() {
+    const { prompt, question } = this.#info.card;
+    const around = (text) => [prompt.replace(question, text), text];
+    const presets = {
+      card: ["The card's template", [prompt, question]],
+      sum: ["A task with an answer to check", around("A box holds 12 pencils. How many pencils are in 7 boxes? Answer with the number alone.")],
+      extract: ["Extraction", around("List every date in this text, one a line: The bridge was begun on 3 May 1911 and opened on 19 June 1914.")],
+      self: ["The user's turn alone: the model asks itself", [prompt.slice(0, prompt.indexOf(question)), ""]],
+      plain: ["Plain text to continue", ["The three states of water are", "The three states of water are"]],
+    };
+    const select = h("select", { "aria-label": "Start from" }, ...Object.entries(presets).map(([key, [text]]) => h("option", { value: key }, text)));
+    select.addEventListener("change", () => this.use(...presets[select.value][1]));
+    return select;
+  }
+
   /** The prompt of the model card, its question selected for typing over. */
   useTemplate() {
-    const { prompt, question } = this.#info.card;
+    this.use(this.#info.card.prompt, this.#info.card.question);
+  }
+
+  use(prompt, question) {
     this.#prompt.value = prompt;
-    const start = prompt.indexOf(question);
+    const start = question ? prompt.indexOf(question) : prompt.length;
     this.#fit();
     this.#prompt.setSelectionRange(start, start + question.length);
     this.#prompt.focus({ preventScroll: true });

@@ -6,16 +6,18 @@ import { getJson } from "./api.js";
 
 /**
  * The number fields of a request body by name.
- * @returns {Promise<Record<string, Record<string, Field>>>} by route
+ * @returns {Promise<{chat: Record<string, Field>, raw: Record<string, Field>, hasSchema: boolean}>} by route, and
+ *   whether an answer can be held to a JSON schema
  */
 export async function readFields() {
   const page = await getJson("openapi.json");
   const body = (path, method) => {
     const schema = page.paths[path][method].requestBody.content["application/json"].schema;
-    const found = schema.$ref ? page.components.schemas[schema.$ref.split("/").at(-1)] : schema;
-    return numbers(found.properties);
+    return (schema.$ref ? page.components.schemas[schema.$ref.split("/").at(-1)] : schema).properties;
   };
-  return { chat: body("/v1/chat/completions", "post"), raw: body("/generate", "put") };
+  const chat = body("/v1/chat/completions", "post");
+  const hasSchema = JSON.stringify([chat.response_format, page.components.schemas]).includes("json_schema");
+  return { chat: numbers(chat), raw: numbers(body("/generate", "put")), hasSchema };
 }
 
 function numbers(properties) {

@@ -14,6 +14,7 @@ export class LaneSettings {
   #root;
   #info;
   #fields;
+  #hasSchema;
   #preferences;
   #lane = 0;
 
@@ -21,7 +22,8 @@ export class LaneSettings {
   constructor(root, info, fields, preferences, { onChange }) {
     this.#root = root;
     this.#info = info;
-    this.#fields = fields;
+    this.#fields = fields.chat;
+    this.#hasSchema = fields.hasSchema;
     this.#preferences = preferences;
     this.onChange = onChange;
   }
@@ -57,14 +59,31 @@ export class LaneSettings {
       if (field) parts.push(numberControl(field, lane.values[name] ?? "", (text) => { lane.values[name] = text; changed(); }));
     }
     parts.push(textControl("stop-strings", "Stop strings", lane.stop, (text) => { lane.stop = text; changed(); }, { hint: "One a line." }));
+    if (this.#hasSchema) parts.push(this.#schemaControl(lane, changed));
     parts.push(checkControl("probabilities", "Token probabilities", this.#preferences.get("probabilities"), (isOn) => this.#preferences.set("probabilities", isOn),
       "Colours each token of new answers by how unlikely it was. Point at one, or click it for its alternatives."));
     parts.push(h("button", { type: "button", class: "link", onclick: () => {
       Object.assign(lane, { ...newLane(lane.model, lane.isOther), system: lane.system });
       changed();
       this.draw(conversation);
-    } }, "Back to the server's defaults"));
+    } }, "Without settings: the API's defaults"));
     this.#root.replaceChildren(...parts);
+  }
+
+  /** A JSON schema that the answer has to fit. */
+  #schemaControl(lane, changed) {
+    const note = h("p", { class: "alert", hidden: true });
+    const control = textControl("schema", "JSON schema of the answer", lane.schema ?? "", (text) => {
+      const wrong = problemOfSchema(text);
+      note.hidden = !wrong;
+      note.textContent = wrong ?? "";
+      control.querySelector("textarea").setAttribute("aria-invalid", String(Boolean(wrong)));
+      if (wrong) return;
+      lane.schema = text;
+      changed();
+    }, { rows: 3, placeholder: "Empty: any text" });
+    control.append(note);
+    return control;
   }
 
   #model(isOther) {
@@ -74,5 +93,15 @@ export class LaneSettings {
   /** What a second lane starts with: the other model if there is one, else a copy to change. */
   secondLane(first) {
     return this.#info.other?.name ? { ...structuredClone(first), ...this.#model(true) } : structuredClone(first);
+  }
+}
+
+function problemOfSchema(text) {
+  if (!text.trim()) return null;
+  try {
+    const value = JSON.parse(text);
+    return typeof value === "object" && value !== null && !Array.isArray(value) ? null : "must be a JSON object";
+  } catch (error) {
+    return `not JSON: ${error.message}`;
   }
 }

@@ -27,16 +27,63 @@ export class TokenReader {
   }
 }
 
-/** Adds the tokens that the container does not show yet. */
+/** Adds the tokens that the container does not show yet, as plain text. */
 export function drawTokens(container, tokens) {
   for (let number = container.children.length; number < tokens.length; number++) {
-    const { text, logprob } = tokens[number];
-    const span = h("span", { class: text.includes("\n") ? "token newline" : "token" }, text);
-    span.token = tokens[number];
-    // 0 for a sure token, 1 from a probability of one percent down.
-    span.style.setProperty("--surprise", Math.min(1, -logprob / 4.6).toFixed(3));
-    container.append(span);
+    container.append(tokenSpan(tokens[number], tokens[number].text));
   }
+}
+
+function tokenSpan(token, text) {
+  const span = h("span", { class: text.includes("\n") ? "token newline" : "token" }, text);
+  span.token = token;
+  // 0 for a sure token, 1 from a probability of one percent down.
+  span.style.setProperty("--surprise", Math.min(1, -token.logprob / 4.6).toFixed(3));
+  return span;
+}
+
+const FURTHEST = 200; // characters of markup that may lie between two characters that are shown
+
+/**
+ * Puts each character of a drawn block into an element of the token that it came from. `source` is the block's
+ * Markdown, which starts at `start` of the text that the tokens spell; markup has no character on screen.
+ */
+export function weave(element, start, source, tokens) {
+  const ends = [];
+  for (const { text } of tokens) ends.push((ends.at(-1) ?? 0) + text.length);
+  let at = 0; // in the source
+  let number = 0; // of the token
+  const tokenAt = (position) => {
+    while (number < tokens.length - 1 && ends[number] <= position) number++;
+    return tokens[number];
+  };
+  for (const node of textNodes(element)) {
+    const parts = document.createDocumentFragment();
+    let held = "";
+    let token = null;
+    for (const character of node.data) {
+      const found = source.indexOf(character, at);
+      const isThere = found >= 0 && found - at <= FURTHEST;
+      const next = isThere ? tokenAt(start + found) : token;
+      if (isThere) at = found + character.length;
+      if (next !== token && held) {
+        parts.append(token ? tokenSpan(token, held) : held);
+        held = "";
+      }
+      token = next;
+      held += character;
+    }
+    if (held) parts.append(token ? tokenSpan(token, held) : held);
+    node.replaceWith(parts);
+  }
+}
+
+function textNodes(element) {
+  const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT, (node) =>
+    node.parentElement.closest(".math, .code-head") ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT);
+  const nodes = [];
+  while (walker.nextNode()) nodes.push(walker.currentNode);
+  return nodes;
 }
 
 const detail = () => document.getElementById("token-detail");
@@ -62,8 +109,9 @@ export function tokenText() {
     if (event.key === "Escape") unpin();
     if (!step) return;
     event.preventDefault();
-    const now = [...container.children].indexOf(pinned);
-    const next = container.children[now < 0 ? 0 : Math.max(0, Math.min(now + step, container.children.length - 1))];
+    const all = [...container.querySelectorAll(".token")];
+    const now = all.indexOf(pinned);
+    const next = all[now < 0 ? 0 : Math.max(0, Math.min(now + step, all.length - 1))];
     if (next) show(next, true);
   });
   container.addEventListener("blur", unpin);

@@ -132,7 +132,7 @@ def _first_shown(recipe: SynthRecipe, counts: dict[str, int]) -> str:
 def create_app(folder: Path) -> Starlette:
     """The page for a run's folder; DataError if there is no run."""
     review = ReviewedRun(folder)
-    files = read_files(FOLDER.iterdir())
+    files = read_files(FOLDER)
 
     async def page(request: Request) -> Response:
         return files.get(request.path_params.get("name", "index.html")) or _error(404, "not found")
