@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from nemotron4 import records
 from nemotron4.cli.console import note
-from nemotron4.cli.rows import carried, parse_json, read_request
+from nemotron4.cli.rows import SEED_RULE, carried, parse_json, read_request, row_seed
 from nemotron4.engine import InferenceEngine, SamplingParams, SamplingRequest
 from nemotron4.errors import (
     DataError,
@@ -42,6 +42,11 @@ class Output:
         self._run = dict(run)
         self._partial = path.with_name(path.name + ".partial")
         self._record = path.with_name(path.name + ".run.json")
+        earlier = self._recorded()
+        # A run that recorded no rule goes on by the first one.
+        self.seed_rule = SEED_RULE if earlier is None else earlier.get("seed_rule", 1)
+        if self.seed_rule != 1:
+            self._run["seed_rule"] = self.seed_rule
         self._log: RowLog | None = None
         if self._partial.exists() or not self._is_finished():
             self._log = RowLog(self._partial, key=itemgetter("row"), settings=self._run)
@@ -67,14 +72,23 @@ class Output:
         records.write(self.path, (log[number]["value"] for number in numbers))
         self._partial.unlink()
 
+    def _recorded(self) -> Mapping[str, Any] | None:
+        """What the run was made of that left these files."""
+        try:
+            if self._partial.exists():
+                with self._partial.open(encoding="utf-8") as lines:
+                    earlier = json.loads(lines.readline())["run"]
+            else:
+                earlier = json.loads(self._record.read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return earlier if isinstance(earlier, dict) else None
+
     def _is_finished(self) -> bool:
         """True when the output exists and this very run wrote it."""
         if not self.path.exists():
             return False
-        try:
-            earlier = json.loads(self._record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            earlier = None
+        earlier = self._recorded()
         found = [] if earlier is None else differences(earlier, self._run)
         if earlier is None or found:
             raise DataError(
@@ -128,7 +142,7 @@ def answer_file(
         try:
             with Progress(num_rows, len(log)) as progress:
                 run_stoppable(
-                    _answer_rows(engine, path, log, defaults, progress, max_in_flight=max_in_flight)
+                    _answer_rows(engine, path, output, defaults, progress, max_in_flight=max_in_flight)
                 )
         except EngineStoppedError as error:
             raise Nemotron4Error(
@@ -142,17 +156,20 @@ def answer_file(
 async def _answer_rows(
     engine: InferenceEngine,
     path: Path,
-    log: RowLog,
+    output: Output,
     defaults: SamplingParams,
     progress: Progress,
     *,
     max_in_flight: int,
 ) -> None:
     """A row that cannot be served becomes an error record in its place. An engine that fails ends the run."""
+    log = output.log
+    assert log is not None
 
     async def answer(item: tuple[int, bytes]) -> JsonObject:
         number, line = item
-        return {"row": number, "value": await _answer(engine, number, line, defaults, progress.add_token)}
+        own = dataclasses.replace(defaults, seed=row_seed(defaults.seed, number, output.seed_rule))
+        return {"row": number, "value": await _answer(engine, number, line, own, progress.add_token)}
 
     def keep(rows: list[JsonObject]) -> None:
         log.append(*rows)
@@ -173,7 +190,7 @@ async def _answer(
     row: JsonObject = {}
     try:
         row = parse_json(line)
-        generation = await _generate(engine, read_request(engine, row, number, defaults), count_token)
+        generation = await _generate(engine, read_request(engine, row, defaults), count_token)
     except (FieldError, RequestError, TemplateError, TokenizerError) as error:
         message = error.message if isinstance(error, Nemotron4Error) else str(error)
         return {**carried(row), "line": number, "error": message}

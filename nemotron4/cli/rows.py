@@ -25,7 +25,7 @@ NUMBERS = (
 )
 PROMPTS = ("prompt", "messages")
 CARRIED = ("id", "meta")
-SEED_RULE = 1
+SEED_RULE = 2  # rows are samples of the run's seed: ``derive_seed``
 FIELDS = (*PROMPTS, *CARRIED, *INTEGERS, *NUMBERS, "stop", "logprobs")
 
 
@@ -46,14 +46,7 @@ def carried(row: Mapping[str, Any]) -> JsonObject:
     return {name: row[name] for name in CARRIED if row.get(name) is not None}
 
 
-def read_request(
-    engine: InferenceEngine,
-    row: JsonObject,
-    number: int,
-    defaults: SamplingParams,
-    *,
-    seed_rule: int = SEED_RULE,
-) -> SamplingRequest:
+def read_request(engine: InferenceEngine, row: JsonObject, defaults: SamplingParams) -> SamplingRequest:
     for name in row:
         if name not in FIELDS:
             message, hint = unknown_name("field", name, FIELDS)
@@ -66,8 +59,6 @@ def read_request(
         changes["stop_strings"] = (*defaults.stop_strings, *_stop_strings(row))
     if "logprobs" in row:
         changes["logprobs"] = 0 if require(row, "logprobs", bool, "true or false") else None
-    if "seed" not in row and defaults.seed is not None:
-        changes["seed"] = row_seed(defaults.seed, number, seed_rule)
     return _request(engine, row, dataclasses.replace(defaults, **changes))
 
 
@@ -91,10 +82,10 @@ def _stop_strings(row: JsonObject) -> tuple[str, ...]:
     return stops
 
 
-def row_seed(seed: int, number: int, rule: int = SEED_RULE) -> int | None:
+def row_seed(seed: int | None, number: int, rule: int) -> int | None:
     """The seed of line ``number`` (from 1): equal prompts get different answers, a resumed row its own.
 
-    Rule 1 is what runs used that recorded none.
+    Rule 1 is what runs follow that recorded none.
     """
     if rule == 1:
         return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:7], "big")

@@ -9,7 +9,7 @@ from typing import Any, Self
 from nemotron4.engine import SamplingParams, SamplingRequest
 from nemotron4.errors import RequestError, unknown_name
 from nemotron4.inference.core import EngineCore
-from nemotron4.records import Generation, Message
+from nemotron4.records import FieldError, Generation, Message
 from nemotron4.text.answers import chat_request, encode_text, finished, samples, text_request
 
 # A text, its token ids, or a conversation (rendered in the model's own format).
@@ -90,11 +90,19 @@ class Engine(EngineCore):
         """Text is taken as it is, markers included; messages are rendered."""
         if isinstance(prompt, str):
             return text_request(self, prompt, params)
-        if prompt and not _is_message(prompt[0]):
+        if not isinstance(prompt, Sequence):
+            raise RequestError(f"a prompt is {prompt!r:.60}; expected a text, token ids or messages")
+        if prompt and not isinstance(prompt[0], Message | Mapping):
             return text_request(self, [_token_id(each) for each in prompt], params)
         if not prompt:
             raise RequestError("the prompt is empty", hint="give a text, token ids or messages")
-        messages = [m if isinstance(m, Message) else Message.parse(m, "message") for m in prompt]
+        try:
+            messages = [
+                each if isinstance(each, Message) else Message.parse(each, f"messages[{place}]")
+                for place, each in enumerate(prompt)
+            ]
+        except FieldError as error:
+            raise RequestError(str(error)) from error
         return chat_request(self, messages, params)
 
     def __enter__(self) -> Self:
@@ -108,14 +116,9 @@ class Engine(EngineCore):
 
 def _several(prompts: Prompt | Sequence[Prompt]) -> Sequence[Any]:
     """One prompt is one prompt: a text, a list of ids, or a list of messages."""
-    is_one = isinstance(prompts, str) or (
-        bool(prompts) and (_is_message(prompts[0]) or isinstance(prompts[0], int))
-    )
-    return [prompts] if is_one else prompts
-
-
-def _is_message(value: object) -> bool:
-    return isinstance(value, Message | Mapping)
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        return [prompts]
+    return [prompts] if prompts and isinstance(prompts[0], int | Message | Mapping) else prompts
 
 
 def _token_id(value: object) -> int:

@@ -18,7 +18,6 @@ import numpy as np
 from nemotron4.engine import (
     ChatFormat,
     EngineStats,
-    FinishReason,
     ModelInfo,
     PositionLogprobs,
     SamplingParams,
@@ -28,6 +27,7 @@ from nemotron4.engine import (
 from nemotron4.errors import EngineBusyError, RequestError
 from nemotron4.inference.fake_sampling import Floats, draw, position_logprobs
 from nemotron4.inference.fake_tokenizer import FakeTokenizer
+from nemotron4.inference.stopping import StopCheck
 
 BLOCK_TOKENS = 16
 SCRIPT_LOGIT = 40.0  # far above the pseudo-random ones, which lie within about ten of zero
@@ -153,6 +153,7 @@ class FakeEngine:
             yield TokenStep(None, prompt_logprobs=prompt_logprobs, finish_reason="length")
             return
         new_ids: list[int] = []
+        stop = StopCheck(params, self._tokenizer, prompt_ids)
         while True:
             await asyncio.sleep(self._delay_s)
             if error is not None and len(new_ids) >= num_before_error:
@@ -163,15 +164,15 @@ class FakeEngine:
             logits_V = self._logits(prompt_ids, new_ids, script)
             token_id = draw(logits_V, prompt_ids, new_ids, params, generator)
             new_ids.append(token_id)
-            finish_reason, stop_reason = self._ending(prompt_ids, new_ids, params)
+            end = stop.after(token_id, len(new_ids))
             yield TokenStep(
                 token_id,
                 logprobs=self._logprobs(logits_V, token_id, params.logprobs, params.full_logprobs),
                 prompt_logprobs=prompt_logprobs if len(new_ids) == 1 else None,
-                finish_reason=finish_reason,
-                stop_reason=stop_reason,
+                finish_reason=end.reason if end else None,
+                stop_reason=end.matched if end else None,
             )
-            if finish_reason is not None:
+            if end is not None:
                 return
 
     def _check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
@@ -269,19 +270,3 @@ class FakeEngine:
         if num_top is None:
             return None
         return position_logprobs(logits_V, token_id, num_top=num_top, is_full=is_full)
-
-    def _ending(
-        self, prompt_ids: list[int], new_ids: list[int], params: SamplingParams
-    ) -> tuple[FinishReason | None, int | str | None]:
-        if new_ids[-1] in params.stop_token_ids:
-            return "stop", new_ids[-1]
-        if params.stop_strings:
-            if params.stop_scope == "new_text":
-                text = self._tokenizer.decode(new_ids)
-                matches: list[str] = [stop for stop in params.stop_strings if stop in text]
-            else:
-                row = self._tokenizer.decode([*prompt_ids, *new_ids])
-                matches = [stop for stop in params.stop_strings if row.endswith(stop)]
-            if matches:
-                return "stop", matches[0]
-        return ("length", None) if len(new_ids) >= params.max_new_tokens else (None, None)

@@ -44,6 +44,6 @@ class StopCheck:
             self._tail = (self._tail + piece)[-max(self._longest, 1) :]
             return next((s for s in self._params.stop_strings if self._tail.endswith(s)), None)
         window = self._tail + piece
-        self._tail = window[len(window) - self._longest + 1 :] if self._longest > 1 else ""
+        self._tail = window[max(0, len(window) - self._longest + 1) :]
         found = [(window.find(s), s) for s in self._params.stop_strings if s in window]
         return min(found)[1] if found else None

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from nemotron4.cli.batch import Output, answer_file
-from nemotron4.cli.rows import row_seed
-from nemotron4.engine import SamplingParams
+from nemotron4.cli.rows import SEED_RULE, row_seed
+from nemotron4.engine import SamplingParams, derive_seed
 from nemotron4.errors import DataError, EngineBusyError, Nemotron4Error
 from nemotron4.inference.fake import FakeEngine
 
@@ -141,7 +141,11 @@ def test_equal_prompts_draw_different_answers_and_the_same_ones_again(tmp_path: 
         texts.append([row["text"] for row in Run(tmp_path / name, rows).start(FakeEngine(), max_in_flight=3)])
     assert texts[0] == texts[1]
     assert len(set(texts[0])) == 4
-    assert row_seed(0, 1) != row_seed(1, 1)
+
+
+def test_rows_are_samples_of_the_runs_seed_and_old_runs_keep_their_rule() -> None:
+    assert [row_seed(7, line, SEED_RULE) for line in (1, 2)] == [7, derive_seed(7, 1)]
+    assert row_seed(3, 1, 1) == 25233382892082996
 
 
 def test_full_queue_is_waited_for(tmp_path: Path) -> None:
@@ -294,7 +298,7 @@ def test_killed_between_the_two_renames_finishes_at_the_next_start(tmp_path: Pat
     with Output(output, OLD_RUN) as opened:
         opened.finish()
     assert _read(output) == [{"text": "a"}]
-    assert json.loads(Path(f"{output}.run.json").read_text()) == OLD_RUN
+    assert json.loads(Path(f"{output}.run.json").read_text()) == {**OLD_RUN, "seed_rule": SEED_RULE}
 
 
 def test_a_full_disk_is_told_in_words_and_the_same_command_continues(tmp_path: Path) -> None:

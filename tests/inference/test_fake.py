@@ -89,10 +89,12 @@ def test_stop_scopes(scope: Any, stop: str, expected: str) -> None:
     assert _text(steps) == expected
 
 
-def test_minimum_tokens_mask_the_given_ids_only() -> None:
+def test_minimum_tokens_hold_back_the_given_ids_and_stop_strings() -> None:
     masked = {"min_new_tokens": 5, "min_tokens_masks": END, "stop_token_ids": END, "temperature": 0}
     assert EOS not in _ids(_run(FakeEngine("ab"), **masked))[:5]
-    assert _text(_run(FakeEngine("ab"), stop_strings=("b",), **masked)) == "ab"
+    assert _text(_run(FakeEngine("abcdebf"), stop_strings=("b",), **masked)) == "abcdeb"
+    nemo = _run(FakeEngine("abcdebf"), stop_strings=("b",), stop_scope="row_suffix", **masked)
+    assert _text(nemo) == "ab"
 
 
 def test_the_narrowest_filters_are_greedy() -> None:
