@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import CheckpointError, unknown_name
 from nemotron4.model.attention import RotaryEmbedding
+from nemotron4.model.config import ModelConfig
+from nemotron4.model.reward_head import RewardModel
 from nemotron4.model.transformer import Block, Transformer
 
 READERS = 2  # tensors read and dequantised at the same time, while the caller works on those before
@@ -42,6 +44,12 @@ class _WithoutInitialisation(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def meta_module(config: ModelConfig) -> Transformer | RewardModel:
+    """The model without memory for its weights."""
+    with torch.device("meta"), _WithoutInitialisation():
+        return RewardModel(config) if config.num_reward_attributes else Transformer(config)
+
+
 def load_transformer(
     checkpoint: Checkpoint,
     *,
@@ -53,8 +61,8 @@ def load_transformer(
 
     ``block_loaded`` is called with each block when its weights stand in it, while the next are read.
     """
-    with torch.device("meta"), _WithoutInitialisation():
-        model = Transformer(checkpoint.config)
+    model = meta_module(replace(checkpoint.config, num_reward_attributes=0))
+    assert isinstance(model, Transformer)
     last_names = {
         f"model.layers.{i}.{list(block.state_dict())[-1]}": block
         for i, block in enumerate(model.model.blocks())
@@ -112,10 +120,17 @@ def load_weights(
 
 
 def match_weights(
-    module: torch.nn.Module, checkpoint: Checkpoint, *, skip: Mapping[str, str] | None = None
+    module: torch.nn.Module,
+    checkpoint: Checkpoint,
+    *,
+    skip: Mapping[str, str] | None = None,
+    compare_tied: bool = True,
 ) -> tuple[str, ...]:
-    """The checks of ``load_weights``, no loading: the names that the module takes, a tied weight once."""
-    wanted, tied, _ = _match(module, checkpoint, dict(skip or {}))
+    """The checks of ``load_weights``, no loading: the names that the module takes, a tied weight once.
+
+    Only a second copy of a tied weight is read, if ``compare_tied``.
+    """
+    wanted, tied, _ = _match(module, checkpoint, dict(skip or {}), compare_tied=compare_tied)
     return tuple(name for name in wanted if name not in tied)
 
 
@@ -123,7 +138,7 @@ _Slot = tuple[torch.nn.Module, str, torch.Tensor]
 
 
 def _match(
-    module: torch.nn.Module, checkpoint: Checkpoint, skipped: dict[str, str]
+    module: torch.nn.Module, checkpoint: Checkpoint, skipped: dict[str, str], *, compare_tied: bool = True
 ) -> tuple[dict[str, _Slot], dict[str, str], dict[str, str]]:
     """The slots to fill, which of them share a weight with an earlier one, and what is skipped and why."""
     checkpoint.require_readable()
@@ -136,7 +151,8 @@ def _match(
     wanted = {name: slot for name, slot in slots.items() if name not in skipped}
     tied = _tied_names(wanted)
     _check(wanted, checkpoint, skipped, tied)
-    _check_tied_values(checkpoint, {**tied, **_configured_tie(checkpoint)})
+    if compare_tied:
+        _check_tied_values(checkpoint, {**tied, **_configured_tie(checkpoint)})
     return wanted, tied, skipped
 
 

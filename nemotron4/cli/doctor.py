@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nemotron4.cli.console import group, note, print_json
-from nemotron4.cli.options import JsonOption
+from nemotron4.cli.options import JsonOption, ModelArgument
 from nemotron4.errors import ConfigError, DataError, unknown_name
 
 if TYPE_CHECKING:
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from nemotron4.training.packing import Segment
 
 app = group("Look for what would go wrong later.")
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps ``data`` a sub-command while it is the only one."""
 
 
 @app.command("data")
@@ -75,6 +70,56 @@ def data(
             f"{len(found.problems)} of {found.num_rows} rows cannot be used (--max-bad-rows {max_bad_rows})",
             hint="repair them, or write the others with --write-clean",
         )
+
+
+@app.command("checkpoint")
+def checkpoint(
+    model: ModelArgument,
+    gpu: Annotated[str, typer.Option(help="The GPU to plan for.")] = "h100-80gb",
+    as_json: JsonOption = False,
+) -> None:
+    """Describe a checkpoint from its headers, and name what would go wrong with it. No weight is read.
+
+    The exit status is 1 when the built-in engine cannot serve it.
+    """
+    from nemotron4.checkpoint.description import describe_checkpoint
+    from nemotron4.cluster.hardware import gpu_named
+    from nemotron4.cluster.plan import Workload, make_plan
+
+    found = describe_checkpoint(model)
+    values = found.to_json()
+    try:
+        work = Workload(
+            dtype=found.planned_dtype,  # type: ignore[arg-type]  # a planner's word
+            context=found.config.context_length,
+            concurrency=1,
+            stored=found.served_bytes,
+        )
+        layout = make_plan(found.config, gpu_named(gpu), work).layout
+        hardware = f"{layout.num_gpus} x {gpu}"
+    except ConfigError as error:
+        hardware = error.message
+    free, needed = found.free_bytes(), found.conversion_bytes()
+    values |= {"smallest_hardware": hardware, "free_bytes": free, "conversion_bytes": dict(needed)}
+    if as_json:
+        print_json(values)
+    else:
+        for name in ("path", "format", "family", "num_parameters", "context_length", "rope_scaling"):
+            print(f"{name.replace('_', ' '):<18}{values[name]}")
+        stored = ", ".join(f"{word} {size / 1e9:.3f} GB" for word, size in found.stored_types.items())
+        print(f"{'stored':<18}{stored}")
+        print(f"{'quantisation':<18}{values['quantization'] or 'none'}")
+        print(f"{'chat template':<18}{'yes' if found.has_template else 'no'}")
+        print(f"{'stop ids':<18}{', '.join(map(str, found.stop_ids)) or 'none'}")
+        print(f"{'smallest hardware':<18}{hardware} (one sequence of {found.config.context_length} tokens)")
+        sizes = ", ".join(f"{form} {size / 1e9:.1f} GB" for form, size in needed.items())
+        print(f"{'a conversion':<18}writes {sizes}; {free / 1e9:.1f} GB are free there")
+        for text in found.checkpoint.notes:
+            print(f"note              {text}")
+        for text in found.problems:
+            print(f"problem           {text}")
+    if found.problems:
+        raise typer.Exit(1)
 
 
 def _print(found: Examination, show: int) -> None:

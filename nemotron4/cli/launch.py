@@ -10,6 +10,9 @@ from typing import Annotated, Literal
 import typer
 
 from nemotron4.cli.console import group, note
+from nemotron4.cli.options import ContextOption
+from nemotron4.cluster import slurm as scripts
+from nemotron4.cluster.slurm import SlurmJob
 from nemotron4.errors import ConfigError
 from nemotron4.runs import write_file
 
@@ -61,10 +64,10 @@ def slurm(
         list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Settings of a training recipe.")
     ] = None,
     job: Annotated[Literal["serve", "train", "synth"], typer.Option(help="What to run.")] = "serve",
-    nodes: Annotated[int, typer.Option(help="Nodes of the job.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Nodes of the job.")] = SlurmJob.nodes,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of each node.")] = 1,
     gpu: Annotated[str, typer.Option(help="Their kind, to check that the model fits.")] = "h100-80gb",
-    time: Annotated[str, typer.Option(help="Longest run: h:mm:ss or days-h:mm:ss.")] = "4:00:00",
+    time: Annotated[str, typer.Option(help="Longest run: h:mm:ss or days-h:mm:ss.")] = SlurmJob.time,
     account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
     container: Annotated[
@@ -82,6 +85,7 @@ def slurm(
     pipeline_parallel: Annotated[
         int | None, typer.Option(help="Serving: stages of layers; one for each node if absent.")
     ] = None,
+    context: ContextOption = None,
     port: Annotated[int, typer.Option(help="Port to serve on.")] = 1424,
     host: Annotated[str, typer.Option(help="Address to serve on.")] = "0.0.0.0",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where synthetic shards go.")] = None,
@@ -89,9 +93,7 @@ def slurm(
     submit: Annotated[bool, typer.Option("--submit", help="Hand the script to sbatch.")] = False,
 ) -> None:
     """Print a batch script for Slurm, after the paths and the plan have been checked."""
-    from nemotron4.cluster import slurm as scripts
-
-    batch = scripts.SlurmJob(
+    batch = SlurmJob(
         name=f"nemotron4-{job}",
         nodes=nodes,
         gpus_per_node=gpus_per_node,
@@ -103,24 +105,44 @@ def slurm(
         python=python or (sys.executable if container is None else "python3"),
     )
     if job == "serve":
-        tensor, pipeline = tensor_parallel or max(1, gpus_per_node), pipeline_parallel or nodes
-        _check_fits(target, gpu, nodes * max(1, gpus_per_node), tensor, pipeline)
-        arguments = [target, "--host", host, "--port", str(port)]
-        if tensor * pipeline > 1:
-            arguments += ["--engine", "vllm", "--tensor-parallel", str(tensor)]
-            arguments += ["--pipeline-parallel", str(pipeline), "--nodes", str(nodes)]
-            if batch.python == sys.executable and importlib.util.find_spec("vllm") is None:
-                note(f"note: vLLM is not installed for {sys.executable}, which the job runs")
-        text = scripts.serve_script(batch, arguments)
-    elif job == "train":
-        _check_processes(Path(target), settings or [], nodes * gpus_per_node)
-        text = scripts.train_script(batch, [target, *(settings or [])])
+        text = _serve_script(batch, target, gpu, tensor_parallel, pipeline_parallel, context, (host, port))
     else:
-        if out is None:
-            raise ConfigError("--out is missing", hint="name the folder for the shards")
-        _existing(Path(target))
-        text = scripts.synth_script(batch, target, str(out), shards=shards)
+        text = _run_script(batch, job, target, settings or [], out, shards)
     print(scripts.submit(text) if submit else text, end="" if not submit else "\n")
+
+
+def _serve_script(
+    batch: SlurmJob,
+    model: str,
+    gpu: str,
+    tensor_parallel: int | None,
+    pipeline_parallel: int | None,
+    context: int | None,
+    address: tuple[str, int],
+) -> str:
+    per_node = max(1, batch.gpus_per_node)
+    tensor, pipeline = tensor_parallel or per_node, pipeline_parallel or batch.nodes
+    _check_fits(model, gpu, batch.nodes * per_node, tensor, pipeline, context)
+    arguments = [model, "--host", address[0], "--port", str(address[1])]
+    arguments += [] if context is None else ["--context", str(context)]
+    if tensor * pipeline > 1:
+        arguments += ["--engine", "vllm", "--tensor-parallel", str(tensor)]
+        arguments += ["--pipeline-parallel", str(pipeline), "--nodes", str(batch.nodes)]
+        if batch.python == sys.executable and importlib.util.find_spec("vllm") is None:
+            note(f"note: vLLM is not installed for {sys.executable}, which the job runs")
+    return scripts.serve_script(batch, arguments)
+
+
+def _run_script(
+    batch: SlurmJob, job: str, recipe: str, settings: list[str], out: Path | None, shards: int
+) -> str:
+    if job == "train":
+        _check_processes(Path(recipe), settings, batch.nodes * batch.gpus_per_node)
+        return scripts.train_script(batch, [recipe, *settings])
+    if out is None:
+        raise ConfigError("--out is missing", hint="name the folder for the shards")
+    _existing(Path(recipe))
+    return scripts.synth_script(batch, recipe, str(out), shards=shards)
 
 
 def _existing(path: Path) -> Path:
@@ -129,26 +151,37 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _check_fits(model: str, gpu: str, num_gpus: int, tensor_parallel: int, pipeline_parallel: int) -> None:
-    """The layout uses all GPUs of the job and the model fits it."""
-    from nemotron4.checkpoint.opening import open_checkpoint
+def _check_fits(
+    model: str, gpu: str, num_gpus: int, tensor_parallel: int, pipeline_parallel: int, context: int | None
+) -> None:
+    """The layout uses all GPUs of the job and the model fits it with its whole context, or ``--context``."""
+    from nemotron4.checkpoint.description import describe_checkpoint
     from nemotron4.cluster.hardware import gpu_named
     from nemotron4.cluster.plan import Workload, make_plan
 
     layout = f"tensor_parallel {tensor_parallel} x pipeline_parallel {pipeline_parallel}"
     if tensor_parallel * pipeline_parallel != num_gpus:
         raise ConfigError(f"{layout} use {tensor_parallel * pipeline_parallel} GPUs; the job has {num_gpus}")
+    found = describe_checkpoint(model)
+    tokens = context or found.config.context_length
     plan = make_plan(
-        open_checkpoint(model).config,
+        found.config,
         gpu_named(gpu),
-        Workload(concurrency=1),
+        Workload(
+            dtype=found.planned_dtype,  # type: ignore[arg-type]  # a planner's word
+            context=tokens,
+            concurrency=1,
+            stored=found.served_bytes,
+        ),
         tensor_parallel=tensor_parallel,
         pipeline_parallel=pipeline_parallel,
     )
     if plan.chosen.problem is not None:
         raise ConfigError(
-            f"{model} does not fit {num_gpus} x {gpu} with {layout}: {plan.chosen.problem}",
-            hint=f"nemotron4 plan {model} --gpu {gpu} says what it needs",
+            f"{model} with {tokens} tokens does not fit {num_gpus} x {gpu} with {layout}: "
+            f"{plan.chosen.problem}",
+            hint=f"nemotron4 plan {model} --gpu {gpu} --concurrency 1 says what it needs; "
+            "a smaller --context takes less",
         )
 
 

@@ -22,4 +22,8 @@ AdapterOption = Annotated[
         help="A trained adapter: a folder (LoRA, (IA)3, P-tuning, bottleneck), or NeMo's .nemo (LoRA).",
     ),
 ]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of prompt and answer together; the model's context if absent."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

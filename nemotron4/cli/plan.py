@@ -3,58 +3,85 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, NamedTuple
 
 import typer
 
 from nemotron4.cli.console import note, print_json
-from nemotron4.cli.options import JsonOption
+from nemotron4.cli.options import ContextOption, JsonOption
+from nemotron4.cluster.hardware import Dtype, Gpu, gpu_named, gpu_of_memory
 from nemotron4.cluster.layout import (
     DECODE_FORMULA,
     MFU_FORMULA,
     PREFILL_FORMULA,
+    Method,
+    Train,
     largest,
     training_operations,
 )
-from nemotron4.cluster.plan import Plan, Workload, make_plan
+from nemotron4.cluster.plan import HardwarePlan, KvCacheDtype, Workload, make_plan
+from nemotron4.cluster.sizes import Shape
 
-if TYPE_CHECKING:
-    from nemotron4.model.config import ModelConfig
+
+class Planned(NamedTuple):
+    """A model to plan for; a checkpoint brings what its weights take and the type they are computed in."""
+
+    shape: Shape
+    stored: dict[str, int]
+    dtype: str
+    quantization: str | None
 
 
 def plan(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A preset (nemotron4-340b), or a checkpoint to open.")
+        str,
+        typer.Argument(metavar="MODEL", help="A preset (nemotron4-340b, llama-3.1-70b), or a checkpoint."),
     ],
-    gpu: Annotated[str, typer.Option(help="The GPU: h100-80gb, h200-141gb, a100-80gb ...")] = "h100-80gb",
+    gpu: Annotated[str, typer.Option(help="The GPU: h100-80gb, h200-141gb, mi300x-192gb ...")] = "h100-80gb",
+    gpu_memory: Annotated[
+        float | None, typer.Option(metavar="GB", help="Any other GPU, by its memory.")
+    ] = None,
+    gpu_bandwidth: Annotated[
+        float | None, typer.Option(metavar="TB/S", help="Its memory bandwidth, for the rate of decoding.")
+    ] = None,
     dtype: Annotated[
-        Literal["bf16", "fp8", "int8"], typer.Option(help="Type of the linear layers.")
-    ] = "bf16",
+        Dtype | None, typer.Option(help="Type of the linear layers; a checkpoint's own if absent, else bf16.")
+    ] = None,
     tensor_parallel: Annotated[int | None, typer.Option(help="Keep this tensor parallel size.")] = None,
     pipeline_parallel: Annotated[int | None, typer.Option(help="Keep this pipeline parallel size.")] = None,
-    context: Annotated[int, typer.Option(help="Tokens of a sequence, prompt and answer.")] = 4096,
-    concurrency: Annotated[int, typer.Option(help="Sequences in the cache at once (serving).")] = 8,
-    train: Annotated[
-        Literal["full", "lora"] | None, typer.Option(help="Plan training instead of serving.")
-    ] = None,
-    method: Annotated[
-        Literal["sft", "reward", "dpo", "rpo", "ppo"], typer.Option(help="What is trained.")
-    ] = "sft",
-    batch: Annotated[int, typer.Option(help="Sequences of a training step.")] = 128,
+    context: ContextOption = None,
+    concurrency: Annotated[
+        int, typer.Option(help="Sequences in the cache at once (serving).")
+    ] = Workload.concurrency,
+    kv_cache_dtype: Annotated[
+        KvCacheDtype, typer.Option(help="Type of keys and values: auto (16 bits) or fp8.")
+    ] = Workload.kv_cache_dtype,
+    train: Annotated[Train | None, typer.Option(help="Plan training instead of serving.")] = None,
+    method: Annotated[Method, typer.Option(help="What is trained.")] = Workload.method,
+    batch: Annotated[int, typer.Option(help="Sequences of a training step.")] = Workload.batch,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the bytes of a rank (.svg, .png).")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say which layout fits MODEL, why a smaller one does not, and how fast it can be at best."""
-    from nemotron4.cluster.hardware import gpu_named
-
+    planned = planned_model(model)
+    is_stored = train is None and dtype in (None, planned.dtype)
     workload = Workload(
-        dtype=dtype, context=context, concurrency=concurrency, train=train, method=method, batch=batch
+        dtype="bf16" if train else dtype or planned.dtype,  # type: ignore[arg-type]  # a planner's word
+        context=context or planned.shape.context_length,
+        concurrency=concurrency,
+        train=train,
+        method=method,
+        batch=batch,
+        kv_cache_dtype=kv_cache_dtype,
+        stored=planned.stored if is_stored else {},
     )
+    if train and dtype not in (None, "bf16"):
+        Workload(dtype=dtype, train=train)  # says why not
     found = make_plan(
-        _shape(model),
-        gpu_named(gpu),
+        planned.shape,
+        _gpu(gpu, gpu_memory, gpu_bandwidth),
         workload,
         tensor_parallel=tensor_parallel,
         pipeline_parallel=pipeline_parallel,
@@ -65,22 +92,33 @@ def plan(
         draw(found, plot, title=model)
         note(f"drawn: {plot}")
     if as_json:
-        print_json({"model": model, **found.to_json()})
+        print_json({"model": model, "quantization": planned.quantization, **found.to_json()})
     else:
         print(_text(model, found))
 
 
-def _shape(model: str) -> ModelConfig:
+def _gpu(name: str, gigabytes: float | None, terabytes_per_s: float | None) -> Gpu:
+    if gigabytes is None:
+        return gpu_named(name)
+    return gpu_of_memory(gigabytes, terabytes_per_s=terabytes_per_s)
+
+
+def planned_model(model: str) -> Planned:
+    """A preset by name, else a checkpoint, of which only headers are read."""
+    from nemotron4.cluster.known_models import KNOWN_MODELS
     from nemotron4.model.presets import PRESETS
 
-    if model in PRESETS:
-        return PRESETS[model]()
-    from nemotron4.checkpoint.opening import open_checkpoint
+    if model in PRESETS or model in KNOWN_MODELS:
+        shape: Shape = PRESETS[model]() if model in PRESETS else KNOWN_MODELS[model]
+        return Planned(shape, {}, "bf16", None)
+    from nemotron4.checkpoint.description import describe_checkpoint
 
-    return open_checkpoint(model).config
+    found = describe_checkpoint(model)
+    method = None if found.quantization is None else found.quantization.method
+    return Planned(found.config, dict(found.served_bytes), found.planned_dtype, method)
 
 
-def _text(model: str, plan: Plan) -> str:
+def _text(model: str, plan: HardwarePlan) -> str:
     values = plan.to_json()
     layout, work = plan.layout, plan.workload
     use = f"training ({work.train} {work.method})" if work.train else f"serving in {work.dtype}"
@@ -90,9 +128,13 @@ def _text(model: str, plan: Plan) -> str:
         "weights of the whole model",
         *(f"  {part:<14}{_gigabytes(size)}" for part, size in values["weight_bytes"].items()),
         "",
-        f"smallest layout: {_layout_text(plan)}" if values["fits"] else f"layout: {_layout_text(plan)}",
-        f"  tensor parallel {layout.tensor_parallel}, pipeline parallel {layout.pipeline_parallel}",
+        f"smallest layout: {_smallest_text(plan)}",
     ]
+    if plan.smallest is not plan.chosen:
+        lines.append(f"layout asked for: {_layout_text(plan, layout.num_gpus)}")
+        lines.append(
+            f"  tensor parallel {layout.tensor_parallel}, pipeline parallel {layout.pipeline_parallel}"
+        )
     if not values["fits"]:
         lines.append(f"  does not fit: {values['problem']}")
     usable = f"{plan.usable_bytes / 1e9:.1f} of {plan.gpu.memory_bytes / 1e9:.1f} GB usable"
@@ -111,31 +153,41 @@ def _text(model: str, plan: Plan) -> str:
     return "\n".join([*lines, "", *_rate_lines(plan)])
 
 
-def _layout_text(plan: Plan) -> str:
-    num_gpus = plan.layout.num_gpus
+def _smallest_text(plan: HardwarePlan) -> str:
+    if plan.smallest is None:
+        return f"none of {plan.gpu.name} fits"
+    layout = plan.smallest.layout
+    split = f"tensor parallel {layout.tensor_parallel}, pipeline parallel {layout.pipeline_parallel}"
+    return f"{_layout_text(plan, layout.num_gpus)}\n  {split}"
+
+
+def _layout_text(plan: HardwarePlan, num_gpus: int) -> str:
     nodes = -(-num_gpus // plan.gpu.gpus_per_node)
     return f"{num_gpus} x {plan.gpu.name} ({nodes} node{'s' if nodes > 1 else ''})"
 
 
-def _rate_lines(plan: Plan) -> list[str]:
+def _rate_lines(plan: HardwarePlan) -> list[str]:
     work = plan.workload
-    rates = plan.rates
-    if rates is not None:
-        step = f"{1000 * rates.decode_step_s:.1f} ms a step, bound by {rates.decode_bound}"
-        return [
-            f"upper bounds with {work.concurrency} sequences of {work.context} tokens",
-            f"  decode   {rates.decode_tokens_per_s:,.0f} tokens/s, {step}",
-            f"  prefill  {rates.prefill_tokens_per_s:,.0f} tokens/s",
-            f"  {DECODE_FORMULA}",
-            f"  {PREFILL_FORMULA}",
-        ]
+    if work.train is None:
+        return _serving_lines(plan)
     operations = training_operations(plan.shape, batch=work.batch, context=work.context)
-    peak = plan.layout.num_gpus * plan.gpu.rate("bf16")
-    return [
-        f"a step of {work.batch} sequences: {operations:.3g} operations, "
-        f"{operations / peak:.1f} s at the peak rate",
-        f"  {MFU_FORMULA}",
+    rate = plan.gpu.rate("bf16")
+    seconds = "" if rate is None else f", {operations / plan.layout.num_gpus / rate:.1f} s at the peak rate"
+    return [f"a step of {work.batch} sequences: {operations:.3g} operations{seconds}", f"  {MFU_FORMULA}"]
+
+
+def _serving_lines(plan: HardwarePlan) -> list[str]:
+    work, rates = plan.workload, plan.rates
+    if rates is None:
+        return ["no rates: the GPU's bandwidth is not known (--gpu-bandwidth TB/s)"]
+    step = f"{1000 * rates.decode_step_s:.1f} ms a step, bound by {rates.decode_bound}"
+    lines = [
+        f"upper bounds with {work.concurrency} sequences of {work.context} tokens",
+        f"  decode   {rates.decode_tokens_per_s:,.0f} tokens/s, {step}",
     ]
+    if rates.prefill_tokens_per_s is not None:
+        lines.append(f"  prefill  {rates.prefill_tokens_per_s:,.0f} tokens/s")
+    return [*lines, f"  {DECODE_FORMULA}", f"  {PREFILL_FORMULA}"]
 
 
 def _gigabytes(size: int) -> str:

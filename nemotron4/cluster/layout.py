@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from nemotron4.cluster.hardware import Dtype, Gpu
-from nemotron4.cluster.sizes import Shape, TensorSize, num_parameters, stage_tensors
+from nemotron4.cluster.sizes import Shape, TensorSize, WeightBytes, num_parameters, stage_tensors
 
 Train = Literal["full", "lora"]
 Method = Literal["sft", "reward", "dpo", "rpo", "ppo"]
@@ -27,7 +27,7 @@ LORA_RANK = 32
 
 
 @dataclass(frozen=True)
-class Layout:
+class ParallelSizes:
     """How a model is split: tensor x pipeline x data parallel ranks."""
 
     tensor_parallel: int
@@ -60,7 +60,14 @@ class RankBytes:
 
 
 def serving_bytes(
-    shape: Shape, layout: Layout, stage: int, *, dtype: Dtype, context: int, concurrency: int
+    shape: Shape,
+    layout: ParallelSizes,
+    stage: int,
+    *,
+    weights: WeightBytes,
+    context: int,
+    concurrency: int,
+    kv_bytes: int = 2,
 ) -> RankBytes:
     """One rank of a stage with the cache of ``concurrency`` full sequences of ``context`` tokens."""
     tp, pp = layout.tensor_parallel, layout.pipeline_parallel
@@ -71,15 +78,15 @@ def serving_bytes(
     widths = 3 * shape.hidden_size + max((q + 2 * kv) // tp, shape.ffn_hidden_size // tp)
     logits = 4 * concurrency * shape.vocab_size // tp if stage == pp - 1 else 0
     return RankBytes(
-        weights=_weights(shape, layout, stage, dtype),
-        kv_cache=concurrency * context * kv_bytes_per_token(shape, layout),
+        weights=_weights(shape, layout, stage, weights),
+        kv_cache=concurrency * context * kv_bytes_per_token(shape, layout, kv_bytes),
         activations=2 * tokens * widths + logits,
     )
 
 
 def training_bytes(
     shape: Shape,
-    layout: Layout,
+    layout: ParallelSizes,
     stage: int,
     *,
     train: Train,
@@ -93,7 +100,7 @@ def training_bytes(
     with its adapter off; of several ranks each gathers the whole policy for its rollouts.
     """
     tp, pp = layout.tensor_parallel, layout.pipeline_parallel
-    weights = policy = _weights(shape, layout, stage, "bf16")
+    weights = policy = _weights(shape, layout, stage, WeightBytes("bf16"))
     if train == "full":
         trained = policy // 2
     else:
@@ -103,7 +110,7 @@ def training_bytes(
     if method == "ppo":
         trained += policy // 2
         weights += policy * (2 if train == "full" else 1)
-        rollouts = _weights(shape, Layout(1, 1), 0, "bf16") if layout.num_gpus > 1 else 0
+        rollouts = _weights(shape, ParallelSizes(1, 1), 0, WeightBytes("bf16")) if layout.num_gpus > 1 else 0
     layers = shape.num_layers // pp
     in_flight = min(pp, pp - stage)  # one forward one backward: the first stage holds the most
     inputs = 2 * micro_batch * context * shape.hidden_size * layers * in_flight // tp
@@ -119,15 +126,15 @@ def training_bytes(
     )
 
 
-def kv_bytes_per_token(shape: Shape, layout: Layout) -> int:
-    """Keys and values of one position on one rank, 16 bits. Heads that do not divide are repeated."""
+def kv_bytes_per_token(shape: Shape, layout: ParallelSizes, kv_bytes: int = 2) -> int:
+    """Keys and values of one position on one rank. Heads that do not divide are repeated."""
     heads = max(1, shape.num_kv_heads // layout.tensor_parallel)
-    return 2 * (shape.num_layers // layout.pipeline_parallel) * heads * shape.head_dim * 2
+    return 2 * (shape.num_layers // layout.pipeline_parallel) * heads * shape.head_dim * kv_bytes
 
 
-def _weights(shape: Shape, layout: Layout, stage: int, dtype: Dtype) -> int:
+def _weights(shape: Shape, layout: ParallelSizes, stage: int, weights: WeightBytes) -> int:
     tensors = stage_tensors(shape, stage, layout.pipeline_parallel)
-    return sum(tensor.num_bytes(dtype, layout.tensor_parallel) for tensor in tensors)
+    return sum(weights.of(tensor, layout.tensor_parallel) for tensor in tensors)
 
 
 def _lora_parameters(tensor: TensorSize, tensor_parallel: int) -> int:
@@ -157,10 +164,10 @@ class ServingRates:
 
     decode_step_s: float
     decode_tokens_per_s: float  # all sequences together
-    prefill_tokens_per_s: float
+    prefill_tokens_per_s: float | None  # None where the GPU's rate is not known
     decode_bound: str  # "bandwidth" or "compute"
 
-    def to_json(self) -> dict[str, float | str]:
+    def to_json(self) -> dict[str, float | str | None]:
         return {
             "decode_step_s": self.decode_step_s,
             "decode_tokens_per_s": self.decode_tokens_per_s,
@@ -179,27 +186,32 @@ def non_embedding_parameters(shape: Shape) -> int:
 
 def serving_rates(
     shape: Shape,
-    layout: Layout,
+    layout: ParallelSizes,
     gpu: Gpu,
     ranks: list[RankBytes],
     *,
     dtype: Dtype,
     context: int,
     concurrency: int,
-) -> ServingRates:
-    """Decode of ``concurrency`` full sequences, prefill of a full context. ``ranks``: one for each stage."""
-    rate = gpu.rate(dtype)
+) -> ServingRates | None:
+    """Decode of ``concurrency`` full sequences, prefill of a full context. ``ranks``: one for each stage.
+
+    None where the GPU's bandwidth is not known.
+    """
+    rate, bandwidth = gpu.rate(dtype), gpu.bandwidth_bytes_per_s
+    if bandwidth is None:
+        return None
     width = shape.num_heads * shape.head_dim
     linear = 2 * (non_embedding_parameters(shape) + shape.vocab_size * shape.hidden_size)
     operations = concurrency * (linear + 4 * context * width * shape.num_layers)
-    compute_s = operations / layout.num_gpus / rate  # of one stage
-    read_s = [(rank.weights + rank.kv_cache) / gpu.bandwidth_bytes_per_s for rank in ranks]
+    compute_s = 0.0 if rate is None else operations / layout.num_gpus / rate  # of one stage
+    read_s = [(rank.weights + rank.kv_cache) / bandwidth for rank in ranks]
     step_s = sum(max(compute_s, seconds) for seconds in read_s)
     per_token = 2 * non_embedding_parameters(shape) + 2 * context * width * shape.num_layers
     return ServingRates(
         decode_step_s=step_s,
         decode_tokens_per_s=concurrency / step_s,
-        prefill_tokens_per_s=layout.num_gpus * rate / per_token,
+        prefill_tokens_per_s=None if rate is None else layout.num_gpus * rate / per_token,
         decode_bound="bandwidth" if max(read_s) > compute_s else "compute",
     )
 
@@ -210,8 +222,3 @@ def training_operations(shape: Shape, *, batch: int, context: int) -> float:
     matrices = non_embedding_parameters(shape) + shape.vocab_size * shape.hidden_size
     attention = 4 * batch * context**2 * shape.hidden_size * shape.num_layers
     return 3.0 * (2 * tokens * matrices + attention)
-
-
-def mfu(shape: Shape, *, num_gpus: int, peak: float, batch: int, context: int, seconds: float) -> float:
-    """Share of the peak rate that a training step of ``seconds`` reached."""
-    return training_operations(shape, batch=batch, context=context) / (num_gpus * peak * seconds)

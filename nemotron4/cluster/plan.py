@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nemotron4.cluster.hardware import Dtype, Gpu
 from nemotron4.cluster.layout import (
     MFU_FORMULA,
-    Layout,
     Method,
+    ParallelSizes,
     RankBytes,
     ServingRates,
     Train,
@@ -21,10 +21,12 @@ from nemotron4.cluster.layout import (
     training_bytes,
     training_operations,
 )
-from nemotron4.cluster.sizes import Shape, bytes_by_part, num_parameters
+from nemotron4.cluster.sizes import Shape, WeightBytes, bytes_by_part, num_parameters
 from nemotron4.errors import ConfigError
-from nemotron4.plots import draw_stacks
+from nemotron4.plots import legend, new_figure, save, style
+from nemotron4.report import COLOURS
 
+KvCacheDtype = Literal["auto", "fp8"]
 USABLE = 0.92  # share of a GPU's memory that is planned for; the rest is fragmentation
 MAX_NODES = 128
 
@@ -39,6 +41,8 @@ class Workload:
     train: Train | None = None
     method: Method = "sft"
     batch: int = 128
+    kv_cache_dtype: KvCacheDtype = "auto"
+    stored: Mapping[str, int] = field(default_factory=dict)  # bytes of a checkpoint's own tensors
 
     def __post_init__(self) -> None:
         for name in ("context", "concurrency", "batch"):
@@ -49,18 +53,26 @@ class Workload:
                 f"dtype is {self.dtype!r}; training is planned in bf16", hint="leave --dtype out"
             )
 
+    @property
+    def weights(self) -> WeightBytes:
+        return WeightBytes(self.dtype, self.stored)
+
+    @property
+    def kv_bytes(self) -> int:
+        return 1 if self.kv_cache_dtype == "fp8" else 2
+
 
 @dataclass(frozen=True)
 class Attempt:
     """A layout, the bytes of one rank of each stage, and why it does not fit (None if it does)."""
 
-    layout: Layout
+    layout: ParallelSizes
     stages: tuple[RankBytes, ...]
     problem: str | None
 
 
 @dataclass(frozen=True)
-class Plan:
+class HardwarePlan:
     """The answer: a layout with its bytes, and the smaller ones that were tried."""
 
     shape: Shape
@@ -68,9 +80,10 @@ class Plan:
     workload: Workload
     chosen: Attempt
     rejected: tuple[Attempt, ...]
+    smallest: Attempt | None  # of all layouts, also where another one was asked for
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> ParallelSizes:
         return self.chosen.layout
 
     @property
@@ -97,11 +110,12 @@ class Plan:
         rank = largest(list(self.chosen.stages))
         values: dict[str, Any] = {
             "num_parameters": num_parameters(self.shape),
-            "weight_bytes": bytes_by_part(self.shape, work.dtype),
+            "weight_bytes": bytes_by_part(self.shape, work.weights),
             "gpu": self.gpu.name,
             "dtype": work.dtype,
             "context": work.context,
             "concurrency": work.concurrency,
+            "kv_cache_dtype": work.kv_cache_dtype,
             "train": work.train,
             "method": work.method if work.train else None,
             "fits": self.chosen.problem is None,
@@ -114,27 +128,28 @@ class Plan:
             "bytes_per_rank": rank.to_json(),
             "bytes_per_stage": [stage.to_json() for stage in self.chosen.stages],
             "usable_bytes_per_gpu": self.usable_bytes,
-            "smaller": [
-                {
-                    "num_gpus": attempt.layout.num_gpus,
-                    "tensor_parallel": attempt.layout.tensor_parallel,
-                    "pipeline_parallel": attempt.layout.pipeline_parallel,
-                    "problem": attempt.problem,
-                }
-                for attempt in self.rejected
-            ],
+            "smallest": None if self.smallest is None else _attempt_json(self.smallest),
+            "smaller": [_attempt_json(attempt) for attempt in self.rejected],
         }
-        rates = self.rates
-        if rates is not None:
-            return values | {"rates": rates.to_json()}
+        if work.train is None:
+            return values | {"rates": None if self.rates is None else self.rates.to_json()}
         operations = training_operations(self.shape, batch=work.batch, context=work.context)
         peak = self.gpu.rate("bf16")
         return values | {
             "batch": work.batch,
             "operations_per_step": operations,
-            "step_s_at_peak": operations / (layout.num_gpus * peak),
+            "step_s_at_peak": None if peak is None else operations / (layout.num_gpus * peak),
             "mfu_formula": MFU_FORMULA,
         }
+
+
+def _attempt_json(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "num_gpus": attempt.layout.num_gpus,
+        "tensor_parallel": attempt.layout.tensor_parallel,
+        "pipeline_parallel": attempt.layout.pipeline_parallel,
+        "problem": attempt.problem,
+    }
 
 
 def make_plan(
@@ -144,7 +159,7 @@ def make_plan(
     *,
     tensor_parallel: int | None = None,
     pipeline_parallel: int | None = None,
-) -> Plan:
+) -> HardwarePlan:
     """Try layouts from the smallest; a given parallel size is kept. Raises ConfigError if none fits.
 
     When both sizes are given, that one layout is described, whether it fits or not.
@@ -154,7 +169,9 @@ def make_plan(
     for layout in _layouts(shape, gpu, tensor_parallel, pipeline_parallel):
         attempt = _attempt(shape, gpu, workload, layout)
         if attempt.problem is None or given:
-            return Plan(shape, gpu, workload, attempt, tuple(rejected))
+            is_free = tensor_parallel is None and pipeline_parallel is None
+            smallest = attempt if is_free else _smallest(shape, gpu, workload)
+            return HardwarePlan(shape, gpu, workload, attempt, tuple(rejected), smallest)
         rejected.append(attempt)
     last = rejected[-1]
     raise ConfigError(
@@ -163,7 +180,13 @@ def make_plan(
     )
 
 
-def _layouts(shape: Shape, gpu: Gpu, tensor: int | None, pipeline: int | None) -> Iterator[Layout]:
+def _smallest(shape: Shape, gpu: Gpu, workload: Workload) -> Attempt | None:
+    """Of all layouts, the first that fits."""
+    attempts = (_attempt(shape, gpu, workload, layout) for layout in _layouts(shape, gpu, None, None))
+    return next((attempt for attempt in attempts if attempt.problem is None), None)
+
+
+def _layouts(shape: Shape, gpu: Gpu, tensor: int | None, pipeline: int | None) -> Iterator[ParallelSizes]:
     """Layouts by number of GPUs: 1, 2, 4 ... of one node, then whole nodes.
 
     Tensor parallelism stays inside a node; among equals the widest one comes first.
@@ -186,11 +209,11 @@ def _layouts(shape: Shape, gpu: Gpu, tensor: int | None, pipeline: int | None) -
     tensor_sizes = [tensor] if tensor is not None else sizes
     pipeline_sizes = [pipeline] if pipeline is not None else range(1, shape.num_layers + 1)
     candidates = [
-        Layout(tp, pp) for tp in tensor_sizes for pp in pipeline_sizes if shape.num_layers % pp == 0
+        ParallelSizes(tp, pp) for tp in tensor_sizes for pp in pipeline_sizes if shape.num_layers % pp == 0
     ]
     is_free = tensor is None or pipeline is None
     whole = [layout for layout in candidates if not is_free or _is_whole(layout.num_gpus, gpu)]
-    widest: dict[int, Layout] = {}
+    widest: dict[int, ParallelSizes] = {}
     for layout in sorted(whole, key=lambda layout: layout.tensor_parallel):
         widest[layout.num_gpus] = layout
     if not widest:
@@ -209,7 +232,7 @@ def _is_whole(num_gpus: int, gpu: Gpu) -> bool:
     return inside or num_gpus % gpu.gpus_per_node == 0
 
 
-def _attempt(shape: Shape, gpu: Gpu, workload: Workload, layout: Layout) -> Attempt:
+def _attempt(shape: Shape, gpu: Gpu, workload: Workload, layout: ParallelSizes) -> Attempt:
     stages = []
     for stage in range(layout.pipeline_parallel):
         if workload.train is None:
@@ -217,9 +240,10 @@ def _attempt(shape: Shape, gpu: Gpu, workload: Workload, layout: Layout) -> Atte
                 shape,
                 layout,
                 stage,
-                dtype=workload.dtype,
+                weights=workload.weights,
                 context=workload.context,
                 concurrency=workload.concurrency,
+                kv_bytes=workload.kv_bytes,
             )
         else:
             rank = training_bytes(
@@ -247,16 +271,27 @@ def _attempt(shape: Shape, gpu: Gpu, workload: Workload, layout: Layout) -> Atte
     return Attempt(layout, tuple(stages), problem)
 
 
-def draw(plan: Plan, path: Path, *, title: str) -> None:
+def draw(plan: HardwarePlan, path: Path, *, title: str) -> None:
     """Write the picture; the ending of the name decides the format."""
-    stages = [stage.to_json() for stage in plan.chosen.stages]
-    parts = {part: [stage[part] / 1e9 for stage in stages] for part in stages[0] if part != "total"}
+    stages = plan.chosen.stages
+    figure = new_figure(1.6 + 0.4 * len(stages))
+    axes = figure.subplots()
+    names = [f"stage {i}" for i in range(len(stages))]
+    left = [0.0] * len(stages)
+    handles: dict[str, Any] = {}
+    for part in stages[0].to_json():
+        sizes = [stage.to_json()[part] / 1e9 for stage in stages]
+        if part == "total" or not any(sizes):
+            continue
+        handles[part.replace("_", " ")] = axes.barh(
+            names, sizes, left=left, color=COLOURS[len(handles) % len(COLOURS)]
+        )
+        left = [a + b for a, b in zip(left, sizes, strict=True)]
+    handles["usable"] = axes.axvline(plan.usable_bytes / 1e9, color="black", linestyle="--")
+    handles[plan.gpu.name] = axes.axvline(plan.gpu.memory_bytes / 1e9, color="black")
+    axes.invert_yaxis()
     layout = plan.layout
-    draw_stacks(
-        [f"stage {at}" for at in range(len(stages))],
-        {part: sizes for part, sizes in parts.items() if any(sizes)},
-        path,
-        title=f"{title}: {layout.num_gpus} GPUs, TP {layout.tensor_parallel} x PP {layout.pipeline_parallel}",
-        unit="GB on each GPU",
-        limits={plan.gpu.name: plan.gpu.memory_bytes / 1e9, "usable": plan.usable_bytes / 1e9},
-    )
+    split = f"TP {layout.tensor_parallel} x PP {layout.pipeline_parallel}"
+    style(axes, title=f"{title}: {layout.num_gpus} GPUs, {split}", x_label="GB on each GPU")
+    legend(figure, handles)
+    save(figure, path)

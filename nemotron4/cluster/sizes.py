@@ -8,13 +8,13 @@ the embedding, the last the final norm and the output layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from nemotron4.cluster.hardware import Dtype
 
-Part = Literal["embedding", "attention", "mlp", "norms", "output"]
+ModelPart = Literal["embedding", "attention", "mlp", "norms", "output"]
 
 
 class Shape(Protocol):
@@ -48,30 +48,66 @@ class Shape(Protocol):
     def num_reward_attributes(self) -> int: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnownShape:
+    """The shape of a published model of another family: to plan for, not to build here."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    vocab_size: int
+    context_length: int
+    head_dim: int = 128
+    tie_embeddings: bool = False
+    has_qkv_bias: bool = False  # Qwen 2.5
+    has_qk_norm: bool = False  # Qwen 3
+    norm: str = "rmsnorm"
+    mlp: str = "swiglu"
+    attention_bias: bool = False
+    num_reward_attributes: int = 0
+
+
 @dataclass(frozen=True)
 class TensorSize:
     """One tensor. ``split`` is the dim that tensor parallelism cuts, ``layer`` None outside the blocks."""
 
     name: str
-    part: Part
+    part: ModelPart
     shape: tuple[int, ...]
     split: int | None
     layer: int | None
 
     @property
     def is_linear(self) -> bool:
-        """Whether eight-bit schemes replace it."""
+        """Whether eight- and four-bit schemes replace it."""
         return self.layer is not None and len(self.shape) == 2
 
     def local_shape(self, tensor_parallel: int) -> tuple[int, ...]:
         return tuple(n // tensor_parallel if dim == self.split else n for dim, n in enumerate(self.shape))
 
-    def num_bytes(self, dtype: Dtype, tensor_parallel: int = 1) -> int:
-        """Bytes on one rank: 16 bits, or for eight-bit linear layers 8 and a 16-bit scale for each row."""
-        local = self.local_shape(tensor_parallel)
-        if dtype == "bf16" or not self.is_linear:
-            return 2 * math.prod(local)
-        return math.prod(local) + 2 * local[0]
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """What a tensor takes: by the type of the linear layers, or as a checkpoint has it (``stored``)."""
+
+    dtype: Dtype
+    stored: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, tensor: TensorSize, tensor_parallel: int = 1) -> int:
+        """Bytes on one rank: 16 bits for everything but linear layers, whose scales count too."""
+        local = tensor.local_shape(tensor_parallel)
+        count = math.prod(local)
+        if tensor.name in self.stored:
+            return math.ceil(self.stored[tensor.name] * count / math.prod(tensor.shape))
+        if self.dtype == "bf16" or not tensor.is_linear:
+            return 2 * count
+        if self.dtype == "int4":  # a 16-bit scale for 128 values
+            return count // 2 + count // 64
+        if self.dtype == "nvfp4":  # an 8-bit scale for 16 values
+            return count // 2 + count // 16
+        return count + 2 * local[0]  # a 16-bit scale for each row
 
 
 def tensor_sizes(shape: Shape) -> Iterator[TensorSize]:
@@ -94,8 +130,13 @@ def _layer(shape: Shape, layer: int) -> Iterator[TensorSize]:
     prefix = f"model.layers.{layer}"
     for name, rows in (("q", q), ("k", kv), ("v", kv)):
         yield TensorSize(f"{prefix}.self_attn.{name}_proj.weight", "attention", (rows, d), 0, layer)
-        if shape.attention_bias:
+        if shape.attention_bias or (isinstance(shape, KnownShape) and shape.has_qkv_bias):
             yield TensorSize(f"{prefix}.self_attn.{name}_proj.bias", "attention", (rows,), 0, layer)
+    if isinstance(shape, KnownShape) and shape.has_qk_norm:
+        for name in "qk":
+            yield TensorSize(
+                f"{prefix}.self_attn.{name}_norm.weight", "norms", (shape.head_dim,), None, layer
+            )
     yield TensorSize(f"{prefix}.self_attn.o_proj.weight", "attention", (d, q), 1, layer)
     if shape.attention_bias:
         yield TensorSize(f"{prefix}.self_attn.o_proj.bias", "attention", (d,), None, layer)
@@ -131,9 +172,9 @@ def num_parameters(shape: Shape) -> int:
     return sum(math.prod(tensor.shape) for tensor in tensor_sizes(shape))
 
 
-def bytes_by_part(shape: Shape, dtype: Dtype) -> dict[Part, int]:
+def bytes_by_part(shape: Shape, weights: WeightBytes) -> dict[ModelPart, int]:
     """Weights of the whole model by part."""
-    found: dict[Part, int] = {}
+    found: dict[ModelPart, int] = {}
     for tensor in tensor_sizes(shape):
-        found[tensor.part] = found.get(tensor.part, 0) + tensor.num_bytes(dtype)
+        found[tensor.part] = found.get(tensor.part, 0) + weights.of(tensor)
     return found

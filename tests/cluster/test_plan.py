@@ -11,15 +11,20 @@ import pytest
 
 from nemotron4.cli.main import main
 from nemotron4.cluster.hardware import gpu_named
-from nemotron4.cluster.layout import Layout, kv_bytes_per_token, mfu, non_embedding_parameters
-from nemotron4.cluster.plan import Plan, Workload, make_plan
-from nemotron4.cluster.sizes import bytes_by_part, num_parameters, tensor_sizes
+from nemotron4.cluster.layout import (
+    ParallelSizes,
+    kv_bytes_per_token,
+    non_embedding_parameters,
+    training_operations,
+)
+from nemotron4.cluster.plan import HardwarePlan, Workload, make_plan
+from nemotron4.cluster.sizes import WeightBytes, bytes_by_part, num_parameters, tensor_sizes
 from nemotron4.errors import ConfigError
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.presets import PRESETS, nemotron4_15b, nemotron4_340b
 
 
-def plan_for(gpu: str, **workload: object) -> Plan:
+def plan_for(gpu: str, **workload: object) -> HardwarePlan:
     return make_plan(nemotron4_340b(), gpu_named(gpu), Workload(**workload))  # type: ignore[arg-type]
 
 
@@ -27,7 +32,7 @@ def plan_for(gpu: str, **workload: object) -> Plan:
 def test_bf16_needs_the_hardware_of_the_model_card(gpu: str, num_gpus: int) -> None:
     layout = plan_for(gpu).layout
     assert layout.num_gpus == num_gpus
-    assert layout == Layout(tensor_parallel=8, pipeline_parallel=num_gpus // 8)
+    assert layout == ParallelSizes(tensor_parallel=8, pipeline_parallel=num_gpus // 8)
 
 
 def test_bf16_does_not_fit_one_node_of_h100_and_the_plan_says_why() -> None:
@@ -45,7 +50,7 @@ def test_fp8_fits_one_node_of_h100_and_not_half_of_it() -> None:
 
 
 def test_full_fine_tuning_needs_twelve_nodes_as_the_published_recipe() -> None:
-    assert plan_for("h100-80gb", train="full").layout == Layout(8, 12)
+    assert plan_for("h100-80gb", train="full").layout == ParallelSizes(8, 12)
 
 
 def test_lora_fits_where_full_training_does_not() -> None:
@@ -79,8 +84,8 @@ def test_parameters_and_cache_are_those_published(
     config = PRESETS[preset]()
     assert num_parameters(config) == config.num_parameters == total
     assert non_embedding_parameters(config) == non_embedding
-    assert kv_bytes_per_token(config, Layout(1, 1)) == kv_bytes
-    assert sum(bytes_by_part(config, "bf16").values()) == 2 * total
+    assert kv_bytes_per_token(config, ParallelSizes(1, 1)) == kv_bytes
+    assert sum(bytes_by_part(config, WeightBytes("bf16")).values()) == 2 * total
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,8 @@ def test_parameters_and_cache_are_those_published(
 def test_mfu_reproduces_the_published_rows(
     preset: str, num_gpus: int, seconds: float, batch: int, published: float
 ) -> None:
-    share = mfu(PRESETS[preset](), num_gpus=num_gpus, peak=989e12, batch=batch, context=4096, seconds=seconds)
+    operations = training_operations(PRESETS[preset](), batch=batch, context=4096)
+    share = operations / (num_gpus * 989e12 * seconds)
     assert 100 * share == pytest.approx(published, abs=0.31)
 
 
@@ -141,8 +147,10 @@ def test_an_impossible_split_is_refused(sizes: dict[str, int], message: str) -> 
 
 def test_an_unknown_gpu_names_the_nearest() -> None:
     with pytest.raises(ConfigError) as raised:
-        gpu_named("h100")
-    assert raised.value.hint == "did you mean 'h100-80gb'?"
+        gpu_named("h100-90gb")
+    assert "did you mean 'h100-80gb'?" in str(raised.value.hint)
+    assert "--gpu-memory" in str(raised.value.hint)
+    assert gpu_named("H200").name == "h200-141gb"
 
 
 def test_eight_bit_bytes_equal_a_converted_checkpoint(tmp_path: Path) -> None:
@@ -157,7 +165,7 @@ def test_eight_bit_bytes_equal_a_converted_checkpoint(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(source)
     convert(checkpoint, tmp_path / "q", ConvertOptions(to="hf", quantize="int8"))
     stored = read_header(tmp_path / "q" / "model.safetensors")
-    planned = sum(bytes_by_part(checkpoint.config, "int8").values())
+    planned = sum(bytes_by_part(checkpoint.config, WeightBytes("int8")).values())
     assert sum(tensor.num_bytes for tensor in stored.values()) == planned
 
 
@@ -215,4 +223,4 @@ def test_the_picture_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_the_15b_needs_one_gpu() -> None:
-    assert make_plan(nemotron4_15b(), gpu_named("h100-80gb"), Workload()).layout == Layout(1, 1)
+    assert make_plan(nemotron4_15b(), gpu_named("h100-80gb"), Workload()).layout == ParallelSizes(1, 1)

@@ -12,12 +12,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from nemotron4.cluster.layout import Layout, serving_bytes
-from nemotron4.cluster.sizes import stage_tensors
+from nemotron4.cluster.layout import ParallelSizes, serving_bytes
+from nemotron4.cluster.sizes import WeightBytes, stage_tensors
 from nemotron4.model.presets import nemotron4_340b
 from nemotron4.model.transformer import Transformer
 
-LAYOUT = Layout(tensor_parallel=8, pipeline_parallel=2)
+LAYOUT = ParallelSizes(tensor_parallel=8, pipeline_parallel=2)
 
 
 @pytest.fixture(params=[0, 3, 15])
@@ -50,4 +50,6 @@ def test_every_rank_of_the_340b_holds_the_planned_shapes_and_bytes(rank: int) ->
         assert shape == planned.pop(name).local_shape(LAYOUT.tensor_parallel), name
         num_bytes += 2 * math.prod(shape)
     assert not planned
-    assert num_bytes == serving_bytes(config, LAYOUT, stage, dtype="bf16", context=1, concurrency=1).weights
+    weights = WeightBytes("bf16")
+    planned_bytes = serving_bytes(config, LAYOUT, stage, weights=weights, context=1, concurrency=1)
+    assert num_bytes == planned_bytes.weights

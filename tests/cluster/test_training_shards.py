@@ -20,7 +20,7 @@ from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from nemotron4.checkpoint.interface import TensorInfo
-from nemotron4.cluster.layout import Layout, training_bytes
+from nemotron4.cluster.layout import ParallelSizes, training_bytes
 from nemotron4.cluster.sizes import tensor_sizes
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.presets import nemotron4_340b
@@ -44,7 +44,7 @@ def base(config: ModelConfig) -> Any:
 
 
 @contextmanager
-def engine_on(layout: Layout, rank: int, *overrides: str) -> Iterator[Engine]:
+def engine_on(layout: ParallelSizes, rank: int, *overrides: str) -> Iterator[Engine]:
     """The recipe's model on one of the layout's processes; collectives return at once."""
     sizes = (
         f"parallel.tensor={layout.tensor_parallel}",
@@ -77,19 +77,19 @@ def state_bytes(engine: Engine) -> int:
 @pytest.mark.parametrize(
     ("layout", "rank", "train"),
     [
-        pytest.param(Layout(8, 2), 0, "full", marks=pytest.mark.slow),
-        (Layout(8, 2), 15, "full"),
-        (Layout(8, 2), 9, "lora"),
-        (Layout(8, 2, 8), 127, "full"),
-        (Layout(8, 16), 24, "full"),
+        pytest.param(ParallelSizes(8, 2), 0, "full", marks=pytest.mark.slow),
+        (ParallelSizes(8, 2), 15, "full"),
+        (ParallelSizes(8, 2), 9, "lora"),
+        (ParallelSizes(8, 2, 8), 127, "full"),
+        (ParallelSizes(8, 16), 24, "full"),
     ],
     ids=lambda value: (
         f"tp{value.tensor_parallel}pp{value.pipeline_parallel}dp{value.data_parallel}"
-        if isinstance(value, Layout)
+        if isinstance(value, ParallelSizes)
         else str(value)
     ),
 )
-def test_the_planned_bytes_of_training_are_the_engines(layout: Layout, rank: int, train: Any) -> None:
+def test_the_planned_bytes_of_training_are_the_engines(layout: ParallelSizes, rank: int, train: Any) -> None:
     stage = rank // (layout.tensor_parallel * layout.data_parallel)
     planned = training_bytes(nemotron4_340b(), layout, stage, train=train, method="sft", context=4096)
     with engine_on(layout, rank, *(LORA if train == "lora" else ())) as engine:
@@ -104,7 +104,7 @@ def test_the_planned_bytes_of_training_are_the_engines(layout: Layout, rank: int
 
 @pytest.mark.slow
 def test_fsdp_with_tensor_parallel_on_128_processes_divides_all_state() -> None:
-    with engine_on(Layout(8, 1, 16), 77) as engine:
+    with engine_on(ParallelSizes(8, 1, 16), 77) as engine:
         gradients = local_bytes(iter(engine.trainable.values()))
         assert state_bytes(engine) == 3 * gradients
         total = state_bytes(engine) + gradients
