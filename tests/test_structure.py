@@ -20,7 +20,6 @@ LONG_FILES = {
 }
 LONG_FUNCTIONS = {
     "generate",
-    "slurm",
     "aegis",
     "garak",
     "replay",
@@ -37,9 +36,6 @@ CLASS_NAMES_WITH_TWO_MEANINGS = {
     "Conversation",
     "Engine",
     "Judge",
-    "Layout",
-    "Part",
-    "Plan",
     "Progress",
     "RewardScorer",
     "Score",
@@ -53,7 +49,6 @@ DEFAULTS_IN_TWO_PLACES = {
     "aegis.max_tokens",
     "aegis.temperature",
     "chat.temperature",
-    "convert.tensor_parallel",
     "data.max_bad_rows",
     "garak.concurrency",
     "garak.generations",
@@ -71,11 +66,6 @@ DEFAULTS_IN_TWO_PLACES = {
     "new.max_tokens",
     "new.seed",
     "new.temperature",
-    "plan.batch",
-    "plan.concurrency",
-    "plan.context",
-    "plan.dtype",
-    "plan.method",
     "record.max_tokens",
     "record.temperature",
     "replay.max_tokens",
@@ -86,8 +76,6 @@ DEFAULTS_IN_TWO_PLACES = {
     "serve.nodes",
     "serve.pipeline_parallel",
     "serve.tensor_parallel",
-    "slurm.nodes",
-    "slurm.time",
 }
 
 TREES = {

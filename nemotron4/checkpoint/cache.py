@@ -134,7 +134,7 @@ def _flush(path: Path) -> None:
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
-class Part(NamedTuple):
+class GgufPart(NamedTuple):
     """What a part's name says: the model, the number of the part (from 1), and how many there are."""
 
     stem: str
@@ -151,10 +151,10 @@ def part_name(stem: str, number: int, count: int) -> str:
     return f"{stem}-{number:05}-of-{count:05}.gguf"
 
 
-def part_of(name: str) -> Part | None:
+def part_of(name: str) -> GgufPart | None:
     """None if the name is not a part's."""
     match = _PART.fullmatch(name)
-    return None if match is None else Part(match[1], int(match[2]), int(match[3]))
+    return None if match is None else GgufPart(match[1], int(match[2]), int(match[3]))
 
 
 def models_among(names: Iterable[str]) -> list[list[str]]:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 
 from nemotron4.checkpoint.convert_files import (
+    ConversionProgress,
     Finished,
     OutputFile,
-    Progress,
     read_manifest,
     verify_files,
     write_files,
@@ -58,7 +58,7 @@ def convert(
     checkpoint: Checkpoint,
     destination: Path,
     options: ConvertOptions,
-    report: Callable[[Progress], None] | None = None,
+    report: Callable[[ConversionProgress], None] | None = None,
 ) -> list[Finished]:
     """Write the files of the conversion, or those that an interrupted run left to do."""
     files, settings = plan_conversion(checkpoint, options)
@@ -69,7 +69,7 @@ def verify(
     checkpoint: Checkpoint,
     destination: Path,
     options: ConvertOptions,
-    report: Callable[[Progress], None] | None = None,
+    report: Callable[[ConversionProgress], None] | None = None,
 ) -> int:
     """Re-read every written file and convert the source once more in memory: hashes must agree.
 

@@ -177,7 +177,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ConversionProgress:
     """How far a conversion is: bytes done before this run, bytes of this run, and its seconds."""
 
     total_bytes: int
@@ -212,7 +212,7 @@ def write_files(
     folder: Path,
     files: Sequence[OutputFile],
     settings: Mapping[str, Any],
-    report: Callable[[Progress], None] | None = None,
+    report: Callable[[ConversionProgress], None] | None = None,
 ) -> list[Finished]:
     """Write the files in order and then the manifest; finished ones of an earlier run are kept.
 
@@ -288,7 +288,7 @@ def verify_files(folder: Path) -> int:
 class _Meter:
     """Sums bytes and reports at most four times a second."""
 
-    def __init__(self, total: int, skipped: int, report: Callable[[Progress], None] | None) -> None:
+    def __init__(self, total: int, skipped: int, report: Callable[[ConversionProgress], None] | None) -> None:
         self._total, self._skipped, self._report = total, skipped, report
         self._started = self._reported = time.monotonic()
         self._written = 0
@@ -299,7 +299,9 @@ class _Meter:
         is_last = self._skipped + self._written == self._total
         if self._report is not None and (now - self._reported > 0.25 or is_last):
             self._reported = now
-            self._report(Progress(self._total, self._skipped, self._written, now - self._started, file))
+            self._report(
+                ConversionProgress(self._total, self._skipped, self._written, now - self._started, file)
+            )
 
 
 def _make_folder(folder: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nemotron4.checkpoint.huggingface import HuggingFaceCheckpoint
 from nemotron4.checkpoint.interface import Checkpoint, Format
@@ -16,9 +16,17 @@ from nemotron4.checkpoint.opening import open_checkpoint
 from nemotron4.checkpoint.quantized import Quantization
 from nemotron4.errors import CheckpointError, Nemotron4Error
 from nemotron4.model.config import ModelConfig
+from nemotron4.records import Message
 
 # What a stored type is to the planner; other words are computed in 16 bits.
-PLANNED = {"float8_e4m3fn": "fp8", "float8_e5m2": "fp8", "int8": "int8", "int4": "int4", "nvfp4": "nvfp4"}
+PlannedDtype = Literal["bf16", "fp8", "int8", "int4", "nvfp4"]
+PLANNED: dict[str, PlannedDtype] = {
+    "float8_e4m3fn": "fp8",
+    "float8_e5m2": "fp8",
+    "int8": "int8",
+    "int4": "int4",
+    "nvfp4": "nvfp4",
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class CheckpointDescription:
         return found
 
     @property
-    def planned_dtype(self) -> str:
+    def planned_dtype(self) -> PlannedDtype:
         """The type in which the linear layers are computed: a word of ``nemotron4 plan --dtype``."""
         words = [word for word in self.stored_types if word in PLANNED]
         return PLANNED[words[0]] if words and self.quantization is not None else "bf16"
@@ -93,7 +101,8 @@ class CheckpointDescription:
 
     def _check_text(self) -> None:
         tokenizer = self.checkpoint.tokenizer()
-        self.checkpoint.prompt_format()
+        if (prompt_format := self.checkpoint.prompt_format()) is not None:
+            prompt_format.encode(tokenizer, [Message("user", "Hello")])
         beyond = [i for i in self.checkpoint.eos_token_ids if i >= tokenizer.vocab_size]
         if beyond:
             raise CheckpointError(

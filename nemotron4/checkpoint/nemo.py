@@ -28,7 +28,7 @@ from nemotron4.checkpoint.nemo_config import (
     EMBEDDING,
     OUTPUT,
     REWARD_HEAD,
-    Source,
+    RowSource,
     hugging_face_sources,
     model_config,
     nemo_parts,
@@ -162,7 +162,7 @@ class NemoCheckpoint:
         except (ValueError, RecursionError) as error:
             raise TokenizerError(f"{source}: not valid JSON: {error}") from error
 
-    def _source(self, name: str) -> Source:
+    def _source(self, name: str) -> RowSource:
         try:
             return self._sources[name]
         except KeyError:

@@ -49,7 +49,7 @@ SPLIT_DIM = {EMBEDDING: 0, OUTPUT: 0, QKV: 0, FC1: 0, PROJ: 1, FC2: 1, REWARD_HE
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """Rows of one NeMo tensor (of one layer, if it is stacked) that make a Hugging Face tensor."""
 
     key: str
@@ -58,34 +58,34 @@ class Source:
     shape: tuple[int, ...]  # of the Hugging Face tensor
 
 
-def hugging_face_sources(config: ModelConfig) -> dict[str, Source]:
+def hugging_face_sources(config: ModelConfig) -> dict[str, RowSource]:
     """Every tensor of the model by its Hugging Face name, in the order of the network."""
     d, v = config.hidden_size, config.vocab_size
-    found = {"model.embed_tokens.weight": Source(EMBEDDING, None, ((0, v),), (v, d))}
+    found = {"model.embed_tokens.weight": RowSource(EMBEDDING, None, ((0, v),), (v, d))}
     for layer in range(config.num_layers):
         for suffix, source in _layer_sources(config, layer):
             found[f"model.layers.{layer}.{suffix}"] = source
     for name in ("weight", "bias"):
-        found[f"model.norm.{name}"] = Source(f"decoder.final_layernorm.{name}", None, ((0, d),), (d,))
+        found[f"model.norm.{name}"] = RowSource(f"decoder.final_layernorm.{name}", None, ((0, d),), (d,))
     if config.num_reward_attributes:
         rows = config.num_reward_attributes
-        found["reward_head.weight"] = Source(REWARD_HEAD[0], None, ((0, rows),), (rows, d))
-        found["reward_head.bias"] = Source(REWARD_HEAD[1], None, ((0, rows),), (rows,))
+        found["reward_head.weight"] = RowSource(REWARD_HEAD[0], None, ((0, rows),), (rows, d))
+        found["reward_head.bias"] = RowSource(REWARD_HEAD[1], None, ((0, rows),), (rows,))
     elif not config.tie_embeddings:
-        found["lm_head.weight"] = Source(OUTPUT, None, ((0, v),), (v, d))
+        found["lm_head.weight"] = RowSource(OUTPUT, None, ((0, v),), (v, d))
     return found
 
 
-def _layer_sources(config: ModelConfig, layer: int) -> Iterator[tuple[str, Source]]:
+def _layer_sources(config: ModelConfig, layer: int) -> Iterator[tuple[str, RowSource]]:
     d, f = config.hidden_size, config.ffn_hidden_size
     q = config.num_heads * config.head_dim
     shapes = {PROJ: (d, q), FC1: (f, d), FC2: (d, f)}
     for part, rows in zip("qkv", qkv_rows(config), strict=True):
         height = sum(stop - start for start, stop in rows)
-        yield f"self_attn.{part}_proj.weight", Source(QKV, layer, rows, (height, d))
+        yield f"self_attn.{part}_proj.weight", RowSource(QKV, layer, rows, (height, d))
     for suffix, key in LAYER_COPIES.items():
         shape = shapes.get(key, (d,))
-        yield suffix, Source(key, layer, ((0, shape[0]),), shape)
+        yield suffix, RowSource(key, layer, ((0, shape[0]),), shape)
 
 
 def qkv_rows(config: ModelConfig) -> tuple[Rows, Rows, Rows]:
@@ -100,7 +100,7 @@ def qkv_rows(config: ModelConfig) -> tuple[Rows, Rows, Rows]:
 
 
 @dataclass(frozen=True)
-class Part:
+class RowPart:
     """Rows of one Hugging Face tensor, a piece of a NeMo tensor."""
 
     name: str
@@ -108,19 +108,19 @@ class Part:
     stop: int
 
 
-def nemo_parts(config: ModelConfig) -> dict[str, list[tuple[Part, ...]]]:
+def nemo_parts(config: ModelConfig) -> dict[str, list[tuple[RowPart, ...]]]:
     """Every NeMo tensor as the Hugging Face rows it is made of: one entry per layer, or one in all.
 
     The inverse of ``hugging_face_sources``, computed from it.
     """
-    pieces: dict[tuple[str, int], list[tuple[int, Part]]] = {}
+    pieces: dict[tuple[str, int], list[tuple[int, RowPart]]] = {}
     for name, source in hugging_face_sources(config).items():
         position = 0
         for start, stop in source.rows:
-            part = Part(name, position, position + stop - start)
+            part = RowPart(name, position, position + stop - start)
             pieces.setdefault((source.key, source.layer or 0), []).append((start, part))
             position += stop - start
-    found: dict[str, list[tuple[Part, ...]]] = {}
+    found: dict[str, list[tuple[RowPart, ...]]] = {}
     for (key, _), parts in sorted(pieces.items(), key=lambda item: (item[0][0], item[0][1])):
         found.setdefault(key, []).append(tuple(part for _, part in sorted(parts, key=lambda p: p[0])))
     return found

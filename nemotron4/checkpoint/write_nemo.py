@@ -15,7 +15,7 @@ import yaml
 
 from nemotron4.checkpoint.convert_files import Blocks, OutputFile, json_file, small_file
 from nemotron4.checkpoint.interface import Checkpoint, row_ranges
-from nemotron4.checkpoint.nemo_config import SPLIT_DIM, Part, nemo_parts
+from nemotron4.checkpoint.nemo_config import SPLIT_DIM, RowPart, nemo_parts
 from nemotron4.checkpoint.nemo_files import as_bytes
 from nemotron4.errors import CheckpointError
 from nemotron4.model.config import ModelConfig
@@ -133,7 +133,7 @@ def _check_split(config: ModelConfig, tensor_parallel: int, pipeline_parallel: i
 def _tensor_files(
     checkpoint: Checkpoint,
     key: str,
-    entries: list[tuple[Part, ...]],
+    entries: list[tuple[RowPart, ...]],
     is_stacked: bool,
     dtype: torch.dtype,
     tensor_parallel: int,
@@ -175,7 +175,7 @@ class _Chunk:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        parts: tuple[Part, ...],
+        parts: tuple[RowPart, ...],
         first: int,
         last: int,
         columns: slice,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,9 +9,10 @@ import typer
 
 from nemotron4.cli.console import note, print_json
 from nemotron4.cli.options import JsonOption, ModelArgument
+from nemotron4.progress import LiveText
 
 if TYPE_CHECKING:
-    from nemotron4.checkpoint.convert_files import Finished, Progress
+    from nemotron4.checkpoint.convert_files import ConversionProgress, Finished
 
 
 def convert(
@@ -32,7 +31,9 @@ def convert(
         Path | None,
         typer.Option(metavar="PATH", help="A LoRA or (IA)3 adapter of PEFT, or a LoRA of NeMo, to merge."),
     ] = None,
-    tensor_parallel: Annotated[int, typer.Option(help="Chunks per tensor (nemo only).")] = 1,
+    tensor_parallel: Annotated[
+        int | None, typer.Option(help="Chunks per tensor (nemo only); 1 if absent.")
+    ] = None,
     verify: Annotated[
         bool,
         typer.Option(
@@ -48,15 +49,13 @@ def convert(
     from nemotron4.checkpoint.convert import verify as compare
     from nemotron4.checkpoint.opening import open_checkpoint
 
-    options = ConvertOptions(
-        to=to, dtype=dtype, quantize=quantize, adapter=adapter, tensor_parallel=tensor_parallel
-    )
+    split = {} if tensor_parallel is None else {"tensor_parallel": tensor_parallel}
+    options = ConvertOptions(to=to, dtype=dtype, quantize=quantize, adapter=adapter, **split)
     checkpoint = open_checkpoint(source)
     for text in checkpoint.notes:
         note(f"note: {text}")
-    line = _Line()
-    finished = write(checkpoint, destination, options, line.show)
-    line.end()
+    with _Line() as line:
+        finished = write(checkpoint, destination, options, line.show)
     verified = None
     if verify:
         note("verifying: reading every written byte and the source once more")
@@ -90,31 +89,25 @@ def _print_result(
 
 
 class _Line:
-    """One line that is rewritten on a terminal, and repeated every ten seconds in a log."""
+    """How far the conversion is."""
 
     def __init__(self) -> None:
-        self._is_terminal = sys.stderr.isatty()
-        self._shown = time.monotonic()
-        self._is_open = False
+        self._text = ""
+        self._live = LiveText(lambda: self._text)
 
-    def show(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if not self._is_terminal and now - self._shown < 10:
-            return
-        self._shown = now
+    def show(self, progress: ConversionProgress) -> None:
         done = progress.skipped_bytes + progress.written_bytes
         left = progress.remaining_s
         seconds = "?" if left is None else f"{left:.0f}"
-        text = (
+        self._text = (
             f"{done / 1e9:.2f} of {progress.total_bytes / 1e9:.2f} GB, "
             f"{progress.bytes_per_s / 1e9:.2f} GB/s, {seconds} s left, {progress.file}"
         )
-        if self._is_terminal:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-            self._is_open = True
-        else:
-            note(text)
+        self._live.changed()
 
-    def end(self) -> None:
-        if self._is_open:
-            print(file=sys.stderr)
+    def __enter__(self) -> _Line:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()

@@ -90,7 +90,7 @@ def checkpoint(
     values = found.to_json()
     try:
         work = Workload(
-            dtype=found.planned_dtype,  # type: ignore[arg-type]  # a planner's word
+            dtype=found.planned_dtype,
             context=found.config.context_length,
             concurrency=1,
             stored=found.served_bytes,

@@ -168,7 +168,7 @@ def _check_fits(
         found.config,
         gpu_named(gpu),
         Workload(
-            dtype=found.planned_dtype,  # type: ignore[arg-type]  # a planner's word
+            dtype=found.planned_dtype,
             context=tokens,
             concurrency=1,
             stored=found.served_bytes,

@@ -28,7 +28,7 @@ class Planned(NamedTuple):
 
     shape: Shape
     stored: dict[str, int]
-    dtype: str
+    dtype: Dtype
     quantization: str | None
 
 
@@ -66,26 +66,18 @@ def plan(
 ) -> None:
     """Say which layout fits MODEL, why a smaller one does not, and how fast it can be at best."""
     planned = planned_model(model)
-    is_stored = train is None and dtype in (None, planned.dtype)
     workload = Workload(
-        dtype="bf16" if train else dtype or planned.dtype,  # type: ignore[arg-type]  # a planner's word
+        dtype=dtype or ("bf16" if train else planned.dtype),
         context=context or planned.shape.context_length,
         concurrency=concurrency,
         train=train,
         method=method,
         batch=batch,
         kv_cache_dtype=kv_cache_dtype,
-        stored=planned.stored if is_stored else {},
+        stored=planned.stored if train is None and dtype in (None, planned.dtype) else {},
     )
-    if train and dtype not in (None, "bf16"):
-        Workload(dtype=dtype, train=train)  # says why not
-    found = make_plan(
-        planned.shape,
-        _gpu(gpu, gpu_memory, gpu_bandwidth),
-        workload,
-        tensor_parallel=tensor_parallel,
-        pipeline_parallel=pipeline_parallel,
-    )
+    split = {"tensor_parallel": tensor_parallel, "pipeline_parallel": pipeline_parallel}
+    found = make_plan(planned.shape, _gpu(gpu, gpu_memory, gpu_bandwidth), workload, **split)
     if plot is not None:
         from nemotron4.cluster.plan import draw
 

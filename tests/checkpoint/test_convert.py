@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemotron4.checkpoint.convert import ConvertOptions, convert, verify
-from nemotron4.checkpoint.convert_files import JOURNAL, MANIFEST, OutputFile, Progress, write_files
+from nemotron4.checkpoint.convert_files import JOURNAL, MANIFEST, ConversionProgress, OutputFile, write_files
 from nemotron4.checkpoint.load import load_weights
 from nemotron4.checkpoint.nemo import open_nemo
 from nemotron4.checkpoint.opening import open_checkpoint
@@ -565,7 +565,9 @@ def test_verify_finds_a_flipped_byte_and_a_changed_source(tmp_path: Path) -> Non
 
 
 def test_progress_counts_bytes_and_time() -> None:
-    progress = Progress(total_bytes=100, skipped_bytes=20, written_bytes=40, elapsed_s=2.0, file="a")
+    progress = ConversionProgress(
+        total_bytes=100, skipped_bytes=20, written_bytes=40, elapsed_s=2.0, file="a"
+    )
     assert (progress.bytes_per_s, progress.remaining_s) == (20.0, 2.0)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from nemotron4.cli.main import main
 from nemotron4.cluster.hardware import gpu_named
+from nemotron4.cluster.known_models import KNOWN_MODELS
 from nemotron4.cluster.layout import (
     ParallelSizes,
     kv_bytes_per_token,
@@ -224,3 +225,60 @@ def test_the_picture_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_the_15b_needs_one_gpu() -> None:
     assert make_plan(nemotron4_15b(), gpu_named("h100-80gb"), Workload()).layout == ParallelSizes(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "billions"),
+    [
+        ("llama-2-70b", 68.98),
+        ("llama-3.1-8b", 8.03),
+        ("llama-3.1-405b", 405.85),
+        ("llama-3.2-3b", 3.21),
+        ("mistral-7b", 7.25),
+        ("mistral-small-24b", 23.57),
+        ("mistral-large-123b", 122.61),
+        ("qwen2.5-0.5b", 0.494),
+        ("qwen2.5-7b", 7.62),
+        ("qwen2.5-72b", 72.71),
+        ("qwen3-0.6b", 0.596),
+        ("qwen3-8b", 8.19),
+        ("qwen3-32b", 32.76),
+    ],
+)
+def test_the_models_people_ask_for_have_their_published_size(model: str, billions: float) -> None:
+    assert num_parameters(KNOWN_MODELS[model]) / 1e9 == pytest.approx(billions, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "int4", "nvfp4"])
+def test_fewer_bits_need_fewer_gpus(dtype: str) -> None:
+    plan = plan_for("b200-180gb", dtype=dtype)
+    assert plan.layout.num_gpus <= {"fp8": 4, "int4": 2, "nvfp4": 2}[dtype]
+
+
+def test_the_smallest_layout_is_named_even_when_one_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["plan", "nemotron4-15b", "--tensor-parallel", "8", "--pipeline-parallel", "2"]
+    assert main([*asked, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["num_gpus"], values["smallest"]["num_gpus"]) == (16, 1)
+    assert main(asked) == 0
+    text = capsys.readouterr().out
+    assert "smallest layout: 1 x h100-80gb" in text
+    assert "layout asked for: 16 x h100-80gb" in text
+
+
+def test_any_gpu_can_be_given_by_memory_and_bandwidth(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "llama-3.1-70b", "--context", "8192", "--gpu-memory", "96"]
+    assert main([*command, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["num_gpus"], values["rates"]) == (2, None)
+    assert main([*command, "--gpu-bandwidth", "4", "--json"]) == 0
+    rates = json.loads(capsys.readouterr().out)["rates"]
+    assert rates["decode_tokens_per_s"] > 0
+    assert rates["prefill_tokens_per_s"] is None
+    assert main(command) == 0
+    assert "--gpu-bandwidth" in capsys.readouterr().out
+
+
+def test_an_eight_bit_cache_takes_half_the_bytes() -> None:
+    full, half = plan_for("h200-141gb"), plan_for("h200-141gb", kv_cache_dtype="fp8")
+    assert full.chosen.stages[0].kv_cache == 2 * half.chosen.stages[0].kv_cache

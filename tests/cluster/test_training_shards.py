@@ -39,8 +39,10 @@ def base(config: ModelConfig) -> Any:
     def read_rows(*_: object) -> Tensor:
         raise AssertionError("nothing is read")
 
-    tensors = {t.name: TensorInfo(t.name, t.shape, "bfloat16", Path("340b")) for t in tensor_sizes(config)}
-    return SimpleNamespace(config=config, tensors=tensors, path=Path("340b"), read_rows=read_rows)
+    file = Path("340b")
+    tensors = {t.name: TensorInfo(t.name, t.shape, "bfloat16", file, 0) for t in tensor_sizes(config)}
+    functions = {"read_rows": read_rows, "require_readable": lambda: None}
+    return SimpleNamespace(config=config, tensors=tensors, path=file, **functions)
 
 
 @contextmanager
