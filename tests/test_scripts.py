@@ -87,6 +87,14 @@ def test_first_run_installs_torch_before_the_package_and_the_second_run_installs
     assert len(checkout.pip_calls()) == num_calls
 
 
+def test_setup_by_itself_says_how_to_put_the_command_on_the_path(checkout: Checkout) -> None:
+    (checkout.folder / "scripts" / "go").write_text("exec bash scripts/setup\n")
+    status, out, err = checkout.run()
+    assert status == 0, err
+    assert f"source {checkout.folder}/.venv/bin/activate" in out
+    assert "nemotron4 chat smollm2" in out
+
+
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
 def test_changed_requirements_are_installed(checkout: Checkout, name: str) -> None:
     checkout.run()
