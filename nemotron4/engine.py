@@ -19,12 +19,25 @@ from nemotron4.records import Message
 FinishReason = Literal["stop", "length", "abort"]
 
 
+@dataclass(frozen=True)
+class Grammar:
+    """What the text of an answer must be. ``text.structured_output`` makes one and follows it.
+
+    ``source``: a JSON schema, a regular expression, a JSON list of texts, or a grammar in Lark's form or
+    llama.cpp's.
+    """
+
+    kind: Literal["json", "regex", "choice", "grammar"]
+    source: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How one request is sampled. The result depends on these and the prompt, never on other requests.
 
     Filters apply in this order: logit bias, minimum tokens, repetition / presence / frequency penalty,
-    temperature, top-k (ties kept), top-p (crossing token kept), min-p.
+    temperature, top-k (ties kept), top-p (crossing token kept), min-p. What a grammar excludes is left out
+    before the temperature.
     """
 
     max_new_tokens: int = 64
@@ -46,6 +59,7 @@ class SamplingParams:
     stop_scope: Literal["new_text", "row_suffix"] = "new_text"
     # new_text: the first occurrence anywhere in the new text stops (OpenAI). row_suffix: prompt + new text
     # must end with the string right after a token (NeMo); an empty string then stops after one token.
+    grammar: Grammar | None = None  # the answer fits it whole if it ends by "stop"
     seed: int | None = None  # None draws a fresh seed from the system
     logprobs: int | None = None  # None: none; 0: of the chosen token; k: and of the k most likely
     prompt_logprobs: int | None = None  # the same for each prompt token after the first

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
+import functools
 import queue
 import threading
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -29,6 +32,7 @@ from nemotron4.inference.requests import Deliver, Request
 from nemotron4.inference.runner import ModelRunner
 from nemotron4.inference.scheduler import Scheduler, Slice
 from nemotron4.inference.scheduler import Sequence as ScheduledSequence
+from nemotron4.text.structured_output import GrammarVocabulary
 
 PROGRESS_INTERVAL_S = 1.0
 _Letter = tuple["asyncio.Queue[TokenStep | Exception]", TokenStep | Exception]
@@ -75,6 +79,7 @@ class EngineCore:
         self._wake = threading.Event()
         self._outbox: dict[asyncio.AbstractEventLoop, list[_Letter]] = defaultdict(list)
         self._is_closing = False
+        self._mask_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="nemotron4-grammar")
         self._num_prompt_tokens = self._num_reused = self._num_generated = self._num_finished = 0
         self._thread = threading.Thread(target=self._loop, name="nemotron4-engine", daemon=True)
         self._thread.start()
@@ -194,6 +199,8 @@ class EngineCore:
                 f"the request needs {total} positions of cache; there are {cached}",
                 hint="start the engine with more cache memory",
             )
+        if params.grammar is not None:
+            self._grammars.follow(params.grammar)
         biased = next((i for i in params.logit_bias if not 0 <= i < self.info.vocab_size), None)
         if biased is not None:
             raise RequestError(f"logit_bias names token id {biased}, outside the vocabulary")
@@ -209,7 +216,12 @@ class EngineCore:
             deliver,
             virtual_ids=self._virtual_ids,
             vocab_size=self.info.vocab_size,
+            grammar=None if params.grammar is None else self._grammars.follow(params.grammar),
         )
+
+    @functools.cached_property
+    def _grammars(self) -> GrammarVocabulary:
+        return GrammarVocabulary(self.tokenizer, self.info.vocab_size)
 
     def _submit(self, prompt_ids: Sequence[int], params: SamplingParams, deliver: Deliver) -> Request:
         request = self._request(prompt_ids, params, deliver)
@@ -244,6 +256,7 @@ class EngineCore:
             self._end(request)
             request.deliver(TokenStep(None, finish_reason="abort"))
         self._send()
+        self._mask_threads.shutdown()
 
     def _send(self) -> None:
         """Hand the step's tokens to the event loops that wait for them, waking each loop once."""
@@ -267,11 +280,14 @@ class EngineCore:
             self._num_finished += 1
 
     def _step(self, slices: list[Slice]) -> None:
+        masks = self._start_masks(slices)
         try:
             result = self._runner.run(slices)
         except Exception as error:  # a step that cannot be computed must not end the engine
             self._fail(slices, error)
             return
+        finally:
+            concurrent.futures.wait(masks.values())
         argmax_R = sampling.argmax(result.logits_RV[:, : self.info.vocab_size])
         drawn = iter(range(len(argmax_R)))
         for planned, first_row in zip(slices, result.first_rows, strict=True):
@@ -284,14 +300,22 @@ class EngineCore:
                     request.observe_prompt(planned.start, rows, planned.end)
                 planned.sequence.num_computed = planned.end
                 if row is not None:
-                    self._num_generated += request.params.max_new_tokens > 0
+                    if request in masks:
+                        masks[request].result()
                     argmax = argmax_R[row] if request.takes_argmax else None
-                    step = request.advance(result.logits_RV[row], argmax)
-                    if step.finish_reason is not None:
+                    steps = request.advance(result.logits_RV[row], argmax)
+                    self._num_generated += len(steps) if request.params.max_new_tokens > 0 else 0
+                    if steps[-1].finish_reason is not None:
                         self._end(request)
-                    request.deliver(step)
+                    for step in steps:
+                        request.deliver(step)
             except Exception as error:
                 self._fail([planned], error)
+
+    def _start_masks(self, slices: list[Slice]) -> dict[Request, Future[None]]:
+        """What grammars allow next, computed while the model runs: the library needs no interpreter lock."""
+        requests = [self._requests[planned.sequence] for planned in slices if planned.completes]
+        return {r: self._mask_threads.submit(r.compute_mask) for r in requests if r.needs_mask}
 
     def _prompt_logits(self, hidden_ND: torch.Tensor, first_row: int, i: int, j: int) -> torch.Tensor:
         return self._runner.logits(hidden_ND, first_row + i, first_row + j)

@@ -11,6 +11,7 @@ from nemotron4.errors import RequestError, unknown_name
 from nemotron4.inference.core import EngineCore
 from nemotron4.records import FieldError, Generation, Message
 from nemotron4.text.answers import chat_request, encode_text, finished, samples, text_request
+from nemotron4.text.structured_output import json_schema
 
 # A text, its token ids, or a conversation (rendered in the model's own format).
 Prompt = str | Sequence[int] | Sequence[Message] | Sequence[Mapping[str, str]]
@@ -32,20 +33,24 @@ class Engine(EngineCore):
         stop: str | Sequence[str] = (),
         n: int = 1,
         logprobs: int | None = None,
+        schema: Mapping[str, Any] | str | None = None,
         **sampling: Any,
     ) -> list[Generation]:
         """Generate ``n`` texts for one prompt or each of several; temperature 0 is greedy.
 
         The result has the prompts' order, the ``n`` samples of one prompt side by side. Text ends before the
         stop string or stop token; ``token_ids`` contain it. ``sampling`` takes the other fields of
-        SamplingParams. Equal seed and prompt give equal tokens whatever else runs; without a seed each sample
-        draws its own, else sample ``i`` has ``derive_seed(seed, i)``.
+        SamplingParams. Texts that end by "stop" are JSON that fits ``schema``, a JSON schema; other forms are
+        a ``grammar``, made by ``text.structured_output``. Equal seed and prompt give equal tokens whatever
+        else runs; without a seed each sample draws its own, else sample ``i`` has ``derive_seed(seed, i)``.
         """
         for name in sampling.keys() & NAMED_APART.keys():
             raise RequestError(f"{name} is no setting of generate()", hint=f"use {NAMED_APART[name]}")
         for name in sampling.keys() - SamplingParams.__dataclass_fields__.keys():
             message, hint = unknown_name("setting", name, SamplingParams.__dataclass_fields__)
             raise RequestError(message, hint=hint)
+        if schema is not None:
+            sampling["grammar"] = json_schema(schema)
         if n < 1:
             raise RequestError(f"n is {n}; expected 1 or more")
         params = SamplingParams(

@@ -8,6 +8,7 @@ echo raises the logit of the token that should come next, so that greedy decodin
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import random
 from collections import deque
@@ -28,6 +29,7 @@ from nemotron4.errors import EngineBusyError, RequestError
 from nemotron4.inference.fake_sampling import Floats, draw, position_logprobs
 from nemotron4.inference.fake_tokenizer import FakeTokenizer
 from nemotron4.inference.stopping import StopCheck
+from nemotron4.text.structured_output import Follower, GrammarVocabulary
 
 BLOCK_TOKENS = 16
 SCRIPT_LOGIT = 40.0  # far above the pseudo-random ones, which lie within about ten of zero
@@ -153,7 +155,8 @@ class FakeEngine:
             yield TokenStep(None, prompt_logprobs=prompt_logprobs, finish_reason="length")
             return
         new_ids: list[int] = []
-        stop = StopCheck(params, self._tokenizer, prompt_ids)
+        grammar = None if params.grammar is None else self._grammars.follow(params.grammar)
+        stop = StopCheck(params, self._tokenizer, prompt_ids, grammar)
         while True:
             await asyncio.sleep(self._delay_s)
             if error is not None and len(new_ids) >= num_before_error:
@@ -162,7 +165,7 @@ class FakeEngine:
                 yield TokenStep(None, finish_reason="abort")
                 return
             logits_V = self._logits(prompt_ids, new_ids, script)
-            token_id = draw(logits_V, prompt_ids, new_ids, params, generator)
+            token_id = draw(self._within(logits_V, grammar, params), prompt_ids, new_ids, params, generator)
             new_ids.append(token_id)
             end = stop.after(token_id, len(new_ids))
             yield TokenStep(
@@ -175,9 +178,24 @@ class FakeEngine:
             if end is not None:
                 return
 
+    @functools.cached_property
+    def _grammars(self) -> GrammarVocabulary:
+        return GrammarVocabulary(self._tokenizer, self._info.vocab_size)
+
+    def _within(self, logits_V: Floats, grammar: Follower | None, params: SamplingParams) -> Floats:
+        """The logits of what the grammar allows; the filters come later here, they keep what is left."""
+        if grammar is None:
+            return logits_V
+        allowed_V = grammar.allowed()
+        if grammar.may_end:
+            allowed_V[list(params.stop_token_ids)] = True
+        return np.where(allowed_V, logits_V, -np.inf)
+
     def _check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         if not prompt_ids:
             raise RequestError("the prompt has no tokens", hint="give at least one token")
+        if params.grammar is not None:
+            self._grammars.follow(params.grammar)
         vocab_size = self._info.vocab_size
         for token_id in (*prompt_ids, *params.logit_bias):
             if not 0 <= token_id < vocab_size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,6 +13,7 @@ from nemotron4.engine import PositionLogprobs, SamplingParams, Tokenizer, TokenS
 from nemotron4.inference import sampling
 from nemotron4.inference.scheduler import Sequence as ScheduledSequence
 from nemotron4.inference.stopping import StopCheck
+from nemotron4.text.structured_output import Follower
 
 Deliver = Callable[[TokenStep | Exception], None]
 
@@ -31,8 +33,12 @@ class Request:
         *,
         vocab_size: int,
         virtual_ids: tuple[int, ...] = (),
+        grammar: Follower | None = None,
     ) -> None:
         """``vocab_size``: ids from there on have rows in the logits and no piece; they are never drawn."""
+        self._grammar = grammar
+        self._allowed_V: Tensor | None = None  # by the grammar, for the next token
+        self._forced: deque[int] = deque()  # tokens that the grammar leaves no choice about
         self._vocab_size = vocab_size
         self.params = params
         self.deliver = deliver
@@ -43,7 +49,7 @@ class Request:
         self._num_virtual = len(virtual_ids)
         seed = secrets.randbits(63) if params.seed is None else params.seed
         self._generator = torch.Generator().manual_seed(seed % 2**63)
-        self._stop = StopCheck(params, tokenizer, prompt_ids)
+        self._stop = StopCheck(params, tokenizer, prompt_ids, grammar)
         self._prompt_logprobs: list[PositionLogprobs] = []
 
     @property
@@ -54,9 +60,23 @@ class Request:
     @property
     def takes_argmax(self) -> bool:
         """True if the next token is simply the largest logit."""
-        return self.params.temperature == 0 and not sampling.changes_logits(
-            self.params, len(self.sequence.new_ids)
+        return (
+            self.params.temperature == 0
+            and self._grammar is None
+            and not sampling.changes_logits(self.params, len(self.sequence.new_ids))
         )
+
+    @property
+    def needs_mask(self) -> bool:
+        return self._grammar is not None and not self._forced and self.params.max_new_tokens > 0
+
+    def compute_mask(self) -> None:
+        """Which tokens the grammar allows next; called while the model runs, it takes as long as it takes."""
+        assert self._grammar is not None
+        allowed_V = torch.from_numpy(self._grammar.allowed())
+        if self._grammar.may_end:
+            allowed_V[list(self.params.stop_token_ids)] = True
+        self._allowed_V = allowed_V
 
     def observe_prompt(self, start: int, logits_of: Callable[[int, int], Tensor], end: int) -> None:
         """Score prompt tokens start+1 .. end with the logits of positions start .. end-1, all but the first.
@@ -77,17 +97,25 @@ class Request:
                 is_full=self.params.full_logprobs,
             )
 
-    def advance(self, logits_V: Tensor, argmax: int | None) -> TokenStep:
-        """Draw the next token from the logits of the last position; the step says whether it was the last."""
+    def advance(self, logits_V: Tensor, argmax: int | None) -> list[TokenStep]:
+        """Draw the next token from the logits of the last position; the last step says whether it is the end.
+
+        Tokens that a grammar forces follow at once, without a step of the model; one at a time where their
+        log-probabilities are wanted.
+        """
         params, sequence = self.params, self.sequence
         prompt_logprobs = None
         if params.prompt_logprobs is not None and not sequence.new_ids:
             prompt_logprobs = tuple(self._prompt_logprobs)
         if params.max_new_tokens == 0:
-            return TokenStep(None, prompt_logprobs=prompt_logprobs, finish_reason="length")
-        token_id = self._draw(logits_V[: self._vocab_size]) if argmax is None else argmax
+            return [TokenStep(None, prompt_logprobs=prompt_logprobs, finish_reason="length")]
+        if self._forced:
+            token_id = self._forced.popleft()
+        else:
+            token_id = self._draw(logits_V[: self._vocab_size]) if argmax is None else argmax
         scored = None
-        if params.logprobs is not None or params.full_logprobs:
+        is_scored = params.logprobs is not None or params.full_logprobs
+        if is_scored:
             [scored] = sampling.logprobs(
                 logits_V[None],
                 [token_id],
@@ -95,8 +123,22 @@ class Request:
                 num_top=params.logprobs or 0,
                 is_full=params.full_logprobs,
             )
-        sequence.new_ids.append(token_id)
-        stop = self._stop.after(token_id, len(sequence.new_ids))
+        steps = [self._take(token_id, scored, prompt_logprobs)]
+        if self._grammar is not None and steps[-1].finish_reason is None and not self._forced:
+            self._forced.extend(self._grammar.forced())
+        while self._forced and not is_scored and steps[-1].finish_reason is None:
+            steps.append(self._take(self._forced.popleft(), None, None))
+        return steps
+
+    def _take(
+        self,
+        token_id: int,
+        scored: PositionLogprobs | None,
+        prompt_logprobs: tuple[PositionLogprobs, ...] | None,
+    ) -> TokenStep:
+        """Add a token to the row, and see whether it is the last."""
+        self.sequence.new_ids.append(token_id)
+        stop = self._stop.after(token_id, len(self.sequence.new_ids))
         return TokenStep(
             token_id,
             scored,
@@ -109,4 +151,7 @@ class Request:
         params, sequence = self.params, self.sequence
         if sampling.changes_logits(params, len(sequence.new_ids)):
             logits_V = sampling.adjust(logits_V, params, prompt_ids=self.prompt_ids, new_ids=sequence.new_ids)
+        if self._grammar is not None:
+            assert self._allowed_V is not None, "the mask is computed while the model runs"
+            logits_V = sampling.masked(logits_V, self._allowed_V.to(logits_V.device))
         return sampling.draw(logits_V, params, self._generator)

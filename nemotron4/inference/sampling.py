@@ -60,6 +60,12 @@ def adjust(
     return logits_V
 
 
+def masked(logits_V: Tensor, allowed_V: Tensor) -> Tensor:
+    """Only the allowed tokens; a document that may only end does so before the minimum of tokens."""
+    left_V = logits_V.masked_fill(~allowed_V, -torch.inf)
+    return torch.where(allowed_V, 0.0, -torch.inf) if left_V.max() == -torch.inf else left_V
+
+
 def draw(logits_V: Tensor, params: SamplingParams, generator: torch.Generator) -> int:
     """One token id from adjusted float32 logits; temperature 0 is the first largest.
 

@@ -1,4 +1,4 @@
-"""When a request ends: stop tokens, stop strings, length."""
+"""When a request ends: stop tokens, stop strings, a grammar that nothing can follow, length."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemotron4.engine import FinishReason, SamplingParams, Tokenizer
+from nemotron4.text.structured_output import Follower
 from nemotron4.text.tokenizer import TextStream
 
 
@@ -18,8 +19,15 @@ class Stop:
 class StopCheck:
     """Follows one request's new tokens and says when it ends; decodes text only to find stop strings."""
 
-    def __init__(self, params: SamplingParams, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        grammar: Follower | None = None,
+    ) -> None:
         self._params = params
+        self._grammar = grammar
         self._longest = max((len(s) for s in params.stop_strings), default=0)
         self._stream = TextStream(tokenizer, prompt_ids) if params.stop_strings else None
         self._tail = ""
@@ -37,6 +45,10 @@ class StopCheck:
             is_early = self._params.stop_scope == "new_text" and num_new < self._params.min_new_tokens
             if matched is not None and not is_early:
                 return Stop("stop", matched)
+        if self._grammar is not None:
+            self._grammar.consume(token_id)
+            if self._grammar.is_complete:
+                return Stop("stop")
         return Stop("length") if num_new >= self._params.max_new_tokens else None
 
     def _match(self, piece: str) -> str | None:

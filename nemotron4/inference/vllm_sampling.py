@@ -6,11 +6,12 @@ strings nor our rule for the first match in a text.
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from nemotron4.engine import PositionLogprobs, SamplingParams, TokenLogprob
+from nemotron4.engine import Grammar, PositionLogprobs, SamplingParams, TokenLogprob
 from nemotron4.errors import RequestError
 
 WHOLE_VOCABULARY = -1  # vLLM's number
@@ -57,9 +58,19 @@ def vllm_params(params: SamplingParams, *, vocab_size: int, width: int) -> Any:
         prompt_logprobs=None
         if params.prompt_logprobs is None
         else _num_logprobs(params.prompt_logprobs, num_unlisted, is_full=params.full_logprobs),
+        structured_outputs=_structured_outputs(params.grammar),
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )
+
+
+def _structured_outputs(grammar: Grammar | None) -> Any:
+    if grammar is None:
+        return None
+    from vllm.sampling_params import StructuredOutputsParams
+
+    value = json.loads(grammar.source) if grammar.kind == "choice" else grammar.source
+    return StructuredOutputsParams(**{grammar.kind: value})
 
 
 def _seed(params: SamplingParams) -> int:

@@ -74,6 +74,10 @@ def turn_request(
     """The same for a conversation whose ids are known."""
     if params.ignore_eos:
         return SamplingRequest(prompt_ids, params, drops_newline=own.drops_newline)
+    if params.grammar is not None:
+        # The grammar ends the text; what ends a turn elsewhere may be part of a string here.
+        ends = end_ids(engine) | _known(engine, own.stop_token_ids(engine.tokenizer))
+        return SamplingRequest(prompt_ids, _ending_at(params, ends))
     spelled = tuple(stop for stop in own.stop_strings if stop not in engine.tokenizer.markers)
     ends = end_ids(engine) | _known(engine, own.stop_token_ids(engine.tokenizer))
     params = replace(_ending_at(params, ends), stop_strings=(*params.stop_strings, *spelled))
