@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nemotron4.client import FakeChatModel, HopelessError, TokenLogprob
+from nemotron4.client import FakeChatModel, HopelessError, TextLogprob
 from nemotron4.errors import DataError
 from nemotron4.evaluation.conversation import hold, of_item
 from nemotron4.evaluation.data import DataSource
@@ -101,8 +101,8 @@ class _Weigher(FakeChatModel):
         super().__init__()
         self._values = values
 
-    async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TokenLogprob, ...]:
-        return (TokenLogprob(continuation, self._values[continuation]),)
+    async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TextLogprob, ...]:
+        return (TextLogprob(continuation, self._values[continuation]),)
 
 
 def test_a_model_is_asked_for_each_choice_and_equal_answers_are_refused() -> None:
