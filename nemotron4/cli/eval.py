@@ -156,7 +156,7 @@ def run(
 ) -> None:
     """Ask a model, have the judge judge, score. Stopped at any point, the same command goes on."""
     from nemotron4.cli.console import note, print_json
-    from nemotron4.client.connect import JUDGE_KEY_VARIABLE, connect
+    from nemotron4.client.remote import JUDGE_KEY_VARIABLE, connect
     from nemotron4.errors import ConfigError
     from nemotron4.evaluation import inspect_adapter
     from nemotron4.evaluation.data import DataSource, data_folder
@@ -193,7 +193,7 @@ def run(
 def _open_model(model: str, name: str | None) -> ChatModel:
     """The server at an address, or an engine in this process."""
     from nemotron4.client import EngineChatModel
-    from nemotron4.client.connect import connect, is_address
+    from nemotron4.client.remote import connect, is_address
     from nemotron4.inference.load import load
 
     return connect(model, name) if is_address(model) else EngineChatModel(load(model), name=name)

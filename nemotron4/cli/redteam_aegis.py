@@ -43,7 +43,7 @@ def aegis(
     """
     import hashlib
 
-    from nemotron4.client.connect import JUDGE_KEY_VARIABLE, connect
+    from nemotron4.client.remote import JUDGE_KEY_VARIABLE, connect
     from nemotron4.redteam.aegis import AegisResult, AegisSettings, run_aegis
     from nemotron4.redteam.aegis_prompts import fetch_prompts, read_prompts
     from nemotron4.redteam.aegis_report import summary_blocks, write_report

@@ -44,7 +44,7 @@ def replay(
     import asyncio
 
     from nemotron4.client import Sampling
-    from nemotron4.client.connect import JUDGE_KEY_VARIABLE, connect, is_address
+    from nemotron4.client.remote import JUDGE_KEY_VARIABLE, connect, is_address
     from nemotron4.errors import ConfigError
     from nemotron4.redteam import replay as replays
     from nemotron4.redteam.session_store import SessionStore

@@ -102,7 +102,7 @@ def record(
         assert target is not None
         from nemotron4.cli.redteam_recording import attack
         from nemotron4.client import Sampling
-        from nemotron4.client.connect import connect
+        from nemotron4.client.remote import connect
 
         chat = connect(target, model_name)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature)

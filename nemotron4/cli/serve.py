@@ -176,7 +176,7 @@ def serve(
 
 def _connect_guard(url: str, name: str | None, settings: GuardSettings) -> Guard:
     """The guard behind an address; an error if nothing answers there. Its key is NEMOTRON4_GUARD_API_KEY."""
-    from nemotron4.client.connect import connect
+    from nemotron4.client.remote import connect
     from nemotron4.server.guard import TIMEOUT_S, Guard
 
     classifier = connect(url, name, key_variable="NEMOTRON4_GUARD_API_KEY", timeout_s=TIMEOUT_S)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from nemotron4.client.engine import EngineChatModel
 from nemotron4.client.fake import FakeBehaviour, FakeChatModel
-from nemotron4.client.generate import GenerateChatModel
 from nemotron4.client.interface import (
     BadContentError,
     ChatModel,
@@ -15,7 +14,7 @@ from nemotron4.client.interface import (
     TextLogprob,
     TransientError,
 )
-from nemotron4.client.openai import OpenAIChatModel
+from nemotron4.client.remote import GenerateChatModel, OpenAIChatModel
 from nemotron4.client.retry import AdaptiveLimit, RateLimit, RetryPolicy, call_with_retries
 from nemotron4.engine import Reward
 

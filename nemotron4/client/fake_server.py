@@ -17,9 +17,8 @@ from typing import Any
 
 import orjson
 
-from nemotron4.client.fake import FakeBehaviour, fake_attributes, fake_logprobs, make_reply
+from nemotron4.client.fake import PERSONAS, FakeBehaviour, fake_attributes, fake_logprobs, make_reply
 from nemotron4.client.interface import Reply, Sampling
-from nemotron4.client.personas import PERSONAS
 from nemotron4.records import ATTRIBUTES, JsonObject, Message
 
 OddAnswers = Callable[[int, JsonObject], tuple[int, bytes, float | None] | None]

@@ -2,8 +2,10 @@
 
 ``FakeEngine`` keeps every promise of ``InferenceEngine``: sampling, stops, log-probabilities, queue,
 cancellation, abort. Its "model" gives fixed pseudo-random logits to the last two tokens; a script or an
-echo raises the logit of the token that should come next, so that greedy decoding says it exactly.
-"""
+echo raises the logit of the token that should come next, so that greedy decoding says it exactly. Sampling is
+plain numpy: slow, obvious, no torch.
+
+V = vocabulary"""
 
 from __future__ import annotations
 
@@ -11,10 +13,11 @@ import asyncio
 import functools
 import hashlib
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from nemotron4.engine import (
     ChatFormat,
@@ -23,13 +26,82 @@ from nemotron4.engine import (
     PositionLogprobs,
     SamplingParams,
     Tokenizer,
+    TokenLogprob,
     TokenStep,
 )
 from nemotron4.errors import EngineBusyError, RequestError
-from nemotron4.inference.fake_sampling import Floats, draw, position_logprobs
 from nemotron4.inference.fake_tokenizer import FakeTokenizer
-from nemotron4.inference.stopping import StopCheck
+from nemotron4.text.answers import StopCheck
 from nemotron4.text.structured_output import Follower, GrammarVocabulary
+
+Floats = npt.NDArray[np.float64]
+
+
+def draw(
+    logits_V: Floats,
+    prompt_ids: Sequence[int],
+    new_ids: Sequence[int],
+    params: SamplingParams,
+    generator: random.Random,
+) -> int:
+    """The next token id, by the filters in the order that ``SamplingParams`` documents."""
+    logits_V = _penalised(logits_V.copy(), prompt_ids, new_ids, params)
+    if params.temperature == 0:
+        return int(logits_V.argmax())
+    probabilities_V = _filtered(logits_V, params)
+    cumulative_V = np.cumsum(probabilities_V)
+    point = generator.random() * cumulative_V[-1]
+    chosen = int(np.searchsorted(cumulative_V, point, side="right"))
+    return min(chosen, int(np.flatnonzero(probabilities_V)[-1]))
+
+
+def position_logprobs(logits_V: Floats, token_id: int, *, num_top: int, is_full: bool) -> PositionLogprobs:
+    """Raw log-probabilities (nats, temperature 1) at one position."""
+    logprobs_V = logits_V - logits_V.max()
+    logprobs_V -= np.log(np.exp(logprobs_V).sum())
+    order = np.argsort(-logprobs_V, kind="stable")[:num_top]
+    return PositionLogprobs(
+        chosen=TokenLogprob(token_id, float(logprobs_V[token_id])),
+        top=tuple(TokenLogprob(int(i), float(logprobs_V[i])) for i in order),
+        full=logprobs_V.tolist() if is_full else None,
+    )
+
+
+def _penalised(
+    logits_V: Floats, prompt_ids: Sequence[int], new_ids: Sequence[int], params: SamplingParams
+) -> Floats:
+    for token_id, bias in params.logit_bias.items():
+        logits_V[token_id] += bias
+    if len(new_ids) < params.min_new_tokens and params.min_tokens_masks:
+        logits_V[sorted(params.min_tokens_masks)] = -np.inf
+    if params.repetition_penalty != 1:
+        for token_id in {*prompt_ids, *new_ids}:
+            is_positive = logits_V[token_id] > 0
+            logits_V[token_id] *= 1 / params.repetition_penalty if is_positive else params.repetition_penalty
+    for token_id, count in Counter(new_ids).items():
+        logits_V[token_id] -= params.presence_penalty + params.frequency_penalty * count
+    return logits_V
+
+
+def _filtered(logits_V: Floats, params: SamplingParams) -> Floats:
+    # The best logit is moved to 0 first: no temperature then overflows.
+    with np.errstate(over="ignore"):
+        logits_V = (logits_V - logits_V.max()) / params.temperature
+    if 0 < params.top_k < len(logits_V):
+        kth = np.sort(logits_V)[-params.top_k]
+        logits_V = np.where(logits_V >= kth, logits_V, -np.inf)
+    probabilities_V = np.exp(logits_V)
+    probabilities_V /= probabilities_V.sum()
+    if params.top_p < 1:
+        order = np.argsort(-probabilities_V, kind="stable")
+        before = np.cumsum(probabilities_V[order]) - probabilities_V[order]
+        is_dropped = before > params.top_p
+        is_dropped[0] = False
+        probabilities_V[order[is_dropped]] = 0
+    if params.min_p > 0:
+        probabilities_V[probabilities_V < params.min_p * probabilities_V.max()] = 0
+    return probabilities_V
+
 
 BLOCK_TOKENS = 16
 SCRIPT_LOGIT = 40.0  # far above the pseudo-random ones, which lie within about ten of zero

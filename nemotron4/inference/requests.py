@@ -12,7 +12,7 @@ from torch import Tensor
 from nemotron4.engine import PositionLogprobs, SamplingParams, Tokenizer, TokenStep
 from nemotron4.inference import sampling
 from nemotron4.inference.scheduler import Sequence as ScheduledSequence
-from nemotron4.inference.stopping import StopCheck
+from nemotron4.text.answers import StopCheck
 from nemotron4.text.structured_output import Follower
 
 Deliver = Callable[[TokenStep | Exception], None]

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from nemotron4.engine import ChatFormat, EngineStats, ModelInfo, SamplingParams, Tokenizer, TokenStep
 from nemotron4.errors import EngineBusyError, Nemotron4Error, RequestError
-from nemotron4.inference.stopping import StopCheck
 from nemotron4.inference.vllm_sampling import position_logprobs, prompt_positions, vllm_params
+from nemotron4.text.answers import StopCheck
 
 START_S = 3600.0  # the weights of a large model take a while to arrive
 CLOSE_S = 30.0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from nemotron4.client import ChatModel, Sampling, call_with_retries
-from nemotron4.client.many import ERROR, ask_missing
+from nemotron4.client.retry import ERROR, ask_missing
 from nemotron4.grading.statistics import Interval, wilson
 from nemotron4.progress import Progress
 from nemotron4.records import JsonObject, Message

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron4.client.generate import CARD_END_STRINGS
+from nemotron4.client.remote import CARD_END_STRINGS
 from nemotron4.records import JsonObject, Message
 from nemotron4.text import prompt
 

@@ -13,10 +13,16 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nemotron4.server.errors import REQUEST_ERRORS, ApiError, ClientGoneError, api_error, error_response
-from nemotron4.server.exchange import KEY, Exchange
-from nemotron4.server.service import Service
-from nemotron4.server.settings import ServerSettings, is_address
+from nemotron4.server.context import (
+    KEY,
+    REQUEST_ERRORS,
+    ApiError,
+    ClientGoneError,
+    RequestContext,
+    api_error,
+    error_response,
+)
+from nemotron4.server.settings import ServerSettings, Service, is_address
 
 ROUTES = frozenset(
     {
@@ -47,9 +53,11 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class FrontDoor:
-    """ASGI middleware. ``log`` gets every finished exchange and the trace of an unexpected exception."""
+    """ASGI middleware. ``log`` gets every finished context and the trace of an unexpected exception."""
 
-    def __init__(self, app: ASGIApp, service: Service, log: Callable[[Exchange, list[str]], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, service: Service, log: Callable[[RequestContext, list[str]], None]
+    ) -> None:
         self._app = app
         self._service = service
         self._log = log
@@ -58,41 +66,41 @@ class FrontDoor:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _new_exchange(scope)
-        scope[KEY] = exchange
+        context = _new_context(scope)
+        scope[KEY] = context
         gate = self._service.gate
-        is_counted = exchange.route not in OBSERVERS
+        is_counted = context.route not in OBSERVERS
         gate.num_in_flight += is_counted
         trace: list[str] = []
         try:
-            trace = await self._serve(scope, receive, self._marked(send, exchange), exchange)
+            trace = await self._serve(scope, receive, self._marked(send, context), context)
         finally:
             gate.num_in_flight -= is_counted
-            exchange.status = exchange.status or CLIENT_GONE
-            self._service.metrics.request_ended(exchange)
-            self._log(exchange, trace)
+            context.status = context.status or CLIENT_GONE
+            self._service.metrics.request_ended(context)
+            self._log(context, trace)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> list[str]:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> list[str]:
         """Answer; returns the trace of a defect without its message, which may quote a prompt."""
         try:
-            self._admit(scope, exchange)
+            self._admit(scope, context)
             receive = await self._with_body(scope, receive)
             await self._app(scope, receive, send)
         except (ApiError, *REQUEST_ERRORS) as error:
             answer = error if isinstance(error, ApiError) else api_error(error)
-            await error_response(exchange.path, answer)(scope, receive, send)
+            await error_response(context.path, answer)(scope, receive, send)
         except ClientGoneError as error:
-            exchange.error = type(error).__name__
+            context.error = type(error).__name__
         except Exception as error:
-            exchange.error = type(error).__name__
-            if not exchange.status:
-                answer = ApiError(500, f"Internal server error; request id {exchange.request_id}.")
-                await error_response(exchange.path, answer)(scope, receive, send)
+            context.error = type(error).__name__
+            if not context.status:
+                answer = ApiError(500, f"Internal server error; request id {context.request_id}.")
+                await error_response(context.path, answer)(scope, receive, send)
             frames = traceback.extract_tb(error.__traceback__)
             return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         return []
 
-    def _admit(self, scope: Scope, exchange: Exchange) -> None:
+    def _admit(self, scope: Scope, context: RequestContext) -> None:
         """Raise ApiError for what needs no look at the body."""
         headers = Headers(scope=scope)
         settings = self._service.settings
@@ -108,11 +116,11 @@ class FrontDoor:
                 "The Origin header names another site, whose pages may not use this server. "
                 "Start it with --allowed-host NAME if the page of this server is reached through that name.",
             )
-        if self._service.gate.is_draining and exchange.route not in OBSERVERS:
+        if self._service.gate.is_draining and context.route not in OBSERVERS:
             leaving = {"Connection": "close", "Retry-After": "10"}
             raise ApiError(503, "The server is shutting down and takes no new requests.", headers=leaving)
-        is_keyless = exchange.route == "/health" or (
-            exchange.route in PAGE_ROUTES and exchange.method in ("GET", "HEAD")
+        is_keyless = context.route == "/health" or (
+            context.route in PAGE_ROUTES and context.method in ("GET", "HEAD")
         )
         if settings.page and settings.page.login and _port(scope) == settings.page.port:
             _check_login(headers.get("authorization", ""), settings.page.login)
@@ -138,14 +146,14 @@ class FrontDoor:
 
         return replay
 
-    def _marked(self, send: Send, exchange: Exchange) -> Send:
+    def _marked(self, send: Send, context: RequestContext) -> Send:
         """Add the request id to the answer, note its status, and drop a client that reads nothing."""
 
         async def marked_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                exchange.status = message["status"]
+                context.status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = exchange.request_id
+                headers["X-Request-Id"] = context.request_id
                 headers["X-Content-Type-Options"] = "nosniff"
             try:
                 async with asyncio.timeout(self._service.settings.send_timeout_s):
@@ -156,10 +164,10 @@ class FrontDoor:
         return marked_send
 
 
-def _new_exchange(scope: Scope) -> Exchange:
+def _new_context(scope: Scope) -> RequestContext:
     given = Headers(scope=scope).get("x-request-id", "")
     path = scope["path"]
-    return Exchange(
+    return RequestContext(
         request_id=given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex,
         method=scope["method"] if scope["method"] in METHODS else "other",
         path=path if len(path) <= 200 else path[:200] + "...",

@@ -15,9 +15,7 @@ from typing import Literal
 from nemotron4.client import ChatModel, ClientError, Sampling
 from nemotron4.errors import ConfigError
 from nemotron4.records import Message
-from nemotron4.server.errors import ApiError
-from nemotron4.server.exchange import Exchange
-from nemotron4.server.metrics import Metrics
+from nemotron4.server.context import ApiError, Metrics, RequestContext
 from nemotron4.text.content_safety import (
     CATEGORIES,
     Judged,
@@ -81,11 +79,11 @@ class Guard:
         await self._classifier.close()
 
     async def screen_prompts(
-        self, conversations: Sequence[Sequence[Message]], exchange: Exchange, metrics: Metrics
+        self, conversations: Sequence[Sequence[Message]], context: RequestContext, metrics: Metrics
     ) -> list[Screening]:
         """One screening each; ApiError if one is refused. System turns are the operator's and not judged."""
         talks = [[message for message in talk if message.role != "system"] for talk in conversations]
-        found = await self._screen_all(talks, "user", exchange, metrics)
+        found = await self._screen_all(talks, "user", context, metrics)
         for index, screening in enumerate(found):
             if self.is_refused(screening):
                 where = f"Prompt {index + 1} of {len(found)}" if len(found) > 1 else "The prompt"
@@ -93,14 +91,14 @@ class Guard:
         return found
 
     async def screen_answers(
-        self, answers: Sequence[tuple[Sequence[Message], str]], exchange: Exchange, metrics: Metrics
+        self, answers: Sequence[tuple[Sequence[Message], str]], context: RequestContext, metrics: Metrics
     ) -> list[Screening]:
         """One screening each. ApiError where no verdict came and the guard fails closed."""
         talks = [
             [*(m for m in prompt if m.role != "system"), Message("assistant", text)]
             for prompt, text in answers
         ]
-        found = await self._screen_all(talks, "assistant", exchange, metrics)
+        found = await self._screen_all(talks, "assistant", context, metrics)
         for screening in found:
             if screening.outcome != "unsafe" and self.is_refused(screening):
                 raise refusal(screening, "The answer")
@@ -112,11 +110,11 @@ class Guard:
         return screening.outcome == "unsafe" or self.settings.failure == "closed"
 
     async def _screen_all(
-        self, talks: Sequence[Sequence[Message]], judged: Judged, exchange: Exchange, metrics: Metrics
+        self, talks: Sequence[Sequence[Message]], judged: Judged, context: RequestContext, metrics: Metrics
     ) -> list[Screening]:
         part = "prompt" if judged == "user" else "answer"
         found = await asyncio.gather(*(self._screen(talk, judged, part, metrics) for talk in talks))
-        exchange.guard += [f"{part} {screening}" for screening in found]
+        context.guard += [f"{part} {screening}" for screening in found]
         return list(found)
 
     async def _screen(

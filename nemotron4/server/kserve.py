@@ -1,11 +1,16 @@
-"""The KServe v2 protocol with Triton's binary extension, as far as a PyTriton client speaks it over HTTP.
+"""The Triton model ``reward_model`` that NeMo-Aligner's reward server offered, over KServe v2 REST.
 
-A body is JSON, followed by the raw data of those tensors whose ``parameters`` give a ``binary_data_size``;
-the header ``Inference-Header-Content-Length`` says where the JSON ends.
+Inputs: ``sentences`` (BYTES) or ``tokens`` with ``sequence_lengths`` (INT64), ``add_EOS`` (BOOL; the first
+row's value counts for all). Outputs: ``rewards`` (FP32, nine values a row) and ``exceeded`` (INT32, always 0:
+input that does not fit the context is refused, because its scores would mean nothing). The protocol has
+Triton's binary extension as far as a PyTriton client speaks it over HTTP: a body is JSON, followed by the raw
+data of those tensors whose ``parameters`` give a ``binary_data_size``; the header
+``Inference-Header-Content-Length`` says where the JSON ends.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import struct
@@ -13,7 +18,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nemotron4.engine import RewardScorer
 from nemotron4.errors import RequestError
+from nemotron4.server.settings import Service
+from nemotron4.text.tokenizer import Tokenizer
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 _FORMATS = {"BOOL": "?", "INT32": "i", "INT64": "q", "FP32": "f"}
@@ -113,3 +125,132 @@ def write_response(
         return text, {"Content-Type": "application/json"}
     headers = {"Content-Type": "application/octet-stream", LENGTH_HEADER: str(len(text))}
     return b"".join([text, *blobs]), headers
+
+
+MODEL = "reward_model"
+NUM_ATTRIBUTES = 9
+MAX_BATCH = 128
+INPUTS = {"sentences": "BYTES", "tokens": "INT64", "sequence_lengths": "INT64", "add_EOS": "BOOL"}
+WIDTHS = {"sentences": 1, "tokens": -1, "sequence_lengths": -1, "add_EOS": 1}
+TRITON_TYPES = {"BYTES": "TYPE_STRING", "INT64": "TYPE_INT64", "BOOL": "TYPE_BOOL"}
+PATHS = tuple(f"/v2/models/{MODEL}{version}" for version in ("", "/versions/1"))
+
+
+def kserve_routes(service: Service, scorer: RewardScorer) -> APIRouter:
+    router = APIRouter()
+
+    async def get_ready() -> Response:
+        """The server runs and the model is loaded: the port is closed until then."""
+        return Response(status_code=200)
+
+    async def get_metadata() -> dict[str, Any]:
+        """Names, types and shapes; -1 is any size."""
+        inputs = [
+            {"name": name, "datatype": kind, "shape": [-1, WIDTHS[name]]} for name, kind in INPUTS.items()
+        ]
+        outputs = [
+            {"name": "rewards", "datatype": "FP32", "shape": [-1, NUM_ATTRIBUTES]},
+            {"name": "exceeded", "datatype": "INT32", "shape": [-1, 1]},
+        ]
+        return {
+            "name": MODEL,
+            "versions": ["1"],
+            "platform": "python",
+            "inputs": inputs,
+            "outputs": outputs,
+        }
+
+    async def get_config() -> dict[str, Any]:
+        """Triton's own description, which a PyTriton client reads before it infers."""
+        return triton_config()
+
+    async def post_infer(request: Request) -> Response:
+        """Score a batch."""
+        header = request.headers.get(LENGTH_HEADER)
+        if header is not None and not header.isdigit():
+            raise RequestError(f"{LENGTH_HEADER} is {header!r}; expected a number")
+        asked, inputs = read_request(await request.body(), None if header is None else int(header))
+        rows = await asyncio.to_thread(rows_of, inputs, service.engine.tokenizer)
+        rewards = await asyncio.to_thread(scorer.score_ids, rows)
+        values = [value for reward in rewards for value in reward.raw]
+        outputs = {
+            "rewards": Tensor("FP32", (len(rows), NUM_ATTRIBUTES), values),
+            "exceeded": Tensor("INT32", (len(rows), 1), [0] * len(rows)),
+        }
+        body, headers = write_response(asked, MODEL, outputs)
+        return Response(body, headers=headers)
+
+    for path in ("/v2/health/live", "/v2/health/ready", *(f"{path}/ready" for path in PATHS)):
+        router.add_api_route(path, get_ready, methods=["GET"])
+    for path in PATHS:
+        router.add_api_route(path, get_metadata, methods=["GET"])
+        router.add_api_route(f"{path}/config", get_config, methods=["GET"])
+        router.add_api_route(f"{path}/infer", post_infer, methods=["POST"])
+    return router
+
+
+def triton_config() -> dict[str, Any]:
+    """``config.pbtxt`` as JSON."""
+    inputs = [
+        {
+            "name": name,
+            "data_type": TRITON_TYPES[kind],
+            "dims": [WIDTHS[name]],
+            "optional": True,
+        }
+        for name, kind in INPUTS.items()
+    ]
+    return {
+        "name": MODEL,
+        "backend": "python",
+        "max_batch_size": MAX_BATCH,
+        "input": inputs,
+        "output": [
+            {"name": "rewards", "data_type": "TYPE_FP32", "dims": [NUM_ATTRIBUTES]},
+            {"name": "exceeded", "data_type": "TYPE_INT32", "dims": [1]},
+        ],
+        "instance_group": [{"kind": "KIND_CPU", "count": 1}],
+        "model_transaction_policy": {"decoupled": False},
+        "parameters": {},
+    }
+
+
+def rows_of(inputs: Mapping[str, Tensor], tokenizer: Tokenizer) -> list[list[int]]:
+    """Token ids of every row of the batch."""
+    for name, tensor in inputs.items():
+        if INPUTS.get(name) != tensor.datatype:
+            raise RequestError(
+                f"input {name!r} of type {tensor.datatype} is unknown",
+                hint=f"known: {', '.join(f'{known} ({kind})' for known, kind in INPUTS.items())}",
+            )
+    if ("sentences" in inputs) == ("tokens" in inputs):
+        raise RequestError("give either the input sentences or the inputs tokens and sequence_lengths")
+    if "sentences" in inputs:
+        try:
+            texts = [value.decode() for value in inputs["sentences"].values]
+        except (UnicodeDecodeError, AttributeError) as error:
+            raise RequestError(f"input 'sentences' is not UTF-8 text: {error}") from error
+        rows = [tokenizer.encode(text) for text in texts]
+    else:
+        rows = _token_rows(inputs, tokenizer.vocab_size)
+    if len(rows) > MAX_BATCH:
+        raise RequestError(f"the batch has {len(rows)} rows; expected at most {MAX_BATCH}")
+    if "add_EOS" in inputs and inputs["add_EOS"].values[0]:
+        if tokenizer.eos_id is None:
+            raise RequestError("add_EOS is true, but the tokenizer has no end-of-text token")
+        rows = [[*row, tokenizer.eos_id] for row in rows]
+    return rows
+
+
+def _token_rows(inputs: Mapping[str, Tensor], vocab_size: int) -> list[list[int]]:
+    tokens, lengths = inputs["tokens"], inputs.get("sequence_lengths")
+    if len(tokens.shape) != 2 or lengths is None or len(lengths.values) != tokens.shape[0]:
+        raise RequestError(
+            "input 'tokens' needs shape [rows, length] and one value of 'sequence_lengths' a row"
+        )
+    width = tokens.shape[1]
+    if not all(1 <= n <= width for n in lengths.values):
+        raise RequestError(f"sequence_lengths are {list(lengths.values)}; expected 1 to {width}")
+    if not all(0 <= token < vocab_size for token in tokens.values):
+        raise RequestError(f"a token id is outside 0 to {vocab_size - 1}")
+    return [list(tokens.values[i * width : i * width + n]) for i, n in enumerate(lengths.values)]

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nemotron4.errors import unknown_name
-from nemotron4.server.errors import ApiError
+from nemotron4.server.context import ApiError
 from nemotron4.server.openai_chat import answer_chat
 from nemotron4.server.openai_choices import model_not_found
 from nemotron4.server.openai_completions import answer_completion
@@ -29,7 +29,7 @@ from nemotron4.server.openai_schemas import (
     StreamOptions,
     TextPart,
 )
-from nemotron4.server.service import Service
+from nemotron4.server.settings import Service
 
 BODIES: Mapping[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,

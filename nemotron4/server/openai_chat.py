@@ -13,12 +13,11 @@ from starlette.responses import Response
 
 from nemotron4.engine import PositionLogprobs, Tokenizer, TokenLogprob
 from nemotron4.records import Message
-from nemotron4.server.errors import ApiError
-from nemotron4.server.exchange import exchange_of
-from nemotron4.server.guarded_choices import Screened
+from nemotron4.server.context import ApiError, context_of
 from nemotron4.server.openai_choices import (
     Choice,
     Identity,
+    Screened,
     check_request,
     choices_for,
     finite,
@@ -37,16 +36,15 @@ from nemotron4.server.openai_schemas import (
     TokenLogprobs,
     TopLogprob,
 )
-from nemotron4.server.rows import check_length, until_disconnect
-from nemotron4.server.service import Service
-from nemotron4.server.sse import event_stream
+from nemotron4.server.rows import check_length, event_stream, until_disconnect
+from nemotron4.server.settings import Service
 from nemotron4.text.answers import chat_request
 
 CHUNK = "chat.completion.chunk"
 
 
 async def answer_chat(body: ChatRequest, request: Request, service: Service) -> Response:
-    exchange = exchange_of(request.scope)
+    context = context_of(request.scope)
     check_request(body, service)
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
@@ -59,7 +57,7 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
     messages = [_message(each, index) for index, each in enumerate(body.messages)]
     choices = await _choices(body, messages, service)
     identity = Identity.new("chatcmpl", service.engine.info.name)
-    screened = Screened(choices, [messages] * len(choices), service, exchange)
+    screened = Screened(choices, [messages] * len(choices), service, context)
     if body.stream:
         return await event_stream(request, _events(body, choices, screened, identity, service))
     await until_disconnect(request.receive, screened.run())

@@ -1,4 +1,4 @@
-"""From the fields of an OpenAI request to the engine's parameters, and from its steps to choices."""
+"""From the fields of an OpenAI request to the engine's parameters, and from its steps to judged choices."""
 
 from __future__ import annotations
 
@@ -10,12 +10,24 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from starlette.responses import Response
+
 from nemotron4.engine import PositionLogprobs, SamplingParams, SamplingRequest, Tokenizer
-from nemotron4.server.errors import ApiError
-from nemotron4.server.exchange import Exchange
-from nemotron4.server.openai_schemas import DEFAULTS, MAX_ROWS, ChatRequest, CompletionRequest, Usage
+from nemotron4.records import Message
+from nemotron4.server.context import ApiError, RequestContext
+from nemotron4.server.guard import Guard, Screening, report
+from nemotron4.server.openai_schemas import (
+    DEFAULTS,
+    MAX_ROWS,
+    ChatCompletion,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    GuardReport,
+    Usage,
+)
 from nemotron4.server.rows import steps, usable_temperature
-from nemotron4.server.service import Service
+from nemotron4.server.settings import Service
 from nemotron4.text.answers import AnswerText, samples
 
 LEAST_LOGPROB = -9999.0  # OpenAI's number for "cannot happen"; JSON has no infinity
@@ -144,17 +156,17 @@ def choices_for(requests: Sequence[SamplingRequest], n: int, tokenizer: Tokenize
 
 
 async def run_choices(
-    choices: Sequence[Choice], service: Service, exchange: Exchange
+    choices: Sequence[Choice], service: Service, context: RequestContext
 ) -> AsyncGenerator[tuple[int, str, bool], None]:
     """(number of the choice, text that can be sent, whether it is whole) of every token."""
     rows = [choice.answer.request for choice in choices]
-    async with aclosing(steps(service.engine, rows, exchange, service.metrics)) as events:
+    async with aclosing(steps(service.engine, rows, context, service.metrics)) as events:
         async for index, step in events:
             yield index, choices[index].answer.push(step), step.finish_reason is not None
 
 
-async def run_to_end(choices: Sequence[Choice], service: Service, exchange: Exchange) -> None:
-    async with aclosing(run_choices(choices, service, exchange)) as events:
+async def run_to_end(choices: Sequence[Choice], service: Service, context: RequestContext) -> None:
+    async with aclosing(run_choices(choices, service, context)) as events:
         async for _ in events:
             pass
 
@@ -179,3 +191,70 @@ def finite(logprob: float) -> float:
 
 def positions_of(choice: Choice, numbers: range) -> list[PositionLogprobs]:
     return [choice.answer.logprobs[number] for number in numbers]
+
+
+class Screened:
+    """One request's choices. ``conversations`` has the prompt of each choice, as messages."""
+
+    def __init__(
+        self,
+        choices: Sequence[Choice],
+        conversations: Sequence[Sequence[Message]],
+        service: Service,
+        context: RequestContext,
+    ) -> None:
+        self._choices = choices
+        self._conversations = conversations
+        self._service = service
+        self._context = context
+        self._prompts: list[Screening] = []
+        self._answers: list[Screening] = []
+
+    @property
+    def guard(self) -> Guard | None:
+        return self._service.guard
+
+    @property
+    def report(self) -> dict[str, object]:
+        return report(self._prompts, self._answers)
+
+    def response(self, answer: ChatCompletion | Completion) -> Response:
+        """The answer, with what the guard found if there is one."""
+        if self.guard is None:
+            return Response(answer.model_dump_json(exclude={"guard"}), media_type="application/json")
+        answer.guard = GuardReport.model_validate(self.report)
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+    async def run(self) -> None:
+        """Prompts judged, choices whole, answers judged."""
+        async with aclosing(self.parts()) as parts:
+            async for _ in parts:
+                pass
+
+    async def parts(self) -> AsyncGenerator[tuple[int, str, bool], None]:
+        """As ``run_choices``. A blocking guard gives each choice in one part, after its judgment."""
+        guard = self.guard
+        if guard is None:
+            async with aclosing(run_choices(self._choices, self._service, self._context)) as parts:
+                async for part in parts:
+                    yield part
+            return
+        prompts = list(dict.fromkeys(map(tuple, self._conversations)))
+        self._prompts = await guard.screen_prompts(prompts, self._context, self._service.metrics)
+        if guard.is_blocking:
+            await run_to_end(self._choices, self._service, self._context)
+            await self._judge(guard)
+            for index, choice in enumerate(self._choices):
+                yield index, choice.text, True
+            return
+        async with aclosing(run_choices(self._choices, self._service, self._context)) as parts:
+            async for part in parts:
+                yield part
+        await self._judge(guard)
+
+    async def _judge(self, guard: Guard) -> None:
+        pairs = zip(self._conversations, self._choices, strict=True)
+        answers = [(conversation, choice.answer.text) for conversation, choice in pairs]
+        self._answers = await guard.screen_answers(answers, self._context, self._service.metrics)
+        for choice, screening in zip(self._choices, self._answers, strict=True):
+            choice.is_blocked = guard.is_refused(screening)

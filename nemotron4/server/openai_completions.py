@@ -14,12 +14,11 @@ from starlette.responses import Response
 from nemotron4.engine import PositionLogprobs, SamplingRequest, Tokenizer
 from nemotron4.errors import RequestError
 from nemotron4.records import Message
-from nemotron4.server.errors import ApiError
-from nemotron4.server.exchange import exchange_of
-from nemotron4.server.guarded_choices import Screened
+from nemotron4.server.context import ApiError, context_of
 from nemotron4.server.openai_choices import (
     Choice,
     Identity,
+    Screened,
     check_request,
     choices_for,
     finite,
@@ -32,9 +31,8 @@ from nemotron4.server.openai_schemas import (
     CompletionLogprobs,
     CompletionRequest,
 )
-from nemotron4.server.rows import check_length, text_ids, until_disconnect
-from nemotron4.server.service import Service
-from nemotron4.server.sse import event_stream
+from nemotron4.server.rows import check_length, event_stream, text_ids, until_disconnect
+from nemotron4.server.settings import Service
 from nemotron4.text.answers import encode_text, text_request
 from nemotron4.text.tokenizer import TextStream
 
@@ -42,7 +40,7 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 
 async def answer_completion(body: CompletionRequest, request: Request, service: Service) -> Response:
-    exchange = exchange_of(request.scope)
+    context = context_of(request.scope)
     check_request(body, service)
     n = body.n or 1
     if body.best_of not in (None, 1):
@@ -52,7 +50,7 @@ async def answer_completion(body: CompletionRequest, request: Request, service: 
     choices = choices_for(requests, n, service.engine.tokenizer)
     identity = Identity.new("cmpl", service.engine.info.name)
     conversations = [[Message("user", text)] for text in prompts for _ in range(n)]
-    screened = Screened(choices, conversations, service, exchange)
+    screened = Screened(choices, conversations, service, context)
     run = _Run(body, service.engine.tokenizer, [text for text in prompts for _ in range(n)])
     if body.stream:
         events = _events(run, choices, n, identity, screened)

@@ -17,8 +17,7 @@ from nemotron4.errors import ConfigError, Nemotron4Error
 from nemotron4.server.app import create_app
 from nemotron4.server.guard import Guard
 from nemotron4.server.page import PageTab
-from nemotron4.server.service import Service
-from nemotron4.server.settings import ServerSettings
+from nemotron4.server.settings import ServerSettings, Service
 
 BACKLOG = 2048
 STALE_CONNECTION_S = 5  # what is still open after the last answer is idle

@@ -1,4 +1,4 @@
-"""What an operator can set about the server. Every limit has its home here."""
+"""What an operator can set about the server, and what all its routes share. Every limit has its home here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from nemotron4.engine import InferenceEngine
 from nemotron4.errors import ConfigError
+from nemotron4.server.context import Metrics
+from nemotron4.server.guard import Guard
 
 NemoCompat = Literal["strict", "fixed"]
 
@@ -88,3 +91,22 @@ def read_api_keys(path: Path) -> tuple[str, ...]:
         if not key.isascii() or any(character.isspace() for character in key):
             raise ConfigError(f"{path}: key {number} has a space or a character outside ASCII")
     return keys
+
+
+@dataclass
+class Gate:
+    """Lets requests in until the server drains."""
+
+    is_draining: bool = False
+    num_in_flight: int = 0
+
+
+@dataclass(frozen=True)
+class Service:
+    """One per app."""
+
+    engine: InferenceEngine
+    settings: ServerSettings
+    metrics: Metrics
+    gate: Gate = field(default_factory=Gate)
+    guard: Guard | None = None

@@ -15,7 +15,7 @@ import pytest
 
 from nemotron4.cli.main import main
 from nemotron4.client import FakeBehaviour
-from nemotron4.client.personas import PERSONAS
+from nemotron4.client.fake import PERSONAS
 from nemotron4.errors import ConfigError
 from nemotron4.redteam.garak_areas import AREAS, REPORT_AREAS, ProbeInfo, plan_scan
 from nemotron4.redteam.garak_environment import environment_folder

@@ -20,8 +20,8 @@ from starlette.types import ASGIApp
 
 from nemotron4.engine import EngineStats
 from nemotron4.inference.fake import FakeEngine
-from nemotron4.server.access_log import AccessLog
 from nemotron4.server.app import create_app
+from nemotron4.server.context import AccessLog
 from nemotron4.server.guard import Guard
 from nemotron4.server.page import PageTab
 from nemotron4.server.settings import ServerSettings

@@ -13,8 +13,8 @@ import pytest
 
 from nemotron4.engine import SamplingParams, TokenStep
 from nemotron4.inference.fake import FakeEngine
-from nemotron4.server.access_log import AccessLog
 from nemotron4.server.app import create_app
+from nemotron4.server.context import AccessLog
 
 App = Callable[..., Any]
 GENERATE_ALLOWS = "PUT, GET, HEAD, OPTIONS"

@@ -21,8 +21,8 @@ from starlette.routing import Route
 
 from nemotron4.errors import ConfigError
 from nemotron4.inference.fake import FakeEngine
-from nemotron4.server.access_log import AccessLog
 from nemotron4.server.app import create_app
+from nemotron4.server.context import AccessLog
 from nemotron4.server.page import FOLDER, PageTab
 from nemotron4.server.settings import Endpoint, PageSettings, ServerSettings
 from nemotron4.text.prompt import nemotron4

@@ -15,7 +15,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from nemotron4.client.openai import hosted_reward, score_reward
+from nemotron4.client.remote import hosted_reward, score_reward
 from nemotron4.errors import CheckpointError, RequestError
 from nemotron4.inference.load import load
 from nemotron4.inference.reward import CARD_WEIGHTS, RewardEngine, load_reward

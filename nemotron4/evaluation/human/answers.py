@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from nemotron4.client import ChatModel, Sampling, call_with_retries
-from nemotron4.client.connect import connect, is_address
-from nemotron4.client.many import ask_missing
+from nemotron4.client.remote import connect, is_address
+from nemotron4.client.retry import ask_missing
 from nemotron4.errors import DataError
 from nemotron4.evaluation.human.study import StudyPrompt, answers_path
 from nemotron4.records import JsonObject, read_json_lines

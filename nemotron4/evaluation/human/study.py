@@ -18,7 +18,7 @@ from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 
-from nemotron4.client.many import ERROR
+from nemotron4.client.retry import ERROR
 from nemotron4.errors import ConfigError, DataError
 from nemotron4.records import FieldError, JsonObject, Message, parse_messages, read_json_lines, require
 from nemotron4.runs import RowLog, claim, read_rows, write_json

@@ -15,10 +15,9 @@ from starlette.responses import Response
 from nemotron4.engine import Reward, RewardScorer
 from nemotron4.errors import RequestError
 from nemotron4.records import Message
-from nemotron4.server.exchange import exchange_of
-from nemotron4.server.relay import Upstream
-from nemotron4.server.service import Service
-from nemotron4.server.settings import Endpoint
+from nemotron4.server.context import context_of
+from nemotron4.server.page import Proxy
+from nemotron4.server.settings import Endpoint, Service
 
 
 class Turn(BaseModel):
@@ -62,7 +61,7 @@ def reward_routes(service: Service, scorer: RewardScorer) -> APIRouter:
     async def scored(request: Request, turns: list[Turn]) -> Reward:
         messages = [Message(turn.role.lower(), turn.content) for turn in turns]
         [reward] = await asyncio.to_thread(scorer.score, [messages])
-        exchange_of(request.scope).finish_reasons.append("stop")
+        context_of(request.scope).finish_reasons.append("stop")
         return reward
 
     @router.post("/score")
@@ -105,10 +104,10 @@ def reward_routes(service: Service, scorer: RewardScorer) -> APIRouter:
 def forwarded_score_routes(endpoint: Endpoint) -> APIRouter:
     """``POST /score`` of a server whose own model does not judge: another one answers it."""
     router = APIRouter()
-    upstream = Upstream(endpoint)
+    upstream = Proxy(endpoint)
 
     @router.post("/score", include_in_schema=False)
     async def post_score(request: Request) -> Response:
-        return await upstream.relay(request, "/score")
+        return await upstream.forward(request, "/score")
 
     return router

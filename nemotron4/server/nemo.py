@@ -1,4 +1,4 @@
-"""NeMo's generation semantics on top of the engine: rows of equal length, stop rules, the response object.
+"""``PUT /generate``, which the card's client was written for: NeMo's semantics on top of the engine.
 
 Source: NeMo v2.0.0rc0, ``text_generation_utils.py`` and ``text_generation_strategy.py``.
 """
@@ -6,25 +6,35 @@ Source: NeMo v2.0.0rc0, ``text_generation_utils.py`` and ``text_generation_strat
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
 from nemotron4.engine import PositionLogprobs, SamplingParams, SamplingRequest, Tokenizer, derive_seed
 from nemotron4.records import Message
-from nemotron4.server.errors import ApiError, json_text
-from nemotron4.server.exchange import Exchange
+from nemotron4.server.context import ApiError, RequestContext, context_of, json_response, json_text
 from nemotron4.server.guard import header, refusal
-from nemotron4.server.nemo_validation import END_OF_TEXT, NemoRequest
-from nemotron4.server.rows import check_length, collect, text_ids, usable_temperature
-from nemotron4.server.service import Service
+from nemotron4.server.nemo_request import (
+    END_OF_TEXT,
+    GENERATE_DOCUMENTATION,
+    NemoRequest,
+    RefusalError,
+    parse,
+)
+from nemotron4.server.rows import check_length, collect, text_ids, until_disconnect, usable_temperature
+from nemotron4.server.settings import Service
 from nemotron4.text.answers import AnswerText, continuation, end_ids
 
 MARKER = "<extra_id_1>"
 
 
 async def generate(
-    request: NemoRequest, service: Service, exchange: Exchange
+    request: NemoRequest, service: Service, context: RequestContext
 ) -> tuple[bytes, dict[str, str]]:
     """The answer of ``PUT /generate`` as JSON, and its headers: what a guard found, if there is one.
 
@@ -46,13 +56,13 @@ async def generate(
     talks = [[Message("user", text)] for text in request.sentences]
     guard = service.guard
     if guard is not None:
-        prompt_screenings = await guard.screen_prompts(talks, exchange, service.metrics)
-    results = await collect(service.engine, rows, exchange, service.metrics)
+        prompt_screenings = await guard.screen_prompts(talks, context, service.metrics)
+    results = await collect(service.engine, rows, context, service.metrics)
     headers: dict[str, str] = {}
     if guard is not None:
         texts = [tokenizer.decode(result.token_ids) for result in results]
         screenings = await guard.screen_answers(
-            list(zip(talks, texts, strict=True)), exchange, service.metrics
+            list(zip(talks, texts, strict=True)), context, service.metrics
         )
         for index, screening in enumerate(screenings):
             if guard.is_refused(screening):
@@ -208,3 +218,43 @@ def _full_logprobs(result: AnswerText, length: int, eos_id: int) -> bytes:
     filling[eos_id] = 0.0
     texts += [json_text(filling).rstrip()] * (length - 1 - len(texts))
     return b"[" + b",".join(texts) + b"]"
+
+
+NOT_JSON_TYPE = (
+    "Did not attempt to load JSON data because the request Content-Type was not 'application/json'."
+)
+NOT_JSON = "The browser (or proxy) sent a request that this server could not understand."
+
+
+def nemo_routes(service: Service) -> APIRouter:
+    router = APIRouter()
+
+    @router.put("/generate", **GENERATE_DOCUMENTATION)
+    async def put_generate(request: Request) -> Response:
+        context = context_of(request.scope)
+        if not _is_json(request.headers.get("content-type", "")):
+            return _message(NOT_JSON_TYPE, 415)
+        try:
+            body = json.loads(await request.body())
+        except (ValueError, RecursionError):
+            return _message(NOT_JSON, 400)
+        try:
+            checked = parse(body)
+        except RefusalError as refusal:
+            status = 400 if service.settings.nemo_compat == "fixed" else refusal.status
+            return json_response(refusal.text, status)
+        work = generate(checked, service, context)
+        answer, headers = await until_disconnect(request.receive, work)
+        return Response(answer, headers=headers, media_type="application/json")
+
+    return router
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def _message(text: str, status: int) -> Response:
+    """flask-restful's form of an error."""
+    return Response(json.dumps({"message": text}) + "\n", status, media_type="application/json")
