@@ -50,10 +50,16 @@ def _shown(value: object) -> str:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. Roles: system, user, assistant, tool."""
+    """One turn. Roles: system, user, assistant, tool.
+
+    ``more`` has what chat templates read besides: ``tool_calls``, ``tool_call_id``, ``name``. With ``trains``
+    False an answer is context alone.
+    """
 
     role: str
     content: str
+    more: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    trains: bool = True
 
     @classmethod
     def parse(cls, value: object, where: str) -> Self:
@@ -66,7 +72,7 @@ class Message:
             raise FieldError(f"{where}: {error}") from None
 
     def to_json(self) -> JsonObject:
-        return {"role": self.role, "content": self.content}
+        return {"role": self.role, "content": self.content, **self.more}
 
 
 def parse_messages(row: Mapping[str, Any], name: str) -> tuple[Message, ...]:
@@ -244,9 +250,9 @@ def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObj
         yield number, row
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of every line; DataError for one that only fills memory, as in a gzip bomb."""
-    with open_text(path) as stream:
+    with open_text(path, encoding) as stream:
         number = 0
         while line := stream.readline(MAX_LINE_CHARACTERS + 1):
             number += 1
@@ -276,14 +282,15 @@ def write(path: str | os.PathLike[str], rows: Iterable[Record | JsonObject]) -> 
     return count
 
 
-def open_text(path: Path) -> io.TextIOBase:
-    """The file as text, decompressed by its suffix; DataError if it cannot be opened."""
+def open_text(path: Path, encoding: str = "utf-8-sig", *, newline: str | None = None) -> io.TextIOBase:
+    """The file as text, decompressed by its suffix, no byte order mark; DataError if it is not there."""
     try:
         if path.suffix == ".gz":
-            return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8")
+            return io.TextIOWrapper(gzip.open(path, "rb"), encoding=encoding, newline=newline)
         if path.suffix == ".zst":
-            return io.TextIOWrapper(_zstandard().ZstdDecompressor().stream_reader(path.open("rb")), "utf-8")
-        return path.open(encoding="utf-8")
+            reader = _zstandard().ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True)
+            return io.TextIOWrapper(reader, encoding, newline=newline)
+        return path.open(encoding=encoding, newline=newline)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 

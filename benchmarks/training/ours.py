@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from nemotron4.config import build
 from nemotron4.training import run
 from nemotron4.training.metrics import Progress
-from nemotron4.training.recipe import Recipe
+from nemotron4.training.recipe import build
 
 STAGES = {"fixed": "pretrain", "sft": "sft", "dpo": "preference"}
 
@@ -48,7 +47,7 @@ def main(case: str, model: str, folder: Path, steps: int, batch: int) -> None:
         if text.startswith("reference"):
             started.append(time.perf_counter())
 
-    run.train(build(Recipe, values), note=note, on_progress=on_progress)
+    run.train(build(values), note=note, on_progress=on_progress)
     first = started[0] if started else moments[0] - seen[0].values["seconds"]
     num_tokens = sum(progress.values["tokens"] for progress in seen)
     print(

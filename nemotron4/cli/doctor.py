@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,14 +24,29 @@ app = group("Look for what would go wrong later.")
 @app.command("data")
 def data(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="JSON lines (.gz, .zst), Parquet, or a folder.")
+        list[str],
+        typer.Argument(
+            metavar="FILE...",
+            help="JSON lines, a JSON list, CSV, TSV, text (.gz, .zst), Parquet, Arrow, a folder, a pattern, "
+            "or hub:ORG/NAME:split.",
+        ),
     ],
-    kind: Annotated[str, typer.Option(help="sft, preference, kto, reward or reward_pairs.")],
+    kind: Annotated[str, typer.Option(help="What the rows are: sft, preference, kto, reward, prompts, ...")],
     model: Annotated[str, typer.Option(help="The model whose tokenizer and prompt format apply.")],
     max_length: Annotated[
         int | None, typer.Option(help="Tokens of a sequence; default the model's context.")
     ] = None,
     show: Annotated[int, typer.Option(help="Rendered samples to print, with the trained text marked.")] = 1,
+    benchmark: Annotated[
+        list[Path] | None, typer.Option(help="A benchmark's file, whose texts no row may repeat.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for report.html: how lengths, turns, rewards and warnings are distributed."
+        ),
+    ] = None,
+    latin_1: Annotated[bool, typer.Option("--latin-1", help="The files are Latin-1, not UTF-8.")] = False,
     write_clean: Annotated[
         Path | None, typer.Option(help="Write the usable rows, each once, to this file.")
     ] = None,
@@ -40,31 +56,25 @@ def data(
     """Read every row of training data as training would, and name each problem by file, line and field.
 
     Bad rows cannot train: wrong fields, no trained token, too long, chosen equal to rejected. Warnings can:
-    a stop marker that never trains, inverted or missing rewards, duplicates, prompts and answers that merge.
+    a stop marker that never trains, inverted or missing rewards, duplicates, prompts and answers that merge,
+    texts of a benchmark.
     """
-    from nemotron4.training.doctor import KINDS, examine
+    from nemotron4.training import doctor, stage
+    from nemotron4.training.reading import RowSource
 
-    if kind not in KINDS:
-        message, hint = unknown_name("kind", kind, KINDS)
+    kinds = stage.kinds()
+    if kind not in kinds:
+        message, hint = unknown_name("kind", kind, kinds)
         raise ConfigError(message, hint=hint)
-    found = examine(files, next(k for k in KINDS if k == kind), model, max_length=max_length)
+    sources = [RowSource(path=path) for path in files]
+    if latin_1:
+        sources = [replace(source, encoding="latin-1") for source in sources]
+    found = doctor.examine(sources, kinds[kind], model, max_length=max_length, benchmarks=benchmark or ())
     if as_json:
-        print_json(
-            {
-                "summary": found.summary,
-                "problems": [{"where": p.where, "message": p.message} for p in found.problems],
-                "warnings": [
-                    {"where": f.where, "topic": f.topic, "message": f.message} for f in found.findings
-                ],
-            }
-        )
+        print_json(found.to_json())
     else:
         _print(found, show)
-    if write_clean is not None:
-        from nemotron4.records import write
-
-        written = write(write_clean, [row for row in found.clean if isinstance(row, dict)])
-        note(f"{written:,} clean rows written to {write_clean}")
+    _write(found, write_clean, report)
     if len(found.problems) > max_bad_rows:
         raise DataError(
             f"{len(found.problems)} of {found.num_rows} rows cannot be used (--max-bad-rows {max_bad_rows})",
@@ -122,11 +132,28 @@ def checkpoint(
         raise typer.Exit(1)
 
 
+def _write(found: Examination, clean: Path | None, folder: Path | None) -> None:
+    if clean is not None:
+        from nemotron4.records import write
+
+        written = write(clean, [row for row in found.clean if isinstance(row, dict)])
+        note(f"{written:,} clean rows written to {clean}")
+    if folder is not None:
+        from nemotron4.report import write_report
+        from nemotron4.training.doctor import report
+
+        folder.mkdir(parents=True, exist_ok=True)
+        pages = write_report(folder, "Training data", report(found))
+        note(f"report written to {pages[-1]}")
+
+
 def _print(found: Examination, show: int) -> None:
     for problem in found.problems:
         print(f"bad      {problem}")
-    for finding in found.findings:
-        print(f"warning  {finding.where}: {finding.message}")
+    for warning in found.warnings():
+        print(f"warning  {warning}")
+    for line in found.ignored.lines():
+        print(f"note     {line}")
     for sample in found.samples[: max(0, show)]:
         print(f"---- {sample.where}")
         for segment in sample.segments:

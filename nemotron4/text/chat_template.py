@@ -16,8 +16,8 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -168,6 +168,7 @@ class JinjaWriter:
 
     template: ChatTemplate
     names: Mapping[str, str | None]  # bos_token and eos_token, which templates write
+    tools: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, template: ChatTemplate, tokenizer: Tokenizer) -> JinjaWriter:
@@ -199,7 +200,13 @@ class _Rendering:
             return cls(writer, messages, None, {})
         # The longest first: one marker may begin another.
         pattern = re.compile("|".join(re.escape(m) for m in sorted(known, key=len, reverse=True)))
-        written = "\n".join(part for message in messages for part in (message.role, message.content))
+        written = "\n".join(
+            [
+                *(part for message in messages for part in (message.role, message.content)),
+                *_texts([dict(message.more) for message in messages]),
+                *_texts(list(writer.tools)),
+            ]
+        )
         found, used = sorted(set(pattern.findall(written))), set(written)
         free = (code for code in _PRIVATE_USE if chr(code) not in used)
         stand_ins = dict(zip(found, free, strict=False))
@@ -209,7 +216,11 @@ class _Rendering:
         def safe(text: str) -> str:
             return pattern.sub(lambda match: chr(stand_ins[match[0]]), text)
 
-        safe_messages = [Message(safe(message.role), safe(message.content)) for message in messages]
+        safe_messages = [
+            replace(m, role=safe(m.role), content=safe(m.content), more=_mapped(m.more, safe))
+            for m in messages
+        ]
+        writer = replace(writer, tools=tuple(_mapped(writer.tools, safe)))
         return cls(writer, safe_messages, pattern, {code: marker for marker, code in stand_ins.items()})
 
     def render(self, num_messages: int, *, add_generation_prompt: bool) -> str:
@@ -218,7 +229,7 @@ class _Rendering:
                 **self.writer.names,
                 "messages": [message.to_json() for message in self.messages[:num_messages]],
                 "add_generation_prompt": add_generation_prompt,
-                "tools": None,
+                "tools": list(self.writer.tools) or None,
                 "documents": None,
             }
         )
@@ -236,6 +247,24 @@ class _Rendering:
         return list(self.marker_pattern.finditer(text, start, end)) if self.marker_pattern else []
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _texts(entry)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with every text in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: _mapped(entry, change) for name, entry in value.items()}
+    return [_mapped(entry, change) for entry in value] if isinstance(value, list | tuple) else value
+
+
 def _trained_spans(rendering: _Rendering, text: str) -> Iterator[tuple[int, int]]:
     """Where in the text answers stand with the end of their turn.
 
@@ -245,7 +274,7 @@ def _trained_spans(rendering: _Rendering, text: str) -> Iterator[tuple[int, int]
     """
     has_turn = False
     for place, message in enumerate(rendering.messages):
-        if message.role.lower() != "assistant" or not has_turn:
+        if message.role.lower() != "assistant" or not has_turn or not message.trains:
             has_turn = has_turn or message.role.lower() != "system"
             continue
         before = rendering.render(place, add_generation_prompt=True)

@@ -159,7 +159,7 @@ class NemotronWriter:
             if name is None:
                 raise _bad_role(message, place)
             # The first turn never trains, even an assistant's; the marker after an answer is the stop signal.
-            is_trained = name == "Assistant" and place > num_system
+            is_trained = name == "Assistant" and place > num_system and message.trains
             segments.append(Segment(TURN_START, is_marker=True, is_trained=was_trained))
             segments += self._header(name, place)
             segments.append(Segment(f"{message.content}\n", is_trained=is_trained))
@@ -239,7 +239,7 @@ class ChatMLWriter:
             if role not in CHATML_ROLES:
                 wording, hint = unknown_name("role", message.role, CHATML_ROLES)
                 raise TemplateError(f"messages[{place}]: {wording}", hint=hint)
-            is_trained = role == "assistant" and has_turn
+            is_trained = role == "assistant" and has_turn and message.trains
             has_turn = has_turn or role != "system"
             segments += [
                 Segment(CHATML_TURN_START, is_marker=True),
@@ -278,7 +278,7 @@ class LabelledWriter:
             raise TemplateError(
                 f"messages[{place}] has a label and is from {message.role}; only answers have labels"
             )
-        return Message(message.role, f"{self.lines[place]}\n{message.content}")
+        return replace(message, content=f"{self.lines[place]}\n{message.content}")
 
     def _untrained_line(self, segment: Segment) -> list[Segment]:
         """A trained stretch cut behind the label line that it starts with."""

@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from nemotron4.engine import ChatFormat
 from nemotron4.errors import TemplateError, unknown_name
@@ -88,6 +89,22 @@ def with_labels(prompt_format: PromptFormat, labels: Mapping[int, Mapping[str, i
     if prompt_format.name == "nemotron4":
         return nemotron4(labels)
     return replace(prompt_format, writer=LabelledWriter(prompt_format.writer, _label_lines(labels)))
+
+
+def with_tools(
+    prompt_format: PromptFormat, tools: Sequence[Any], messages: Sequence[Message]
+) -> PromptFormat:
+    """The format with tools that the conversation may call; TemplateError if it has no place for them."""
+    called = any("tool_calls" in message.more for message in messages)
+    if not tools and not called:
+        return prompt_format
+    for name, is_needed in (("tools", bool(tools)), ("tool_calls", called)):
+        if is_needed and (name not in prompt_format.template or not hasattr(prompt_format.writer, "tools")):
+            raise TemplateError(
+                f"the row has {name}, and the format {prompt_format.name!r} has no place for them",
+                hint="start from a model whose chat template writes them, or leave the column out",
+            )
+    return replace(prompt_format, writer=replace(prompt_format.writer, tools=tuple(tools)))  # type: ignore[type-var]
 
 
 def chatml() -> PromptFormat:

@@ -7,7 +7,6 @@ stage; ``model.start = "previous"`` (the default) is the last stage's model that
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +15,18 @@ from typing import Any
 
 from nemotron4 import config
 from nemotron4.errors import ConfigError
-from nemotron4.training import parallel
+from nemotron4.training import parallel, stage
 from nemotron4.training import recipe as recipes
+from nemotron4.training.cache import file_hash
 from nemotron4.training.metrics import OnPart, Progress, hear_nothing
 from nemotron4.training.output import RECORD_FILE
-from nemotron4.training.policy_settings import PREVIOUS
+from nemotron4.training.reading import HUB
 from nemotron4.training.recipe import Recipe, as_plain
 from nemotron4.training.rewards import connect as connect_rewards
 from nemotron4.training.rollouts import Connect
 from nemotron4.training.run import Summary, output_folder, pick_device, train
+
+PREVIOUS = "previous"
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
@@ -68,7 +70,7 @@ def _stages(values: dict[str, Any]) -> Iterator[Recipe]:
         except ConfigError as error:
             raise ConfigError(f"stage {name!r}: {error.message}", hint=error.hint) from error
         yield recipe
-        if recipe.stage == "reward":
+        if recipe.kind.has_reward_head:
             reward_model = str(output_folder(recipe)) if recipe.adapter is None else None
         else:
             if recipe.adapter is not None and place + 1 < len(tables):
@@ -80,25 +82,10 @@ def _stages(values: dict[str, Any]) -> Iterator[Recipe]:
 
 
 def _name_reward_model(values: dict[str, Any], reward_model: str | None) -> None:
-    """Put the last reward stage's model where a policy-gradient stage says "previous"."""
-    settings = values.get("policy_gradient")
-    if not isinstance(settings, dict):
-        return
-
-    def named(table: Any, key: str) -> Any:
-        if not isinstance(table, dict) or table.get(key) != PREVIOUS:
-            return table
-        if reward_model is None:
-            raise ConfigError(
-                f"{key} 'previous' is the model of a stage of kind reward without [adapter]; "
-                "none is before this one"
-            )
-        return table | {key: reward_model}
-
-    if isinstance(settings.get("rewards"), list):
-        settings["rewards"] = [named(table, "model") for table in settings["rewards"]]
-    if "critic" in settings:
-        settings["critic"] = named(settings["critic"], "start")
+    """Put the last reward stage's model where a stage's own table says "previous"."""
+    kind = stage.find(str(values["stage"]))
+    if isinstance(values.get(kind.table), dict):
+        values[kind.table] = kind.named(values[kind.table], reward_model)
 
 
 def _merged(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +142,8 @@ def is_finished(recipe: Recipe) -> bool:
 
 
 def _has_hash(path: Path, known: str) -> bool:
+    if str(path).startswith(HUB):
+        return known == str(path)
     if not path.is_file():
         return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == known
+    return file_hash(path) == known

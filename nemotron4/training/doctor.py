@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import quantiles
 
 from nemotron4.checkpoint import open_checkpoint
-from nemotron4.training.data import (
-    Encoder,
-    build_samples,
-    judged_samples,
-    pair_sample,
-    reward_pair_sample,
-    sample_hash,
-    scored_sample,
-    sft_sample,
-)
-from nemotron4.training.formats import ALL_ATTRIBUTES, AnswerRow, JudgedRow, Kind, PairRow
+from nemotron4.report import Bar, Bars, Block, Heading, Table, Text
+from nemotron4.training.encoding import Encoder, Problem, ReadRow, RowKind, sample_hash
+from nemotron4.training.inputs import encode_rows
 from nemotron4.training.packing import Sample
-from nemotron4.training.reading import Problem, ReadRow, read_rows
+from nemotron4.training.reading import Ignored, RowSource, read_rows
 
-KINDS: tuple[Kind, ...] = ("sft", "preference", "kto", "reward", "reward_pairs")
+NUM_GRAM_WORDS = 13  # a text with a run of so many words of a benchmark has seen it
+NUM_BARS = 12
 
 
 @dataclass(frozen=True)
@@ -34,16 +30,18 @@ class Finding:
     message: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Examination:
-    """What the file holds. ``clean`` are the raw rows without problem and not seen before."""
+    """What the files hold. ``clean`` are the raw rows without problem and not seen before."""
 
-    num_rows: int
-    problems: tuple[Problem, ...]
-    findings: tuple[Finding, ...]
-    samples: tuple[Sample, ...]
-    clean: tuple[object, ...]
     encoder: Encoder
+    num_rows: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    clean: list[object] = field(default_factory=list)
+    ignored: Ignored = field(default_factory=Ignored)
+    numbers: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def summary(self) -> dict[str, int]:
@@ -60,9 +58,37 @@ class Examination:
             "longest": max(lengths, default=0),
         }
 
+    def to_json(self) -> dict[str, object]:
+        return {
+            "summary": self.summary,
+            "ignored": {file: list(names) for file, names in self.ignored.columns.items()},
+            "problems": [asdict(problem) for problem in self.problems],
+            "warnings": [asdict(finding) for finding in self.findings],
+        }
 
-def examine(paths: Sequence[Path], kind: Kind, model: str, *, max_length: int | None = None) -> Examination:
-    """Read, render and tokenize every row with the model's own tokenizer and format; weights stay on disk."""
+    def warnings(self) -> Iterator[str]:
+        """One line for each topic: the first place, and how often it is found."""
+        first: dict[str, Finding] = {}
+        for finding in self.findings:
+            first.setdefault(finding.topic, finding)
+        counts = Counter(finding.topic for finding in self.findings)
+        for topic, finding in first.items():
+            more = f" (and {counts[topic] - 1:,} more rows)" if counts[topic] > 1 else ""
+            yield f"{finding.where}: {finding.message}{more}"
+
+
+def examine(
+    sources: Sequence[RowSource],
+    kind: RowKind,
+    model: str,
+    *,
+    max_length: int | None = None,
+    benchmarks: Sequence[Path] = (),
+) -> Examination:
+    """Read, render and tokenize every row with the model's own tokenizer and format; weights stay on disk.
+
+    Texts of ``benchmarks`` that a row repeats are findings.
+    """
     checkpoint = open_checkpoint(model)
     encoder = Encoder(
         checkpoint.tokenizer(),
@@ -70,78 +96,103 @@ def examine(paths: Sequence[Path], kind: Kind, model: str, *, max_length: int | 
         max_length or checkpoint.config.context_length,
         bos_id=checkpoint.bos_token_id if checkpoint.adds_bos else None,
     )
-    rows, problems = read_rows(paths, kind)
-    samples, more = _samples(rows, kind, encoder)
-    by_place = {read.where: read for read in rows}
-    findings: list[Finding] = []
+    found = Examination(encoder)
     first_seen: dict[str, str] = {}
-    clean: list[object] = []
-    for sample in samples:
-        read = by_place[sample.where]
-        findings += _findings(read, sample, kind, encoder)
+    grams = _grams_of(benchmarks)
+
+    def on_row(read: ReadRow, sample: Sample) -> None:
+        topics = [*kind.findings(read.row, sample, encoder)]
         earlier = first_seen.setdefault(sample_hash(sample), sample.where)
         if earlier == sample.where:
-            clean.append(read.raw)
+            found.clean.append(read.raw)
         else:
-            findings.append(Finding(sample.where, "duplicates", f"the same as {earlier}"))
-    total = len(rows) + len(problems)
-    everything = sorted((*problems, *more), key=lambda problem: _place(problem.where))
-    return Examination(total, tuple(everything), tuple(findings), tuple(samples), tuple(clean), encoder)
+            topics.append(("duplicates", f"the same as {earlier}"))
+        if grams and (seen := next((g for g in _word_grams(_all_text(read.raw)) if g in grams), None)):
+            topics.append(("contamination", f"{NUM_GRAM_WORDS} words as in {grams[seen]}"))
+        found.findings += [Finding(sample.where, topic, message) for topic, message in topics]
+        trained = sum(segment.num_trained for segment in sample.segments)
+        lengths = {"tokens": sample.num_tokens, "trained tokens": trained}
+        for name, value in (lengths | dict(kind.numbers(read.row))).items():
+            found.numbers.setdefault(name.replace("_", " "), []).append(float(value))
 
-
-def _samples(rows: Sequence[ReadRow], kind: Kind, encoder: Encoder) -> tuple[list[Sample], list[Problem]]:
-    if kind == "kto":
-        return judged_samples(rows, encoder)
-    builders = {
-        "sft": sft_sample(encoder),
-        "preference": pair_sample(encoder, needs_rewards=False),
-        "reward": scored_sample(encoder, ALL_ATTRIBUTES, trained=ALL_ATTRIBUTES),
-        "reward_pairs": reward_pair_sample(encoder, needs_strength=False),
-    }
-    return build_samples(rows, encoder, builders[kind])
-
-
-def _findings(read: ReadRow, sample: Sample, kind: Kind, encoder: Encoder) -> list[Finding]:
-    found: list[Finding] = []
-    row = read.row
-
-    def add(topic: str, message: str) -> None:
-        found.append(Finding(read.where, topic, message))
-
-    if kind not in ("reward", "reward_pairs") and not _trains_stop(sample, encoder):
-        add("never_stops", "no stop marker is trained, so the model would not learn to end")
-    if isinstance(row, PairRow) and kind == "preference":
-        if row.chosen_reward is None or row.rejected_reward is None:
-            add("without_rewards", "no rewards: loss rpo would refuse the row")
-        elif row.chosen_reward < row.rejected_reward:
-            add("inverted_rewards", f"chosen has {row.chosen_reward:g}, rejected {row.rejected_reward:g}")
-        elif row.chosen_reward == row.rejected_reward:
-            add("equal_rewards", f"both answers have reward {row.chosen_reward:g}")
-    for prompt, answer in _plain_texts(row):
-        together = encoder.tokenizer.encode(prompt + answer)
-        apart = encoder.tokenizer.encode(prompt)
-        apart += encoder.tokenizer.encode(answer, continues=bool(apart))
-        if together != apart:
-            add("merging_boundary", "prompt and answer merge into other tokens where they meet")
-            break
+    for source in sources:
+        for each in encode_rows(read_rows(source, kind, found.ignored), kind, encoder, on_row):
+            found.num_rows += 1
+            if isinstance(each, Problem):
+                found.problems.append(each)
+            else:
+                found.samples.append(each)
+    found.problems.sort(key=lambda problem: _place(problem.where))
     return found
 
 
-def _trains_stop(sample: Sample, encoder: Encoder) -> bool:
-    stops = encoder.stop_ids()
-    return all(
-        any(is_trained and token in stops for token, is_trained in zip(s.tokens, s.is_trained, strict=True))
-        for s in sample.segments
-    )
+# ---- the report
 
 
-def _plain_texts(row: object) -> list[tuple[str, str]]:
-    """Rendered prompts with their answers: rows of messages are cut by the format and cannot merge."""
-    if isinstance(row, AnswerRow | JudgedRow) and isinstance(row.prompt, str):
-        return [(row.prompt, row.answer)]
-    if isinstance(row, PairRow) and isinstance(row.prompt, str):
-        return [(row.prompt, row.chosen), (row.prompt, row.rejected)]
-    return []
+def report(found: Examination) -> list[Block]:
+    """How lengths, turns and rewards are distributed, and what is wrong how often."""
+    summary = found.summary
+    verdict = f"{summary['usable']:,} of {summary['rows']:,} rows can train"
+    counts = Counter(finding.topic.replace("_", " ") for finding in found.findings)
+    rows = [(name, f"{count:,}") for name, count in sorted(counts.items())]
+    blocks: list[Block] = [Heading("Training data"), Text(verdict, is_verdict=True)]
+    if rows:
+        blocks.append(Table(("warning", "rows"), rows))
+    measured = [(name, values) for name, values in found.numbers.items() if len(values) > 1]
+    columns = ("", "lowest", "5 %", "median", "95 %", "highest", "mean")
+    blocks.append(Table(columns, [_distribution(name, values) for name, values in measured]))
+    blocks += [histogram(name, values) for name, values in measured if min(values) < max(values)]
+    blocks += [Text(line) for line in found.ignored.lines()]
+    return blocks
+
+
+def _distribution(name: str, values: Sequence[float]) -> tuple[str, ...]:
+    cuts = quantiles(values, n=20)
+    found = (min(values), cuts[0], cuts[9], cuts[18], max(values), sum(values) / len(values))
+    return (name, *(f"{value:,.5g}" for value in found))
+
+
+def histogram(name: str, values: Sequence[float]) -> Bars:
+    """Rows by value: one bar for each of a few whole numbers, else for each of equal spans."""
+    whole = Counter(values)
+    if len(whole) <= NUM_BARS:
+        bars = [(f"{value:g}", count) for value, count in sorted(whole.items())]
+    else:
+        low, high = min(values), max(values)
+        size = (high - low) / NUM_BARS
+        places = Counter(min(NUM_BARS - 1, math.floor((value - low) / size)) for value in values)
+        bars = [(f"{low + i * size:,.4g} to {low + (i + 1) * size:,.4g}", places[i]) for i in range(NUM_BARS)]
+    return Bars(name, "rows", [Bar(label, float(count), label=f"{count:,}") for label, count in bars])
+
+
+# ---- contamination
+
+
+def _grams_of(benchmarks: Sequence[Path]) -> dict[tuple[str, ...], str]:
+    """Runs of words in benchmark files (JSON lines), and where each is from."""
+    from nemotron4.records import numbered_lines
+
+    found: dict[tuple[str, ...], str] = {}
+    for path in benchmarks:
+        for number, line in numbered_lines(path):
+            if line.strip():
+                text = _all_text(json.loads(line) if line.lstrip().startswith("{") else line)
+                for gram in _word_grams(text):
+                    found.setdefault(gram, f"{path}:{number}")
+    return found
+
+
+def _word_grams(text: str) -> Iterator[tuple[str, ...]]:
+    words = "".join(c.lower() if c.isalnum() else " " for c in text).split()
+    return (tuple(words[i : i + NUM_GRAM_WORDS]) for i in range(len(words) - NUM_GRAM_WORDS + 1))
+
+
+def _all_text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return "\n".join(_all_text(entry) for entry in value.values())
+    return "\n".join(_all_text(entry) for entry in value) if isinstance(value, list) else ""
 
 
 def _place(where: str) -> tuple[str, int]:

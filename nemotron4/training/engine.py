@@ -18,7 +18,7 @@ from nemotron4.errors import TrainingError
 from nemotron4.model.adapters import adapted_modules
 from nemotron4.training.packing import PackedRow, Sample, pack, plan_rows
 from nemotron4.training.scorer import Scorer
-from nemotron4.training.stages.interface import Stage, Totals
+from nemotron4.training.stage import Objective, Totals
 
 T = TypeVar("T")
 
@@ -98,13 +98,13 @@ class Engine:
         """
         yield from tensors.items()
 
-    def forward_backward(self, rows: Sequence[PackedRow], stage: Stage) -> StepResult:
+    def forward_backward(self, rows: Sequence[PackedRow], objective: Objective) -> StepResult:
         """Add the gradients of ``sum of losses / sum of counts`` to the parameters.
 
         A loss that is not finite is a TrainingError on every process, raised before any update.
         """
-        stage, count = self._prepare(rows, stage, empty="no row of the step trains anything")
-        sums = self._backward(rows, stage, count)
+        objective, count = self._prepare(rows, objective, empty="no row of the step trains anything")
+        sums = self._backward(rows, objective, count)
         result = self._result(sums, count, rows)
         if not math.isfinite(result.loss):
             suspects = [text for part in self.gathered(sums.suspects) for text in part]
@@ -114,30 +114,34 @@ class Engine:
             )
         return result
 
-    def _prepare(self, rows: Sequence[PackedRow], stage: Stage, *, empty: str) -> tuple[Stage, float]:
-        """The stage for these rows, and the divisor: the counts of all rows of all processes."""
-        stage = stage.prepare(rows, self.score, self.add_up)
-        (count,) = self.add_up([sum(stage.count(row) for row in rows)])
+    def _prepare(
+        self, rows: Sequence[PackedRow], objective: Objective, *, empty: str
+    ) -> tuple[Objective, float]:
+        """The objective for these rows, and the divisor: the counts of all rows of all processes."""
+        objective = objective.prepare(rows, self.score, self.add_up)
+        (count,) = self.add_up([sum(objective.count(row) for row in rows)])
         if count == 0:
             raise TrainingError(empty, hint="see nemotron4 doctor data")
-        return stage, count
+        return objective, count
 
-    def _backward(self, rows: Sequence[PackedRow], stage: Stage, count: float) -> Sums:
+    def _backward(self, rows: Sequence[PackedRow], objective: Objective, count: float) -> Sums:
         sums = Sums()
-        for row in self._with_slopes(rows, stage, count):
-            terms = stage.terms(self.scorer(row), row)
+        for row in self._with_slopes(rows, objective, count):
+            terms = objective.terms(self.scorer(row), row)
             torch.autograd.backward(self._scaled_for_backward(terms.loss.sum / count))
             sums.add(terms.loss.sum, terms.totals, row)
         return sums
 
-    def _with_slopes(self, rows: Sequence[PackedRow], stage: Stage, count: float) -> Sequence[PackedRow]:
+    def _with_slopes(
+        self, rows: Sequence[PackedRow], objective: Objective, count: float
+    ) -> Sequence[PackedRow]:
         """The rows with what the backward pass will hand to their scores, where that is known before."""
-        if not stage.has_known_slope:
+        if not objective.has_known_slope:
             return rows
         found = []
         for row in rows:
             scores = torch.zeros(self.scorer.shape(row), device=self.device, requires_grad=True)
-            loss = self._scaled_for_backward(stage.terms(scores, row).loss.sum / count)
+            loss = self._scaled_for_backward(objective.terms(scores, row).loss.sum / count)
             (slope_P,) = torch.autograd.grad(loss, scores)
             found.append(replace(row, slope=float(slope_P[0]) if len(slope_P) else 0.0))
         return found
@@ -167,13 +171,17 @@ class Engine:
         return (self.score(row) for row in rows)
 
     def evaluate(
-        self, rows: Sequence[PackedRow], stage: Stage, *, on_row: Callable[[int], None] = lambda number: None
+        self,
+        rows: Sequence[PackedRow],
+        objective: Objective,
+        *,
+        on_row: Callable[[int], None] = lambda number: None,
     ) -> StepResult:
         """Loss and totals without gradients; ``on_row`` hears how many rows are done."""
-        stage, count = self._prepare(rows, stage, empty="no validation row counts")
+        objective, count = self._prepare(rows, objective, empty="no validation row counts")
         sums = Sums()
         for number, (row, scores) in enumerate(zip(rows, self.scores(rows), strict=True), start=1):
-            terms = stage.terms(scores, row)
+            terms = objective.terms(scores, row)
             sums.add(terms.loss.sum, terms.totals, row)
             on_row(number)
         return self._result(sums, count, rows)

@@ -29,9 +29,6 @@ from nemotron4.training.pipeline import EMBEDDING, OUTPUT
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import combined_hash, hash_values
 from nemotron4.training.scorer import (
-    LogprobScorer,
-    PolicyScorer,
-    RewardScorer,
     Scorer,
     ValueScorer,
     checkpoint_activations,
@@ -63,7 +60,7 @@ class Origin:
         self.config = config
         self.compute: torch.dtype = getattr(torch, recipe.model.compute)
         self.base = base
-        self._is_reward = recipe.stage == "reward"
+        self._is_reward = recipe.kind.has_reward_head
         self._has_fresh_head = self._is_reward and not base.config.num_reward_attributes
         if recipe.model.preset is not None:
             if self._is_reward:
@@ -95,11 +92,7 @@ class Origin:
         _narrow_frozen(net, self.compute)
         if self.recipe.model.activation_checkpointing:
             checkpoint_activations(net.model)
-        if isinstance(net, RewardModel):
-            return RewardScorer(net)
-        if self.recipe.policy_gradient is not None:
-            return PolicyScorer(net, temperature=self.recipe.policy_gradient.temperature)
-        return LogprobScorer(net)
+        return self.recipe.kind.scorer(net, self.recipe.settings)
 
     def policy(self) -> Transformer:
         """The language model alone, in the type that it computes in, on the meta device."""
@@ -218,8 +211,7 @@ def build_critic(recipe: Recipe, policy_base: Checkpoint, policy: ModelConfig) -
     """The critic that the recipe names. From a reward model it starts as the card's weighted sum of its
     attributes; from a language model its output starts at zero.
     """
-    assert recipe.policy_gradient is not None, "only PPO has a critic"
-    start = recipe.policy_gradient.critic.start
+    start = recipe.settings.critic.start
     base = policy_base if start is None else open_checkpoint(start)
     num_outputs = base.config.num_reward_attributes
     if base.config.vocab_size != policy.vocab_size:

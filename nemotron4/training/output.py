@@ -24,10 +24,9 @@ from nemotron4.model.config import ModelConfig
 from nemotron4.text.json_tokenizer import JsonTokenizer
 from nemotron4.text.prompt import PromptFormat
 from nemotron4.text.tokenizer import Tokenizer
-from nemotron4.training import data
+from nemotron4.training.cache import source_hashes
 from nemotron4.training.checkpoints import SavedWeights
 from nemotron4.training.inputs import Data
-from nemotron4.training.reading import files_of
 from nemotron4.training.recipe import Recipe, as_plain
 from nemotron4.training.trainer import Trainer
 
@@ -143,8 +142,7 @@ def fingerprint(recipe: Recipe, samples: Data, weights: str) -> str:
     for name in ("run", "parallel", "samples"):
         plain.pop(name, None)
     plain["seed"] = recipe.run.seed
-    texts = [json.dumps(plain, sort_keys=True), weights]
-    texts += [data.fingerprint(samples.train), data.fingerprint(samples.validation)]
+    texts = [json.dumps(plain, sort_keys=True), weights, samples.fingerprint]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:32]
 
 
@@ -160,9 +158,10 @@ def write_record(recipe: Recipe, read: Data, trainer: Trainer, weights: str) -> 
         "num_samples": len(read.train),
         "num_rows_left_out": len(read.problems),
         "inputs": {
-            str(file): _file_hash(file)
-            for path in (*recipe.data.train, *recipe.data.validation)
-            for file in files_of(path)
+            name: found
+            for sources in recipe.data.sources
+            for source in sources
+            for name, found in source_hashes(source).items()
         },
         "versions": {
             "nemotron4": __version__,
@@ -172,11 +171,6 @@ def write_record(recipe: Recipe, read: Data, trainer: Trainer, weights: str) -> 
         },
     }
     (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _commit() -> str | None:

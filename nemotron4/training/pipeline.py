@@ -29,7 +29,7 @@ from nemotron4.training.engine import Sums
 from nemotron4.training.packing import PackedRow, Sample, plan_rows
 from nemotron4.training.scorer import Scorer, hidden
 from nemotron4.training.sharded import Grid, ShardedEngine, shard, whole
-from nemotron4.training.stages.interface import Stage
+from nemotron4.training.stage import Objective
 
 Finish = Callable[[Tensor, PackedRow], Tensor]
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
@@ -133,15 +133,15 @@ class PipelineEngine(ShardedEngine):
 
     # ---- training
 
-    def _backward(self, rows: Sequence[PackedRow], stage: Stage, count: float) -> Sums:
+    def _backward(self, rows: Sequence[PackedRow], objective: Objective, count: float) -> Sums:
         sums = Sums()
 
         def loss_of(scores: Tensor, row: PackedRow) -> Tensor:
-            terms = stage.terms(scores, row)
+            terms = objective.terms(scores, row)
             sums.add(terms.loss.sum, terms.totals, row)
             return self._scaled_for_backward(terms.loss.sum / count)[None]
 
-        self.module.rows, self.module.finish = self._with_slopes(rows, stage, count), loss_of
+        self.module.rows, self.module.finish = self._with_slopes(rows, objective, count), loss_of
         index_M = torch.arange(len(rows))
         first = (torch.stack([row.tokens_N for row in rows]),) if self.is_first else ()
         schedule = self._schedule_for(len(rows), len(rows[0].tokens_N))

@@ -25,14 +25,17 @@ from nemotron4.records import Generation
 from nemotron4.training import checkpoints
 from nemotron4.training.dataset import epoch_order
 from nemotron4.training.engine import Engine, StepResult, add_totals
-from nemotron4.training.losses import actor_critic_advantages, advantages_of_group, token_kl
+from nemotron4.training.losses import Row, actor_critic_advantages, advantages_of_group, token_kl
 from nemotron4.training.metrics import peak_memory_bytes
 from nemotron4.training.packing import Segment
-from nemotron4.training.policy_settings import PolicyGradientSection
+from nemotron4.training.policy import (
+    AnswerSample,
+    CriticObjective,
+    PolicyGradientSection,
+)
 from nemotron4.training.reference import as_base, base_samples
 from nemotron4.training.rollouts import Answer, PromptSample, RolloutBackend, Verdict
 from nemotron4.training.sampler import Sampler
-from nemotron4.training.stages.policy_gradient import AnswerSample, CriticStage, Row
 from nemotron4.training.trainer import Trainer, apply_gradients, build_optimizer, learning_rate
 
 
@@ -64,13 +67,12 @@ class PolicyTrainer(Trainer):
         **more: Any,
     ) -> None:
         super().__init__(*arguments, **more)
-        assert self.recipe.policy_gradient is not None, "the recipe has checked it"
-        self.settings: PolicyGradientSection = self.recipe.policy_gradient
+        self.settings: PolicyGradientSection = self.recipe.settings
         self.sampler = Sampler(self.engine, backend.generate, skeleton, self.on_part)
         self.judge = backend.judge
         self.reference = reference
         self.critic = critic
-        self.critic_stage = CriticStage(self.settings.critic)
+        self.critic_objective = CriticObjective(self.settings.critic)
         self.critic_settings = replace(
             self.recipe.optimizer,
             learning_rate=self.settings.critic.learning_rate,
@@ -264,11 +266,11 @@ class PolicyTrainer(Trainer):
             for start in range(0, len(samples), size):
                 part = [samples[i] for i in order[start : start + size]]
                 rows = self.engine.rows(part, self.recipe.batch.row_tokens)
-                results.append(self.engine.forward_backward(rows, self.stage))
+                results.append(self.engine.forward_backward(rows, self.objective))
                 norms.append(self._update())
                 critic_results += self._update_critic(part)
         if results:
-            metrics |= _joined(results, self.stage.summarise)
+            metrics |= _joined(results, self.objective.summarise)
             metrics |= {"updates": float(len(results)), "grad_norm": sum(norms) / len(norms)}
         if critic_results:
             metrics["critic_loss"] = sum(result.loss for result in critic_results) / len(critic_results)
@@ -278,7 +280,7 @@ class PolicyTrainer(Trainer):
         if self.critic is None or self.critic_optimizer is None:
             return []
         rows = self.critic.rows(part, self.recipe.batch.row_tokens)
-        result = self.critic.forward_backward(rows, self.critic_stage)
+        result = self.critic.forward_backward(rows, self.critic_objective)
         rate = learning_rate(self._step, self.plan.num_steps, self.critic_settings)
         norm = self.critic.grad_norm()
         apply_gradients(self.critic, self.critic_optimizer, norm, rate, self.recipe.optimizer.clip_norm)

@@ -21,7 +21,7 @@ from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import model_hash
 from nemotron4.training.rewards import connect as connect_rewards
 from nemotron4.training.rollouts import Connect
-from nemotron4.training.stages.interface import Stage
+from nemotron4.training.stage import Objective
 from nemotron4.training.trainer import plan_steps
 
 TOLERANCE = 1e-4  # relative, of loss and gradient in float32
@@ -54,13 +54,13 @@ def preview(recipe: Recipe) -> Preview:
     read = inputs.read_data(recipe, encoder)
     plan = plan_steps(recipe, len(read.train))
     samples = [read.train[i] for i in range(len(read.train))]
-    planned = planned_samples(recipe, samples)
+    planned = recipe.kind.planned(recipe.settings, samples)
     segments = [segment for sample in planned for segment in sample.segments]
     tokens = sum(len(segment.tokens) for segment in segments)
     trained = trainable_parameters(recipe, config)
     cost = StepCost.of(config, has_adapter=recipe.adapter is not None)
     flops = cost.flops(planned) * sum(plan.sizes) / len(samples)
-    if recipe.policy_gradient is not None:
+    if planned is not samples:
         flops *= 2  # answering, and scoring by policy and reference, are a forward pass each
     return Preview(
         num_samples=len(samples),
@@ -77,19 +77,6 @@ def preview(recipe: Recipe) -> Preview:
         seconds=flops / matmul_flops_per_s(),
         first_sample="\n".join(marked(segment, encoder.tokenizer) for segment in samples[0].segments),
     )
-
-
-def planned_samples(recipe: Recipe, samples: Sequence[Sample]) -> Sequence[Sample]:
-    """What a pass over the data trains on; for policy gradients answers to each prompt, at their longest."""
-    settings = recipe.policy_gradient
-    if settings is None:
-        return samples
-    new = settings.max_new_tokens
-    answered = (
-        Sample((Segment((*s.segments[0].tokens, *[0] * new), (*s.segments[0].is_trained, *[True] * new)),))
-        for s in samples
-    )
-    return [sample for sample in answered for _ in range(settings.group_size)]
 
 
 def trainable_parameters(recipe: Recipe, config: ModelConfig) -> int:
@@ -164,19 +151,20 @@ def check_invariance(recipe: Recipe, *, connect: Connect = connect_rewards) -> l
     engine.scorer.eval()  # dropout draws by row, so it is left out of the comparison
     size = plan_steps(recipe, len(read.train)).sizes[0]
     samples = [read.train[i] for i in range(min(size, len(read.train)))]
-    if recipe.stage == "preference":
+    if recipe.kind.has_reference:
         read = run.with_reference_of(recipe, samples, engine, model_hash(engine.scorer.net))
         samples = list(read.train)
-    stage = run.build_stage(recipe)
-    if recipe.policy_gradient is not None:
-        make = run.policy_trainer(origin, None, engine.device, connect)
-        samples = list(make(recipe, engine, stage, Dataset(read.train, recipe.run.seed)).first_samples())
+    objective = recipe.kind.objective(recipe.settings)
+    special = recipe.kind.trainer()
+    if special is not None:
+        make = special(origin, None, engine.device, connect)
+        samples = list(make(recipe, engine, objective, Dataset(read.train, recipe.run.seed)).first_samples())
         if not samples:
             raise TrainingError(
                 "every group of the first step has equal rewards or no finished answers: nothing would train",
                 hint="look at the rewards, or raise policy_gradient.group_size or max_new_tokens",
             )
-    cuts = compare_cuts(engine, stage, samples, recipe.batch.row_tokens)
+    cuts = compare_cuts(engine, objective, samples, recipe.batch.row_tokens)
     worst = max(cuts, key=lambda cut: cut.difference)
     if worst.difference > TOLERANCE:
         raise TrainingError(
@@ -186,7 +174,9 @@ def check_invariance(recipe: Recipe, *, connect: Connect = connect_rewards) -> l
     return cuts
 
 
-def compare_cuts(engine: Engine, stage: Stage, samples: Sequence[Sample], row_tokens: int) -> list[Cut]:
+def compare_cuts(
+    engine: Engine, objective: Objective, samples: Sequence[Sample], row_tokens: int
+) -> list[Cut]:
     longest = max(sample.num_tokens for sample in samples)
     total = sum(sample.num_tokens for sample in samples)
     ways = {
@@ -198,7 +188,7 @@ def compare_cuts(engine: Engine, stage: Stage, samples: Sequence[Sample], row_to
     first: list[torch.Tensor] = []
     for name, tokens in ways.items():
         rows = engine.rows(samples, tokens)
-        result = engine.forward_backward(rows, stage)
+        result = engine.forward_backward(rows, objective)
         norm = engine.grad_norm()
         gradients = [p.grad for p in engine.trainable.values() if p.grad is not None]
         first = first or [gradient.clone() for gradient in gradients]

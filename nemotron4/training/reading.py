@@ -1,90 +1,114 @@
-"""Files to rows: every row read, every problem named by file and line, none silently dropped."""
+"""Files to rows: every row read, every problem named by file and line, none silently dropped.
+
+A source is a file, a folder, a pattern or a data set of the hub. Lists, lines, tables and texts are told by
+the file's name, compression too.
+"""
 
 from __future__ import annotations
 
+import csv
+import glob
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from nemotron4.errors import DataError
+from nemotron4.errors import ConfigError, DataError
 from nemotron4.records import FieldError, numbered_lines, open_text
-from nemotron4.training.formats import Kind, Row, parse
+from nemotron4.training.encoding import Problem, ReadRow, RowKind
+from nemotron4.training.rows import Fields
+
+HUB = "hub:"
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".feather")
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Why a row cannot be used. ``where`` is ``file:line``."""
+@dataclass(frozen=True, kw_only=True)
+class RowSource:
+    """Rows of one place. ``map``: our name of a column -> its name there. ``ignore``: columns to leave."""
 
-    where: str
-    message: str
+    path: str
+    weight: float | None = None  # its share of the samples; without weights every sample comes once an epoch
+    limit: int | None = None  # the first rows only
+    kind: str | None = None  # another kind of row that the stage reads
+    map: dict[str, str] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
 
-    def __str__(self) -> str:
-        return f"{self.where}: {self.message}"
-
-
-@dataclass(frozen=True)
-class ReadRow:
-    """A row, where it stands and its raw object (for ``--write-clean``)."""
-
-    where: str
-    row: Row
-    raw: Any = field(repr=False)
-
-
-def files_of(path: Path) -> list[Path]:
-    """The files behind a path: itself, or those of a folder.
-
-    Of a folder that ``datasets`` saved to disk, what it lists. DataError for a folder without rows, and for
-    one with several splits, of which one must be named.
-    """
-    if not path.is_dir():
-        return [path]
-    state = path / "state.json"
-    if state.is_file():
-        return [path / entry["filename"] for entry in _saved_state(state)]
-    if (path / "dataset_dict.json").is_file():
-        splits = sorted(entry.name for entry in path.iterdir() if (entry / "state.json").is_file())
-        raise DataError(
-            f"{path}: a data set with the splits {', '.join(splits)}", hint=f"name one: {path / splits[0]}"
-        )
-    found = sorted(entry for entry in path.iterdir() if _has_rows(entry))
-    if not found:
-        raise DataError(f"{path}: no .jsonl, .parquet or .txt file is in the folder")
-    return found
+    def __post_init__(self) -> None:
+        if self.weight is not None and self.weight < 0:
+            raise ConfigError(f"the weight of {self.path} is {self.weight}; expected 0 or more")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"the limit of {self.path} is {self.limit}; expected 1 or more")
 
 
-def _saved_state(state: Path) -> list[dict[str, str]]:
+@dataclass
+class Ignored:
+    """Columns that no row of a file was read by: file -> names."""
+
+    columns: dict[str, dict[str, None]] = field(default_factory=dict)
+
+    def add(self, file: str, names: Sequence[str]) -> None:
+        if names:
+            self.columns.setdefault(file, {}).update(dict.fromkeys(names))
+
+    def lines(self) -> list[str]:
+        return [f"{file}: ignored: {', '.join(names)}" for file, names in self.columns.items()]
+
+
+def read_rows(
+    source: RowSource, kind: RowKind, ignored: Ignored | None = None
+) -> Iterator[ReadRow | Problem]:
+    """Every row of the source, good or bad. DataError only for a file that cannot be read at all."""
+    ignored = Ignored() if ignored is None else ignored
+    left = source.limit
+    for file in [source.path] if source.path.startswith(HUB) else files_of(source.path):
+        for where, value in kind.joined(raw_rows(file, encoding=source.encoding)):
+            if left is not None and left <= 0:
+                return
+            left = None if left is None else left - 1
+            yield _parsed(where, value, source, kind, str(file), ignored)
+
+
+def _parsed(
+    where: str, value: Any, source: RowSource, kind: RowKind, file: str, ignored: Ignored
+) -> ReadRow | Problem:
+    if isinstance(value, str):
+        return Problem(where, value)
     try:
-        files: list[dict[str, str]] = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{state}: not the state of a saved data set: {error!r}") from error
-    for entry in files:
-        if Path(entry["filename"]).name != entry["filename"]:
-            raise DataError(f"{state}: {entry['filename']!r} is not a plain file name")
-    return files
+        _check_texts(value)
+        row = {name: entry for name, entry in value.items() if name not in source.ignore}
+        for theirs in source.map.values():
+            if theirs not in value:
+                raise FieldError(f"field {theirs!r}, which the source's map names, is missing")
+            row.pop(theirs, None)
+        row |= {ours: value[theirs] for ours, theirs in source.map.items()}
+        fields = Fields(row, is_text=file.removesuffix(".gz").removesuffix(".zst").endswith((".csv", ".tsv")))
+        parsed = kind.parse(fields)
+        ignored.add(file, [*fields.unread(), *(name for name in value if name in source.ignore)])
+    except FieldError as error:
+        return Problem(where, str(error))
+    return ReadRow(where, parsed, value)
 
 
-def _has_rows(path: Path) -> bool:
-    name = path.name.removesuffix(".gz").removesuffix(".zst")
-    return name.endswith((".jsonl", ".txt", ".parquet")) and not name.startswith(".")
-
-
-def read_rows(paths: Sequence[Path], kind: Kind) -> tuple[list[ReadRow], list[Problem]]:
-    """Every row of every file, good or bad. DataError only for a file that cannot be read at all."""
-    rows: list[ReadRow] = []
-    problems: list[Problem] = []
-    for file in (file for path in paths for file in files_of(path)):
-        for where, value in _raw_rows(file, kind):
-            if isinstance(value, str):
-                problems.append(Problem(where, value))
-                continue
+def _check_texts(value: Any) -> None:
+    """FieldError for a text that no tokenizer can read: with NUL, or half of a surrogate pair."""
+    if isinstance(value, str):
+        if "\x00" in value:
+            raise FieldError("a text has the character NUL")
+        if not value.isascii():
             try:
-                rows.append(ReadRow(where, parse(kind, value), value))
-            except FieldError as error:
-                problems.append(Problem(where, str(error)))
-    return rows, problems
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise FieldError(f"a text has half of a surrogate pair, {value[error.start]!r}") from None
+    elif isinstance(value, dict):
+        for entry in value.values():
+            _check_texts(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            _check_texts(entry)
 
 
 def refuse_too_many(problems: Sequence[Problem], num_rows: int, max_bad_rows: int) -> None:
@@ -99,25 +123,91 @@ def refuse_too_many(problems: Sequence[Problem], num_rows: int, max_bad_rows: in
         )
 
 
-def _raw_rows(path: Path, kind: Kind) -> Iterator[tuple[str, Any]]:
-    """``file:line`` and the row's object, or a string that says what is wrong with the line."""
-    names = path.name.removesuffix(".gz").removesuffix(".zst")
-    if path.suffix in (".parquet", ".arrow"):
-        yield from _table_rows(path)
-    elif names.endswith(".txt"):
-        yield f"{path}:1", {"text": _whole_text(path)}
-    elif kind == "reward_pairs":
-        yield from _paired_texts(_json_rows(path))
-    else:
-        yield from _json_rows(path)
+# ---- which files
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def files_of(path: str | Path) -> list[Path]:
+    """The files behind a path: itself, those of a folder, or those of a pattern with ``*``.
+
+    Of a folder that ``datasets`` saved to disk, what it lists. DataError for a folder without rows, and for
+    one with several splits, of which one must be named.
+    """
+    folder = Path(path)
+    if glob.has_magic(str(path)) and not folder.exists():
+        found = sorted(Path(entry) for entry in glob.glob(str(path), recursive=True))
+        if not found:
+            raise DataError(f"{path}: no file has such a name")
+        return [file for entry in found for file in files_of(entry)]
+    if not folder.is_dir():
+        if not folder.exists():
+            raise DataError(f"{path}: cannot be read: there is no such file")
+        return [folder]
+    state = folder / "state.json"
+    if state.is_file():
+        return [folder / entry["filename"] for entry in _saved_state(state)]
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(entry.name for entry in folder.iterdir() if (entry / "state.json").is_file())
+        raise DataError(
+            f"{path}: a data set with the splits {', '.join(splits)}", hint=f"name one: {folder / splits[0]}"
+        )
+    files = sorted(entry for entry in folder.iterdir() if _has_rows(entry))
+    if not files:
+        raise DataError(f"{path}: no file with rows is in the folder", hint=f"known: {', '.join(SUFFIXES)}")
+    return files
+
+
+def _saved_state(state: Path) -> list[dict[str, str]]:
     try:
-        for number, line in numbered_lines(path):
-            if line.strip():
-                yield f"{path}:{number}", _json_object(line)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        files: list[dict[str, str]] = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{state}: not the state of a saved data set: {error!r}") from error
+    for entry in files:
+        if Path(entry["filename"]).name != entry["filename"]:
+            raise DataError(f"{state}: {entry['filename']!r} is not a plain file name")
+    return files
+
+
+def _has_rows(path: Path) -> bool:
+    return _plain_name(path).endswith(SUFFIXES) and not path.name.startswith(".")
+
+
+def _plain_name(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".zst")
+
+
+# ---- raw rows
+
+
+def raw_rows(path: str | Path, *, encoding: str = "utf-8") -> Iterator[tuple[str, Any]]:
+    """``file:line`` and the row's object, or a string that says what is wrong with the line."""
+    if str(path).startswith(HUB):
+        yield from _hub_rows(str(path))
+        return
+    path = Path(path)
+    name = _plain_name(path)
+    if name.endswith((".parquet", ".arrow", ".feather")):
+        yield from _table_rows(path)
+        return
+    encoding = "utf-8-sig" if encoding == "utf-8" else encoding  # with a byte order mark or without
+    try:
+        if name.endswith(".txt"):
+            with open_text(path, encoding) as stream:
+                yield f"{path}:1", {"text": stream.read()}
+        elif name.endswith((".csv", ".tsv")):
+            yield from _separated_rows(path, "\t" if name.endswith(".tsv") else ",", encoding)
+        elif name.endswith(".json") and _begins_list(path, encoding):
+            yield from _listed_rows(path, encoding)
+        else:
+            for number, line in numbered_lines(path, encoding):
+                if line.strip():
+                    yield f"{path}:{number}", _json_object(line)
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise DataError(
+            f"{path}: not UTF-8: byte 0x{byte:02x}, which is {bytes([byte]).decode('latin-1')!r} in Latin-1",
+            hint='say so if it is: data.train = [{ path = "...", encoding = "latin-1" }]',
+        ) from error
+    except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
@@ -131,29 +221,41 @@ def _json_object(line: str) -> Any:
     return value if isinstance(value, dict) else "the line is not a JSON object"
 
 
-def _paired_texts(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """NeMo-Aligner's binary reward rows ``{"text"}``: odd lines are chosen, the lines after them rejected."""
-    first: tuple[str, Any] | None = None
-    for where, row in rows:
-        is_half = isinstance(row, dict) and set(row) == {"text"}
-        if first is None and is_half:
-            first = (where, row)
-        elif first is not None:
-            if is_half:
-                pair = {"prompt": "", "chosen": first[1]["text"], "rejected": row["text"]}
-                yield first[0], pair
-            else:
-                yield first[0], "a chosen text without the rejected text that should follow"
-                yield where, row
-            first = None
-        else:
-            yield where, row
-    if first is not None:
-        yield first[0], "a chosen text without the rejected text that should follow"
+def _begins_list(path: Path, encoding: str) -> bool:
+    with open_text(path, encoding) as stream:
+        while character := stream.read(1):
+            if not character.isspace():
+                return character == "["
+    return False
+
+
+def _listed_rows(path: Path, encoding: str) -> Iterator[tuple[str, Any]]:
+    """One JSON list; a row's line is its number in the list."""
+    with open_text(path, encoding) as stream:
+        try:
+            values = json.load(stream)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{path}: not valid JSON: {error}") from error
+    for number, value in enumerate(values, start=1):
+        yield f"{path}:{number}", value if isinstance(value, dict) else "the entry is not a JSON object"
+
+
+def _separated_rows(path: Path, delimiter: str, encoding: str) -> Iterator[tuple[str, Any]]:
+    with open_text(path, encoding, newline="") as stream:
+        reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
+        try:
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                if None in row or None in row.values():
+                    yield where, f"the row has not the {len(reader.fieldnames or ())} fields of the header"
+                else:
+                    yield where, dict(row)
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}") from error
 
 
 def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Parquet, or the Arrow stream that ``save_to_disk`` writes."""
+    """Parquet, or Arrow as ``save_to_disk`` and ``write_feather`` write it, a batch at a time."""
     try:
         import pyarrow.ipc
         import pyarrow.parquet
@@ -162,17 +264,42 @@ def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
             f"reading {path.suffix} needs the package pyarrow", hint="pip install pyarrow"
         ) from error
     try:
-        if path.suffix == ".arrow":
-            with pyarrow.memory_map(str(path)) as source:
-                table = pyarrow.ipc.open_stream(source).read_all()
-        else:
-            table = pyarrow.parquet.read_table(path)
+        number = 0
+        for batch in _batches(path, pyarrow):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}:{number}", {name: value for name, value in row.items() if value is not None}
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"{path}:{number}", {name: value for name, value in row.items() if value is not None}
 
 
-def _whole_text(path: Path) -> str:
-    with open_text(path) as stream:
-        return stream.read()
+def _batches(path: Path, pyarrow: Any) -> Iterator[Any]:
+    if path.suffix == ".parquet":
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield from file.iter_batches(batch_size=1024)
+        return
+    with pyarrow.memory_map(str(path)) as source:
+        try:
+            yield from pyarrow.ipc.open_stream(source)
+        except pyarrow.ArrowInvalid:
+            source.seek(0)
+            file = pyarrow.ipc.open_file(source)
+            yield from (file.get_batch(i) for i in range(file.num_record_batches))
+
+
+def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
+    """``hub:ORG/NAME[:split]`` through the package datasets, whose cache and settings apply."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"{name} needs the package datasets", hint="pip install 'nemotron4[data]'") from error
+    repository, _, split = name.removeprefix(HUB).partition(":")
+    try:
+        found = datasets.load_dataset(repository, split=split or None)
+    except Exception as error:  # every library below it has its own
+        raise DataError(f"{name}: cannot be read: {error}") from error
+    if not isinstance(found, datasets.Dataset):
+        splits = ", ".join(found)
+        raise DataError(f"{name}: a data set with the splits {splits}", hint=f"name one: {name}:{min(found)}")
+    for number, row in enumerate(found, start=1):
+        yield f"{name}:{number}", {key: value for key, value in row.items() if value is not None}

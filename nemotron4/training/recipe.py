@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemotron4 import config
-from nemotron4.errors import ConfigError
+from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.model.adapters import AdapterConfig
+from nemotron4.training import stage
 from nemotron4.training.metrics import LogName
-from nemotron4.training.policy_settings import PolicyGradientSection
+from nemotron4.training.reading import RowSource
+from nemotron4.training.stage import Stage
 
 # Names that other trainers, and older recipes, give to our settings.
 SYNONYMS = {
@@ -81,8 +83,6 @@ SYNONYMS = {
     "pipeline_model_parallel_size": "parallel.pipeline",
 }
 
-StageName = Literal["pretrain", "sft", "steerlm", "reward", "preference", "policy-gradient"]
-
 
 def _check_at_least(section: str, values: dict[str, float], minimum: float) -> None:
     for name, value in values.items():
@@ -114,11 +114,14 @@ class ModelSection:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
-    """Files of rows. ``max_length`` counts the tokens of one sequence, prompt and answer."""
+    """Rows: files, folders, patterns or ``hub:ORG/NAME:split``, or tables with ``path`` and more.
 
-    train: tuple[Path, ...]
-    validation: tuple[Path, ...] = ()
-    weights: tuple[float, ...] = ()  # pretrain: share of each training file; empty: by size
+    ``max_length`` counts the tokens of one sequence, prompt and answer.
+    """
+
+    train: tuple[RowSource | str, ...]
+    validation: tuple[RowSource | str, ...] = ()
+    weights: tuple[float, ...] = ()  # share of each source of train; empty: by size
     max_length: int = 1024
     over_long: Literal["drop", "cut"] = "drop"  # cut: the end is removed, with its stop marker
     max_bad_rows: int = 0
@@ -126,11 +129,30 @@ class DataSection:
     def __post_init__(self) -> None:
         if not self.train:
             raise ConfigError("data.train names no file")
+        given = [source.weight is not None for source in self.sources[0]]
+        if any(given) and (self.weights or not all(given)):
+            raise ConfigError("data.train has sources with a weight and others; give all of them one")
         if self.weights and len(self.weights) != len(self.train):
             raise ConfigError(f"data.weights has {len(self.weights)} values for {len(self.train)} files")
-        if self.weights and (min(self.weights) < 0 or sum(self.weights) <= 0):
-            raise ConfigError(f"data.weights is {self.weights}; expected non-negative, not all zero")
+        shares = self.shares
+        if shares and (min(shares) < 0 or sum(shares) <= 0):
+            raise ConfigError(f"data.weights is {shares}; expected non-negative, not all zero")
         _check_at_least("data", {"max_length": self.max_length}, 2)
+
+    @property
+    def sources(self) -> tuple[tuple[RowSource, ...], tuple[RowSource, ...]]:
+        """Those of train and of validation."""
+        groups = (self.train, self.validation)
+        train, validation = (
+            tuple(RowSource(path=each) if isinstance(each, str) else each for each in group)
+            for group in groups
+        )
+        return train, validation
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weight of each source of train; empty: by size."""
+        return self.weights or tuple(s.weight for s in self.sources[0] if s.weight is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,52 +223,11 @@ class RunSection:
 class SamplesSection:
     """Prompts, answered greedily after every validation: rows of ``prompt``, ``messages`` or ``text``."""
 
-    prompts: Path
+    prompts: str
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
         _check_at_least("samples", {"max_new_tokens": self.max_new_tokens}, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreferenceSection:
-    """``loss`` rpo is Reward-aware Preference Optimization (arXiv 2406.11704), not TRL's former rpo_alpha."""
-
-    loss: Literal["dpo", "ipo", "rpo", "kto"]
-    beta: float
-    eta: float = 1.0
-    distance: Literal["bwd_kl", "fwd_kl", "sq"] = "bwd_kl"
-    preference_weight: float = 1.0
-    sft_weight: float = 0.0
-    average_logprobs: bool = False  # per token instead of summed over the answer
-    desirable_weight: float = 1.0  # kto
-    undesirable_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.beta <= 0:
-            raise ConfigError(f"preference.beta is {self.beta}; expected more than 0 (0 trains nothing)")
-        if self.preference_weight == 0 and self.sft_weight == 0:
-            raise ConfigError("preference.preference_weight and sft_weight are both 0: nothing would train")
-        if self.loss == "kto" and self.sft_weight:
-            raise ConfigError("preference.sft_weight has no meaning for kto")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardSection:
-    """``objective`` regression needs attributes in the rows; the Bradley-Terry ones need pairs."""
-
-    objective: Literal["regression", "bradley_terry", "bradley_terry_margin", "bradley_terry_scaled"] = (
-        "regression"
-    )
-    attributes: tuple[str, ...] = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-    score: str = "helpfulness"  # the output that Bradley-Terry trains
-
-
-@dataclass(frozen=True, kw_only=True)
-class SteerlmSection:
-    """``conditioned``: the likelihood of labelled answers. ``weighted``: SteerLM 2.0, on weighted samples."""
-
-    objective: Literal["conditioned", "weighted"] = "conditioned"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,30 +253,20 @@ class ParallelSection:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One stage of training."""
+    """One stage of training. ``settings`` is the stage's own table, which in a file has the stage's name."""
 
-    stage: StageName
+    stage: str
     model: ModelSection
     data: DataSection
     optimizer: OptimizerSection
     run: RunSection
     batch: BatchSection = field(default_factory=BatchSection)
-    preference: PreferenceSection | None = None
-    reward: RewardSection | None = None
-    steerlm: SteerlmSection | None = None
-    policy_gradient: PolicyGradientSection | None = None
+    settings: Any = None
     adapter: AdapterConfig | None = None
     samples: SamplesSection | None = None
     parallel: ParallelSection = field(default_factory=ParallelSection)
 
     def __post_init__(self) -> None:
-        if self.stage == "preference" and self.preference is None:
-            raise ConfigError("stage preference needs a table [preference] with loss and beta")
-        if self.stage == "policy-gradient":
-            self._check_policy_gradient()
-        for name in ("preference", "reward", "steerlm", "policy_gradient"):
-            if getattr(self, name) is not None and self.stage.replace("-", "_") != name:
-                raise ConfigError(f"table [{name}] has no meaning in stage {self.stage}")
         if self.data.max_length > self.batch.row_tokens:
             raise ConfigError(
                 f"data.max_length ({self.data.max_length}) is above "
@@ -304,36 +275,26 @@ class Recipe:
             )
         if self.samples is not None:
             self._check_samples()
-        if self.data.weights and self.stage != "pretrain":
-            raise ConfigError(f"data.weights has no meaning in stage {self.stage}")
+        self.kind.check(self)
+
+    @property
+    def kind(self) -> Stage:
+        """What the stage is."""
+        return stage.find(self.stage)
 
     def _check_samples(self) -> None:
-        if self.stage == "reward":
-            raise ConfigError("table [samples] has no meaning in stage reward, whose model writes no text")
+        if self.kind.has_reward_head:
+            raise ConfigError(
+                f"table [samples] has no meaning in stage {self.stage}, whose model writes no text"
+            )
         if not self.data.validation:
             raise ConfigError(
                 "table [samples] needs data.validation: its prompts are answered after each one"
             )
 
-    def _check_policy_gradient(self) -> None:
-        settings = self.policy_gradient
-        if settings is None:
-            raise ConfigError(
-                "stage policy-gradient needs a table [policy_gradient] with algorithm and rewards"
-            )
-        if self.batch.ramp:
-            raise ConfigError("batch.ramp has no meaning in stage policy-gradient")
-        if settings.max_new_tokens >= self.data.max_length:
-            raise ConfigError(
-                f"policy_gradient.max_new_tokens ({settings.max_new_tokens}) leaves no room for a prompt in "
-                f"data.max_length ({self.data.max_length})"
-            )
-
     def samples_at(self, samples_seen: int) -> int:
         """Samples that the next step takes from the data; for policy-gradient these are prompts."""
-        if self.policy_gradient is not None:
-            return self.policy_gradient.num_prompts
-        return self.batch.size_after(samples_seen)
+        return self.kind.num_samples(self.settings) or self.batch.size_after(samples_seen)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -344,17 +305,50 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def build(values: Mapping[str, Any], *, source: config.Source | None = None) -> Recipe:
     """The recipe of plain values, every key checked; ``source`` is named in errors."""
-    source = source or config.Source("recipe")
-    return config.build(Recipe, values, source=dataclasses.replace(source, synonyms=SYNONYMS))
+    source = dataclasses.replace(source or config.Source("recipe"), synonyms=SYNONYMS)
+    name = values.get("stage")
+    if not isinstance(name, str):
+        raise ConfigError(f"{source.name}: stage is {name!r}; expected one of {', '.join(stage.names())}")
+    try:
+        kind = stage.find(name)
+    except ConfigError as error:
+        raise ConfigError(f"{source.at('stage')}: {error.message}", hint=error.hint) from error
+    common = {key: value for key, value in values.items() if key != kind.table}
+    for other in stage.names():
+        if other.replace("-", "_") in common:
+            raise ConfigError(
+                f"{source.name}: table [{other.replace('-', '_')}] has no meaning in stage {name}"
+            )
+    if "settings" in common:
+        message, hint = unknown_name("key", "settings", [field.name for field in dataclasses.fields(Recipe)])
+        raise ConfigError(f"{source.at('settings')}: {message}", hint=hint)
+    return config.build(Recipe, {**common, "settings": _settings(kind, values, source)}, source=source)
+
+
+def _settings(kind: Stage, values: Mapping[str, Any], source: config.Source) -> Any:
+    """The stage's own table."""
+    table = values.get(kind.table)
+    if kind.section is None:
+        if table is not None:
+            raise ConfigError(f"{source.name}: stage {kind.name} has no table of its own")
+        return None
+    if table is None and kind.needed:
+        raise ConfigError(f"stage {kind.name} needs a table [{kind.table}] with {kind.needed}")
+    if table is not None and not isinstance(table, Mapping):
+        raise ConfigError(f"{source.at(kind.table)}: {kind.table} is {table!r}; expected a table")
+    return config.build(kind.section, table or {}, source=source, prefix=f"{kind.table}.")
 
 
 def as_plain(value: Any) -> Any:
     """The resolved recipe as plain values, for the run's record."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
-        return {
-            f.name: as_plain(getattr(value, f.name)) for f in fields if getattr(value, f.name) is not None
-        }
+        named = {f.name: getattr(value, f.name) for f in fields if getattr(value, f.name) is not None}
+        if isinstance(value, Recipe) and "settings" in named:
+            named[value.kind.table] = named.pop("settings")
+        return {name: as_plain(entry) for name, entry in named.items()}
+    if isinstance(value, dict):
+        return {name: as_plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [as_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

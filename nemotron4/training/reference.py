@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nemotron4.errors import TrainingError
 from nemotron4.model.adapters import PromptEmbedding, adapters_off
-from nemotron4.training.data import sample_hash
+from nemotron4.training.encoding import sample_hash
 from nemotron4.training.engine import Engine
 from nemotron4.training.metrics import OnPart, Part, hear_nothing
 from nemotron4.training.packing import Sample, Segment

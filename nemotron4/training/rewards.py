@@ -17,7 +17,7 @@ from nemotron4.grading.score import Score
 from nemotron4.inference.reward import RewardEngine, load_reward
 from nemotron4.inference.rollouts import RolloutEngine
 from nemotron4.records import ATTRIBUTES, Message
-from nemotron4.training.policy_settings import PREVIOUS, RewardSource
+from nemotron4.training.policy import PREVIOUS, RewardSource
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import model_hash
 from nemotron4.training.rollouts import Answer, Judge, RolloutBackend, Verdict
@@ -183,8 +183,7 @@ class HttpJudge:
 
 def connect(recipe: Recipe, base: Checkpoint) -> RolloutBackend:
     """The engine for the recipe's model and the sum of its judges; see ``rollouts.Connect``."""
-    assert recipe.policy_gradient is not None, "only policy-gradient stages ask for rollouts"
-    sources = recipe.policy_gradient.rewards
+    sources: Sequence[RewardSource] = recipe.settings.rewards
     judges = [_judge(source, recipe.model.device) for source in sources]
     return RolloutBackend(RolloutEngine(base), WeightedJudges(sources, judges))
 

@@ -6,7 +6,6 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,12 +16,11 @@ from nemotron4.errors import ConfigError
 from nemotron4.inference.rollouts import RolloutEngine
 from nemotron4.model.adapter_files import adapter_tensors, write_adapter
 from nemotron4.model.config import ModelConfig
-from nemotron4.training import checkpoints, data, parallel
+from nemotron4.training import checkpoints, parallel
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
-from nemotron4.training.formats import ALL_ATTRIBUTES
-from nemotron4.training.inputs import Data, build_encoder, model_config, read_data
-from nemotron4.training.loading import Origin, build_critic
+from nemotron4.training.inputs import Data, build_encoder, encoded, model_config, read_data
+from nemotron4.training.loading import Origin
 from nemotron4.training.metrics import (
     MetricsLog,
     OnPart,
@@ -34,28 +32,16 @@ from nemotron4.training.metrics import (
 )
 from nemotron4.training.output import fingerprint, write_model, write_record
 from nemotron4.training.packing import Sample
-from nemotron4.training.policy_trainer import PolicyTrainer
-from nemotron4.training.reading import read_rows, refuse_too_many
-from nemotron4.training.recipe import Recipe, RewardSection, as_plain
+from nemotron4.training.reading import HUB, RowSource, files_of, refuse_too_many
+from nemotron4.training.recipe import Recipe, as_plain
 from nemotron4.training.reference import model_hash, with_reference
 from nemotron4.training.rewards import connect as connect_rewards
 from nemotron4.training.rollouts import Connect, PromptSample
 from nemotron4.training.sampler import Sampler, Samples
-from nemotron4.training.sharded import Grid
-from nemotron4.training.stages.interface import Stage
-from nemotron4.training.stages.policy_gradient import ActorStage
-from nemotron4.training.stages.preference import JudgedStage, PairStage
-from nemotron4.training.stages.reward import BradleyTerryStage, RegressionStage
-from nemotron4.training.stages.sft import LikelihoodStage
-from nemotron4.training.stages.steerlm import WeightedStage
+from nemotron4.training.stages.policy_gradient import PromptKind
 from nemotron4.training.trainer import Trainer
 
 Note = Callable[[str], None]
-BRADLEY_TERRY = {
-    "bradley_terry": "regular",
-    "bradley_terry_margin": "margin",
-    "bradley_terry_scaled": "scaled",
-}
 
 
 @dataclass(frozen=True)
@@ -79,24 +65,6 @@ def pick_device(name: str) -> torch.device:
             f"model.device is {name!r}; this machine has auto, cpu" + (", cuda" * torch.cuda.is_available())
         )
     return torch.device(name)
-
-
-def build_stage(recipe: Recipe) -> Stage:
-    if recipe.stage == "preference":
-        assert recipe.preference is not None, "the recipe has checked it"
-        kind = JudgedStage if recipe.preference.loss == "kto" else PairStage
-        return kind(recipe.preference)
-    if recipe.stage == "reward":
-        settings = recipe.reward or RewardSection()
-        if settings.objective == "regression":
-            return RegressionStage(ALL_ATTRIBUTES)
-        variant = BRADLEY_TERRY[settings.objective]
-        return BradleyTerryStage(variant, ALL_ATTRIBUTES.index(settings.score))  # type: ignore[arg-type]
-    if recipe.policy_gradient is not None:
-        return ActorStage(recipe.policy_gradient)
-    if recipe.steerlm is not None and recipe.steerlm.objective == "weighted":
-        return WeightedStage()
-    return LikelihoodStage()
 
 
 def train(
@@ -123,19 +91,20 @@ def train(
             f"{len(read.train)} training samples, {len(read.validation)} for validation, "
             f"{len(read.problems)} rows left out"
         )
+        for line in read.ignored:
+            tell(line)
         origin = Origin(recipe, base, config)
         engine = parallel.build(origin, grid, device)
         weights = model_hash(engine.scorer.net) if grid is None else origin.hash()
         shown = on_part if is_writer else hear_nothing
         read = _with_reference(recipe, read, engine, weights, is_writer=is_writer, note=tell, on_part=shown)
-        make: Callable[..., Trainer] = Trainer
-        if recipe.policy_gradient is not None:
-            make = policy_trainer(origin, grid, device, connect)
+        special = recipe.kind.trainer()
+        make = Trainer if special is None else special(origin, grid, device, connect)
         trainer = make(
             recipe,
             engine,
-            build_stage(recipe),
-            Dataset(read.train, recipe.run.seed, read.source_sizes, _weights(recipe, read)),
+            recipe.kind.objective(recipe.settings),
+            Dataset(read.train, recipe.run.seed, read.source_sizes, recipe.data.shares),
             list(read.validation),
             fingerprint=fingerprint(recipe, read, weights),
             on_progress=on_progress if is_writer else lambda progress: None,
@@ -144,7 +113,7 @@ def train(
             logs=_logs(origin, engine, is_writer=is_writer, on_part=shown),
             cost=StepCost.of(config, has_adapter=recipe.adapter is not None),
             peak_flops_per_s=matmul_flops_per_s(device) * recipe.parallel.num_processes,
-            constants={"share_left_out": read.share_left_out} if recipe.stage == "preference" else {},
+            constants={"share_left_out": read.share_left_out} if recipe.kind.has_reference else {},
         )
         if is_writer:
             write_record(recipe, read, trainer, weights)
@@ -179,47 +148,11 @@ def _logs(
         return logs
     num_new = recipe.samples.max_new_tokens
     encoder = build_encoder(recipe, origin.base, origin.config)
-    rows, problems = read_rows([recipe.samples.prompts], "prompts")
-    build = data.prompt_sample(encoder, num_new=num_new, needs_messages=False, row_fields=())
-    prompts, more = data.build_samples(rows, encoder, build)
-    refuse_too_many([*problems, *more], len(rows) + len(problems), 0)
-    found = [prompt for prompt in prompts if isinstance(prompt, PromptSample)]
+    prompts = encoded(RowSource(path=recipe.samples.prompts), PromptKind(num_new), encoder)
+    refuse_too_many(prompts.problems, len(prompts) + len(prompts.problems), 0)
+    found = [prompt for prompt in prompts[:] if isinstance(prompt, PromptSample)]
     sampler = Sampler(engine, RolloutEngine(origin.base), origin.policy, on_part)
     return [*logs, Samples(recipe.run.directory, found, sampler, num_new, is_writer)]
-
-
-def policy_trainer(
-    origin: Origin,
-    grid: Grid | None,
-    device: torch.device,
-    connect: Connect,
-) -> Callable[..., PolicyTrainer]:
-    """A trainer with judges, and with the reference and critic that the recipe asks for."""
-    recipe, base = origin.recipe, origin.base
-    settings = recipe.policy_gradient
-    assert settings is not None, "only policy-gradient recipes come here"
-    reference = None
-    if settings.kl_coefficient and recipe.adapter is None:
-        reference = parallel.build(origin, grid, device, is_frozen=True)
-    backend = connect(recipe, base)
-    identity = [backend.judge.identity]
-    critic = None
-    if settings.has_critic:
-        scorer = build_critic(recipe, base, origin.config)
-        identity.append(model_hash(scorer.net))
-        critic = parallel.distribute(scorer.to(device), grid, device, compute=origin.compute)
-    return partial(
-        PolicyTrainer,
-        backend=backend,
-        identity=identity,
-        skeleton=origin.policy,
-        reference=reference,
-        critic=critic,
-    )
-
-
-def _weights(recipe: Recipe, read: Data) -> tuple[float, ...]:
-    return recipe.data.weights if recipe.stage == "pretrain" else ()
 
 
 def _with_reference(
@@ -232,9 +165,9 @@ def _with_reference(
     note: Note = lambda text: None,
     on_part: OnPart = hear_nothing,
 ) -> Data:
-    if recipe.stage != "preference":
+    if not recipe.kind.has_reference:
         return read
-    cache = recipe.data.train[0].parent / f".reference-{weights}.jsonl"
+    cache = _reference_cache(recipe, weights)
     done = [
         with_reference(
             samples,
@@ -248,6 +181,13 @@ def _with_reference(
         for samples in (read.train, read.validation)
     ]
     return replace(read, train=done[0], validation=done[1])
+
+
+def _reference_cache(recipe: Recipe, weights: str) -> Path:
+    """Next to the first file of rows, where other runs on them find it; for the hub's in the run."""
+    first = recipe.data.sources[0][0].path
+    folder = recipe.run.directory if first.startswith(HUB) else files_of(first)[0].parent
+    return folder / f".reference-{weights}.jsonl"
 
 
 def with_reference_of(recipe: Recipe, samples: Sequence[Sample], engine: Engine, weights: str) -> Data:

@@ -18,10 +18,10 @@ from nemotron4.inference.rollouts import RolloutEngine
 from nemotron4.model.transformer import Transformer
 from nemotron4.records import Generation
 from nemotron4.training.engine import Engine
-from nemotron4.training.formats import Prompt
 from nemotron4.training.loading import fill, in_memory
 from nemotron4.training.metrics import OnPart, Part, Progress, forget_after, hear_nothing
 from nemotron4.training.rollouts import PromptSample
+from nemotron4.training.rows import Prompt
 from nemotron4.training.sharded import ShardedEngine
 
 

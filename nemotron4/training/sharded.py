@@ -20,7 +20,7 @@ from nemotron4.model.transformer import Block
 from nemotron4.training.engine import Engine, Sums, T
 from nemotron4.training.packing import PackedRow, Sample, pack, plan_rows
 from nemotron4.training.scorer import Scorer
-from nemotron4.training.stages.interface import Stage
+from nemotron4.training.stage import Objective
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ class ShardedEngine(Engine):
         for name, tensor in tensors.items():
             yield name, whole(tensor)
 
-    def _backward(self, rows: Sequence[PackedRow], stage: Stage, count: float) -> Sums:
-        sums = super()._backward(rows, stage, count)
+    def _backward(self, rows: Sequence[PackedRow], objective: Objective, count: float) -> Sums:
+        sums = super()._backward(rows, objective, count)
         settle_gradients(self.trainable)
         return sums
 

@@ -35,7 +35,7 @@ from nemotron4.training.metrics import (
 )
 from nemotron4.training.packing import Sample
 from nemotron4.training.recipe import OptimizerSection, Recipe
-from nemotron4.training.stages.interface import Stage
+from nemotron4.training.stage import Objective
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Trainer:
         self,
         recipe: Recipe,
         engine: Engine,
-        stage: Stage,
+        objective: Objective,
         train: Dataset,
         validation: Sequence[Sample] = (),
         *,
@@ -129,7 +129,7 @@ class Trainer:
     ) -> None:
         self.recipe = recipe
         self.engine = engine
-        self.stage = stage
+        self.objective = objective
         self.train = train
         self.validation = tuple(validation)
         self.fingerprint = fingerprint
@@ -200,7 +200,7 @@ class Trainer:
         torch.manual_seed(self.recipe.run.seed * 1_000_003 + self._step)
         samples = self.batch(self._step, self._seen)
         rows = self.engine.rows(samples, self.recipe.batch.row_tokens)
-        result = self.engine.forward_backward(rows, self.stage)
+        result = self.engine.forward_backward(rows, self.objective)
         norm = self._update()
         self._seen += self.plan.sizes[self._step]
         self._step += 1
@@ -241,7 +241,7 @@ class Trainer:
         """Record the validation loss; True if it is the lowest yet, whose checkpoint is kept."""
         rows = self.engine.rows(self.validation, self.recipe.batch.row_tokens)
         result = self.engine.evaluate(
-            rows, self.stage, on_row=lambda done: self.on_part(Part("validation rows", done, len(rows)))
+            rows, self.objective, on_row=lambda done: self.on_part(Part("validation rows", done, len(rows)))
         )
         self._record(result, {}, kind="validation")
         is_best = self._best is None or result.loss < self._best
@@ -250,7 +250,7 @@ class Trainer:
         return is_best
 
     def _record(self, result: StepResult, more: Mapping[str, float], kind: str = "train") -> None:
-        self._write({"loss": result.loss, **self.stage.summarise(result.totals), **more}, kind)
+        self._write({"loss": result.loss, **self.objective.summarise(result.totals), **more}, kind)
 
     def _write(self, values: Mapping[str, float], kind: str) -> None:
         progress = Progress(self._step, self.plan.num_steps, values, kind)

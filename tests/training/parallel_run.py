@@ -23,23 +23,24 @@ from torch.distributed.tensor import DTensor
 from nemotron4.errors import TrainingError
 from nemotron4.model.adapters import AdapterConfig, add_adapter
 from nemotron4.training.engine import Engine
+from nemotron4.training.kto import JudgedObjective
 from nemotron4.training.parallel import build_grid, distribute, process_group
-from nemotron4.training.recipe import ParallelSection, PreferenceSection
+from nemotron4.training.recipe import ParallelSection
 from nemotron4.training.run import stopping_on_sigterm
 from nemotron4.training.scorer import Scorer, checkpoint_activations
-from nemotron4.training.stages.interface import Stage
-from nemotron4.training.stages.preference import JudgedStage, PairStage
-from nemotron4.training.stages.reward import RegressionStage
-from nemotron4.training.stages.sft import LikelihoodStage
+from nemotron4.training.stage import Objective
+from nemotron4.training.stages.preference import PairObjective, PreferenceSection
+from nemotron4.training.stages.reward import RegressionObjective
+from nemotron4.training.stages.sft import LikelihoodObjective
 from nemotron4.training.trainer import Progress, Trainer
 from tests.training import tiny
 
-STAGES: dict[str, tuple[Stage, str]] = {
-    "sft": (LikelihoodStage(), "texts"),
-    "reward": (RegressionStage(("a", "b", "c")), "scored"),
-    "dpo": (PairStage(PreferenceSection(loss="dpo", beta=0.3)), "pairs"),
-    "rpo": (PairStage(PreferenceSection(loss="rpo", beta=0.3, sft_weight=0.1)), "pairs"),
-    "kto": (JudgedStage(PreferenceSection(loss="kto", beta=0.3)), "judged"),
+STAGES: dict[str, tuple[Objective, str]] = {
+    "sft": (LikelihoodObjective(), "texts"),
+    "reward": (RegressionObjective(("a", "b", "c")), "scored"),
+    "dpo": (PairObjective(PreferenceSection(loss="dpo", beta=0.3)), "pairs"),
+    "rpo": (PairObjective(PreferenceSection(loss="rpo", beta=0.3, sft_weight=0.1)), "pairs"),
+    "kto": (JudgedObjective(PreferenceSection(loss="kto", beta=0.3)), "judged"),
 }
 
 

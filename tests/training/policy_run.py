@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from nemotron4.config import build
 from nemotron4.training import parallel, run
-from nemotron4.training.recipe import Recipe
+from nemotron4.training.recipe import Recipe, build
 from nemotron4.training.rewards import connect
 from nemotron4.training.rollouts import Answer, RolloutBackend, Verdict
 
@@ -38,7 +37,7 @@ def judged(recipe: Recipe, base: object) -> RolloutBackend:
 
 
 def train(values: dict[str, Any]) -> None:
-    run.train(build(Recipe, values), connect=judged)
+    run.train(build(values), connect=judged)
 
 
 if __name__ == "__main__":

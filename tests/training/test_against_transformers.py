@@ -10,11 +10,10 @@ import torch
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.cache import resolve
-from nemotron4.config import build
 from nemotron4.errors import Nemotron4Error
 from nemotron4.training import inputs, run
 from nemotron4.training.packing import Sample
-from nemotron4.training.recipe import Recipe
+from nemotron4.training.recipe import Recipe, build
 from tests import tiny_models
 
 transformers = pytest.importorskip("transformers")
@@ -40,7 +39,7 @@ def recipe(folder: Path, start: str, rate: float) -> Recipe:
         "batch": {"global_size": 3, "row_tokens": 400},
         "run": {"directory": str(folder / "run"), "max_steps": 1},
     }
-    return build(Recipe, values)
+    return build(values)
 
 
 def their_step(model, samples: list[Sample], rate: float) -> tuple[float, dict[str, torch.Tensor]]:

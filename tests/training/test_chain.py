@@ -123,8 +123,7 @@ def test_changed_data_makes_a_stage_unfinished(tmp_path: Path, start: Path) -> N
 
 def test_stages_are_overridden_by_their_place(tmp_path: Path, start: Path) -> None:
     stages = chain.load(chain_file(tmp_path, start), ["stage.1.preference.beta=0.7", "batch.global_size=3"])
-    assert stages[1].preference is not None
-    assert stages[1].preference.beta == 0.7
+    assert stages[1].settings.beta == 0.7
     assert {stage.batch.global_size for stage in stages} == {3}
 
 
@@ -176,7 +175,7 @@ def test_a_policy_stage_takes_the_reward_stage_before_it_as_judge_and_critic(
     stages = chain.load(path)
     folder = tmp_path / "chain"
     assert stages[2].model.start == str(folder / "00-sft" / "model")
-    settings = stages[2].policy_gradient
+    settings = stages[2].settings
     assert settings is not None
     reward_model = str(folder / "01-reward" / "model")
     assert (settings.rewards[0].model, settings.critic.start) == (reward_model, reward_model)

@@ -9,13 +9,13 @@ import torch
 
 from nemotron4.errors import DataError, TrainingError
 from nemotron4.training.engine import Engine
+from nemotron4.training.kto import JudgedObjective
 from nemotron4.training.packing import Sample, Segment, pack, plan_rows
-from nemotron4.training.recipe import PreferenceSection
 from nemotron4.training.scorer import Scorer, checkpoint_activations
-from nemotron4.training.stages.interface import Stage
-from nemotron4.training.stages.preference import JudgedStage, PairStage
-from nemotron4.training.stages.reward import BradleyTerryStage, RegressionStage
-from nemotron4.training.stages.sft import LikelihoodStage
+from nemotron4.training.stage import Objective
+from nemotron4.training.stages.preference import PairObjective, PreferenceSection
+from nemotron4.training.stages.reward import BradleyTerryObjective, RegressionObjective
+from nemotron4.training.stages.sft import LikelihoodObjective
 from tests.training import tiny
 
 
@@ -23,27 +23,27 @@ def preference(**settings: object) -> PreferenceSection:
     return PreferenceSection(**{"loss": "dpo", "beta": 0.3, **settings})  # type: ignore[arg-type]
 
 
-CASES: dict[str, tuple[Stage, str]] = {
-    "sft": (LikelihoodStage(), "texts"),
-    "dpo": (PairStage(preference()), "pairs"),
-    "dpo_with_sft_averaged": (PairStage(preference(sft_weight=0.5, average_logprobs=True)), "pairs"),
-    "ipo": (PairStage(preference(loss="ipo")), "pairs"),
-    "rpo_bwd_kl": (PairStage(preference(loss="rpo", sft_weight=0.1)), "pairs"),
-    "rpo_fwd_kl": (PairStage(preference(loss="rpo", distance="fwd_kl")), "pairs"),
-    "rpo_sq": (PairStage(preference(loss="rpo", distance="sq")), "pairs"),
-    "kto": (JudgedStage(preference(loss="kto")), "judged"),
-    "regression": (RegressionStage(("a", "b", "c")), "scored"),
-    "bradley_terry": (BradleyTerryStage("regular", 1), "pairs"),
-    "bradley_terry_scaled": (BradleyTerryStage("scaled", 1), "pairs"),
+CASES: dict[str, tuple[Objective, str]] = {
+    "sft": (LikelihoodObjective(), "texts"),
+    "dpo": (PairObjective(preference()), "pairs"),
+    "dpo_with_sft_averaged": (PairObjective(preference(sft_weight=0.5, average_logprobs=True)), "pairs"),
+    "ipo": (PairObjective(preference(loss="ipo")), "pairs"),
+    "rpo_bwd_kl": (PairObjective(preference(loss="rpo", sft_weight=0.1)), "pairs"),
+    "rpo_fwd_kl": (PairObjective(preference(loss="rpo", distance="fwd_kl")), "pairs"),
+    "rpo_sq": (PairObjective(preference(loss="rpo", distance="sq")), "pairs"),
+    "kto": (JudgedObjective(preference(loss="kto")), "judged"),
+    "regression": (RegressionObjective(("a", "b", "c")), "scored"),
+    "bradley_terry": (BradleyTerryObjective("regular", 1), "pairs"),
+    "bradley_terry_scaled": (BradleyTerryObjective("scaled", 1), "pairs"),
 }
 
 
-def scorer_for(stage: Stage) -> Scorer:
-    is_reward = isinstance(stage, RegressionStage | BradleyTerryStage)
+def scorer_for(stage: Objective) -> Scorer:
+    is_reward = isinstance(stage, RegressionObjective | BradleyTerryObjective)
     return tiny.reward_scorer() if is_reward else tiny.logprob_scorer()
 
 
-def outcome(stage: Stage, samples: list[Sample], row_tokens: int):
+def outcome(stage: Objective, samples: list[Sample], row_tokens: int):
     scorer = scorer_for(stage)
     engine = Engine(scorer)
     rows = engine.rows(samples, row_tokens)
@@ -85,12 +85,12 @@ def test_the_count_known_from_the_data_is_the_loss_functions_own(name: str) -> N
 
 
 def test_gradients_made_with_the_logits_equal_those_made_from_them_again() -> None:
-    class Unforeseen(LikelihoodStage):
+    class Unforeseen(LikelihoodObjective):
         has_known_slope = False
 
     samples = tiny.texts(9)
     for row_tokens in (20, 10_000):
-        result, gradients, _ = outcome(LikelihoodStage(), samples, row_tokens)
+        result, gradients, _ = outcome(LikelihoodObjective(), samples, row_tokens)
         again, expected, _ = outcome(Unforeseen(), samples, row_tokens)
         assert result == again
         assert gradients.keys() == expected.keys()
@@ -108,8 +108,8 @@ def test_neighbours_of_one_length_do_not_see_each_other() -> None:
     scorer = tiny.logprob_scorer()
     alone = torch.cat([scorer(pack([sample])) for sample in samples])
     torch.testing.assert_close(scorer(pack(samples)), alone, rtol=1e-6, atol=1e-6)
-    whole, whole_gradients, _ = outcome(LikelihoodStage(), samples, 30)
-    cut, cut_gradients, _ = outcome(LikelihoodStage(), samples, 7)
+    whole, whole_gradients, _ = outcome(LikelihoodObjective(), samples, 30)
+    cut, cut_gradients, _ = outcome(LikelihoodObjective(), samples, 7)
     assert cut.loss == pytest.approx(whole.loss, rel=1e-6)
     for key in cut_gradients:
         torch.testing.assert_close(cut_gradients[key], whole_gradients[key], rtol=1e-5, atol=1e-6)
@@ -164,18 +164,18 @@ def test_a_non_finite_loss_names_the_rows() -> None:
         scorer.net.lm_head.weight[0, 0] = float("nan")
     engine = Engine(scorer)
     with pytest.raises(TrainingError, match=r"texts\.jsonl:1, texts\.jsonl:2"):
-        engine.forward_backward(engine.rows(tiny.texts(2), 64), LikelihoodStage())
+        engine.forward_backward(engine.rows(tiny.texts(2), 64), LikelihoodObjective())
 
 
 def test_a_step_that_trains_nothing_is_an_error() -> None:
     engine = Engine(tiny.logprob_scorer())
     silent = Sample((Segment((1, 2, 3), (False, False, False)),))
     with pytest.raises(TrainingError, match="trains anything"):
-        engine.forward_backward(engine.rows([silent], 64), LikelihoodStage())
+        engine.forward_backward(engine.rows([silent], 64), LikelihoodObjective())
 
 
 def test_kto_baseline_is_the_mean_mismatched_log_ratio_of_the_whole_step() -> None:
-    stage = JudgedStage(preference(loss="kto"))
+    stage = JudgedObjective(preference(loss="kto"))
     engine = Engine(tiny.logprob_scorer())
     samples = tiny.judged(6)
     ratios = []
@@ -185,12 +185,12 @@ def test_kto_baseline_is_the_mean_mismatched_log_ratio_of_the_whole_step() -> No
     expected = max(0.0, sum(ratios) / 6)
     rows = engine.rows(samples, 40)
     prepared = stage.prepare(rows, engine.score, engine.add_up)
-    assert isinstance(prepared, JudgedStage)
+    assert isinstance(prepared, JudgedObjective)
     assert prepared.baseline == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_reward_correlation_is_pearsons() -> None:
-    stage = PairStage(preference(loss="rpo"))
+    stage = PairObjective(preference(loss="rpo"))
     samples = tiny.pairs(8)
     engine = Engine(tiny.logprob_scorer())
     result = engine.evaluate(engine.rows(samples, 64), stage)
@@ -209,7 +209,7 @@ def test_recomputed_activations_change_no_gradient() -> None:
     plain, recomputed = Engine(tiny.logprob_scorer()), Engine(tiny.logprob_scorer())
     checkpoint_activations(recomputed.scorer.net.model)
     for engine in (plain, recomputed):
-        engine.forward_backward(engine.rows(tiny.texts(5), 64), LikelihoodStage())
+        engine.forward_backward(engine.rows(tiny.texts(5), 64), LikelihoodObjective())
     assert plain.trainable.keys() == recomputed.trainable.keys()
     for name, parameter in plain.trainable.items():
         assert torch.equal(parameter.grad, recomputed.trainable[name].grad), name

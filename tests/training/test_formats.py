@@ -10,8 +10,15 @@ import pytest
 
 from nemotron4.errors import DataError
 from nemotron4.records import FieldError, Message
-from nemotron4.training.formats import AnswerRow, ChatRow, JudgedRow, PairRow, ScoredRow, parse
-from nemotron4.training.reading import read_rows, refuse_too_many
+from nemotron4.training import stage
+from nemotron4.training.encoding import Problem, ReadRow
+from nemotron4.training.kto import JudgedRow
+from nemotron4.training.reading import RowSource, refuse_too_many
+from nemotron4.training.reading import read_rows as read_source
+from nemotron4.training.rows import Fields
+from nemotron4.training.stages.preference import PairRow
+from nemotron4.training.stages.reward import ScoredRow
+from nemotron4.training.stages.sft import AnswerRow, ChatRow
 
 USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
 GOOD, BAD = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
@@ -19,11 +26,26 @@ REWARDS = {"chosen_reward": 3, "rejected_reward": 1.5}
 PROMPT = (Message("user", "hi"),)
 
 
+def parse(kind: str, row: dict) -> object:
+    fields = Fields(row)
+    parsed = stage.kinds()[kind].parse(fields)
+    fields.unread()
+    return parsed
+
+
+def read_rows(paths: list[Path], kind: str) -> tuple[list[ReadRow], list[Problem]]:
+    found = [each for path in paths for each in read_source(RowSource(path=str(path)), stage.kinds()[kind])]
+    return (
+        [each for each in found if isinstance(each, ReadRow)],
+        [each for each in found if isinstance(each, Problem)],
+    )
+
+
 @pytest.mark.parametrize(
     "row",
     [
         {"messages": [USER, ANSWER]},
-        {"prompt": [USER], "completion": [ANSWER]},
+        {"messages": [{**USER, "role": "human"}, {**ANSWER, "role": "model"}]},
         {"prompt": [USER], "completion": "hello"},
         {
             "mask": "User",

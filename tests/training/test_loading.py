@@ -27,7 +27,7 @@ from nemotron4.training.engine import Engine
 from nemotron4.training.loading import Origin
 from nemotron4.training.recipe import ModelSection, ParallelSection, Recipe
 from nemotron4.training.scorer import LogprobScorer
-from nemotron4.training.stages.sft import LikelihoodStage
+from nemotron4.training.stages.sft import LikelihoodObjective
 from tests.training import tiny
 
 CPU = torch.device("cpu")
@@ -166,12 +166,12 @@ def test_bfloat16_compute_keeps_float32_masters_of_what_trains(
     recipe = recipe_for(tmp_path, adapter=lora)
     narrow = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, compute="bfloat16"))
     whole = Engine(loaded(recipe, base))
-    expected = whole.forward_backward(whole.rows(tiny.texts(4), 64), LikelihoodStage())
+    expected = whole.forward_backward(whole.rows(tiny.texts(4), 64), LikelihoodObjective())
     with parallel.process_group(ParallelSection(), CPU, compute="bfloat16") as grid:
         assert grid is not None
         engine = parallel.build(Origin(narrow, base, base.config), grid, CPU)  # type: ignore[arg-type]
         rows = engine.rows(tiny.texts(4), 64)
-        result = engine.forward_backward(rows, LikelihoodStage())
+        result = engine.forward_backward(rows, LikelihoodObjective())
         assert result.loss == pytest.approx(expected.loss, rel=2e-2)
         assert result.loss != expected.loss
         assert engine.grad_norm() == pytest.approx(whole.grad_norm(), rel=5e-2)

@@ -13,7 +13,6 @@ import torch
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.load import load_transformer
-from nemotron4.config import build
 from nemotron4.errors import ConfigError, DataError, TrainingError
 from nemotron4.training import inputs, parallel, run
 from nemotron4.training.dataset import Dataset
@@ -21,13 +20,17 @@ from nemotron4.training.engine import Engine
 from nemotron4.training.loading import Origin
 from nemotron4.training.losses import actor_critic_advantages, advantages_of_group
 from nemotron4.training.packing import Segment
-from nemotron4.training.policy_settings import PolicyGradientSection, RewardSource
+from nemotron4.training.policy import (
+    ActorObjective,
+    AnswerSample,
+    PolicyGradientSection,
+    RewardSource,
+)
 from nemotron4.training.preview import check_invariance, compare_cuts, preview
-from nemotron4.training.recipe import Recipe
+from nemotron4.training.recipe import Recipe, build
 from nemotron4.training.rewards import connect
 from nemotron4.training.rollouts import Answer, Connect, RolloutBackend, Verdict
 from nemotron4.training.scorer import PolicyScorer
-from nemotron4.training.stages.policy_gradient import ActorStage, AnswerSample
 from tests import tiny_models
 from tests.training import tiny
 
@@ -62,7 +65,7 @@ def make(folder: Path, start: Path, algorithm: str, /, name: str = "run", **more
     for key, value in more.items():
         old = values.get(key)
         values[key] = old | value if isinstance(old, dict) and isinstance(value, dict) else value
-    return build(Recipe, values)
+    return build(values)
 
 
 def metrics(folder: Path, kind: str = "train") -> list[dict]:
@@ -148,9 +151,9 @@ def test_a_steps_gradient_is_the_derivative_of_the_expected_reward(
     base = open_checkpoint(nemotron)
     config = inputs.model_config(recipe, base)
     prompts = inputs.read_data(recipe, inputs.build_encoder(recipe, base, config)).train
-    origin, stage = Origin(recipe, base, config), run.build_stage(recipe)
+    origin, stage = Origin(recipe, base, config), recipe.kind.objective(recipe.settings)
     engine = parallel.build(origin, None, torch.device("cpu"))
-    make_trainer = run.policy_trainer(origin, None, engine.device, judging(WorthJudge()))
+    make_trainer = recipe.kind.trainer()(origin, None, engine.device, judging(WorthJudge()))
     found: torch.Tensor | float = 0.0
     for seed in range(num_rounds):
         recipe = replace(recipe, run=replace(recipe.run, seed=seed))
@@ -316,7 +319,7 @@ def test_unfinished_answers_are_left_out_by_default(tmp_path: Path, nemotron: Pa
         ({"text": "Add 1"}, [{"kind": "reward_model", "model": "x"}], "judges lists of messages"),
         ({"text": "Add 1 " * 60}, [PATTERN], "6 new ones; data.max_length is 80"),
         ({"messages": [{"role": "assistant", "content": "2"}]}, [PATTERN], "ends with an assistant's"),
-        ({"question": "?"}, [PATTERN], "expected prompt, messages or text"),
+        ({"query": "?"}, [PATTERN], "expected prompt, messages, question or text"),
     ],
 )
 def test_a_prompt_that_cannot_be_judged_is_found_before_the_run(
@@ -422,7 +425,7 @@ def test_the_grpo_step_is_trls_token_mean_with_its_k3_penalty_and_entropy() -> N
     samples, beta, bonus = answers(), 0.3, 0.05
     scorer = PolicyScorer(tiny.logprob_scorer().net, temperature=0.7)
     engine = Engine(scorer)
-    stage = ActorStage(section("grpo", kl_coefficient=beta, entropy_bonus=bonus, clip_high=0.28))
+    stage = ActorObjective(section("grpo", kl_coefficient=beta, entropy_bonus=bonus, clip_high=0.28))
     loss = engine.forward_backward(engine.rows(samples, 40), stage).loss
     total, count = 0.0, 0
     for sample in samples:
@@ -446,7 +449,7 @@ def test_the_grpo_step_is_trls_token_mean_with_its_k3_penalty_and_entropy() -> N
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo", "reinforce"])
 def test_no_cut_into_rows_changes_the_gradient(algorithm: str) -> None:
     engine = Engine(PolicyScorer(tiny.logprob_scorer().net))
-    stage = ActorStage(section(algorithm, entropy_bonus=0.1))
+    stage = ActorObjective(section(algorithm, entropy_bonus=0.1))
     cuts = compare_cuts(engine, stage, answers(), 60)
     assert len({cut.num_rows for cut in cuts}) > 1
     assert max(cut.difference for cut in cuts) < 1e-5

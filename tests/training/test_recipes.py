@@ -31,12 +31,10 @@ def test_the_published_values_are_the_reports() -> None:
     assert (code.optimizer.learning_rate, code.batch.global_size, code.run.epochs) == (3e-7, 128, 1)
     assert (general.batch.global_size, general.run.epochs) == (128, 3)
     assert 1e-7 <= general.optimizer.learning_rate <= 5e-7
-    assert dpo.preference is not None
-    assert 3e-4 <= dpo.preference.beta <= 3e-3
+    assert 3e-4 <= dpo.settings.beta <= 3e-3
     assert 3e-8 <= dpo.optimizer.learning_rate <= 3e-7
     assert dpo.batch.global_size == 256
-    assert rpo.preference is not None
-    assert (rpo.preference.eta, rpo.preference.sft_weight, rpo.optimizer.learning_rate) == (1.0, 1e-5, 3e-7)
+    assert (rpo.settings.eta, rpo.settings.sft_weight, rpo.optimizer.learning_rate) == (1.0, 1e-5, 3e-7)
     assert (reward.optimizer.learning_rate, reward.batch.global_size, reward.run.epochs) == (7e-7, 128, 2)
 
 

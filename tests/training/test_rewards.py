@@ -21,7 +21,7 @@ from nemotron4.inference.reward import load_reward
 from nemotron4.inference.rollouts import RolloutEngine
 from nemotron4.records import Message
 from nemotron4.training import rewards
-from nemotron4.training.policy_settings import RewardSource
+from nemotron4.training.policy import RewardSource
 from nemotron4.training.rewards import HttpJudge, ModelJudge, WeightedJudges, verifier
 from nemotron4.training.rollouts import Answer, Verdict
 from tests import tiny_models
@@ -140,9 +140,8 @@ def test_rewards_add_up_and_a_missing_one_leaves_none() -> None:
 
 def reward_directory(folder: Path) -> Path:
     """A trained reward model of the tiny Llama, whose vocabulary has no label marker."""
-    from nemotron4.config import build
     from nemotron4.training import run
-    from nemotron4.training.recipe import Recipe
+    from nemotron4.training.recipe import build
 
     start = tiny_models.llama_directory(folder / "start")
     row = {
@@ -151,7 +150,6 @@ def reward_directory(folder: Path) -> Path:
     }
     (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
     recipe = build(
-        Recipe,
         {
             "stage": "reward",
             "model": {"start": str(start), "device": "cpu"},

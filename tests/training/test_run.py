@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from itertools import accumulate
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -14,7 +16,6 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.convert import ConvertOptions, convert
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.cli.main import main
-from nemotron4.config import build
 from nemotron4.errors import ConfigError, DataError, TrainingError
 from nemotron4.inference.load import load
 from nemotron4.inference.reward import load_reward
@@ -23,10 +24,10 @@ from nemotron4.model.attention import CausalAttend
 from nemotron4.model.reward_head import RewardModel
 from nemotron4.training import inputs, parallel, run
 from nemotron4.training import recipe as recipes
-from nemotron4.training.data import TextWindows
+from nemotron4.training.dataset import TextWindows
 from nemotron4.training.loading import Origin
 from nemotron4.training.preview import preview
-from nemotron4.training.recipe import Recipe
+from nemotron4.training.recipe import Recipe, build
 from tests import tiny_models
 
 
@@ -76,7 +77,7 @@ def make(folder: Path, start: Path, stage: str, train: Path, /, **more: object) 
     for name, value in more.items():
         old = values.get(name)
         values[name] = old | value if isinstance(old, dict) and isinstance(value, dict) else value
-    return build(Recipe, values)
+    return build(values)
 
 
 def losses(folder: Path) -> list[float]:
@@ -341,7 +342,9 @@ def test_a_fresh_nano_model_pretrains_on_text(tmp_path: Path, nemotron: Path) ->
 @pytest.mark.parametrize("front", [(), (90, 91, 92)])
 def test_windows_predict_every_token_of_every_document_once(front: tuple[int, ...]) -> None:
     documents = [list(range(10, 10 + n)) for n in (3, 25, 1, 8)]
-    windows = TextWindows(documents, separator=1, max_length=10, front=front)
+    stream = [token for document in documents for token in (1, *document, 1)]
+    starts = [0, *accumulate(len(document) + 2 for document in documents)]
+    windows = TextWindows(numpy.array(stream), starts, 10, front)
     predicted: list[int] = []
     for i in range(len(windows)):
         assert windows[i].num_tokens <= 10
@@ -358,7 +361,7 @@ def test_virtual_tokens_that_fill_a_window_are_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"data\.max_length \(10\) leaves no room for text behind 9 virtual"
     ):
-        TextWindows([[5, 6]], separator=1, max_length=10, front=tuple(range(9)))
+        TextWindows(numpy.array([1, 5, 6, 1]), [0, 4], 10, tuple(range(9)))
 
 
 def test_p_tuning_trains_through_the_virtual_tokens(tmp_path: Path, nemotron: Path) -> None:

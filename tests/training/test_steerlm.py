@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemotron4.config import build
 from nemotron4.errors import DataError
 from nemotron4.training import losses, run
 from nemotron4.training.engine import Engine
 from nemotron4.training.packing import Sample
 from nemotron4.training.preview import compare_cuts, preview
-from nemotron4.training.recipe import Recipe
-from nemotron4.training.stages.steerlm import WeightedStage
+from nemotron4.training.recipe import Recipe, build
+from nemotron4.training.stages.steerlm import WeightedObjective
 from tests import tiny_models
 from tests.training import tiny
 
@@ -32,7 +31,6 @@ def make(folder: Path, rows: list[dict], objective: str, **data: object) -> Reci
         tiny_models.nemotron_directory(start)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return build(
-        Recipe,
         {
             "stage": "steerlm",
             "model": {"start": str(start), "device": "cpu"},
@@ -87,7 +85,7 @@ def test_weighted_answers_are_seen_with_their_label_and_their_distance_falls(tmp
 @pytest.mark.parametrize(
     ("row", "objective", "message"),
     [
-        (conditioned_row(type=None), "conditioned", "no answer has a label"),
+        (conditioned_row(type=None), "conditioned", "it trains with type"),
         ({"messages": []}, "conditioned", "field 'conversations' is missing"),
         (weighted_row("one"), "weighted", "weights compare two or more"),
         (weighted_row("a", "b", prompt_turns=[TURN, TURN]), "weighted", "2 turns; expected an odd number"),
@@ -146,7 +144,7 @@ def test_no_cut_into_rows_changes_the_gradient() -> None:
         )
         for num in (2, 3, 2, 4)
     ]
-    cuts = compare_cuts(Engine(tiny.logprob_scorer()), WeightedStage(), samples, 200)
+    cuts = compare_cuts(Engine(tiny.logprob_scorer()), WeightedObjective(), samples, 200)
     assert len({cut.num_rows for cut in cuts}) > 1
     assert max(cut.difference for cut in cuts) < 1e-5
 

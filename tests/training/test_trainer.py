@@ -65,7 +65,7 @@ def test_one_update_equals_adamw_written_out(tmp_path: Path) -> None:
     parameters = trainer.engine.trainable
     before = {name: p.detach().clone() for name, p in parameters.items()}
     samples = trainer.batch(0, 0)
-    trainer.engine.forward_backward(trainer.engine.rows(samples, 4096), trainer.stage)
+    trainer.engine.forward_backward(trainer.engine.rows(samples, 4096), trainer.objective)
     grads = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
     for parameter in parameters.values():
         parameter.grad = None

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from nemotron4.config import build
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.reward_head import RewardModel
 from nemotron4.model.transformer import Transformer
@@ -20,10 +19,17 @@ from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
 from nemotron4.training.metrics import Progress
 from nemotron4.training.packing import Sample, Segment
-from nemotron4.training.recipe import BatchSection, OptimizerSection, ParallelSection, Recipe, RunSection
+from nemotron4.training.recipe import (
+    BatchSection,
+    OptimizerSection,
+    ParallelSection,
+    Recipe,
+    RunSection,
+    build,
+)
 from nemotron4.training.scorer import LogprobScorer, RewardScorer, Scorer
-from nemotron4.training.stages.interface import Stage
-from nemotron4.training.stages.sft import LikelihoodStage
+from nemotron4.training.stage import Objective
+from nemotron4.training.stages.sft import LikelihoodObjective
 from nemotron4.training.trainer import Trainer
 
 VOCABULARY = 64
@@ -117,14 +123,14 @@ def make_recipe(folder: Path, **settings: object) -> Recipe:
         for section, kind in zip(("optimizer", "run", "batch", "parallel"), kinds, strict=True):
             if name in {field.name for field in dataclasses.fields(kind)}:
                 values.setdefault(section, {})[name] = value
-    return build(Recipe, {"stage": "sft", **values})
+    return build({"stage": "sft", **values})
 
 
 def make_trainer(
     folder: Path,
     *,
     scorer: Scorer | None = None,
-    stage: Stage | None = None,
+    stage: Objective | None = None,
     samples: list[Sample] | None = None,
     fingerprint: str = "run",
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -133,7 +139,7 @@ def make_trainer(
     return Trainer(
         make_recipe(folder, **settings),
         Engine(scorer or logprob_scorer()),
-        stage or LikelihoodStage(),
+        stage or LikelihoodObjective(),
         dataset(samples or texts(11)),
         texts(3, seed=9) if samples is None else (),
         fingerprint=fingerprint,

@@ -1,1 +1,1 @@
-"""What a stage is: which loss it takes from a row's scores, and what it reports."""
+"""The stages of training, one to a file: what ``nemotron4.training.stage`` finds here is a stage."""

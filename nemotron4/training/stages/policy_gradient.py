@@ -1,116 +1,183 @@
-"""Policy-gradient objectives on answers that were generated and judged before.
-
-Legend: P predicted tokens (here: tokens of answers), B answers.
-"""
+"""Policy-gradient training on prompts: their answers are generated and judged by what the caller hands in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from nemotron4.training import losses
-from nemotron4.training.losses import SumCount
-from nemotron4.training.packing import PackedRow, Sample
-from nemotron4.training.policy_settings import CriticSection, PolicyGradientSection
-from nemotron4.training.stages.interface import Stage, Terms
-
-Row = tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class AnswerSample(Sample):
-    """Prompt and answer in one segment, and one number for each token of the answer in each field."""
-
-    logprobs: Row = ()  # under the policy that wrote it
-    reference_logprobs: Row = ()  # empty without a reference
-    advantages: Row = ()
-    values: Row = ()  # the critic's, before the step
-    returns: Row = ()
+from nemotron4.errors import ConfigError
+from nemotron4.model.reward_head import RewardModel
+from nemotron4.model.transformer import Transformer
+from nemotron4.records import FieldError
+from nemotron4.training import parallel, rows
+from nemotron4.training.encoding import Encoder, RowError, RowKind
+from nemotron4.training.loading import Origin, build_critic
+from nemotron4.training.packing import Sample, Segment
+from nemotron4.training.policy import PREVIOUS, ActorObjective, PolicyGradientSection
+from nemotron4.training.policy_trainer import PolicyTrainer
+from nemotron4.training.reference import model_hash
+from nemotron4.training.rollouts import Connect, PromptSample
+from nemotron4.training.rows import Fields, Prompt
+from nemotron4.training.scorer import PolicyScorer, Scorer
+from nemotron4.training.sharded import Grid
+from nemotron4.training.stage import Objective, Stage
 
 
-def _tokens(row: PackedRow, like: Tensor, numbers: Callable[[AnswerSample], Row]) -> Tensor:
-    """One field of all answers of the row, (P,)."""
-    found: list[float] = []
-    for sample in row.samples:
-        assert isinstance(sample, AnswerSample), "policy-gradient stages train on judged answers"
-        found.extend(numbers(sample))
-    assert len(found) == len(row.target_P), "one number for each token of each answer"
-    return torch.tensor(found, dtype=like.dtype, device=like.device)
+@dataclass(frozen=True, kw_only=True)
+class PromptRow:
+    """A prompt to be answered, and the whole row, in which judges find what they compare with."""
+
+    prompt: Prompt
+    fields: dict[str, Any]
+    tools: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
-class ActorStage(Stage):
-    """The policy's loss: PPO's or GRPO's clipped surrogate, or REINFORCE; the divisor is the answers' tokens.
+class PromptKind(RowKind):
+    """``prompt`` or ``messages``, a text or messages that end before an answer; a question; NeMo's ``text``.
 
-    Scores are (P, 2): log-probability and entropy of each token's distribution, at the rollouts' temperature.
+    A prompt leaves room for ``num_new`` tokens and has what its judges read: ``row_fields``.
     """
 
-    settings: PolicyGradientSection
+    name = "prompts"
+    trains_text = False
+    num_new: int = 0
+    needs_messages: bool = False
+    row_fields: tuple[str, ...] = ()
 
-    def count(self, row: PackedRow) -> float:
-        return float(len(row.target_P))
+    def parse(self, row: Fields) -> PromptRow:
+        prompt: Prompt | None = rows.asked(row)
+        name = "question" if "question" in row else "instruction"
+        if prompt is None:
+            name = next((name for name in ("prompt", "messages", "context", "text") if name in row), "")
+            if not name:
+                raise rows.no_form(row, "prompt, messages, question or text")
+            prompt = rows.prompt(row, name)
+        if not isinstance(prompt, str) and prompt[-1].role == "assistant":
+            raise FieldError(
+                f"field {name!r} ends with an assistant's message; expected the turn to be answered"
+            )
+        if not prompt:
+            raise FieldError(f"field {name!r} is empty; expected a prompt")
+        tools = rows.tools(row)
+        for other in row:  # the judges are given the whole row
+            row.get(other)
+        return PromptRow(prompt=prompt, fields=row.row, tools=tools)
 
-    def terms(self, scores: Tensor, row: PackedRow) -> Terms:
-        logprobs_P, entropy_P = scores[:, 0], scores[:, 1]
-        old_P = _tokens(row, scores, lambda sample: sample.logprobs)
-        advantages_P = _tokens(row, scores, lambda sample: sample.advantages)
-        loss = self._loss(logprobs_P, old_P, advantages_P, row)
-        total = loss.sum
-        if self.settings.entropy_bonus:
-            total = total - self.settings.entropy_bonus * entropy_P.sum()
-        with torch.no_grad():
-            ratio_P = (logprobs_P - old_P).exp()
-            clipped_P = (ratio_P > 1 + self.settings.clip_high) & (advantages_P > 0)
-            clipped_P |= (ratio_P < 1 - self.settings.clip_low) & (advantages_P < 0)
-            num = float(len(ratio_P))
-            totals = {
-                "clip_fraction": (float(clipped_P.sum()), num),
-                "ratio": (float(ratio_P.sum()), num),
-                "entropy": (float(entropy_P.sum()), num),
-            }
-        return Terms(SumCount(total, loss.count), totals)
+    def sample(self, row: PromptRow, encoder: Encoder) -> Sample:
+        if self.needs_messages and isinstance(row.prompt, str):
+            raise RowError("the prompt is rendered text; a reward model judges lists of messages")
+        missing = [name for name in self.row_fields if name not in row.fields]
+        if missing:
+            raise RowError(f"field {missing[0]!r} is missing; the reward compares with it")
+        segment = encoder.open_prompt(row.prompt, row.tools)
+        total = len(segment.tokens) + self.num_new
+        if total > encoder.max_length:
+            raise RowError(
+                f"{total} tokens with {self.num_new} new ones; data.max_length is {encoder.max_length}"
+            )
+        return PromptSample((segment,), prompt=row.prompt, fields=row.fields)
 
-    def _loss(self, logprobs_P: Tensor, old_P: Tensor, advantages_P: Tensor, row: PackedRow) -> SumCount:
-        settings = self.settings
-        # To the losses every token is a row of one: advantages are per token already.
-        mask_P1 = torch.ones_like(logprobs_P, dtype=torch.bool)[:, None]
-        now_P1, old_P1 = logprobs_P[:, None], old_P[:, None]
-        if settings.algorithm == "reinforce":
-            return losses.reinforce(now_P1, advantages_P, mask_P1)
-        clip = {"clip_low": settings.clip_low, "clip_high": settings.clip_high}
-        if settings.algorithm == "ppo":
-            return losses.ppo_actor(now_P1, old_P1, advantages_P[:, None], mask_P1, **clip)
-        reference_P1 = None
-        if settings.kl_coefficient:
-            reference_P1 = _tokens(row, logprobs_P, lambda sample: sample.reference_logprobs)[:, None]
-        return losses.grpo(
-            now_P1,
-            old_P1,
-            advantages_P,
-            mask_P1,
-            reference_logprobs_BT=reference_P1,
-            kl_coefficient=settings.kl_coefficient,
-            **clip,
+
+def policy_trainer(
+    origin: Origin,
+    grid: Grid | None,
+    device: torch.device,
+    connect: Connect,
+) -> Callable[..., PolicyTrainer]:
+    """A trainer with judges, and with the reference and critic that the recipe asks for."""
+    recipe, base = origin.recipe, origin.base
+    settings: PolicyGradientSection = recipe.settings
+    reference = None
+    if settings.kl_coefficient and recipe.adapter is None:
+        reference = parallel.build(origin, grid, device, is_frozen=True)
+    backend = connect(recipe, base)
+    identity = [backend.judge.identity]
+    critic = None
+    if settings.has_critic:
+        scorer = build_critic(recipe, base, origin.config)
+        identity.append(model_hash(scorer.net))
+        critic = parallel.distribute(scorer.to(device), grid, device, compute=origin.compute)
+    return partial(
+        PolicyTrainer,
+        backend=backend,
+        identity=identity,
+        skeleton=origin.policy,
+        reference=reference,
+        critic=critic,
+    )
+
+
+class PolicyGradient(Stage):
+    name = "policy-gradient"
+    section = PolicyGradientSection
+    needed = "algorithm and rewards"
+    kinds = (PromptKind(),)
+
+    def check(self, recipe: Any) -> None:
+        settings: PolicyGradientSection = recipe.settings
+        if recipe.batch.ramp:
+            raise ConfigError("batch.ramp has no meaning in stage policy-gradient")
+        if settings.max_new_tokens >= recipe.data.max_length:
+            raise ConfigError(
+                f"policy_gradient.max_new_tokens ({settings.max_new_tokens}) leaves no room for a prompt in "
+                f"data.max_length ({recipe.data.max_length})"
+            )
+
+    def named(self, table: dict[str, Any], reward_model: str | None) -> dict[str, Any]:
+        """The chain's reward model where ``rewards`` or the critic say "previous"."""
+
+        def name(each: Any, key: str) -> Any:
+            if not isinstance(each, dict) or each.get(key) != PREVIOUS:
+                return each
+            if reward_model is None:
+                raise ConfigError(
+                    f"{key} 'previous' is the model of a stage of kind reward without [adapter]; "
+                    "none is before this one"
+                )
+            return each | {key: reward_model}
+
+        changed = dict(table)
+        if isinstance(changed.get("rewards"), list):
+            changed["rewards"] = [name(each, "model") for each in changed["rewards"]]
+        if "critic" in changed:
+            changed["critic"] = name(changed["critic"], "start")
+        return changed
+
+    def kind(self, settings: PolicyGradientSection) -> RowKind:
+        return PromptKind(
+            settings.max_new_tokens,
+            any(reward.needs_messages for reward in settings.rewards),
+            tuple(name for reward in settings.rewards for name in reward.row_fields),
         )
 
+    def objective(self, settings: PolicyGradientSection) -> Objective:
+        return ActorObjective(settings)
 
-@dataclass(frozen=True)
-class CriticStage(Stage):
-    """PPO's value loss; scores are one value for each token of the answers, (P,)."""
+    def scorer(self, net: Transformer | RewardModel, settings: PolicyGradientSection) -> Scorer:
+        assert isinstance(net, Transformer), "a policy is a language model"
+        return PolicyScorer(net, temperature=settings.temperature)
 
-    settings: CriticSection
+    def num_samples(self, settings: PolicyGradientSection) -> int:
+        return settings.num_prompts
 
-    def count(self, row: PackedRow) -> float:
-        return float(len(row.target_P))
-
-    def terms(self, scores: Tensor, row: PackedRow) -> Terms:
-        old_P = _tokens(row, scores, lambda sample: sample.values)
-        returns_P = _tokens(row, scores, lambda sample: sample.returns)
-        mask_P1 = torch.ones_like(scores, dtype=torch.bool)[:, None]
-        loss = losses.ppo_critic(
-            scores[:, None], old_P[:, None], returns_P[:, None], mask_P1, clip=self.settings.value_clip
+    def planned(self, settings: PolicyGradientSection, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Answers to each prompt, at their longest."""
+        new = settings.max_new_tokens
+        answered = (
+            Sample(
+                (Segment((*s.segments[0].tokens, *[0] * new), (*s.segments[0].is_trained, *[True] * new)),)
+            )
+            for s in samples
         )
-        return Terms(loss)
+        return [sample for sample in answered for _ in range(settings.group_size)]
+
+    def trainer(self) -> Any:
+        return policy_trainer
+
+
+STAGE = PolicyGradient()

@@ -6,33 +6,197 @@ Legend: P predicted tokens, S segments, B samples (pairs, or judged answers for 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nemotron4.training import losses
+from nemotron4.records import FieldError, Message
+from nemotron4.training import kto, losses, rows
+from nemotron4.training.encoding import Encoder, RowError, RowKind
+from nemotron4.training.kto import PreferenceSection, reference_logprobs, sample_labels
 from nemotron4.training.losses import SumCount
-from nemotron4.training.packing import PackedRow
-from nemotron4.training.recipe import PreferenceSection
+from nemotron4.training.packing import PackedRow, Sample
+from nemotron4.training.rows import Fields, Prompt
 from nemotron4.training.scorer import segment_logprobs, trained_counts
-from nemotron4.training.stages.interface import AddUp, Score, Stage, Terms, Totals, means
+from nemotron4.training.stage import Objective, Stage, Terms, Totals, means
+from nemotron4.training.stages.sft import merging, never_stops
 
 
-def _reference(row: PackedRow, scores: Tensor) -> Tensor:
-    """Reference log-probability of each segment, (S,)."""
-    values = [value for sample in row.samples for value in sample.reference]
-    assert len(values) == row.num_segments, "reference log-probabilities are computed before training"
-    return torch.tensor(values, dtype=scores.dtype, device=scores.device)
-
-
-def _labels(row: PackedRow, scores: Tensor) -> Tensor:
-    return torch.tensor([sample.labels for sample in row.samples], dtype=scores.dtype, device=scores.device)
+@dataclass(frozen=True, kw_only=True)
+class PairRow:
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    chosen_reward: float | None = None
+    rejected_reward: float | None = None
+    strength: float | None = None
+    tools: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
-class PairStage(Stage):
+class PairKind(RowKind):
+    """A prompt with a chosen and a rejected answer, in the forms that ``read_pair`` knows."""
+
+    name = "preference"
+    needs_rewards: bool = False
+
+    def parse(self, row: Fields) -> PairRow:
+        return read_pair(row)
+
+    def sample(self, row: PairRow, encoder: Encoder) -> Sample:
+        if row.chosen == row.rejected:
+            raise RowError("chosen and rejected are equal")
+        labels: tuple[float, ...] = ()
+        if row.chosen_reward is not None and row.rejected_reward is not None:
+            labels = (row.chosen_reward, row.rejected_reward)
+        elif self.needs_rewards:
+            name = "chosen_reward" if row.chosen_reward is None else "rejected_reward"
+            raise RowError(f"field {name!r} is missing; loss rpo needs both rewards and assumes none")
+        answers = (row.chosen, row.rejected)
+        return Sample(tuple(encoder.answer(row.prompt, text, row.tools) for text in answers), labels)
+
+    def findings(self, row: PairRow, sample: Sample, encoder: Encoder) -> Iterator[tuple[str, str]]:
+        yield from never_stops(sample, encoder)
+        if row.chosen_reward is None or row.rejected_reward is None:
+            yield "without_rewards", "no rewards: loss rpo would refuse the row"
+        elif row.chosen_reward < row.rejected_reward:
+            yield "inverted_rewards", f"chosen has {row.chosen_reward:g}, rejected {row.rejected_reward:g}"
+        elif row.chosen_reward == row.rejected_reward:
+            yield "equal_rewards", f"both answers have reward {row.chosen_reward:g}"
+        yield from merging(row.prompt, [row.chosen, row.rejected], encoder)
+
+    def numbers(self, row: PairRow) -> Mapping[str, float]:
+        found = {} if isinstance(row.prompt, str) else {"turns": float(len(row.prompt) + 1)}
+        named = (("chosen_reward", row.chosen_reward), ("rejected_reward", row.rejected_reward))
+        return found | {name: value for name, value in named if value is not None}
+
+
+# ---- forms of pairs
+
+
+def read_pair(row: Fields) -> PairRow:
+    """Ours and TRL's, NeMo-Aligner's, NeMo-RL's, UltraFeedback's, HelpSteer2's and 3's, HH, Orca, PKU."""
+    if "completions" in row:
+        return _nemo_rl_pair(row)
+    if "better_response_id" in row:
+        return _safe_pair(row)
+    if "response_1" in row or "response1" in row:
+        return _helpsteer_pair(row)
+    names = ("chosen_response", "rejected_response") if "chosen_response" in row else ("chosen", "rejected")
+    missing = [name for name in names if row.row.get(name) is None]
+    if missing:
+        raise FieldError(
+            f"field {missing[0]!r} is missing; expected {names[0]} and {names[1]}, or context and completions"
+        )
+    chosen, rejected = (row.row[name] for name in names)
+    if isinstance(chosen, list) and isinstance(rejected, list) and max(len(chosen), len(rejected)) > 1:
+        return _whole_conversations(row, *(rows.messages(row, name) for name in names))
+    question = rows.asked(row)
+    if question is None and "prompt" not in row:
+        if not isinstance(chosen, str) or not chosen.startswith(("\n\nHuman:", "\n\nAssistant:")):
+            raise FieldError("field 'prompt' is missing; two texts have no certain common prompt")
+        return _whole_conversations(row, *(rows.spoken_turns(row.text(name), name) for name in names))
+    prompt = rows.prompt(row, "prompt") if question is None else question
+    return _rewarded(row, prompt, rows.answer(row, names[0]), rows.answer(row, names[1]))
+
+
+def _rewarded(row: Fields, prompt: Prompt, chosen: str, rejected: str) -> PairRow:
+    """The pair with its rewards; ``score_chosen`` and ``score_rejected`` are UltraFeedback's."""
+    ours = "chosen_reward" in row or "rejected_reward" in row
+    names = ("chosen_reward", "rejected_reward") if ours else ("score_chosen", "score_rejected")
+    return PairRow(
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        chosen_reward=row.number(names[0]),
+        rejected_reward=row.number(names[1]),
+        strength=row.number("margin"),
+        tools=rows.tools(row),
+    )
+
+
+def _whole_conversations(row: Fields, chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> PairRow:
+    """Two whole conversations whose common beginning is the prompt; other columns may repeat parts of it."""
+    if chosen[:-1] != rejected[:-1]:
+        raise FieldError("chosen and rejected differ before their last message; expected one common prompt")
+    for name, messages in (("chosen", chosen), ("rejected", rejected)):
+        if messages[-1].role != "assistant" or len(messages) < 2:
+            raise FieldError(f"field {name!r} does not end with an assistant's answer to a prompt")
+    prompt = chosen[:-1]
+    if "prompt" in row:
+        given = row["prompt"]
+        said = [m.content for m in prompt if m.role == "user"]
+        if isinstance(given, str) and given.strip() not in {text.strip() for text in said}:
+            raise FieldError("field 'prompt' is none of the user's turns in chosen and rejected")
+        if isinstance(given, list) and (whole := rows.messages(row, "prompt")) != prompt[-len(whole) :]:
+            raise FieldError("field 'prompt' is not how chosen and rejected begin")
+    if "messages" in row and rows.messages(row, "messages") not in (chosen, prompt):
+        raise FieldError("field 'messages' is neither the chosen conversation nor the prompt")
+    if prompt[0].role != "system":
+        prompt = (*rows.system(row), *prompt)
+    return _rewarded(
+        row, prompt, rows.plain_answer(chosen[-1], "chosen"), rows.plain_answer(rejected[-1], "rejected")
+    )
+
+
+def _nemo_rl_pair(row: Fields) -> PairRow:
+    """``{"context", "completions": [{"rank", "completion": [...], "reward"?}, ...]}``; rank 0 is best."""
+    context = (*rows.system(row), *rows.messages(row, "context"))
+    completions = row.require("completions", list, "a list of two completions")
+    if len(completions) != 2 or not all(isinstance(item, dict) for item in completions):
+        raise FieldError(f"field 'completions' has {len(completions)} entries; expected two objects")
+    fields = [Fields(item) for item in completions]
+    ranks = [item.require("rank", int, "an integer") for item in fields]
+    if ranks[0] == ranks[1]:
+        raise FieldError(f"both completions have rank {ranks[0]}; expected different ranks, 0 the best")
+    best, worst = fields if ranks[0] < ranks[1] else fields[::-1]
+    pair = PairRow(
+        prompt=context,
+        chosen=rows.answer(best, "completion"),
+        rejected=rows.answer(worst, "completion"),
+        chosen_reward=best.number("reward"),
+        rejected_reward=worst.number("reward"),
+        tools=rows.tools(row),
+    )
+    for item in fields:
+        item.unread()
+    return pair
+
+
+def _helpsteer_pair(row: Fields) -> PairRow:
+    """HelpSteer2-Preference and HelpSteer3: a strength of -3 to 3, negative when the first one is better."""
+    is_third = "response1" in row
+    name = "overall_preference" if is_third else "preference_strength"
+    names = ("response1", "response2") if is_third else ("response_1", "response_2")
+    strength = float(row.require(name, (int, float), "a number from -3 to 3"))
+    first, second = row.text(names[0]), row.text(names[1])
+    if strength == 0:
+        raise FieldError(f"field {name!r} is 0: neither response is better")
+    chosen, rejected = (first, second) if strength < 0 else (second, first)
+    prompt = rows.messages(row, "context") if "context" in row else rows.marked_turns(row.text("prompt"))
+    return PairRow(
+        prompt=(*rows.system(row), *prompt), chosen=chosen, rejected=rejected, strength=abs(strength)
+    )
+
+
+def _safe_pair(row: Fields) -> PairRow:
+    """PKU-SafeRLHF: ``better_response_id`` names one of two responses."""
+    better = row.require("better_response_id", int, "0 or 1")
+    if better not in (0, 1):
+        raise FieldError(f"field 'better_response_id' is {better}; expected 0 or 1")
+    answers = [row.text(f"response_{i}") for i in (0, 1)]
+    prompt = (*rows.system(row), Message("user", row.text("prompt")))
+    return PairRow(prompt=prompt, chosen=answers[better], rejected=answers[1 - better])
+
+
+# ---- the objective
+
+
+@dataclass(frozen=True)
+class PairObjective(Objective):
     """Samples are (chosen, rejected); labels are the two rewards for RPO, nothing for DPO and IPO."""
 
     settings: PreferenceSection
@@ -43,7 +207,7 @@ class PairStage(Stage):
     def terms(self, scores: Tensor, row: PackedRow) -> Terms:
         settings = self.settings
         sums_B2 = segment_logprobs(scores, row).view(len(row.samples), 2)
-        reference_B2 = _reference(row, scores).view(len(row.samples), 2)
+        reference_B2 = reference_logprobs(row, scores).view(len(row.samples), 2)
         counts_B2 = trained_counts(row).view(len(row.samples), 2).clamp(min=1).to(scores.dtype)
         divisor_B2 = counts_B2 if settings.average_logprobs else torch.ones_like(counts_B2)
         policy_B2, reference_B2 = sums_B2 / divisor_B2, reference_B2 / divisor_B2
@@ -66,7 +230,7 @@ class PairStage(Stage):
                 "RPO rows are checked for rewards when read"
             )
             return None
-        labels_B2 = _labels(row, scores)
+        labels_B2 = sample_labels(row, scores)
         return labels_B2[:, 0] - labels_B2[:, 1]
 
     def _pair_loss(self, policy_B: Tensor, reference_B: Tensor, reward_B: Tensor | None) -> SumCount:
@@ -123,55 +287,20 @@ def _correlation(totals: Totals) -> float | None:
     return (xy - x * y) / math.sqrt(spread) if spread > 1e-24 else None
 
 
-@dataclass(frozen=True)
-class JudgedStage(Stage):
-    """KTO. Samples are (own answer, another row's answer to the same prompt); the label is 1 or 0.
+class Preference(Stage):
+    name = "preference"
+    section = PreferenceSection
+    needed = "loss and beta"
+    kinds = (PairKind(), kto.JudgedKind())
+    has_reference = True
 
-    The second segment only serves the baseline z0, which belongs to the whole step.
-    """
+    def kind(self, settings: PreferenceSection) -> RowKind:
+        if settings.loss == "kto":
+            return kto.JudgedKind()
+        return PairKind(needs_rewards=settings.loss == "rpo")
 
-    settings: PreferenceSection
-    baseline: float = 0.0
+    def objective(self, settings: PreferenceSection) -> Objective:
+        return kto.JudgedObjective(settings) if settings.loss == "kto" else PairObjective(settings)
 
-    def count(self, row: PackedRow) -> float:
-        return float(len(row.samples))
 
-    def _log_ratios(self, scores: Tensor, row: PackedRow) -> tuple[Tensor, Tensor]:
-        policy_B2 = segment_logprobs(scores, row).view(len(row.samples), 2)
-        reference_B2 = _reference(row, scores).view(len(row.samples), 2)
-        if self.settings.average_logprobs:
-            counts_B2 = trained_counts(row).view(len(row.samples), 2).clamp(min=1).to(scores.dtype)
-            policy_B2, reference_B2 = policy_B2 / counts_B2, reference_B2 / counts_B2
-        return policy_B2, reference_B2
-
-    def terms(self, scores: Tensor, row: PackedRow) -> Terms:
-        policy_B2, reference_B2 = self._log_ratios(scores, row)
-        is_desirable_B = _labels(row, scores).view(-1) > 0.5
-        settings = self.settings
-        loss = losses.kto(
-            policy_B2[:, 0],
-            reference_B2[:, 0],
-            is_desirable_B,
-            kl_baseline=self.baseline,
-            beta=settings.beta,
-            desirable_weight=settings.desirable_weight,
-            undesirable_weight=settings.undesirable_weight,
-        )
-        with torch.no_grad():
-            reward_B = settings.beta * (policy_B2[:, 0] - reference_B2[:, 0])
-            good, bad = reward_B[is_desirable_B], reward_B[~is_desirable_B]
-            totals = {
-                "desirable_reward": (float(good.sum()), float(len(good))),
-                "undesirable_reward": (float(bad.sum()), float(len(bad))),
-                "kl_baseline": (self.baseline * len(row.samples), float(len(row.samples))),
-            }
-        return Terms(SumCount(settings.preference_weight * loss.sum, loss.count), totals)
-
-    def prepare(self, rows: Sequence[PackedRow], score: Score, add_up: AddUp) -> Stage:
-        total = num = 0.0
-        for row in rows:
-            policy_B2, reference_B2 = self._log_ratios(score(row), row)
-            total += float((policy_B2 - reference_B2)[:, 1].sum())
-            num += len(row.samples)
-        total, num = add_up([total, num])
-        return replace(self, baseline=max(0.0, total / num) if num else 0.0)
+STAGE = Preference()

@@ -1,0 +1,20 @@
+"""Pre-training: documents end to end in windows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nemotron4.training.stage import Objective, Stage
+from nemotron4.training.stages.sft import LikelihoodObjective, TextKind
+
+
+class Pretrain(Stage):
+    name = "pretrain"
+    kinds = (TextKind(),)
+    reads_documents = True
+
+    def objective(self, settings: Any) -> Objective:
+        return LikelihoodObjective()
+
+
+STAGE = Pretrain()
