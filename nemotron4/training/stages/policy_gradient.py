@@ -112,7 +112,7 @@ def policy_trainer(
     )
 
 
-class PolicyGradient(Stage):
+class PolicyGradientStage(Stage):
     name = "policy-gradient"
     section = PolicyGradientSection
     needed = "algorithm and rewards"
@@ -180,4 +180,4 @@ class PolicyGradient(Stage):
         return policy_trainer
 
 
-STAGE = PolicyGradient()
+STAGE = PolicyGradientStage()

@@ -287,7 +287,7 @@ def _correlation(totals: Totals) -> float | None:
     return (xy - x * y) / math.sqrt(spread) if spread > 1e-24 else None
 
 
-class Preference(Stage):
+class PreferenceStage(Stage):
     name = "preference"
     section = PreferenceSection
     needed = "loss and beta"
@@ -303,4 +303,4 @@ class Preference(Stage):
         return kto.JudgedObjective(settings) if settings.loss == "kto" else PairObjective(settings)
 
 
-STAGE = Preference()
+STAGE = PreferenceStage()

@@ -8,7 +8,7 @@ from nemotron4.training.stage import Objective, Stage
 from nemotron4.training.stages.sft import LikelihoodObjective, TextKind
 
 
-class Pretrain(Stage):
+class PretrainStage(Stage):
     name = "pretrain"
     kinds = (TextKind(),)
     reads_documents = True
@@ -17,4 +17,4 @@ class Pretrain(Stage):
         return LikelihoodObjective()
 
 
-STAGE = Pretrain()
+STAGE = PretrainStage()

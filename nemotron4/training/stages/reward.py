@@ -219,7 +219,7 @@ class BradleyTerryObjective(Objective):
         return Terms(loss, totals)
 
 
-class Reward(Stage):
+class RewardStage(Stage):
     name = "reward"
     section = RewardSection
     kinds = (ScoredKind(), RewardPairKind())
@@ -236,4 +236,4 @@ class Reward(Stage):
         return BradleyTerryObjective(VARIANTS[settings.objective], ALL_ATTRIBUTES.index(settings.score))
 
 
-STAGE = Reward()
+STAGE = RewardStage()

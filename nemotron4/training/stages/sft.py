@@ -148,7 +148,7 @@ class LikelihoodObjective(Objective):
         return Terms(losses.sft(scores[None], torch.ones_like(scores, dtype=torch.bool)[None]))
 
 
-class Sft(Stage):
+class SftStage(Stage):
     name = "sft"
     kinds = (ChatKind(), TextKind())
 
@@ -156,7 +156,7 @@ class Sft(Stage):
         return LikelihoodObjective()
 
 
-STAGE = Sft()
+STAGE = SftStage()
 
 
 # ---- what to say of rows that can train

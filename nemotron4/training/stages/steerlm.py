@@ -144,7 +144,7 @@ class WeightedObjective(Objective):
         return Terms(SumCount(total, torch.tensor(num, dtype=scores.dtype)), totals)
 
 
-class Steerlm(Stage):
+class SteerlmStage(Stage):
     name = "steerlm"
     section = SteerlmSection
     kinds = (LabelledKind(), WeightedKind())
@@ -156,4 +156,4 @@ class Steerlm(Stage):
         return WeightedObjective() if settings.objective == "weighted" else LikelihoodObjective()
 
 
-STAGE = Steerlm()
+STAGE = SteerlmStage()
