@@ -60,13 +60,13 @@ def data(
     texts of a benchmark.
     """
     from nemotron4.training import doctor, stage
-    from nemotron4.training.reading import RowSource
+    from nemotron4.training.reading import TrainingSource
 
     kinds = stage.kinds()
     if kind not in kinds:
         message, hint = unknown_name("kind", kind, kinds)
         raise ConfigError(message, hint=hint)
-    sources = [RowSource(path=path) for path in files]
+    sources = [TrainingSource(path=path) for path in files]
     if latin_1:
         sources = [replace(source, encoding="latin-1") for source in sources]
     found = doctor.examine(sources, kinds[kind], model, max_length=max_length, benchmarks=benchmark or ())

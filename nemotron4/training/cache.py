@@ -26,7 +26,7 @@ import numpy
 from nemotron4.records import Message
 from nemotron4.training.encoding import Encoder, Problem, sample_hash
 from nemotron4.training.packing import Sample, Segment
-from nemotron4.training.reading import HUB, RowSource, files_of
+from nemotron4.training.reading import HUB, TrainingSource, files_of
 from nemotron4.training.rollouts import PromptSample
 
 TYPES = {
@@ -47,7 +47,7 @@ def cache_folder() -> Path:
     return (base if named else base / "nemotron4") / "rows"
 
 
-def cache_key(sources: Sequence[RowSource], kind: object, encoder: Encoder) -> str:
+def cache_key(sources: Sequence[TrainingSource], kind: object, encoder: Encoder) -> str:
     """Changes with anything that changes the samples."""
     template = None if encoder.prompt_format is None else encoder.prompt_format.template
     facts: dict[str, Any] = {
@@ -65,7 +65,7 @@ def cache_key(sources: Sequence[RowSource], kind: object, encoder: Encoder) -> s
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def source_hashes(source: RowSource) -> dict[str, str]:
+def source_hashes(source: TrainingSource) -> dict[str, str]:
     """A hash of each file's content; of a data set of the hub its name (its cache knows the version)."""
     if source.path.startswith(HUB):
         return {source.path: source.path}

@@ -15,7 +15,7 @@ from nemotron4.report import Bar, Bars, Block, Heading, Table, Text
 from nemotron4.training.encoding import Encoder, Problem, ReadRow, RowKind, sample_hash
 from nemotron4.training.inputs import encode_rows
 from nemotron4.training.packing import Sample
-from nemotron4.training.reading import Ignored, RowSource, read_rows
+from nemotron4.training.reading import Ignored, TrainingSource, read_rows
 
 NUM_GRAM_WORDS = 13  # a text with a run of so many words of a benchmark has seen it
 NUM_BARS = 12
@@ -78,7 +78,7 @@ class Examination:
 
 
 def examine(
-    sources: Sequence[RowSource],
+    sources: Sequence[TrainingSource],
     kind: RowKind,
     model: str,
     *,

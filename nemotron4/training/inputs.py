@@ -14,7 +14,7 @@ from nemotron4.training.cache import StoredSamples, cache_key, stored
 from nemotron4.training.dataset import ConcatDataset, TextWindows
 from nemotron4.training.encoding import Encoder, Problem, ReadRow, RowError, RowKind, fitting
 from nemotron4.training.packing import Sample
-from nemotron4.training.reading import Ignored, RowSource, read_rows, refuse_too_many
+from nemotron4.training.reading import Ignored, TrainingSource, read_rows, refuse_too_many
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.rows import ALL_ATTRIBUTES
 
@@ -100,7 +100,7 @@ def read_data(recipe: Recipe, encoder: Encoder) -> Data:
     )
 
 
-def _read(recipe: Recipe, source: RowSource, encoder: Encoder) -> StoredSamples:
+def _read(recipe: Recipe, source: TrainingSource, encoder: Encoder) -> StoredSamples:
     kind = source_kind(recipe, source)
     if recipe.kind.reads_documents:
         encoder.separator  # noqa: B018 -- a tokenizer without one is refused before any row is read
@@ -108,7 +108,7 @@ def _read(recipe: Recipe, source: RowSource, encoder: Encoder) -> StoredSamples:
     return encoded(source, kind, encoder)
 
 
-def source_kind(recipe: Recipe, source: RowSource) -> RowKind:
+def source_kind(recipe: Recipe, source: TrainingSource) -> RowKind:
     """What the rows of a source are: the stage's usual kind, or another that it reads."""
     if source.kind is None:
         return recipe.kind.kind(recipe.settings)
@@ -119,7 +119,7 @@ def source_kind(recipe: Recipe, source: RowSource) -> RowKind:
     return known[source.kind]
 
 
-def encoded(source: RowSource, kind: RowKind, encoder: Encoder) -> StoredSamples:
+def encoded(source: TrainingSource, kind: RowKind, encoder: Encoder) -> StoredSamples:
     """The samples of a source, from the cache if they are there."""
     ignored = Ignored()
     return stored(

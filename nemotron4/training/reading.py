@@ -26,7 +26,7 @@ csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowSource:
+class TrainingSource:
     """Rows of one place. ``map``: our name of a column -> its name there. ``ignore``: columns to leave."""
 
     path: str
@@ -59,7 +59,7 @@ class Ignored:
 
 
 def read_rows(
-    source: RowSource, kind: RowKind, ignored: Ignored | None = None
+    source: TrainingSource, kind: RowKind, ignored: Ignored | None = None
 ) -> Iterator[ReadRow | Problem]:
     """Every row of the source, good or bad. DataError only for a file that cannot be read at all."""
     ignored = Ignored() if ignored is None else ignored
@@ -73,7 +73,7 @@ def read_rows(
 
 
 def _parsed(
-    where: str, value: Any, source: RowSource, kind: RowKind, file: str, ignored: Ignored
+    where: str, value: Any, source: TrainingSource, kind: RowKind, file: str, ignored: Ignored
 ) -> ReadRow | Problem:
     if isinstance(value, str):
         return Problem(where, value)

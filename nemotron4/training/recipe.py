@@ -13,7 +13,7 @@ from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.model.adapters import AdapterConfig
 from nemotron4.training import stage
 from nemotron4.training.metrics import LogName
-from nemotron4.training.reading import RowSource
+from nemotron4.training.reading import TrainingSource
 from nemotron4.training.stage import Stage
 
 # Names that other trainers, and older recipes, give to our settings.
@@ -119,8 +119,8 @@ class DataSection:
     ``max_length`` counts the tokens of one sequence, prompt and answer.
     """
 
-    train: tuple[RowSource | str, ...]
-    validation: tuple[RowSource | str, ...] = ()
+    train: tuple[TrainingSource | str, ...]
+    validation: tuple[TrainingSource | str, ...] = ()
     weights: tuple[float, ...] = ()  # share of each source of train; empty: by size
     max_length: int = 1024
     over_long: Literal["drop", "cut"] = "drop"  # cut: the end is removed, with its stop marker
@@ -140,11 +140,11 @@ class DataSection:
         _check_at_least("data", {"max_length": self.max_length}, 2)
 
     @property
-    def sources(self) -> tuple[tuple[RowSource, ...], tuple[RowSource, ...]]:
+    def sources(self) -> tuple[tuple[TrainingSource, ...], tuple[TrainingSource, ...]]:
         """Those of train and of validation."""
         groups = (self.train, self.validation)
         train, validation = (
-            tuple(RowSource(path=each) if isinstance(each, str) else each for each in group)
+            tuple(TrainingSource(path=each) if isinstance(each, str) else each for each in group)
             for group in groups
         )
         return train, validation

@@ -32,7 +32,7 @@ from nemotron4.training.metrics import (
 )
 from nemotron4.training.output import fingerprint, write_model, write_record
 from nemotron4.training.packing import Sample
-from nemotron4.training.reading import HUB, RowSource, files_of, refuse_too_many
+from nemotron4.training.reading import HUB, TrainingSource, files_of, refuse_too_many
 from nemotron4.training.recipe import Recipe, as_plain
 from nemotron4.training.reference import model_hash, with_reference
 from nemotron4.training.rewards import connect as connect_rewards
@@ -148,7 +148,7 @@ def _logs(
         return logs
     num_new = recipe.samples.max_new_tokens
     encoder = build_encoder(recipe, origin.base, origin.config)
-    prompts = encoded(RowSource(path=recipe.samples.prompts), PromptKind(num_new), encoder)
+    prompts = encoded(TrainingSource(path=recipe.samples.prompts), PromptKind(num_new), encoder)
     refuse_too_many(prompts.problems, len(prompts) + len(prompts.problems), 0)
     found = [prompt for prompt in prompts[:] if isinstance(prompt, PromptSample)]
     sampler = Sampler(engine, RolloutEngine(origin.base), origin.policy, on_part)

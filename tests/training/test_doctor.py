@@ -10,14 +10,16 @@ import pytest
 from nemotron4.cli.main import main
 from nemotron4.training import stage
 from nemotron4.training.doctor import examine as examine_sources
-from nemotron4.training.reading import RowSource
+from nemotron4.training.reading import TrainingSource
 from tests import tiny_models
 
 PROMPT = [{"role": "user", "content": "Shall I compare thee?"}]
 
 
 def examine(paths: list[Path], kind: str, model: str, **more):
-    return examine_sources([RowSource(path=str(path)) for path in paths], stage.kinds()[kind], model, **more)
+    return examine_sources(
+        [TrainingSource(path=str(path)) for path in paths], stage.kinds()[kind], model, **more
+    )
 
 
 def answer(text: str) -> dict:

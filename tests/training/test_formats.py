@@ -13,7 +13,7 @@ from nemotron4.records import FieldError, Message
 from nemotron4.training import stage
 from nemotron4.training.encoding import Problem, ReadRow
 from nemotron4.training.kto import JudgedRow
-from nemotron4.training.reading import RowSource, refuse_too_many
+from nemotron4.training.reading import TrainingSource, refuse_too_many
 from nemotron4.training.reading import read_rows as read_source
 from nemotron4.training.rows import Fields
 from nemotron4.training.stages.preference import PairRow
@@ -34,7 +34,9 @@ def parse(kind: str, row: dict) -> object:
 
 
 def read_rows(paths: list[Path], kind: str) -> tuple[list[ReadRow], list[Problem]]:
-    found = [each for path in paths for each in read_source(RowSource(path=str(path)), stage.kinds()[kind])]
+    found = [
+        each for path in paths for each in read_source(TrainingSource(path=str(path)), stage.kinds()[kind])
+    ]
     return (
         [each for each in found if isinstance(each, ReadRow)],
         [each for each in found if isinstance(each, Problem)],

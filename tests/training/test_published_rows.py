@@ -17,7 +17,7 @@ from nemotron4.training import stage
 from nemotron4.training.encoding import Encoder, Problem, ReadRow
 from nemotron4.training.inputs import encoded
 from nemotron4.training.preview import marked
-from nemotron4.training.reading import Ignored, RowSource, read_rows
+from nemotron4.training.reading import Ignored, TrainingSource, read_rows
 from nemotron4.training.rows import Fields
 from tests import tiny_models
 
@@ -187,7 +187,7 @@ def test_columns_without_meaning_are_named_once_a_file(tmp_path: Path) -> None:
     row = {"messages": [USER, ANSWER], "source": "web", "id": 1}
     path.write_text(f"{json.dumps(row)}\n" * 3)
     ignored = Ignored()
-    assert len(list(read_rows(RowSource(path=str(path)), stage.kinds()["sft"], ignored))) == 3
+    assert len(list(read_rows(TrainingSource(path=str(path)), stage.kinds()["sft"], ignored))) == 3
     assert ignored.lines() == [f"{path}: ignored: source, id"]
 
 
@@ -246,7 +246,7 @@ def test_a_format_without_a_place_for_tools_refuses_them_by_name(tmp_path: Path)
     folder = tiny_models.nemotron_directory(tmp_path / "model")
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(TOOL_ROW) + "\n")
-    (problem,) = encoded(RowSource(path=str(path)), stage.kinds()["sft"], encoder_of(folder)).problems
+    (problem,) = encoded(TrainingSource(path=str(path)), stage.kinds()["sft"], encoder_of(folder)).problems
     assert "tools" in problem.message
 
 
@@ -262,7 +262,7 @@ def test_a_message_of_weight_0_is_context_only(tools_model: Path) -> None:
 def problems_of(folder: Path, kind: str, rows: list[object], tmp_path: Path, **settings: object) -> list[str]:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    found = encoded(RowSource(path=str(path)), stage.kinds()[kind], encoder_of(folder, **settings))
+    found = encoded(TrainingSource(path=str(path)), stage.kinds()[kind], encoder_of(folder, **settings))
     return [str(problem).removeprefix(f"{path}:") for problem in found.problems]
 
 
@@ -299,7 +299,7 @@ def test_the_mismatch_of_kto_is_an_answer_to_another_prompt(tools_model: Path, t
     encoder, kind = encoder_of(tools_model), stage.kinds()["kto"]
     others = [
         marked(sample.segments[1], encoder.tokenizer)
-        for sample in encoded(RowSource(path=str(path)), kind, encoder)[:]
+        for sample in encoded(TrainingSource(path=str(path)), kind, encoder)[:]
     ]
     assert [text.partition("[[")[2][0] for text in others] == ["c", "c", "a"]
     one, _ = problems_of(tools_model, "kto", rows[:2], tmp_path)
@@ -310,7 +310,7 @@ def test_the_mismatch_of_kto_is_an_answer_to_another_prompt(tools_model: Path, t
 
 
 def texts_of(path: object, **settings: object) -> list[str]:
-    found = list(read_rows(RowSource(path=str(path), **settings), stage.kinds()["pretrain"]))
+    found = list(read_rows(TrainingSource(path=str(path), **settings), stage.kinds()["pretrain"]))
     assert all(isinstance(row, ReadRow) for row in found), found
     return [row.row.text for row in found if isinstance(row, ReadRow)]
 
@@ -339,7 +339,7 @@ def test_a_table_of_texts_reads_numbers_and_lists_in_its_cells(
     with (tmp_path / name).open("w", newline="") as file:
         writer = csv.writer(file, delimiter=delimiter)
         writer.writerows([["prompt", "response", "helpfulness"], ["two\nlines", 'say "x"', 3]])
-    (read,) = read_rows(RowSource(path=str(tmp_path / name)), stage.kinds()["reward"])
+    (read,) = read_rows(TrainingSource(path=str(tmp_path / name)), stage.kinds()["reward"])
     assert isinstance(read, ReadRow)
     assert said(read.row.conversation) == [("user", "two\nlines"), ("assistant", 'say "x"')]
     assert read.row.attributes == {"helpfulness": 3}
@@ -371,11 +371,11 @@ def test_zstandard_frames_one_after_the_other_read(tmp_path: Path) -> None:
 def test_columns_are_renamed_and_left_out_by_the_source(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"frage": "Q", "antwort": "A", "reward": 1}\n')
     settings = {"map": {"question": "frage", "answer": "antwort"}, "ignore": ("reward",)}
-    (read,) = read_rows(RowSource(path=str(tmp_path / "a.jsonl"), **settings), stage.kinds()["sft"])
+    (read,) = read_rows(TrainingSource(path=str(tmp_path / "a.jsonl"), **settings), stage.kinds()["sft"])
     assert isinstance(read, ReadRow)
     assert read.row.messages == (Message("user", "Q"), Message("assistant", "A"))
     (missing,) = read_rows(
-        RowSource(path=str(tmp_path / "a.jsonl"), map={"prompt": "x"}), stage.kinds()["sft"]
+        TrainingSource(path=str(tmp_path / "a.jsonl"), map={"prompt": "x"}), stage.kinds()["sft"]
     )
     assert isinstance(missing, Problem)
 
@@ -405,7 +405,7 @@ def test_a_row_that_repeats_a_benchmark_is_found(tmp_path: Path, tools_model: Pa
     (tmp_path / "bench.jsonl").write_text(json.dumps({"q": text}) + "\n")
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": f"So, {text.upper()}!"}) + "\n")
     found = examine(
-        [RowSource(path=str(tmp_path / "a.jsonl"))],
+        [TrainingSource(path=str(tmp_path / "a.jsonl"))],
         stage.kinds()["pretrain"],
         str(tools_model),
         benchmarks=[tmp_path / "bench.jsonl"],
@@ -417,11 +417,11 @@ def test_rows_are_rendered_once(tmp_path: Path, tools_model: Path, monkeypatch: 
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"messages": [USER, ANSWER]}) + "\n{bad\n")
     kind, encoder = stage.kinds()["sft"], encoder_of(tools_model)
-    first = encoded(RowSource(path=str(path)), kind, encoder)
+    first = encoded(TrainingSource(path=str(path)), kind, encoder)
     monkeypatch.setattr(Encoder, "chat", lambda *_: pytest.fail("rendered again"))
-    second = encoded(RowSource(path=str(path)), kind, encoder)
+    second = encoded(TrainingSource(path=str(path)), kind, encoder)
     assert list(second) == list(first)
     assert second.problems == first.problems
     path.write_text(json.dumps({"messages": [USER, {**ANSWER, "content": "Other"}]}) + "\n")
     with pytest.raises(pytest.fail.Exception):
-        encoded(RowSource(path=str(path)), kind, encoder)
+        encoded(TrainingSource(path=str(path)), kind, encoder)
