@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,30 +24,45 @@ def chat(
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
     adapter: AdapterOption = None,
+    keep: Annotated[bool, typer.Option(help="Keep the conversation in a file for /resume.")] = True,
 ) -> None:
     """Chat with a model: answers stream to the terminal, /help lists what else there is.
 
+    The conversation is kept after each turn in a file of yours that /resume reads; --no-keep keeps none.
     Lines may also come from a pipe; then each is answered on stdout and the program ends with
     the input.
     """
     from nemotron4.cli.conversation import Chat
-    from nemotron4.engine import SamplingParams
+    from nemotron4.engine import InferenceEngine, SamplingParams
     from nemotron4.inference.load import load
 
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     is_interactive = sys.stdin.isatty()
     if is_interactive:
         note(f"loading {model} ...")
-    engine = load(model, dtype=dtype, device=device, quantize=quantize, adapter=adapter)
-    show_notes(engine.info)
+
+    def open_model(name: str) -> InferenceEngine:
+        engine = load(name, dtype=dtype, device=device, quantize=quantize, adapter=adapter)
+        show_notes(engine.info)
+        return engine
+
+    kept = _state_file() if is_interactive and keep else None
+    talk = Chat(open_model(model), params, system=system, kept=kept, open_model=open_model)
     try:
         if is_interactive:
-            note(f"{engine.info.name} is ready. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.")
-        Chat(engine, params, system=system).run(
-            _ask_person if is_interactive else _next_line, is_interactive=is_interactive
-        )
+            note(f"{talk.engine.info.name} is ready. Ctrl-C stops an answer, /exit leaves, /help tells more.")
+            if kept is not None and kept.exists():
+                note("/resume continues the last conversation.")
+        talk.run(_ask_person if is_interactive else _next_line, is_interactive=is_interactive)
     finally:
-        engine.close()
+        talk.engine.close()
+
+
+def _state_file() -> Path:
+    """Where the last conversation is kept, readable by its owner alone."""
+    folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "nemotron4"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder / "chat.jsonl"
 
 
 def _ask_person() -> str:

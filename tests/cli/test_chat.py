@@ -270,3 +270,68 @@ def test_interrupted_over_a_pipe_it_ends_with_130() -> None:
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in err
+
+
+def test_a_message_of_several_lines_ends_with_its_mark() -> None:
+    output = io.StringIO()
+    chat = Chat(_engine(), PARAMS, output=output)
+    _talk(chat, '"""one', "two", 'three"""', '"""alone"""')
+    assert [message.content for message in chat.messages if message.role == "user"] == [
+        "one\ntwo\nthree",
+        "alone",
+    ]
+
+
+@pytest.mark.parametrize("word", ["/exit", "/quit", "/bye", "exit"])
+def test_every_usual_word_leaves(word: str) -> None:
+    chat = Chat(_engine(), PARAMS, output=io.StringIO())
+    _talk(chat, "hello", word, "not read", is_interactive=True)
+    assert len(chat.messages) == 2
+
+
+def test_a_misspelt_command_never_leads_to_one_that_forgets(capsys: pytest.CaptureFixture[str]) -> None:
+    chat = Chat(_engine(), PARAMS, output=io.StringIO())
+    _talk(chat, "hello", "/rest", "/rset", "/systen", is_interactive=True)
+    told = capsys.readouterr().err
+    assert told.count("unknown command") == 3
+    assert "/reset'" not in told
+    assert "/system'" not in told
+
+
+def test_a_file_that_cannot_be_written_costs_neither_the_chat_nor_the_conversation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = Chat(_engine(), PARAMS, output=io.StringIO())
+    _talk(chat, "hello", f"/save {tmp_path}/absent/talk.jsonl", "again", is_interactive=True)
+    assert "error: " in capsys.readouterr().err
+    assert [message.content for message in chat.messages] == ["hello", "1: HELLO", "again", "2: AGAIN"]
+
+
+def test_a_conversation_is_kept_after_each_turn_and_resumed(tmp_path: Path) -> None:
+    kept = tmp_path / "chat.jsonl"
+    _talk(Chat(_engine(), PARAMS, output=io.StringIO(), kept=kept), "hello")  # and never closed
+    later = Chat(_engine(), PARAMS, output=io.StringIO(), kept=kept)
+    _talk(later, "/resume", "again", is_interactive=True)
+    assert [message.content for message in later.messages] == ["hello", "1: HELLO", "again", "2: AGAIN"]
+
+
+def test_an_answer_is_given_again_and_the_old_one_stays_when_none_comes() -> None:
+    answers = iter(["first", "second", ""])
+    chat = Chat(FakeEngine(lambda _: next(answers), prompt_format=nemotron4()), PARAMS, output=io.StringIO())
+    _talk(chat, "hello", "/regenerate", is_interactive=True)
+    assert [message.content for message in chat.messages] == ["hello", "second"]
+    _talk(chat, "/regenerate", is_interactive=True)
+    assert [message.content for message in chat.messages] == ["hello", "second"]
+
+
+def test_another_model_goes_on_with_the_conversation() -> None:
+    opened: list[str] = []
+
+    def open_model(name: str) -> FakeEngine:
+        opened.append(name)
+        return FakeEngine("from the other", prompt_format=nemotron4())
+
+    chat = Chat(_engine(), PARAMS, output=io.StringIO(), open_model=open_model)
+    _talk(chat, "hello", "/model other", "again", is_interactive=True)
+    assert opened == ["other"]
+    assert [message.content for message in chat.messages][1::2] == ["1: HELLO", "from the other"]
