@@ -167,10 +167,14 @@ def plan(
 ) -> None:
     """Estimate calls, tokens, money and time of a recipe without any call."""
     from nemotron4.synth.accounting import make_plan, plan_table
-    from nemotron4.synth.graph import prepare
+    from nemotron4.synth.check import check, check_keys
 
     loaded = _load(recipe, overrides)
-    made = make_plan(loaded, prepare(loaded).stages, _accounting(like) if like is not None else None)
+    pipeline = check(loaded)
+    check_keys(loaded)
+    for line in pipeline.notes:
+        note(f"note: {line}")
+    made = make_plan(loaded, pipeline.stages, _accounting(like) if like is not None else None)
     if as_json:
         print_json(made.to_json())
     else:
@@ -248,11 +252,11 @@ def merge(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the merged run.")],
 ) -> None:
     """Join the shards of one recipe into a run; duplicates across shards are found then."""
-    from nemotron4.synth.graph import prepare
+    from nemotron4.synth.check import check
     from nemotron4.synth.merge import merge as merge_shards
     from nemotron4.synth.recipe import load_saved_recipe
 
-    changed = merge_shards(shards, out, prepare(load_saved_recipe(shards[0])))
+    changed = merge_shards(shards, out, check(load_saved_recipe(shards[0])))
     note(f"{changed} decisions of stages that see all rows changed; `synth run` finishes what became ready")
     _print_accounting(out)
 

@@ -15,7 +15,7 @@ from nemotron4.client import ChatModel
 from nemotron4.errors import ConfigError
 from nemotron4.runs import IncompleteError
 from nemotron4.synth.accounting import Accounting, read_accounting
-from nemotron4.synth.graph import prepare
+from nemotron4.synth.check import prepare
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.recipe import LEDGER, SynthRecipe, save_recipe
 from nemotron4.synth.runner import Runner, RunOutcome
@@ -112,21 +112,22 @@ def run_recipe(
     ``report`` gets a line of progress now and then, ``notice`` (or ``report``) what a user should know at
     once. Raises IncompleteError when work is pending without being stopped, and when all of a stage failed.
     """
-    prepared = prepare(recipe, models)
+    pipeline, made = prepare(recipe, models)
+    notice = notice or report or (lambda line: None)
+    for note in pipeline.notes:
+        notice(f"note: {note}")
     progress = None if report is None else ProgressLines(report)
     ledger = Ledger(folder / LEDGER, synchronous="FULL" if recipe.durable == "power_loss" else "NORMAL")
     try:
         save_recipe(folder, recipe)
         runner = Runner(
-            recipe,
-            prepared.stages,
+            pipeline,
             ledger,
-            prepared.models,
-            prepared.prompts,
+            made,
             shard=shard,
             stage_limit=stage_limit,
             progress=None if progress is None else lambda runner: progress(of_runner(runner)),
-            notice=notice or report or (lambda line: None),
+            notice=notice,
         )
 
         async def main() -> RunOutcome:
@@ -134,7 +135,8 @@ def run_recipe(
             try:
                 return await runner.run()
             finally:
-                await prepared.close()
+                for model in made.values():
+                    await model.close()
 
         with _rare_garbage_sweeps():
             outcome = asyncio.run(main())

@@ -12,9 +12,8 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from nemotron4.errors import ConfigError
 from nemotron4.grading.language import detect_language
-from nemotron4.records import read_json_lines
+from nemotron4.synth.files import data_rows
 
 _WORD = re.compile(r"\w+")
 
@@ -141,14 +140,12 @@ class BenchmarkIndex:
 
 
 def load_benchmarks(files: Sequence[Path]) -> BenchmarkIndex:
-    """An index over every text in JSON lines files; an item is named ``file:line``."""
+    """An index over every text in data files; an item is named ``file:line``."""
     index = BenchmarkIndex()
     for file in files:
-        if not file.exists():
-            raise ConfigError(f"{file}: there is no such benchmark file")
-        for line, row in read_json_lines(file):
+        for where, row in data_rows(file):
             for text in _texts(row):
-                index.add(f"{file.name}:{line}", text)
+                index.add(where.removeprefix(f"{file.parent}/"), text)
     return index
 
 

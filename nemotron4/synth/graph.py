@@ -1,4 +1,4 @@
-"""A recipe made ready to run: stages with kinds, typed knobs and configuration hashes, and the models."""
+"""A recipe made ready to run: its stages with kinds, typed knobs and configuration hashes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron4 import config
-from nemotron4.client import ChatModel, Sampling
-from nemotron4.errors import ConfigError, unknown_name
+from nemotron4.client import Sampling
+from nemotron4.errors import ConfigError, RequestError, unknown_name
 from nemotron4.records import JsonObject
-from nemotron4.synth.endpoint import connect
 from nemotron4.synth.recipe import StageConfig, SynthRecipe
 from nemotron4.synth.rows import digest
-from nemotron4.synth.stage import Kind, PromptBook, load_prompts
-from nemotron4.synth.stages import KINDS
+from nemotron4.synth.stage import Kind, PromptBook
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,21 @@ class PreparedStage:
         return self.kind.decide is not None
 
 
+@dataclass(frozen=True)
+class Pipeline:
+    """A checked recipe. ``notes`` say what is no mistake, but perhaps not meant."""
+
+    recipe: SynthRecipe
+    stages: tuple[PreparedStage, ...]
+    prompts: PromptBook
+    notes: tuple[str, ...] = ()
+
+
 def build_graph(
-    recipe: SynthRecipe, kinds: Mapping[str, Kind], prompts: PromptBook, identities: Mapping[str, JsonObject]
+    recipe: SynthRecipe, kinds: Mapping[str, Kind], prompts: PromptBook
 ) -> tuple[PreparedStage, ...]:
     """The stages in the recipe's order; every mismatch between them is a ConfigError that names the stage."""
+    identities = {name: endpoint.identity for name, endpoint in recipe.endpoint.items()}
     made: dict[str, type] = {}
     stages: list[PreparedStage] = []
     for entry in recipe.stage:
@@ -109,7 +118,10 @@ def _sampling(entry: StageConfig, kind: Kind) -> Sampling | None:
             what = ", ".join([*given, *(["endpoint"] if entry.endpoint else [])])
             raise ConfigError(f"stage {entry.name!r} ({entry.kind}) makes no calls; remove {what}")
         return None
-    return dataclasses.replace(kind.sampling, **given)
+    try:
+        return dataclasses.replace(kind.sampling, **given)
+    except RequestError as error:
+        raise ConfigError(f"stage {entry.name!r} ({entry.kind}): {error.message}") from error
 
 
 def _endpoints(entry: StageConfig, kind: Kind, knobs: Any, recipe: SynthRecipe) -> tuple[str, ...]:
@@ -160,28 +172,3 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_jsonable(entry) for entry in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A recipe with everything made that a runner needs."""
-
-    recipe: SynthRecipe
-    stages: tuple[PreparedStage, ...]
-    models: Mapping[str, ChatModel]
-    prompts: PromptBook
-
-    async def close(self) -> None:
-        for model in self.models.values():
-            await model.close()
-
-
-def prepare(recipe: SynthRecipe, models: Mapping[str, ChatModel] | None = None) -> Prepared:
-    """Check the recipe's graph and make its chat models; ``models`` replaces some of them."""
-    prompts = load_prompts(recipe.prompts)
-    made = {
-        name: (models or {}).get(name) or connect(name, endpoint)
-        for name, endpoint in recipe.endpoint.items()
-    }
-    identities = {name: endpoint.identity for name, endpoint in recipe.endpoint.items()}
-    return Prepared(recipe, build_graph(recipe, KINDS, prompts, identities), made, prompts)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nemotron4.errors import DataError
 from nemotron4.synth import tables
-from nemotron4.synth.graph import Prepared, PreparedStage
+from nemotron4.synth.graph import Pipeline, PreparedStage
 from nemotron4.synth.recipe import LEDGER, load_saved_recipe, save_recipe
 from nemotron4.synth.rows import decode, digest
 from nemotron4.synth.tables import DONE, FILTERED, Effects, children_of
@@ -19,7 +19,7 @@ from nemotron4.synth.writer import Ledger
 PAGE = 1024  # decisions in one transaction
 
 
-def merge(shards: Sequence[Path], target: Path, prepared: Prepared) -> int:
+def merge(shards: Sequence[Path], target: Path, pipeline: Pipeline) -> int:
     """Copy all shards into ``target`` and decide anew what spans them; returns the decisions that changed.
 
     Stages that see all rows at once (duplicates, samples) saw only their shard's; what they decide now may
@@ -28,15 +28,15 @@ def merge(shards: Sequence[Path], target: Path, prepared: Prepared) -> int:
     for shard in shards:
         if not (shard / LEDGER).exists():
             raise DataError(f"{shard}: there is no ledger here", hint="name the folders of finished shards")
-        if load_saved_recipe(shard) != prepared.recipe:
+        if load_saved_recipe(shard) != pipeline.recipe:
             raise DataError(f"{shard}: made with another recipe than {shards[0]}")
-    save_recipe(target, prepared.recipe)
+    save_recipe(target, pipeline.recipe)
     ledger = Ledger(target / LEDGER)
     try:
-        reconcile_graph(ledger, prepared.stages)
+        reconcile_graph(ledger, pipeline.stages)
         for shard in sorted(shards):
             _copy(ledger, shard / LEDGER)
-        return sum(run_barrier(ledger, stage) for stage in prepared.stages if stage.is_barrier)
+        return sum(run_barrier(ledger, stage) for stage in pipeline.stages if stage.is_barrier)
     finally:
         ledger.close()
 

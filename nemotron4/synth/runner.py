@@ -19,11 +19,11 @@ import orjson
 from nemotron4.client import BadContentError, ChatModel, ClientError, HopelessError
 from nemotron4.runs import IncompleteError
 from nemotron4.synth.endpoint import EndpointDownError, ModelEndpoint, StoppedError
-from nemotron4.synth.graph import PreparedStage
+from nemotron4.synth.files import local_file
+from nemotron4.synth.graph import Pipeline, PreparedStage
 from nemotron4.synth.merge import reconcile_graph, run_barrier
-from nemotron4.synth.recipe import SynthRecipe
 from nemotron4.synth.rows import Root, Row, decode, digest, record_id, shard_of
-from nemotron4.synth.stage import Filtered, PromptBook
+from nemotron4.synth.stage import Filtered
 from nemotron4.synth.tables import DONE, FAILED, FILTERED, Child, Effects, children_of, row_content
 from nemotron4.synth.work import Postponed, Shared, Spending, Work
 from nemotron4.synth.writer import GroupCommit, Ledger
@@ -76,22 +76,20 @@ class Runner:
 
     def __init__(
         self,
-        recipe: SynthRecipe,
-        stages: Sequence[PreparedStage],
+        pipeline: Pipeline,
         ledger: Ledger,
         models: Mapping[str, ChatModel],
-        prompts: PromptBook,
         *,
         shard: tuple[int, int] = (0, 1),
         stage_limit: int | None = None,
         progress: Callable[[Runner], None] | None = None,
         notice: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.recipe = recipe
-        self.stages = stages
+        self.recipe = recipe = pipeline.recipe
+        self.stages = stages = pipeline.stages
         self.ledger = ledger
         self._models = models
-        self._prompts = prompts
+        self._prompts = pipeline.prompts
         self._shard = shard
         self._stage_limit = stage_limit
         self._progress = progress
@@ -340,8 +338,8 @@ def roots_identity(stage: PreparedStage, shard: tuple[int, int]) -> str:
     """What the roots of a source stage are made from: its settings, the bytes of its files, the shard."""
     files = []
     for value in vars(stage.knobs).values():
-        if isinstance(value, Path) and value.is_file():
-            with value.open("rb") as stream:
+        if isinstance(value, Path) and (file := local_file(value)).is_file():
+            with file.open("rb") as stream:
                 files.append(hashlib.file_digest(stream, "blake2b").hexdigest())
     return digest("roots", stage.cfg.hex(), files, shard).hex()
 

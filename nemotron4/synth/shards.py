@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from nemotron4.errors import ConfigError, Nemotron4Error
+from nemotron4.synth.check import check
 from nemotron4.synth.execute import ProgressLines, Report, of_shards, run_recipe
-from nemotron4.synth.graph import prepare
 from nemotron4.synth.merge import merge
 from nemotron4.synth.recipe import SynthRecipe, load_saved_recipe, save_recipe
 from nemotron4.synth.runner import PROGRESS_S, RunOutcome
@@ -106,7 +106,7 @@ def run_shards(
             hint="repeat the same command (with a larger budget, if theirs is spent): it goes on there",
         )
     report(f"{num_shards} shards are done; merging")
-    merge(shards, folder, prepare(recipe))
+    merge(shards, folder, check(recipe))
     return run_recipe(recipe, folder, report=report)
 
 

@@ -168,5 +168,9 @@ class Kind:
     prompts: tuple[str, ...] = ()
     sampling: Sampling | None = None  # the default; None: this stage makes no calls
     version: int = 1
+    check: Callable[[Any], None] | None = None  # raises for knobs that cannot work, such as missing files
+    answers: Callable[[Any], int] | None = None  # how many answers each row gets, for stages that answer
+    compares: tuple[int, int] | None = None  # the least and the most answers, for judges
+    needs: Callable[[Any], str] | None = None  # what not every endpoint gives, in words
     calls: Callable[[Any], float] | None = None  # expected calls per row, for `plan`
     fan_out: Callable[[Any], float] | None = None  # expected rows per row, for `plan`

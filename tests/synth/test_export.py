@@ -12,9 +12,9 @@ import pytest
 from nemotron4.cli.main import main
 from nemotron4.errors import DataError
 from nemotron4.records import Conversation, PreferencePair, read, read_json_lines
+from nemotron4.synth.check import check
 from nemotron4.synth.execute import parse_shard, run_recipe
 from nemotron4.synth.export import export
-from nemotron4.synth.graph import prepare
 from nemotron4.synth.ledger import Reader, ancestry, find_record
 from nemotron4.synth.merge import merge
 from nemotron4.synth.recipe import SynthRecipe, load_saved_recipe
@@ -151,8 +151,8 @@ def test_shards_merge_into_the_run_that_was_never_cut(tmp_path: Path, recipe: Ma
     for i, shard in enumerate(shards):
         run_recipe(made, shard, shard=(i, 3))
     for name, order in (("merged", shards), ("merged again", shards[::-1])):
-        merge(order, tmp_path / name, prepare(made))
-        merge(order[:1], tmp_path / name, prepare(made))  # what is in already changes nothing
+        merge(order, tmp_path / name, check(made))
+        merge(order[:1], tmp_path / name, check(made))  # what is in already changes nothing
         run_recipe(made, tmp_path / name)
         done = export(tmp_path / name, made)
         for path in whole.folder.iterdir():
@@ -163,7 +163,7 @@ def test_shards_of_another_recipe_are_refused(tmp_path: Path, recipe: MakeRecipe
     run_recipe(recipe(sharded(2)), tmp_path / "a", shard=(0, 2))
     run_recipe(recipe(sharded(3)), tmp_path / "b", shard=(1, 2))
     with pytest.raises(DataError, match="another recipe"):
-        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c", prepare(recipe(sharded(2))))
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c", check(recipe(sharded(2))))
 
 
 def test_a_shard_is_written_as_index_and_number() -> None:

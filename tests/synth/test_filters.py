@@ -148,5 +148,5 @@ def test_benchmark_files_are_read_and_named_by_line(tmp_path: Path) -> None:
     found = load_benchmarks([path]).find(rows[0]["turns"][0])
     assert found is not None
     assert found[0] == "bench.jsonl.gz:1"
-    with pytest.raises(ConfigError, match="no such benchmark file"):
+    with pytest.raises(ConfigError, match="there is no such file"):
         load_benchmarks([tmp_path / "missing.jsonl"])

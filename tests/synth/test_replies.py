@@ -140,21 +140,19 @@ def test_a_long_wait_is_told_and_ends_with_the_run(tmp_path: Path) -> None:
             f'name = "a"\n[endpoint.gen]\nurl = "{server.url}"\n[[stage]]\nname = "t"\n'
             'kind = "macro_topics"\n', encoding="utf-8",
         )  # fmt: skip
-        command = [
-            sys.executable,
-            "-m",
-            "nemotron4",
-            "synth",
-            "run",
-            str(recipe),
-            "--out",
-            str(tmp_path / "run"),
-        ]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        assert process.stderr is not None
-        assert "asks to wait 86,400 s" in process.stderr.readline()
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=5)  # the promise: five seconds
+        command = ["-m", "nemotron4", "synth", "run", str(recipe), "--out", str(tmp_path / "run")]
+        process = subprocess.Popen(
+            [sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            assert process.stderr is not None
+            while "asks to wait 86,400 s" not in (line := process.stderr.readline()):
+                assert line.startswith("note:"), line
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=5)  # the promise: five seconds
+        finally:
+            process.kill()
+            process.communicate()
     assert process.returncode == 143
 
 

@@ -131,6 +131,6 @@ KINDS = {
         summary="several answers to each prompt",
         takes=(Prompt,), makes=Answered, knobs=RespondKnobs, run=respond,
         sampling=Sampling(temperature=0.8, top_p=1.0, max_tokens=1024),
-        calls=lambda knobs: knobs.k, fan_out=lambda knobs: 1,
+        answers=lambda knobs: knobs.k, calls=lambda knobs: knobs.k, fan_out=lambda knobs: 1,
     ),
 }  # fmt: skip

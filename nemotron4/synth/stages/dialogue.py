@@ -215,6 +215,6 @@ KINDS = {
     "score_dialogue": Kind(
         summary="dialogues the reward model finds good enough",
         takes=(Dialogue,), makes=Dialogue, knobs=ThresholdKnobs, run=score_dialogue,
-        sampling=Sampling(), calls=lambda _: 1, fan_out=lambda _: 0.7,
+        needs=lambda _: "rewards", sampling=Sampling(), calls=lambda _: 1, fan_out=lambda _: 0.7,
     ),
 }  # fmt: skip

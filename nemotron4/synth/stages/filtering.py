@@ -273,7 +273,8 @@ KINDS = {
         "texts of nearly the same words", SimilarWordsKnobs, COMPARED_ROWS, decide=similar_words
     ),
     "sample": _pass("at most n rows of each task", SampleKnobs, decide=cap_per_task),
-    "decontaminate": _pass("texts that contain a benchmark item", DecontaminateKnobs, run=decontaminate),
+    "decontaminate": _pass("texts that contain a benchmark item", DecontaminateKnobs, run=decontaminate,
+        check=lambda knobs: _benchmarks(knobs.files) and None),
     "drop_tagged": _pass("rows with a tag, such as unsafe", TagKnobs, run=drop_tagged),
     "split": Kind(
         summary="the SFT or the preference part of the prompts, disjoint by text",

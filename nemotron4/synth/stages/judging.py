@@ -96,21 +96,24 @@ async def judge_reward(answered: Answered, context: Context, knobs: RewardKnobs)
     return [judged]
 
 
+MANY = 1000  # more answers to one prompt than anybody asks for
 KINDS = {
     "judge_truth": Kind(
         summary="pairs by ground truth: constraints, tests, or the known answer",
         takes=(Answered,), makes=JudgedPair, run=judge_truth,
-        calls=lambda knobs: 0, fan_out=lambda knobs: 0.45,
+        compares=(2, MANY), calls=lambda knobs: 0, fan_out=lambda knobs: 0.45,
     ),
     "judge_llm": Kind(
         summary="pairs by a model that compares both orders",
         takes=(Answered,), makes=JudgedPair, knobs=LlmKnobs, run=judge_llm,
         prompts=("judge_pair", "judge_pair_letter"), sampling=Sampling(temperature=0.0, max_tokens=256),
+        compares=(2, 2), needs=lambda knobs: "log-probabilities" if knobs.verdict == "logprob" else "",
         calls=lambda knobs: 2, fan_out=lambda knobs: 0.65,
     ),
     "judge_reward": Kind(
         summary="pairs by a reward model's weighted attributes",
         takes=(Answered,), makes=JudgedPair, knobs=RewardKnobs, run=judge_reward,
+        compares=(2, MANY), needs=lambda knobs: "rewards",
         sampling=Sampling(), calls=lambda knobs: 2, fan_out=lambda knobs: 0.75,
     ),
 }  # fmt: skip

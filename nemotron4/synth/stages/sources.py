@@ -7,15 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron4.errors import ConfigError, DataError
-from nemotron4.records import JsonObject, Message, read_json_lines
+from nemotron4.errors import DataError
+from nemotron4.records import JsonObject, Message
+from nemotron4.synth.files import data_rows
 from nemotron4.synth.rows import Dialogue, Document, Prompt, Root, Row
 from nemotron4.synth.stage import Context, Filtered, Kind
 
 
 @dataclass(frozen=True)
 class DocumentKnobs:
-    """A JSON lines file. Documents outside the length limits (in words) are filtered, not cut."""
+    """A JSON lines or Parquet file. Documents outside the length limits (in words) are filtered, not cut."""
 
     file: Path
     text_field: str = "text"
@@ -27,7 +28,7 @@ class DocumentKnobs:
 
 @dataclass(frozen=True)
 class PromptFileKnobs:
-    """A JSON lines file with one prompt a line: ``messages`` or a text field; a true answer if there is one.
+    """A JSON lines or Parquet file of prompts: ``messages`` or a text field; a true answer if there is one.
 
     answer_after: the answer is what follows this mark in the answer field ("####" in GSM8K).
     unsafe_field: a field that is true for prompts a safety classifier flagged; they get the tag ``unsafe``.
@@ -43,23 +44,13 @@ class PromptFileKnobs:
     limit: int = 0
 
 
-def _lines(file: Path, limit: int) -> Iterator[tuple[int, JsonObject]]:
-    if not file.exists():
-        raise ConfigError(
-            f"{file}: there is no such file", hint="paths in a recipe count from the working folder"
-        )
-    for number, (line, row) in enumerate(read_json_lines(file)):
-        if limit and number >= limit:
-            return
-        yield line, row
-
-
 def document_roots(knobs: DocumentKnobs) -> Iterator[JsonObject]:
-    for line, row in _lines(knobs.file, knobs.limit):
+    for where, row in data_rows(knobs.file, knobs.limit):
         text = row.get(knobs.text_field)
         if not isinstance(text, str):
-            raise DataError(f"{knobs.file}:{line}: field {knobs.text_field!r} is missing or not a text")
-        yield {"id": str(row.get(knobs.id_field, line)), "text": text}
+            raise DataError(f"{where}: field {knobs.text_field!r} is missing or not a text")
+        number = re.split(r":| row ", where)[-1]
+        yield {"id": str(row.get(knobs.id_field, number)), "text": text}
 
 
 async def documents(root: Root, context: Context, knobs: DocumentKnobs) -> Sequence[Row]:
@@ -75,8 +66,7 @@ async def documents(root: Root, context: Context, knobs: DocumentKnobs) -> Seque
 
 def prompt_roots(knobs: PromptFileKnobs) -> Iterator[JsonObject]:
     """The needed fields of each line, checked."""
-    for line, row in _lines(knobs.file, knobs.limit):
-        where = f"{knobs.file}:{line}"
+    for where, row in data_rows(knobs.file, knobs.limit):
         entry: JsonObject = {"messages": _messages(row, knobs.text_field, where)}
         if knobs.answer_field:
             answer = str(row.get(knobs.answer_field, ""))
@@ -125,7 +115,7 @@ async def imported_prompts(root: Root, context: Context, knobs: PromptFileKnobs)
 
 @dataclass(frozen=True)
 class DialogueFileKnobs:
-    """A JSON lines file of whole conversations.
+    """A JSON lines or Parquet file of whole conversations.
 
     form: messages (the field ``messages``), glaive (the fields ``system`` and ``chat`` of Glaive's function
     calling data), table_qa (``table`` as rows of cells with the head first, ``question``, ``answer``, and
@@ -144,12 +134,7 @@ class DialogueFileKnobs:
 
 def dialogue_roots(knobs: DialogueFileKnobs) -> Iterator[JsonObject]:
     """The conversation of each line; it must end with an assistant turn."""
-    if not knobs.file.exists():
-        raise ConfigError(f"{knobs.file}: there is no such file")
-    for number, (line, row) in enumerate(read_json_lines(knobs.file)):
-        if knobs.limit and number >= knobs.limit:
-            return
-        where = f"{knobs.file}:{line}"
+    for where, row in data_rows(knobs.file, knobs.limit):
         if knobs.form == "glaive":
             turns = glaive_turns(str(row.get("system", "")), str(row.get("chat", "")))
         elif knobs.form == "table_qa":
@@ -204,15 +189,15 @@ async def imported_dialogues(root: Root, context: Context, knobs: DialogueFileKn
 
 KINDS = {
     "documents": Kind(
-        summary="documents from a JSON lines file",
+        summary="documents from a JSON lines or Parquet file",
         takes=(), makes=Document, knobs=DocumentKnobs, roots=document_roots, run=documents,
     ),
     "prompt_file": Kind(
-        summary="prompts from a JSON lines file, with true answers where there are any",
+        summary="prompts from a JSON lines or Parquet file, with true answers where there are any",
         takes=(), makes=Prompt, knobs=PromptFileKnobs, roots=prompt_roots, run=imported_prompts,
     ),
     "dialogue_file": Kind(
-        summary="finished conversations from a JSON lines file",
+        summary="finished conversations from a JSON lines or Parquet file",
         takes=(), makes=Dialogue, knobs=DialogueFileKnobs, roots=dialogue_roots, run=imported_dialogues,
     ),
 }  # fmt: skip

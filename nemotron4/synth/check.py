@@ -1,0 +1,130 @@
+"""The whole recipe checked before the first call: what `plan` refuses, `run` refuses too.
+
+Beyond the form of the recipe (``recipe.py``) and of its stages (``graph.py``): how many answers a judge gets,
+what endpoints can do, exports that no stage makes, files, licences.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from nemotron4.client import ChatModel
+from nemotron4.errors import ConfigError, unknown_name
+from nemotron4.synth.endpoint import connect
+from nemotron4.synth.graph import Pipeline, PreparedStage, build_graph
+from nemotron4.synth.recipe import SynthRecipe
+from nemotron4.synth.rows import Answered, Dialogue, JudgedPair, Prompt
+from nemotron4.synth.stage import load_prompts
+from nemotron4.synth.stages import KINDS
+
+EXPORTED: Mapping[str, tuple[type, ...]] = {
+    "sft": (Dialogue, JudgedPair),
+    "preference": (JudgedPair,),
+    "prompts": (Prompt, Answered, JudgedPair),
+}
+# What the data card may say: the identifiers of the Hugging Face hub that data usually has.
+LICENCES = (
+    "apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0",
+    "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+    "cc-by-nd-4.0", "cc-by-nc-nd-4.0", "cc", "odbl", "odc-by", "pddl", "cdla-permissive-1.0",
+    "cdla-permissive-2.0", "cdla-sharing-1.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "unlicense",
+    "wtfpl", "gfdl", "openrail", "bigscience-openrail-m", "llama2", "llama3", "llama3.1", "llama3.2",
+    "llama3.3", "gemma", "other", "unknown", "unspecified",
+)  # fmt: skip
+
+
+def check(recipe: SynthRecipe) -> Pipeline:
+    """The recipe's stages; everything that is wrong with it is a ConfigError or DataError."""
+    prompts = load_prompts(recipe.prompts)
+    stages = build_graph(recipe, KINDS, prompts)
+    _check_answers(stages)
+    for stage in stages:
+        _check_endpoints(recipe, stage)
+        if stage.kind.check is not None:
+            stage.kind.check(stage.knobs)
+    _check_exports(recipe, stages)
+    return Pipeline(recipe, stages, prompts, tuple(_notes(recipe, stages)))
+
+
+def prepare(
+    recipe: SynthRecipe, models: Mapping[str, ChatModel] | None = None
+) -> tuple[Pipeline, dict[str, ChatModel]]:
+    """Check the recipe and make its chat models; ``models`` replaces some of them."""
+    pipeline = check(recipe)
+    given = models or {}
+    return pipeline, {
+        name: given.get(name) or connect(name, endpoint) for name, endpoint in recipe.endpoint.items()
+    }
+
+
+def check_keys(recipe: SynthRecipe) -> None:
+    """The API keys that the run will need; for a plan, which connects to nothing."""
+    for name, endpoint in recipe.endpoint.items():
+        if endpoint.api_key_env is not None and not os.environ.get(endpoint.api_key_env):
+            connect(name, endpoint)  # says what is missing
+
+
+def _check_answers(stages: tuple[PreparedStage, ...]) -> None:
+    """Judges get as many answers as they compare. Filters may take some away, never add any."""
+    numbers: dict[str, set[int]] = {}
+    for stage in stages:
+        above = set[int]().union(*(numbers.get(name, set()) for name in stage.config.takes))
+        if stage.kind.answers is not None:
+            numbers[stage.name] = {stage.kind.answers(stage.knobs)}
+        elif stage.makes is Answered:
+            numbers[stage.name] = above
+        wanted = stage.kind.compares
+        for number in sorted(above) if wanted else ():
+            low, high = wanted or (0, 0)
+            if not low <= number <= high:
+                expected = f"exactly {low}" if low == high else f"{low} or more"
+                raise ConfigError(
+                    f"stage {stage.name!r} ({stage.config.kind}) compares {expected} answers to a prompt, "
+                    f"but gets {number}",
+                    hint=f"set k = {low} in the stage that answers, or take another judge",
+                )
+
+
+def _check_endpoints(recipe: SynthRecipe, stage: PreparedStage) -> None:
+    needed = stage.kind.needs(stage.knobs) if stage.kind.needs is not None else ""
+    for name in stage.endpoints if needed else ():
+        if recipe.endpoint[name].form == "generate":
+            raise ConfigError(
+                f"stage {stage.name!r} ({stage.config.kind}) needs {needed}, "
+                f"which endpoint {name!r} (PUT /generate) does not give",
+                hint="take an endpoint of the form openai",
+            )
+
+
+def _check_exports(recipe: SynthRecipe, stages: tuple[PreparedStage, ...]) -> None:
+    made = {stage.name: stage for stage in stages}
+    for file, types in EXPORTED.items():
+        names: tuple[str, ...] = getattr(recipe.export, file)
+        for name in names:
+            if made[name].makes not in types:
+                wanted = " or ".join(kind.__name__ for kind in types)
+                is_answered = file == "sft" and made[name].makes is Answered
+                raise ConfigError(
+                    f"export: {file} takes {wanted} rows, but stage {name!r} ({made[name].config.kind}) "
+                    f"makes {made[name].makes.__name__} rows",
+                    hint="a stage `single_answer` makes dialogues of them" if is_answered else None,
+                )
+        if len(set(names)) < len(names):
+            raise ConfigError(f"export: {file} names a stage twice")
+    if recipe.export.licence not in LICENCES:
+        message, hint = unknown_name("licence", recipe.export.licence, LICENCES)
+        raise ConfigError(f"export: {message}", hint=f"{hint}; or 'other', with its name among the sources")
+
+
+def _notes(recipe: SynthRecipe, stages: tuple[PreparedStage, ...]) -> list[str]:
+    """What is no mistake, but perhaps not meant."""
+    used = {name for stage in stages for name in stage.endpoints}
+    exported = {*recipe.export.sft, *recipe.export.preference, *recipe.export.prompts}
+    notes = [f"endpoint {name!r} is used by no stage" for name in recipe.endpoint if name not in used]
+    notes += [
+        f"stage {stage.name!r}: its rows are neither exported nor taken by another stage"
+        for stage in stages
+        if not stage.consumers and stage.name not in exported
+    ]
+    return notes

@@ -1,0 +1,82 @@
+"""What is wrong with a recipe is said before the first call, by `plan` as by `run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron4.cli.main import main
+from nemotron4.client.fake_server import FakeServer
+from tests.synth.conftest import ServerThread
+
+HEAD = 'name = "a"\n[endpoint.gen]\nurl = "{url}"\n'
+PROMPTS = '[[stage]]\nname = "in"\nkind = "prompt_file"\nknobs = {{file = "{folder}/p.jsonl", task = "t"}}\n'
+ANSWER = '[[stage]]\nname = "out"\nkind = "respond"\ntakes = ["in"]\nknobs = {{k = 3}}\n'
+JUDGE = '[[stage]]\nname = "judge"\nkind = "judge_llm"\ntakes = ["out"]\n'
+QUALITY = '[[stage]]\nname = "good"\nkind = "quality"\ntakes = ["out"]\n'
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEAD + PROMPTS + ANSWER + JUDGE, "stage 'judge' (judge_llm) compares exactly 2 answers"),
+        (
+            HEAD + PROMPTS + ANSWER + QUALITY + JUDGE.replace('"out"', '"good"'),
+            "compares exactly 2 answers to a prompt, but gets 3",
+        ),
+        (
+            HEAD + PROMPTS + ANSWER.replace("3", "1") + JUDGE.replace("llm", "reward"),
+            "compares 2 or more answers to a prompt, but gets 1",
+        ),
+        (HEAD + PROMPTS + ANSWER + '[export]\nsft = ["out"]\n', "export: sft takes Dialogue or JudgedPair"),
+        (HEAD + PROMPTS + '[export]\nlicence = "apache"\n', "export: unknown licence 'apache'"),
+        (HEAD + PROMPTS + ANSWER + "temperature = -1\n", "stage 'out' (respond): temperature is -1"),
+        (HEAD + "api_key_env = 'NO_SUCH_KEY'\n" + PROMPTS + ANSWER, "variable NO_SUCH_KEY is empty"),
+        (
+            HEAD + "form = 'generate'\n" + PROMPTS + ANSWER + JUDGE.replace("llm", "reward"),
+            "stage 'judge' (judge_reward) needs rewards",
+        ),
+        (
+            HEAD + PROMPTS + '[[stage]]\nname = "c"\nkind = "decontaminate"\ntakes = ["in"]\n'
+            'knobs = {{files = ["{folder}/none.jsonl"]}}\n', "none.jsonl: there is no such file",
+        ),
+        (HEAD + PROMPTS.replace("p.jsonl", "latin1.jsonl") + ANSWER, "latin1.jsonl: not UTF-8 text"),
+        (HEAD + PROMPTS.replace("p.jsonl", "half.jsonl") + ANSWER, "half of a character pair"),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_cannot_work_is_refused_before_the_first_call(
+    command: str, text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files: dict[str, bytes] = {
+        "p.jsonl": b'{"prompt": "Hi"}\n',
+        "latin1.jsonl": '{"prompt": "caf\u00e9"}\n'.encode("latin-1"),
+        "half.jsonl": b'{"prompt": "\\ud800"}\n',
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with ServerThread() as server:
+        assert _synth(command, text, server, tmp_path) == 1
+    assert server.number == 0
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def _synth(command: str, text: str, server: FakeServer, folder: Path, **values: Any) -> int:
+    recipe = folder / "recipe.toml"
+    recipe.write_text(text.format(url=server.url, folder=folder, **values), encoding="utf-8")
+    out = ["--out", str(folder / "run")] if command == "run" else []
+    return main(["synth", command, str(recipe), *out])
+
+
+def test_what_is_perhaps_not_meant_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Hi"}\n', encoding="utf-8")
+    with ServerThread() as server:
+        text = HEAD + '[endpoint.other]\nform = "fake"\n' + PROMPTS
+        assert _synth("plan", text, server, tmp_path) == 0
+    said = capsys.readouterr().err
+    assert "note: endpoint 'other' is used by no stage" in said
+    assert "note: stage 'in': its rows are neither exported nor taken by another stage" in said
