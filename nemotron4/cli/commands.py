@@ -22,6 +22,7 @@ class Command(NamedTuple):
 # module, so that `nemotron4 --help` imports none of them.
 COMMANDS: dict[str, Command] = {
     "pull": Command("nemotron4.cli.pull:pull", "Fetch a model into the cache."),
+    "models": Command("nemotron4.cli.models:app", "List, describe and delete fetched models."),
     "serve": Command("nemotron4.cli.serve:serve", "Put a model on a port: PUT /generate and OpenAI routes."),
     "chat": Command("nemotron4.cli.chat:chat", "Chat with a model in the terminal."),
     "generate": Command("nemotron4.cli.generate:generate", "Answer a file of prompts."),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nemotron4.cli.console import group, note, print_json
+from nemotron4.cli.models import print_description
 from nemotron4.cli.options import JsonOption, ModelArgument
 from nemotron4.errors import ConfigError, DataError, unknown_name
 
@@ -114,20 +115,10 @@ def checkpoint(
     if as_json:
         print_json(values)
     else:
-        for name in ("path", "format", "family", "num_parameters", "context_length", "rope_scaling"):
-            print(f"{name.replace('_', ' '):<18}{values[name]}")
-        stored = ", ".join(f"{word} {size / 1e9:.3f} GB" for word, size in found.stored_types.items())
-        print(f"{'stored':<18}{stored}")
-        print(f"{'quantisation':<18}{values['quantization'] or 'none'}")
-        print(f"{'chat template':<18}{'yes' if found.has_template else 'no'}")
-        print(f"{'stop ids':<18}{', '.join(map(str, found.stop_ids)) or 'none'}")
+        print_description(found)
         print(f"{'smallest hardware':<18}{hardware} (one sequence of {found.config.context_length} tokens)")
         sizes = ", ".join(f"{form} {size / 1e9:.1f} GB" for form, size in needed.items())
         print(f"{'a conversion':<18}writes {sizes}; {free / 1e9:.1f} GB are free there")
-        for text in found.checkpoint.notes:
-            print(f"note              {text}")
-        for text in found.problems:
-            print(f"problem           {text}")
     if found.problems:
         raise typer.Exit(1)
 

@@ -26,4 +26,12 @@ ContextOption = Annotated[
     int | None,
     typer.Option(min=1, help="Tokens of prompt and answer together; the model's context if absent."),
 ]
+KvCacheDtypeOption = Annotated[
+    str, typer.Option(help="Type of keys and values: auto (the model's), or one of vLLM's (fp8, ...).")
+]
+GpuMemoryOption = Annotated[
+    float | None,
+    typer.Option(min=0.01, max=1, help="Share of the GPU's memory to use; 0.9 in vLLM if absent."),
+]
+RevisionOption = Annotated[str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a hub id.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

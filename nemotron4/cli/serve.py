@@ -12,7 +12,17 @@ import typer
 
 from nemotron4.cli.console import show_notes
 from nemotron4.cli.engines import EngineName, Parallel, run_vllm
-from nemotron4.cli.options import AdapterOption, DeviceOption, DtypeOption, ModelArgument, QuantizeOption
+from nemotron4.cli.options import (
+    AdapterOption,
+    ContextOption,
+    DeviceOption,
+    DtypeOption,
+    GpuMemoryOption,
+    KvCacheDtypeOption,
+    ModelArgument,
+    QuantizeOption,
+    RevisionOption,
+)
 from nemotron4.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,6 +42,13 @@ def serve(
     max_waiting: Annotated[int, typer.Option(min=1, help="Rows that wait; more are answered 429.")] = 1024,
     cache_gb: Annotated[
         float | None, typer.Option(help="Memory for keys and values; without it a share of what is free.")
+    ] = None,
+    context: ContextOption = None,
+    kv_cache_dtype: KvCacheDtypeOption = "auto",
+    gpu_memory_utilization: GpuMemoryOption = None,
+    revision: RevisionOption = None,
+    start_timeout_s: Annotated[
+        float | None, typer.Option(min=1, help="Longest start of vLLM; an hour if absent.")
     ] = None,
     engine: Annotated[
         EngineName, typer.Option(help="builtin: one device. vllm: many, when vLLM is installed.")
@@ -145,8 +162,18 @@ def serve(
             device=device,
             adapter=adapter,
             cache_gb=cache_gb,
+            context=context,
+            kv_cache_dtype=kv_cache_dtype,
+            gpu_memory_utilization=gpu_memory_utilization,
+            revision=revision,
+            start_timeout_s=start_timeout_s,
         )
     parallel.require_one_device()
+    if kv_cache_dtype != "auto":
+        raise ConfigError(
+            f"kv_cache_dtype is {kv_cache_dtype!r}; the built-in engine keeps the model's type",
+            hint="leave it out, or add --engine vllm",
+        )
 
     def load_engine() -> InferenceEngine:
         from nemotron4.checkpoint import open_checkpoint
@@ -154,7 +181,7 @@ def serve(
         from nemotron4.inference.reward import load_reward
         from nemotron4.model.adapter_files import has_reward_head
 
-        checkpoint = open_checkpoint(model)
+        checkpoint = open_checkpoint(model, context=context, revision=revision)
         if checkpoint.config.num_reward_attributes or (adapter and has_reward_head(Path(adapter))):
             return load_reward(checkpoint, dtype=dtype, device=device, adapter=adapter)
         opened = load(
@@ -166,6 +193,7 @@ def serve(
             cache_gb=cache_gb,
             max_running=max_running,
             max_waiting=max_waiting,
+            memory_share=gpu_memory_utilization,
         )
         show_notes(opened.info)
         return opened

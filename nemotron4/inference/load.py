@@ -40,15 +40,15 @@ def load(
     max_running: int = 128,
     max_waiting: int = 1024,
     max_step_tokens: int = 512,
+    memory_share: float | None = None,
 ) -> Engine:
     """Load a model by pulled name, directory, ``.gguf`` file, hub id or as opened, and start its engine.
 
     ``dtype`` "auto" is float32 on a CPU, where it is also the fastest, and bfloat16 on a GPU.
     ``adapter`` is a folder that training or PEFT wrote, or NeMo's LoRA. LoRA and (IA)3 are merged into the
-    weights as they are read, a bottleneck adapter stands beside them, and the table of P-tuning precedes
-    every prompt.
+    weights as they are read, a bottleneck adapter runs next to them, P-tuning's table precedes every prompt.
     ``cache_gb`` bounds the keys and values of running requests; by default it is what ``max_running`` full
-    contexts need, but at most a quarter of the free memory (CPU; 85 % on a GPU).
+    contexts need, but at most ``memory_share`` of what is free: a quarter (CPU) or 85 % (GPU) if absent.
     """
     if quantize is not None:
         raise ConfigError(
@@ -74,7 +74,7 @@ def load(
         tokenizer, prompt_format = checkpoint.tokenizer(), checkpoint.prompt_format()
         module = weights.result()
     config = checkpoint.config
-    num_blocks = cache_blocks(config, chosen_dtype, chosen_device, cache_gb=cache_gb, max_running=max_running)
+    num_blocks = cache_blocks(config, chosen_dtype, chosen_device, cache_gb, max_running, memory_share)
     cache = KVCache(config, num_blocks, dtype=chosen_dtype, device=chosen_device)
     embedding = module.model.embed_tokens
     num_virtual = embedding.num_virtual_tokens if isinstance(embedding, PromptTableEmbedding) else 0
@@ -174,9 +174,9 @@ def cache_blocks(
     config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
-    *,
     cache_gb: float | None,
     max_running: int,
+    share: float | None = None,
 ) -> int:
     """How many blocks of keys and values there is memory for."""
     block_bytes = KVCache.bytes_per_block(config, dtype)
@@ -184,7 +184,7 @@ def cache_blocks(
         num_blocks = int(cache_gb * 1e9) // block_bytes
     else:
         blocks_per_context = -(-config.context_length // KVCache.block_size)
-        affordable = int(_free_bytes(device) * SHARE_OF_FREE_MEMORY[device.type]) // block_bytes
+        affordable = int(_free_bytes(device) * (share or SHARE_OF_FREE_MEMORY[device.type])) // block_bytes
         num_blocks = min(max_running * blocks_per_context, affordable)
     if num_blocks < 2:
         raise ConfigError(

@@ -43,6 +43,7 @@ class VllmEngine:
         max_running: int,
         max_waiting: int,
         cleanup: Callable[[], None] = lambda: None,
+        start_timeout_s: float | None = None,
     ) -> None:
         # An id that the tokenizer does not know can be neither sent, drawn nor listed.
         self._width = info.vocab_size
@@ -58,8 +59,15 @@ class VllmEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="nemotron4-vllm", daemon=True)
         self._thread.start()
+        limit_s = start_timeout_s or START_S
         try:
-            self._llm = self._call(_started(start, self._counters.logger), timeout_s=START_S)
+            self._llm = self._call(_started(start, self._counters.logger), timeout_s=limit_s)
+        except TimeoutError as error:
+            self._end_loop()
+            raise Nemotron4Error(
+                f"vLLM did not start within {limit_s:.0f} s: it may still read weights or compile",
+                hint="give it longer with --start-timeout-s, or copy the weights to a disk of this node",
+            ) from error
         except BaseException:
             self._end_loop()
             raise

@@ -58,6 +58,27 @@ class Layout:
         return self.num_devices // self.nodes
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What vLLM is told about memory, and which revision of a hub id is meant."""
+
+    max_running: int
+    cache_gb: float | None = None
+    revision: str | None = None
+    context: int | None = None  # tokens of a request; the model's if absent
+    kv_cache_dtype: str = "auto"
+    gpu_memory_utilization: float | None = None
+
+    def of(self, context_length: int) -> int:
+        """The tokens of a request; ConfigError if the model has fewer positions."""
+        if self.context is not None and self.context > context_length:
+            raise ConfigError(
+                f"context is {self.context}; the model has {context_length} positions",
+                hint=f"use --context {context_length} or less",
+            )
+        return self.context or context_length
+
+
 def is_installed() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
@@ -69,31 +90,32 @@ def load_vllm(
     dtype: str = "auto",
     device: str = "auto",
     adapter: str | Path | None = None,
-    cache_gb: float | None = None,
     max_running: int = 128,
     max_waiting: int = 1024,
+    start_timeout_s: float | None = None,
+    **limits: Any,
 ) -> VllmEngine:
     """Start vLLM with the model, on this node as the leader of ``layout``, and wait until it can generate.
 
     A Hugging Face directory is read by vLLM itself; NeMo and GGUF files, and a model with an adapter, by our
-    reader inside vLLM's processes. ``cache_gb`` is for keys and values on all devices together; by default
-    vLLM takes what a GPU has left, and on a CPU it is what the built-in engine would take.
+    reader inside vLLM's processes. ``limits`` are the other fields of ``Limits``: ``cache_gb`` is for keys
+    and values on all devices together; by default vLLM takes what a GPU has left, and on a CPU it is what the
+    built-in engine would take.
     """
-    layout = layout or Layout()
+    layout, limit = layout or Layout(), Limits(max_running=max_running, **limits)
     _require_vllm()
-    checkpoint = _opened(model, adapter)
+    checkpoint = _opened(model, adapter, limit.revision)
     chosen = _device(device, layout)
     chosen_dtype = find_dtype(dtype, chosen)
     folder = tempfile.TemporaryDirectory(prefix="nemotron4-vllm-")
     try:
-        settings = _settings(
-            checkpoint, layout, chosen, chosen_dtype, adapter, cache_gb, max_running, Path(folder.name)
-        )
+        settings = _settings(checkpoint, layout, chosen, chosen_dtype, adapter, limit, Path(folder.name))
         _prepare_environment(chosen, layout)
         tokenizer = checkpoint.tokenizer()
         info, prompt_format = checked(
             describe(checkpoint, chosen_dtype, chosen), tokenizer, checkpoint.prompt_format()
         )
+        info = replace(info, context_length=limit.of(info.context_length))
         if layout.num_devices > 1:
             info = replace(info, device=f"{layout.num_devices} x {chosen}")
 
@@ -111,6 +133,7 @@ def load_vllm(
             max_running=max_running,
             max_waiting=max_waiting,
             cleanup=folder.cleanup,
+            start_timeout_s=start_timeout_s,
         )
     except BaseException:
         folder.cleanup()
@@ -124,21 +147,20 @@ def join_vllm(
     dtype: str = "auto",
     device: str = "auto",
     adapter: str | Path | None = None,
-    cache_gb: float | None = None,
     max_running: int = 128,
+    **limits: Any,
 ) -> None:
     """Lend this node's devices to the leader of ``layout``; returns when one of its workers has ended.
 
     The settings must be the leader's. vLLM calls this a headless node.
     """
     _require_vllm()
-    checkpoint = _opened(model, adapter)
+    limit = Limits(max_running=max_running, **limits)
+    checkpoint = _opened(model, adapter, limit.revision)
     chosen = _device(device, layout)
     with tempfile.TemporaryDirectory(prefix="nemotron4-vllm-") as folder:
         chosen_dtype = find_dtype(dtype, chosen)
-        settings = _settings(
-            checkpoint, layout, chosen, chosen_dtype, adapter, cache_gb, max_running, Path(folder)
-        )
+        settings = _settings(checkpoint, layout, chosen, chosen_dtype, adapter, limit, Path(folder))
         _prepare_environment(chosen, layout)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.executor.multiproc_executor import MultiprocExecutor
@@ -158,8 +180,8 @@ def _require_vllm() -> None:
         )
 
 
-def _opened(model: str | Path, adapter: str | Path | None) -> Checkpoint:
-    checkpoint = open_checkpoint(model)
+def _opened(model: str | Path, adapter: str | Path | None, revision: str | None) -> Checkpoint:
+    checkpoint = open_checkpoint(model, revision=revision)
     if checkpoint.config.num_reward_attributes:
         raise CheckpointError(
             f"{checkpoint.path}: a reward model; vLLM is used for text only",
@@ -185,12 +207,12 @@ def _settings(
     device: torch.device,
     dtype: torch.dtype,
     adapter: str | Path | None,
-    cache_gb: float | None,
-    max_running: int,
+    limits: Limits,
     folder: Path,
 ) -> dict[str, Any]:
     """Arguments of vLLM's ``AsyncEngineArgs``."""
     config = checkpoint.config
+    context = limits.of(config.context_length)
     settings: dict[str, Any] = {
         "dtype": str(dtype).removeprefix("torch."),
         "tensor_parallel_size": layout.tensor_parallel,
@@ -202,16 +224,19 @@ def _settings(
         "master_port": layout.leader_port,
         # One position more than the model has: vLLM always draws a token, also behind a full context that
         # is only scored.
-        "max_model_len": config.context_length + 1,
+        "max_model_len": context + 1,
         "hf_overrides": {"max_position_embeddings": config.context_length + 1},
-        "max_num_seqs": max_running,
+        "max_num_seqs": limits.max_running,
         "max_logprobs": -1,
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # no sampling defaults from the checkpoint: every request has its own
         "disable_log_stats": True,
         "enable_log_requests": False,
         "seed": 0,
+        "kv_cache_dtype": limits.kv_cache_dtype,
     }
+    if limits.gpu_memory_utilization is not None:
+        settings["gpu_memory_utilization"] = limits.gpu_memory_utilization
     if checkpoint.format == "huggingface" and adapter is None:
         settings["model"] = str(checkpoint.path)
     else:
@@ -221,8 +246,8 @@ def _settings(
         if adapter is not None:
             source["adapter"] = str(Path(adapter).resolve())
         settings |= {"model": str(folder), "load_format": LOAD_FORMAT, "model_loader_extra_config": source}
-    if cache_gb is not None or device.type == "cpu":
-        blocks = cache_blocks(config, dtype, device, cache_gb=cache_gb, max_running=max_running)
+    if limits.cache_gb is not None or device.type == "cpu":
+        blocks = cache_blocks(config, dtype, device, limits.cache_gb, limits.max_running)
         total = blocks * KVCache.bytes_per_block(config, dtype)
         settings["kv_cache_memory_bytes"] = max(1, total // layout.num_devices)
     if device.type == "cpu" and layout.pipeline_parallel > 1:

@@ -6,16 +6,16 @@ package. Nothing of vLLM is imported before vLLM asks.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
+import select
 import signal
 import sys
+import threading
 
 PLUGIN_GROUP = "vllm.general_plugins"
 PLUGIN_NAME = "nemotron4"
 LOAD_FORMAT = "nemotron4"
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def register() -> None:
@@ -29,10 +29,24 @@ def register() -> None:
 
 
 def _die_with_parent() -> None:
-    """After kill -9 of the server nothing else would tell its helpers. The server itself is left alone."""
+    """After kill -9 of the server nothing else would tell its helpers. The server itself is left alone.
+
+    A thread waits for the parent process to end. The system's own signal (PR_SET_PDEATHSIG) would come when
+    the parent's *thread* that started this process ends, which may be long before.
+    """
     parent = multiprocessing.parent_process()
-    if parent is None or not sys.platform.startswith("linux"):
+    if parent is None or parent.pid is None or not sys.platform.startswith("linux"):
         return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        descriptor = os.pidfd_open(parent.pid)
+    except ProcessLookupError:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return
+
+    def wait() -> None:
+        select.select([descriptor], [], [])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="nemotron4-parent", daemon=True).start()
     if os.getppid() != parent.pid:  # it ended before the line above
         os.kill(os.getpid(), signal.SIGKILL)

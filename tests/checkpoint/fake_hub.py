@@ -76,7 +76,7 @@ def _answer(hub: FakeHub, request: BaseHTTPRequestHandler) -> None:
         files = hub.repositories.get("/".join(parts[2:4]))
         if files is None:
             return _send(request, 404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        if len(parts) == 4:
+        if len(parts) == 4 or parts[4:] == ["revision", COMMIT]:
             siblings = [_entry(name, content, "rfilename") for name, content in files.items()]
             info = {"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": siblings}
             return _send(request, 200, json.dumps(info).encode())

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from nemotron4.checkpoint import open_checkpoint
-from nemotron4.checkpoint.cache import cache_dir, list_cache, resolve
+from nemotron4.checkpoint.cache import cache_dir, list_cache, remove, resolve
+from nemotron4.cli.main import main
 from nemotron4.errors import CheckpointError
 from tests.tiny_models import nemotron_directory
 
@@ -13,6 +15,7 @@ from tests.tiny_models import nemotron_directory
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NEMOTRON4_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "huggingface"))
     return tmp_path / "cache"
 
 
@@ -86,3 +89,63 @@ def test_what_is_no_checkpoint_says_what_was_expected(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.raises(CheckpointError, match=r"2 GGUF models: a\.gguf, b\.gguf"):
         open_checkpoint(tmp_path)
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def snapshot(cache: Path, tmp_path: Path) -> Path:
+    """A model as huggingface_hub keeps it: a commit's folder, and branches that name commits."""
+    folder = tmp_path / "huggingface" / "models--org--tiny"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    (folder / "refs" / "v2").write_text("f" * 40)
+    return nemotron_directory(folder / "snapshots" / COMMIT)
+
+
+def test_a_model_of_hugging_face_s_own_cache_is_used(snapshot: Path) -> None:
+    for name in ("org/tiny", "org/tiny@main", f"org/tiny@{COMMIT}"):
+        assert resolve(name) == snapshot
+    assert resolve("org/tiny", revision=COMMIT) == snapshot
+    assert open_checkpoint("org/tiny").name == "org/tiny"
+    assert [(model.name, model.is_ours) for model in list_cache()] == [("org/tiny", False)]
+    with pytest.raises(CheckpointError, match="no model 'org/tiny@v2'"):
+        resolve("org/tiny", revision="v2")
+    (snapshot / "tiny-Q4_0.gguf").write_bytes(b"")
+    (snapshot / "tiny-Q8_0.gguf").write_bytes(b"")
+    assert resolve("org/tiny:tiny-Q8_0.gguf") == snapshot / "tiny-Q8_0.gguf"
+    assert resolve("org/tiny:Q4_0") == snapshot / "tiny-Q4_0.gguf"
+
+
+def test_only_what_we_fetched_is_deleted(snapshot: Path, cache: Path, tmp_path: Path) -> None:
+    ours = nemotron_directory(cache / "hub" / "nvidia" / "tiny")
+    assert remove("nvidia/tiny") > 0
+    assert not ours.exists()
+    with pytest.raises(CheckpointError, match="which other programs use") as caught:
+        remove("org/tiny")
+    assert "hf cache rm" in str(caught.value.hint)
+    with pytest.raises(CheckpointError, match="is a path"):
+        remove(str(tmp_path))
+    assert snapshot.is_dir()
+
+
+def test_a_context_shortens_the_model_s_own(tmp_path: Path) -> None:
+    folder = nemotron_directory(tmp_path / "m")
+    assert open_checkpoint(folder, context=100).config.context_length == 100
+    with pytest.raises(CheckpointError, match="context is 300; the model has 256 positions"):
+        open_checkpoint(folder, context=300)
+
+
+def test_the_models_commands(snapshot: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nemotron_directory(cache / "hub" / "nvidia" / "tiny")
+    assert main(["models", "list"]) == 0
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "nvidia/tiny",
+        "org/tiny",
+    ]
+    assert main(["models", "show", "org/tiny", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["context_length"] == 256
+    assert main(["models", "rm", "nvidia/tiny"]) == 0
+    assert "freed" in capsys.readouterr().out
+    assert main(["models", "rm", "nvidia/tinny"]) == 1

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from nemotron4.checkpoint import open_checkpoint
-from nemotron4.checkpoint.cache import list_cache
+from nemotron4.checkpoint.cache import list_cache, resolve
 from nemotron4.checkpoint.hub import pull_hub
-from nemotron4.errors import DownloadError
-from tests.checkpoint.fake_hub import FakeHub, fake_hub
+from nemotron4.errors import CheckpointError, DownloadError
+from tests.checkpoint.fake_hub import COMMIT, FakeHub, fake_hub
 from tests.tiny_models import llama_directory
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setenv("NEMOTRON4_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "huggingface"))
     with fake_hub() as running:
         yield running
 
@@ -102,6 +103,7 @@ def test_refusals_of_the_hub_are_explained(
 
 def test_no_network_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEMOTRON4_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "huggingface"))
     with fake_hub() as closed:
         pass
     with pytest.raises(DownloadError, match="the hub did not answer") as caught:
@@ -126,3 +128,47 @@ def test_the_command_prints_the_path_and_lists_the_cache(hub: FakeHub, model: st
     listed = json.loads(run("--list", "--json"))["models"]
     assert [(entry["name"], entry["path"]) for entry in listed] == [(model, path)]
     assert open_checkpoint(path).config.num_layers == 2
+
+
+GGUF_FILES = ["tiny-Q4_K_M.gguf", "tiny-Q8_0-00001-of-00002.gguf", "tiny-Q8_0-00002-of-00002.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [("Q4_K_M", GGUF_FILES[:1]), ("q8_0", GGUF_FILES[1:]), (GGUF_FILES[0], GGUF_FILES[:1])],
+)
+def test_one_of_several_gguf_models_is_pulled_by_its_name(
+    hub: FakeHub, file: str, expected: list[str]
+) -> None:
+    hub.repositories["org/many"] = dict.fromkeys(GGUF_FILES, b"x")
+    folder = pull_hub(f"org/many:{file}", endpoint=hub.url)
+    assert sorted(path.name for path in folder.iterdir()) == expected
+    assert resolve(f"org/many:{file}") == folder
+    assert [model.name for model in list_cache()] == [f"org/many:{file}"]
+    pull_hub(f"org/many:{file}", endpoint=hub.url)
+    assert sorted(hub.downloads) == expected
+
+
+def test_a_name_of_several_gguf_models_is_refused_with_all_of_them(hub: FakeHub) -> None:
+    hub.repositories["org/many"] = dict.fromkeys(GGUF_FILES, b"x")
+    with pytest.raises(DownloadError, match="'Q' names 2 GGUF models; it has: tiny-Q4_K_M"):
+        pull_hub("org/many:Q", endpoint=hub.url)
+    with pytest.raises(DownloadError, match="2 GGUF models and no safetensors") as caught:
+        pull_hub("org/many", endpoint=hub.url)
+    assert "nemotron4 pull org/many:tiny-Q4_K_M.gguf" in str(caught.value.hint)
+
+
+def test_a_revision_has_a_folder_of_its_own(hub: FakeHub, model: str) -> None:
+    folder = pull_hub(model, endpoint=hub.url, revision=COMMIT)
+    assert resolve(model, revision=COMMIT) == folder == resolve(f"{model}@{COMMIT}")
+    with pytest.raises(CheckpointError):
+        resolve(model)
+
+
+def test_what_hugging_face_s_cache_has_is_not_fetched(hub: FakeHub, tmp_path: Path) -> None:
+    folder = tmp_path / "huggingface" / "models--org--tiny"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    snapshot = llama_directory(folder / "snapshots" / COMMIT)
+    assert pull_hub("org/tiny", endpoint=hub.url) == snapshot
+    assert hub.downloads == []

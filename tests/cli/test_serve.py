@@ -32,6 +32,7 @@ CARD_PROMPT = (
         (["--max-body-mb", "0"], "max_body_bytes is 0"),
         (["--port", "0", "--host", "no such host"], "is no address"),
         (["--tensor-parallel", "2"], "tensor_parallel is 2, pipeline_parallel 1, nodes 1"),
+        (["--kv-cache-dtype", "fp8"], "kv_cache_dtype is 'fp8'; the built-in engine"),
         (["--engine", "vllm", "--quantize", "int8"], "vLLM reads weights that are quantised already"),
         (["--engine", "vllm", "--nodes", "2", "--port", "0"], "several nodes must know it"),
         (["--engine", "vllm", "--tensor-parallel", "3", "--nodes", "2"], "do not divide by 2 nodes"),

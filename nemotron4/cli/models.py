@@ -1,0 +1,73 @@
+"""``nemotron4 models``: what is in the caches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nemotron4.cli.console import group, note, print_json
+from nemotron4.cli.options import JsonOption, ModelArgument
+
+if TYPE_CHECKING:
+    from nemotron4.checkpoint.description import CheckpointDescription
+
+app = group("List, describe and delete the models that have been fetched.")
+
+
+@app.command("list")
+def list_models(as_json: JsonOption = False) -> None:
+    """Show the models of our cache and of Hugging Face's own."""
+    from nemotron4.checkpoint.cache import DEMO_NAME, cache_dir, list_cache
+
+    models = list_cache()
+    if as_json:
+        rows = [{"name": m.name, "path": str(m.path), "size_bytes": m.size_bytes} for m in models]
+        print_json({"cache": str(cache_dir()), "models": rows})
+        return
+    for entry in models:
+        print(f"{entry.name}\t{entry.size_bytes / 1e6:,.1f} MB\t{entry.path}")
+    if not models:
+        note(f"no model in {cache_dir()}; `nemotron4 pull {DEMO_NAME}` fetches the embedded one")
+
+
+@app.command("show")
+def show(model: ModelArgument, as_json: JsonOption = False) -> None:
+    """Describe a model from its headers: shape, stored types, context, template, stop ids."""
+    from nemotron4.checkpoint.description import describe_checkpoint
+
+    found = describe_checkpoint(model)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_description(found)
+
+
+@app.command("rm")
+def remove_model(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `models list` shows.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Delete a fetched model from our cache."""
+    from nemotron4.checkpoint.cache import remove
+
+    freed = remove(name)
+    if as_json:
+        print_json({"removed": name, "freed_bytes": freed})
+    else:
+        print(f"removed {name}: {freed / 1e6:,.1f} MB freed")
+
+
+def print_description(found: CheckpointDescription) -> None:
+    values = found.to_json()
+    for name in ("path", "format", "family", "num_parameters", "context_length", "rope_scaling"):
+        print(f"{name.replace('_', ' '):<18}{values[name]}")
+    stored = ", ".join(f"{word} {size / 1e9:.3f} GB" for word, size in found.stored_types.items())
+    print(f"{'stored':<18}{stored}")
+    print(f"{'quantisation':<18}{values['quantization'] or 'none'}")
+    print(f"{'chat template':<18}{'yes' if found.has_template else 'no'}")
+    print(f"{'stop ids':<18}{', '.join(map(str, found.stop_ids)) or 'none'}")
+    for text in found.checkpoint.notes:
+        print(f"{'note':<18}{text}")
+    for text in found.problems:
+        print(f"{'problem':<18}{text}")

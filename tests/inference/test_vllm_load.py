@@ -1,0 +1,63 @@
+"""What vLLM is told about a checkpoint, without vLLM."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nemotron4.checkpoint import open_checkpoint
+from nemotron4.engine import ModelInfo
+from nemotron4.errors import ConfigError, Nemotron4Error
+from nemotron4.inference.fake_tokenizer import FakeTokenizer
+from nemotron4.inference.vllm_engine import VllmEngine
+from nemotron4.inference.vllm_load import Layout, Limits, _settings
+from tests.tiny_models import nemotron_directory
+
+
+def settings(folder: Path, work: Path, **limits: Any) -> dict[str, Any]:
+    limit = Limits(max_running=8, **limits)
+    checkpoint = open_checkpoint(folder)
+    return _settings(checkpoint, Layout(), torch.device("cuda"), torch.bfloat16, None, limit, work)
+
+
+@pytest.mark.parametrize(
+    "method", ["awq", "gptq", "fp8", "modelopt", "bitsandbytes", "compressed-tensors", "anything"]
+)
+def test_a_quantised_directory_goes_to_vllm_as_it_is(tmp_path: Path, method: str) -> None:
+    folder = nemotron_directory(tmp_path / "m")
+    values = json.loads((folder / "config.json").read_text())
+    values["quantization_config"] = {"quant_method": method, "bits": 4, "format": "pack-quantized"}
+    (folder / "config.json").write_text(json.dumps(values))
+    found = settings(folder, tmp_path)
+    assert found["model"] == str(folder)
+    assert "load_format" not in found
+
+
+def test_limits_are_passed_on(tmp_path: Path) -> None:
+    folder = nemotron_directory(tmp_path / "m")
+    assert settings(folder, tmp_path)["max_model_len"] == 257
+    found = settings(folder, tmp_path, context=100, kv_cache_dtype="fp8", gpu_memory_utilization=0.7)
+    assert found["max_model_len"] == 101
+    assert (found["kv_cache_dtype"], found["gpu_memory_utilization"]) == ("fp8", 0.7)
+    with pytest.raises(ConfigError, match="context is 300; the model has 256 positions"):
+        settings(folder, tmp_path, context=300)
+
+
+def test_a_start_that_takes_too_long_is_explained() -> None:
+    info = ModelInfo("m", 256, 512, 1, "bfloat16", "cuda", (3,), False)
+    with pytest.raises(Nemotron4Error, match="vLLM did not start within 0 s") as caught:
+        VllmEngine(
+            lambda logger: time.sleep(0.3),
+            info,
+            FakeTokenizer(),
+            None,
+            max_running=1,
+            max_waiting=1,
+            start_timeout_s=0.05,
+        )
+    assert "--start-timeout-s" in str(caught.value.hint)
