@@ -6,7 +6,8 @@
 The endpoint is the shipped fake server, so what is measured is the runner. Both are whole commands in
 processes of their own, taking turns; each is run with few and with all items. Their difference, divided by
 the items between, is the cost of one request; the rest is the start. On a shared machine read processor
-seconds. ``--mmlu`` runs our 14,042 questions, takes 20 answers away, and resumes.
+seconds. Without ``--lm-eval`` only ours is measured. ``--mmlu`` runs our 14,042 questions, takes 20 answers
+away, and resumes.
 """
 
 from __future__ import annotations
@@ -68,6 +69,10 @@ class Runners:
         (folder / "tasks").mkdir()
         (folder / "tasks/gsm8k.yaml").write_text(LM_TASK.format(rows=rows))
 
+    @property
+    def has_theirs(self) -> bool:
+        return self._arguments.lm_eval is not None
+
     def _next_log(self) -> Path:
         self._num_runs += 1
         return self._folder / f"{self._num_runs}.log"
@@ -94,9 +99,12 @@ class Runners:
 
 
 def compare(runners: Runners, rounds: int, num_items: int) -> dict[str, object]:
-    costs: dict[str, list[tuple[Cost, Cost]]] = {"nemotron4": [], "lm-eval": []}
+    commands = {"nemotron4": runners.our_gsm8k}
+    if runners.has_theirs:
+        commands["lm-eval"] = runners.theirs
+    costs: dict[str, list[tuple[Cost, Cost]]] = {name: [] for name in commands}
     for number in range(rounds):
-        for name, one in (("nemotron4", runners.our_gsm8k), ("lm-eval", runners.theirs)):
+        for name, one in commands.items():
             costs[name].append((one(FEW), one(num_items)))
             print(f"round {number + 1}: {name} {costs[name][-1]}", file=sys.stderr)
     report: dict[str, object] = {"items": num_items, "rounds": rounds}
@@ -143,7 +151,7 @@ def main() -> None:
             runners = Runners(Path(name), url, arguments)
             report: dict[str, object] = {"concurrency": arguments.concurrency}
             report["latency_ms"] = arguments.latency_ms
-            if arguments.lm_eval is not None:
+            if arguments.rounds:
                 report |= compare(runners, arguments.rounds, arguments.items)
             if arguments.mmlu:
                 report["mmlu"] = mmlu(runners, Path(name))

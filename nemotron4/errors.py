@@ -65,8 +65,11 @@ class DownloadError(Nemotron4Error):
     """A model could not be fetched, or what arrived is not what was expected."""
 
 
-class TerminatedError(KeyboardInterrupt):
-    """SIGTERM ended a run as Ctrl-C would have: finished rows are kept. The exit status is 143."""
+class TerminatedError(BaseException):
+    """SIGTERM ended a run as Ctrl-C would have: finished rows are kept. The exit status is 143.
+
+    No KeyboardInterrupt, which the parser of the command line makes a status of its own.
+    """
 
 
 def import_optional(module: str, purpose: str) -> Any:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
-from nemotron4.errors import ConfigError
+from nemotron4.errors import ConfigError, TerminatedError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -121,7 +121,9 @@ class Progress:
         self._shown.stop()
         if self.num_done > self._num_earlier or self._num_repeated:
             self._shown.print(self._text())
-        if kind is not None and issubclass(kind, KeyboardInterrupt | asyncio.CancelledError):
+        if kind is not None and issubclass(
+            kind, KeyboardInterrupt | TerminatedError | asyncio.CancelledError
+        ):
             kept = f"{self.num_done:,} {self._unit}" if self._unit != "bytes" else _bytes(self.num_done)
             self._say(f"interrupted: {kept} are kept; the same command continues")
 
@@ -166,6 +168,8 @@ class Progress:
             parts.append(f"{self.num_tokens / self._elapsed_s:,.0f} tokens/s")
         elif self._unit == "bytes" and num_new:
             parts.append(f"{_bytes(num_new / self._elapsed_s)}/s")
+        elif self._unit == "requests" and num_new:
+            parts.append(f"{num_new / self._elapsed_s:.2f} requests/s")
         if (left_s := self.seconds_left) and self.num_done < (self.total or 0):
             parts.append(f"about {duration(left_s)} left")
         if self._detail:

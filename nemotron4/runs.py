@@ -369,7 +369,7 @@ async def _in_thread(keep: Callable[[list[Finished]], None], group: list[Finishe
 
 
 def run_stoppable(main: Coroutine[Any, Any, Finished]) -> Finished:
-    """``asyncio.run``; SIGTERM cancels it as Ctrl-C does, and both end it with KeyboardInterrupt."""
+    """``asyncio.run``; SIGTERM cancels it as Ctrl-C does, and then ends it with TerminatedError."""
     is_terminated = False
 
     async def stoppable() -> Finished:

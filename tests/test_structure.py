@@ -24,13 +24,9 @@ LONG_FUNCTIONS = {
     "session_routes",
     "train",
 }
-CYCLES = {
-    "evaluation.plots, evaluation.report",
-}
+CYCLES: set[str] = set()
 CLASS_NAMES_WITH_TWO_MEANINGS = {
     "Answer",
-    "Comparison",
-    "Conversation",
     "Engine",
     "Judge",
     "Progress",
@@ -67,7 +63,6 @@ DEFAULTS_IN_TWO_PLACES = {
     "record.temperature",
     "replay.max_tokens",
     "replay.temperature",
-    "run.concurrency",
     "serve.host",
     "serve.nemo_compat",
     "serve.nodes",

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from nemotron4.cli.console import group, note, print_json
 from nemotron4.cli.eval_human import app as human_app
+from nemotron4.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from nemotron4.client import ChatModel
+    from collections.abc import Sequence
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    help="Measure a model by the card's benchmarks, or score stored answers.",
-)
-data_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The benchmarks' input files.")
+    from nemotron4.client import ChatModel
+    from nemotron4.evaluation.data import DataSource
+    from nemotron4.evaluation.runner import RunSettings
+    from nemotron4.evaluation.task import Task
+
+app = group("Measure a model by the card's benchmarks, or score stored answers.")
+data_app = group("The benchmarks' input files.")
 app.add_typer(data_app, name="data")
 app.add_typer(human_app, name="human")
 
@@ -30,18 +30,51 @@ DataFolder = Annotated[
         "--data-dir", help="Folder of benchmark files; default $NEMOTRON4_EVAL_DATA, then the cache."
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+TASK_HELP = "A name of `nemotron4 eval list`, a folder with task.toml, or FILE.py:FUNCTION."
+TaskArgument = Annotated[str, typer.Argument(help=TASK_HELP)]
+TaskArguments = Annotated[list[str], typer.Argument(help=TASK_HELP)]
 Unsafe = Annotated[
     bool, typer.Option("--unsafe-no-sandbox", help="Run model-written code here without isolation.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn when scoring.")]
+Data = Annotated[Path | None, typer.Option(help="Replaces the benchmark's data file.")]
+Model = Annotated[str, typer.Option(help="URL of a server, or a model to load in this process.")]
+RunFolder = Annotated[Path, typer.Option(help="Folder of the run; the same command resumes it.")]
+JudgeUrl = Annotated[str | None, typer.Option(help="URL of the judge's server.")]
+ModelName = Annotated[str | None, typer.Option(help="The model's name at its server.")]
+JudgeName = Annotated[str | None, typer.Option(help="The judge's name at its server.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="A seeded sample of this size; raising it goes on.")]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="New tokens instead of the benchmark's; named in the result.")
+]
+Temperature = Annotated[
+    float | None, typer.Option(min=0, help="Instead of the benchmark's; named in the result.")
+]
+System = Annotated[str | None, typer.Option(help="A system turn; named in the result.")]
+NumFewshot = Annotated[
+    int | None, typer.Option(min=0, help="Worked examples, where allowed; named in the result.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="What `eval list` shows for a benchmark; repeatable."),
+]
+Epochs = Annotated[
+    int, typer.Option(min=1, help="Answers to each item: means and pass@k; needs a temperature.")
+]
+OnFailureOption = Annotated[
+    Literal["wrong", "exclude", "stop"] | None,
+    typer.Option(help="What a request is that can never succeed; default: as the benchmark says."),
+]
+Concurrency = Annotated[int, typer.Option(min=1, help="Requests under way at once.")]
 
 
 @app.command("list")
-def list_tasks(as_json: AsJson = False) -> None:
-    """List the benchmarks, their published values and their input files."""
-    from nemotron4.evaluation.registry import TASKS
+def list_tasks(folder: DataFolder = None, as_json: JsonOption = False) -> None:
+    """List the benchmarks and the own tasks of the data folder, with published values and settings."""
+    from nemotron4.evaluation.data import data_folder
+    from nemotron4.evaluation.registry import all_tasks
 
+    tasks = all_tasks(data_folder(folder))
     if as_json:
         rows = [
             {
@@ -52,21 +85,23 @@ def list_tasks(as_json: AsJson = False) -> None:
                 "files": [file.path for file in task.files],
                 "max_new_tokens": task.sampling.max_tokens,
                 "temperature": task.sampling.temperature,
+                "settings": dict(task.options),
             }
-            for task in TASKS.values()
+            for task in tasks
         ]
-        typer.echo(json.dumps({"tasks": rows}))
+        print_json({"tasks": rows})
         return
-    for task in TASKS.values():
-        card = ", ".join(f"{name} {value:g}" for name, value in task.card.items())
-        typer.echo(f"{task.name:<20}{task.title}" + (f"; card: {card}" if card else ""))
+    for task in tasks:
+        card = "; card: " + ", ".join(f"{n} {v:g}" for n, v in task.card.items()) if task.card else ""
+        settings = "; --set " + ", ".join(task.options) if task.options else ""
+        print(f"{task.name:<20}{task.title}{card}{settings}")
 
 
 @data_app.command("check")
 def check_data(
     tasks: Annotated[list[str] | None, typer.Argument(help="Benchmarks; default all.")] = None,
     folder: DataFolder = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say for every input file whether it is there, and whether it is the expected version."""
     from nemotron4.evaluation.data import data_folder
@@ -74,10 +109,10 @@ def check_data(
 
     rows = check_files(files_of(tasks or []), data_folder(folder))
     if as_json:
-        typer.echo(json.dumps({"folder": str(data_folder(folder)), "files": rows}))
+        print_json({"folder": str(data_folder(folder)), "files": rows})
     else:
         for row in rows:
-            typer.echo(f"{row['status']:<9}{row['path']}  ({row['licence']}; {row['source']})")
+            print(f"{row['status']:<9}{row['path']}  ({row['licence']}; {row['source']})")
     if any(row["status"] == "changed" for row in rows):
         raise typer.Exit(1)
 
@@ -92,12 +127,12 @@ def fetch_data(
     from nemotron4.evaluation.datafiles import fetch_files, files_of
 
     for line in fetch_files(files_of(tasks or []), data_folder(folder)):
-        typer.echo(line, err=True)
+        note(line)
 
 
 @app.command()
 def score(
-    task: Annotated[str, typer.Argument(help="Benchmark; see `nemotron4 eval list`.")],
+    task: TaskArgument,
     responses: Annotated[
         Path | None, typer.Option(help='Answers: JSON lines {"id", "response"}, also .gz.')
     ] = None,
@@ -105,24 +140,24 @@ def score(
         Path | None,
         typer.Option(help='Judgments: {"id", "turn" or "game", "text"}, or log-probabilities.'),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Replaces the benchmark's data file.")] = None,
+    data: Data = None,
     folder: DataFolder = None,
     seed: Seed = 0,
     model: Annotated[str | None, typer.Option(help="Name of the model, for the result.")] = None,
     judge: Annotated[str | None, typer.Option(help="Name of the judge, for the result.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for result.json and items.jsonl.")] = None,
     unsafe: Unsafe = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Score stored answers again, without any model; the number is that of a live run."""
     from nemotron4.evaluation.data import DataSource, data_folder
     from nemotron4.evaluation.registry import find_task
-    from nemotron4.evaluation.result import save
+    from nemotron4.evaluation.result import result_lines, save
     from nemotron4.evaluation.scoring import score_files
-    from nemotron4.evaluation.tables import result_lines
 
+    found = find_task(task, data_folder(folder))
     result = score_files(
-        find_task(task),
+        found,
         DataSource(data_folder(folder), data),
         responses=responses,
         judgments=judgments,
@@ -133,85 +168,132 @@ def score(
     )
     if out is not None:
         save(result, out)
-    typer.echo(json.dumps(result.to_json()) if as_json else "\n".join(result_lines(result)))
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print("\n".join(result_lines(result, found)))
 
 
 @app.command()
 def run(
-    tasks: Annotated[list[str], typer.Argument(help="Benchmarks; see `nemotron4 eval list`.")],
-    model: Annotated[str, typer.Option(help="URL of a server, or a model to load in this process.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same command resumes it.")],
-    judge: Annotated[str | None, typer.Option(help="URL of the judge's server.")] = None,
-    model_name: Annotated[str | None, typer.Option(help="The model's name at its server.")] = None,
-    judge_name: Annotated[str | None, typer.Option(help="The judge's name at its server.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="A seeded sample of this size; raising it goes on.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Replaces the benchmark's data file.")] = None,
+    tasks: TaskArguments,
+    model: Model,
+    out: RunFolder,
+    judge: JudgeUrl = None,
+    model_name: ModelName = None,
+    judge_name: JudgeName = None,
+    limit: Limit = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    system: System = None,
+    num_fewshot: NumFewshot = None,
+    set_: Settings = None,
+    epochs: Epochs = 1,
+    on_failure: OnFailureOption = None,
+    data: Data = None,
     folder: DataFolder = None,
     seed: Seed = 0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 16,
+    concurrency: Concurrency = 16,
     unsafe: Unsafe = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Ask a model, have the judge judge, score. Stopped at any point, the same command goes on."""
-    from nemotron4.cli.console import note, print_json
-    from nemotron4.client.remote import JUDGE_KEY_VARIABLE, connect
-    from nemotron4.errors import ConfigError
-    from nemotron4.evaluation import inspect_adapter
     from nemotron4.evaluation.data import DataSource, data_folder
+    from nemotron4.evaluation.options import Changes, with_changes
     from nemotron4.evaluation.registry import find_task
-    from nemotron4.evaluation.runner import RunSettings, run_task
-    from nemotron4.evaluation.tables import result_lines
+    from nemotron4.evaluation.runner import RunSettings
     from nemotron4.runs import run_stoppable
 
-    inspect_adapter.check_installed()
-    chosen = [find_task(name) for name in tasks]
-    if judge is None and (judged := [task.name for task in chosen if task.judge is not None]):
-        raise ConfigError(f"{judged[0]} is scored by a judge", hint="pass --judge URL")
-    if data is not None and len(chosen) > 1:
-        raise ConfigError(f"--data replaces the file of one benchmark; {len(chosen)} are given")
+    changes = Changes(max_tokens, temperature, system, num_fewshot, tuple(set_ or ()))
+    chosen = [with_changes(find_task(name, data_folder(folder)), changes) for name in tasks]
+    _check(chosen, judge, data)
+    settings = RunSettings(
+        out=out,
+        limit=limit,
+        seed=seed,
+        epochs=epochs,
+        concurrency=concurrency,
+        allow_unsafe=unsafe,
+        on_failure=on_failure,
+    )
     source = DataSource(data_folder(folder), data)
-    settings = RunSettings(out=out, limit=limit, seed=seed, concurrency=concurrency, allow_unsafe=unsafe)
-    chat = _open_model(model, model_name)
-    judging = None if judge is None else connect(judge, judge_name, key_variable=JUDGE_KEY_VARIABLE)
+    chat, judging = _open_model(model, model_name), _open_judge(judge, judge_name)
+    run_stoppable(_run_all(chosen, source, settings, chat, judging, as_json=as_json))
 
-    async def run_all() -> None:
-        for task in chosen:
-            result = await run_task(task, source, settings, model=chat, judge=judging, note=note)
+
+def _check(tasks: Sequence[Task], judge: str | None, data: Path | None) -> None:
+    from nemotron4.errors import ConfigError
+
+    if judge is None and (judged := [task.name for task in tasks if task.judge is not None]):
+        raise ConfigError(f"{judged[0]} is scored by a judge", hint="pass --judge URL")
+    if data is not None and len(tasks) > 1:
+        raise ConfigError(f"--data replaces the file of one benchmark; {len(tasks)} are given")
+
+
+async def _run_all(
+    tasks: Sequence[Task],
+    source: DataSource,
+    settings: RunSettings,
+    chat: ChatModel,
+    judge: ChatModel | None,
+    *,
+    as_json: bool,
+) -> None:
+    """One after the other; a result in which nothing was scored is an error once all have run."""
+    from nemotron4.evaluation.result import result_lines
+    from nemotron4.evaluation.runner import run_task
+    from nemotron4.evaluation.scoring import require_scored
+
+    results = []
+    try:
+        for task in tasks:
+            results.append(await run_task(task, source, settings, model=chat, judge=judge))
             if as_json:
-                print_json(result.to_json())
+                print_json(results[-1].to_json())
             else:
-                typer.echo("\n".join(result_lines(result)))
+                print("\n".join(result_lines(results[-1], task)), flush=True)
+    finally:
         await chat.close()
-        if judging is not None:
-            await judging.close()
-
-    run_stoppable(run_all())
+        if judge is not None:
+            await judge.close()
+    for result in results:
+        require_scored(result)
 
 
 def _open_model(model: str, name: str | None) -> ChatModel:
     """The server at an address, or an engine in this process."""
-    from nemotron4.client import EngineChatModel
     from nemotron4.client.remote import connect, is_address
-    from nemotron4.inference.load import load
 
-    return connect(model, name) if is_address(model) else EngineChatModel(load(model), name=name)
+    if is_address(model):
+        return connect(model, name)
+    from nemotron4.client import EngineChatModel
+    from nemotron4.inference.load import load  # torch: two seconds that a run against a server does not need
+
+    return EngineChatModel(load(model), name=name)
+
+
+def _open_judge(judge: str | None, name: str | None) -> ChatModel | None:
+    from nemotron4.client.remote import JUDGE_KEY_VARIABLE, connect
+
+    return None if judge is None else connect(judge, name, key_variable=JUDGE_KEY_VARIABLE)
 
 
 @app.command()
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder with result.json and items.jsonl.")],
     second: Annotated[Path, typer.Argument(help="The other folder, of the same benchmark.")],
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Test two results on the same items against chance; refuses results of different definitions."""
+    """Test two results on their common items against chance; refuses results of different definitions."""
     from nemotron4.evaluation.compare import compare as compare_results
     from nemotron4.evaluation.compare import comparison_lines
     from nemotron4.evaluation.result import load_result
 
     comparison = compare_results(load_result(first), load_result(second))
-    typer.echo(json.dumps(comparison.to_json()) if as_json else "\n".join(comparison_lines(comparison)))
+    if as_json:
+        print_json(comparison.to_json())
+    else:
+        print("\n".join(comparison_lines(comparison)))
     if comparison.differences:
         raise typer.Exit(1)
 
@@ -225,4 +307,4 @@ def report(
     from nemotron4.evaluation.report import write_report
 
     for path in write_report(folders, out):
-        typer.echo(str(path))
+        print(path)

@@ -39,8 +39,10 @@ def explained(run: Callable[[], int]) -> int:
     try:
         status = run()
         sys.stdout.flush()
-    except KeyboardInterrupt as interruption:
-        return TERMINATED if isinstance(interruption, TerminatedError) else INTERRUPTED
+    except TerminatedError:
+        return TERMINATED
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader left (`| head`). What is still buffered goes nowhere, without a message at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

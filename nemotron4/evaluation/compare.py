@@ -14,8 +14,11 @@ PAGE_LENGTH = 10
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """``differences`` name what forbids the comparison; tests and flips are there only without any."""
+class PairedComparison:
+    """``differences`` name what forbids the comparison; tests and flips are there only without any.
+
+    ``left_out``: items that only one of the results scored, by metric.
+    """
 
     first: Result
     second: Result
@@ -23,6 +26,7 @@ class Comparison:
     tests: Mapping[str, PairedTest]
     won: Mapping[str, list[str]]
     lost: Mapping[str, list[str]]
+    left_out: Mapping[str, list[str]]
 
     def to_json(self) -> JsonObject:
         return {
@@ -37,34 +41,36 @@ class Comparison:
             "tests": {name: asdict(test) for name, test in self.tests.items()},
             "won": dict(self.won),
             "lost": dict(self.lost),
+            "left_out": dict(self.left_out),
         }
 
 
-def compare(first: Result, second: Result) -> Comparison:
-    """Paired tests per metric over the items both results scored; only if their definitions agree."""
+def compare(first: Result, second: Result) -> PairedComparison:
+    """Paired tests per metric over the items that both results scored; only if their definitions agree."""
     if first.task != second.task:
         raise DataError(f"{first.task} cannot be compared with {second.task}")
     theirs = second.identity()
     differences = {
         name: (value, theirs[name]) for name, value in first.identity().items() if value != theirs[name]
     }
-    if set(first.items) != set(second.items):
-        differences["items"] = (len(first.items), len(second.items))
     tests: dict[str, PairedTest] = {}
     won: dict[str, list[str]] = {}
     lost: dict[str, list[str]] = {}
+    left_out: dict[str, list[str]] = {}
     if not differences:
         for metric in sorted({name for values in first.items.values() for name in values}):
-            pairs = [
-                (name, before, after)
-                for name, values in first.items.items()
-                if (before := values.get(metric)) is not None
-                and (after := second.items[name].get(metric)) is not None
+            names = dict.fromkeys((*first.items, *second.items))
+            both = [
+                (n, first.items.get(n, {}).get(metric), second.items.get(n, {}).get(metric)) for n in names
             ]
+            pairs = [(n, a, b) for n, a, b in both if a is not None and b is not None]
+            left_out[metric] = [n for n, a, b in both if (a is None) != (b is None)]
+            if not pairs:
+                raise DataError(f"{first.task}: the results have no item with {metric} in common")
             tests[metric] = _test([(before, after) for _, before, after in pairs])
             won[metric] = [name for name, before, after in pairs if after > before]
             lost[metric] = [name for name, before, after in pairs if after < before]
-    return Comparison(first, second, differences, tests, won, lost)
+    return PairedComparison(first, second, differences, tests, won, lost, left_out)
 
 
 def _test(pairs: list[tuple[float, float]]) -> PairedTest:
@@ -74,7 +80,7 @@ def _test(pairs: list[tuple[float, float]]) -> PairedTest:
     return sign_flips(before, after)
 
 
-def comparison_lines(comparison: Comparison) -> list[str]:
+def comparison_lines(comparison: PairedComparison) -> list[str]:
     """For a reader. A difference inside the noise is called that."""
     first, second = comparison.first, comparison.second
     lines = [f"{first.task}: {first.model or 'first'} -> {second.model or 'second'}"]
@@ -88,7 +94,10 @@ def comparison_lines(comparison: Comparison) -> list[str]:
             f"  {name:<20}{test.difference:+.4f}  [{test.interval.lower:+.4f}, {test.interval.upper:+.4f}]"
             f"  p {test.p_value:.4f}  {verdict}  ({test.method}; {test.num_items} items)"
         )
-        for word, names in (("won", comparison.won[name]), ("lost", comparison.lost[name])):
+        groups = [("won", comparison.won[name]), ("lost", comparison.lost[name])]
+        if comparison.left_out[name]:
+            groups.append(("left out, scored by one only:", comparison.left_out[name]))
+        for word, names in groups:
             shown = ", ".join(names[:PAGE_LENGTH]) + (" ..." if len(names) > PAGE_LENGTH else "")
             lines.append(f"    {word} {len(names)}" + (f": {shown}" if names else ""))
     return lines

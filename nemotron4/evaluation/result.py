@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from nemotron4.runs import write_json
 
 RESULT_FILE = "result.json"
 ITEMS_FILE = "items.jsonl"
+SHOWN_REASONS = 6
 
 
 def sha256_of(value: str) -> str:
@@ -59,7 +61,9 @@ class Result:
     limit: int | None = None
     usage: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    epochs: int = 1
     items: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)  # item -> why it has its score
 
     def to_json(self) -> JsonObject:
         """The object that ``--json`` prints. Items are written to a file of their own."""
@@ -86,6 +90,8 @@ class Result:
             "sampling": dict(self.sampling),
             "seed": self.seed,
             "limit": self.limit,
+            "epochs": self.epochs,
+            "reasons": dict(Counter(reason for text in self.reasons.values() for reason in text.split("; "))),
             "isolation": self.isolation,
             "usage": dict(self.usage),
             "created_at": self.created_at,
@@ -93,7 +99,9 @@ class Result:
         }
 
     @classmethod
-    def from_json(cls, row: JsonObject, items: Mapping[str, Mapping[str, float | None]]) -> Self:
+    def from_json(
+        cls, row: JsonObject, items: Mapping[str, Mapping[str, float | None]], reasons: Mapping[str, str]
+    ) -> Self:
         intervals = row["intervals"]
         metrics = {
             name: Metric(
@@ -112,7 +120,9 @@ class Result:
             notes=tuple(row["notes"]),
             created_at=row.get("created_at", ""),
             example_sha256=row.get("example_sha256", {}),
+            epochs=row.get("epochs", 1),
             items=items,
+            reasons=reasons,
             **{name: row[name] for name in (*same, *more)},
         )
 
@@ -127,6 +137,7 @@ class Result:
             "sampling": dict(self.sampling),
             "seed": self.seed,
             "judge": self.judge,
+            "epochs": self.epochs,
         }
 
 
@@ -138,6 +149,7 @@ def make_result(task: Task, outcome: Outcome, **more: Any) -> Result:
         unscored=outcome.unscored,
         unparsed=outcome.unparsed,
         items=outcome.items,
+        reasons=outcome.reasons,
         prompt_sha256=sha256_of(task.prompt),
         grader_sha256=grader_sha256(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -146,16 +158,21 @@ def make_result(task: Task, outcome: Outcome, **more: Any) -> Result:
     )
 
 
-def result_name(task: Task, judge: str | None) -> str:
-    """A judge other than the card's, or one that is not named, makes another benchmark under another name."""
-    if task.judge is None or judge == task.card_judge:
-        return task.name
-    return f"{task.name} (judge {judge or 'not named'})"
+def result_name(task: Task, judge: str | None, *, is_cut_by_context: bool = False) -> str:
+    """Another judge than the card's, other settings, answers cut by the context: the name says it."""
+    changes = [f"{name} {value}" for name, value in task.changed.items()]
+    if task.judge is not None and judge != task.card_judge:
+        changes.append(f"judge {judge or 'not named'}")
+    if is_cut_by_context:
+        changes.append("cut by the context")
+    return f"{task.name} ({', '.join(changes)})" if changes else task.name
 
 
 def save(result: Result, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / ITEMS_FILE, ({"id": name, **values} for name, values in result.items.items()))
+    names = dict.fromkeys((*result.items, *result.reasons))
+    rows = ({"id": name, **result.items.get(name, {}), "reason": result.reasons.get(name)} for name in names)
+    write(folder / ITEMS_FILE, rows)
     write_json(folder / RESULT_FILE, result.to_json())
 
 
@@ -165,7 +182,9 @@ def load_result(folder: Path) -> Result:
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
         items = {str(item.pop("id")): item for _, item in read_json_lines(folder / ITEMS_FILE)}
-        return Result.from_json(row, items)
+        reasons = {name: reason for name, item in items.items() if (reason := item.pop("reason", None))}
+        scored = {name: item for name, item in items.items() if item}
+        return Result.from_json(row, scored, reasons)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read: {error.strerror}",
@@ -173,3 +192,54 @@ def load_result(folder: Path) -> Result:
         ) from error
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: not a result of this version: {error!r}") from error
+
+
+def number(value: float | None) -> str:
+    return "unscored" if value is None else f"{value:.2f}"
+
+
+def fraction(metric: Metric) -> str:
+    if metric.numerator is None or metric.denominator is None:
+        return ""
+    return f"{metric.numerator:g}/{metric.denominator:g}"
+
+
+def result_lines(result: Result, task: Task) -> list[str]:
+    """The result for a reader: every metric with its interval, its fraction and the card's value."""
+    card = task.card if result.name == result.task else {}
+    lines = [f"{result.name}: {result.num_items} items"]
+    for name, metric in result.metrics.items():
+        line = f"  {name:<20}{number(metric.value):>9}"
+        if metric.interval is not None:
+            line += f"  [{metric.interval.lower:.2f}, {metric.interval.upper:.2f}]"
+        line += f"  {fraction(metric)}" if metric.numerator is not None else ""
+        line += f"  card {card[name]:g}" if name in card else ""
+        lines.append(line)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in result.unscored.items())
+    lines.append(f"  unscored {sum(result.unscored.values())}" + (f" ({reasons})" if reasons else ""))
+    if result.unparsed:
+        lines.append(f"  unparsed {result.unparsed} (counted as wrong)")
+    if counts := result.to_json()["reasons"]:
+        shown = sorted(counts.items(), key=lambda pair: -pair[1])[:SHOWN_REASONS]
+        lines.append("  reasons " + ", ".join(f"{count} {reason}" for reason, count in shown))
+    lines += [f"  {line}" for line in _provenance(result, task)]
+    lines += [f"  note: {note}" for note in result.notes]
+    return lines
+
+
+def _provenance(result: Result, task: Task) -> list[str]:
+    """Who was measured, what it cost, and what must agree before two results are compared."""
+    who = f"model {result.model or 'not named'}"
+    who += f"; judge {result.judge or 'not named'}" if task.judge is not None else ""
+    who += f"; {json.dumps(dict(result.sampling))}" if result.sampling else ""
+    who += f"; seed {result.seed}" + (f"; sample of {result.limit}" if result.limit else "")
+    who += f"; code in {result.isolation}" if result.isolation else ""
+    lines = [who]
+    if result.usage:
+        lines.append("; ".join(f"{name} {value:.6g}" for name, value in result.usage.items()))
+    standard = "" if result.data_is_standard else " (not the standard file)"
+    lines.append(
+        f"sha256: data {result.data_sha256[:12]}{standard}, prompt {result.prompt_sha256[:12]},"
+        f" grader {result.grader_sha256[:12]}"
+    )
+    return lines

@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 import random
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from nemotron4.client import ChatModel, ClientError, HopelessError, Sampling, TransientError
-from nemotron4.evaluation import inspect_adapter
-from nemotron4.evaluation.conversation import Answer, Conversation, of_item, of_judgment
+from nemotron4.client import ChatModel, ClientError, HopelessError, Sampling
+from nemotron4.errors import ConfigError, Nemotron4Error
+from nemotron4.evaluation.conversation import ItemAnswer, ItemRequest, hold, of_item, of_judgment
 from nemotron4.evaluation.data import DataSource
-from nemotron4.evaluation.responses import FAILURES_FILE, JUDGMENTS_FILE, RESPONSES_FILE, SAMPLES_FILE
 from nemotron4.evaluation.result import Result, save, sha256_of
-from nemotron4.evaluation.scoring import score_task
+from nemotron4.evaluation.scoring import (
+    FAILURES_FILE,
+    JUDGMENTS_FILE,
+    RESPONSES_FILE,
+    SAMPLES_FILE,
+    ItemResponse,
+    OnFailure,
+    score_task,
+    with_failures,
+)
 from nemotron4.evaluation.task import Item, Judgment, Task
-from nemotron4.records import JsonObject
-from nemotron4.runs import IncompleteError, RowLog, claim
+from nemotron4.evaluation.viewer import LoggedSample, write_logs
+from nemotron4.progress import Progress
+from nemotron4.records import JsonObject, Message, write
+from nemotron4.runs import IncompleteError, RowLog, claim, held, in_flight
 
-Note = Callable[[str], None]
+# Failures that say something of the endpoint and nothing of the item: the run stops, nothing is booked.
+OF_THE_ENDPOINT = ("unauthorized", "not_found")
+MIN_FAILURES_TO_STOP = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """How a benchmark is run. ``limit`` draws that many items with ``seed``; it may be raised later."""
+    """How a benchmark is run. ``limit`` draws that many items with ``seed``; it may be raised later.
+
+    ``on_failure``: what a request that can never succeed is: a wrong answer, left out, or the end of the run.
+    """
 
     out: Path
-    limit: int | None = None
-    seed: int = 0
-    concurrency: int = 16
-    allow_unsafe: bool = False
+    limit: int | None
+    seed: int
+    epochs: int
+    concurrency: int
+    allow_unsafe: bool
+    on_failure: OnFailure | None  # None: as the task says
 
 
 def choose(items: Sequence[Item], *, limit: int | None, seed: int) -> list[Item]:
@@ -47,65 +61,262 @@ def choose(items: Sequence[Item], *, limit: int | None, seed: int) -> list[Item]
 
 
 async def run_task(
-    task: Task,
-    source: DataSource,
-    settings: RunSettings,
-    *,
-    model: ChatModel,
-    judge: ChatModel | None,
-    note: Note,
+    task: Task, source: DataSource, settings: RunSettings, *, model: ChatModel, judge: ChatModel | None
 ) -> Result:
     """The scored result, saved in ``out/TASK``; IncompleteError if a request failed for now."""
+    _check(task, settings)
     folder = settings.out / task.name
-    content = source.main(task.main_file)
-    if task.needs_sandbox:
-        from nemotron4.grading.sandbox import open_sandbox
-
-        open_sandbox(allow_unsafe=settings.allow_unsafe)  # before hours of generation, not after
     judge_name = judge.name if judge is not None and task.judge is not None else None
     identity: dict[str, Any] = {
         "task": task.name,
         "model": model.name,
         "judge": judge_name,
-        "data_sha256": content.sha256,
+        "data_sha256": source.main(task.main_file).sha256,
         "prompt_sha256": sha256_of(task.prompt),
         "sampling": asdict(task.sampling),
+        "options": dict(task.changed),
+        "epochs": settings.epochs,
         "seed": settings.seed,
     }
-    claim(folder, identity)
-    items = choose(task.load(source), limit=settings.limit, seed=settings.seed)
-    stage = _Stage(folder, settings, task.name, identity, note)
-    answers = await stage.ask(
-        [of_item(item, task.sampling) for item in items],
-        model,
-        RESPONSES_FILE,
-        lambda answer, _: answer.to_json(),
-    )
-    responses = {str(row["id"]): _texts(row) for row in answers}
-    judgments: list[Judgment] = []
-    judged: list[JsonObject] = []
-    if task.judge is not None and judge is not None:
-        requests = [of_judgment(request) for request in task.judge(items, responses, source)]
-        judged = await stage.ask(requests, judge, JUDGMENTS_FILE, _judgment_row)
-        judgments = [Judgment(id=row["id"], part=row["part"], text=row["text"], fields=row) for row in judged]
-    result = score_task(
-        task,
-        items,
-        responses,
-        judgments,
-        source,
-        seed=settings.seed,
-        allow_unsafe=settings.allow_unsafe,
-        judge=judge_name,
-        model=model.name,
-        sampling=_decoding(task.sampling),
-        limit=settings.limit,
-        usage=_usage(answers, judged),
-    )
-    missing = "no response" if task.judge is None else "no judgment"
-    result = replace(result, unscored=_with_failures(result.unscored, missing, stage.refused))
-    save(result, folder)
-    return result
+    with held(folder):
+        claim(folder, identity, {"sampling": asdict(Sampling()), "epochs": 1})
+        items = choose(task.load(source), limit=settings.limit, seed=settings.seed)
+        return await _Run(task, source, settings, folder, items).result(model, judge, judge_name)
+
+
+def _check(task: Task, settings: RunSettings) -> None:
+    """What would fail after hours of generation fails before."""
+    if task.needs_sandbox:
+        from nemotron4.grading.sandbox import open_sandbox
+
+        open_sandbox(allow_unsafe=settings.allow_unsafe)
+    if settings.on_failure == "wrong" and not task.is_generative:
+        raise ConfigError(f"{task.name} scores numbers: a failed request cannot be a wrong answer")
+    if settings.epochs > 1:
+        if task.judge is not None or not task.is_generative:
+            raise ConfigError(f"--epochs is for tasks that grade a text without a judge; {task.name} is none")
+        if task.sampling.temperature == 0:
+            raise ConfigError(
+                f"{task.name} is greedy: {settings.epochs} epochs would be equal",
+                hint="pass --temperature 0.7 or another one",
+            )
+
+
+class _Run:
+    """The stages of one benchmark in one folder."""
+
+    def __init__(
+        self, task: Task, source: DataSource, settings: RunSettings, folder: Path, items: Sequence[Item]
+    ) -> None:
+        self._task, self._source, self._settings = task, source, settings
+        self._folder, self._items = folder, items
+        self._refused: dict[str, str] = {}  # conversation -> kind of failure, of the latest stage
+
+    async def result(self, model: ChatModel, judge: ChatModel | None, judge_name: str | None) -> Result:
+        task, settings = self._task, self._settings
+        rows = await self._ask(self._conversations(), model, RESPONSES_FILE, _response_row)
+        epochs = self._epochs(rows)
+        judgments: list[Judgment] = []
+        judged: list[JsonObject] = []
+        if task.judge is not None and judge is not None:
+            texts = {name: response.texts for name, response in epochs[0].items()}
+            requests = [of_judgment(one) for one in task.judge(self._items, texts, self._source)]
+            judged = list((await self._ask(requests, judge, JUDGMENTS_FILE, _judgment_row)).values())
+            judgments = [
+                Judgment(id=row["id"], part=row["part"], text=row["text"], fields=row) for row in judged
+            ]
+        result = score_task(
+            task,
+            self._items,
+            epochs,
+            judgments,
+            self._source,
+            seed=settings.seed,
+            allow_unsafe=settings.allow_unsafe,
+            judge=judge_name,
+            model=model.name,
+            sampling=_decoding(task.sampling),
+            limit=settings.limit,
+            usage=_usage(list(rows.values()), judged),
+        )
+        result = self._with_refusals(result)
+        save(result, self._folder)
+        self._write_logs(result, rows, judgments)
+        return result
+
+    def _conversations(self) -> list[ItemRequest]:
+        """Every item once per epoch; an epoch has a seed of its own."""
+        found = []
+        for epoch in range(1, self._settings.epochs + 1):
+            sampling = self._task.sampling
+            if epoch > 1:
+                sampling = replace(sampling, seed=(sampling.seed or self._settings.seed) + epoch - 1)
+            for item in self._items:
+                found.append(replace(of_item(item, sampling), id=_with_epoch(item.id, epoch), epoch=epoch))
+        return found
+
+    def _epochs(self, rows: Mapping[str, JsonObject]) -> list[dict[str, ItemResponse]]:
+        """Answers by item for each epoch; a failed request is an empty one where it counts as wrong."""
+        found: list[dict[str, ItemResponse]] = []
+        for epoch in range(1, self._settings.epochs + 1):
+            responses = {}
+            for item in self._items:
+                name = _with_epoch(item.id, epoch)
+                if name in rows:
+                    responses[item.id] = ItemResponse.of_row(rows[name])
+                elif self._on_failure == "wrong":
+                    responses[item.id] = ItemResponse(("",) * (1 + len(item.follow_ups)))
+            found.append(responses)
+        return found
+
+    @property
+    def _on_failure(self) -> OnFailure:
+        return self._settings.on_failure or self._task.on_failure
+
+    def _with_refusals(self, result: Result) -> Result:
+        """Refused requests by reason: among the unscored, or as a note where they count as wrong."""
+        if not self._refused:
+            return result
+        kinds = Counter(self._refused.values())
+        named = ", ".join(list(self._refused)[:5]) + (" ..." if len(self._refused) > 5 else "")
+        counted = ", ".join(with_failures({}, "", kinds)) or "refused"
+        if self._on_failure == "wrong" and self._task.judge is None:
+            note = f"{len(self._refused)} requests count as wrong ({counted}): {named}"
+            return replace(result, notes=(*result.notes, note))
+        missing = "no response" if self._task.judge is None else "no judgment"
+        note = f"left out ({counted}): {named}"
+        unscored = with_failures(result.unscored, missing, kinds)
+        return replace(result, unscored=unscored, notes=(*result.notes, note))
+
+    async def _ask(
+        self,
+        conversations: Sequence[ItemRequest],
+        model: ChatModel,
+        file: str,
+        as_row: Callable[[ItemAnswer, ItemRequest], JsonObject],
+    ) -> dict[str, JsonObject]:
+        """The rows of all conversations by id, in the order of the file, in which they are scored again."""
+        by_id = {conversation.id: conversation for conversation in conversations}
+        transient: list[ClientError] = []
+        num_answered = 0
+        with (
+            RowLog(self._folder / file, key=_conversation_id) as log,
+            RowLog(self._folder / FAILURES_FILE) as failed,
+            Progress(
+                len(by_id),
+                sum(name in log or name in failed for name in by_id),
+                name=f"{self._task.name} {Path(file).stem}",
+                unit="requests",
+            ) as progress,
+        ):
+
+            async def work(conversation: ItemRequest) -> tuple[RowLog, JsonObject] | None:
+                nonlocal num_answered
+                try:
+                    answer = await hold(conversation, model, lambda error: progress.repeated(error.message))
+                except HopelessError as error:
+                    if self._on_failure == "stop" or error.kind in OF_THE_ENDPOINT:
+                        raise Nemotron4Error(
+                            f"{self._task.name}: request {conversation.id} failed: {error.message}",
+                            hint=error.hint or "what was answered is kept; see --on-failure",
+                        ) from error
+                    return failed, {"id": conversation.id, "kind": error.kind, "message": error.message}
+                except ClientError as error:
+                    transient.append(error)
+                    if error.kind == "quota" or len(transient) >= max(MIN_FAILURES_TO_STOP, num_answered):
+                        raise self._incomplete(len(by_id), len(by_id) - len(log), error) from error
+                    return None
+                num_answered += 1
+                return log, as_row(answer, conversation)
+
+            def keep(rows: Sequence[tuple[RowLog, JsonObject] | None]) -> None:
+                finished = [row for row in rows if row is not None]
+                for target in (log, failed):
+                    target.append(*(row for to, row in finished if to is target))
+                progress.add(len(finished), num_failed=sum(to is failed for to, _ in finished))
+
+            left = [c for c in conversations if c.id not in log and c.id not in failed]
+            await in_flight(left, work, keep, limit=self._settings.concurrency)
+            self._refused = {name: failed[name]["kind"] for name in by_id if name in failed}
+            num_missing = sum(name not in log and name not in failed for name in by_id)
+            if num_missing:
+                raise self._incomplete(len(by_id), num_missing, transient[0] if transient else None)
+            return {name: row for row in log.rows if (name := _conversation_id(row)) in by_id}
+
+    def _incomplete(self, total: int, missing: int, error: ClientError | None) -> IncompleteError:
+        reason = f": {error.message}" if error is not None else ""
+        return IncompleteError(
+            f"{self._task.name}: {missing} of {total} requests have no answer yet{reason}",
+            hint="repeat the command: what was answered is kept",
+        )
+
+    def _write_logs(
+        self, result: Result, rows: Mapping[str, JsonObject], judgments: Sequence[Judgment]
+    ) -> None:
+        """For the viewer, and which log shows which item for the report's links."""
+        texts: dict[str, list[str]] = {}
+        for judgment in judgments:
+            texts.setdefault(judgment.id, []).append(judgment.text)
+        samples = [
+            LoggedSample(
+                id=item.id,
+                epoch=epoch,
+                messages=_said(item, rows.get(name)),
+                row=rows.get(name, {}),
+                scores=result.items.get(item.id, {}),
+                reason=result.reasons.get(item.id),
+                judgments=texts.get(item.id, ()),
+                error=self._refused.get(name),
+            )
+            for item in self._items
+            for epoch in range(1, self._settings.epochs + 1)
+            if (name := _with_epoch(item.id, epoch))
+        ]
+        log_of = write_logs(self._folder / "logs", result, samples)
+        ids: dict[str, list[str]] = {}
+        for name, log in log_of.items():
+            ids.setdefault(log, []).append(name)
+        write(self._folder / SAMPLES_FILE, ({"log": log, "ids": names} for log, names in ids.items()))
+
+
+def _said(item: Item, row: JsonObject | None) -> list[Message]:
+    """The conversation as it went."""
+    said = list(item.messages)
+    if row is not None:
+        turns = ItemResponse.of_row(row).texts
+        for number, text in enumerate(turns):
+            said.append(Message("assistant", text))
+            if number < len(turns) - 1 and number < len(item.follow_ups):
+                said.append(Message("user", item.follow_ups[number]))
+    return said
+
+
+def _with_epoch(name: str, epoch: int) -> str:
+    return name if epoch == 1 else f"{name}~{epoch}"
+
+
+def _conversation_id(row: JsonObject) -> str:
+    if "part" in row:
+        return f"{row['id']}#{row['part']}"
+    return _with_epoch(str(row["id"]), row.get("epoch", 1))
+
+
+def _response_row(answer: ItemAnswer, conversation: ItemRequest) -> JsonObject:
+    row = answer.to_json()
+    if conversation.epoch > 1:
+        row |= {"id": conversation.id.removesuffix(f"~{conversation.epoch}"), "epoch": conversation.epoch}
+    return row
+
+
+def _judgment_row(answer: ItemAnswer, conversation: ItemRequest) -> JsonObject:
+    """A judgment as ``eval score`` reads it."""
+    row = answer.to_json()
+    fields = dict(conversation.fields)
+    item, part = fields.pop("item"), fields.pop("part")
+    row |= {"id": item, "part": part, "turn": part, "text": row.pop("response"), **fields}
+    if (first := row.pop("first_token", None)) is not None:
+        row["logprobs"] = first
+    return row
 
 
 def _decoding(sampling: Sampling) -> dict[str, Any]:
@@ -118,22 +329,6 @@ def _decoding(sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def _texts(row: JsonObject) -> tuple[str, ...]:
-    response = row["response"]
-    return tuple(response) if isinstance(response, list) else (response,)
-
-
-def _judgment_row(answer: Answer, conversation: Conversation) -> JsonObject:
-    """A judgment as ``eval score`` reads it."""
-    row = answer.to_json()
-    fields = dict(conversation.fields)
-    item, part = fields.pop("item"), fields.pop("part")
-    row |= {"id": item, "part": part, "turn": part, "text": row.pop("response"), **fields}
-    if (first := row.pop("first_token", None)) is not None:
-        row["logprobs"] = first
-    return row
-
-
 def _usage(answers: Sequence[JsonObject], judged: Sequence[JsonObject]) -> dict[str, float]:
     usage: dict[str, float] = {}
     for prefix, rows in (("", answers), ("judge_", judged)):
@@ -141,132 +336,3 @@ def _usage(answers: Sequence[JsonObject], judged: Sequence[JsonObject]) -> dict[
             for name in ("prompt_tokens", "completion_tokens", "duration_s"):
                 usage[prefix + name] = sum(row.get(name) or 0 for row in rows)
     return usage
-
-
-def _with_failures(unscored: Mapping[str, int], missing: str, refused: Counter[str]) -> dict[str, int]:
-    """What is missing because its request can never succeed, under that reason instead."""
-    reasons = Counter(unscored)
-    for kind, count in refused.items():
-        reasons[missing] -= count
-        reasons[f"request refused: {kind}"] += count
-    return {reason: count for reason, count in reasons.items() if count > 0}
-
-
-class _Stage:
-    """Asks conversations of one folder and keeps what came back."""
-
-    def __init__(
-        self, folder: Path, settings: RunSettings, name: str, identity: dict[str, Any], note: Note
-    ) -> None:
-        self._folder = folder
-        self._settings = settings
-        self._name = name
-        self._identity = identity
-        self._note = note
-        self.refused: Counter[str] = Counter()  # kinds of failure of the latest stage
-
-    async def ask(
-        self,
-        conversations: Sequence[Conversation],
-        model: ChatModel,
-        file: str,
-        as_row: Callable[[Answer, Conversation], JsonObject],
-    ) -> list[JsonObject]:
-        """The rows of all conversations in the order of the file, in which scoring them again reads them."""
-        by_id = {conversation.id: conversation for conversation in conversations}
-        transient: list[ClientError] = []
-        with (
-            RowLog(self._folder / file, key=_conversation_id) as log,
-            RowLog(self._folder / FAILURES_FILE) as failed,
-        ):
-            done = {_conversation_id(row): row for row in log.rows}
-            hopeless = failed.keys
-            left = [c for c in conversations if c.id not in done and c.id not in hopeless]
-            progress = Progress(f"{self._name} {Path(file).stem}", len(conversations), len(left), self._note)
-
-            def on_answer(answer: Answer) -> None:
-                row = as_row(answer, by_id[answer.id])
-                log.append(row)
-                done[answer.id] = row
-                progress.add()
-
-            def on_failure(name: str, error: ClientError) -> None:
-                if isinstance(error, HopelessError):
-                    failed.append({"id": name, "kind": error.kind, "message": error.message})
-                else:
-                    transient.append(error)
-                progress.add()
-
-            if left:
-                await inspect_adapter.run_conversations(
-                    left,
-                    model,
-                    name=f"{self._name}-{Path(file).stem}",
-                    logs=self._folder / "logs",
-                    concurrency=self._settings.concurrency,
-                    metadata=self._identity,
-                    on_answer=on_answer,
-                    on_failure=on_failure,
-                    on_retry=progress.repeated,
-                    on_log=self._keep_log,
-                )
-            progress.end()
-            failures = {row["id"]: row["kind"] for row in failed.rows if row["id"] in by_id}
-        self.refused = Counter(failures.values())
-        missing = [name for name in by_id if name not in done and name not in failures]
-        if missing:
-            reason = f": {transient[0].message}" if transient else ""
-            raise IncompleteError(
-                f"{self._name}: {len(missing)} of {len(conversations)} requests have no answer yet{reason}",
-                hint="repeat the command: what was answered is kept",
-            )
-        return [row for name, row in done.items() if name in by_id]
-
-    def _keep_log(self, name: str, ids: Sequence[str]) -> None:
-        """Which log shows which sample: the report's links."""
-        with RowLog(self._folder / SAMPLES_FILE, key=itemgetter("log")) as log:
-            log.append({"log": name, "ids": list(ids)})
-
-
-def _conversation_id(row: JsonObject) -> str:
-    return f"{row['id']}#{row['part']}" if "part" in row else str(row["id"])
-
-
-class Progress:
-    """One line per second at most, on a terminal over the last one: done, rate, time left."""
-
-    def __init__(self, name: str, total: int, left: int, note: Note) -> None:
-        self._name, self._total, self._left, self._note = name, total, left, note
-        self._done = 0
-        self._num_repeated, self._trouble = 0, ""
-        self._started_s = self._shown_s = time.monotonic()
-        if left < total:
-            note(f"{name}: {total - left} of {total} are already there")
-
-    def add(self) -> None:
-        self._done += 1
-        self._show()
-
-    def repeated(self, error: TransientError) -> None:
-        """A request failed for now and is made again."""
-        self._num_repeated += 1
-        self._trouble = error.message
-        self._show()
-
-    def _show(self) -> None:
-        if time.monotonic() - self._shown_s >= (1.0 if sys.stderr.isatty() else 15.0):
-            self._shown_s = time.monotonic()
-            self._note(self._line())
-
-    def end(self) -> None:
-        if self._done or self._num_repeated:
-            self._note(self._line())
-
-    def _line(self) -> str:
-        rate = self._done / max(time.monotonic() - self._started_s, 1e-9)
-        at = self._total - self._left + self._done
-        left_s = int((self._left - self._done) / rate) if rate else 0
-        line = (
-            f"{self._name}: {at}/{self._total}  {rate:.2f} requests/s  {left_s // 60}:{left_s % 60:02} left"
-        )
-        return line + (f"  {self._num_repeated} repeated: {self._trouble}" if self._num_repeated else "")

@@ -9,7 +9,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from nemotron4.client.interface import Sampling
 from nemotron4.evaluation.data import DataFile, DataSource
@@ -75,6 +75,7 @@ class Outcome:
     unscored: Mapping[str, int] = field(default_factory=dict)
     unparsed: int = 0
     items: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)  # item -> why it has its score
     notes: tuple[str, ...] = ()
 
 
@@ -110,6 +111,11 @@ class Task:
     needs_sandbox: bool = False
     needs_responses: bool = True  # False: a judge's texts are enough to score
     is_outside: Callable[[str], bool] = lambda _: False  # an id of a larger set that this one is a part of
+    is_generative: bool = True  # False: numbers are scored, of choices or rewards
+    on_failure: Literal["wrong", "exclude", "stop"] = "exclude"  # of a request that can never succeed
+    with_options: Callable[[Mapping[str, Any]], Task] | None = None  # for --set and --num-fewshot
+    options: Mapping[str, Any] = field(default_factory=dict)  # what may be set, with its values
+    changed: Mapping[str, Any] = field(default_factory=dict)  # what makes this another definition
     note: str = ""
 
     @property
@@ -165,7 +171,66 @@ def accuracy_by_group(inputs: Inputs, grade: Callable[[str, str], Score]) -> Out
         unscored=unscored,
         unparsed=sum(found.is_unparsed for found in scores),
         items={item.id: {"accuracy": found.value} for item, found in zip(items, scores, strict=True)},
+        reasons=why(items, scores),
     )
+
+
+def why(items: Sequence[Item], scores: Sequence[Score]) -> dict[str, str]:
+    """What the grader said of each item, such as ``timeout``."""
+    return {item.id: found.reason for item, found in zip(items, scores, strict=True) if found.reason}
+
+
+def combine_epochs(outcomes: Sequence[Outcome], *, seed: int) -> Outcome:
+    """The mean of every metric over the epochs, and pass@k where items are right or wrong (Chen et al. 2021).
+
+    Intervals are bootstraps over items: the answers to one item are not independent.
+    """
+    num_epochs = len(outcomes)
+    by_metric: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for outcome in outcomes:
+        for name, values in outcome.items.items():
+            for metric, value in values.items():
+                if value is not None:
+                    by_metric[metric][name].append(value)
+    metrics: dict[str, Metric] = {}
+    for metric in outcomes[0].metrics:
+        if metric not in by_metric:
+            means = [found for o in outcomes if (found := o.metrics[metric].value) is not None]
+            metrics[metric] = Metric(sum(means) / len(means) if means else None)
+            continue
+        items = by_metric[metric]
+        means = [sum(values) / len(values) for values in items.values()]
+        metrics[metric] = _mean(means, seed)
+        if {value for values in items.values() for value in values} <= {0.0, 1.0}:
+            whole = [int(sum(values)) for values in items.values() if len(values) == num_epochs]
+            for k in range(2, num_epochs + 1):
+                metrics[f"{metric} (pass@{k})"] = _mean([_pass_at(num_epochs, c, k) for c in whole], seed)
+    return Outcome(
+        metrics=metrics,
+        unscored=sum((Counter(outcome.unscored) for outcome in outcomes), Counter()),
+        unparsed=sum(outcome.unparsed for outcome in outcomes),
+        items={
+            name: {
+                metric: sum(items[name]) / len(items[name])
+                for metric, items in by_metric.items()
+                if name in items
+            }
+            for name in dict.fromkeys(name for outcome in outcomes for name in outcome.items)
+        },
+        reasons={name: reason for outcome in reversed(outcomes) for name, reason in outcome.reasons.items()},
+        notes=(*outcomes[0].notes, f"{num_epochs} epochs: metrics are means over them"),
+    )
+
+
+def _pass_at(num_samples: int, num_right: int, k: int) -> float:
+    """The share of draws of ``k`` of the samples that hold a right one."""
+    return 1.0 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
+
+
+def _mean(values: Sequence[float], seed: int) -> Metric:
+    if not values:
+        return Metric(None, 0, 0)
+    return share(sum(values), len(values), bootstrap_ratio(list(values), [1.0] * len(values), seed=seed))
 
 
 def finite(value: float) -> float | None:

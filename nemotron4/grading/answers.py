@@ -14,10 +14,11 @@ from typing import Literal
 
 from nemotron4.grading.score import Score, passed, unparsed
 
-Gsm8kMethod = Literal["strict", "flexible"]
+Gsm8kMethod = Literal["strict", "flexible", "value"]
 
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+_NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<![\w.])-?\.\d+")
 _LETTERS = "ABCD"
 
 
@@ -32,6 +33,12 @@ def extract_gsm8k(response: str, method: Gsm8kMethod) -> str | None:
     return (last.group(1) or last.group(2)).strip() if last else None
 
 
+def final_number(response: str) -> Fraction | None:
+    """The value of the last number of a text: ``$57.00``, ``1,000 apples`` and ``-3.`` are numbers."""
+    found = [match[0] for match in _NUMBER.finditer(response)]
+    return Fraction(found[-1].replace(",", "")) if found else None
+
+
 def normal_gsm8k(answer: str) -> str:
     """The form in which numbers are compared: no ``,`` or ``$``, nothing up to ``#### ``, no final ``.``."""
     answer = answer.replace(",", "").replace("$", "")
@@ -40,7 +47,15 @@ def normal_gsm8k(answer: str) -> str:
 
 
 def gsm8k(response: str, answer: str, method: Gsm8kMethod = "strict") -> Score:
-    """1 if the extracted number equals the reference, which is a number or a whole worked solution."""
+    """1 if the extracted number equals the reference, which is a number or a whole worked solution.
+
+    ``strict`` and ``flexible`` compare the digits as published; ``value`` compares numbers.
+    """
+    if method == "value":
+        value = final_number(response)
+        if value is None:
+            return unparsed("no final number")
+        return passed(value == final_number(answer))
     extracted = extract_gsm8k(response, method)
     if extracted is None:
         return unparsed("no final number")

@@ -7,7 +7,10 @@ keeps what a function needs when the answer repeats it whole: the prompt's impor
 
 from __future__ import annotations
 
+import ast
+import builtins
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,7 +18,7 @@ from nemotron4.grading.sandbox import Execution, Sandbox
 from nemotron4.grading.score import Score
 
 TIMEOUT_S = 10.0
-Extraction = Literal["extracted", "raw"]
+Extraction = Literal["extracted", "found", "raw"]
 
 _FENCED = re.compile(r"```[ \t]*(?:[A-Za-z0-9_+-]*)[ \t]*\r?\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 
@@ -41,6 +44,65 @@ def extract_humaneval(response: str, entry_point: str) -> str:
     if defining or blocks:
         return (defining or blocks)[0].rstrip() + "\n"
     return response.rstrip() + "\n"
+
+
+def find_program(response: str, function: str | None) -> str:
+    """The program of an answer, whatever its form: thoughts removed, out of any fence, or without one.
+
+    Of several blocks the first that defines the function, else the first. Without a fence the text between
+    the first and the last line that reads as a program. Asserts at the top level are the answer's own tests.
+    """
+    text = re.sub(r"<think>.*?(</think>|\Z)", "", response, flags=re.DOTALL)
+    text = text.rpartition("</think>")[2]  # some servers leave the opening mark in the prompt
+    blocks = _fenced_blocks(text)
+    defining = [block for block in blocks if function and _defines(block, function)]
+    if not blocks:
+        blocks = [_unfenced(text)]
+    lines = (defining or blocks)[0].splitlines()
+    return "\n".join(line for line in lines if not line.startswith("assert ")).rstrip() + "\n"
+
+
+def _fenced_blocks(text: str) -> list[str]:
+    """Blocks of Markdown (CommonMark 4.5): at least three backticks or tildes, at any indentation."""
+    blocks: list[list[str]] = []
+    fence = ""
+    for line in text.splitlines():
+        mark = re.match(r"[ \t]*(?:[-*+]|\d+[.)])?[ \t]*(`{3,}|~{3,})(.*)", line)
+        if fence:
+            closes = mark is not None and mark[1].startswith(fence) and not mark[2].strip()
+            fence = "" if closes else fence
+            if not closes:
+                blocks[-1].append(line)
+        elif mark is not None and "`" not in mark[2]:
+            fence = mark[1]
+            blocks.append([])
+    return [textwrap.dedent("\n".join(block)) for block in blocks if any(line.strip() for line in block)]
+
+
+_CODE_LINE = re.compile(r"(?:async def|def|class|import|from|@)\b|@\w")
+
+
+def _unfenced(text: str) -> str:
+    """From the first line that opens a program to the last at which it still parses; else the whole text."""
+    lines = text.splitlines()
+    start = next((n for n, line in enumerate(lines) if _CODE_LINE.match(line)), None)
+    if start is None:
+        return text
+    for end in range(len(lines), start, -1):
+        program = "\n".join(lines[start:end])
+        try:
+            ast.parse(program)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        return program
+    return text
+
+
+def called_function(tests: Sequence[str]) -> str | None:
+    """The function that the first assert calls: ``assert set(f(1)) == ...`` calls ``f``."""
+    names = re.findall(r"\b([A-Za-z_]\w*)\(", tests[0]) if tests else []
+    own = [name for name in names if not hasattr(builtins, name)]
+    return own[0] if own else None
 
 
 def _defines(code: str, function: str) -> bool:

@@ -14,7 +14,7 @@ from nemotron4.evaluation.conversation import hold, of_item
 from nemotron4.evaluation.data import Content, DataSource
 from nemotron4.evaluation.registry import TASKS
 from nemotron4.evaluation.task import Inputs
-from nemotron4.evaluation.tasks import bbh
+from nemotron4.evaluation.tasks import exact as bbh
 
 PROMPTS = {"navigate": "About turns.\n\nQ: 1\nA: 2", "word_sorting": "About words.\n\nQ: 3\nA: 4"}
 

@@ -16,7 +16,7 @@ from nemotron4.evaluation.conversation import hold, of_item
 from nemotron4.evaluation.data import DataSource
 from nemotron4.evaluation.registry import TASKS
 from nemotron4.evaluation.task import Inputs, Item
-from nemotron4.evaluation.tasks.choices import make_item
+from nemotron4.evaluation.tasks.numbers import make_item
 
 
 def _source(tmp_path: Path, name: str, rows: Sequence[dict[str, Any]]) -> DataSource:

@@ -63,7 +63,7 @@ def test_a_saved_result_is_read_back_as_it_was(scored: Scored) -> None:
     result = load_result(folder)
     assert result.metrics["strict"].value == 10
     assert result.to_json() == json.loads((folder / "result.json").read_text())
-    assert result.items["1"] == {"strict": 1, "flexible": 1}
+    assert result.items["1"] == {"strict": 1, "flexible": 1, "value": 1}
 
 
 class _Text(HTMLParser):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import logging
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,17 @@ from typing import Any
 import pytest
 
 from nemotron4.cli.main import main
+from nemotron4.client import HopelessError
+from nemotron4.evaluation.conversation import room_left
+from nemotron4.runs import held
 
-pytest.importorskip("inspect_ai")
-pytestmark = pytest.mark.filterwarnings("default")  # inspect_ai's dependencies warn
-
-Script = Callable[[list[dict[str, str]]], "str | int"]
+Script = Callable[..., "str | int | dict[str, Any] | None"]
 
 
 class ScriptedServer:
     """An OpenAI-compatible endpoint that answers by a function: a text, or an HTTP status to fail with."""
 
-    def __init__(self, script: Script, *, delay_s: float = 0.0) -> None:
+    def __init__(self, script: Script, *, delay_s: float = 0.0, wants_body: bool = False) -> None:
         self.requests: list[list[dict[str, str]]] = []
         self.in_flight = 0
         self.lock = threading.Lock()
@@ -50,17 +49,20 @@ class ScriptedServer:
                 with outer.lock:
                     outer.in_flight += 1
                 time.sleep(delay_s)
-                reply = script(body["messages"])
+                reply = script(body) if wants_body else script(body["messages"])
                 with outer.lock:
                     outer.in_flight -= 1
-                    if isinstance(reply, str):
+                    if reply is None or isinstance(reply, str):
                         outer.requests.append(body["messages"])
                 if isinstance(reply, int):
                     self._send(reply, {"error": {"message": "scripted failure"}})
                     return
+                if isinstance(reply, dict):  # an error of the script's own, with status 400
+                    self._send(400, reply)
+                    return
                 choice: dict[str, Any] = {
                     "message": {"role": "assistant", "content": reply},
-                    "finish_reason": "stop",
+                    "finish_reason": "length" if len(reply or "") > 1000 else "stop",
                 }
                 if body.get("logprobs"):
                     top = [{"token": "m", "logprob": -0.2}, {"token": "M", "logprob": -1.7}]
@@ -99,6 +101,10 @@ def data(tmp_path: Path) -> Callable[[Sequence[dict[str, Any]]], str]:
     return write
 
 
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 GSM8K = [{"question": f"Say {n}.", "answer": f"#### {n}"} for n in range(8)]
 
 
@@ -117,7 +123,7 @@ def test_a_run_and_its_stored_answers_have_the_same_score(
         assert main(command) == 0
         captured = capsys.readouterr()
         live = json.loads(captured.out)
-        assert "8/8" in captured.err
+        assert "8 of 8 requests" in captured.err
         assert "1 repeated: " in captured.err
         assert main(command) == 0  # everything is there: the second time asks nothing
         assert len(server.requests) == 8
@@ -125,7 +131,8 @@ def test_a_run_and_its_stored_answers_have_the_same_score(
     answers = str(out / "gsm8k/responses.jsonl")
     assert main(["eval", "score", "gsm8k", "--responses", answers, "--data", file, "--json"]) == 0
     stored = json.loads(capsys.readouterr().out)
-    assert live["metrics"] == stored["metrics"] == {"strict": 100, "flexible": 100}
+    assert live["metrics"] == stored["metrics"]
+    assert live["metrics"] == {"strict": 100, "flexible": 100, "value": 100, "looping": 0}
     assert live["model"] == "scripted"
     assert live["usage"]["completion_tokens"] == 24
     assert list((out / "gsm8k/logs").glob("*.eval"))
@@ -142,7 +149,7 @@ def test_a_larger_sample_goes_on_and_another_run_is_refused(data: Any, tmp_path:
     captured = capsys.readouterr()
     results = [json.loads(line) for line in captured.out.splitlines()]
     assert [result["denominators"]["strict"] for result in results] == [2, 5]
-    assert "seed 0" in captured.err
+    assert "seed was 0, is 1" in captured.err
 
 
 def test_mt_bench_asks_the_second_turn_after_the_models_own_answer(
@@ -230,6 +237,231 @@ def test_a_judgment_that_is_refused_is_counted_once_under_its_reason(
     assert result["unscored_reasons"] == {"request refused: bad_request": 1}
 
 
+CONTEXT = 4096
+
+
+def _in_context(body: dict[str, Any]) -> str | dict[str, Any]:
+    """As vLLM refuses it; the prompt is as many tokens as the question says."""
+    prompt = int(body["messages"][-1]["content"].split("Say ")[-1].rstrip("."))
+    if prompt + body["max_tokens"] > CONTEXT:
+        message = (
+            f"This model's maximum context length is {CONTEXT} tokens. However, you requested "
+            f"{prompt + body['max_tokens']} tokens ({prompt} in the messages, {body['max_tokens']} in the "
+            "completion)."
+        )
+        return {"error": {"message": message, "code": "context_length_exceeded"}}
+    return f"#### {prompt}" if prompt != 4000 else "again " * 300
+
+
+def test_new_tokens_are_clipped_to_what_the_context_leaves_and_what_does_not_fit_is_named(
+    data: Any, tmp_path: Path, capsys: Any
+) -> None:
+    rows = [{"question": f"Say {n}.", "answer": f"#### {n}"} for n in (10, 3000, 4000, 5000)]
+    out = tmp_path / "out"
+    with ScriptedServer(_in_context, wants_body=True) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", data(rows), "--out", str(out)]
+        assert main([*command, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["numerators"]["strict"] == 2
+    assert result["name"] == "gsm8k (cut by the context)"  # one answer would have been longer
+    assert result["unscored_reasons"] == {"prompt does not fit the context": 1}
+    assert any("left out (prompt does not fit the context): 3" in note for note in result["notes"])
+    assert any("2 of 3 requests got fewer new tokens" in note for note in result["notes"])
+    answers = {row["id"]: row for row in _rows(out / "gsm8k/responses.jsonl")}
+    assert [answers[name].get("clipped_to") for name in "012"] == [None, 1096, 96]
+    items = {row["id"]: row for row in _rows(out / "gsm8k/items.jsonl")}
+    assert items["2"]["reason"] == "no final number; cut at the limit; looping"
+    assert result["metrics"]["looping"] == pytest.approx(100 / 3)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's context length is 4096 tokens. The request has 96 prompt tokens and asks for 5000 new",
+        "the prompt has 96 tokens and 5000 new ones are asked for: 5096 is above the context length of 4096",
+        "'max_tokens' is too large: 5000. This model's maximum context length is 4096 tokens and your request"
+        " has 96 input tokens (5000 > 4096 - 96).",
+    ],
+)
+def test_the_room_is_read_from_the_refusals_of_servers(message: str) -> None:
+    assert room_left(HopelessError(message, kind="context_length"), 5000) == 4000
+
+
+def test_without_numbers_half_is_tried_until_one_token_is_left() -> None:
+    error = HopelessError("the prompt is too long", kind="context_length")
+    assert room_left(error, 1024) == 512
+    assert room_left(error, 1) is None
+    assert room_left(HopelessError("no such field", kind="bad_request"), 1024) is None
+
+
+@pytest.mark.parametrize(("policy", "denominator"), [("wrong", 8), ("exclude", 7)])
+def test_a_refused_request_is_wrong_or_left_out_as_asked_and_the_choice_may_change(
+    data: Any, tmp_path: Path, capsys: Any, policy: str, denominator: int
+) -> None:
+    def script(messages: list[dict[str, str]]) -> str | int:
+        return 400 if "Say 3" in messages[-1]["content"] else _say_the_number(messages)
+
+    out = str(tmp_path / "out")
+    with ScriptedServer(script) as server:
+        command = [
+            "eval",
+            "run",
+            "gsm8k",
+            "--model",
+            server.url,
+            "--data",
+            data(GSM8K),
+            "--out",
+            out,
+            "--json",
+        ]
+        assert main(command) == 0
+        capsys.readouterr()
+        assert main([*command, "--on-failure", policy]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["numerators"]["strict"], result["denominators"]["strict"]) == (7, denominator)
+    assert any(note.endswith(": 3") for note in result["notes"])
+
+
+@pytest.mark.parametrize(("status", "flags"), [(400, ["--on-failure", "stop"]), (401, [])])
+def test_the_run_stops_where_asked_and_where_the_endpoint_refuses_everybody(
+    data: Any, tmp_path: Path, capsys: Any, status: int, flags: list[str]
+) -> None:
+    out = tmp_path / "out"
+    with ScriptedServer(lambda messages: status) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", data(GSM8K), "--out", str(out)]
+        assert main([*command, *flags]) == 1
+    assert "error: gsm8k: request " in capsys.readouterr().err
+    assert (out / "gsm8k/failures.jsonl").read_text() == ""  # tomorrow they may succeed
+
+
+def test_an_answer_without_content_is_an_empty_answer(data: Any, tmp_path: Path, capsys: Any) -> None:
+    def script(messages: list[dict[str, str]]) -> str | None:
+        return None if "Say 2" in messages[-1]["content"] else _say_the_number(messages)
+
+    with ScriptedServer(script) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", data(GSM8K), "--json"]
+        assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["numerators"]["strict"], result["denominators"]["strict"]) == (7, 8)
+    assert result["reasons"]["no answer text"] == 1
+
+
+def test_a_run_in_which_nothing_was_scored_ends_with_an_error(data: Any, tmp_path: Path, capsys: Any) -> None:
+    with ScriptedServer(lambda messages: 400) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", data(GSM8K)]
+        assert main([*command, "--out", str(tmp_path / "out")]) == 1
+    assert "error: gsm8k: nothing was scored: 8 request refused: bad_request" in capsys.readouterr().err
+
+
+def test_a_changed_setting_is_in_the_results_name_and_refused_in_another_runs_folder(
+    data: Any, tmp_path: Path, capsys: Any
+) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def script(body: dict[str, Any]) -> str:
+        bodies.append(body)
+        return _say_the_number(body["messages"])
+
+    with ScriptedServer(script, wants_body=True) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", data(GSM8K), "--json"]
+        command += ["--out", str(tmp_path / "out"), "--max-tokens", "99", "--system", "Be short."]
+        assert main([*command, "--temperature", "0.5"]) == 0
+        assert main([*command, "--temperature", "0.6"]) == 1
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert result["name"] == "gsm8k (max_tokens 99, temperature 0.5, system 'Be short.')"
+    assert {(body["max_tokens"], body["temperature"]) for body in bodies} == {(99, 0.5)}
+    assert bodies[0]["messages"][0] == {"role": "system", "content": "Be short."}
+    assert "temperature was 0.5, is 0.6" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--num-fewshot", "3"], "gsm8k has nothing that can be set; given 'num_fewshot'"),
+        (["--set", "x"], "setting 'x' has no '='"),
+        (["--epochs", "2"], "gsm8k is greedy: 2 epochs would be equal"),
+    ],
+)
+def test_what_a_task_does_not_allow_is_refused(
+    data: Any, tmp_path: Path, capsys: Any, flags: list[str], words: str
+) -> None:
+    command = ["eval", "run", "gsm8k", "--model", "http://127.0.0.1:1", "--data", data(GSM8K)]
+    assert main([*command, "--out", str(tmp_path / "out"), "--model-name", "m", *flags]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_epochs_give_means_and_pass_at_k(data: Any, tmp_path: Path, capsys: Any) -> None:
+    def script(body: dict[str, Any]) -> str:
+        number = int(body["messages"][-1]["content"].split("Say ")[-1].rstrip("."))
+        return f"#### {number}" if number < (body.get("seed") or 0) + 2 else "#### -1"
+
+    out = tmp_path / "out"
+    rows = [{"question": f"Say {n}.", "answer": f"#### {n}"} for n in range(4)]
+    file = data(rows)
+    with ScriptedServer(script, wants_body=True) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", file, "--out", str(out), "--json"]
+        assert main([*command, "--epochs", "3", "--temperature", "0.7"]) == 0
+        assert len(server.requests) == 12
+    result = json.loads(capsys.readouterr().out)
+    # right in 3, 3, 2 and 1 of the 3 epochs
+    assert result["metrics"]["strict"] == pytest.approx(75)
+    assert result["metrics"]["strict (pass@2)"] == pytest.approx(100 * (1 + 1 + 1 + 2 / 3) / 4)
+    assert result["metrics"]["strict (pass@3)"] == pytest.approx(100)
+    assert result["epochs"] == 3
+    answers = str(out / "gsm8k/responses.jsonl")
+    assert main(["eval", "score", "gsm8k", "--responses", answers, "--data", file, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == result["metrics"]
+
+
+OLD = Path(__file__).parents[1] / "golden" / "runs" / "eval"
+
+
+def test_a_run_of_an_earlier_version_is_continued(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(OLD / "run", out)
+
+    def script(messages: list[dict[str, str]]) -> str:
+        return _say_the_number(messages)
+
+    with ScriptedServer(script) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--model-name", "fake", "--json"]
+        assert main([*command, "--data", str(OLD / "gsm8k.jsonl"), "--out", str(out)]) == 0
+        asked = sorted(m[-1]["content"].split("Say ")[-1] for m in server.requests)
+    assert asked == ["6.", "7."]  # five were answered, one was refused for ever, one line was torn
+    result = json.loads(capsys.readouterr().out)
+    assert result["numerators"]["strict"] == 7
+    assert result["unscored_reasons"] == {"request refused: bad_request": 1}
+
+
+def test_a_full_disk_is_told_in_words_and_the_same_command_continues(data: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    program = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
+        "from nemotron4.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    rows = [{"question": f"Say {n}.", "answer": f"#### {n}"} for n in range(24)]
+    with ScriptedServer(_say_the_number) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", data(rows), "--out", str(out)]
+        full = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True)
+        assert full.returncode == 1
+        assert "responses.jsonl: file too large" in full.stderr
+        assert "Traceback" not in full.stderr
+        assert main(command) == 0
+    ids = [row["id"] for row in _rows(out / "gsm8k/responses.jsonl")]
+    assert sorted(ids, key=int) == [str(n) for n in range(24)]
+
+
+def test_two_processes_do_not_work_on_one_run(data: Any, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    with held(out / "gsm8k"), ScriptedServer(_say_the_number) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", data(GSM8K), "--out", str(out)]
+        assert main(command) == 1
+    assert "is in use" in capsys.readouterr().err
+
+
 def _wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
@@ -237,8 +469,9 @@ def _wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_goes_on_without_losing_or_repeating_an_answer(
-    data: Any, tmp_path: Path, capsys: Any
+    data: Any, tmp_path: Path, capsys: Any, number: signal.Signals
 ) -> None:
     rows = [{"question": f"Say {n}.", "answer": f"#### {n}"} for n in range(24)]
     out = tmp_path / "out"
@@ -253,8 +486,8 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_an_answer(
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
         _wait_for(lambda: answers.exists() and answers.read_bytes().count(b"\n") >= 6)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(number)
+        assert process.wait() == {signal.SIGKILL: -9, signal.SIGTERM: 143}[number]
         _wait_for(lambda: server.in_flight == 0)  # requests of the dead process count as asked
         kept = answers.read_bytes().count(b"\n")
         with answers.open("ab") as torn:
@@ -267,13 +500,3 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_an_answer(
     assert result["numerators"]["strict"] == 24
     ids = [json.loads(line)["id"] for line in answers.read_text().splitlines()]
     assert sorted(ids, key=int) == [str(n) for n in range(24)]
-
-
-@pytest.fixture(autouse=True)
-def _leftovers_of_inspect() -> Iterator[None]:
-    """inspect_ai sets up the root logger, and leaves streams to a garbage collection that would warn."""
-    before = logging.root.handlers[:], logging.root.level
-    yield
-    logging.root.handlers[:], level = before
-    logging.root.setLevel(level)
-    gc.collect()

@@ -52,9 +52,11 @@ def test_gsm8k_reports_both_extractions_and_counts_what_is_missing(score: Any) -
     ]
     result = score("gsm8k", GSM8K, responses)
     assert result["task"] == "gsm8k"
-    assert result["metrics"] == {"strict": pytest.approx(100 / 3), "flexible": pytest.approx(200 / 3)}
-    assert result["numerators"] == {"strict": 1, "flexible": 2}
-    assert result["denominators"] == {"strict": 3, "flexible": 3}
+    third = pytest.approx(100 / 3)
+    two_thirds = pytest.approx(200 / 3)
+    assert result["metrics"] == {"strict": third, "flexible": two_thirds, "value": two_thirds, "looping": 0}
+    assert result["numerators"] == {"strict": 1, "flexible": 2, "value": 2, "looping": 0}
+    assert set(result["denominators"].values()) == {3}
     assert result["unscored"] == 1
     assert result["unscored_reasons"] == {"no response": 1}
     assert result["unparsed"] == 2
@@ -96,6 +98,7 @@ def test_ifeval_has_four_accuracies(score: Any) -> None:
         "instruction_strict": 1,
         "prompt_loose": 1,
         "instruction_loose": 2,
+        "looping": 0,
     }
     assert result["denominators"]["instruction_strict"] == 3
     assert result["metrics"]["prompt_loose"] == 50
@@ -124,7 +127,7 @@ def test_code_is_run_in_the_sandbox_and_says_so(score: Any) -> None:
         {"id": "HumanEval/1", "response": "    return 2"},
     ]
     result = score("humaneval", data, responses)
-    assert result["metrics"] == {"pass@1": 50, "pass@1_raw": 0}
+    assert result["metrics"] == {"pass@1": 50, "pass@1_found": 50, "pass@1_raw": 0, "looping": 0}
     assert result["isolation"] in ("namespaces", "user-namespaces")
 
 

@@ -124,3 +124,23 @@ def test_scores_are_zero_or_one_for_any_text(response: str, expected: str) -> No
     assert answers.gsm8k(response, expected, "flexible").value in (0, 1)
     assert answers.mmlu(response, expected).value in (0, 1)
     assert answers.boxed(f"\\boxed{{{response}}}", expected).value in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "is_right"),
+    [
+        ("She makes $57.00.", "#### 57", True),
+        ("1,000 apples", "1000", True),
+        ("It is 6.50 dollars", "6.5", True),
+        ("#### 12\nThat is 12 apples in 3 boxes", "12", False),  # the last number counts
+        ("10-3=7", "7", True),
+        ("-3.", "-3", True),
+        ("57.01", "57", False),
+    ],
+)
+def test_numbers_are_compared_by_value(response: str, answer: str, is_right: bool) -> None:
+    assert answers.gsm8k(response, answer, "value").value == float(is_right)
+
+
+def test_without_a_number_a_reply_is_unparsed_by_value_too() -> None:
+    assert answers.gsm8k("no idea", "57", "value").is_unparsed

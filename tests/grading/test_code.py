@@ -117,3 +117,36 @@ def test_mbpp_reference_solutions_all_pass_and_stubs_all_fail(sandbox: Sandbox) 
     for row in test_split[:50]:
         stub = f"def {row['test_list'][0].split('(')[0].split()[-1]}(*arguments):\n    pass"
         assert code.mbpp(stub, row["test_list"], row["test_setup_code"], sandbox).value == 0
+
+
+DEFINITION = "def f(x):\n    return x + 1\n"
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        DEFINITION,
+        f"```python\n{DEFINITION}```",
+        f"```{DEFINITION}".replace("```def", "```\ndef"),  # never closed
+        f"~~~\n{DEFINITION}~~~",
+        "1. Here it is:\n\n   ```python\n   def f(x):\n       return x + 1\n   ```\n",
+        "- ```py\n  def f(x):\n      return x + 1\n  ```",
+        f"<think>```python\ndef f(x):\n    return 0\n```</think>\n~~~python\n{DEFINITION}~~~",
+        f"I draft: def f(x): return 0\n</think>\n{DEFINITION}",
+        f"Sure!\n\n{DEFINITION}\nThis adds one.",
+        f"```\npip install x\n```\n```python\n{DEFINITION}```",
+        f"```python\n{DEFINITION}\nassert f(1) == 3\n```",
+    ],
+)
+def test_the_program_is_found_in_every_form_of_an_answer(response: str) -> None:
+    assert code.find_program(response, "f").strip() == DEFINITION.strip()
+
+
+def test_an_answer_that_is_only_the_body_stays_one() -> None:
+    assert code.find_program("    return x + 1", "f") == "    return x + 1\n"
+    assert code.find_program("<think>I never stop thinking ```python\ndef f(x): pass", "f") == "\n"
+
+
+def test_the_function_that_the_first_assert_calls_is_found() -> None:
+    assert code.called_function(["assert set(similar((3, 4), (5,))) == set()"]) == "similar"
+    assert code.called_function(["assert len([]) == 0"]) is None

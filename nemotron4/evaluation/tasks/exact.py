@@ -1,5 +1,8 @@
-"""BIG-Bench Hard: 6,511 questions of 27 tasks, for base models; 3 worked examples, exact match of the answer.
+"""Benchmarks of a short final answer: GSM8K and BBH.
 
+GSM8K: 1,319 word problems, zero-shot, with the instruction of NVIDIA's packaged harness.
+
+BIG-Bench Hard: 6,511 questions of 27 tasks, for base models; 3 worked examples, exact match of the answer.
 The set-up of lm-evaluation-harness' ``bbh``: the published chain-of-thought prompt of the task, then the
 question, as a raw text that the model continues; generation ends at an empty line or at a ``Q``.
 """
@@ -13,8 +16,75 @@ from collections.abc import Callable, Mapping
 from nemotron4.client.interface import Sampling
 from nemotron4.errors import DataError
 from nemotron4.evaluation.data import Content, DataFile, DataSource
-from nemotron4.evaluation.task import Inputs, Item, Outcome, Task, accuracy_by_group, user
+from nemotron4.evaluation.task import (
+    Inputs,
+    Item,
+    Outcome,
+    Task,
+    accuracy,
+    accuracy_by_group,
+    answered,
+    user,
+    why,
+)
 from nemotron4.grading import answers
+
+GSM8K_FILE = DataFile(
+    path="gsm8k/test.jsonl.gz",
+    sha256="3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+    source="openai/grade-school-math @3101c7d, grade_school_math/data/test.jsonl",
+    licence="MIT",
+    url="https://raw.githubusercontent.com/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/"
+    "grade_school_math/data/test.jsonl",
+)
+GSM8K_PROMPT = (
+    "Below is a math question. I want you to first reason through the steps required to reach the answer,"
+    ' then end your response with "#### " followed by the answer. For instance, if the answer is 42 then your'
+    ' response must end with "#### 42" (without the quotes).\n\n{question}'
+)
+
+
+def _load_gsm8k(source: DataSource) -> list[Item]:
+    content = source.main(GSM8K_FILE)
+    items: list[Item] = []
+    for number, row in content.json_lines():
+        if not isinstance(row.get("question"), str) or "####" not in str(row.get("answer")):
+            raise DataError(f"{content.path}:{number}: expected question and answer (with ####)")
+        prompt = GSM8K_PROMPT.format(question=row["question"])
+        items.append(Item(id=str(len(items)), messages=user(prompt), fields={"answer": row["answer"]}))
+    return items
+
+
+def _score_gsm8k(inputs: Inputs) -> Outcome:
+    items, unscored = answered(inputs)
+    methods: tuple[answers.Gsm8kMethod, ...] = ("strict", "flexible", "value")
+    scores = {
+        method: [answers.gsm8k(inputs.responses[item.id][0], item.fields["answer"], method) for item in items]
+        for method in methods
+    }
+    return Outcome(
+        metrics={method: accuracy(found) for method, found in scores.items()},
+        unscored=unscored,
+        unparsed=sum(found.is_unparsed for found in scores["strict"]),
+        items={
+            item.id: {method: scores[method][at].value for method in methods} for at, item in enumerate(items)
+        },
+        reasons=why(items, scores["strict"]),
+    )
+
+
+GSM8K = Task(
+    name="gsm8k",
+    title="GSM8K, 0-shot",
+    files=(GSM8K_FILE,),
+    load=_load_gsm8k,
+    score=_score_gsm8k,
+    sampling=Sampling(max_tokens=1536),
+    prompt=GSM8K_PROMPT,
+    card={"strict": 92.3},
+    note="the card does not say which extraction it used; strict is the score, flexible stands beside it",
+)
+
 
 _REPOSITORY = "suzgunmirac/BIG-Bench-Hard @9ee07bd, "
 _URL = (
@@ -93,7 +163,7 @@ PROMPTS = DataFile(
 )
 
 
-def load(source: DataSource) -> list[Item]:
+def _load_bbh(source: DataSource) -> list[Item]:
     prompts = {str(row["task"]): str(row["prompt"]) for row in source.read(PROMPTS).rows()}
     return make_items(source.main(QUESTIONS), prompts)
 
@@ -123,7 +193,7 @@ def make_items(content: Content, prompts: Mapping[str, str]) -> list[Item]:
     return items
 
 
-def score(inputs: Inputs) -> Outcome:
+def _score_bbh(inputs: Inputs) -> Outcome:
     """Over all questions, as the harness weighs its tasks."""
     return accuracy_by_group(inputs, answers.bbh)
 
@@ -132,8 +202,8 @@ BBH = Task(
     name="bbh",
     title=f"BBH, {NUM_SHOTS}-shot with worked examples, exact match",
     files=(QUESTIONS, PROMPTS),
-    load=load,
-    score=score,
+    load=_load_bbh,
+    score=_score_bbh,
     sampling=Sampling(max_tokens=1024, stop=("</s>", "Q", "\n\n")),
     prompt=f"published prompt of the task, {NUM_SHOTS} examples\n\n{QUESTION}",
 )

@@ -1,9 +1,12 @@
-"""Multiple choice by log-probability, for base models: MMLU, ARC-Challenge, HellaSwag, Winogrande.
+"""Benchmarks scored from numbers: multiple choice by log-probability (for base models), and RewardBench.
 
-The model never writes: each choice is weighed as a continuation of the prompt, and the likeliest one is the
-answer. Prompts follow lm-evaluation-harness' standard set-ups with the report's shot counts; examples are the
-first rows of the examples' file. An answer is the list of the choices' log-probabilities in nats. It needs a
-server that gives log-probabilities of a prompt (``echo`` of ``/v1/completions``), or a model in the process.
+MMLU, ARC-Challenge, HellaSwag, Winogrande: the model never writes; each choice is weighed as a continuation
+of the prompt, and the likeliest one is the answer. Prompts follow lm-evaluation-harness' standard set-ups
+with the report's shot counts; examples are the first rows of the examples' file. An answer is the list of the
+choices' log-probabilities in nats. It needs a server that gives log-probabilities of a prompt (``echo`` of
+``/v1/completions``), or a model in the process.
+
+RewardBench: 2,985 pairs; a reward model's accuracy by section. A response row holds the two rewards.
 """
 
 from __future__ import annotations
@@ -11,17 +14,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from nemotron4.client.interface import Sampling
 from nemotron4.errors import DataError
-from nemotron4.evaluation.data import Content, DataFile, DataSource
-from nemotron4.evaluation.hub import hub_rows
-from nemotron4.evaluation.task import Inputs, Item, Metric, Outcome, Task, accuracy, answered, user
+from nemotron4.evaluation.data import Content, DataFile, DataSource, hub_rows
+from nemotron4.evaluation.task import Inputs, Item, Metric, Outcome, Task, accuracy, answered, finite, user
 from nemotron4.evaluation.tasks import mmlu
+from nemotron4.grading import judgments
 from nemotron4.grading.score import Score, passed, unscored
 from nemotron4.records import JsonObject
 
@@ -150,7 +152,7 @@ def _chosen(values: Sequence[float], right: int) -> Score:
     return passed(max(range(len(values)), key=values.__getitem__) == right)
 
 
-def score(inputs: Inputs) -> Outcome:
+def _score_choices(inputs: Inputs) -> Outcome:
     """``accuracy`` by total log-probability; ``accuracy_norm`` per character if choices differ in length."""
     items, reasons = answered(inputs)
     plain: dict[str, Score] = {}
@@ -171,14 +173,26 @@ def score(inputs: Inputs) -> Outcome:
     return Outcome(metrics=metrics, unscored=reasons, items=by_item)
 
 
-def _task(name: str, title: str, files: tuple[DataFile, ...], load: Any, prompt: str, note: str = "") -> Task:
+def _task(
+    name: str,
+    title: str,
+    files: tuple[DataFile, ...],
+    load: Callable[[DataSource, int], list[Item]],
+    num_shots: int,
+    prompt: str,
+    note: str = "",
+) -> Task:
+    """``load`` takes the number of worked examples, which ``--num-fewshot`` may change."""
     return Task(
         name=name,
-        title=title,
+        title=title.format(num_shots=num_shots),
         files=files,
-        load=load,
-        score=score,
+        load=lambda source: load(source, num_shots),
+        score=_score_choices,
         sampling=Sampling(max_tokens=1),
+        is_generative=False,
+        options={"num_fewshot": num_shots},
+        with_options=lambda options: _task(name, title, files, load, options["num_fewshot"], prompt, note),
         prompt=prompt,
         note=note,
     )
@@ -209,9 +223,10 @@ def _shots_task(
     train = _file(f"{name}/train.jsonl", repository, tables[1], licence)
     return _task(
         name,
-        f"{title}, {num_shots}-shot, log-probability",
+        f"{title}, {{num_shots}}-shot, log-probability",
         (test, train),
-        lambda where: _load_rows(where, test, train, reader, num_shots),
+        lambda where, shots: _load_rows(where, test, train, reader, shots),
+        num_shots,
         prompt,
     )
 
@@ -219,17 +234,19 @@ def _shots_task(
 _MMLU_PROMPT = "The following are multiple choice questions (with answers) about {subject}.\n\n{question}"
 MMLU_LOGPROB = _task(
     "mmlu_logprob",
-    "MMLU, 0-shot, log-probability",
+    "MMLU, {num_shots}-shot, log-probability",
     (mmlu.FILE,),
-    lambda source: _load_mmlu(source, 0),
+    _load_mmlu,
+    0,
     _MMLU_PROMPT,
     "not the card's definition, which is a generated letter",
 )
 MMLU_5SHOT = _task(
     "mmlu_5shot",
-    "MMLU, 5-shot, log-probability",
+    "MMLU, {num_shots}-shot, log-probability",
     (mmlu.FILE, MMLU_DEV),
-    lambda source: _load_mmlu(source, 5),
+    _load_mmlu,
+    5,
     "5 examples; " + _MMLU_PROMPT,
 )
 ARC_CHALLENGE = _shots_task(
@@ -261,4 +278,73 @@ WINOGRANDE = _shots_task(
     ("winogrande_xl/validation", "winogrande_xl/train"),
     "Apache-2.0",
     "{sentence with the option}",
+)
+
+
+REWARDBENCH_FILE = DataFile(
+    path="rewardbench/filtered.jsonl",
+    sha256=None,
+    source="allenai/reward-bench on the hub, split filtered, as JSON lines"
+    " {id, subset, prompt, chosen, rejected}",
+    licence="ODC-BY",
+    build=hub_rows("allenai/reward-bench", "data/filtered-00000-of-00001.parquet"),
+)
+
+
+def _load_rewardbench(source: DataSource) -> list[Item]:
+    content = source.main(REWARDBENCH_FILE)
+    items = []
+    for number, row in content.json_lines():
+        try:
+            fields = {"chosen": row["chosen"], "rejected": row["rejected"]}
+            items.append(
+                Item(id=str(row["id"]), messages=user(row["prompt"]), group=row["subset"], fields=fields)
+            )
+        except KeyError as error:
+            raise DataError(f"{content.path}:{number}: field {error} is missing") from error
+    return items
+
+
+def _score_rewardbench(inputs: Inputs) -> Outcome:
+    """Each response is ``[chosen reward, rejected reward]`` as JSON text."""
+    items, unscored = answered(inputs)
+    right: dict[str, list[float]] = defaultdict(list)
+    by_item: dict[str, dict[str, float | None]] = {}
+    reasons: Counter[str] = Counter(unscored)
+    for item in items:
+        try:
+            chosen, rejected = (float(value) for value in json.loads(inputs.responses[item.id][0]))
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"response {item.id}: expected [chosen reward, rejected reward]: {error}"
+            ) from error
+        found = judgments.prefers_chosen(chosen, rejected)
+        by_item[item.id] = {"accuracy": found.value}
+        if found.value is None:
+            reasons[str(found.reason)] += 1
+        else:
+            right[item.group].append(found.value)
+    sections = judgments.section_scores({subset: sum(v) / len(v) for subset, v in right.items()})
+    metrics = {name: Metric(finite(value)) for name, value in sections.items()}
+    return Outcome(metrics=metrics, unscored=reasons, items=by_item)
+
+
+REWARDBENCH = Task(
+    name="rewardbench",
+    title="RewardBench",
+    files=(REWARDBENCH_FILE,),
+    load=_load_rewardbench,
+    score=_score_rewardbench,
+    sampling=Sampling(max_tokens=1),
+    is_generative=False,
+    prompt="{prompt} {chosen | rejected}",
+    card={
+        "overall": 92.0,
+        "chat": 95.8,
+        "chat_hard": 87.1,
+        "safety": 91.5,
+        "reasoning": 93.7,
+        "prior_sets": 67.4,
+    },
+    note="measures a reward model: nemotron4 eval run rewardbench --model URL asks its /score",
 )

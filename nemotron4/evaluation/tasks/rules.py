@@ -1,8 +1,10 @@
-"""TFEval: does the model stay on topic in a dialogue, and refuse human-written distractors?
+"""Benchmarks decided by rules: IFEval (does it follow the instructions?) and TFEval (does it stay on topic?).
 
-The card's set is the 20 banking dialogues of CantTalkAboutThis; dialogues of other domains give another
-number under the same definition. Every bot turn of a dialogue is one on-topic turn, every distractor one
-distractor turn; which on-topic turns the card evaluated is not published.
+IFEval: 541 prompts, 834 verifiable instructions; the prompt alone, greedy.
+
+TFEval: the card's set is the 20 banking dialogues of CantTalkAboutThis; dialogues of other domains give
+another number under the same definition. Every bot turn of a dialogue is one on-topic turn, every distractor
+one distractor turn; which on-topic turns the card evaluated is not published.
 """
 
 from __future__ import annotations
@@ -12,12 +14,79 @@ import re
 from nemotron4.client.interface import Sampling
 from nemotron4.errors import DataError
 from nemotron4.evaluation.data import DataFile, DataSource
-from nemotron4.evaluation.task import Inputs, Item, Metric, Outcome, Task, answered, finite
-from nemotron4.grading import refusals
+from nemotron4.evaluation.task import Inputs, Item, Metric, Outcome, Task, answered, finite, share, user
+from nemotron4.grading import instructions, refusals
 from nemotron4.grading.statistics import Interval, bootstrap_ratio
 from nemotron4.records import JsonObject, Message
 
-FILE = DataFile(
+IFEVAL_FILE = DataFile(
+    path="ifeval/input_data.jsonl",
+    sha256="67ffeee0fcb87c317c5b08a2de85557b4a7e96ada6178aa645b4954fe4b53d49",
+    source="google-research/google-research, instruction_following_eval/data",
+    licence="CC BY 4.0",
+    url="https://raw.githubusercontent.com/google-research/google-research/master/"
+    "instruction_following_eval/data/input_data.jsonl",
+)
+
+
+def _load_ifeval(source: DataSource) -> list[Item]:
+    content = source.main(IFEVAL_FILE)
+    items = []
+    for number, row in content.json_lines():
+        try:
+            fields = {"ids": row["instruction_id_list"], "arguments": row["kwargs"]}
+            items.append(Item(id=str(row["key"]), messages=user(row["prompt"]), fields=fields))
+        except KeyError as error:
+            raise DataError(f"{content.path}:{number}: field {error} is missing") from error
+        if len(fields["ids"]) != len(fields["arguments"]):
+            raise DataError(
+                f"{content.path}:{number}: {len(fields['ids'])} instructions, other number of kwargs"
+            )
+    return items
+
+
+def _score_ifeval(inputs: Inputs) -> Outcome:
+    items, unscored = answered(inputs)
+    metrics: dict[str, Metric] = {}
+    by_item: dict[str, dict[str, float | None]] = {item.id: {} for item in items}
+    modes: tuple[instructions.Mode, ...] = ("strict", "loose")
+    for mode in modes:
+        held = [
+            instructions.follows(
+                inputs.responses[item.id][0],
+                item.fields["ids"],
+                item.fields["arguments"],
+                mode=mode,
+                seed=inputs.seed,
+            )
+            for item in items
+        ]
+        prompts = [all(decisions) for decisions in held]
+        metrics[f"prompt_{mode}"] = share(sum(prompts), len(prompts))
+        sums, counts = [float(sum(d)) for d in held], [float(len(d)) for d in held]
+        interval = bootstrap_ratio(sums, counts, seed=inputs.seed)
+        metrics[f"instruction_{mode}"] = share(int(sum(sums)), int(sum(counts)), interval)
+        for item, decisions in zip(items, held, strict=True):
+            by_item[item.id] |= {
+                f"prompt_{mode}": float(all(decisions)),
+                f"instruction_{mode}": sum(decisions) / len(decisions) if decisions else None,
+            }
+    return Outcome(metrics=metrics, unscored=unscored, items=by_item)
+
+
+IFEVAL = Task(
+    name="ifeval",
+    title="IFEval",
+    files=(IFEVAL_FILE,),
+    load=_load_ifeval,
+    score=_score_ifeval,
+    sampling=Sampling(max_tokens=1280),
+    prompt="{prompt}",
+    card={"prompt_strict": 79.9, "instruction_strict": 86.1},
+)
+
+
+TFEVAL_FILE = DataFile(
     path="tfeval/human_test_set.jsonl",
     sha256="912a0f502f98b30178d4fdcc82e901920794d4c01b31c75a5858d38648ba0ffd",
     source="makeshn/topic_following, data/human_test_set.jsonl (Git LFS)",
@@ -30,8 +99,8 @@ REFUSAL_INSTRUCTION = (
 )
 
 
-def load(source: DataSource) -> list[Item]:
-    content = source.main(FILE)
+def _load_tfeval(source: DataSource) -> list[Item]:
+    content = source.main(TFEVAL_FILE)
     items: list[Item] = []
     for dialogue, (number, row) in enumerate(content.json_lines()):
         items += _dialogue_items(row, dialogue, f"{content.path}:{number}")
@@ -69,7 +138,7 @@ def _words(text: str) -> str:
     return f" {words} " if words else ""
 
 
-def score(inputs: Inputs) -> Outcome:
+def _score_tfeval(inputs: Inputs) -> Outcome:
     items, unscored = answered(inputs)
     refused = {item.id: refusals.is_off_topic_reply(inputs.responses[item.id][0]) for item in items}
     counts = refusals.count_turns((item.group == "distractor", refused[item.id]) for item in items)
@@ -115,9 +184,9 @@ def _interval(items: list[Item], refused: dict[str, bool], kind: str, seed: int)
 TFEVAL = Task(
     name="tfeval",
     title="TFEval",
-    files=(FILE,),
-    load=load,
-    score=score,
+    files=(TFEVAL_FILE,),
+    load=_load_tfeval,
+    score=_score_tfeval,
     sampling=Sampling(max_tokens=512),
     prompt="{system_instruction}\n" + REFUSAL_INSTRUCTION,
     card={"distractor_f1": 81.7, "on_topic_f1": 97.7},

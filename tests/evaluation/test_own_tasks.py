@@ -1,0 +1,173 @@
+"""Tasks of one's own: every grader, what a folder may get wrong, Python functions, `eval list`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron4.cli.main import main
+from nemotron4.client import FakeBehaviour
+from tests.fake_serving import serving
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "mine"
+
+
+def write(folder: Path, toml: str, rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "task.toml").write_text(toml)
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def score(folder: Path, responses: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    path = folder / "responses.jsonl"
+    rows = [{"id": n, "response": text} for n, text in enumerate(responses)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["eval", "score", str(folder), "--responses", str(path), "--json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+GRADED = [
+    ("choice", "", "B", ["B", "The answer is (B).", "(b)", "A. Because"], [1, 1, 0, 0]),
+    ("number", "", "57", ["She makes $57.00.", "57,000", "it is 57"], [1, 0, 1]),
+    ("exact", "", "Paris", [" paris. ", "Paris, France"], [1, 0]),
+    ("contains", "", "Paris", ["It is PARIS!", "London"], [1, 0]),
+    ("regex", "pattern = 'Answer: (.*)'", "Paris", ["Answer: x\nAnswer: Paris", "Paris"], [1, 0]),
+]
+
+
+@pytest.mark.parametrize(("grader", "more", "right", "responses", "expected"), GRADED)
+def test_every_grader_decides(
+    folder: Path, capsys: Any, grader: str, more: str, right: str, responses: list[str], expected: list[int]
+) -> None:
+    toml = f'name = "mine"\nprompt = "Q: {{q}} {{x}}"\ngrader = "{grader}"\n{more}\n'
+    write(
+        folder, toml, [{"q": f"{n}?", "x": "{not a field}", "answer": right} for n in range(len(responses))]
+    )
+    result = score(folder, responses, capsys)
+    assert result["numerators"]["accuracy"] == sum(expected)
+    assert result["denominators"]["accuracy"] == len(expected)
+
+
+def test_programs_are_taken_out_of_any_fence_and_run(folder: Path, capsys: Any) -> None:
+    write(
+        folder,
+        'name = "mine"\nprompt = "{q}"\ngrader = "code"\n',
+        [{"q": "f", "tests": ["assert f(1) == 2"]}] * 2,
+    )
+    result = score(folder, ["~~~\ndef f(x):\n    return x + 1\n~~~", "def f(x): return 0"], capsys)
+    assert result["numerators"]["accuracy"] == 1
+    assert result["reasons"] == {"AssertionError": 1}
+
+
+def test_a_function_grades_and_may_leave_an_item_out(folder: Path, capsys: Any) -> None:
+    write(
+        folder,
+        'name = "mine"\nprompt = "{q}"\ngrader = "python"\nfunction = "grade.py:grade"\n',
+        [{"q": "a"}] * 3,
+    )
+    (folder / "grade.py").write_text(
+        "def grade(response, row):\n    return None if response == 'skip' else len(response) / 4\n"
+    )
+    result = score(folder, ["abcd", "skip", "a"], capsys)
+    assert result["metrics"]["mean"] == pytest.approx(0.625)
+    assert result["unscored_reasons"] == {"the function gave no score": 1}
+
+
+def test_a_judge_rates_by_a_rubric(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    write(
+        folder,
+        'name = "mine"\nprompt = "{q}"\nsystem = "Be {mood}."\n'
+        'grader = "judge"\nrubric = "Is it about {q}?"\n',
+        [{"q": "cats", "mood": "kind"}, {"q": "dogs", "mood": "kind"}],
+    )
+    asked: list[str] = []
+
+    def judge(messages: Any, sampling: Any) -> str:
+        asked.append(messages[-1].content)
+        return "Good. [[9]]" if "cats" in messages[-1].content else "Hm."
+
+    with (
+        serving(FakeBehaviour(script=lambda m, s: f"{m[0].content} {{rubric}}")) as model,
+        serving(FakeBehaviour(script=judge), model="judge") as judging,
+    ):
+        command = ["eval", "run", str(folder), "--model", model, "--judge", judging, "--json"]
+        assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["name"] == "mine (judge judge)"
+    assert result["metrics"]["rating"] == 9
+    assert result["unscored"] == 1
+    assert "[Rubric]\nIs it about cats?" in asked[0]
+    assert "[Answer]\nBe kind. {rubric}" in asked[0]  # an answer is no template
+
+
+def test_settings_replace_lines_of_the_file_and_are_named(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    write(folder, 'name = "mine"\nprompt = "{q}"\ngrader = "exact"\n', [{"q": "a", "answer": "Say a"}])
+    with serving(FakeBehaviour(script=lambda m, s: m[-1].content)) as model:
+        command = ["eval", "run", str(folder), "--model", model, "--out", str(tmp_path / "out"), "--json"]
+        assert main([*command, "--set", 'prompt="Say {q}"']) == 0
+        assert main([*command, "--set", "promt=1"]) == 1
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert result["metrics"]["accuracy"] == 100
+    assert result["name"] == "mine (prompt Say {q})"
+    assert "unknown setting of mine 'promt'" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ('name = "a/b"\nprompt = "{q}"\ngrader = "exact"\n', "name is 'a/b'"),
+        ('name = "a"\nprompt = "{q}"\ngrader = "regex"\n', "the grader 'regex' needs pattern"),
+        ('name = "a"\nprompt = "{q}"\ngrader = "regex"\npattern = "("\n', "pattern is no regular expression"),
+        ('name = "a"\nprompt = "{q}"\ngrader = "exakt"\n', "grader is 'exakt'; expected 'choice'"),
+        ('name = "a"\npromt = "{q}"\ngrader = "exact"\n', "unknown key 'promt'"),
+        ('name = "a"\nprompt = "{question}"\ngrader = "exact"\n', "items.jsonl:1: unknown field 'question'"),
+        ('name = "a"\nprompt = "{q}"\ngrader = "exact"\nanswer = "right"\n', "unknown field 'right'"),
+        ('name = "a"\nprompt = "{q}"\ngrader = "python"\nfunction = "no.py:f"\n', "there is no Python file"),
+        ('name = "a"\nprompt = "{q}"\ngrader = "exact"\ndata = "no.jsonl"\n', "no.jsonl: no such file"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said(folder: Path, capsys: Any, toml: str, words: str) -> None:
+    write(folder, toml, [{"q": "a", "answer": "b"}])
+    (folder / "r.jsonl").write_text('{"id": 0, "response": "x"}\n')
+    assert main(["eval", "score", str(folder), "--responses", str(folder / "r.jsonl")]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_function_may_return_the_task(folder: Path, capsys: Any) -> None:
+    write(folder, 'name = "mine"\nprompt = "{q}"\ngrader = "exact"\n', [{"q": "a", "answer": "b"}])
+    (folder / "make.py").write_text(
+        "import dataclasses\nfrom pathlib import Path\nfrom nemotron4.evaluation.own import open_folder\n"
+        "def task():\n    return dataclasses.replace(open_folder(Path(__file__).parent), title='By code')\n"
+        "def other():\n    return 1\n"
+    )
+    (folder / "r.jsonl").write_text('{"id": 0, "response": "b"}\n')
+    scoring = ["--responses", str(folder / "r.jsonl"), "--json"]
+    assert main(["eval", "score", f"{folder / 'make.py'}:task", *scoring]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["accuracy"] == 100
+    assert main(["eval", "score", f"{folder / 'make.py'}:other", *scoring]) == 1
+    assert "returned int; expected nemotron4.evaluation.task.Task" in capsys.readouterr().err
+
+
+def test_own_tasks_of_the_data_folder_are_listed_and_found_by_name(tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "tasks" / "capitals"
+    folder.parent.mkdir()
+    write(
+        folder,
+        'name = "capitals"\ntitle = "Capitals"\nprompt = "{q}"\ngrader = "exact"\n',
+        [{"q": 1, "answer": 2}],
+    )
+    assert main(["eval", "list", "--data-dir", str(tmp_path)]) == 0
+    assert "capitals            Capitals; --set prompt" in capsys.readouterr().out
+    (folder / "r.jsonl").write_text('{"id": 0, "response": "2"}\n')
+    scoring = ["--responses", str(folder / "r.jsonl"), "--data-dir", str(tmp_path), "--json"]
+    assert main(["eval", "score", "capitals", *scoring]) == 0
+    assert main(["eval", "score", "capital", *scoring]) == 1
+    assert "did you mean 'capitals'?" in capsys.readouterr().err
