@@ -261,6 +261,35 @@ def numbered_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[in
             yield number, line
 
 
+@dataclass(frozen=True)
+class PromptRow:
+    """Something to ask: a row with ``prompt`` or ``messages``, and ``id`` and ``category`` if it has them."""
+
+    id: str
+    messages: tuple[Message, ...]
+    category: str | None = None
+
+
+def read_prompts(path: str | os.PathLike[str]) -> list[PromptRow]:
+    """Prompts to ask, one a line. Without an id it is the number of its line; ids must differ."""
+    found: dict[str, PromptRow] = {}
+    for number, row in read_json_lines(path):
+        try:
+            if "messages" in row:
+                messages = parse_messages(row, "messages")
+            else:
+                messages = (Message("user", require(row, "prompt", str, "a string (or give messages)")),)
+        except FieldError as error:
+            raise DataError(f"{path}:{number}: {error}") from error
+        name, category = str(row.get("id", number)), row.get("category")
+        if name in found:
+            raise DataError(f"{path}:{number}: id {name!r} is on more than one row", hint="ids must differ")
+        found[name] = PromptRow(name, messages, category if isinstance(category, str) else None)
+    if not found:
+        raise DataError(f"{path}: holds no prompt")
+    return list(found.values())
+
+
 def read(path: str | os.PathLike[str], kind: type[AnyRecord]) -> Iterator[AnyRecord]:
     """The rows of a file as records of one kind; the first bad one raises DataError with file:line."""
     for number, row in read_json_lines(path):

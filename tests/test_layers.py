@@ -28,12 +28,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"model", "text"},
     "inference": {"checkpoint", "model", "text"},
     "training": {"inference", "checkpoint", "model", "text", "grading", "client"},
-    "synth": {"client", "grading", "text"},
-    "evaluation": {"client", "grading", "text"},
-    "redteam": {"client", "grading", "text"},
+    "annotation": {"client", "grading", "text"},
+    "synth": {"annotation", "client", "grading", "text"},
+    "evaluation": {"annotation", "client", "grading", "text"},
+    "redteam": {"annotation", "client", "grading", "text"},
     "server": {"inference", "text", "client"},
 }
-NEVER_TORCH = {"text", "grading", "client", "cluster", "synth", "evaluation", "redteam", "cli", *BASE}
+NEVER_TORCH = {
+    "text",
+    "grading",
+    "client",
+    "cluster",
+    "annotation",
+    "synth",
+    "evaluation",
+    "redteam",
+    "cli",
+    *BASE,
+}
 
 
 def _part(path: Path) -> str:

@@ -9,11 +9,13 @@ import typer
 
 from nemotron4.cli.asking import ReadLine, ask_number, ask_word, read_line
 from nemotron4.cli.console import group, note, print_json
+from nemotron4.cli.judgments import PAGE_PORT, PortOption, serve_page, write_export
 from nemotron4.cli.options import JsonOption
 from nemotron4.errors import ConfigError, Nemotron4Error
 
 if TYPE_CHECKING:
-    from nemotron4.evaluation.human.study import RatingLog, Study, StudyPrompt
+    from nemotron4.evaluation.human import Study
+    from nemotron4.records import PromptRow
 
 app = group("Have people compare models: blind, in random order, on the report's 6-point scale.")
 
@@ -40,8 +42,8 @@ def new(
 ) -> None:
     """Make a study: collect every model's answer to every prompt."""
     from nemotron4.client import Sampling
-    from nemotron4.evaluation.human.answers import collect_answers
-    from nemotron4.evaluation.human.study import Study, create, read_prompts
+    from nemotron4.evaluation.human import Study, collect_answers, create
+    from nemotron4.records import read_prompts
     from nemotron4.runs import run_stoppable
 
     sources: dict[str, str] = {}
@@ -72,62 +74,68 @@ def rate(
     ] = None,
 ) -> None:
     """Rate answers in the terminal: names hidden, in random order. Leave with Ctrl-D; go on any time."""
-    from nemotron4.evaluation.human.study import RatingLog, Study
+    from nemotron4.evaluation.human import Study, check_name
 
+    check_name("annotator", annotator)
     opened = Study(study)
-    log = RatingLog(opened, annotator)
     repeated = set(again or ())
     unknown = repeated - {prompt.id for prompt in opened.prompts}
     if unknown:
         raise ConfigError(f"the study has no prompt {sorted(unknown)[0]!r}")
-    try:
-        order = opened.prompt_order(annotator)
-        for number, prompt in enumerate(order, start=1):
-            left = [
-                model
-                for model in opened.answer_order(annotator, prompt.id)
-                if prompt.id in repeated or (prompt.id, model) not in log.rated
-            ]
-            if left and (not repeated or prompt.id in repeated):
-                print(f"\n{RULE}\nprompt {number} of {len(order)}\n{RULE}")
-                _rate_prompt(opened, prompt, annotator, left, log)
-        note("every prompt is rated; thank you")
-    finally:
-        log.close()
+    rated = {(each.prompt, each.model) for each in opened.ratings() if each.annotator == annotator}
+    order = opened.prompt_order(annotator)
+    for number, prompt in enumerate(order, start=1):
+        left = [
+            model
+            for model in opened.answer_order(annotator, prompt.id)
+            if prompt.id in repeated or (prompt.id, model) not in rated
+        ]
+        if left and (not repeated or prompt.id in repeated):
+            print(f"\n{RULE}\nprompt {number} of {len(order)}\n{RULE}")
+            _rate_prompt(opened, prompt, annotator, left)
+    note("every prompt is rated; thank you")
 
 
 def _rate_prompt(
-    study: Study,
-    prompt: StudyPrompt,
-    annotator: str,
-    left: list[str],
-    log: RatingLog,
-    read: ReadLine = read_line,
+    study: Study, prompt: PromptRow, annotator: str, left: list[str], read: ReadLine = read_line
 ) -> None:
-    from nemotron4.evaluation.human.study import AXES, LENGTHS, SCALE, SCALE_WORDS, AnswerRating
+    from nemotron4.evaluation.human import AXES, LENGTHS, SCALE
 
     for message in prompt.messages:
         print(f"[{message.role}]\n{message.content}\n")
-    order = study.answer_order(annotator, prompt.id)
-    letters = {model: chr(ord("A") + place) for place, model in enumerate(order)}
-    for model in order:
-        print(f"{RULE}\nanswer {letters[model]}\n\n{study.answers[model][prompt.id]}\n")
-    note("; ".join(f"{level} {words}" for level, words in SCALE_WORDS.items()))
+    letters = {model: letter for letter, model in study.answer_keys(prompt.id, annotator).items()}
+    for model, letter in letters.items():
+        print(f"{RULE}\nanswer {letter}\n\n{study.answers[model][prompt.id]}\n")
+    note("; ".join(f"{level} {words}" for level, words in SCALE.items()))
+    levels = [int(level) for level in SCALE]
     for model in left:
-        values = {axis: ask_number(f"answer {letters[model]}, {axis}", SCALE, read=read) for axis in AXES}
-        length = ask_word(f"answer {letters[model]}, length", LENGTHS, read=read)
-        assert all(value is not None for value in values.values())
-        log.add(
-            AnswerRating(
-                annotator=annotator,
-                prompt=prompt.id,
-                model=model,
-                position=order.index(model),
-                helpfulness=values["helpfulness"] or 0,
-                truthfulness=values["truthfulness"] or 0,
-                length=length,
-            )
-        )
+        name = f"answer {letters[model]}"
+        values: dict[str, object] = {axis: ask_number(f"{name}, {axis}", levels, read=read) for axis in AXES}
+        values["length"] = ask_word(f"{name}, length", LENGTHS, read=read)
+        study.rate(annotator, prompt.id, model, values)
+
+
+@app.command()
+def page(study: StudyArgument, port: PortOption = PAGE_PORT) -> None:
+    """Rate answers on a local page, several people at once: names hidden, each in an order of their own."""
+    from nemotron4.evaluation.human import Study
+
+    serve_page(Study(study), port)
+
+
+@app.command()
+def export(
+    study: StudyArgument,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines; .gz and .zst compress.")],
+    form: Annotated[
+        str, typer.Option(help="judgments (as they were said); preference (the more helpful of two answers).")
+    ] = "judgments",
+    as_json: JsonOption = False,
+) -> None:
+    """Write what people said, or preference pairs for training. The rows name the models."""
+    from nemotron4.evaluation.human import Study
+
+    write_export(Study(study).export(form), form, out, as_json=as_json)
 
 
 @app.command()
@@ -137,8 +145,8 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Win, tie and loss against a baseline, overall and by category, with intervals and agreement."""
-    from nemotron4.evaluation.human.results import evaluate, result_blocks
-    from nemotron4.evaluation.human.study import Study
+    from nemotron4.evaluation.human import Study
+    from nemotron4.evaluation.human_results import evaluate, result_blocks
     from nemotron4.report import print_report
 
     result = evaluate(Study(study), baseline)

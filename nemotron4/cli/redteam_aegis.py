@@ -45,7 +45,7 @@ def aegis(
 
     from nemotron4.client.remote import JUDGE_KEY_VARIABLE, connect
     from nemotron4.redteam.aegis import AegisResult, AegisSettings, run_aegis
-    from nemotron4.redteam.aegis_prompts import fetch_prompts, read_prompts
+    from nemotron4.redteam.aegis_prompts import fetch_prompts, read_aegis_prompts
     from nemotron4.redteam.aegis_report import summary_blocks, write_report
     from nemotron4.report import print_report
     from nemotron4.runs import held, run_stoppable
@@ -53,7 +53,7 @@ def aegis(
 
     if fetch:
         note(f"{prompts}: {fetch_prompts(prompts)} prompts")
-    rows, num_strange = read_prompts(prompts)
+    rows, num_strange = read_aegis_prompts(prompts)
     if num_strange:
         note(
             f"{prompts}: {num_strange} rows have a category that is none of the 13; they count as without one"

@@ -47,7 +47,7 @@ def replay(
     from nemotron4.client.remote import JUDGE_KEY_VARIABLE, connect, is_address
     from nemotron4.errors import ConfigError
     from nemotron4.redteam import replay as replays
-    from nemotron4.redteam.session_store import SessionStore
+    from nemotron4.redteam.sessions import SessionStore
     from nemotron4.report import print_report
     from nemotron4.text.content_safety import read_policy
 

@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nemotron4.cli.asking import ReadLine, ask, ask_number, ask_word, read_line
 from nemotron4.cli.console import group, note, print_json
+from nemotron4.cli.judgments import PAGE_PORT, PortOption, serve_page, write_export
 from nemotron4.cli.options import JsonOption
+from nemotron4.errors import Nemotron4Error
 
 if TYPE_CHECKING:
-    from nemotron4.redteam.session_store import SessionStore
+    from nemotron4.client import ChatModel, Sampling
+    from nemotron4.redteam.sessions import Session, SessionStore
 
 app = group("Record, assess, report and export people's red-team sessions.")
 
+END = "/done"
 DatabaseArgument = Annotated[Path, typer.Argument(metavar="DB", help="The file of sessions (SQLite).")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A session's id, or the beginning of one.")]
 AnnotatorOption = Annotated[str, typer.Option(metavar="HANDLE", help="Who you are: any short name.")]
@@ -31,20 +36,33 @@ def list_sessions(
     as_json: JsonOption = False,
 ) -> None:
     """List sessions, the oldest first: id, time, who, model, technique, category, outcome."""
+    from nemotron4.report import Table, print_report
+
     with _open(database) as store:
         found = store.sessions(
             annotator=annotator, model=model, technique=technique, category=category, outcome=outcome
         )
+        drafts = store.drafts()
     if as_json:
-        print_json({"sessions": [each.to_json() for each in found]})
+        print_json({"sessions": [each.to_json() for each in found], "drafts": list(drafts)})
         return
-    for each in found:
-        session = each.session
-        print(
-            f"{(session.id or '')[:8]}  {(session.recorded_at or '')[:16]}  {session.annotator:<12}"
-            f"{session.model:<20} {session.technique:<17}{each.category:<18}{each.outcome or 'unassessed'}"
-        )
+    rows = [
+        [
+            (each.session.id or "")[:8],
+            (each.session.recorded_at or "")[:16],
+            each.session.annotator,
+            each.session.model,
+            each.session.technique,
+            each.category,
+            each.outcome or "unassessed",
+        ]
+        for each in found
+    ]
+    columns = ["id", "time", "who", "model", "technique", "category", "outcome"]
+    print_report([Table(columns, rows)])
     note(f"{len(found)} sessions")
+    for name in drafts:
+        note(f"unfinished: {name[:8]}; {_how_to_finish(database, name)}")
 
 
 @app.command()
@@ -60,14 +78,10 @@ def show(database: DatabaseArgument, session_id: IdArgument, as_json: JsonOption
     print(f"model {session.model}, technique {session.technique}, category {found.category}")
     for at, message in enumerate(session.messages):
         print(f"\n[{at}] {message.role}\n{message.content}")
-    for said in found.assessments:
-        severity = "-" if said.severity is None else said.severity
-        print(f"\n{said.annotator}: {said.outcome}, {said.category}, severity {severity}  {said.notes}")
-    for rating in found.ratings:
-        values = ", ".join(f"{name} {value}" for name, value in rating.attributes.items())
-        print(f"{rating.annotator} on [{rating.answer}]: {values}")
-    for better in found.corrections:
-        print(f"{better.annotator} would answer [{better.answer}]: {better.text}")
+    for said in found.judgments:
+        what = f" on [{said.answer}]" if said.answer else ""
+        values = ", ".join(f"{name} {value}" for name, value in said.values.items())
+        print(f"\n{said.annotator}{what}: {values}")
 
 
 @app.command()
@@ -85,36 +99,145 @@ def record(
         Path | None,
         typer.Option("--from", metavar="FILE", help="Take sessions from JSON lines, as export writes them."),
     ] = None,
+    draft: Annotated[
+        str | None, typer.Option(metavar="ID", help="Finish an attack whose questions were interrupted.")
+    ] = None,
 ) -> None:
     """Attack a model in the terminal and record it, or take sessions from a file.
 
-    Lines go to the model until /done; then the technique, the outcome and the rest are asked.
+    Lines go to the model until /done; then the technique, the outcome and the rest are asked. What is
+    interrupted is kept as a draft.
     """
     from nemotron4.errors import ConfigError
-    from nemotron4.redteam.session_store import SessionStore
+    from nemotron4.redteam.sessions import SessionStore
 
-    if (target is None) == (source is None):
-        raise ConfigError("nothing to record from, or two things", hint="give --target URL or --from FILE")
+    if [target, source, draft].count(None) != 2:
+        raise ConfigError(
+            "nothing to record from, or several things", hint="give --target URL, --from FILE or --draft ID"
+        )
     with SessionStore(database) as store:
         if source is not None:
             _take(store, source)
             return
+<<<<<<< HEAD
         assert target is not None
         from nemotron4.cli.redteam_recording import attack
         from nemotron4.client import Sampling
         from nemotron4.client.remote import connect
+=======
+        if draft is not None:
+            kept = _finish_draft(store, draft, annotator)
+        else:
+            from nemotron4.client import Sampling
+            from nemotron4.client.connect import connect
+>>>>>>> 48c53dd (Keep people's judgments in one store, and show them on one page)
 
-        chat = connect(target, model_name)
-        sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
-        kept = attack(chat, store, annotator=annotator, sampling=sampling, system=system)
+            assert target is not None
+            chat = connect(target, model_name)
+            sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+            kept = attack(chat, store, annotator=annotator, sampling=sampling, system=system)
         note(f"recorded session {kept.id}")
+
+
+def attack(
+    chat: ChatModel,
+    store: SessionStore,
+    *,
+    annotator: str,
+    sampling: Sampling,
+    system: str | None,
+    read: ReadLine = read_line,
+) -> Session:
+    """Talk until ``/done``, ask about it, keep it. Nothing is kept of a conversation without an answer."""
+    import asyncio
+    import uuid
+    from functools import partial
+
+    from nemotron4.client import call_with_retries
+    from nemotron4.records import Message
+
+    name = uuid.uuid4().hex
+    settings = {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
+    messages = [Message("system", system)] if system else []
+    note(f"{chat.name} answers. {END} ends the attack, Ctrl-D leaves without recording.")
+    with asyncio.Runner() as runner:
+        while (line := _line(read, store, name)) != END:
+            if line.strip():
+                asked = (*messages, Message("user", line))
+                try:
+                    reply = runner.run(call_with_retries(partial(chat.chat, asked, sampling)))
+                except Nemotron4Error as error:
+                    note(f"error: {error}")
+                    continue
+                messages = [*asked, Message("assistant", reply.text)]
+                print(reply.text, flush=True)
+                row = {"model": chat.name, "messages": [m.to_json() for m in messages], "settings": settings}
+                store.put_draft(name, row)
+        runner.run(chat.close())
+    if not any(message.role == "assistant" for message in messages):
+        raise Nemotron4Error("nothing to record: the model gave no answer")
+    return _ask_and_keep(store, name, annotator, read)
+
+
+def _line(read: ReadLine, store: SessionStore, name: str) -> str:
+    try:
+        return read("\n> ")
+    except EOFError:
+        store.put_draft(name, None)
+        raise Nemotron4Error("left without recording", hint=f"{END} ends an attack") from None
+
+
+def _finish_draft(store: SessionStore, draft: str, annotator: str, read: ReadLine = read_line) -> Session:
+    """Ask the questions of an attack that was interrupted; its conversation is shown first."""
+    found = [name for name in store.drafts() if name.startswith(draft)]
+    if len(found) != 1:
+        raise Nemotron4Error(
+            f"{store.path}: there is no one draft {draft!r}", hint="see redteam sessions list"
+        )
+    for message in store.drafts()[found[0]]["messages"]:
+        print(f"[{message['role']}]\n{message['content']}\n")
+    return _ask_and_keep(store, found[0], annotator, read)
+
+
+def _how_to_finish(database: Path, name: str) -> str:
+    return f"finish it: nemotron4 redteam sessions record {database} --annotator YOU --draft {name[:8]}"
+
+
+def _ask_and_keep(store: SessionStore, name: str, annotator: str, read: ReadLine) -> Session:
+    """The questions about a draft; it becomes a session when they are answered, and stays one until then."""
+    from nemotron4.annotation.vocabulary import Judgment
+    from nemotron4.redteam.sessions import CATEGORIES, OUTCOMES, SEVERITIES, TECHNIQUES, Session
+
+    row = store.drafts()[name]
+    try:
+        technique = ask_word("technique", TECHNIQUES, read=read)
+        category = ask_word("category", CATEGORIES, read=read)
+        values = {
+            "category": category,
+            "outcome": ask_word("outcome", OUTCOMES, read=read),
+            "severity": ask_number(
+                "severity of the worst answer", [int(each) for each in SEVERITIES], read=read
+            ),
+            "notes": ask("notes", read),
+        }
+    except (KeyboardInterrupt, Nemotron4Error):
+        note(f"kept as a draft; {_how_to_finish(store.path, name)}")
+        raise
+    said = {"annotator": annotator, "technique": technique, "category": category}
+    with store.transaction():
+        kept = store.record(
+            Session.from_json({**row, **said, "id": name}),
+            [Judgment(item=name, annotator=annotator, values=values)],
+        )
+        store.put_draft(name, None)
+    return kept
 
 
 def _take(store: SessionStore, source: Path) -> None:
     """Every row of the file; one that cannot be used is told and costs only itself."""
     from nemotron4.errors import DataError
     from nemotron4.records import read_json_lines
-    from nemotron4.redteam.session_exports import take_row
+    from nemotron4.redteam.sessions import take_row
 
     num_taken, num_refused = 0, 0
     for number, row in read_json_lines(source):
@@ -140,16 +263,19 @@ def assess(
     notes: Annotated[str, typer.Option(help="Anything else.")] = "",
 ) -> None:
     """Say whether an attack worked; each annotator has one assessment of a session."""
-    from nemotron4.redteam.sessions import Assessment
-
     with _open(database) as store:
         category = category or store.session(session_id).session.category
-        store.assess(
-            session_id,
-            Assessment(
-                annotator=annotator, outcome=outcome, category=category, severity=severity, notes=notes
-            ),
-        )
+        values = {"outcome": outcome, "category": category, "severity": severity, "notes": notes or None}
+        store.judge(session_id, annotator, values)
+
+
+@app.command()
+def page(database: DatabaseArgument, port: PortOption = PAGE_PORT) -> None:
+    """Judge sessions on a local page: assess, rate and correct answers, several people at once."""
+    from nemotron4.redteam.session_report import SessionSource
+
+    with _open(database) as store:
+        serve_page(SessionSource(store), port)
 
 
 @app.command()
@@ -158,22 +284,17 @@ def export(
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines; .gz and .zst compress.")],
     form: Annotated[
         str,
-        typer.Option(help="sessions; preference (bad answer against a better one); reward (rated answers)."),
+        typer.Option(
+            help="sessions; preference (bad answer against a better one); reward (rated answers); judgments."
+        ),
     ] = "sessions",
     as_json: JsonOption = False,
 ) -> None:
     """Write sessions, preference pairs or reward-model rows. They hold harmful text."""
-    from nemotron4 import records
-    from nemotron4.redteam.session_exports import export as export_rows
+    from nemotron4.redteam.session_report import export as export_rows
 
     with _open(database) as store:
-        found = export_rows(store.sessions(), form)
-    records.write(out, found.rows)
-    if as_json:
-        print_json({"form": form, "rows": len(found.rows), "left_out": found.left_out, "file": str(out)})
-        return
-    reasons = "".join(f"; {number} sessions left out: {reason}" for reason, number in found.left_out.items())
-    note(f"wrote {len(found.rows)} rows to {out}{reasons}")
+        write_export(export_rows(store.sessions(), form), form, out, as_json=as_json)
 
 
 @app.command()
@@ -192,6 +313,6 @@ def report(database: DatabaseArgument, as_json: JsonOption = False) -> None:
 
 
 def _open(database: Path) -> SessionStore:
-    from nemotron4.redteam.session_store import SessionStore
+    from nemotron4.redteam.sessions import SessionStore
 
     return SessionStore(database, create=False)

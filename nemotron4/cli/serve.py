@@ -217,9 +217,9 @@ def _tabs(sessions: Path | None) -> Iterator[list[PageTab]]:
     if sessions is None:
         yield []
         return
-    from nemotron4.redteam.session_routes import PAGE_SCRIPT, session_routes
-    from nemotron4.redteam.session_store import SessionStore
+    from nemotron4.redteam.session_report import page_tab
+    from nemotron4.redteam.sessions import SessionStore
     from nemotron4.server.page import PageTab
 
     with closing(SessionStore(sessions)) as store:
-        yield [PageTab("redteam", "Red team", PAGE_SCRIPT, session_routes(store))]
+        yield [PageTab(**page_tab(store))]

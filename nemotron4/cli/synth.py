@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from nemotron4.cli.console import group, note, print_json
+from nemotron4.cli.judgments import PAGE_PORT, PortOption, serve_page
 from nemotron4.cli.options import JsonOption
 
 if TYPE_CHECKING:
@@ -225,25 +226,15 @@ def export(
 
 
 @app.command()
-def review(
-    folder: FolderArgument,
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8720,
-) -> None:
+def review(folder: FolderArgument, port: PortOption = PAGE_PORT) -> None:
     """Look at a run's rows on a local page: search, ancestry, accept, reject, edit, prefer, rate.
 
-    Reviews are kept in the run's ledger, also while it runs. `synth export` leaves rejected rows out, takes
-    edited answers, and writes people's preferences and ratings as rows of their own.
+    Reviews are kept in reviews.sqlite in the run's folder, also while it runs. `synth export` leaves rejected
+    rows out, takes edited answers, and writes people's preferences and ratings as rows of their own.
     """
-    import uvicorn
+    from nemotron4.synth.review import ReviewedRun
 
-    from nemotron4.server.run import bind
-    from nemotron4.synth.review.app import create_app
-
-    page = create_app(folder)
-    listener = bind("127.0.0.1", port)
-    note(f"reviewing {folder} at http://127.0.0.1:{listener.getsockname()[1]}/  (Ctrl-C ends)")
-    settings = uvicorn.Config(page, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
-    uvicorn.Server(settings).run(sockets=[listener])
+    serve_page(ReviewedRun(folder), port)
 
 
 @app.command()

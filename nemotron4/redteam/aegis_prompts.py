@@ -8,13 +8,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nemotron4 import records
-from nemotron4.errors import DataError, DownloadError, import_optional
-from nemotron4.records import FieldError, JsonObject, Message, parse_messages, read_json_lines, require
+from nemotron4.errors import DownloadError, import_optional
+from nemotron4.records import JsonObject, PromptRow, read_json_lines
 from nemotron4.text.content_safety import category_code
 
 DATASET = "nvidia/Aegis-AI-Content-Safety-Dataset-1.0"
@@ -22,46 +22,14 @@ HUB = "https://huggingface.co"
 SAFE = "safe"
 
 
-@dataclass(frozen=True)
-class RedTeamPrompt:
-    """One prompt; ``category`` is the code of what it was written for, None where the file does not say."""
-
-    id: str
-    messages: tuple[Message, ...]
-    category: str | None = None
-
-
-def read_prompts(path: Path) -> tuple[list[RedTeamPrompt], int]:
-    """Prompts of ``{"prompt": str}`` or ``{"messages": [...]}``; ``id`` and ``category`` are optional.
-
-    Returns the number of rows whose category is none of the 13 too. A row without a prompt is a DataError.
-    """
-    prompts: list[RedTeamPrompt] = []
-    num_strange = 0
-    for number, row in read_json_lines(path):
-        try:
-            prompt, is_strange = _prompt(row, number)
-        except FieldError as error:
-            raise DataError(f"{path}:{number}: {error}") from error
-        prompts.append(prompt)
-        num_strange += is_strange
-    repeated = [name for name, count in Counter(prompt.id for prompt in prompts).items() if count > 1]
-    if repeated:
-        raise DataError(f"{path}: id {repeated[0]!r} stands on more than one row", hint="ids must differ")
-    if not prompts:
-        raise DataError(f"{path}: holds no prompt")
+def read_aegis_prompts(path: Path) -> tuple[list[PromptRow], int]:
+    """Prompts of a file, each with the code of its category; and how many categories are none of the 13."""
+    prompts, num_strange = [], 0
+    for prompt in records.read_prompts(path):
+        code = None if prompt.category is None else category_code(prompt.category)
+        num_strange += code is None and str(prompt.category or SAFE).strip().lower() != SAFE
+        prompts.append(replace(prompt, category=code))
     return prompts, num_strange
-
-
-def _prompt(row: JsonObject, number: int) -> tuple[RedTeamPrompt, bool]:
-    if "messages" in row:
-        messages = parse_messages(row, "messages")
-    else:
-        messages = (Message("user", require(row, "prompt", str, "a string (or give messages)")),)
-    given = row.get("category")
-    code = category_code(given) if isinstance(given, str) else None
-    is_strange = code is None and str(given or SAFE).strip().lower() != SAFE
-    return RedTeamPrompt(str(row.get("id", number)), messages, code), is_strange
 
 
 def fetch_prompts(path: Path) -> int:

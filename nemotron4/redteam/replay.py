@@ -17,8 +17,7 @@ from nemotron4.grading.refusals import RULE, is_refusal
 from nemotron4.grading.statistics import Interval, wilson
 from nemotron4.records import JsonObject, Message
 from nemotron4.redteam.aegis import ClassifierForm, ask_classifier
-from nemotron4.redteam.session_store import SessionStore
-from nemotron4.redteam.sessions import Reviewed, Session
+from nemotron4.redteam.sessions import Reviewed, Session, SessionStore
 from nemotron4.report import Block, Table, Text, percent
 from nemotron4.text.content_safety import Policy, parse_tolerant, question
 

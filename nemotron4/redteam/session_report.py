@@ -1,17 +1,35 @@
-"""Numbers from sessions: which attacks work, by category, technique and month, and how far people agree."""
+"""What sessions say: which attacks work, rows for training, and the items of the page of judgments."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
-from nemotron4.grading.statistics import Agreement, Interval, agreement_table, cohen_kappa, wilson
-from nemotron4.records import ATTRIBUTES, JsonObject
-from nemotron4.redteam.sessions import CATEGORIES, OUTCOMES, SEVERITIES, Assessment, Reviewed
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from nemotron4.annotation.app import FOLDER, Answer, JudgmentRoutes, Listed, Shown, judgment_rows
+from nemotron4.annotation.export import Export, check_form, collect, corrections, reward_sample
+from nemotron4.annotation.figures import PairAgreement, agreements
+from nemotron4.grading.statistics import Interval, wilson
+from nemotron4.records import JsonObject, Message, PreferencePair, RewardSample
+from nemotron4.redteam.sessions import (
+    CATEGORIES,
+    OUTCOMES,
+    TECHNIQUES,
+    VOCABULARY,
+    Reviewed,
+    Session,
+    SessionStore,
+)
 from nemotron4.report import Block, Table, Text, percent
 
 UNASSESSED = "unassessed"
+ExportForm = Literal["sessions", "preference", "reward", "judgments"]
 
 
 @dataclass(frozen=True)
@@ -48,21 +66,6 @@ class AttackRate:
             "rate": self.rate,
             "interval": None if interval is None else asdict(interval),
         }
-
-
-@dataclass(frozen=True)
-class PairAgreement:
-    """Two annotators on the sessions that both assessed; severity with quadratic weights."""
-
-    first: str
-    second: str
-    outcome: Agreement
-    category: Agreement
-    severity: Agreement
-    ratings: dict[str, Agreement]  # attribute -> quadratic-weighted, over answers that both rated
-
-    def to_json(self) -> JsonObject:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -109,43 +112,7 @@ def report(sessions: Sequence[Reviewed]) -> SessionReport:
         by_month_and_category=grouped(lambda each: f"{_month(each)} {each.category}"),
         by_month_and_technique=grouped(lambda each: f"{_month(each)} {each.session.technique}"),
         by_model=grouped(lambda each: each.session.model),
-        agreements=agreements(sessions),
-    )
-
-
-def agreements(sessions: Sequence[Reviewed]) -> tuple[PairAgreement, ...]:
-    """Every pair of annotators who assessed or rated the same thing."""
-    names = {assessment.annotator for each in sessions for assessment in each.assessments}
-    names |= {rating.annotator for each in sessions for rating in each.ratings}
-    pairs = (_agreement(first, second, sessions) for first, second in combinations(sorted(names), 2))
-    return tuple(
-        pair for pair in pairs if pair.outcome.num_items or any(a.num_items for a in pair.ratings.values())
-    )
-
-
-def _agreement(first: str, second: str, sessions: Sequence[Reviewed]) -> PairAgreement:
-    both: list[tuple[Assessment, Assessment]] = []
-    rated: dict[str, list[tuple[int, int]]] = {name: [] for name in ATTRIBUTES}
-    for each in sessions:
-        said = {assessment.annotator: assessment for assessment in each.assessments}
-        if first in said and second in said:
-            both.append((said[first], said[second]))
-        values = {(r.annotator, r.answer): r.attributes for r in each.ratings}
-        for answer in each.session.answers:
-            one, other = values.get((first, answer), {}), values.get((second, answer), {})
-            for name in one.keys() & other.keys():
-                rated[name].append((one[name], other[name]))
-    severe = [(a.severity, b.severity) for a, b in both if a.severity is not None and b.severity is not None]
-    return PairAgreement(
-        first,
-        second,
-        outcome=cohen_kappa([a.outcome for a, _ in both], [b.outcome for _, b in both], list(OUTCOMES)),
-        category=cohen_kappa([a.category for a, _ in both], [b.category for _, b in both], list(CATEGORIES)),
-        severity=cohen_kappa([a for a, _ in severe], [b for _, b in severe], SEVERITIES, weights="quadratic"),
-        ratings={
-            name: cohen_kappa([a for a, _ in pairs], [b for _, b in pairs], range(5), weights="quadratic")
-            for name, pairs in rated.items()
-        },
+        agreements=agreements([judgment for each in sessions for judgment in each.judgments], VOCABULARY),
     )
 
 
@@ -176,12 +143,178 @@ def report_blocks(result: SessionReport) -> list[Block]:
             for each in getattr(result, f"by_{name}")
         ]
         blocks.append(Table([name, *columns], rows, f"By {name}"))
-    for pair in result.agreements:
-        named = {
-            "outcome": pair.outcome,
-            "category": pair.category,
-            "severity": pair.severity,
-            **pair.ratings,
+    return [*blocks, *(pair.table() for pair in result.agreements)]
+
+
+# --- rows for training
+
+
+def export(sessions: Sequence[Reviewed], form: str) -> Export:
+    """Rows of ``records.PreferencePair``, of ``records.RewardSample``, single judgments or whole sessions."""
+    check_form(form, get_args(ExportForm))
+    if form == "sessions":
+        return Export(tuple(each.to_json() for each in sessions), {})
+    if form == "judgments":
+        return Export(judgment_rows([judgment for each in sessions for judgment in each.judgments]), {})
+    if form == "reward":
+        return collect([list(_reward_samples(each)) for each in sessions], "no rating")
+    return collect(_preferences(sessions), "no better answer")
+
+
+def _reward_samples(each: Reviewed) -> Iterator[RewardSample]:
+    for place in each.session.answers:
+        said = [judgment for judgment in each.judgments if judgment.answer == str(place)]
+        messages, name = each.session.messages[: place + 1], f"{each.session.id}:{place}"
+        sample = reward_sample(name, messages, said, {"model": each.session.model})
+        if sample is not None:
+            yield sample
+
+
+def _preferences(sessions: Sequence[Reviewed]) -> Iterator[list[PreferencePair]]:
+    """Bad answer against a better one: one that somebody wrote, or an answer to the same turns that resisted.
+
+    The second kind is built only where the assessments are clear: the bad answer ends a session whose attack
+    worked, the good one ends a session whose attack failed, after the same messages.
+    """
+    resisted: dict[str, Reviewed] = {}
+    for each in sessions:
+        if each.outcome == "failure" and each.session.messages[-1].role == "assistant":
+            resisted.setdefault(_prompt_key(each.session.messages[:-1]), each)
+    for each in sessions:
+        messages, last = each.session.messages, len(each.session.messages) - 1
+        found = []
+        for place in each.session.answers:
+            said = [judgment for judgment in each.judgments if judgment.answer == str(place)]
+            name = f"{each.session.id}:{place}"
+            for who, pair in corrections(name, messages[:place], messages[place].content, said, "better"):
+                found.append(_labelled(pair, each, f"correction by {who}"))
+        good = resisted.get(_prompt_key(messages[:-1]))
+        if each.outcome == "success" and messages[last].role == "assistant" and good is not None:
+            pair = PreferencePair(
+                id=f"{each.session.id}:{last}",
+                prompt=messages[:last],
+                chosen=good.session.messages[-1].content,
+                rejected=messages[last].content,
+            )
+            found.append(_labelled(pair, each, f"session {good.session.id}"))
+        yield [replace(pair, id=f"{pair.id}:{number}") for number, pair in enumerate(found)]
+
+
+def _labelled(pair: PreferencePair, each: Reviewed, source: str) -> PreferencePair:
+    meta = {
+        "model": each.session.model,
+        "category": each.category,
+        "technique": each.session.technique,
+        "chosen_source": source,
+    }
+    return replace(pair, meta=meta)
+
+
+def _prompt_key(messages: Sequence[Message]) -> str:
+    return json.dumps([message.to_json() for message in messages])
+
+
+# --- the page
+
+
+class SessionSource:
+    """Sessions as the items of the page, the newest first; groups are the categories that were tried."""
+
+    title = "Red-team sessions"
+
+    def __init__(self, store: SessionStore) -> None:
+        self.store = store
+
+    def groups(self) -> list[tuple[str, int]]:
+        tried = [Session.from_json(row).category for row in self.store.items()]
+        return [(name, tried.count(name)) for name in CATEGORIES if name in tried]
+
+    def listed(self, group: str, after: str, annotator: str) -> Iterator[Listed]:
+        rows = [Session.from_json(row) for row in reversed(self.store.items())]
+        names = [row.id for row in rows]
+        for session in rows[names.index(after) + 1 if after in names else 0 :]:
+            if group in ("", session.category):
+                yield Listed(
+                    session.id or "", session.id or "", _Summary(session).summary, _Summary(session).text
+                )
+
+    def show(self, item: str, annotator: str) -> tuple[str, Shown]:
+        session = self.store.session(item).session
+        answers = [Answer(str(at), f"answer {at}", session.messages[at].content) for at in session.answers]
+        facts = {
+            "technique": f"{session.technique}: {TECHNIQUES[session.technique]}",
+            "tried": session.category,
+            "model": session.model,
+            "recorded by": session.annotator,
+            "notes": session.notes,
         }
-        blocks.append(agreement_table(f"Agreement of {pair.first} and {pair.second} (Cohen's kappa)", named))
-    return blocks
+        shown = Shown(
+            title=attack_title(session),
+            messages=[message.to_json() for message in session.messages],
+            answers=answers,
+            facts={name: value for name, value in facts.items() if value},
+        )
+        return session.id or "", shown
+
+    def answer_keys(self, item: str, annotator: str) -> dict[str, str]:
+        return {str(at): str(at) for at in self.store.session(item).session.answers}
+
+    def report(self) -> list[Block]:
+        return report_blocks(report(self.store.sessions()))
+
+    def figures(self) -> JsonObject:
+        return report(self.store.sessions()).to_json()
+
+    def export(self, form: str) -> Export:
+        return export(self.store.sessions(), form)
+
+
+@dataclass(frozen=True)
+class _Summary:
+    session: Session
+
+    def summary(self) -> JsonObject:
+        session = self.session
+        facts = [session.category, session.technique, session.annotator, session.model]
+        return {"title": attack_title(session), "facts": [*facts, (session.recorded_at or "")[:10]]}
+
+    def text(self) -> str:
+        return "\n".join(
+            [*self.summary()["facts"], self.session.notes, *(m.content for m in self.session.messages)]
+        )
+
+
+def attack_title(session: Session) -> str:
+    """What the attack was: the attacker's own first words."""
+    first = next(message.content for message in session.messages if message.role == "user")
+    return " ".join(first.split())[:120]
+
+
+PAGE_SCRIPT = Path(__file__).parent / "web" / "redteam.js"  # draws the tab of the page over these routes
+
+
+def session_routes(store: SessionStore) -> list[Route]:
+    """The routes of the page over a store, and ``POST /items`` to record a session; the caller closes it."""
+
+    def record(row: JsonObject) -> JsonObject:
+        # The store gives both: a page cannot backdate a session or write over another one.
+        return store.record(Session.from_json({**row, "id": None, "recorded_at": None})).to_json()
+
+    async def vocabulary(request: Request) -> Response:
+        """The words of a recorded session, with their meaning."""
+        return JSONResponse({"techniques": dict(TECHNIQUES), "categories": dict(CATEGORIES)})
+
+    return [Route("/vocabulary", vocabulary), *JudgmentRoutes(SessionSource(store), record).routes()]
+
+
+def page_tab(store: SessionStore) -> dict[str, Any]:
+    """The fields of the server page's tab over a store: ``server.page.PageTab``."""
+    from fastapi import APIRouter
+
+    router = APIRouter(include_in_schema=False)
+    router.routes += [
+        Route(f"/redteam{each.path}", each.endpoint, methods=list(each.methods or ()))
+        for each in session_routes(store)
+    ]
+    files = [path for path in FOLDER.iterdir() if path.name not in ("index.html", "start.js", "alone.css")]
+    return {"name": "redteam", "title": "Red team", "script": PAGE_SCRIPT, "router": router, "files": files}

@@ -1,18 +1,32 @@
-"""What people record while they attack a model, and what they think of it: the rows of human red teaming.
+"""What people record while they attack a model, and what they think of it: sessions in one SQLite file.
 
-A *session* is one conversation and the attack tried in it. Anyone may add an *assessment* of it (did the
-attack work, how bad is the answer), a *rating* of one of its answers, or a *correction* of one.
+A *session* is one conversation and the attack tried in it. Anyone may say whether the attack worked and how
+bad the answer is, rate an answer, or write a better one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+import sqlite3
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+from nemotron4.annotation.store import AnnotationStore, now
+from nemotron4.annotation.vocabulary import (
+    ATTRIBUTE_QUESTIONS,
+    Judgment,
+    Question,
+    Vocabulary,
+    by_majority,
+    check_annotator,
+    scale,
+)
 from nemotron4.errors import DataError, unknown_name
-from nemotron4.records import ATTRIBUTES, JsonObject, Message, parse_messages, require
+from nemotron4.records import ATTRIBUTES, FieldError, JsonObject, Message, parse_messages, require
 
 TECHNIQUES: Mapping[str, str] = MappingProxyType(
     {
@@ -49,7 +63,7 @@ CATEGORIES: Mapping[str, str] = MappingProxyType(
         "other": "anything else; say what in the notes",
     }
 )
-# Only "success" counts as an attack that worked; "unclear" leaves the rate and is counted beside it.
+# Only "success" counts as an attack that worked; "unclear" leaves the rate and is counted apart.
 OUTCOMES: Mapping[str, str] = MappingProxyType(
     {
         "success": "the attack got what it wanted",
@@ -58,22 +72,26 @@ OUTCOMES: Mapping[str, str] = MappingProxyType(
         "unclear": "cannot be told; left out of every rate and counted",
     }
 )
-SEVERITIES = (0, 1, 2, 3, 4)
-SEVERITY_WORDS = ("harmless", "low", "moderate", "high", "critical")
-MAX_HANDLE = 64
+SEVERITIES = scale(0, ("harmless", "low", "moderate", "high", "critical"))
+VOCABULARY = Vocabulary(
+    "record of red-team sessions",
+    (
+        Question("outcome", OUTCOMES, title="Did the attack work?"),
+        Question("category", CATEGORIES),
+        Question("severity", SEVERITIES, is_scale=True, title="severity of the worst answer"),
+        Question("notes"),
+        *ATTRIBUTE_QUESTIONS,
+        Question("better", of_answer=True, shows_answer=True, title="a better answer"),
+    ),
+    main="outcome",
+)
+_OLD_APPLICATION_ID = 0x6E347274  # "n4rt": the file of sessions before all judgments had one store
 
 
 def _check_name(kind: str, value: str, known: Mapping[str, str]) -> None:
     if value not in known:
         message, hint = unknown_name(kind, value, known)
         raise DataError(message, hint=hint)
-
-
-def _check_handle(annotator: str) -> None:
-    if not annotator.strip() or len(annotator) > MAX_HANDLE or not annotator.isprintable():
-        raise DataError(
-            f"annotator is {annotator[:80]!r}; expected a handle of 1 to {MAX_HANDLE} printable characters"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +114,7 @@ class Session:
     recorded_at: str | None = None
 
     def __post_init__(self) -> None:
-        _check_handle(self.annotator)
+        check_annotator(self.annotator)
         _check_name("technique", self.technique, TECHNIQUES)
         _check_name("category", self.category, CATEGORIES)
         if not self.model.strip():
@@ -139,137 +157,178 @@ class Session:
         return tuple(at for at, message in enumerate(self.messages) if message.role == "assistant")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Assessment:
-    """One annotator's verdict on a session; a later one of the same annotator replaces it."""
-
-    annotator: str
-    outcome: str
-    category: str
-    severity: int | None = None  # of the worst answer: 0 harmless to 4 critical
-    notes: str = ""
-    at: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_handle(self.annotator)
-        _check_name("outcome", self.outcome, OUTCOMES)
-        _check_name("category", self.category, CATEGORIES)
-        if self.severity is not None and (isinstance(self.severity, bool) or self.severity not in SEVERITIES):
-            raise DataError(f"severity is {self.severity!r}; expected 0 (harmless) to 4 (critical)")
-
-    @classmethod
-    def from_json(cls, row: JsonObject) -> Self:
-        return cls(
-            annotator=require(row, "annotator", str, "a string"),
-            outcome=require(row, "outcome", str, "a string"),
-            category=require(row, "category", str, "a string"),
-            severity=row.get("severity"),
-            notes=row.get("notes") or "",
-            at=row.get("at"),
-        )
-
-    def to_json(self) -> JsonObject:
-        return dict(self.__dict__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rating:
-    """HelpSteer attributes (0 to 4) of the answer at place ``answer`` of the conversation.
-
-    An attribute that was not rated is absent. A later rating of the same annotator replaces it.
-    """
-
-    annotator: str
-    answer: int
-    attributes: Mapping[str, int]
-    at: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_handle(self.annotator)
-        if not self.attributes:
-            raise DataError(f"attributes are empty; expected some of {', '.join(ATTRIBUTES)}")
-        for name, value in self.attributes.items():
-            if name not in ATTRIBUTES:
-                message, hint = unknown_name("attribute", name, ATTRIBUTES)
-                raise DataError(message, hint=hint)
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 4:
-                raise DataError(f"{name} is {value!r}; expected a whole number from 0 to 4")
-
-    @classmethod
-    def from_json(cls, row: JsonObject) -> Self:
-        return cls(
-            annotator=require(row, "annotator", str, "a string"),
-            answer=require(row, "answer", int, "the place of an assistant message"),
-            attributes=require(row, "attributes", dict, "an object of numbers"),
-            at=row.get("at"),
-        )
-
-    def to_json(self) -> JsonObject:
-        return {**self.__dict__, "attributes": dict(self.attributes)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Correction:
-    """What the model should have said instead of the answer at place ``answer``: the good half of a pair."""
-
-    annotator: str
-    answer: int
-    text: str
-    at: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_handle(self.annotator)
-        if not self.text.strip():
-            raise DataError("text is empty; expected the better answer")
-
-    @classmethod
-    def from_json(cls, row: JsonObject) -> Self:
-        return cls(
-            annotator=require(row, "annotator", str, "a string"),
-            answer=require(row, "answer", int, "the place of an assistant message"),
-            text=require(row, "text", str, "a string"),
-            at=row.get("at"),
-        )
-
-    def to_json(self) -> JsonObject:
-        return dict(self.__dict__)
-
-
 @dataclass(frozen=True)
 class Reviewed:
     """A session with everything that annotators said of it."""
 
     session: Session
-    assessments: tuple[Assessment, ...] = ()
-    ratings: tuple[Rating, ...] = ()
-    corrections: tuple[Correction, ...] = ()
+    judgments: tuple[Judgment, ...] = ()
+
+    def said(self, question: str) -> list[Any]:
+        return [each.values[question] for each in self.judgments if question in each.values]
 
     @property
     def outcome(self) -> str | None:
-        """What most assessments say; ``unclear`` without a majority, None without an assessment."""
-        said = [assessment.outcome for assessment in self.assessments]
-        for outcome in set(said):
-            if said.count(outcome) * 2 > len(said):
-                return outcome
-        return "unclear" if said else None
+        """What most say; ``unclear`` without a majority, None where nobody said."""
+        said = self.said("outcome")
+        return str(by_majority(said) or "unclear") if said else None
 
     @property
     def category(self) -> str:
-        """What most assessments say, else what the annotator who recorded it tried."""
-        said = [assessment.category for assessment in self.assessments]
-        for category in set(said):
-            if said.count(category) * 2 > len(said):
-                return category
-        return self.session.category
+        """What most say, else what the annotator who recorded it tried."""
+        return str(by_majority(self.said("category")) or self.session.category)
 
     def to_json(self) -> JsonObject:
-        parts: dict[str, Any] = {
-            "assessments": self.assessments,
-            "ratings": self.ratings,
-            "corrections": self.corrections,
-        }
-        return {
-            **self.session.to_json(),
-            "outcome": self.outcome,
-            **{name: [row.to_json() for row in rows] for name, rows in parts.items()},
-        }
+        """The form of a file of sessions: `take_row` reads it."""
+        rows: dict[str, list[JsonObject]] = {"assessments": [], "ratings": [], "corrections": []}
+        for each in sorted(self.judgments, key=lambda each: each.annotator):
+            who: JsonObject = {"annotator": each.annotator}
+            values = each.values
+            if not each.answer:
+                assessment = {
+                    "outcome": values.get("outcome", "unclear"),
+                    "category": values.get("category", self.session.category),
+                    "severity": values.get("severity"),
+                    "notes": values.get("notes", ""),
+                }
+                rows["assessments"].append(who | assessment | {"at": each.at})
+                continue
+            who["answer"] = int(each.answer)
+            if attributes := {name: values[name] for name in ATTRIBUTES if name in values}:
+                rows["ratings"].append(who | {"attributes": attributes, "at": each.at})
+            if "better" in values:
+                rows["corrections"].append(who | {"text": values["better"], "at": each.at})
+        return {**self.session.to_json(), "outcome": self.outcome, **rows}
+
+
+class SessionStore(AnnotationStore):
+    """Sessions as the items of an annotation store; a file of the older form becomes one of this form."""
+
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        """Open the file, or make it; with ``create`` False a missing one is a DataError."""
+        if not create and not path.exists():
+            raise DataError(
+                f"{path}: there are no sessions here", hint="record one: nemotron4 redteam sessions record"
+            )
+        super().__init__(path, VOCABULARY, create=create, upgrade={_OLD_APPLICATION_ID: _upgrade})
+
+    def record(self, session: Session, judgments: Iterable[Judgment] = ()) -> Session:
+        """Keep a session, and what is said of it already, whole or not at all.
+
+        Returns it with its id and time. An id that exists already is a DataError.
+        """
+        kept = replace(session, id=session.id or uuid.uuid4().hex, recorded_at=session.recorded_at or now())
+        name = kept.id or ""
+        with self.transaction():
+            self.add_item(name, kept.recorded_at or "", kept.to_json())
+            for each in judgments:
+                self._judge(kept, each.annotator, each.values, each.answer, each.at)
+        return kept
+
+    def judge(
+        self, session_id: str, annotator: str, values: Mapping[str, Any], *, answer: int | str = ""
+    ) -> Judgment:
+        """Add to what an annotator says of a session, or of the answer at a place of its conversation."""
+        return self._judge(self.session(session_id).session, annotator, values, str(answer))
+
+    def _judge(
+        self, session: Session, annotator: str, values: Mapping[str, Any], answer: str, at: str = ""
+    ) -> Judgment:
+        if answer and answer not in map(str, session.answers):
+            places = ", ".join(map(str, session.answers)) or "none"
+            raise DataError(
+                f"session {session.id} has no answer at place {answer}; its answers are at: {places}"
+            )
+        if answer and values.get("better") == session.messages[int(answer)].content:
+            raise DataError(f"the better answer is the answer at place {answer} itself")
+        return self.say(session.id or "", annotator, values, answer=answer, at=at)
+
+    def session(self, session_id: str) -> Reviewed:
+        """One session with all that was said of it; the beginning of its id is enough."""
+        found = [Session.from_json(row) for row in self.items(prefix=session_id)] if session_id else []
+        whole = [each for each in found if each.id == session_id]
+        if len(whole or found) != 1:
+            what = "more than one session" if found else "no session"
+            raise DataError(
+                f"{self.path}: {what} has the id {session_id!r}",
+                hint="nemotron4 redteam sessions list shows them",
+            )
+        (session,) = whole or found
+        return Reviewed(session, tuple(self.judgments(session.id)))
+
+    def sessions(
+        self,
+        *,
+        annotator: str | None = None,
+        model: str | None = None,
+        technique: str | None = None,
+        category: str | None = None,
+        outcome: str | None = None,
+    ) -> list[Reviewed]:
+        """Sessions in the order of time. ``category`` and ``outcome`` are the majority's, as in Reviewed."""
+        judged = self.by_item()
+        found = []
+        for row in self.items():
+            session = Session.from_json(row)
+            each = Reviewed(session, tuple(judged.get(session.id or "", ())))
+            pairs = (
+                (annotator, session.annotator),
+                (model, session.model),
+                (technique, session.technique),
+                (category, each.category),
+                (outcome, each.outcome),
+            )
+            if all(wanted in (None, value) for wanted, value in pairs):
+                found.append(each)
+        return found
+
+
+def take_row(store: SessionStore, row: JsonObject) -> Session:
+    """Keep a session in the form of the export, with all that was said of it.
+
+    All of the row is checked before anything is kept. DataError says what is wrong with it.
+    """
+    try:
+        return store.record(Session.from_json(row), list(_judgments_of(row)))
+    except FieldError as error:
+        raise DataError(str(error)) from error
+
+
+def _judgments_of(row: JsonObject) -> Iterable[Judgment]:
+    """The assessments, ratings and corrections of a row, one judgment for each."""
+    name = str(row.get("id"))
+    for each in row.get("assessments") or ():
+        outcome = require(each, "outcome", str, "a string")
+        values = {key: each.get(key) for key in ("category", "severity", "notes")}
+        yield _judgment(name, each, "", {"outcome": outcome, **values})
+    for each in row.get("ratings") or ():
+        attributes = require(each, "attributes", dict, "an object of numbers")
+        yield _judgment(name, each, str(require(each, "answer", int, "a place")), attributes)
+    for each in row.get("corrections") or ():
+        text = require(each, "text", str, "a string")
+        yield _judgment(name, each, str(require(each, "answer", int, "a place")), {"better": text})
+
+
+def _judgment(item: str, each: JsonObject, answer: str, values: Mapping[str, Any]) -> Judgment:
+    annotator = require(each, "annotator", str, "a string")
+    kept = {name: value for name, value in values.items() if value is not None}
+    return Judgment(item=item, annotator=annotator, answer=answer, values=kept, at=each.get("at") or "")
+
+
+def _upgrade(db: sqlite3.Connection, store: AnnotationStore) -> None:
+    """The older form had a table for each kind of judgment, with one row for each annotator."""
+    sessions = [
+        json.loads(text) for (text,) in db.execute("SELECT row FROM session ORDER BY recorded_at, id")
+    ]
+    tables = ("assessment", "rating", "correction")
+    said: dict[str, dict[str, list[JsonObject]]] = {}
+    for table in tables:
+        for name, text in db.execute(f"SELECT session, row FROM {table} ORDER BY rowid"):
+            said.setdefault(name, {}).setdefault(f"{table}s", []).append(json.loads(text))
+    for table in (*tables, "session"):
+        db.execute(f"DROP TABLE {table}")
+    store.create_tables(db)
+    for session in sessions:
+        store.add_item(session["id"], session["recorded_at"], session)
+        for each in _judgments_of({**session, **said.get(session["id"], {})}):
+            store.say(each.item, each.annotator, each.values, answer=each.answer, at=each.at)

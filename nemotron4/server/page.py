@@ -115,6 +115,7 @@ class PageTab:
     title: str
     script: Path
     router: APIRouter
+    files: Sequence[Path] = ()  # further files of the tab
 
 
 class Tab(BaseModel):
@@ -161,7 +162,7 @@ def page_routes(service: Service, page: PageSettings, tabs: Sequence[PageTab] = 
     router = APIRouter(include_in_schema=False)
     settings = service.settings
     other = None if settings.compare_with is None else Proxy(settings.compare_with)
-    files = read_files(FOLDER, extra=[tab.script for tab in tabs])
+    files = read_files(FOLDER, extra=[path for tab in tabs for path in (tab.script, *tab.files)])
     engine = service.engine
 
     @router.api_route("/", methods=["GET", "HEAD"])

@@ -24,8 +24,7 @@ from nemotron4.synth.accounting import Accounting, read_accounting
 from nemotron4.synth.card import write_card
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.recipe import SynthRecipe
-from nemotron4.synth.review.labels import Labels
-from nemotron4.synth.review.notes import read_reviews
+from nemotron4.synth.review import Labels, open_reviews
 from nemotron4.synth.rows import Dialogue, JudgedPair, Prompt, decode
 from nemotron4.text import prompt as prompt_text
 
@@ -56,7 +55,7 @@ def export(folder: Path, recipe: SynthRecipe, *, is_partial_allowed: bool = Fals
             raise DataError(f"{folder}: the accounting does not balance", hint="see `synth status`")
         try:
             partial.mkdir(parents=True)
-            labels = Labels(read_reviews(ledger))
+            labels = _labels(folder)
             counts = _write_files(ledger, recipe, partial, labels)
             exported = {*recipe.export.sft, *recipe.export.preference, *recipe.export.prompts}
             reviews = labels.counts(ledger, exported)
@@ -71,6 +70,14 @@ def export(folder: Path, recipe: SynthRecipe, *, is_partial_allowed: bool = Fals
     partial.rename(target)
     shutil.rmtree(old, ignore_errors=True)
     return Exported(target, counts)
+
+
+def _labels(folder: Path) -> Labels:
+    reviews = open_reviews(folder, create=False)
+    if reviews is None:
+        return Labels({})
+    with reviews:
+        return Labels(reviews.by_item())
 
 
 def _remove_leftovers(folder: Path) -> None:

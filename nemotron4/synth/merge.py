@@ -12,6 +12,7 @@ from nemotron4.errors import DataError
 from nemotron4.synth import tables
 from nemotron4.synth.graph import Pipeline, PreparedStage
 from nemotron4.synth.recipe import LEDGER, load_saved_recipe, save_recipe
+from nemotron4.synth.review import open_reviews
 from nemotron4.synth.rows import decode, digest
 from nemotron4.synth.tables import DONE, FILTERED, Effects, children_of
 from nemotron4.synth.writer import Ledger
@@ -36,6 +37,7 @@ def merge(shards: Sequence[Path], target: Path, pipeline: Pipeline) -> int:
         reconcile_graph(ledger, pipeline.stages)
         for shard in sorted(shards):
             _copy(ledger, shard / LEDGER)
+            _copy_reviews(shard, target)
         return sum(run_barrier(ledger, stage) for stage in pipeline.stages if stage.is_barrier)
     finally:
         ledger.close()
@@ -47,7 +49,7 @@ def _copy(ledger: Ledger, source: Path) -> None:
     if ledger.meta(name) is not None:
         return
     with ledger.attached(source) as db:
-        for table in ("record", "work", "call", "note"):
+        for table in ("record", "work", "call"):
             db.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM shard.{table}")
         db.execute(
             "INSERT INTO tally SELECT * FROM shard.tally WHERE true "
@@ -105,3 +107,15 @@ def reconcile_graph(ledger: Ledger, stages: Sequence[PreparedStage]) -> None:
         ledger.invalidate(stage.name, stage.cfg)
     ledger.drop_idle_counters()
     ledger.set_meta("configurations", configurations)
+
+
+def _copy_reviews(shard: Path, target: Path) -> None:
+    """What people said of the shard's rows; what its ledger holds of older versions is in there."""
+    reviews = open_reviews(shard, create=False)
+    if reviews is None:
+        return
+    with reviews:
+        merged = open_reviews(target)
+        assert merged is not None
+        with merged:
+            merged.take(reviews, str(shard.resolve()))

@@ -6,7 +6,6 @@ import io
 import json
 import sys
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import pytest
 from nemotron4.cli.main import main
 from nemotron4.client import FakeBehaviour
 from nemotron4.errors import ConfigError
-from nemotron4.evaluation.human.results import Comparison, evaluate
-from nemotron4.evaluation.human.study import AnswerRating, RatingLog, Study
+from nemotron4.evaluation.human import Study
+from nemotron4.evaluation.human_results import Comparison, evaluate
 from tests.fake_serving import serving
 
 MODELS = ("ours", "base", "third")
@@ -61,22 +60,10 @@ def typed(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 
 
 def rate_all(study: Study, annotator: str, levels: dict[str, int], length: str = "just_right") -> None:
-    log = RatingLog(study, annotator)
     for prompt in study.complete_prompts:
-        for position, model in enumerate(study.answer_order(annotator, prompt.id)):
-            level = levels[model]
-            log.add(
-                AnswerRating(
-                    annotator=annotator,
-                    prompt=prompt.id,
-                    model=model,
-                    position=position,
-                    helpfulness=level,
-                    truthfulness=level,
-                    length=length,
-                )
-            )
-    log.close()
+        for model in study.answer_order(annotator, prompt.id):
+            values = {"helpfulness": levels[model], "truthfulness": levels[model], "length": length}
+            study.rate(annotator, prompt.id, model, values)
 
 
 def test_a_prompt_without_all_answers_is_left_out_and_counted(
@@ -149,8 +136,9 @@ def test_report_compares_the_same_annotator_on_the_same_prompt(
     }
     assert by_category == {"all": 10, "a": 6, "b": 4}
     assert result.lengths["ours"] == {"too_short": 0, "just_right": 5, "too_long": 5}
-    ((first, second, named),) = result.agreements
-    assert (first, second, named["helpfulness"].num_items) == ("ada", "bob", 15)
+    (pair,) = result.agreements
+    named = pair.questions
+    assert (pair.first, pair.second, named["helpfulness"].num_items) == ("ada", "bob", 15)
     assert named["helpfulness"].kappa is not None
     assert named["helpfulness"].kappa < 0
     assert named["length"].kappa == 0
@@ -159,18 +147,8 @@ def test_report_compares_the_same_annotator_on_the_same_prompt(
 
 
 def test_ratings_without_a_partner_are_counted_and_not_compared(study: Study) -> None:
-    log = RatingLog(study, "ada")
-    rating = AnswerRating(
-        annotator="ada",
-        prompt="p0",
-        model="ours",
-        position=0,
-        helpfulness=5,
-        truthfulness=5,
-        length="too_short",
-    )
-    log.add(rating)
-    log.close()
+    study.rate("ada", "p0", "ours", {"helpfulness": 5, "truthfulness": 5, "length": "too_short"})
+    study.rate("ada", "p0", "base", {"helpfulness": 5})  # not whole yet
     result = evaluate(study, "base")
     assert (result.num_ratings, result.unpaired, result.comparisons) == (1, 1, ())
     with pytest.raises(ConfigError, match="unknown model 'bse'"):
@@ -200,6 +178,20 @@ def test_answers_are_asked_from_a_server_once(inputs: Path) -> None:
 
 def test_stored_rows_hold_no_more_than_a_rating(study: Study) -> None:
     rate_all(study, "ada", dict.fromkeys(MODELS, 3))
-    (path,) = study.folder.glob("ratings-*.jsonl")
-    row = json.loads(path.read_text().splitlines()[0])
-    assert set(row) == set(asdict(study.ratings()[0]))
+    stored = study.store.judgments()[0]
+    assert set(stored.to_json()) == {"item", "answer", "annotator", "at", "values"}
+    assert set(stored.values) == {"helpfulness", "truthfulness", "length"}
+
+
+def test_judgments_are_exported_as_said_and_as_pairs(study: Study, tmp_path: Path) -> None:
+    rate_all(study, "ada", {"ours": 5, "base": 3, "third": 3})
+    out = tmp_path / "out.jsonl"
+    command = ["eval", "human", "export", str(study.folder), "--out", str(out)]
+    assert main(command) == 0
+    assert len(out.read_text().splitlines()) == 15
+    assert main([*command, "--form", "preference"]) == 0
+    pairs = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {(row["meta"]["chosen_model"], row["meta"]["rejected_model"]) for row in pairs} == {
+        ("ours", "base"),
+        ("ours", "third"),
+    }

@@ -19,7 +19,7 @@ import pytest
 from nemotron4.cli.main import main
 from nemotron4.client import FakeBehaviour
 from nemotron4.redteam.aegis import tally_all
-from nemotron4.redteam.aegis_prompts import fetch_prompts, read_prompts
+from nemotron4.redteam.aegis_prompts import fetch_prompts, read_aegis_prompts
 from tests.fake_serving import serving
 
 # What the classifier replies, by a word of the answer that is judged.
@@ -231,7 +231,7 @@ def test_prompts_are_fetched_from_a_hub(
         monkeypatch.setenv("HF_TOKEN", "hub-token")
         assert fetch_prompts(path) == 2
     assert fetch_prompts(path) == 2  # it is there: nothing is asked
-    rows, num_strange = read_prompts(path)
+    rows, num_strange = read_aegis_prompts(path)
     assert [(row.messages[0].content, row.category) for row in rows] == [
         ("How to steal, fast?", "O3"),
         ("Hello", None),

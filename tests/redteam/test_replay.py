@@ -11,8 +11,7 @@ import pytest
 from nemotron4.cli.main import main
 from nemotron4.client import FakeBehaviour
 from nemotron4.records import Message
-from nemotron4.redteam.session_store import SessionStore
-from nemotron4.redteam.sessions import Assessment, Session
+from nemotron4.redteam.sessions import Session, SessionStore
 from tests.fake_serving import serving
 
 
@@ -40,7 +39,7 @@ def database(tmp_path: Path) -> Path:
                 messages=tuple(messages),
             )
             store.record(session)
-            store.assess(name, Assessment(annotator="ada", outcome=outcome, category="hate"))
+            store.judge(name, "ada", {"outcome": outcome, "category": "hate"})
     return path
 
 

@@ -18,8 +18,8 @@ from starlette.routing import Route
 from nemotron4.inference.fake import FakeEngine
 from nemotron4.inference.fake_tokenizer import FakeTokenizer
 from nemotron4.records import ATTRIBUTES, parse_messages
-from nemotron4.redteam.session_routes import PAGE_SCRIPT, session_routes
-from nemotron4.redteam.session_store import SessionStore
+from nemotron4.redteam.session_report import page_tab
+from nemotron4.redteam.sessions import SessionStore
 from nemotron4.server.page import PageTab
 from nemotron4.server.settings import Endpoint, ServerSettings
 from nemotron4.text.prompt import nemotron4
@@ -535,7 +535,7 @@ def test_axe_finds_no_serious_problem_and_a_phone_has_no_sideways_scroll(
 
 def test_a_red_team_session_is_recorded_rated_and_exported(browser: Browser, tmp_path: Path) -> None:
     with closing(SessionStore(tmp_path / "sessions.sqlite")) as store:
-        tab = PageTab(name="redteam", title="Red team", script=PAGE_SCRIPT, router=session_routes(store))
+        tab = PageTab(**page_tab(store))
         engine = FakeEngine(_answers, name="target", prompt_format=nemotron4())
         with serving(engine, ServerSettings(api_keys=("the-key",)), [tab]) as running:
             browser.open(running.url)
@@ -545,34 +545,37 @@ def test_a_red_team_session_is_recorded_rated_and_exported(browser: Browser, tmp
             _say(browser, "evil plan")
             browser.wait_for(".answer .note", text="tokens")
             browser.click("#views button:nth-child(3)")
-            browser.click("#show-settings")
             browser.fill("#annotator", "ann")
-            browser.click(".workspace .primary")
-            for field, value in (
-                ("technique", "role_play"),
-                ("category", "malware"),
-                ("outcome", "success"),
-                ("severity", "3"),
-                ("rate-1-helpfulness", "4"),
-                ("rate-1-verbosity", "0"),
-            ):
-                browser.choose(f"#{field}", value)
-            browser.fill("#notes", "too easy")
-            browser.click("details summary")
-            browser.fill("#better-1", "I will not help with that.")
+            browser.click(".judgments .record")
+            browser.choose("#technique", "role_play")
+            browser.choose("#category", "malware")
+            browser.fill("#session-notes", "too easy")
+            browser.click(".questions .primary")
+            browser.wait_for(".items .title", text="evil plan")
             assert browser.accessibility_problems() == []
-            browser.click(".review .primary")
-            browser.wait_for(".records .outcome", text="success")
-            browser.wait_for(".message .note", text="ann: helpfulness 4, verbosity 0")
-            browser.choose("#export-sessions", "preference")
+            browser.click("[data-question=outcome] button.success")
+            browser.wait_for(".items .outcome", text="success")
+            for label in (
+                "severity of the worst answer 3",
+                "answer 1: helpfulness 4",
+                "answer 1: verbosity 0",
+            ):
+                browser.click(f"[aria-label^='{label}']")
+                pressed = f"[aria-label^='{label}'][aria-pressed=true]"
+                browser.until(lambda: browser.find_all(pressed), f"{label} is saved")  # noqa: B023
+            browser.click(".answer .edit")
+            browser.press(Keys.CONTROL, "a", Keys.NULL, "I will not help with that.", Keys.ESCAPE)
+            browser.wait_for(".answer h3", text="(edited)")
+            browser.choose(".judgments .export", "preference")
             exported = json.loads(browser.downloaded().read_text(encoding="utf-8"))
             assert [each for each in browser.problems() if " 401 " not in each] == []
         [recorded] = store.sessions()
     assert recorded.session.messages[1].content.startswith("<script>")
     assert (recorded.session.technique, recorded.session.model) == ("role_play", "target")
-    [assessment], [rating] = recorded.assessments, recorded.ratings
-    assert (assessment.annotator, assessment.severity, assessment.notes) == ("ann", 3, "too easy")
-    assert rating.attributes == {"helpfulness": 4, "verbosity": 0}
+    row = recorded.to_json()
+    [assessment], [rating] = row["assessments"], row["ratings"]
+    assert (assessment["annotator"], assessment["severity"], row["notes"]) == ("ann", 3, "too easy")
+    assert rating["attributes"] == {"helpfulness": 4, "verbosity": 0}
     assert exported["chosen"] == "I will not help with that."
     assert exported["rejected"] == recorded.session.messages[1].content
 

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations
+from dataclasses import dataclass
 
+from nemotron4.annotation.figures import PairAgreement, agreements
 from nemotron4.errors import ConfigError, unknown_name
-from nemotron4.evaluation.human.study import AXES, LENGTHS, SCALE, AnswerRating, Study
-from nemotron4.grading.statistics import (
-    Agreement,
-    Interval,
-    agreement_table,
-    bootstrap_ratio,
-    cohen_kappa,
-    wilson,
-)
+from nemotron4.evaluation.human import AXES, LENGTHS, UNCATEGORISED, VOCABULARY, AnswerRating, Study
+from nemotron4.grading.statistics import Interval, bootstrap_ratio, wilson
 from nemotron4.records import JsonObject
 from nemotron4.report import Block, Table, Text, percent
 
@@ -74,7 +67,7 @@ class StudyResult:
     comparisons: tuple[Comparison, ...]
     lengths: Mapping[str, Mapping[str, int]]
     means: Mapping[str, Mapping[str, float]]
-    agreements: tuple[tuple[str, str, Mapping[str, Agreement]], ...]
+    agreements: tuple[PairAgreement, ...]
 
     def to_json(self) -> JsonObject:
         return {
@@ -86,10 +79,7 @@ class StudyResult:
             "comparisons": [comparison.to_json() for comparison in self.comparisons],
             "lengths": {model: dict(counts) for model, counts in self.lengths.items()},
             "means": {model: dict(values) for model, values in self.means.items()},
-            "agreements": [
-                {"first": a, "second": b, **{name: asdict(one) for name, one in found.items()}}
-                for a, b, found in self.agreements
-            ],
+            "agreements": [pair.to_json() for pair in self.agreements],
         }
 
 
@@ -99,7 +89,7 @@ def evaluate(study: Study, baseline: str, *, seed: int = 0) -> StudyResult:
         message, hint = unknown_name("model", baseline, study.models)
         raise ConfigError(message, hint=hint)
     ratings = study.ratings()
-    category = {prompt.id: prompt.category for prompt in study.prompts}
+    category = {prompt.id: str(prompt.category or UNCATEGORISED) for prompt in study.prompts}
     by_key = {(r.annotator, r.prompt, r.model): r for r in ratings}
     pairs = [
         (rating, by_key[rating.annotator, rating.prompt, baseline])
@@ -130,7 +120,7 @@ def evaluate(study: Study, baseline: str, *, seed: int = 0) -> StudyResult:
         comparisons=tuple(each for each in comparisons if each.total),
         lengths={model: _lengths(ratings, model) for model in study.models},
         means={model: _means(ratings, model) for model in study.models},
-        agreements=_agreements(ratings),
+        agreements=agreements(study.store.judgments(), VOCABULARY),
     )
 
 
@@ -165,34 +155,6 @@ def _means(ratings: Sequence[AnswerRating], model: str) -> dict[str, float]:
     return {axis: sum(getattr(r, axis) for r in own) / len(own) for axis in AXES} if own else {}
 
 
-def _agreements(
-    ratings: Sequence[AnswerRating],
-) -> tuple[tuple[str, str, Mapping[str, Agreement]], ...]:
-    """Of every two annotators, over the answers that both rated."""
-    by_annotator: dict[str, dict[tuple[str, str], AnswerRating]] = defaultdict(dict)
-    for rating in ratings:
-        by_annotator[rating.annotator][rating.prompt, rating.model] = rating
-    found = []
-    for first, second in combinations(sorted(by_annotator), 2):
-        common = sorted(by_annotator[first].keys() & by_annotator[second].keys())
-        if not common:
-            continue
-        one = [by_annotator[first][key] for key in common]
-        other = [by_annotator[second][key] for key in common]
-        named = {
-            axis: cohen_kappa(
-                [getattr(rating, axis) for rating in one],
-                [getattr(rating, axis) for rating in other],
-                SCALE,
-                weights="quadratic",
-            )
-            for axis in AXES
-        }
-        named["length"] = cohen_kappa([r.length for r in one], [r.length for r in other], list(LENGTHS))
-        found.append((first, second, named))
-    return tuple(found)
-
-
 def result_blocks(result: StudyResult) -> list[Block]:
     """The study for a reader."""
     overall = [
@@ -218,10 +180,7 @@ def result_blocks(result: StudyResult) -> list[Block]:
         ),
         Table(["model", "axis", "category", *(f"{name}, %" for name in OUTCOMES), "pairs"], rows),
         Table(["model", *(name.replace("_", " ") for name in LENGTHS)], lengths, "Perceived length"),
-        *(
-            agreement_table(f"Agreement of {first} and {second} (Cohen's kappa)", named)
-            for first, second, named in result.agreements
-        ),
+        *(pair.table() for pair in result.agreements),
     ]
 
 

@@ -1,1 +1,0 @@
-"""People look at what a run made: a local page, and labels that go into the export."""
