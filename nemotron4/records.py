@@ -262,7 +262,7 @@ def numbered_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[in
 
 
 @dataclass(frozen=True)
-class PromptRow:
+class AskedPrompt:
     """Something to ask: a row with ``prompt`` or ``messages``, and ``id`` and ``category`` if it has them."""
 
     id: str
@@ -270,9 +270,9 @@ class PromptRow:
     category: str | None = None
 
 
-def read_prompts(path: str | os.PathLike[str]) -> list[PromptRow]:
+def read_prompts(path: str | os.PathLike[str]) -> list[AskedPrompt]:
     """Prompts to ask, one a line. Without an id it is the number of its line; ids must differ."""
-    found: dict[str, PromptRow] = {}
+    found: dict[str, AskedPrompt] = {}
     for number, row in read_json_lines(path):
         try:
             if "messages" in row:
@@ -284,7 +284,7 @@ def read_prompts(path: str | os.PathLike[str]) -> list[PromptRow]:
         name, category = str(row.get("id", number)), row.get("category")
         if name in found:
             raise DataError(f"{path}:{number}: id {name!r} is on more than one row", hint="ids must differ")
-        found[name] = PromptRow(name, messages, category if isinstance(category, str) else None)
+        found[name] = AskedPrompt(name, messages, category if isinstance(category, str) else None)
     if not found:
         raise DataError(f"{path}: holds no prompt")
     return list(found.values())

@@ -21,7 +21,6 @@ LONG_FUNCTIONS = {
     "garak",
     "replay",
     "serve",
-    "session_routes",
     "train",
 }
 CYCLES: set[str] = set()

@@ -24,7 +24,7 @@ from starlette.routing import Mount, Route
 from nemotron4.annotation.export import Export
 from nemotron4.annotation.figures import has_state, progress, state_of, states
 from nemotron4.annotation.store import AnnotationStore
-from nemotron4.annotation.vocabulary import Judgment
+from nemotron4.annotation.vocabulary import Annotation
 from nemotron4.errors import DataError, Nemotron4Error
 from nemotron4.records import FieldError, JsonObject
 from nemotron4.report import Block, as_json
@@ -51,7 +51,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ShownAnswer:
     """One answer that is judged. ``facts`` are hidden from a blind annotator."""
 
     key: str
@@ -67,7 +67,7 @@ class Shown:
 
     title: str
     messages: Sequence[JsonObject]
-    answers: Sequence[Answer]
+    answers: Sequence[ShownAnswer]
     facts: Mapping[str, str] = field(default_factory=dict)
     further: Sequence[tuple[str, str]] = ()  # summary, text: folded
 
@@ -294,6 +294,6 @@ def _error(status: int, message: str, hint: str | None = None) -> Response:
     return JSONResponse({"error": {"message": message, "hint": hint}}, status, headers=JSON_HEADERS)
 
 
-def judgment_rows(judgments: Sequence[Judgment]) -> tuple[JsonObject, ...]:
+def judgment_rows(judgments: Sequence[Annotation]) -> tuple[JsonObject, ...]:
     """The form ``judgments`` of an export."""
     return tuple(judgment.to_json() for judgment in judgments)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from nemotron4.annotation.vocabulary import Judgment
+from nemotron4.annotation.vocabulary import Annotation
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.records import ATTRIBUTES, JsonObject, Message, PreferencePair, Record, RewardSample
 
@@ -46,7 +46,7 @@ def collect(found: Iterable[Sequence[Record | JsonObject]], reason: str) -> Expo
 
 
 def reward_sample(
-    name: str, messages: tuple[Message, ...], judgments: Iterable[Judgment], meta: Mapping[str, Any]
+    name: str, messages: tuple[Message, ...], judgments: Iterable[Annotation], meta: Mapping[str, Any]
 ) -> RewardSample | None:
     """One rated answer, the last of ``messages``; None where nobody rated an attribute."""
     people = {
@@ -70,7 +70,7 @@ def reward_sample(
 
 
 def corrections(
-    name: str, prompt: tuple[Message, ...], answer: str, judgments: Iterable[Judgment], question: str
+    name: str, prompt: tuple[Message, ...], answer: str, judgments: Iterable[Annotation], question: str
 ) -> Iterator[tuple[str, PreferencePair]]:
     """(annotator, pair) of each better answer that somebody wrote."""
     for judgment in judgments:

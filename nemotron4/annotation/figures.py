@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from nemotron4.annotation.vocabulary import Judgment, Vocabulary, by_majority
+from nemotron4.annotation.vocabulary import Annotation, Vocabulary, by_majority
 from nemotron4.grading.statistics import Agreement, agreement_table, cohen_kappa
 from nemotron4.records import JsonObject
 from nemotron4.report import Table
@@ -33,7 +33,7 @@ class PairAgreement:
         return agreement_table(f"Agreement of {self.first} and {self.second} (Cohen's kappa)", self.questions)
 
 
-def agreements(judgments: Sequence[Judgment], vocabulary: Vocabulary) -> tuple[PairAgreement, ...]:
+def agreements(judgments: Sequence[Annotation], vocabulary: Vocabulary) -> tuple[PairAgreement, ...]:
     """Every pair of annotators who judged the same thing."""
     said: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = defaultdict(dict)
     for each in judgments:
@@ -62,7 +62,7 @@ def agreements(judgments: Sequence[Judgment], vocabulary: Vocabulary) -> tuple[P
     return tuple(found)
 
 
-def state_of(judgments: Sequence[Judgment], vocabulary: Vocabulary) -> str:
+def state_of(judgments: Sequence[Annotation], vocabulary: Vocabulary) -> str:
     """One word for a list: what most say to the main question, ``unclear`` without a majority."""
     said = [judgment.values[vocabulary.main] for judgment in judgments if vocabulary.main in judgment.values]
     if not said:
@@ -72,7 +72,7 @@ def state_of(judgments: Sequence[Judgment], vocabulary: Vocabulary) -> str:
     return str(by_majority(said) or "unclear")
 
 
-def has_state(judgments: Sequence[Judgment], state: str, vocabulary: Vocabulary, annotator: str) -> bool:
+def has_state(judgments: Sequence[Annotation], state: str, vocabulary: Vocabulary, annotator: str) -> bool:
     """``all``, ``open`` (by nobody), ``mine`` (not by me), ``differ``, or ``question=value`` (``*``: any)."""
     match state:
         case "" | "all":
@@ -91,7 +91,7 @@ def has_state(judgments: Sequence[Judgment], state: str, vocabulary: Vocabulary,
     return bool(said) and (value == "*" or value in said)
 
 
-def _differs(judgments: Sequence[Judgment]) -> bool:
+def _differs(judgments: Sequence[Annotation]) -> bool:
     """Whether two annotators gave different values to one question (texts aside)."""
     seen: dict[tuple[str, str], Any] = {}
     for judgment in judgments:
@@ -116,7 +116,7 @@ def states(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     return found
 
 
-def progress(judgments: Mapping[str, Sequence[Judgment]], num_items: int | None) -> JsonObject:
+def progress(judgments: Mapping[str, Sequence[Annotation]], num_items: int | None) -> JsonObject:
     """How many items are judged, and by whom."""
     people: dict[str, set[str]] = defaultdict(set)
     for item, said in judgments.items():

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from nemotron4.annotation.vocabulary import Judgment, Vocabulary, check_annotator
+from nemotron4.annotation.vocabulary import Annotation, Vocabulary, check_annotator
 from nemotron4.errors import DataError
 from nemotron4.records import JsonObject
 
@@ -200,7 +200,7 @@ class AnnotationStore:
         *,
         answer: str = "",
         at: str = "",
-    ) -> Judgment:
+    ) -> Annotation:
         """Add to what an annotator says of an item or of one answer; a value of None takes one back."""
         name = check_annotator(annotator)
         self.vocabulary.check(values, of_answer=bool(answer))
@@ -211,7 +211,7 @@ class AnnotationStore:
                 (item, name, answer),
             ).fetchone()
             merged = {**(json.loads(row[0]) if row else {}), **values}
-            kept = Judgment(
+            kept = Annotation(
                 item=item,
                 annotator=name,
                 answer=answer,
@@ -221,23 +221,23 @@ class AnnotationStore:
             self.insert(db, kept)
         return kept
 
-    def insert(self, db: sqlite3.Connection, kept: Judgment) -> None:
+    def insert(self, db: sqlite3.Connection, kept: Annotation) -> None:
         db.execute(
             "INSERT INTO judgment (item, answer, annotator, at, row) VALUES (?, ?, ?, ?, ?)",
             (kept.item, kept.answer, kept.annotator, kept.at, _text(dict(kept.values))),
         )
 
-    def judgments(self, item: str | None = None) -> list[Judgment]:
+    def judgments(self, item: str | None = None) -> list[Annotation]:
         """The newest judgment of each annotator of each thing, the oldest first; empty ones are left out."""
         where, values = ("1", ()) if item is None else ("item = ?", (item,))
         return [
-            Judgment(item=name, answer=answer, annotator=annotator, at=at, values=json.loads(text))
+            Annotation(item=name, answer=answer, annotator=annotator, at=at, values=json.loads(text))
             for name, answer, annotator, at, text in self._read(_NEWEST.format(where=where), values)
             if text != "{}"
         ]
 
-    def by_item(self) -> dict[str, list[Judgment]]:
-        found: dict[str, list[Judgment]] = {}
+    def by_item(self) -> dict[str, list[Annotation]]:
+        found: dict[str, list[Annotation]] = {}
         for judgment in self.judgments():
             found.setdefault(judgment.item, []).append(judgment)
         return found

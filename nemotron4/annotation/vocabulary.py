@@ -107,7 +107,7 @@ ATTRIBUTE_QUESTIONS = tuple(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgment:
+class Annotation:
     """What one annotator says of an item, or of one ``answer`` of it. ``at`` is ISO 8601, UTC."""
 
     item: str

@@ -15,7 +15,7 @@ from nemotron4.errors import ConfigError, Nemotron4Error
 
 if TYPE_CHECKING:
     from nemotron4.evaluation.human import Study
-    from nemotron4.records import PromptRow
+    from nemotron4.records import AskedPrompt
 
 app = group("Have people compare models: blind, in random order, on the report's 6-point scale.")
 
@@ -97,7 +97,7 @@ def rate(
 
 
 def _rate_prompt(
-    study: Study, prompt: PromptRow, annotator: str, left: list[str], read: ReadLine = read_line
+    study: Study, prompt: AskedPrompt, annotator: str, left: list[str], read: ReadLine = read_line
 ) -> None:
     from nemotron4.evaluation.human import AXES, LENGTHS, SCALE
 

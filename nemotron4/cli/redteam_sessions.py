@@ -205,7 +205,7 @@ def _how_to_finish(database: Path, name: str) -> str:
 
 def _ask_and_keep(store: SessionStore, name: str, annotator: str, read: ReadLine) -> Session:
     """The questions about a draft; it becomes a session when they are answered, and stays one until then."""
-    from nemotron4.annotation.vocabulary import Judgment
+    from nemotron4.annotation.vocabulary import Annotation
     from nemotron4.redteam.sessions import CATEGORIES, OUTCOMES, SEVERITIES, TECHNIQUES, Session
 
     row = store.drafts()[name]
@@ -227,7 +227,7 @@ def _ask_and_keep(store: SessionStore, name: str, annotator: str, read: ReadLine
     with store.transaction():
         kept = store.record(
             Session.from_json({**row, **said, "id": name}),
-            [Judgment(item=name, annotator=annotator, values=values)],
+            [Annotation(item=name, annotator=annotator, values=values)],
         )
         store.put_draft(name, None)
     return kept

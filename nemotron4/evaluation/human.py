@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nemotron4.annotation.app import Answer, Listed, Shown, judgment_rows
+from nemotron4.annotation.app import Listed, Shown, ShownAnswer, judgment_rows
 from nemotron4.annotation.export import Export, check_form, collect
 from nemotron4.annotation.store import AnnotationStore
-from nemotron4.annotation.vocabulary import Judgment, Question, Vocabulary, scale
+from nemotron4.annotation.vocabulary import Annotation, Question, Vocabulary, scale
 from nemotron4.client import ChatModel, Sampling, call_with_retries
 from nemotron4.client.connect import connect, is_address
 from nemotron4.client.many import ERROR, ask_missing
 from nemotron4.errors import ConfigError, DataError
-from nemotron4.records import JsonObject, Message, PreferencePair, PromptRow, read_json_lines
+from nemotron4.records import AskedPrompt, JsonObject, Message, PreferencePair, read_json_lines
 from nemotron4.report import Block
 from nemotron4.runs import RowLog, claim, read_rows, write_json
 
@@ -69,7 +69,7 @@ def check_name(kind: str, name: str) -> str:
     return name
 
 
-def create(folder: Path, prompts: Sequence[PromptRow], models: Mapping[str, str], *, seed: int) -> None:
+def create(folder: Path, prompts: Sequence[AskedPrompt], models: Mapping[str, str], *, seed: int) -> None:
     """Make the study, or check that the folder is this one. ``models``: name -> source of its answers."""
     if len(models) < 2:
         raise ConfigError(f"{len(models)} model given; a comparison needs two or more")
@@ -104,7 +104,7 @@ class Study:
         self.models: tuple[str, ...] = tuple(study["models"])
         self.seed: int = study["seed"]
         self.prompts = [
-            PromptRow(name, tuple(Message(**turn) for turn in turns), category)
+            AskedPrompt(name, tuple(Message(**turn) for turn in turns), category)
             for name, turns, category in study["prompts"]
         ]
         self.answers = {model: self._read_answers(model) for model in self.models}
@@ -131,11 +131,11 @@ class Study:
                 self.store.set_meta(path.name, str(len(rows)))
 
     @property
-    def complete_prompts(self) -> list[PromptRow]:
+    def complete_prompts(self) -> list[AskedPrompt]:
         """Prompts that every model answered; the others cannot be compared and are left out, counted."""
         return [p for p in self.prompts if all(p.id in answers for answers in self.answers.values())]
 
-    def prompt_order(self, annotator: str) -> list[PromptRow]:
+    def prompt_order(self, annotator: str) -> list[AskedPrompt]:
         """The prompts in this annotator's random order, always the same."""
         prompts = self.complete_prompts
         random.Random(f"{self.seed} {annotator}").shuffle(prompts)
@@ -188,7 +188,7 @@ class Study:
         if prompt is None:
             raise DataError(f"the study has no prompt {item!r} that every model answered")
         answers = [
-            Answer(letter, f"answer {letter}", self.answers[model][prompt.id])
+            ShownAnswer(letter, f"answer {letter}", self.answers[model][prompt.id])
             for letter, model in self.answer_keys(item, annotator).items()
         ]
         messages = [message.to_json() for message in prompt.messages]
@@ -217,7 +217,7 @@ class Study:
         found = [list(self._pairs(prompt, judged.get(prompt.id, []))) for prompt in self.complete_prompts]
         return collect(found, "no answer was rated higher than another")
 
-    def _pairs(self, prompt: PromptRow, judgments: Sequence[Judgment]) -> Iterator[PreferencePair]:
+    def _pairs(self, prompt: AskedPrompt, judgments: Sequence[Annotation]) -> Iterator[PreferencePair]:
         said: dict[str, list[int]] = {}
         for each in judgments:
             if AXES[0] in each.values:
@@ -246,7 +246,7 @@ def answers_path(folder: Path, model: str) -> Path:
 
 async def collect_answers(
     folder: Path,
-    prompts: Sequence[PromptRow],
+    prompts: Sequence[AskedPrompt],
     sources: Mapping[str, str],
     sampling: Sampling,
     *,
@@ -270,13 +270,13 @@ async def collect_answers(
 
 
 async def _ask(
-    chat: ChatModel, by_id: Mapping[str, PromptRow], sampling: Sampling, prompt: str
+    chat: ChatModel, by_id: Mapping[str, AskedPrompt], sampling: Sampling, prompt: str
 ) -> JsonObject:
     reply = await call_with_retries(partial(chat.chat, by_id[prompt].messages, sampling))
     return {"response": reply.text, "finish_reason": reply.finish_reason}
 
 
-def _take_answers(log: RowLog, path: Path, by_id: Mapping[str, PromptRow]) -> None:
+def _take_answers(log: RowLog, path: Path, by_id: Mapping[str, AskedPrompt]) -> None:
     """Answers of other prompts are no part of the study; an answer that is no text is an error."""
     there = set(log.keys)
     found = []

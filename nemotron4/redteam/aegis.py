@@ -16,7 +16,7 @@ from nemotron4.client import ChatModel, Sampling, call_with_retries
 from nemotron4.client.retry import ERROR, ask_missing
 from nemotron4.grading.statistics import Interval, wilson
 from nemotron4.progress import Progress
-from nemotron4.records import JsonObject, Message, PromptRow
+from nemotron4.records import AskedPrompt, JsonObject, Message
 from nemotron4.runs import RowLog, claim, write_json
 from nemotron4.text.content_safety import (
     CATEGORIES,
@@ -131,7 +131,7 @@ class AegisResult:
 
 
 async def run_aegis(
-    prompts: Sequence[PromptRow],
+    prompts: Sequence[AskedPrompt],
     settings: AegisSettings,
     *,
     model: ChatModel,
@@ -245,6 +245,6 @@ def _errors(rows: Mapping[str, JsonObject]) -> dict[str, int]:
     return dict(Counter(row[ERROR]["kind"] for row in rows.values() if ERROR in row))
 
 
-def _by_category(prompts: Sequence[PromptRow]) -> dict[str, int]:
+def _by_category(prompts: Sequence[AskedPrompt]) -> dict[str, int]:
     counts = Counter(prompt.category for prompt in prompts if prompt.category)
     return {code: counts[code] for code in CATEGORIES if counts[code]}

@@ -14,7 +14,7 @@ from typing import Any
 
 from nemotron4 import records
 from nemotron4.errors import DownloadError, import_optional
-from nemotron4.records import JsonObject, PromptRow, read_json_lines
+from nemotron4.records import AskedPrompt, JsonObject, read_json_lines
 from nemotron4.text.content_safety import category_code
 
 DATASET = "nvidia/Aegis-AI-Content-Safety-Dataset-1.0"
@@ -22,7 +22,7 @@ HUB = "https://huggingface.co"
 SAFE = "safe"
 
 
-def read_aegis_prompts(path: Path) -> tuple[list[PromptRow], int]:
+def read_aegis_prompts(path: Path) -> tuple[list[AskedPrompt], int]:
     """Prompts of a file, each with the code of its category; and how many categories are none of the 13."""
     prompts, num_strange = [], 0
     for prompt in records.read_prompts(path):

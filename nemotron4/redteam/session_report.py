@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from nemotron4.annotation.app import FOLDER, Answer, JudgmentRoutes, Listed, Shown, judgment_rows
+from nemotron4.annotation.app import FOLDER, JudgmentRoutes, Listed, Shown, ShownAnswer, judgment_rows
 from nemotron4.annotation.export import Export, check_form, collect, corrections, reward_sample
 from nemotron4.annotation.figures import PairAgreement, agreements
 from nemotron4.grading.statistics import Interval, wilson
@@ -240,7 +240,9 @@ class SessionSource:
 
     def show(self, item: str, annotator: str) -> tuple[str, Shown]:
         session = self.store.session(item).session
-        answers = [Answer(str(at), f"answer {at}", session.messages[at].content) for at in session.answers]
+        answers = [
+            ShownAnswer(str(at), f"answer {at}", session.messages[at].content) for at in session.answers
+        ]
         facts = {
             "technique": f"{session.technique}: {TECHNIQUES[session.technique]}",
             "tried": session.category,

@@ -18,7 +18,7 @@ from typing import Any, Self
 from nemotron4.annotation.store import AnnotationStore, now
 from nemotron4.annotation.vocabulary import (
     ATTRIBUTE_QUESTIONS,
-    Judgment,
+    Annotation,
     Question,
     Vocabulary,
     by_majority,
@@ -162,7 +162,7 @@ class Reviewed:
     """A session with everything that annotators said of it."""
 
     session: Session
-    judgments: tuple[Judgment, ...] = ()
+    judgments: tuple[Annotation, ...] = ()
 
     def said(self, question: str) -> list[Any]:
         return [each.values[question] for each in self.judgments if question in each.values]
@@ -212,7 +212,7 @@ class SessionStore(AnnotationStore):
             )
         super().__init__(path, VOCABULARY, create=create, upgrade={_OLD_APPLICATION_ID: _upgrade})
 
-    def record(self, session: Session, judgments: Iterable[Judgment] = ()) -> Session:
+    def record(self, session: Session, judgments: Iterable[Annotation] = ()) -> Session:
         """Keep a session, and what is said of it already, whole or not at all.
 
         Returns it with its id and time. An id that exists already is a DataError.
@@ -227,13 +227,13 @@ class SessionStore(AnnotationStore):
 
     def judge(
         self, session_id: str, annotator: str, values: Mapping[str, Any], *, answer: int | str = ""
-    ) -> Judgment:
+    ) -> Annotation:
         """Add to what an annotator says of a session, or of the answer at a place of its conversation."""
         return self._judge(self.session(session_id).session, annotator, values, str(answer))
 
     def _judge(
         self, session: Session, annotator: str, values: Mapping[str, Any], answer: str, at: str = ""
-    ) -> Judgment:
+    ) -> Annotation:
         if answer and answer not in map(str, session.answers):
             places = ", ".join(map(str, session.answers)) or "none"
             raise DataError(
@@ -294,7 +294,7 @@ def take_row(store: SessionStore, row: JsonObject) -> Session:
         raise DataError(str(error)) from error
 
 
-def _judgments_of(row: JsonObject) -> Iterable[Judgment]:
+def _judgments_of(row: JsonObject) -> Iterable[Annotation]:
     """The assessments, ratings and corrections of a row, one judgment for each."""
     name = str(row.get("id"))
     for each in row.get("assessments") or ():
@@ -309,10 +309,10 @@ def _judgments_of(row: JsonObject) -> Iterable[Judgment]:
         yield _judgment(name, each, str(require(each, "answer", int, "a place")), {"better": text})
 
 
-def _judgment(item: str, each: JsonObject, answer: str, values: Mapping[str, Any]) -> Judgment:
+def _judgment(item: str, each: JsonObject, answer: str, values: Mapping[str, Any]) -> Annotation:
     annotator = require(each, "annotator", str, "a string")
     kept = {name: value for name, value in values.items() if value is not None}
-    return Judgment(item=item, annotator=annotator, answer=answer, values=kept, at=each.get("at") or "")
+    return Annotation(item=item, annotator=annotator, answer=answer, values=kept, at=each.get("at") or "")
 
 
 def _upgrade(db: sqlite3.Connection, store: AnnotationStore) -> None:

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import orjson
 
-from nemotron4.annotation.app import Answer, Listed, Shown, judgment_rows
+from nemotron4.annotation.app import Listed, Shown, ShownAnswer, judgment_rows
 from nemotron4.annotation.export import Export, check_form, collect, reward_sample
 from nemotron4.annotation.figures import agreements
 from nemotron4.annotation.store import AnnotationStore
-from nemotron4.annotation.vocabulary import ATTRIBUTE_QUESTIONS, Judgment, Question, Vocabulary
+from nemotron4.annotation.vocabulary import ATTRIBUTE_QUESTIONS, Annotation, Question, Vocabulary
 from nemotron4.records import ATTRIBUTES, JsonObject, Message, PreferencePair, RewardSample
 from nemotron4.report import Block, Table, Text
 from nemotron4.synth.ledger import Reader, ancestry, find_record
@@ -69,7 +69,7 @@ def open_reviews(folder: Path, *, create: bool = True) -> AnnotationStore | None
     return store
 
 
-def _old_review(record: str, at: float, value: JsonObject) -> Iterator[Judgment]:
+def _old_review(record: str, at: float, value: JsonObject) -> Iterator[Annotation]:
     """A note of the ledger was all that a person thought of a row at that time."""
     when = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
     whole = {name: value[name] for name in ("verdict", "preferred", "comment") if value.get(name)}
@@ -79,7 +79,7 @@ def _old_review(record: str, at: float, value: JsonObject) -> Iterator[Judgment]
     for side, text in (value.get("edits") or {}).items():
         parts[side]["edit"] = text
     for answer, values in parts.items():
-        yield Judgment(item=record, annotator=value["annotator"], answer=answer, values=values, at=when)
+        yield Annotation(item=record, annotator=value["annotator"], answer=answer, values=values, at=when)
 
 
 class ReviewedRun:
@@ -177,7 +177,7 @@ def create_app(folder: Path) -> Any:
 class Labels:
     """The newest judgments of each annotator. A rejection by anyone counts, and the later of two edits."""
 
-    def __init__(self, judged: Mapping[str, Sequence[Judgment]]) -> None:
+    def __init__(self, judged: Mapping[str, Sequence[Annotation]]) -> None:
         self._judged = {bytes.fromhex(item): said for item, said in judged.items()}
 
     def is_rejected(self, record: bytes) -> bool:
@@ -230,7 +230,7 @@ class Labels:
                 if sample is not None:
                     yield sample
 
-    def _labelled(self, ledger: Reader) -> Iterator[tuple[bytes, Row, list[Judgment]]]:
+    def _labelled(self, ledger: Reader) -> Iterator[tuple[bytes, Row, list[Annotation]]]:
         """Judgments with the row they are of, as it was shown; a record that a change removed has none."""
         for record in sorted(self._judged):
             if ledger.has_record(record):
@@ -238,7 +238,7 @@ class Labels:
                 yield record, decode(ledger.payload(record)), said
 
 
-def judge_agreement(judgments: Sequence[Judgment]) -> dict[str, int]:
+def judge_agreement(judgments: Sequence[Annotation]) -> dict[str, int]:
     """How often people side with the judge; ties are counted apart and are no side."""
     given = [each.values["preferred"] for each in judgments if "preferred" in each.values]
     return {"agree": given.count("chosen"), "disagree": given.count("rejected"), "tie": given.count("tie")}
@@ -284,24 +284,24 @@ class _Row:
         return searched_text(self._row())
 
 
-def answers(row: Row) -> list[Answer]:
+def answers(row: Row) -> list[ShownAnswer]:
     """The answers that a review speaks of, with what their judge gave them."""
     if isinstance(row, Dialogue):
-        return [Answer("chosen", "answer", row.messages[-1].content)]
+        return [ShownAnswer("chosen", "answer", row.messages[-1].content)]
     if not isinstance(row, JudgedPair):
         return []
     given = ((row.chosen, row.chosen_reward), (row.rejected, row.rejected_reward))
     return [_answer(side, *given[at], row.scores) for at, side in enumerate(SIDES)]
 
 
-def _answer(side: Side, response: Response, reward: float | None, scores: Mapping[str, Any]) -> Answer:
+def _answer(side: Side, response: Response, reward: float | None, scores: Mapping[str, Any]) -> ShownAnswer:
     rows, place = scores.get("attributes"), scores.get(side)
     values = rows[place] if isinstance(rows, list) and isinstance(place, int) else ()
     facts = {"judge": "the judge's choice" if side == "chosen" else "rejected by the judge"}
     facts |= {"model": response.model} if response.model else {}
     # A reward has no scale of its own: an LLM judge gives 0 and 1, a reward model any number.
     facts |= {} if reward is None else {"reward": f"{reward:.2f}"}
-    return Answer(side, side, response.text, facts, dict(zip(ATTRIBUTES, values, strict=False)))
+    return ShownAnswer(side, side, response.text, facts, dict(zip(ATTRIBUTES, values, strict=False)))
 
 
 def _turns(row: Row) -> tuple[Message, ...]:
