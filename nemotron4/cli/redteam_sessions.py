@@ -119,18 +119,11 @@ def record(
         if source is not None:
             _take(store, source)
             return
-<<<<<<< HEAD
-        assert target is not None
-        from nemotron4.cli.redteam_recording import attack
-        from nemotron4.client import Sampling
-        from nemotron4.client.remote import connect
-=======
         if draft is not None:
             kept = _finish_draft(store, draft, annotator)
         else:
             from nemotron4.client import Sampling
-            from nemotron4.client.connect import connect
->>>>>>> 48c53dd (Keep people's judgments in one store, and show them on one page)
+            from nemotron4.client.remote import connect
 
             assert target is not None
             chat = connect(target, model_name)

@@ -21,8 +21,8 @@ from nemotron4.annotation.export import Export, check_form, collect
 from nemotron4.annotation.store import AnnotationStore
 from nemotron4.annotation.vocabulary import Annotation, Question, Vocabulary, scale
 from nemotron4.client import ChatModel, Sampling, call_with_retries
-from nemotron4.client.connect import connect, is_address
-from nemotron4.client.many import ERROR, ask_missing
+from nemotron4.client.remote import connect, is_address
+from nemotron4.client.retry import ERROR, ask_missing
 from nemotron4.errors import ConfigError, DataError
 from nemotron4.records import AskedPrompt, JsonObject, Message, PreferencePair, read_json_lines
 from nemotron4.report import Block

@@ -19,7 +19,7 @@ from nemotron4 import records
 from nemotron4.cli.main import main
 from nemotron4.cli.redteam_sessions import attack
 from nemotron4.client import FakeBehaviour, Sampling
-from nemotron4.client.connect import connect
+from nemotron4.client.remote import connect
 from nemotron4.errors import DataError
 from nemotron4.records import Message, PreferencePair, RewardSample
 from nemotron4.redteam.session_report import export, page_tab, report
