@@ -7,12 +7,14 @@ V = vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nemotron4.inference.native.library import CStep
+from nemotron4.inference.native.model import NativeCache, NativeModel
 from nemotron4.inference.packed_linear import LONE_ROW_COPIES
 from nemotron4.inference.scheduler import Slice
 from nemotron4.model.kv_cache import CachedAttend, KVCache, Segment
@@ -27,8 +29,62 @@ class StepResult(NamedTuple):
     )
 
 
+class Runner(Protocol):
+    """What the engine's thread calls."""
+
+    @property
+    def cache(self) -> KVCache | NativeCache: ...
+
+    def run(self, slices: Sequence[Slice]) -> StepResult: ...
+
+    def logits(self, hidden_ND: Tensor, start: int, end: int) -> Tensor: ...
+
+
+class NativeRunner:
+    """A step as one call of the library."""
+
+    def __init__(self, model: NativeModel) -> None:
+        self.model = model
+        self.cache = model.cache
+
+    def run(self, slices: Sequence[Slice]) -> StepResult:
+        config = self.model.config
+        tokens: list[int] = []
+        first_rows, first_blocks, blocks = [0], [0], list[int]()
+        positions: list[np.ndarray] = []
+        last_rows: list[int] = []
+        for planned in slices:
+            tokens += planned.sequence.token_ids(planned.start, planned.end)
+            positions.append(np.arange(planned.start, planned.end, dtype=np.int32))
+            blocks += planned.sequence.blocks[: -(-planned.end // self.cache.block_size)]
+            first_rows.append(len(tokens))
+            first_blocks.append(len(blocks))
+            if planned.completes:
+                last_rows.append(len(tokens) - 1)
+        arrays = [np.array(x, dtype=np.int32) for x in (tokens, first_rows, first_blocks, blocks, last_rows)]
+        tokens_N, first_rows_S, first_blocks_S, blocks_array, last_rows_R = arrays
+        positions_N = np.concatenate(positions)
+        # Only log-probabilities of a prompt need what is left of the other rows.
+        needs_hidden = not all(planned.sequence.can_share_prefix for planned in slices)
+        hidden_ND = torch.empty(len(tokens) if needs_hidden else 0, config.hidden_size)
+        logits_RV = torch.empty(len(last_rows), config.vocab_size)
+        argmax_R = np.empty(len(last_rows), dtype=np.int32)
+        self.model.step(
+            CStep(
+                len(tokens), len(slices), len(last_rows), tokens_N.ctypes.data, positions_N.ctypes.data,
+                first_rows_S.ctypes.data, first_blocks_S.ctypes.data, blocks_array.ctypes.data,
+                last_rows_R.ctypes.data, hidden_ND.data_ptr() if needs_hidden else None,
+                logits_RV.data_ptr(), argmax_R.ctypes.data,
+            )  # fmt: skip
+        )
+        return StepResult(hidden_ND, first_rows[:-1], logits_RV, argmax_R.tolist())
+
+    def logits(self, hidden_ND: Tensor, start: int, end: int) -> Tensor:
+        return self.model.logits(hidden_ND[start:end])
+
+
 class ModelRunner:
-    """Holds the model and its cache; computes slices, keeps nothing else between steps."""
+    """The same in PyTorch: on a GPU, with a bottleneck adapter, and where no library can be built."""
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:
         self.model = model

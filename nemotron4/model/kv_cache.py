@@ -47,15 +47,16 @@ class KVCache:
         self.num_blocks = num_blocks
         # The last rows are never allocated: rounding up may read past the last block.
         shape = (num_blocks * TILE + KEYS_ROUNDING, config.num_kv_heads, config.head_dim)
-        self.keys = [_zeros(shape, dtype, device) for _ in range(config.num_layers)]
-        self.values = [_zeros(shape, dtype, device) for _ in range(config.num_layers)]
+        self.keys = [zeros(shape, dtype, device) for _ in range(config.num_layers)]
+        self.values = [zeros(shape, dtype, device) for _ in range(config.num_layers)]
 
     @staticmethod
     def bytes_per_block(config: ModelConfig, dtype: torch.dtype) -> int:
         return TILE * config.kv_bytes_per_token(dtype.itemsize)
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory that reads as zeros; on a CPU the system gives each page when it is first written."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     # torch.zeros writes the pages; an anonymous mapping reads as zeros and costs nothing until used.
@@ -160,7 +161,7 @@ class CachedAttend:
         if num_padded == q.shape[2]:
             return q
         if q.shape not in self._query_buffers:
-            buffer = q.new_zeros((*q.shape[:2], num_padded, q.shape[3]))
+            buffer = q.newzeros((*q.shape[:2], num_padded, q.shape[3]))
             self._query_buffers[q.shape] = buffer, buffer[:, :, : q.shape[2]]
         buffer, used = self._query_buffers[q.shape]
         used.copy_(q)

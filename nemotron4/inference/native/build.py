@@ -1,0 +1,108 @@
+"""Compile the C++ of this folder into a shared library in the user's cache, once for each source and compiler.
+
+The library's name holds a hash of the source, the compiler and the flags, so a new version of any of them gets a
+library of its own and an old one is never loaded by mistake.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+from nemotron4.checkpoint.cache import cache_dir
+
+SOURCE = Path(__file__).parent
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+_VNNI = (*_AVX512, "-mavx512vnni")
+_AMX = (*_VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16")
+INSTRUCTION_SETS = {
+    "x86_64": {"avx2": _AVX2, "avx512": _AVX512, "vnni": _VNNI, "amx": _AMX},
+    "aarch64": {"generic": ("-O3",)},
+    "arm64": {"generic": ("-O3",)},
+}
+PLAIN = ("step", "pack", "pool", "dispatch", "sample")
+
+
+class CannotBuild(Exception):
+    """Why there is no library; the message is one line."""
+
+
+@lru_cache(maxsize=1)
+def library_path() -> Path:
+    """The library, built if it is not in the cache yet. Raises CannotBuild."""
+    machine = platform.machine().lower()
+    kinds = INSTRUCTION_SETS.get({"amd64": "x86_64"}.get(machine, machine))
+    if kinds is None or sys.platform == "win32":
+        raise CannotBuild(f"no kernels for {machine} on {sys.platform}")
+    ready = SOURCE / "library.so"  # a wheel may carry it
+    if ready.exists():
+        return ready
+    compiler = _compiler()
+    target = cache_dir() / "native" / f"{_digest(compiler)}.so"
+    if not target.exists():
+        print("compiling the CPU kernels (once, about 15 s) ...", file=sys.stderr)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        build(target, compiler, kinds)
+    return target
+
+
+def _compiler() -> str:
+    for name in filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++")):
+        if path := shutil.which(name):
+            return path
+    raise CannotBuild("no C++ compiler (g++ or clang++)")
+
+
+def _digest(compiler: str) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    parts = [version, repr((FLAGS, INSTRUCTION_SETS)).encode()]
+    parts += [path.read_bytes() for path in sorted(SOURCE.glob("*.[ch]*"))]
+    return hashlib.blake2b(b"\0".join(parts), digest_size=12).hexdigest()
+
+
+def build(
+    target: Path, compiler: str, kinds: dict[str, tuple[str, ...]], extra: tuple[str, ...] = ()
+) -> None:
+    """Compile every file, several at a time, link, and rename into place. Raises CannotBuild."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        jobs = [(f"{name}.cpp", f"{name}.o", ()) for name in PLAIN]
+        jobs = [("kernels.cpp", f"{isa}.o", (f"-DISA={isa}", *flags)) for isa, flags in kinds.items()] + jobs
+
+        def compile_one(job: tuple[str, str, tuple[str, ...]]) -> None:
+            source, output, flags = job
+            _run([compiler, *FLAGS, *flags, *extra, "-c", str(SOURCE / source), "-o", f"{folder}/{output}"])
+
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            list(pool.map(compile_one, jobs))
+        objects = [f"{folder}/{output}" for _, output, _ in jobs]
+        _run([compiler, "-shared", "-pthread", *extra, *objects, "-o", f"{folder}/library.so"])
+        os.replace(f"{folder}/library.so", target)
+
+
+def _run(command: list[str]) -> None:
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode != 0:
+        lines = ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"]
+        first = next((line for line in lines if "error" in line), lines[0])
+        raise CannotBuild(f"{Path(command[0]).name} failed: {first}")
+
+
+@lru_cache(maxsize=1)
+def load_library() -> ctypes.CDLL:
+    """The loaded library. Raises CannotBuild."""
+    path = library_path()
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CannotBuild(f"{path} cannot be loaded: {error}") from error

@@ -1,0 +1,55 @@
+// Which instruction sets the processor has, and which of the compiled kernels to take.
+#include "pack.h"
+#include <cstring>
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+#if defined(__x86_64__)
+bool may_use_amx() { // the system gives the tiles' memory on request only
+#if defined(__linux__)
+    const int request = 0x1023, tile_data = 18;
+    return syscall(SYS_arch_prctl, request, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+
+void cpuid(unsigned leaf, unsigned subleaf, unsigned *out) {
+    asm volatile("cpuid" : "=a"(out[0]), "=b"(out[1]), "=c"(out[2]), "=d"(out[3]) : "a"(leaf), "c"(subleaf));
+}
+
+bool has_amx_bits() { // __builtin_cpu_supports of GCC 12 does not know them
+    unsigned r[4];
+    cpuid(7, 0, r);
+    return (r[3] >> 22 & 1) && (r[3] >> 24 & 1) && (r[3] >> 25 & 1);
+}
+#endif
+
+} // namespace
+
+const Kernels *kernels_named(const char *isa) {
+    const bool any = !isa || !*isa;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    const bool amx = vnni && __builtin_cpu_supports("avx512bf16") && has_amx_bits();
+    if ((any || !strcmp(isa, "amx")) && amx && may_use_amx()) return kernels_amx();
+    if ((any || !strcmp(isa, "amx") || !strcmp(isa, "vnni")) && vnni) return kernels_vnni();
+    if ((any || strcmp(isa, "avx2")) && avx512) return kernels_avx512();
+    return avx2 ? kernels_avx2() : nullptr;
+#else
+    return any || !strcmp(isa, "generic") ? kernels_generic() : nullptr;
+#endif
+}
+
+extern "C" const char *native_isa(const char *isa) {
+    const Kernels *kernels = kernels_named(isa);
+    return kernels ? kernels->name : "";
+}

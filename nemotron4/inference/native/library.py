@@ -1,0 +1,125 @@
+"""The C interface of native.h for Python: its structures, and the calls with checks of what they get."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from enum import IntEnum
+
+from nemotron4.errors import ConfigError, unknown_name
+from nemotron4.inference.native.build import CannotBuild, load_library
+
+VERSION = 1
+GROUP = 32  # input columns that share a scale
+PANEL = 16  # output rows that lie side by side
+BLOCK = 32  # positions of a block of the cache
+INSTRUCTION_SETS = ("avx2", "avx512", "vnni", "amx", "generic")
+
+
+class Kind(IntEnum):
+    """How a weight is stored; native.h says where each number lies."""
+
+    F32 = 0
+    BF16 = 1
+    U8 = 2
+    U4 = 3
+
+
+class CWeight(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("kind", "rows", "cols", "panels", "padded")),
+        ("codes", c_void_p),
+        ("scales", c_void_p),
+        ("bias", c_void_p),
+    )
+
+
+class CNorm(ctypes.Structure):
+    _fields_ = (("gamma", c_void_p), ("beta", c_void_p))
+
+
+class CLayer(ctypes.Structure):
+    _fields_ = (
+        ("attention_norm", CNorm),
+        ("mlp_norm", CNorm),
+        ("qkv", CWeight * 3),
+        ("out", CWeight),
+        ("up", CWeight * 2),
+        ("down", CWeight),
+        ("num_qkv", c_int32),
+        ("num_up", c_int32),
+    )
+
+
+class CModel(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, c_int32)
+            for name in (
+                "num_layers hidden ffn heads kv_heads head_dim vocab rotary_dim is_gated".split()
+            )
+        ),
+        ("eps", c_float),
+        ("layers", POINTER(CLayer)),
+        ("final_norm", CNorm),
+        ("head", CWeight),
+        ("embedding", c_void_p),
+        ("embedding_is_bf16", c_int32),
+        ("virtual_rows", c_void_p),
+        ("inverse_frequency", c_void_p),
+        ("cache_is_bf16", c_int32),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("num_blocks", c_int64),
+    )
+
+
+class CStep(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("num_rows", "num_sequences", "num_logits")),
+        *(
+            (name, c_void_p)
+            for name in (
+                "tokens positions first_rows first_blocks blocks logit_rows hidden logits argmax".split()
+            )
+        ),
+    )
+
+
+def library() -> ctypes.CDLL:
+    """The library with its calls declared. Raises CannotBuild."""
+    found = load_library()
+    if found.native_version() != VERSION:
+        raise CannotBuild(f"{found._name} is of another version")
+    found.native_isa.restype = c_char_p
+    found.native_isa.argtypes = (c_char_p,)
+    found.native_open.restype = c_void_p
+    found.native_open.argtypes = (POINTER(CModel), c_int32, c_char_p)
+    found.native_close.argtypes = (c_void_p,)
+    found.native_close.restype = None
+    found.native_step.argtypes = (c_void_p, POINTER(CStep))
+    found.native_step.restype = None
+    found.native_logits.argtypes = (c_void_p, c_void_p, c_int32, c_void_p)
+    found.native_logits.restype = None
+    found.native_pack.argtypes = (POINTER(CWeight), c_void_p, c_int32, c_int32)
+    found.native_pack.restype = None
+    found.native_pack_gguf.argtypes = (POINTER(CWeight), c_int32, c_void_p, c_int32, c_int32)
+    return found
+
+
+def wanted_isa() -> bytes:
+    """``NEMOTRON4_ISA``: the most that the kernels may use, for tests and for comparisons; empty: all there is."""
+    name = os.environ.get("NEMOTRON4_ISA", "")
+    if name and name not in INSTRUCTION_SETS:
+        message, hint = unknown_name("NEMOTRON4_ISA", name, INSTRUCTION_SETS)
+        raise ConfigError(message, hint=hint)
+    return name.encode()
+
+
+def instruction_set() -> str:
+    """The kernels that are taken here. Raises CannotBuild."""
+    name: bytes = library().native_isa(wanted_isa())
+    if not name:
+        raise CannotBuild("this processor has no AVX2")
+    return name.decode()

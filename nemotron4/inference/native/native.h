@@ -1,0 +1,122 @@
+// What the C++ files share, and the C interface that Python calls through ctypes. No torch, no Python headers.
+//
+// Shapes: N = packed rows of a step, S = sequences, D = hidden size, K = input columns of a product, a "panel" is
+// sixteen output rows of a weight, stored so that a product reads memory from front to back.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+enum WeightKind : int32_t {
+    W_F32 = 0,  // panel: K x 16 floats
+    W_BF16 = 1, // panel: K/2 x 16 x 2
+    W_U8 = 2,   // panel: K/4 x 16 x 4 unsigned codes; value = scale * (code - 128)
+    W_U4 = 3,   // panel: K/8 x 64 bytes, two rows of four columns to a byte row; value = scale * code + minimum
+};
+
+enum { GROUP = 32, PANEL = 16, BLOCK = 32 }; // columns to a scale, outputs to a panel, positions to a cache block
+
+struct Weight {
+    int32_t kind, rows, cols; // as in the checkpoint
+    int32_t panels, padded;   // panels of 16 rows; columns padded to a multiple of 32
+    const void *codes;        // panels side by side
+    const uint16_t *scales;   // W_U8: [panel][group][16] float16; W_U4: [panel][group][16 scales, 16 minima]
+    const float *bias;        // or null
+};
+
+struct Norm {
+    const float *gamma, *beta; // beta null: RMSNorm
+};
+
+struct Layer {
+    Norm attention_norm, mlp_norm;
+    // The rows of q, k and v, and of gate and up, in one part or in parts of different kinds.
+    Weight qkv[3], out, up[2], down;
+    int32_t num_qkv, num_up;
+};
+
+struct Model {
+    int32_t num_layers, hidden, ffn, heads, kv_heads, head_dim, vocab, rotary_dim;
+    int32_t is_gated; // SwiGLU, else squared ReLU
+    float eps;
+    const Layer *layers;
+    Norm final_norm;
+    Weight head;
+    const void *embedding;        // [vocab][hidden] float32 or bfloat16; null: the rows of ``head``
+    int32_t embedding_is_bf16;
+    const float *virtual_rows;    // [ids from vocab on][hidden], or null
+    const float *inverse_frequency; // [rotary_dim / 2]
+    int32_t cache_is_bf16;
+    void *keys, *values; // [layer][block][kv head][head_dim][32 positions], [...][32 positions][head_dim]
+    int64_t num_blocks;
+};
+
+struct Step {
+    int32_t num_rows, num_sequences, num_logits;
+    const int32_t *tokens, *positions; // [num_rows]
+    const int32_t *first_rows;         // [num_sequences + 1]
+    const int32_t *first_blocks;       // [num_sequences + 1] into blocks
+    const int32_t *blocks;
+    const int32_t *logit_rows; // [num_logits]
+    float *hidden;             // [num_rows][hidden] after the final norm
+    float *logits;             // [num_logits][vocab]
+    int32_t *argmax;           // [num_logits]
+};
+
+// Rows that enter a product. Quantised ones have a scale and the sum of the codes per row and 32 columns.
+// Scales and sums lie as [block of 16 rows][group][row of the block].
+struct Rows {
+    int32_t count, padded;    // rows; columns
+    const float *values;      // [count][padded], for W_F32
+    const uint16_t *bf16;     // [rows to a multiple of 32][padded], for W_BF16
+    const int8_t *codes;      // [rows to a multiple of 16][padded]
+    const float *scales;      // scale
+    const int32_t *sums;      // -128 * sum of codes
+    const float *scaled_sums; // scale * sum
+};
+
+struct AttendTask { // queries of one key/value head and neighbouring rows of one sequence
+    const float *q;    // first query; rows are q_stride apart, heads of the group head_dim apart
+    int64_t q_stride;
+    int32_t num_rows, heads_per_kv, head_dim, first_position;
+    const int32_t *blocks;
+    const char *keys, *values; // of this layer and head, block 0
+    int64_t key_block, value_block; // bytes between blocks
+    int32_t is_bf16;
+    float scale;
+};
+
+struct Kernels {
+    const char *name;
+    // out[row][16 * num_panels] = rows first .. first + count times the panels' weights, without bias
+    void (*product)(const Weight &w, const Rows &rows, int first, int count, int panel, int num_panels, float *out);
+    void (*norm)(const float *x, const Norm &norm, int size, float eps, float *out);
+    void (*quantise)(const float *x, int size, int padded, int8_t *codes, float *scales, int32_t *sums,
+                     float *scaled_sums); // scales and sums: 16 apart
+    void (*to_bf16)(const float *x, int size, uint16_t *out);
+    void (*relu2)(float *x, int size);
+    void (*swiglu)(const float *gate, const float *up, int size, float *out);
+    void (*attend)(const AttendTask &task, float *out); // out[row][heads_per_kv][head_dim]
+    int (*argmax)(const float *x, int size);
+};
+
+const Kernels *kernels_generic();
+const Kernels *kernels_avx2();
+const Kernels *kernels_avx512();
+const Kernels *kernels_vnni();
+const Kernels *kernels_amx();
+
+inline float half_to_float(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 1023;
+    union {
+        uint32_t u;
+        float f;
+    } out;
+    if (exponent == 0) { // zero or subnormal
+        out.f = (float)fraction * 5.9604644775390625e-8f;
+        out.u |= sign;
+    } else if (exponent == 31)
+        out.u = sign | 0x7f800000u | fraction << 13;
+    else
+        out.u = sign | (exponent + 112) << 23 | fraction << 13;
+    return out.f;
+}

@@ -1,0 +1,1 @@
+extern "C" int native_sampler_version() { return 1; }

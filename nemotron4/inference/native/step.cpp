@@ -1,0 +1,443 @@
+// One step of a model: rows of any number of sequences in, logits and the largest of each out.
+#include "pool.h"
+#include "pack.h"
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+
+namespace {
+
+struct Span { // a range of memory that is never shared with another
+    std::vector<char> bytes;
+    template <class T> T *get(size_t count) {
+        if (bytes.size() < count * sizeof(T) + 64) bytes.resize(count * sizeof(T) + 64);
+        return (T *)(((uintptr_t)bytes.data() + 63) & ~(uintptr_t)63);
+    }
+};
+
+int rounded(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+struct Buffers { // of one step, by rows
+    float *x, *wide, *small, *gated, *cosine, *sine;
+    int8_t *codes;
+    uint16_t *bf16;
+    float *scales, *scaled_sums, *values;
+    int32_t *sums;
+};
+
+struct AttendTile {
+    int32_t sequence, row, num_rows;
+};
+
+struct Plan { // what jobs of one step read; kept until no thread can be in one of them
+    std::vector<AttendTile> tiles;
+    std::vector<int32_t> positions, row_blocks, first_blocks, blocks;
+    uint64_t last_job = 0;
+};
+
+} // namespace
+
+struct Engine {
+    Model model;
+    const Kernels *kernels;
+    std::unique_ptr<Pool> pool;
+    Span spans[12];
+    int capacity = 0;
+    Buffers b;
+    Plan plans[8];
+    int next_plan = 0;
+
+    int padded(int size) const { return rounded(size, GROUP); }
+    int widest() const {
+        const Model &m = model;
+        int qkv = (m.heads + 2 * m.kv_heads) * m.head_dim;
+        return padded(std::max({m.hidden, m.ffn, m.heads * m.head_dim, qkv}));
+    }
+
+    void reserve(int rows) {
+        if (rows <= capacity) return;
+        pool->wait_for_stragglers();
+        capacity = rows = std::max(32, rounded(rows, 32));
+        const size_t n = (size_t)rows, w = (size_t)widest();
+        const size_t qkv = (size_t)(model.heads + 2 * model.kv_heads) * model.head_dim;
+        const size_t up = (size_t)model.ffn * (model.is_gated ? 2 : 1);
+        b.x = spans[0].get<float>(n * model.hidden);
+        b.wide = spans[1].get<float>(n * std::max(qkv, up));
+        b.small = spans[2].get<float>(n * w);
+        b.cosine = spans[3].get<float>(n * model.rotary_dim / 2);
+        b.sine = spans[4].get<float>(n * model.rotary_dim / 2);
+        b.codes = spans[5].get<int8_t>(n * w);
+        b.bf16 = spans[6].get<uint16_t>(n * w);
+        b.scales = spans[7].get<float>(n * w / GROUP);
+        b.sums = spans[8].get<int32_t>(n * w / GROUP);
+        b.scaled_sums = spans[9].get<float>(n * w / GROUP);
+        b.values = spans[10].get<float>(n * w);
+    }
+};
+
+namespace {
+
+// What a product does with its numbers.
+enum Use { STORE, ADD, RELU2 };
+
+struct Entering { // rows that become the input of a product
+    const Kernels *kernels;
+    Buffers b;
+    const float *x; // [rows][stride]
+    int64_t stride;
+    const int32_t *chosen; // rows taken, or null
+    const Norm *norm;      // or null
+    int size, padded, kind;
+    float eps;
+    float *normed; // [rows][size]: a copy for the caller, or null
+    int num_rows;
+    const float *gate; // of a gated block: x is silu(gate) * x; or null
+
+    static constexpr int ROWS = 4;
+    void row(int r) const {
+        const float *in = x + (int64_t)(chosen ? chosen[r] : r) * stride;
+        float *out = b.values + (int64_t)r * padded;
+        if (gate) {
+            kernels->swiglu(gate + (int64_t)r * stride, in, size, out);
+            in = out;
+        }
+        if (norm) {
+            kernels->norm(in, *norm, size, eps, out);
+            in = out;
+        }
+        if (normed) memcpy(normed + (int64_t)r * size, in, sizeof(float) * (size_t)size);
+        if (kind == W_F32) {
+            if (in != out) memcpy(out, in, sizeof(float) * (size_t)size);
+        } else if (kind == W_BF16) {
+            kernels->to_bf16(in, size, b.bf16 + (int64_t)r * padded);
+            memset(b.bf16 + (int64_t)r * padded + size, 0, 2 * (size_t)(padded - size));
+        } else {
+            const int64_t at = (int64_t)(r / 16) * (padded / GROUP) * 16 + r % 16;
+            kernels->quantise(in, size, padded, b.codes + (int64_t)r * padded, b.scales + at, b.sums + at,
+                              b.scaled_sums + at);
+        }
+    }
+    void compute(int, float *) const {}
+    void commit(int tile, const float *) const {
+        for (int r = tile * ROWS; r < std::min(num_rows, (tile + 1) * ROWS); r++) row(r);
+    }
+};
+
+struct Product {
+    const Kernels *kernels;
+    const Weight *w;
+    Rows rows;
+    float *out;
+    int64_t stride;
+    Use use;
+    int panels_per_tile, row_tiles, rows_per_tile;
+
+    void place(int tile, int &row, int &count, int &panel, int &num_panels) const {
+        row = tile % row_tiles * rows_per_tile;
+        count = std::min(rows.count - row, rows_per_tile);
+        panel = tile / row_tiles * panels_per_tile;
+        num_panels = std::min(w->panels - panel, panels_per_tile);
+    }
+    void compute(int tile, float *scratch) const {
+        int row, count, panel, num_panels;
+        place(tile, row, count, panel, num_panels);
+        kernels->product(*w, rows, row, count, panel, num_panels, scratch);
+    }
+    void commit(int tile, const float *scratch) const {
+        int row, count, panel, num_panels;
+        place(tile, row, count, panel, num_panels);
+        const int column = panel * PANEL, columns = std::min(w->rows - column, num_panels * PANEL);
+        for (int r = 0; r < count; r++) {
+            const float *from = scratch + (int64_t)r * num_panels * PANEL;
+            float *to = out + (int64_t)(row + r) * stride + column;
+            const float *bias = w->bias ? w->bias + column : nullptr;
+            for (int i = 0; i < columns; i++) {
+                float y = bias ? from[i] + bias[i] : from[i];
+                if (use == ADD) y += to[i];
+                if (use == RELU2) y = y > 0 ? y * y : 0;
+                to[i] = y;
+            }
+        }
+    }
+};
+
+struct Rotate { // queries and keys of neighbouring rows; keys and values into the cache
+    const Model *m;
+    float *qkv;
+    int64_t qkv_size;
+    const float *cosine, *sine;
+    const int32_t *positions, *row_blocks; // block of each row
+    char *keys, *values;                   // of this layer
+    int num_rows;
+    static constexpr int ROWS = 8;
+
+    void compute(int, float *) const {}
+    void commit(int tile, const float *) const {
+        for (int r = tile * ROWS; r < std::min(num_rows, (tile + 1) * ROWS); r++) row(r);
+    }
+    void row(int r) const {
+        const int half = m->rotary_dim / 2, dim = m->head_dim, wide = rounded(dim, 16);
+        float *q = qkv + r * qkv_size;
+        const float *c = cosine + (int64_t)r * half, *s = sine + (int64_t)r * half;
+        for (int head = 0; head < m->heads + m->kv_heads; head++) {
+            float *h = q + head * dim;
+            for (int i = 0; i < half; i++) {
+                const float a = h[i], d = h[i + half];
+                h[i] = a * c[i] - d * s[i];
+                h[i + half] = d * c[i] + a * s[i];
+            }
+        }
+        const int64_t element = m->cache_is_bf16 ? 2 : 4, place = positions[r] % BLOCK;
+        const int64_t key_bytes = (int64_t)dim * BLOCK * element, value_bytes = (int64_t)wide * BLOCK * element;
+        for (int kv = 0; kv < m->kv_heads; kv++) {
+            const float *k = q + (m->heads + kv) * dim, *v = q + (m->heads + m->kv_heads + kv) * dim;
+            char *ks = keys + (row_blocks[r] * (int64_t)m->kv_heads + kv) * key_bytes;
+            char *vs = values + (row_blocks[r] * (int64_t)m->kv_heads + kv) * value_bytes + place * wide * element;
+            if (m->cache_is_bf16) {
+                for (int e = 0; e < dim; e++) ((uint16_t *)ks)[e * BLOCK + place] = nearest(k[e]);
+                for (int e = 0; e < dim; e++) ((uint16_t *)vs)[e] = nearest(v[e]);
+            } else {
+                for (int e = 0; e < dim; e++) ((float *)ks)[e * BLOCK + place] = k[e];
+                memcpy(vs, v, sizeof(float) * (size_t)dim);
+            }
+        }
+    }
+    static uint16_t nearest(float x) {
+        uint32_t u;
+        memcpy(&u, &x, 4);
+        return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+    }
+};
+
+struct Attend {
+    const Kernels *kernels;
+    const Model *m;
+    const AttendTile *tiles;
+    const int32_t *positions, *first_blocks, *blocks;
+    const float *qkv;
+    int64_t qkv_size;
+    const char *keys, *values;
+    float *out; // [rows][heads * head_dim]
+
+    AttendTask task(int index) const {
+        const AttendTile &t = tiles[index / m->kv_heads];
+        const int kv = index % m->kv_heads, group = m->heads / m->kv_heads;
+        const int64_t element = m->cache_is_bf16 ? 2 : 4;
+        const int64_t key_bytes = (int64_t)m->head_dim * BLOCK * element;
+        const int64_t value_bytes = (int64_t)rounded(m->head_dim, 16) * BLOCK * element;
+        return {qkv + t.row * qkv_size + (int64_t)kv * group * m->head_dim,
+                qkv_size,
+                t.num_rows,
+                group,
+                m->head_dim,
+                positions[t.row],
+                blocks + first_blocks[t.sequence],
+                keys + kv * key_bytes,
+                values + kv * value_bytes,
+                m->kv_heads * key_bytes,
+                m->kv_heads * value_bytes,
+                m->cache_is_bf16,
+                1.0f / std::sqrt((float)m->head_dim)};
+    }
+    void compute(int index, float *scratch) const { kernels->attend(task(index), scratch); }
+    void commit(int index, const float *scratch) const {
+        const AttendTile &t = tiles[index / m->kv_heads];
+        const int64_t width = (int64_t)m->heads / m->kv_heads * m->head_dim;
+        for (int r = 0; r < t.num_rows; r++)
+            memcpy(out + (t.row + r) * (int64_t)m->heads * m->head_dim + index % m->kv_heads * width,
+                   scratch + r * width, sizeof(float) * (size_t)width);
+    }
+};
+
+struct Argmax {
+    const Kernels *kernels;
+    const float *logits;
+    int32_t *found;
+    int64_t vocab;
+    void compute(int, float *) const {}
+    void commit(int row, const float *) const { found[row] = kernels->argmax(logits + row * vocab, (int)vocab); }
+};
+
+void enter(Engine &e, Entering t) {
+    t.kernels = e.kernels;
+    t.b = e.b;
+    t.eps = e.model.eps;
+    t.padded = e.padded(t.size);
+    if (t.num_rows <= Entering::ROWS)
+        t.commit(0, nullptr);
+    else
+        e.pool->run((t.num_rows + Entering::ROWS - 1) / Entering::ROWS, 0, t);
+}
+
+void multiply(Engine &e, const Weight &w, int num_rows, float *out, int64_t stride, Use use) {
+    const Buffers &b = e.b;
+    Product p = {e.kernels, &w, {num_rows, w.padded, b.values, b.bf16, b.codes, b.scales, b.sums, b.scaled_sums},
+                 out, stride, use, 0, 1, num_rows};
+    if (num_rows > 256) { // what enters, and what leaves, has to stay near
+        p.rows_per_tile = 128;
+        p.row_tiles = (num_rows + 127) / 128;
+    }
+    const int64_t panel_bytes = (int64_t)w.padded * PANEL * (w.kind == W_F32 ? 4 : w.kind == W_BF16 ? 2 : 1);
+    const int rows = std::min(num_rows, p.rows_per_tile);
+    p.panels_per_tile = (int)std::max<int64_t>(1, std::min<int64_t>(8, (64 << 10) / panel_bytes));
+    if (rows >= 8) p.panels_per_tile = w.kind == W_U8 || w.kind == W_U4 ? 2 : 4;
+    const int row_tiles = (w.panels + p.panels_per_tile - 1) / p.panels_per_tile;
+    e.pool->run(row_tiles * p.row_tiles, (size_t)rows * p.panels_per_tile * PANEL, p);
+}
+
+void embed(const Engine &e, int token, float *out) {
+    const Model &m = e.model;
+    if (token >= m.vocab)
+        memcpy(out, m.virtual_rows + (int64_t)(token - m.vocab) * m.hidden, sizeof(float) * (size_t)m.hidden);
+    else if (!m.embedding)
+        unpack_row(m.head, token, out);
+    else if (m.embedding_is_bf16)
+        for (int i = 0; i < m.hidden; i++) {
+            uint32_t u = (uint32_t)((const uint16_t *)m.embedding)[(int64_t)token * m.hidden + i] << 16;
+            memcpy(out + i, &u, 4);
+        }
+    else
+        memcpy(out, (const float *)m.embedding + (int64_t)token * m.hidden, sizeof(float) * (size_t)m.hidden);
+}
+
+void run_layer(Engine &e, const Plan &plan, int n, int layer) {
+    const Model &m = e.model;
+    const Layer &l = m.layers[layer];
+    const Buffers &b = e.b;
+    const int qkv_size = (m.heads + 2 * m.kv_heads) * m.head_dim;
+    const int64_t element = m.cache_is_bf16 ? 2 : 4;
+    const int64_t key_bytes = m.num_blocks * m.kv_heads * (int64_t)m.head_dim * BLOCK * element;
+    const int64_t value_bytes = m.num_blocks * m.kv_heads * (int64_t)rounded(m.head_dim, 16) * BLOCK * element;
+    char *keys = (char *)m.keys + layer * key_bytes, *values = (char *)m.values + layer * value_bytes;
+
+    Entering in = {};
+    in.num_rows = n;
+    in.x = b.x;
+    in.stride = in.size = m.hidden;
+    in.norm = &l.attention_norm;
+    in.kind = l.qkv[0].kind;
+    enter(e, in);
+    for (int part = 0, column = 0; part < l.num_qkv; column += l.qkv[part++].rows)
+        multiply(e, l.qkv[part], n, b.wide + column, qkv_size, STORE);
+
+    Rotate rotate = {&m, b.wide, qkv_size, b.cosine, b.sine, plan.positions.data(), plan.row_blocks.data(), keys, values, n};
+    if (n <= Rotate::ROWS)
+        rotate.commit(0, nullptr);
+    else
+        e.pool->run((n + Rotate::ROWS - 1) / Rotate::ROWS, 0, rotate);
+    Attend attend = {e.kernels, &m, plan.tiles.data(), plan.positions.data(), plan.first_blocks.data(), plan.blocks.data(), b.wide, qkv_size, keys, values, b.small};
+    int most = 0;
+    for (const auto &t : plan.tiles) most = std::max(most, t.num_rows);
+    e.pool->run((int)plan.tiles.size() * m.kv_heads, (size_t)most * (m.heads / m.kv_heads) * m.head_dim, attend);
+
+    in.x = b.small;
+    in.stride = in.size = m.heads * m.head_dim;
+    in.norm = nullptr;
+    in.kind = l.out.kind;
+    enter(e, in);
+    multiply(e, l.out, n, b.x, m.hidden, ADD);
+
+    in.x = b.x;
+    in.stride = in.size = m.hidden;
+    in.norm = &l.mlp_norm;
+    in.kind = l.up[0].kind;
+    enter(e, in);
+    const int up_size = m.is_gated ? 2 * m.ffn : m.ffn;
+    for (int part = 0, column = 0; part < l.num_up; column += l.up[part++].rows)
+        multiply(e, l.up[part], n, b.wide + column, up_size, m.is_gated ? STORE : RELU2);
+
+    in.x = m.is_gated ? b.wide + m.ffn : b.wide;
+    in.gate = m.is_gated ? b.wide : nullptr;
+    in.size = m.ffn;
+    in.stride = up_size;
+    in.norm = nullptr;
+    in.kind = l.down.kind;
+    enter(e, in);
+    multiply(e, l.down, n, b.x, m.hidden, ADD);
+}
+
+void make_plan(const Step &s, Plan &plan) {
+    plan.positions.assign(s.positions, s.positions + s.num_rows);
+    plan.first_blocks.assign(s.first_blocks, s.first_blocks + s.num_sequences + 1);
+    plan.blocks.assign(s.blocks, s.blocks + s.first_blocks[s.num_sequences]);
+    plan.row_blocks.resize((size_t)s.num_rows);
+    plan.tiles.clear();
+    for (int i = 0; i < s.num_sequences; i++)
+        for (int row = s.first_rows[i]; row < s.first_rows[i + 1];) {
+            const int count = std::min(16 - s.positions[row] % 16, s.first_rows[i + 1] - row);
+            plan.tiles.push_back({i, row, count});
+            for (int end = row + count; row < end; row++)
+                plan.row_blocks[(size_t)row] = s.blocks[s.first_blocks[i] + s.positions[row] / BLOCK];
+        }
+    std::stable_sort(plan.tiles.begin(), plan.tiles.end(), [&](const AttendTile &p, const AttendTile &q) {
+        return (int64_t)s.positions[p.row] * p.num_rows > (int64_t)s.positions[q.row] * q.num_rows; // longest first
+    });
+}
+
+} // namespace
+
+extern "C" {
+
+int native_version() { return 1; }
+
+Engine *native_open(const Model *model, int num_threads, const char *isa) {
+    const Kernels *kernels = kernels_named(isa);
+    if (!kernels) return nullptr;
+    Engine *e = new Engine;
+    e->model = *model;
+    e->kernels = kernels;
+    e->pool.reset(new Pool(num_threads));
+    return e;
+}
+
+void native_close(Engine *e) { delete e; }
+
+void native_step(Engine *e, const Step *step) {
+    const Step &s = *step;
+    const Model &m = e->model;
+    const int n = s.num_rows, half = m.rotary_dim / 2;
+    e->reserve(n);
+    Buffers &b = e->b;
+    Plan &plan = e->plans[e->next_plan++ % 8];
+    e->pool->wait_for_jobs_to(plan.last_job);
+    make_plan(s, plan);
+    for (int r = 0; r < n; r++) {
+        embed(*e, s.tokens[r], b.x + (int64_t)r * m.hidden);
+        for (int i = 0; i < half; i++) {
+            const float angle = (float)s.positions[r] * m.inverse_frequency[i];
+            b.cosine[(int64_t)r * half + i] = std::cos(angle);
+            b.sine[(int64_t)r * half + i] = std::sin(angle);
+        }
+    }
+    for (int layer = 0; layer < m.num_layers; layer++) run_layer(*e, plan, n, layer);
+    plan.last_job = e->pool->last_job();
+    if (s.hidden)
+        for (int r = 0; r < n; r++)
+            e->kernels->norm(b.x + (int64_t)r * m.hidden, m.final_norm, m.hidden, m.eps, s.hidden + (int64_t)r * m.hidden);
+    if (s.num_logits == 0) return;
+    Entering in = {};
+    in.num_rows = s.num_logits;
+    in.x = b.x;
+    in.stride = in.size = m.hidden;
+    in.chosen = s.logit_rows;
+    in.norm = &m.final_norm;
+    in.kind = m.head.kind;
+    enter(*e, in);
+    multiply(*e, m.head, s.num_logits, s.logits, m.vocab, STORE);
+    e->pool->run(s.num_logits, 0, Argmax{e->kernels, s.logits, s.argmax, m.vocab});
+}
+
+// Logits of rows that are normed already: [num_rows][hidden] -> [num_rows][vocab].
+void native_logits(Engine *e, const float *hidden, int num_rows, float *logits) {
+    e->reserve(num_rows);
+    Entering in = {};
+    in.num_rows = num_rows;
+    in.x = hidden;
+    in.stride = in.size = e->model.hidden;
+    in.kind = e->model.head.kind;
+    enter(*e, in);
+    multiply(*e, e->model.head, num_rows, logits, e->model.vocab, STORE);
+}
+
+} // extern "C"

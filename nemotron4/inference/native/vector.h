@@ -1,0 +1,133 @@
+// Sixteen floats or integers at a time, the same bits under every instruction set: one operation per element,
+// sums of sixteen in one fixed order.
+#pragma once
+#include "native.h"
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+typedef float V __attribute__((vector_size(64)));
+typedef int32_t I __attribute__((vector_size(64)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE V load(const float *p) {
+    V v;
+    memcpy(&v, p, 64);
+    return v;
+}
+INLINE void store(float *p, V v) { memcpy(p, &v, 64); }
+INLINE V all(float x) { return V{} + x; }
+INLINE I alli(int32_t x) { return I{} + x; }
+INLINE V load_part(const float *p, int count) { // zeros behind
+    if (count >= 16) return load(p);
+    V v = {};
+    memcpy(&v, p, 4 * (size_t)count);
+    return v;
+}
+INLINE void store_part(float *p, V v, int count) { memcpy(p, &v, 4 * (size_t)(count < 16 ? count : 16)); }
+
+#if defined(__AVX512F__)
+INLINE V fma(V a, V b, V c) { return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+INLINE V fma(float a, V b, V c) { return (V)_mm512_fmadd_ps(_mm512_set1_ps(a), (__m512)b, (__m512)c); }
+INLINE V maximum(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE V minimum(V a, V b) { return (V)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE V to_float(I x) { return (V)_mm512_cvtepi32_ps((__m512i)x); }
+INLINE I to_int(V x) { return (I)_mm512_cvtps_epi32((__m512)x); } // to the nearest, ties to even
+INLINE V absolute(V x) { return (V)_mm512_abs_ps((__m512)x); }
+INLINE V load_halves(const uint16_t *p) { return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE V load_bf16(const uint16_t *p) {
+    return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+}
+#else
+#if defined(__AVX2__)
+struct Halves {
+    __m256 low, high;
+};
+INLINE Halves split(V v) {
+    Halves h;
+    memcpy(&h, &v, 64);
+    return h;
+}
+INLINE V join(__m256 low, __m256 high) {
+    V v;
+    memcpy(&v, &low, 32);
+    memcpy((char *)&v + 32, &high, 32);
+    return v;
+}
+INLINE V fma(V a, V b, V c) {
+    Halves x = split(a), y = split(b), z = split(c);
+    return join(_mm256_fmadd_ps(x.low, y.low, z.low), _mm256_fmadd_ps(x.high, y.high, z.high));
+}
+INLINE I to_int(V x) {
+    Halves h = split(x);
+    return (I)join((__m256)_mm256_cvtps_epi32(h.low), (__m256)_mm256_cvtps_epi32(h.high));
+}
+INLINE V load_halves(const uint16_t *p) {
+    return join(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
+                _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1)));
+}
+#else
+INLINE V fma(V a, V b, V c) {
+    V out;
+    for (int i = 0; i < 16; i++) out[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return out;
+}
+INLINE I to_int(V x) {
+    I out;
+    for (int i = 0; i < 16; i++) out[i] = (int32_t)__builtin_rintf(x[i]);
+    return out;
+}
+INLINE V load_halves(const uint16_t *p) {
+    V out;
+    for (int i = 0; i < 16; i++) out[i] = half_to_float(p[i]);
+    return out;
+}
+#endif
+INLINE V fma(float a, V b, V c) { return fma(all(a), b, c); }
+INLINE V maximum(V a, V b) { return a > b ? a : b; }
+INLINE V minimum(V a, V b) { return a < b ? a : b; }
+INLINE V to_float(I x) { return __builtin_convertvector(x, V); }
+INLINE V absolute(V x) { return (V)((I)x & 0x7fffffff); }
+INLINE V load_bf16(const uint16_t *p) {
+    typedef uint16_t H __attribute__((vector_size(32)));
+    H h;
+    memcpy(&h, p, 32);
+    return (V)(__builtin_convertvector(h, I) << 16);
+}
+#endif
+
+INLINE float sum16(V v) {
+    float a[16];
+    store(a, v);
+    for (int width = 8; width; width /= 2)
+        for (int i = 0; i < width; i++) a[i] += a[i + width];
+    return a[0];
+}
+INLINE float max16(V v) {
+    float a[16];
+    store(a, v);
+    for (int width = 8; width; width /= 2)
+        for (int i = 0; i < width; i++) a[i] = a[i] > a[i + width] ? a[i] : a[i + width];
+    return a[0];
+}
+
+// e^x to 2 units in the last place; 0 below -87. Cody-Waite reduction, polynomial of degree 6 (Taylor in the
+// reduced range of +-0.35).
+INLINE V exponential(V x) {
+    V clipped = maximum(minimum(x, all(88.0f)), all(-87.33f));
+    V n = to_float(to_int(clipped * 1.44269504088896341f));
+    V r = fma(n, all(-0.693359375f), clipped);
+    r = fma(n, all(2.12194440e-4f), r);
+    V p = all(1.0f / 720);
+    p = fma(p, r, all(1.0f / 120));
+    p = fma(p, r, all(1.0f / 24));
+    p = fma(p, r, all(1.0f / 6));
+    p = fma(p, r, all(0.5f));
+    p = fma(p, r, all(1.0f));
+    p = fma(p, r, all(1.0f));
+    V power = (V)((to_int(n) + 127) << 23);
+    V out = p * power;
+    return (V)((I)out & (x >= -87.33f));
+}
