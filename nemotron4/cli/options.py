@@ -14,7 +14,9 @@ ModelArgument = Annotated[
 ]
 DtypeOption = Annotated[str, typer.Option(help="Type of the weights: auto, float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to run: auto, cpu or cuda.")]
-QuantizeOption = Annotated[str | None, typer.Option(help="Quantise the weights while loading: int8.")]
+QuantizeOption = Annotated[
+    str | None, typer.Option(help="Quantise the weights while loading (CPU): int8 or int4.")
+]
 AdapterOption = Annotated[
     str | None,
     typer.Option(

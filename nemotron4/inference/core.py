@@ -29,7 +29,7 @@ from nemotron4.errors import EngineBusyError, Nemotron4Error, RequestError
 from nemotron4.inference import sampling
 from nemotron4.inference.blocks import BlockPool
 from nemotron4.inference.requests import Deliver, Request
-from nemotron4.inference.runner import ModelRunner
+from nemotron4.inference.runner import Runner
 from nemotron4.inference.scheduler import Scheduler, Slice
 from nemotron4.inference.scheduler import Sequence as ScheduledSequence
 from nemotron4.text.structured_output import GrammarVocabulary
@@ -52,7 +52,7 @@ class EngineCore:
 
     def __init__(
         self,
-        runner: ModelRunner,
+        runner: Runner,
         info: ModelInfo,
         tokenizer: Tokenizer,
         prompt_format: ChatFormat | None,
@@ -69,7 +69,7 @@ class EngineCore:
         self.prompt_format = prompt_format
         self._runner = runner
         self._max_waiting = max_waiting
-        width = runner.model.config.vocab_size
+        width = runner.config.vocab_size
         self._virtual_ids = tuple(range(width, width + num_virtual_tokens))
         pool = BlockPool(runner.cache.num_blocks, runner.cache.block_size)
         self._scheduler = Scheduler(pool, max_running=max_running, max_step_tokens=max_step_tokens)

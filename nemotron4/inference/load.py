@@ -16,8 +16,10 @@ from nemotron4.checkpoint.merge_adapter import MergedCheckpoint, is_mergeable
 from nemotron4.engine import ChatFormat, ModelInfo, Tokenizer
 from nemotron4.errors import CheckpointError, ConfigError, TemplateError, unknown_name
 from nemotron4.inference.engine import Engine
+from nemotron4.inference.native.model import NativeCache, read_model
 from nemotron4.inference.packed_linear import can_pack, pack, pack_block, pack_output_layer
-from nemotron4.inference.runner import ModelRunner
+from nemotron4.inference.precision import Precision, choose
+from nemotron4.inference.runner import NativeRunner, Runner, TorchRunner
 from nemotron4.model.adapter_files import load_adapter
 from nemotron4.model.adapters import PromptTableEmbedding
 from nemotron4.model.config import ModelConfig
@@ -25,7 +27,6 @@ from nemotron4.model.kv_cache import KVCache
 from nemotron4.model.transformer import Transformer
 from nemotron4.records import Message
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARE_OF_FREE_MEMORY = {"cpu": 0.25, "cuda": 0.85}
 
 
@@ -44,43 +45,45 @@ def load(
 ) -> Engine:
     """Load a model by pulled name, directory, ``.gguf`` file, hub id or as opened, and start its engine.
 
-    ``dtype`` "auto" is float32 on a CPU, where it is also the fastest, and bfloat16 on a GPU.
+    ``quantize`` "int8" or "int4" quantises the weights while they are read (CPU). ``dtype`` "auto" takes the
+    weights of a quantised GGUF file as they are stored, keeps bfloat16 weights where the processor multiplies
+    them fast (a GPU, AMX), and is float32 otherwise.
     ``adapter`` is a folder that training or PEFT wrote, or NeMo's LoRA. LoRA and (IA)3 are merged into the
     weights as they are read, a bottleneck adapter runs next to them, P-tuning's table precedes every prompt.
     ``cache_gb`` bounds the keys and values of running requests; by default it is what ``max_running`` full
     contexts need, but at most ``memory_share`` of what is free: a quarter (CPU) or 85 % (GPU) if absent.
     """
-    if quantize is not None:
-        raise ConfigError(
-            f"quantize is {quantize!r}; this version serves float32, bfloat16 and float16 weights",
-            hint="leave quantize out; quantised files (GGUF) are served with their values as dtype says",
-        )
     checkpoint = open_checkpoint(model)
     beside = None if adapter is None else Path(adapter)
     if beside is not None and is_mergeable(beside):
         checkpoint, beside = MergedCheckpoint(checkpoint, beside), None
     chosen_device = find_device(device)
-    chosen_dtype = find_dtype(dtype, chosen_device)
+    precision = choose(
+        checkpoint, chosen_device, dtype=dtype, quantize=quantize, has_adapter_beside=beside is not None
+    )
     if checkpoint.config.num_reward_attributes:
         raise CheckpointError(
             f"{checkpoint.path}: a reward model, which scores and writes no text",
             hint="load it with nemotron4.inference.reward.load_reward, or serve it and POST /score",
         )
+    num_blocks = cache_blocks(
+        checkpoint.config, precision.dtype, chosen_device, cache_gb, max_running, memory_share
+    )
     # In a thread of its own: the vocabulary is read meanwhile, and the OpenMP workers that torch starts for a
     # thread end with it. Were they left to the caller's thread, the engine's own workers would be more than
     # there are processors, and OpenMP would then put them to sleep after every product.
     with ThreadPoolExecutor(max_workers=1) as pool:
-        weights = pool.submit(_load_module, checkpoint, chosen_dtype, chosen_device, beside)
+        if precision.is_native:
+            weights = pool.submit(_native_runner, checkpoint, precision, num_blocks)
+        else:
+            weights = pool.submit(_torch_runner, checkpoint, precision, chosen_device, num_blocks, beside)
         tokenizer, prompt_format = checkpoint.tokenizer(), checkpoint.prompt_format()
-        module = weights.result()
-    config = checkpoint.config
-    num_blocks = cache_blocks(config, chosen_dtype, chosen_device, cache_gb, max_running, memory_share)
-    cache = KVCache(config, num_blocks, dtype=chosen_dtype, device=chosen_device)
-    embedding = module.model.embed_tokens
-    num_virtual = embedding.num_virtual_tokens if isinstance(embedding, PromptTableEmbedding) else 0
-    info, usable_format = checked(describe(checkpoint, chosen_dtype, chosen_device), tokenizer, prompt_format)
+        runner, num_virtual = weights.result()
+    info, usable_format = checked(
+        describe(checkpoint, precision.name, chosen_device), tokenizer, prompt_format
+    )
     return Engine(
-        ModelRunner(module, cache),
+        runner,
         replace(info, context_length=info.context_length - num_virtual),
         tokenizer,
         usable_format,
@@ -89,6 +92,27 @@ def load(
         max_step_tokens=max_step_tokens,
         num_virtual_tokens=num_virtual,
     )
+
+
+def _native_runner(checkpoint: Checkpoint, precision: Precision, num_blocks: int) -> tuple[Runner, int]:
+    cache = NativeCache(checkpoint.config, num_blocks, dtype=precision.dtype)
+    model = read_model(checkpoint, precision.kind, cache, num_threads=torch.get_num_threads())
+    return NativeRunner(model), 0
+
+
+def _torch_runner(
+    checkpoint: Checkpoint,
+    precision: Precision,
+    device: torch.device,
+    num_blocks: int,
+    adapter: Path | None,
+) -> tuple[Runner, int]:
+    """And the number of virtual tokens that precede every prompt."""
+    module = _load_module(checkpoint, precision.dtype, device, adapter)
+    cache = KVCache(checkpoint.config, num_blocks, dtype=precision.dtype, device=device)
+    embedding = module.model.embed_tokens
+    num_virtual = embedding.num_virtual_tokens if isinstance(embedding, PromptTableEmbedding) else 0
+    return TorchRunner(module, cache), num_virtual
 
 
 def _load_module(
@@ -110,7 +134,7 @@ def _load_module(
     return module.requires_grad_(False)
 
 
-def describe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> ModelInfo:
+def describe(checkpoint: Checkpoint, dtype: torch.dtype | str, device: torch.device) -> ModelInfo:
     """What an engine tells about the checkpoint it has loaded."""
     config = checkpoint.config
     return ModelInfo(
@@ -159,15 +183,6 @@ def find_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but torch sees no CUDA device", hint="use device 'cpu'")
     return torch.device(name)
-
-
-def find_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in DTYPES:
-        message, hint = unknown_name("dtype", name, ("auto", *DTYPES))
-        raise ConfigError(message, hint=hint)
-    return DTYPES[name]
 
 
 def cache_blocks(

@@ -17,7 +17,8 @@ from nemotron4.checkpoint.load import load_weights
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.engine import ChatFormat, EngineStats, ModelInfo, Reward, SamplingParams, Tokenizer, TokenStep
 from nemotron4.errors import CheckpointError, RequestError
-from nemotron4.inference.load import checked, describe, find_device, find_dtype
+from nemotron4.inference.load import checked, describe, find_device
+from nemotron4.inference.precision import find_dtype
 from nemotron4.model.attention import CausalAttend, RotaryEmbedding
 from nemotron4.model.reward_head import ATTRIBUTE_NAMES, CARD_WEIGHTS, RewardModel
 from nemotron4.records import ATTRIBUTES, Message
@@ -181,6 +182,8 @@ def load_reward(
     net.eval().requires_grad_(False)
     tokenizer = checkpoint.tokenizer()
     info, prompt_format = checked(
-        describe(checkpoint, chosen_dtype, chosen_device), tokenizer, checkpoint.prompt_format()
+        describe(checkpoint, chosen_dtype, chosen_device),
+        tokenizer,
+        checkpoint.prompt_format(),
     )
     return RewardEngine(net, info, tokenizer, prompt_format)

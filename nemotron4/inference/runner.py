@@ -17,6 +17,7 @@ from nemotron4.inference.native.library import CStep
 from nemotron4.inference.native.model import NativeCache, NativeModel
 from nemotron4.inference.packed_linear import LONE_ROW_COPIES
 from nemotron4.inference.scheduler import Slice
+from nemotron4.model.config import ModelConfig
 from nemotron4.model.kv_cache import CachedAttend, KVCache, Segment
 from nemotron4.model.transformer import Transformer
 
@@ -33,6 +34,9 @@ class Runner(Protocol):
     """What the engine's thread calls."""
 
     @property
+    def config(self) -> ModelConfig: ...
+
+    @property
     def cache(self) -> KVCache | NativeCache: ...
 
     def run(self, slices: Sequence[Slice]) -> StepResult: ...
@@ -45,6 +49,7 @@ class NativeRunner:
 
     def __init__(self, model: NativeModel) -> None:
         self.model = model
+        self.config = model.config
         self.cache = model.cache
 
     def run(self, slices: Sequence[Slice]) -> StepResult:
@@ -68,26 +73,33 @@ class NativeRunner:
         needs_hidden = not all(planned.sequence.can_share_prefix for planned in slices)
         hidden_ND = torch.empty(len(tokens) if needs_hidden else 0, config.hidden_size)
         logits_RV = torch.empty(len(last_rows), config.vocab_size)
-        argmax_R = np.empty(len(last_rows), dtype=np.int32)
         self.model.step(
             CStep(
-                len(tokens), len(slices), len(last_rows), tokens_N.ctypes.data, positions_N.ctypes.data,
-                first_rows_S.ctypes.data, first_blocks_S.ctypes.data, blocks_array.ctypes.data,
-                last_rows_R.ctypes.data, hidden_ND.data_ptr() if needs_hidden else None,
-                logits_RV.data_ptr(), argmax_R.ctypes.data,
-            )  # fmt: skip
+                len(tokens),
+                len(slices),
+                len(last_rows),
+                tokens_N.ctypes.data,
+                positions_N.ctypes.data,
+                first_rows_S.ctypes.data,
+                first_blocks_S.ctypes.data,
+                blocks_array.ctypes.data,
+                last_rows_R.ctypes.data,
+                hidden_ND.data_ptr() if needs_hidden else None,
+                logits_RV.data_ptr(),
+            )
         )
-        return StepResult(hidden_ND, first_rows[:-1], logits_RV, argmax_R.tolist())
+        return StepResult(hidden_ND, first_rows[:-1], logits_RV)
 
     def logits(self, hidden_ND: Tensor, start: int, end: int) -> Tensor:
         return self.model.logits(hidden_ND[start:end])
 
 
-class ModelRunner:
+class TorchRunner:
     """The same in PyTorch: on a GPU, with a bottleneck adapter, and where no library can be built."""
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:
         self.model = model
+        self.config = model.config
         self.cache = cache
         self._device = cache.keys[0].device
         self._dtype = cache.keys[0].dtype

@@ -18,7 +18,8 @@ from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.checkpoint.write_huggingface import config_json
 from nemotron4.errors import CheckpointError, ConfigError
-from nemotron4.inference.load import cache_blocks, checked, describe, find_device, find_dtype
+from nemotron4.inference.load import cache_blocks, checked, describe, find_device
+from nemotron4.inference.precision import find_dtype
 from nemotron4.inference.vllm_engine import VllmEngine
 from nemotron4.inference.vllm_plugin import LOAD_FORMAT, PLUGIN_GROUP, PLUGIN_NAME
 from nemotron4.model.kv_cache import KVCache
@@ -113,7 +114,9 @@ def load_vllm(
         _prepare_environment(chosen, layout)
         tokenizer = checkpoint.tokenizer()
         info, prompt_format = checked(
-            describe(checkpoint, chosen_dtype, chosen), tokenizer, checkpoint.prompt_format()
+            describe(checkpoint, chosen_dtype, chosen),
+            tokenizer,
+            checkpoint.prompt_format(),
         )
         info = replace(info, context_length=limit.of(info.context_length))
         if layout.num_devices > 1:

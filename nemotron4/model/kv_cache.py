@@ -161,7 +161,7 @@ class CachedAttend:
         if num_padded == q.shape[2]:
             return q
         if q.shape not in self._query_buffers:
-            buffer = q.newzeros((*q.shape[:2], num_padded, q.shape[3]))
+            buffer = q.new_zeros((*q.shape[:2], num_padded, q.shape[3]))
             self._query_buffers[q.shape] = buffer, buffer[:, :, : q.shape[2]]
         buffer, used = self._query_buffers[q.shape]
         used.copy_(q)

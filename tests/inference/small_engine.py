@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, cast
 
 import torch
 
+from nemotron4.checkpoint.interface import Checkpoint, TensorInfo
 from nemotron4.engine import ModelInfo
 from nemotron4.inference.engine import Engine
+from nemotron4.inference.native.library import Kind
+from nemotron4.inference.native.model import NativeCache, read_model
 from nemotron4.inference.packed_linear import can_pack, pack
-from nemotron4.inference.runner import ModelRunner
+from nemotron4.inference.runner import NativeRunner, Runner, TorchRunner
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.kv_cache import KVCache
 from nemotron4.model.transformer import Transformer
@@ -63,6 +68,53 @@ def random_model(config: ModelConfig = SMALL, *, seed: int = 0) -> Transformer:
     return model
 
 
+class ModuleCheckpoint:
+    """A module's weights, read as those of a file are. See ``checkpoint.interface.Checkpoint``."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.config = model.config
+        self._state = model.state_dict()
+        if self.config.tie_embeddings:
+            del self._state["lm_head.weight"]
+        self.path = Path("module")
+        self.tensors = {
+            name: TensorInfo(name, tuple(t.shape), "float32", self.path, 4 * t.numel())
+            for name, t in self._state.items()
+        }
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return self._state[name].to(dtype or torch.float32).clone()
+
+    def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return self.read(name, dtype)[start:stop]
+
+    def require_readable(self) -> None:
+        """Every tensor is in memory."""
+
+    def raw_tensor(self, name: str) -> None:
+        return None
+
+
+EnginePath = Literal[
+    "torch-float32", "torch-bfloat16", "torch-float16", "float32", "bfloat16", "int8", "int4"
+]
+PATHS: tuple[EnginePath, ...] = ("torch-float32", "torch-bfloat16", "float32", "bfloat16", "int8", "int4")
+_KINDS = {"float32": Kind.F32, "bfloat16": Kind.BF16, "int8": Kind.U8, "int4": Kind.U4}
+
+
+def small_runner(model: Transformer, path: EnginePath, num_blocks: int, *, num_threads: int = 2) -> Runner:
+    if path in _KINDS:
+        dtype = torch.float32 if path == "float32" else torch.bfloat16
+        cache = NativeCache(model.config, num_blocks, dtype=dtype)
+        checkpoint = cast(Checkpoint, ModuleCheckpoint(model))
+        return NativeRunner(read_model(checkpoint, _KINDS[path], cache, num_threads=num_threads))
+    dtype = getattr(torch, path.removeprefix("torch-"))
+    model = model.to(dtype)
+    if can_pack(dtype, torch.device("cpu")):
+        pack(model)
+    return TorchRunner(model, KVCache(model.config, num_blocks, dtype=dtype, device=torch.device("cpu")))
+
+
 def small_engine(
     model: Transformer | None = None,
     *,
@@ -70,24 +122,22 @@ def small_engine(
     max_running: int = 16,
     max_waiting: int = 256,
     max_step_tokens: int = 128,
-    dtype: torch.dtype = torch.float32,
+    path: EnginePath = "float32",
 ) -> Engine:
-    model = (model or random_model()).to(dtype)
-    if can_pack(dtype, torch.device("cpu")):
-        pack(model)
+    """``path``: one of those that ``load`` chooses from; names without "torch" are the library's."""
+    model = model or random_model()
     config = model.config
-    cache = KVCache(config, num_blocks, dtype=dtype, device=torch.device("cpu"))
     info = ModelInfo(
         name="small",
         context_length=config.context_length,
         vocab_size=config.vocab_size,
         num_parameters=config.num_parameters,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=path.removeprefix("torch-"),
         device="cpu",
         eos_token_ids=(),
     )
     return Engine(
-        ModelRunner(model, cache),
+        small_runner(model, path, num_blocks),
         info,
         LetterTokenizer(),
         None,

@@ -14,10 +14,16 @@ from transformers import NemotronForCausalLM
 from nemotron4.engine import SamplingParams, TokenStep, derive_seed
 from nemotron4.errors import EngineBusyError, RequestError
 from nemotron4.inference.engine import Engine
-from nemotron4.inference.packed_linear import can_pack
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.transformer import Transformer
-from tests.inference.small_engine import SMALL, random_model, random_prompts, small_engine
+from tests.inference.small_engine import (
+    PATHS,
+    SMALL,
+    EnginePath,
+    random_model,
+    random_prompts,
+    small_engine,
+)
 from tests.peers import nemotron_config
 
 
@@ -75,63 +81,61 @@ def test_cached_decoding_equals_the_full_forward_pass(change: dict[str, object])
 
 
 SETTINGS = {"max_new_tokens": 70, "temperature": 1.3, "top_k": 40, "top_p": 0.95, "seed": 11, "logprobs": 0}
+SETTINGS["ignore_eos"] = True
 
 
-def alone(prompts: list[list[int]]) -> list[object]:
+every_path = pytest.mark.parametrize("path", PATHS)
+
+
+def alone(prompts: list[list[int]], path: EnginePath) -> list[object]:
     """Each prompt in an engine of its own."""
     results = []
     for prompt in prompts:
-        with small_engine() as engine:
+        with small_engine(path=path) as engine:
             results += engine.generate([prompt], **SETTINGS)  # type: ignore[arg-type]
     return results
 
 
-def test_tokens_and_logprobs_are_the_same_bits_alone_and_in_any_batch() -> None:
+@every_path
+def test_tokens_and_logprobs_are_the_same_bits_alone_and_in_any_batch(path: EnginePath) -> None:
     prompts = random_prompts(3, 31, 32, 33, 64, 65, 100, 127, 200, 5)
-    expected = alone(prompts)
-    with small_engine() as engine:
+    expected = alone(prompts, path)
+    with small_engine(path=path) as engine:
         assert engine.generate(prompts, **SETTINGS) == expected  # type: ignore[arg-type]
-    with small_engine(max_running=3, max_step_tokens=32) as engine:
+    with small_engine(path=path, max_running=3, max_step_tokens=32) as engine:
         assert engine.generate(prompts[::-1], **SETTINGS) == expected[::-1]  # type: ignore[arg-type]
 
 
-def test_preemption_changes_no_bit_and_loses_nothing() -> None:
+@every_path
+def test_preemption_changes_no_bit_and_loses_nothing(path: EnginePath) -> None:
     prompts = random_prompts(30, 60, 90, 33, 10, 70)
-    expected = alone(prompts)
-    with small_engine(num_blocks=9) as engine:
+    expected = alone(prompts, path)
+    with small_engine(path=path, num_blocks=9) as engine:
         assert engine.generate(prompts, **SETTINGS) == expected  # type: ignore[arg-type]
         assert engine.stats().preemptions_total > 0
         wait_until(lambda: engine.stats().cache_blocks_used == 0)
 
 
-def test_shared_prefixes_are_computed_once_and_change_no_bit() -> None:
+@every_path
+def test_shared_prefixes_are_computed_once_and_change_no_bit(path: EnginePath) -> None:
     [prefix] = random_prompts(96)
     prompts = [prefix + tail for tail in random_prompts(1, 20, 40, seed=1)]
-    expected = alone(prompts)
-    with small_engine() as engine:
+    expected = alone(prompts, path)
+    with small_engine(path=path) as engine:
         assert engine.generate(prompts, **SETTINGS) == expected  # type: ignore[arg-type]
         assert engine.stats().prompt_tokens_reused_total == 2 * 96
         assert engine.generate(prompts, **SETTINGS) == expected  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_scores_stay_near_float32(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("path", ["torch-bfloat16", "torch-float16", "bfloat16", "int8"])
+def test_short_types_score_near_float32(path: EnginePath) -> None:
     rows = random_prompts(5, 40, 70)
     with small_engine() as engine:
         expected = engine.score(token_ids=rows)
-    with small_engine(dtype=dtype) as engine:
-        assert engine.info.dtype == str(dtype).removeprefix("torch.")
+    with small_engine(path=path) as engine:
+        assert engine.info.dtype == path.removeprefix("torch-")
         for actual, wanted in zip(engine.score(token_ids=rows), expected, strict=True):
             assert torch.tensor(actual).sub(torch.tensor(wanted)).abs().mean() < 0.1
-
-
-def test_bfloat16_gives_the_same_bits_in_any_batch() -> None:
-    if not can_pack(torch.bfloat16, torch.device("cpu")):
-        pytest.skip("oneDNN has no bfloat16 product here")
-    prompts = random_prompts(3, 40, 70)
-    with small_engine(dtype=torch.bfloat16) as engine:
-        together = engine.generate(prompts, **SETTINGS)  # type: ignore[arg-type]
-        assert [engine.generate([p], **SETTINGS)[0] for p in prompts] == together  # type: ignore[arg-type]
 
 
 def test_samples_of_one_prompt_differ_and_share_its_blocks() -> None:

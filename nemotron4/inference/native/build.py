@@ -1,7 +1,7 @@
-"""Compile the C++ of this folder into a shared library in the user's cache, once for each source and compiler.
+"""Compile the C++ of this folder into a shared library in the user's cache.
 
-The library's name holds a hash of the source, the compiler and the flags, so a new version of any of them gets a
-library of its own and an old one is never loaded by mistake.
+The library's name holds a hash of the source, the compiler and the flags, so a new version of any of them
+gets a library of its own and an old one is never loaded by mistake.
 """
 
 from __future__ import annotations
@@ -21,12 +21,20 @@ from pathlib import Path
 from nemotron4.checkpoint.cache import cache_dir
 
 SOURCE = Path(__file__).parent
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-pthread",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 _VNNI = (*_AVX512, "-mavx512vnni")
 _AMX = (*_VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16")
-INSTRUCTION_SETS = {
+INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {"avx2": _AVX2, "avx512": _AVX512, "vnni": _VNNI, "amx": _AMX},
     "aarch64": {"generic": ("-O3",)},
     "arm64": {"generic": ("-O3",)},
@@ -34,17 +42,17 @@ INSTRUCTION_SETS = {
 PLAIN = ("step", "pack", "pool", "dispatch", "sample")
 
 
-class CannotBuild(Exception):
+class BuildError(Exception):
     """Why there is no library; the message is one line."""
 
 
 @lru_cache(maxsize=1)
 def library_path() -> Path:
-    """The library, built if it is not in the cache yet. Raises CannotBuild."""
+    """The library, built if it is not in the cache yet. Raises BuildError."""
     machine = platform.machine().lower()
     kinds = INSTRUCTION_SETS.get({"amd64": "x86_64"}.get(machine, machine))
     if kinds is None or sys.platform == "win32":
-        raise CannotBuild(f"no kernels for {machine} on {sys.platform}")
+        raise BuildError(f"no kernels for {machine} on {sys.platform}")
     ready = SOURCE / "library.so"  # a wheel may carry it
     if ready.exists():
         return ready
@@ -61,7 +69,7 @@ def _compiler() -> str:
     for name in filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++")):
         if path := shutil.which(name):
             return path
-    raise CannotBuild("no C++ compiler (g++ or clang++)")
+    raise BuildError("no C++ compiler (g++ or clang++)")
 
 
 def _digest(compiler: str) -> str:
@@ -74,10 +82,12 @@ def _digest(compiler: str) -> str:
 def build(
     target: Path, compiler: str, kinds: dict[str, tuple[str, ...]], extra: tuple[str, ...] = ()
 ) -> None:
-    """Compile every file, several at a time, link, and rename into place. Raises CannotBuild."""
+    """Compile every file, several at a time, link, and rename into place. Raises BuildError."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        jobs = [(f"{name}.cpp", f"{name}.o", ()) for name in PLAIN]
-        jobs = [("kernels.cpp", f"{isa}.o", (f"-DISA={isa}", *flags)) for isa, flags in kinds.items()] + jobs
+        jobs: list[tuple[str, str, tuple[str, ...]]] = [
+            ("kernels.cpp", f"{isa}.o", (f"-DISA={isa}", *flags)) for isa, flags in kinds.items()
+        ]
+        jobs += [(f"{name}.cpp", f"{name}.o", ()) for name in PLAIN]
 
         def compile_one(job: tuple[str, str, tuple[str, ...]]) -> None:
             source, output, flags = job
@@ -95,14 +105,14 @@ def _run(command: list[str]) -> None:
     if ended.returncode != 0:
         lines = ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"]
         first = next((line for line in lines if "error" in line), lines[0])
-        raise CannotBuild(f"{Path(command[0]).name} failed: {first}")
+        raise BuildError(f"{Path(command[0]).name} failed: {first}")
 
 
 @lru_cache(maxsize=1)
 def load_library() -> ctypes.CDLL:
-    """The loaded library. Raises CannotBuild."""
+    """The loaded library. Raises BuildError."""
     path = library_path()
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise CannotBuild(f"{path} cannot be loaded: {error}") from error
+        raise BuildError(f"{path} cannot be loaded: {error}") from error

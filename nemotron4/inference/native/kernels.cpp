@@ -62,20 +62,24 @@ INLINE PanelOf panel_of(const Weight &w, int panel) {
 }
 
 // MR rows, all of one block of sixteen, times one panel.
-template <int KIND, int MR>
+template <int KIND, bool WIDE, int MR>
 INLINE void few_rows(const Weight &w, const Rows &rows, int row, PanelOf panel, float *out, int stride) {
     const int groups = w.padded / GROUP;
     const size_t at = (size_t)(row / 16) * groups * 16 + row % 16;
-    const int8_t *x[MR];
+    const int8_t *x[MR], *y[MR];
     V sum[MR];
     for (int r = 0; r < MR; r++) {
         x[r] = rows.codes + (size_t)(row + r) * rows.padded;
+        y[r] = WIDE ? rows.low + (size_t)(row + r) * rows.padded : nullptr;
         sum[r] = V{};
     }
     for (int g = 0; g < groups; g++) {
         const size_t place = at + (size_t)g * 16;
-        I dots[MR];
-        for (int r = 0; r < MR; r++) dots[r] = KIND == W_U8 ? alli(rows.sums[place + r]) : I{};
+        I dots[MR], lows[MR];
+        for (int r = 0; r < MR; r++) {
+            dots[r] = I{};
+            lows[r] = KIND == W_U8 ? alli(rows.sums[place + r]) : I{};
+        }
         if (KIND == W_U8) {
             const uint8_t *codes = panel.codes + (size_t)g * 512;
 #if defined(__AVX2__)
@@ -85,7 +89,10 @@ INLINE void few_rows(const Weight &w, const Rows &rows, int row, PanelOf panel, 
 #pragma GCC unroll 8
             for (int i = 0; i < 8; i++) {
                 I c = load_codes(codes + i * 64);
-                for (int r = 0; r < MR; r++) dots[r] = dot4(dots[r], c, four_of(x[r] + g * 32 + i * 4));
+                for (int r = 0; r < MR; r++) {
+                    dots[r] = dot4(dots[r], c, four_of(x[r] + g * 32 + i * 4));
+                    if (WIDE) lows[r] = dot4(lows[r], c, four_of(y[r] + g * 32 + i * 4));
+                }
             }
         } else {
             const uint8_t *codes = panel.codes + (size_t)g * 256;
@@ -100,11 +107,18 @@ INLINE void few_rows(const Weight &w, const Rows &rows, int row, PanelOf panel, 
                 for (int r = 0; r < MR; r++) {
                     dots[r] = dot4(dots[r], low, four_of(x[r] + g * 32 + i * 8));
                     dots[r] = dot4(dots[r], high, four_of(x[r] + g * 32 + i * 8 + 4));
+                    if (WIDE) {
+                        lows[r] = dot4(lows[r], low, four_of(y[r] + g * 32 + i * 8));
+                        lows[r] = dot4(lows[r], high, four_of(y[r] + g * 32 + i * 8 + 4));
+                    }
                 }
             }
         }
         const V scale = load_halves(panel.scales + (size_t)g * (KIND == W_U4 ? 32 : 16));
-        for (int r = 0; r < MR; r++) sum[r] = fma(to_float(dots[r]), scale * all(rows.scales[place + r]), sum[r]);
+        for (int r = 0; r < MR; r++) {
+            const I total = (WIDE ? dots[r] << 7 : dots[r]) + lows[r];
+            sum[r] = fma(to_float(total), scale * all(rows.scales[place + r]), sum[r]);
+        }
         if (KIND == W_U4) {
             const V least = load_halves(panel.scales + (size_t)g * 32 + 16);
             for (int r = 0; r < MR; r++) sum[r] = fma(rows.scaled_sums[place + r], least, sum[r]);
@@ -113,13 +127,13 @@ INLINE void few_rows(const Weight &w, const Rows &rows, int row, PanelOf panel, 
     for (int r = 0; r < MR; r++) store(out + (size_t)r * stride, sum[r]);
 }
 
-template <int KIND>
+template <int KIND, bool WIDE>
 void quantised_rows(const Weight &w, const Rows &rows, int first, int count, PanelOf panel, float *out, int stride) {
     int r = 0;
-    for (; r + 8 <= count; r += 8) few_rows<KIND, 8>(w, rows, first + r, panel, out + (size_t)r * stride, stride);
-    for (; r + 4 <= count; r += 4) few_rows<KIND, 4>(w, rows, first + r, panel, out + (size_t)r * stride, stride);
-    for (; r + 2 <= count; r += 2) few_rows<KIND, 2>(w, rows, first + r, panel, out + (size_t)r * stride, stride);
-    for (; r < count; r++) few_rows<KIND, 1>(w, rows, first + r, panel, out + (size_t)r * stride, stride);
+    for (; r + 8 <= count; r += 8) few_rows<KIND, WIDE, 8>(w, rows, first + r, panel, out + (size_t)r * stride, stride);
+    for (; r + 4 <= count; r += 4) few_rows<KIND, WIDE, 4>(w, rows, first + r, panel, out + (size_t)r * stride, stride);
+    for (; r + 2 <= count; r += 2) few_rows<KIND, WIDE, 2>(w, rows, first + r, panel, out + (size_t)r * stride, stride);
+    for (; r < count; r++) few_rows<KIND, WIDE, 1>(w, rows, first + r, panel, out + (size_t)r * stride, stride);
 }
 
 #if defined(HAS_AMX)
@@ -144,29 +158,21 @@ TileConfig quantised_tiles() { // 0-3 sums of 16 x 16, 4-5 rows of 32 codes, 6-7
     return c;
 }
 
-INLINE void add_group(const int32_t *dots, const Weight &w, const Rows &rows, size_t place, const uint16_t *scales,
-                      V (&sum)[16]) {
-    const V scale = load_halves(scales);
-    if (w.kind == W_U8) {
+// Adds what one group of columns gives sixteen rows; ``dots`` holds a tile, of wide rows a second one behind it.
+template <int KIND, bool WIDE>
+INLINE void add_group(const int32_t *dots, const Rows &rows, size_t place, const uint16_t *scales, V (&sum)[16]) {
+    const V scale = load_halves(scales), least = KIND == W_U4 ? load_halves(scales + 16) : V{};
 #pragma GCC unroll 16
-        for (int r = 0; r < 16; r++) {
-            I d;
-            memcpy(&d, dots + r * 16, 64);
-            sum[r] = fma(to_float(d + alli(rows.sums[place + r])), scale * all(rows.scales[place + r]), sum[r]);
-        }
-    } else {
-        const V least = load_halves(scales + 16);
-#pragma GCC unroll 16
-        for (int r = 0; r < 16; r++) {
-            I d;
-            memcpy(&d, dots + r * 16, 64);
-            sum[r] = fma(to_float(d), scale * all(rows.scales[place + r]), sum[r]);
-            sum[r] = fma(rows.scaled_sums[place + r], least, sum[r]);
-        }
+    for (int r = 0; r < 16; r++) {
+        I d = load_codes((const uint8_t *)(dots + r * 16));
+        if (WIDE) d = (d << 7) + load_codes((const uint8_t *)(dots + 256 + r * 16));
+        if (KIND == W_U8) d += alli(rows.sums[place + r]);
+        sum[r] = fma(to_float(d), scale * all(rows.scales[place + r]), sum[r]);
+        if (KIND == W_U4) sum[r] = fma(rows.scaled_sums[place + r], least, sum[r]);
     }
 }
 
-template <int KIND>
+template <int KIND, bool WIDE>
 void tiles_quantised(const Weight &w, const Rows &rows, int first, int count, PanelOf panel, float *out, int stride,
                      uint8_t *unpacked) {
     const int groups = w.padded / GROUP;
@@ -180,37 +186,29 @@ void tiles_quantised(const Weight &w, const Rows &rows, int first, int count, Pa
         codes = unpacked;
     }
     const size_t step = KIND == W_U4 ? 32 : 16;
-    alignas(64) int32_t dots[4][256];
+    alignas(64) int32_t dots[2][512];
     for (int r0 = 0; r0 < count; r0 += 16) {
         const int row = first + r0;
         const int8_t *x = rows.codes + (size_t)row * rows.padded;
+        const int8_t *y = WIDE ? rows.low + (size_t)row * rows.padded : nullptr;
         const size_t at = (size_t)(row / 16) * groups * 16;
         V sum[16];
 #pragma GCC unroll 16
         for (int r = 0; r < 16; r++) sum[r] = V{};
-        int g = 0;
-        for (; g + 2 <= groups; g += 2) {
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_loadd(4, x + g * 32, rows.padded);
-            _tile_loadd(6, codes + (size_t)g * 512, 64);
-            _tile_dpbsud(0, 4, 6);
-            _tile_loadd(5, x + g * 32 + 32, rows.padded);
-            _tile_loadd(7, codes + (size_t)g * 512 + 512, 64);
-            _tile_dpbsud(1, 5, 7);
-            int32_t *d0 = dots[g & 2], *d1 = dots[(g & 2) + 1];
-            _tile_stored(0, d0, 64);
-            _tile_stored(1, d1, 64);
-            add_group(d0, w, rows, at + (size_t)g * 16, panel.scales + (size_t)g * step, sum);
-            add_group(d1, w, rows, at + (size_t)g * 16 + 16, panel.scales + (size_t)(g + 1) * step, sum);
-        }
-        if (g < groups) {
+        for (int g = 0; g < groups; g++) {
+            int32_t *to = dots[g & 1];
             _tile_zero(0);
             _tile_loadd(4, x + g * 32, rows.padded);
             _tile_loadd(6, codes + (size_t)g * 512, 64);
             _tile_dpbsud(0, 4, 6);
-            _tile_stored(0, dots[0], 64);
-            add_group(dots[0], w, rows, at + (size_t)g * 16, panel.scales + (size_t)g * step, sum);
+            _tile_stored(0, to, 64);
+            if (WIDE) {
+                _tile_zero(1);
+                _tile_loadd(5, y + g * 32, rows.padded);
+                _tile_dpbsud(1, 5, 6);
+                _tile_stored(1, to + 256, 64);
+            }
+            add_group<KIND, WIDE>(to, rows, at + (size_t)g * 16, panel.scales + (size_t)g * step, sum);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < 16; r++)
@@ -347,15 +345,22 @@ void product(const Weight &w, const Rows &rows, int first, int count, int panel,
     const int stride = num_panels * PANEL;
     for (int p = 0; p < num_panels; p++) {
         const PanelOf one = panel_of(w, panel + p);
-        float *to = out + p * PANEL;
+        float *to = out + p * PANEL, *rest = to + (size_t)in_tiles * stride;
+        const int last = first + in_tiles, left = count - in_tiles;
 #if defined(HAS_AMX)
-        if (in_tiles && w.kind == W_U8) tiles_quantised<W_U8>(w, rows, first, in_tiles, one, to, stride, unpacked);
-        if (in_tiles && w.kind == W_U4) tiles_quantised<W_U4>(w, rows, first, in_tiles, one, to, stride, unpacked);
+        if (in_tiles && w.kind == W_U8)
+            rows.low ? tiles_quantised<W_U8, true>(w, rows, first, in_tiles, one, to, stride, unpacked)
+                     : tiles_quantised<W_U8, false>(w, rows, first, in_tiles, one, to, stride, unpacked);
+        if (in_tiles && w.kind == W_U4)
+            rows.low ? tiles_quantised<W_U4, true>(w, rows, first, in_tiles, one, to, stride, unpacked)
+                     : tiles_quantised<W_U4, false>(w, rows, first, in_tiles, one, to, stride, unpacked);
 #endif
-        if (in_tiles == count) continue;
-        float *rest = to + (size_t)in_tiles * stride;
-        if (w.kind == W_U8) quantised_rows<W_U8>(w, rows, first + in_tiles, count - in_tiles, one, rest, stride);
-        if (w.kind == W_U4) quantised_rows<W_U4>(w, rows, first + in_tiles, count - in_tiles, one, rest, stride);
+        if (left && w.kind == W_U8)
+            rows.low ? quantised_rows<W_U8, true>(w, rows, last, left, one, rest, stride)
+                     : quantised_rows<W_U8, false>(w, rows, last, left, one, rest, stride);
+        if (left && w.kind == W_U4)
+            rows.low ? quantised_rows<W_U4, true>(w, rows, last, left, one, rest, stride)
+                     : quantised_rows<W_U4, false>(w, rows, last, left, one, rest, stride);
     }
 #if defined(HAS_AMX)
     if (in_tiles) _tile_release();
@@ -391,20 +396,27 @@ void norm(const float *x, const Norm &n, int size, float eps, float *out) {
     }
 }
 
-void quantise(const float *x, int size, int padded, int8_t *codes, float *scales, int32_t *sums, float *scaled_sums) {
+void quantise(const float *x, int size, int padded, int8_t *codes, int8_t *low, float *scales, int32_t *sums,
+              float *scaled_sums) {
+    typedef int8_t C __attribute__((vector_size(16)));
+    const float most = low ? 16256.0f : 127.0f; // 128 * 127
     for (int g = 0; g * GROUP < padded; g++) {
         const int left = size - g * GROUP;
-        V a = left > 0 ? load_part(x + g * GROUP, left) : V{};
-        V b = left > 16 ? load_part(x + g * GROUP + 16, left - 16) : V{};
+        const V a = left > 0 ? load_part(x + g * GROUP, left) : V{};
+        const V b = left > 16 ? load_part(x + g * GROUP + 16, left - 16) : V{};
         const float largest = max16(maximum(absolute(a), absolute(b)));
-        const float scale = largest / 127.0f, inverse = largest > 0 ? 127.0f / largest : 0.0f;
-        const I i = to_int(a * all(inverse)), j = to_int(b * all(inverse));
-        typedef int8_t C __attribute__((vector_size(16)));
-        const C c = __builtin_convertvector(i, C), d = __builtin_convertvector(j, C);
-        memcpy(codes + g * GROUP, &c, 16);
-        memcpy(codes + g * GROUP + 16, &d, 16);
+        const float scale = largest / most, inverse = largest > 0 ? most / largest : 0.0f;
+        const I whole[2] = {to_int(a * all(inverse)), to_int(b * all(inverse))};
+        for (int half = 0; half < 2; half++) {
+            const I high = low ? (whole[half] + 64) >> 7 : whole[half];
+            const C c = __builtin_convertvector(high, C);
+            memcpy(codes + g * GROUP + half * 16, &c, 16);
+            if (!low) continue;
+            const C rest = __builtin_convertvector(whole[half] - (high << 7), C);
+            memcpy(low + g * GROUP + half * 16, &rest, 16);
+        }
         int32_t s[16], total = 0;
-        const I both = i + j;
+        const I both = whole[0] + whole[1];
         memcpy(s, &both, 64);
         for (int lane = 0; lane < 16; lane++) total += s[lane];
         scales[g * 16] = scale;
@@ -433,30 +445,6 @@ void swiglu(const float *gate, const float *up, int size, float *out) {
         V g = load_part(gate + i, size - i), u = load_part(up + i, size - i);
         store_part(out + i, g / (exponential(-g) + 1.0f) * u, size - i);
     }
-}
-
-int argmax(const float *x, int size) { // the first largest
-    V best = all(-__builtin_inff());
-    I at = alli(0);
-    const I lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    int i = 0;
-    for (; i + 16 <= size; i += 16) {
-        V v = load(x + i);
-        I more = v > best;
-        best = more ? v : best;
-        at = more ? lanes + i : at;
-    }
-    float values[16];
-    int32_t places[16], found = 0;
-    store(values, best);
-    memcpy(places, &at, 64);
-    float largest = -__builtin_inff();
-    for (int lane = 0; lane < 16; lane++)
-        if (values[lane] > largest || (values[lane] == largest && places[lane] < found))
-            largest = values[lane], found = places[lane];
-    for (; i < size; i++)
-        if (x[i] > largest) largest = x[i], found = i;
-    return found;
 }
 
 // ---- attention ------------------------------------------------------------------------------------------
@@ -564,6 +552,6 @@ void attend(const AttendTask &t, float *out) { return t.is_bf16 ? attend_all<tru
 #define TEXT2(a) #a
 #define TEXT(a) TEXT2(a)
 const Kernels *JOIN(kernels_, ISA)() {
-    static const Kernels table = {TEXT(ISA), product, norm, quantise, to_bf16, relu2, swiglu, attend, argmax};
+    static const Kernels table = {TEXT(ISA), product, norm, quantise, to_bf16, relu2, swiglu, attend};
     return &table;
 }

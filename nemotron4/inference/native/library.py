@@ -8,7 +8,7 @@ from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
 from nemotron4.errors import ConfigError, unknown_name
-from nemotron4.inference.native.build import CannotBuild, load_library
+from nemotron4.inference.native.build import BuildError, load_library
 
 VERSION = 1
 GROUP = 32  # input columns that share a scale
@@ -54,12 +54,8 @@ class CLayer(ctypes.Structure):
 
 class CModel(ctypes.Structure):
     _fields_ = (
-        *(
-            (name, c_int32)
-            for name in (
-                "num_layers hidden ffn heads kv_heads head_dim vocab rotary_dim is_gated".split()
-            )
-        ),
+        *((name, c_int32) for name in ("num_layers", "hidden", "ffn", "heads", "kv_heads", "head_dim")),
+        *((name, c_int32) for name in ("vocab", "rotary_dim", "is_gated", "is_wide")),
         ("eps", c_float),
         ("layers", POINTER(CLayer)),
         ("final_norm", CNorm),
@@ -78,20 +74,16 @@ class CModel(ctypes.Structure):
 class CStep(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("num_rows", "num_sequences", "num_logits")),
-        *(
-            (name, c_void_p)
-            for name in (
-                "tokens positions first_rows first_blocks blocks logit_rows hidden logits argmax".split()
-            )
-        ),
+        *((name, c_void_p) for name in ("tokens", "positions", "first_rows", "first_blocks", "blocks")),
+        *((name, c_void_p) for name in ("logit_rows", "hidden", "logits")),
     )
 
 
 def library() -> ctypes.CDLL:
-    """The library with its calls declared. Raises CannotBuild."""
+    """The library with its calls declared. Raises BuildError."""
     found = load_library()
     if found.native_version() != VERSION:
-        raise CannotBuild(f"{found._name} is of another version")
+        raise BuildError(f"{found._name} is of another version")
     found.native_isa.restype = c_char_p
     found.native_isa.argtypes = (c_char_p,)
     found.native_open.restype = c_void_p
@@ -104,12 +96,13 @@ def library() -> ctypes.CDLL:
     found.native_logits.restype = None
     found.native_pack.argtypes = (POINTER(CWeight), c_void_p, c_int32, c_int32)
     found.native_pack.restype = None
+    found.native_product.argtypes = (POINTER(CWeight), c_void_p, c_int32, c_int32, c_char_p, c_void_p)
     found.native_pack_gguf.argtypes = (POINTER(CWeight), c_int32, c_void_p, c_int32, c_int32)
     return found
 
 
 def wanted_isa() -> bytes:
-    """``NEMOTRON4_ISA``: the most that the kernels may use, for tests and for comparisons; empty: all there is."""
+    """``NEMOTRON4_ISA``: the most that the kernels may use, for tests and comparisons; empty: everything."""
     name = os.environ.get("NEMOTRON4_ISA", "")
     if name and name not in INSTRUCTION_SETS:
         message, hint = unknown_name("NEMOTRON4_ISA", name, INSTRUCTION_SETS)
@@ -118,8 +111,8 @@ def wanted_isa() -> bytes:
 
 
 def instruction_set() -> str:
-    """The kernels that are taken here. Raises CannotBuild."""
+    """The kernels that are taken here. Raises BuildError."""
     name: bytes = library().native_isa(wanted_isa())
     if not name:
-        raise CannotBuild("this processor has no AVX2")
+        raise BuildError("this processor has no AVX2")
     return name.decode()

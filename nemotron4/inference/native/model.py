@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from nemotron4.checkpoint.gguf import GgufCheckpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import match_weights
 from nemotron4.inference.native import library as c
@@ -61,7 +61,9 @@ class Weight:
 
     @property
     def num_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.codes, self.scales, self.bias) if t is not None)
+        return sum(
+            t.numel() * t.element_size() for t in (self.codes, self.scales, self.bias) if t is not None
+        )
 
 
 def pointer(tensor: Tensor | None) -> int | None:
@@ -94,8 +96,10 @@ class NativeModel:
         cache: NativeCache,
         *,
         num_threads: int,
+        is_wide: bool = False,
         virtual_rows: Tensor | None = None,
     ) -> None:
+        """``is_wide``: what enters a quantised product has fifteen bits instead of eight."""
         self.config = config
         self.cache = cache
         self.weights = weights
@@ -109,7 +113,7 @@ class NativeModel:
         model = c.CModel(
             config.num_layers, config.hidden_size, config.ffn_hidden_size, config.num_heads,
             config.num_kv_heads, config.head_dim, config.vocab_size, config.rotary_dim,
-            config.mlp == "swiglu", config.norm_eps, layers, _norm(norms["model.norm"]),
+            config.mlp == "swiglu", is_wide, config.norm_eps, layers, _norm(norms["model.norm"]),
             weights["lm_head"].as_c(), pointer(embedding),
             embedding is not None and embedding.dtype == torch.bfloat16, pointer(virtual_rows),
             pointer(frequencies), cache.dtype == torch.bfloat16, pointer(cache.keys), pointer(cache.values),
@@ -157,7 +161,8 @@ def read_model(
 ) -> NativeModel:  # fmt: skip
     """Every weight of the checkpoint; ``kind`` None takes the blocks of a GGUF file as they are stored.
 
-    The output layer has eight bits where the others have four: it is what four bits would hurt most.
+    The output layer has eight bits where the others have four: it is what four bits would hurt most. Rows
+    that meet stored blocks are wide, so that the result is that of the stored values.
     """
     config = checkpoint.config
     with torch.device("meta"):
@@ -187,8 +192,9 @@ def read_model(
         dtype = torch.float32 if kind == Kind.F32 else torch.bfloat16
         embedding = checkpoint.read("model.embed_tokens.weight", dtype)
     return NativeModel(
-        config, weights, norms, embedding, cache, num_threads=num_threads, virtual_rows=virtual_rows
-    )
+        config, weights, norms, embedding, cache, num_threads=num_threads, is_wide=kind is None,
+        virtual_rows=virtual_rows,
+    )  # fmt: skip
 
 
 class _Reader:
@@ -199,8 +205,8 @@ class _Reader:
 
     def kind_of(self, name: str, *, is_head: bool = False) -> Kind:
         if self._kind is None:
-            stored = self._checkpoint.tensors[name + ".weight"].dtype
-            return STORED.get(stored, (0, Kind.U8))[1]
+            raw = self._checkpoint.raw_tensor(name + ".weight")
+            return Kind.U8 if raw is None else STORED.get(raw.kind, (0, Kind.U8))[1]
         return Kind.U8 if is_head and self._kind == Kind.U4 else self._kind
 
     def groups(self, names: list[str]) -> list[list[str]]:
@@ -230,12 +236,13 @@ class _Reader:
 
     def _pack(self, weight: Weight, name: str, first: int, count: int) -> None:
         checkpoint, target = self._checkpoint, weight.as_c()
-        dtype = checkpoint.tensors[name].dtype
-        if self._kind is None and dtype in STORED:
-            assert isinstance(checkpoint, GgufCheckpoint)
-            stored = checkpoint.read_stored(name)
-            is_known = self._library.native_pack_gguf(target, STORED[dtype][0], stored.data_ptr(), first, count)
-            assert is_known, dtype
+        raw = checkpoint.raw_tensor(name) if self._kind is None else None
+        if raw is not None and raw.kind in STORED:
+            blocks_RX = np.ascontiguousarray(raw.data_RX)
+            is_known = self._library.native_pack_gguf(
+                target, STORED[raw.kind][0], blocks_RX.ctypes.data, first, count
+            )
+            assert is_known, raw.kind
             return
         for start in range(0, count, ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, count)

@@ -37,6 +37,7 @@ struct Layer {
 struct Model {
     int32_t num_layers, hidden, ffn, heads, kv_heads, head_dim, vocab, rotary_dim;
     int32_t is_gated; // SwiGLU, else squared ReLU
+    int32_t is_wide;  // rows enter quantised products with fifteen bits instead of eight
     float eps;
     const Layer *layers;
     Norm final_norm;
@@ -59,7 +60,6 @@ struct Step {
     const int32_t *logit_rows; // [num_logits]
     float *hidden;             // [num_rows][hidden] after the final norm
     float *logits;             // [num_logits][vocab]
-    int32_t *argmax;           // [num_logits]
 };
 
 // Rows that enter a product. Quantised ones have a scale and the sum of the codes per row and 32 columns.
@@ -69,6 +69,7 @@ struct Rows {
     const float *values;      // [count][padded], for W_F32
     const uint16_t *bf16;     // [rows to a multiple of 32][padded], for W_BF16
     const int8_t *codes;      // [rows to a multiple of 16][padded]
+    const int8_t *low;        // the same of wide rows, whose codes are 128 * codes + low; or null
     const float *scales;      // scale
     const int32_t *sums;      // -128 * sum of codes
     const float *scaled_sums; // scale * sum
@@ -90,13 +91,12 @@ struct Kernels {
     // out[row][16 * num_panels] = rows first .. first + count times the panels' weights, without bias
     void (*product)(const Weight &w, const Rows &rows, int first, int count, int panel, int num_panels, float *out);
     void (*norm)(const float *x, const Norm &norm, int size, float eps, float *out);
-    void (*quantise)(const float *x, int size, int padded, int8_t *codes, float *scales, int32_t *sums,
-                     float *scaled_sums); // scales and sums: 16 apart
+    void (*quantise)(const float *x, int size, int padded, int8_t *codes, int8_t *low, float *scales, int32_t *sums,
+                     float *scaled_sums); // scales and sums: 16 apart; low null: eight bits
     void (*to_bf16)(const float *x, int size, uint16_t *out);
     void (*relu2)(float *x, int size);
     void (*swiglu)(const float *gate, const float *up, int size, float *out);
     void (*attend)(const AttendTask &task, float *out); // out[row][heads_per_kv][head_dim]
-    int (*argmax)(const float *x, int size);
 };
 
 const Kernels *kernels_generic();

@@ -1,4 +1,4 @@
-// One step of a model: rows of any number of sequences in, logits and the largest of each out.
+// One step of a model: rows of any number of sequences in, logits out.
 #include "pool.h"
 #include "pack.h"
 #include <algorithm>
@@ -20,7 +20,7 @@ int rounded(int count, int multiple) { return (count + multiple - 1) / multiple 
 
 struct Buffers { // of one step, by rows
     float *x, *wide, *small, *gated, *cosine, *sine;
-    int8_t *codes;
+    int8_t *codes, *low; // low null: rows are not wide
     uint16_t *bf16;
     float *scales, *scaled_sums, *values;
     int32_t *sums;
@@ -68,6 +68,7 @@ struct Engine {
         b.cosine = spans[3].get<float>(n * model.rotary_dim / 2);
         b.sine = spans[4].get<float>(n * model.rotary_dim / 2);
         b.codes = spans[5].get<int8_t>(n * w);
+        b.low = model.is_wide ? spans[11].get<int8_t>(n * w) : nullptr;
         b.bf16 = spans[6].get<uint16_t>(n * w);
         b.scales = spans[7].get<float>(n * w / GROUP);
         b.sums = spans[8].get<int32_t>(n * w / GROUP);
@@ -114,7 +115,8 @@ struct Entering { // rows that become the input of a product
             memset(b.bf16 + (int64_t)r * padded + size, 0, 2 * (size_t)(padded - size));
         } else {
             const int64_t at = (int64_t)(r / 16) * (padded / GROUP) * 16 + r % 16;
-            kernels->quantise(in, size, padded, b.codes + (int64_t)r * padded, b.scales + at, b.sums + at,
+            kernels->quantise(in, size, padded, b.codes + (int64_t)r * padded,
+                              b.low ? b.low + (int64_t)r * padded : nullptr, b.scales + at, b.sums + at,
                               b.scaled_sums + at);
         }
     }
@@ -250,15 +252,6 @@ struct Attend {
     }
 };
 
-struct Argmax {
-    const Kernels *kernels;
-    const float *logits;
-    int32_t *found;
-    int64_t vocab;
-    void compute(int, float *) const {}
-    void commit(int row, const float *) const { found[row] = kernels->argmax(logits + row * vocab, (int)vocab); }
-};
-
 void enter(Engine &e, Entering t) {
     t.kernels = e.kernels;
     t.b = e.b;
@@ -272,7 +265,7 @@ void enter(Engine &e, Entering t) {
 
 void multiply(Engine &e, const Weight &w, int num_rows, float *out, int64_t stride, Use use) {
     const Buffers &b = e.b;
-    Product p = {e.kernels, &w, {num_rows, w.padded, b.values, b.bf16, b.codes, b.scales, b.sums, b.scaled_sums},
+    Product p = {e.kernels, &w, {num_rows, w.padded, b.values, b.bf16, b.codes, b.low, b.scales, b.sums, b.scaled_sums},
                  out, stride, use, 0, 1, num_rows};
     if (num_rows > 256) { // what enters, and what leaves, has to stay near
         p.rows_per_tile = 128;
@@ -425,7 +418,26 @@ void native_step(Engine *e, const Step *step) {
     in.kind = m.head.kind;
     enter(*e, in);
     multiply(*e, m.head, s.num_logits, s.logits, m.vocab, STORE);
-    e->pool->run(s.num_logits, 0, Argmax{e->kernels, s.logits, s.argmax, m.vocab});
+}
+
+// Rows times one weight: [num_rows][cols] -> [num_rows][rows of the weight]. False without kernels for ``isa``.
+int native_product(const Weight *w, const float *x, int num_rows, int is_wide, const char *isa, float *out) {
+    Engine e;
+    e.kernels = kernels_named(isa);
+    if (!e.kernels) return 0;
+    e.pool.reset(new Pool(1));
+    e.model = {};
+    e.model.is_wide = is_wide;
+    e.model.hidden = e.model.ffn = w->cols;
+    e.reserve(num_rows);
+    Entering in = {};
+    in.num_rows = num_rows;
+    in.x = x;
+    in.stride = in.size = w->cols;
+    in.kind = w->kind;
+    enter(e, in);
+    multiply(e, *w, num_rows, out, w->rows, STORE);
+    return 1;
 }
 
 // Logits of rows that are normed already: [num_rows][hidden] -> [num_rows][vocab].

@@ -1,0 +1,52 @@
+"""The library's products in plain PyTorch: what each must give, to the last bit or as near as the tests say.
+
+Shape suffixes: M = rows, K = input columns, R = output rows, G = groups of 32 columns.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nemotron4.inference.native.library import GROUP, Kind
+
+
+def quantised_weight(weight_RK: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Codes (R, G, 32) minus their zero, and float16 scales (R, G, 1), of ``Kind.U8``; float32."""
+    assert kind == Kind.U8
+    groups_RG32 = F.pad(weight_RK, (0, -weight_RK.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+    scale_RG1 = (groups_RG32.abs().amax(-1, keepdim=True) / 127).half().float()
+    inverse_RG1 = torch.where(scale_RG1 > 0, 1 / scale_RG1, 0)
+    return (groups_RG32 * inverse_RG1).round().clamp(-127, 127), scale_RG1
+
+
+def quantised_rows(x_MK: Tensor, *, is_wide: bool = False) -> tuple[Tensor, Tensor]:
+    """What enters a quantised product: codes (M, G, 32) and scales (M, G, 1) of each 32 columns."""
+    most = 128 * 127 if is_wide else 127
+    groups_MG32 = F.pad(x_MK, (0, -x_MK.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+    largest_MG1 = groups_MG32.abs().amax(-1, keepdim=True)
+    inverse_MG1 = torch.where(largest_MG1 > 0, torch.full_like(largest_MG1, most) / largest_MG1, 0)
+    return (groups_MG32 * inverse_MG1).round(), largest_MG1 / most
+
+
+def product(
+    x_MK: Tensor,
+    codes_RG32: Tensor,
+    scale_RG1: Tensor,
+    least_RG1: Tensor | None = None,
+    *,
+    is_wide: bool = False,
+) -> Tensor:
+    """(M, R): integers are summed exactly in a group, groups in float32, one after the other."""
+    x_MG32, x_scale_MG1 = quantised_rows(x_MK, is_wide=is_wide)
+    out_MR = torch.zeros(len(x_MK), len(codes_RG32), dtype=torch.float64)
+    for g in range(x_MG32.shape[1]):
+        dots_MR = (x_MG32[:, g].double() @ codes_RG32[:, g].double().T).float().double()
+        factor_MR = scale_RG1[:, g].T * x_scale_MG1[:, g]
+        # A product and a sum with one rounding, as the processors do it.
+        out_MR = (dots_MR * factor_MR.double() + out_MR).float().double()
+        if least_RG1 is not None:
+            sums_M1 = x_scale_MG1[:, g] * x_MG32[:, g].sum(-1, keepdim=True)
+            out_MR = (sums_M1.double() * least_RG1[:, g].T.double() + out_MR).float().double()
+    return out_MR.float()

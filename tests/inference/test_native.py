@@ -1,0 +1,189 @@
+"""The library's kernels against their plain twins, on odd shapes, under every instruction set there is."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, quants
+
+from nemotron4.inference.native import build, library, twin
+from nemotron4.inference.native.library import Kind
+from nemotron4.inference.native.model import STORED, Weight
+from nemotron4.inference.scheduler import Sequence, Slice
+from tests.inference.small_engine import random_model, random_prompts, small_engine, small_runner
+
+LIBRARY = library.library()
+BEST = library.instruction_set()
+HERE = [isa for isa in library.INSTRUCTION_SETS if LIBRARY.native_isa(isa.encode()).decode() == isa]
+SHAPES = [(1, 64, 16), (2, 32, 5), (3, 100, 33), (7, 576, 64), (8, 96, 17), (9, 40, 100), (16, 64, 48)]
+SHAPES += [(17, 1536, 40), (24, 33, 31), (33, 160, 80), (64, 256, 96), (70, 96, 16), (300, 64, 32)]
+
+
+def packed(weight_RK: torch.Tensor, kind: Kind) -> Weight:
+    weight = Weight.empty(kind, *weight_RK.shape)
+    LIBRARY.native_pack(weight.as_c(), weight_RK.contiguous().data_ptr(), 0, len(weight_RK))
+    return weight
+
+
+def product(x_MK: torch.Tensor, weight: Weight, isa: str = BEST, *, is_wide: bool = False) -> torch.Tensor:
+    out_MR = torch.empty(len(x_MK), weight.rows)
+    x_MK = x_MK.contiguous()
+    target = ctypes.byref(weight.as_c())
+    assert LIBRARY.native_product(
+        target, x_MK.data_ptr(), len(x_MK), is_wide, isa.encode(), out_MR.data_ptr()
+    )
+    return out_MR
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(*shape, generator=generator)
+    return values * torch.exp(
+        2 * torch.randn(shape[0], 1, generator=generator)
+    )  # rows of very different size
+
+
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("is_wide", [False, True])
+@pytest.mark.parametrize(("rows", "cols", "outputs"), SHAPES)
+def test_int8_products_equal_their_twin_to_the_last_bit(
+    isa: str, is_wide: bool, rows: int, cols: int, outputs: int
+) -> None:
+    x_MK, weight_RK = random(rows, cols), random(outputs, cols, seed=1)
+    expected = twin.product(x_MK, *twin.quantised_weight(weight_RK, Kind.U8), is_wide=is_wide)
+    actual = product(x_MK, packed(weight_RK, Kind.U8), isa, is_wide=is_wide)
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize(("rows", "cols", "outputs"), SHAPES)
+def test_every_instruction_set_gives_the_same_bits(kind: Kind, rows: int, cols: int, outputs: int) -> None:
+    weight = packed(random(outputs, cols, seed=1), kind)
+    x_MK = random(rows, cols)
+    for is_wide in (False, True):
+        check_instruction_sets({isa: product(x_MK, weight, isa, is_wide=is_wide) for isa in HERE}, kind)
+
+
+def check_instruction_sets(found: dict[str, torch.Tensor], kind: Kind) -> None:
+    for isa, out in found.items():
+        if kind == Kind.BF16 and isa == "amx":  # its tiles add in an order of their own
+            torch.testing.assert_close(out, found["avx2"], rtol=1e-4, atol=1e-3 * float(out.abs().max()))
+        else:
+            assert torch.equal(out, found["avx2"]), isa
+
+
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("kind", list(Kind))
+def test_a_row_gives_the_same_bits_in_any_number_of_rows(isa: str, kind: Kind) -> None:
+    weight = packed(random(80, 192, seed=1), kind)
+    x_MK = random(300, 192)
+    together = product(x_MK, weight, isa)
+    for count in (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100):
+        assert torch.equal(product(x_MK[11 : 11 + count], weight, isa), together[11 : 11 + count]), count
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_products_are_near_those_of_the_unquantised_weight(kind: Kind) -> None:
+    x_MK, weight_RK = random(200, 256), random(64, 256, seed=1)
+    expected = x_MK @ weight_RK.T
+    off = product(x_MK, packed(weight_RK, kind)) - expected
+    error = (off / (x_MK.norm(dim=1)[:, None] * weight_RK.norm(dim=1))).norm(dim=1).median() * 256**0.5 / 8
+    assert error < {Kind.F32: 1e-6, Kind.BF16: 0.003, Kind.U8: 0.012, Kind.U4: 0.085}[kind]
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_stored_gguf_blocks_are_multiplied_as_they_are(name: str) -> None:
+    kind = GGMLQuantizationType[name]
+    cols = 512
+    if name == "Q4_K":  # the gguf package reads it but does not write it: any bytes with plain scales will do
+        generator = np.random.default_rng(0)
+        stored = generator.integers(0, 256, (48, cols // 256, 144), dtype=np.uint8)
+        stored[..., :4] = np.array([0.01, 0.002], dtype=np.float16).view(np.uint8)
+        stored = stored.reshape(48, -1)
+    else:
+        stored = quants.quantize(random(48, cols, seed=1).numpy(), kind)
+    values = torch.from_numpy(quants.dequantize(stored, kind)).float()
+    number, target = STORED[name]
+    weight = Weight.empty(target, 48, cols)
+    assert LIBRARY.native_pack_gguf(weight.as_c(), number, np.ascontiguousarray(stored).ctypes.data, 0, 48)
+    x_MK = random(12, cols)
+    expected = x_MK @ values.T
+    bound = 1e-3 if name == "Q4_K" else 2e-4  # its products of scales are rounded to float16
+    assert (product(x_MK, weight, is_wide=True) - expected).norm() < bound * expected.norm()
+
+
+def test_four_bits_represent_a_four_bit_weight_exactly() -> None:
+    """A weight that has sixteen values in each group loses nothing: the demo model is one."""
+    codes = torch.randint(0, 16, (32, 4, 32), generator=torch.Generator().manual_seed(0)).float()
+    codes[..., 0], codes[..., 1] = 0, 15
+    weight_RK = (codes * 0.25 - 1.5).flatten(1)
+    error = product(torch.eye(128), packed(weight_RK, Kind.U4)).T - weight_RK
+    assert error.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("isa", HERE)
+def test_a_whole_step_gives_the_same_bits_under(isa: str, tmp_path: Path) -> None:
+    """In a process of its own; bfloat16 is left out, which has an order of its own with AMX."""
+    code = (
+        "from tests.inference.test_native import scores; import torch, sys;"
+        "torch.save({p: scores(p) for p in ('float32', 'int8', 'int4')}, sys.argv[1])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "found.pt")],
+        env={**os.environ, "NEMOTRON4_ISA": isa},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    for path, found in torch.load(tmp_path / "found.pt").items():
+        assert torch.equal(found, scores(path)), path
+
+
+def scores(path: str) -> torch.Tensor:
+    """Logits of the last of 50 positions, computed in two parts."""
+    runner = small_runner(random_model(), path, 8)  # type: ignore[arg-type]
+    [prompt] = random_prompts(50)
+    sequence = Sequence(tuple(prompt), blocks=[3, 1])
+    runner.run([Slice(sequence, 0, 32)])
+    return runner.run([Slice(sequence, 32, 50)]).logits_RV.clone()
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_the_number_of_threads_changes_no_bit(num_threads: int) -> None:
+    [prompt] = random_prompts(64)
+    sequence = Sequence(tuple(prompt), blocks=[0, 1])
+    runner = small_runner(random_model(), "int8", 4, num_threads=num_threads)
+    expected = small_runner(random_model(), "int8", 4, num_threads=1)
+    whole = [Slice(sequence, 0, 64)]
+    for _ in range(30):  # the threads may divide the work differently each time
+        assert torch.equal(runner.run(whole).logits_RV, expected.run(whole).logits_RV)
+
+
+def test_without_a_compiler_the_reason_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(build.BuildError, match="no C\\+\\+ compiler"):
+        build.library_path.__wrapped__()
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMOTRON4_ISA", "avx9")
+    with pytest.raises(Exception, match="NEMOTRON4_ISA"):
+        library.wanted_isa()
+
+
+def test_greedy_tokens_of_float32_equal_those_of_the_plain_model() -> None:
+    prompts = random_prompts(1, 40, 7, 97)
+    with small_engine(path="float32") as engine, small_engine(path="torch-float32") as plain:
+        texts = [
+            [g.token_ids for g in e.generate(prompts, max_new_tokens=40, temperature=0)]
+            for e in (engine, plain)
+        ]
+    assert texts[0] == texts[1]
