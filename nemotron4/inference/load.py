@@ -19,7 +19,7 @@ from nemotron4.inference.engine import Engine
 from nemotron4.inference.native.model import NativeCache, read_model
 from nemotron4.inference.packed_linear import can_pack, pack, pack_block, pack_output_layer
 from nemotron4.inference.precision import Precision, choose
-from nemotron4.inference.runner import NativeRunner, Runner, TorchRunner
+from nemotron4.inference.runner import ModelRunner, NativeRunner, Runner
 from nemotron4.model.adapter_files import load_adapter
 from nemotron4.model.adapters import PromptTableEmbedding
 from nemotron4.model.config import ModelConfig
@@ -112,7 +112,7 @@ def _torch_runner(
     cache = KVCache(checkpoint.config, num_blocks, dtype=precision.dtype, device=device)
     embedding = module.model.embed_tokens
     num_virtual = embedding.num_virtual_tokens if isinstance(embedding, PromptTableEmbedding) else 0
-    return TorchRunner(module, cache), num_virtual
+    return ModelRunner(module, cache), num_virtual
 
 
 def _load_module(

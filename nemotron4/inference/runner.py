@@ -94,7 +94,7 @@ class NativeRunner:
         return self.model.logits(hidden_ND[start:end])
 
 
-class TorchRunner:
+class ModelRunner:
     """The same in PyTorch: on a GPU, with a bottleneck adapter, and where no library can be built."""
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:

@@ -14,7 +14,7 @@ from nemotron4.inference.engine import Engine
 from nemotron4.inference.native.library import Kind
 from nemotron4.inference.native.model import NativeCache, read_model
 from nemotron4.inference.packed_linear import can_pack, pack
-from nemotron4.inference.runner import NativeRunner, Runner, TorchRunner
+from nemotron4.inference.runner import ModelRunner, NativeRunner, Runner
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.kv_cache import KVCache
 from nemotron4.model.transformer import Transformer
@@ -112,7 +112,7 @@ def small_runner(model: Transformer, path: EnginePath, num_blocks: int, *, num_t
     model = model.to(dtype)
     if can_pack(dtype, torch.device("cpu")):
         pack(model)
-    return TorchRunner(model, KVCache(model.config, num_blocks, dtype=dtype, device=torch.device("cpu")))
+    return ModelRunner(model, KVCache(model.config, num_blocks, dtype=dtype, device=torch.device("cpu")))
 
 
 def small_engine(

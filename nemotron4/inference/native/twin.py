@@ -15,7 +15,7 @@ from nemotron4.inference.native.library import GROUP, Kind
 def quantised_weight(weight_RK: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
     """Codes (R, G, 32) minus their zero, and float16 scales (R, G, 1), of ``Kind.U8``; float32."""
     assert kind == Kind.U8
-    groups_RG32 = F.pad(weight_RK, (0, -weight_RK.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+    groups_RG32 = F.pad(weight_RK, (0, -weight_RK.shape[1] % GROUP)).reshape(len(weight_RK), -1, GROUP)
     scale_RG1 = (groups_RG32.abs().amax(-1, keepdim=True) / 127).half().float()
     inverse_RG1 = torch.where(scale_RG1 > 0, 1 / scale_RG1, 0)
     return (groups_RG32 * inverse_RG1).round().clamp(-127, 127), scale_RG1
@@ -24,7 +24,7 @@ def quantised_weight(weight_RK: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
 def quantised_rows(x_MK: Tensor, *, is_wide: bool = False) -> tuple[Tensor, Tensor]:
     """What enters a quantised product: codes (M, G, 32) and scales (M, G, 1) of each 32 columns."""
     most = 128 * 127 if is_wide else 127
-    groups_MG32 = F.pad(x_MK, (0, -x_MK.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+    groups_MG32 = F.pad(x_MK, (0, -x_MK.shape[1] % GROUP)).reshape(len(x_MK), -1, GROUP)
     largest_MG1 = groups_MG32.abs().amax(-1, keepdim=True)
     inverse_MG1 = torch.where(largest_MG1 > 0, torch.full_like(largest_MG1, most) / largest_MG1, 0)
     return (groups_MG32 * inverse_MG1).round(), largest_MG1 / most
