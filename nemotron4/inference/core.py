@@ -29,7 +29,7 @@ from nemotron4.errors import EngineBusyError, Nemotron4Error, RequestError
 from nemotron4.inference import sampling
 from nemotron4.inference.blocks import BlockPool
 from nemotron4.inference.requests import Deliver, Request
-from nemotron4.inference.runner import Runner
+from nemotron4.inference.runner import StepRunner
 from nemotron4.inference.scheduler import Scheduler, Slice
 from nemotron4.inference.scheduler import Sequence as ScheduledSequence
 from nemotron4.text.structured_output import GrammarVocabulary
@@ -52,7 +52,7 @@ class EngineCore:
 
     def __init__(
         self,
-        runner: Runner,
+        runner: StepRunner,
         info: ModelInfo,
         tokenizer: Tokenizer,
         prompt_format: ChatFormat | None,

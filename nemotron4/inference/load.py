@@ -19,7 +19,7 @@ from nemotron4.inference.engine import Engine
 from nemotron4.inference.native.model import NativeCache, read_model
 from nemotron4.inference.packed_linear import can_pack, pack, pack_block, pack_output_layer
 from nemotron4.inference.precision import Precision, choose
-from nemotron4.inference.runner import ModelRunner, NativeRunner, Runner
+from nemotron4.inference.runner import ModelRunner, NativeRunner, StepRunner
 from nemotron4.model.adapter_files import load_adapter
 from nemotron4.model.adapters import PromptTableEmbedding
 from nemotron4.model.config import ModelConfig
@@ -69,16 +69,9 @@ def load(
     num_blocks = cache_blocks(
         checkpoint.config, precision.dtype, chosen_device, cache_gb, max_running, memory_share
     )
-    # In a thread of its own: the vocabulary is read meanwhile, and the OpenMP workers that torch starts for a
-    # thread end with it. Were they left to the caller's thread, the engine's own workers would be more than
-    # there are processors, and OpenMP would then put them to sleep after every product.
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        if precision.is_native:
-            weights = pool.submit(_native_runner, checkpoint, precision, num_blocks)
-        else:
-            weights = pool.submit(_torch_runner, checkpoint, precision, chosen_device, num_blocks, beside)
-        tokenizer, prompt_format = checkpoint.tokenizer(), checkpoint.prompt_format()
-        runner, num_virtual = weights.result()
+    runner, num_virtual, tokenizer, prompt_format = _read(
+        checkpoint, precision, chosen_device, num_blocks, beside
+    )
     info, usable_format = checked(
         describe(checkpoint, precision.name, chosen_device), tokenizer, prompt_format
     )
@@ -94,7 +87,27 @@ def load(
     )
 
 
-def _native_runner(checkpoint: Checkpoint, precision: Precision, num_blocks: int) -> tuple[Runner, int]:
+def _read(
+    checkpoint: Checkpoint,
+    precision: Precision,
+    device: torch.device,
+    num_blocks: int,
+    adapter: Path | None,
+) -> tuple[StepRunner, int, Tokenizer, ChatFormat | None]:
+    """The model, the number of virtual tokens that precede every prompt, the vocabulary and the template."""
+    # In a thread of its own: the vocabulary is read meanwhile, and the OpenMP workers that torch starts for a
+    # thread end with it. Were they left to the caller's thread, the engine's own workers would be more than
+    # there are processors, and OpenMP would then put them to sleep after every product.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        if precision.is_native:
+            weights = pool.submit(_native_runner, checkpoint, precision, num_blocks)
+        else:
+            weights = pool.submit(_torch_runner, checkpoint, precision, device, num_blocks, adapter)
+        tokenizer, prompt_format = checkpoint.tokenizer(), checkpoint.prompt_format()
+        return *weights.result(), tokenizer, prompt_format
+
+
+def _native_runner(checkpoint: Checkpoint, precision: Precision, num_blocks: int) -> tuple[StepRunner, int]:
     cache = NativeCache(checkpoint.config, num_blocks, dtype=precision.dtype)
     model = read_model(checkpoint, precision.kind, cache, num_threads=torch.get_num_threads())
     return NativeRunner(model), 0
@@ -106,7 +119,7 @@ def _torch_runner(
     device: torch.device,
     num_blocks: int,
     adapter: Path | None,
-) -> tuple[Runner, int]:
+) -> tuple[StepRunner, int]:
     """And the number of virtual tokens that precede every prompt."""
     module = _load_module(checkpoint, precision.dtype, device, adapter)
     cache = KVCache(checkpoint.config, num_blocks, dtype=precision.dtype, device=device)

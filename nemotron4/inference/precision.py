@@ -12,11 +12,11 @@ import torch
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.inference.native.build import BuildError
-from nemotron4.inference.native.library import Kind, instruction_set
+from nemotron4.inference.native.library import Form, instruction_set
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-QUANTISED = {"int8": Kind.U8, "int4": Kind.U4}
-_FLOATS = {torch.float32: Kind.F32, torch.bfloat16: Kind.BF16}
+QUANTISED = {"int8": Form.U8, "int4": Form.U4}
+_FLOATS = {torch.float32: Form.F32, torch.bfloat16: Form.BF16}
 _PLAIN_GGUF = ("F32", "F16", "BF16")
 
 
@@ -26,7 +26,7 @@ class Precision:
 
     name: str
     is_native: bool
-    kind: Kind | None
+    kind: Form | None
     dtype: torch.dtype  # of keys and values; in PyTorch of the weights too
 
 

@@ -30,7 +30,7 @@ class StepResult(NamedTuple):
     )
 
 
-class Runner(Protocol):
+class StepRunner(Protocol):
     """What the engine's thread calls."""
 
     @property

@@ -11,10 +11,10 @@ import torch
 from nemotron4.checkpoint.interface import Checkpoint, TensorInfo
 from nemotron4.engine import ModelInfo
 from nemotron4.inference.engine import Engine
-from nemotron4.inference.native.library import Kind
+from nemotron4.inference.native.library import Form
 from nemotron4.inference.native.model import NativeCache, read_model
 from nemotron4.inference.packed_linear import can_pack, pack
-from nemotron4.inference.runner import ModelRunner, NativeRunner, Runner
+from nemotron4.inference.runner import ModelRunner, NativeRunner, StepRunner
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.kv_cache import KVCache
 from nemotron4.model.transformer import Transformer
@@ -99,10 +99,17 @@ EnginePath = Literal[
     "torch-float32", "torch-bfloat16", "torch-float16", "float32", "bfloat16", "int8", "int4"
 ]
 PATHS: tuple[EnginePath, ...] = ("torch-float32", "torch-bfloat16", "float32", "bfloat16", "int8", "int4")
-_KINDS = {"float32": Kind.F32, "bfloat16": Kind.BF16, "int8": Kind.U8, "int4": Kind.U4}
+_KINDS = {
+    "float32": Form.F32,
+    "bfloat16": Form.BF16,
+    "int8": Form.U8,
+    "int4": Form.U4,
+}
 
 
-def small_runner(model: Transformer, path: EnginePath, num_blocks: int, *, num_threads: int = 2) -> Runner:
+def small_runner(
+    model: Transformer, path: EnginePath, num_blocks: int, *, num_threads: int = 2
+) -> StepRunner:
     if path in _KINDS:
         dtype = torch.float32 if path == "float32" else torch.bfloat16
         cache = NativeCache(model.config, num_blocks, dtype=dtype)

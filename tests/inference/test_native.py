@@ -14,7 +14,7 @@ import torch
 from gguf import GGMLQuantizationType, quants
 
 from nemotron4.inference.native import build, library, twin
-from nemotron4.inference.native.library import Kind
+from nemotron4.inference.native.library import Form
 from nemotron4.inference.native.model import STORED, Weight
 from nemotron4.inference.scheduler import Sequence, Slice
 from tests.inference.small_engine import random_model, random_prompts, small_engine, small_runner
@@ -26,7 +26,7 @@ SHAPES = [(1, 64, 16), (2, 32, 5), (3, 100, 33), (7, 576, 64), (8, 96, 17), (9, 
 SHAPES += [(17, 1536, 40), (24, 33, 31), (33, 160, 80), (64, 256, 96), (70, 96, 16), (300, 64, 32)]
 
 
-def packed(weight_RK: torch.Tensor, kind: Kind) -> Weight:
+def packed(weight_RK: torch.Tensor, kind: Form) -> Weight:
     weight = Weight.empty(kind, *weight_RK.shape)
     LIBRARY.native_pack(weight.as_c(), weight_RK.contiguous().data_ptr(), 0, len(weight_RK))
     return weight
@@ -57,31 +57,31 @@ def test_int8_products_equal_their_twin_to_the_last_bit(
     isa: str, is_wide: bool, rows: int, cols: int, outputs: int
 ) -> None:
     x_MK, weight_RK = random(rows, cols), random(outputs, cols, seed=1)
-    expected = twin.product(x_MK, *twin.quantised_weight(weight_RK, Kind.U8), is_wide=is_wide)
-    actual = product(x_MK, packed(weight_RK, Kind.U8), isa, is_wide=is_wide)
+    expected = twin.product(x_MK, *twin.quantised_weight(weight_RK, Form.U8), is_wide=is_wide)
+    actual = product(x_MK, packed(weight_RK, Form.U8), isa, is_wide=is_wide)
     assert torch.equal(actual, expected)
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", list(Form))
 @pytest.mark.parametrize(("rows", "cols", "outputs"), SHAPES)
-def test_every_instruction_set_gives_the_same_bits(kind: Kind, rows: int, cols: int, outputs: int) -> None:
+def test_every_instruction_set_gives_the_same_bits(kind: Form, rows: int, cols: int, outputs: int) -> None:
     weight = packed(random(outputs, cols, seed=1), kind)
     x_MK = random(rows, cols)
     for is_wide in (False, True):
         check_instruction_sets({isa: product(x_MK, weight, isa, is_wide=is_wide) for isa in HERE}, kind)
 
 
-def check_instruction_sets(found: dict[str, torch.Tensor], kind: Kind) -> None:
+def check_instruction_sets(found: dict[str, torch.Tensor], kind: Form) -> None:
     for isa, out in found.items():
-        if kind == Kind.BF16 and isa == "amx":  # its tiles add in an order of their own
+        if kind == Form.BF16 and isa == "amx":  # its tiles add in an order of their own
             torch.testing.assert_close(out, found["avx2"], rtol=1e-4, atol=1e-3 * float(out.abs().max()))
         else:
             assert torch.equal(out, found["avx2"]), isa
 
 
 @pytest.mark.parametrize("isa", HERE)
-@pytest.mark.parametrize("kind", list(Kind))
-def test_a_row_gives_the_same_bits_in_any_number_of_rows(isa: str, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", list(Form))
+def test_a_row_gives_the_same_bits_in_any_number_of_rows(isa: str, kind: Form) -> None:
     weight = packed(random(80, 192, seed=1), kind)
     x_MK = random(300, 192)
     together = product(x_MK, weight, isa)
@@ -89,13 +89,13 @@ def test_a_row_gives_the_same_bits_in_any_number_of_rows(isa: str, kind: Kind) -
         assert torch.equal(product(x_MK[11 : 11 + count], weight, isa), together[11 : 11 + count]), count
 
 
-@pytest.mark.parametrize("kind", list(Kind))
-def test_products_are_near_those_of_the_unquantised_weight(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", list(Form))
+def test_products_are_near_those_of_the_unquantised_weight(kind: Form) -> None:
     x_MK, weight_RK = random(200, 256), random(64, 256, seed=1)
     expected = x_MK @ weight_RK.T
     off = product(x_MK, packed(weight_RK, kind)) - expected
     error = (off / (x_MK.norm(dim=1)[:, None] * weight_RK.norm(dim=1))).norm(dim=1).median() * 256**0.5 / 8
-    assert error < {Kind.F32: 1e-6, Kind.BF16: 0.003, Kind.U8: 0.012, Kind.U4: 0.085}[kind]
+    assert error < {Form.F32: 1e-6, Form.BF16: 0.003, Form.U8: 0.012, Form.U4: 0.085}[kind]
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -124,7 +124,7 @@ def test_four_bits_represent_a_four_bit_weight_exactly() -> None:
     codes = torch.randint(0, 16, (32, 4, 32), generator=torch.Generator().manual_seed(0)).float()
     codes[..., 0], codes[..., 1] = 0, 15
     weight_RK = (codes * 0.25 - 1.5).flatten(1)
-    error = product(torch.eye(128), packed(weight_RK, Kind.U4)).T - weight_RK
+    error = product(torch.eye(128), packed(weight_RK, Form.U4)).T - weight_RK
     assert error.abs().max() < 1e-5
 
 

@@ -17,7 +17,7 @@ BLOCK = 32  # positions of a block of the cache
 INSTRUCTION_SETS = ("avx2", "avx512", "vnni", "amx", "generic")
 
 
-class Kind(IntEnum):
+class Form(IntEnum):
     """How a weight is stored; native.h says where each number lies."""
 
     F32 = 0

@@ -19,14 +19,19 @@ from torch import Tensor
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import match_weights
 from nemotron4.inference.native import library as c
-from nemotron4.inference.native.library import Kind
+from nemotron4.inference.native.library import Form
 from nemotron4.model.attention import rotary_frequencies
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.kv_cache import zeros
 from nemotron4.model.transformer import Transformer
 
 # Kinds of GGUF blocks that are taken as they are stored -> their number there and the kind they become.
-STORED = {"Q4_0": (2, Kind.U4), "Q4_1": (3, Kind.U4), "Q8_0": (8, Kind.U8), "Q4_K": (12, Kind.U4)}
+STORED = {
+    "Q4_0": (2, Form.U4),
+    "Q4_1": (3, Form.U4),
+    "Q8_0": (8, Form.U8),
+    "Q4_K": (12, Form.U4),
+}
 ROWS_AT_ONCE = 4096  # rows of a weight that are float32 at the same time
 
 
@@ -34,7 +39,7 @@ ROWS_AT_ONCE = 4096  # rows of a weight that are float32 at the same time
 class Weight:
     """One product's weight: several tensors of the checkpoint below one another."""
 
-    kind: Kind
+    kind: Form
     rows: int
     cols: int
     codes: Tensor
@@ -42,13 +47,18 @@ class Weight:
     bias: Tensor | None
 
     @staticmethod
-    def empty(kind: Kind, rows: int, cols: int) -> Weight:
+    def empty(kind: Form, rows: int, cols: int) -> Weight:
         panels, padded = -(-rows // c.PANEL), -(-cols // c.GROUP) * c.GROUP
         numbers = panels * c.PANEL * padded
-        size = {Kind.F32: 4 * numbers, Kind.BF16: 2 * numbers, Kind.U8: numbers, Kind.U4: numbers // 2}[kind]
+        size = {
+            Form.F32: 4 * numbers,
+            Form.BF16: 2 * numbers,
+            Form.U8: numbers,
+            Form.U4: numbers // 2,
+        }[kind]
         scales = None
-        if kind in (Kind.U8, Kind.U4):
-            per_group = 1 if kind == Kind.U8 else 2
+        if kind in (Form.U8, Form.U4):
+            per_group = 1 if kind == Form.U8 else 2
             scales = torch.zeros(numbers // c.GROUP * per_group, dtype=torch.int16)
         return Weight(kind, rows, cols, torch.zeros(size, dtype=torch.uint8), scales, None)
 
@@ -156,7 +166,7 @@ def _fill_layer(
 
 
 def read_model(
-    checkpoint: Checkpoint, kind: Kind | None, cache: NativeCache, *, num_threads: int,
+    checkpoint: Checkpoint, kind: Form | None, cache: NativeCache, *, num_threads: int,
     virtual_rows: Tensor | None = None,
 ) -> NativeModel:  # fmt: skip
     """Every weight of the checkpoint; ``kind`` None takes the blocks of a GGUF file as they are stored.
@@ -189,7 +199,7 @@ def read_model(
     }
     embedding = None
     if not config.tie_embeddings:
-        dtype = torch.float32 if kind == Kind.F32 else torch.bfloat16
+        dtype = torch.float32 if kind == Form.F32 else torch.bfloat16
         embedding = checkpoint.read("model.embed_tokens.weight", dtype)
     return NativeModel(
         config, weights, norms, embedding, cache, num_threads=num_threads, is_wide=kind is None,
@@ -198,16 +208,16 @@ def read_model(
 
 
 class _Reader:
-    def __init__(self, checkpoint: Checkpoint, kind: Kind | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, kind: Form | None) -> None:
         self._checkpoint = checkpoint
         self._kind = kind
         self._library = c.library()
 
-    def kind_of(self, name: str, *, is_head: bool = False) -> Kind:
+    def kind_of(self, name: str, *, is_head: bool = False) -> Form:
         if self._kind is None:
             raw = self._checkpoint.raw_tensor(name + ".weight")
-            return Kind.U8 if raw is None else STORED.get(raw.kind, (0, Kind.U8))[1]
-        return Kind.U8 if is_head and self._kind == Kind.U4 else self._kind
+            return Form.U8 if raw is None else STORED.get(raw.kind, (0, Form.U8))[1]
+        return Form.U8 if is_head and self._kind == Form.U4 else self._kind
 
     def groups(self, names: list[str]) -> list[list[str]]:
         """Neighbours of one kind together: they become one product."""
