@@ -53,7 +53,11 @@ class SamplingParams:
         0  # until then ``min_tokens_masks`` cannot be drawn and new_text strings do not stop
     )
     stop_token_ids: frozenset[int] = frozenset()  # the token stays in ``token_ids``
-    ignore_eos: bool = False  # ``text.answers`` then adds none of the model's own ends
+    # What ``text.answers`` makes of them: none of the model's own ends; the text with what ended it; control
+    # pieces by name.
+    ignore_eos: bool = False
+    shows_stop: bool = False
+    shows_special: bool = False
     min_tokens_masks: frozenset[int] = frozenset()  # usually the end-of-text ids
     stop_strings: tuple[str, ...] = ()
     stop_scope: Literal["new_text", "row_suffix"] = "new_text"
@@ -139,6 +143,7 @@ class TokenStep:
     prompt_logprobs: tuple[PositionLogprobs, ...] | None = None  # in the first step only; entry 0 is token 1
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop token id or stop string that matched
+    num_cached: int = 0  # in the first step: prompt tokens that were found in the prefix cache
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ class EngineStats:
     """A snapshot for /metrics and progress lines. Counters only grow."""
 
     num_running: int
+    max_running: int
     num_waiting: int
     max_waiting: int
     cache_blocks_used: int
@@ -250,6 +256,11 @@ class ChatFormat(Protocol):
     def name(self) -> str: ...
 
     @property
+    def template(self) -> str:
+        """The same format as a Jinja chat template."""
+        ...
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         """The texts at which an answer ends."""
         ...
@@ -266,9 +277,14 @@ class ChatFormat(Protocol):
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str: ...
 
     def encode(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        prefill: str = "",
     ) -> list[int]:
-        """The prompt as ids. TemplateError if the conversation has no form."""
+        """The prompt as ids, with the beginning of the answer. TemplateError for what has no form."""
         ...
 
 

@@ -62,8 +62,6 @@ DEFAULTS_IN_TWO_PLACES = {
     "record.temperature",
     "replay.max_tokens",
     "replay.temperature",
-    "serve.host",
-    "serve.nemo_compat",
     "serve.nodes",
     "serve.pipeline_parallel",
     "serve.tensor_parallel",

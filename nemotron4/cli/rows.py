@@ -10,8 +10,9 @@ from typing import Any
 
 from nemotron4.engine import InferenceEngine, SamplingParams, SamplingRequest, derive_seed
 from nemotron4.errors import unknown_name
-from nemotron4.records import FieldError, JsonObject, optional_number, parse_messages, require
+from nemotron4.records import FieldError, JsonObject, optional_number, require
 from nemotron4.text.answers import chat_request, text_request
+from nemotron4.text.messages import read_messages
 
 # What a row may say about its own sampling; every other row follows the command's options.
 INTEGERS = ("max_new_tokens", "min_new_tokens", "top_k", "seed")
@@ -67,7 +68,7 @@ def _request(engine: InferenceEngine, row: JsonObject, params: SamplingParams) -
     if len(given) != 1:
         raise FieldError(f"expected one of the fields 'prompt' and 'messages', found {len(given)}")
     if "messages" in row:
-        return chat_request(engine, parse_messages(row, "messages"), params)
+        return chat_request(engine, read_messages(row["messages"], "messages"), params)
     prompt = require(row, "prompt", (str, list), "a string or a list of token ids")
     if not isinstance(prompt, str) and not all(type(token_id) is int for token_id in prompt):
         raise FieldError("field 'prompt' is a list with something else than integers; expected token ids")

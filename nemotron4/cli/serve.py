@@ -24,6 +24,7 @@ from nemotron4.cli.options import (
     RevisionOption,
 )
 from nemotron4.errors import ConfigError
+from nemotron4.server.settings import Endpoint, ServerSettings, read_api_keys
 
 if TYPE_CHECKING:
     from nemotron4.server.guard import Guard, GuardSettings
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
 def serve(
     model: ModelArgument,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")
+    ] = ServerSettings.host,
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 1424,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -56,10 +59,21 @@ def serve(
     tensor_parallel: Annotated[int, typer.Option(help="Devices that share each layer (vllm).")] = 1,
     pipeline_parallel: Annotated[int, typer.Option(help="Stages of layers, one after the other (vllm).")] = 1,
     nodes: Annotated[int, typer.Option(help="Nodes; the same command runs on each (vllm).")] = 1,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="What /v1 calls the model; repeatable, answers carry the first."),
+    ] = None,
+    unknown_fields: Annotated[
+        str,
+        typer.Option(help="warn: ignore what nobody knows in OpenAI bodies, with a header. refuse: 400."),
+    ] = ServerSettings.unknown_fields,
+    clip_max_tokens: Annotated[
+        bool, typer.Option("--clip-max-tokens", help="Cut a max_tokens that the context has no room for.")
+    ] = False,
     nemo_compat: Annotated[
         str,
         typer.Option(help="strict: /generate as NeMo has it. fixed: refusals are HTTP 400, penalties count."),
-    ] = "strict",
+    ] = ServerSettings.nemo_compat,
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Ask for one of the keys in this file, one a line.")
     ] = None,
@@ -109,13 +123,15 @@ def serve(
     requests end and refuses new ones; a second signal exits at once. Keys for the other servers come from
     NEMOTRON4_API_KEY (--compare-with) and NEMOTRON4_JUDGE_API_KEY (--reward-model).
     """
-    from nemotron4.server.settings import Endpoint, ServerSettings, read_api_keys
 
     def endpoint(url: str | None, key_variable: str) -> Endpoint | None:
         return None if url is None else Endpoint(url, os.environ.get(key_variable))
 
     settings = ServerSettings(
         host=host,
+        served_names=tuple(served_model_name or ()),
+        unknown_fields=unknown_fields,  # type: ignore[arg-type]  # checked there
+        clips_max_tokens=clip_max_tokens,
         nemo_compat=nemo_compat,  # type: ignore[arg-type]  # checked there
         api_keys=() if api_key_file is None else read_api_keys(api_key_file),
         allowed_hosts=tuple(allowed_host or ()),

@@ -90,6 +90,7 @@ class EngineCore:
         scheduler = self._scheduler
         return EngineStats(
             num_running=len(scheduler.running),
+            max_running=scheduler.max_running,
             num_waiting=len(scheduler.waiting) + len(self._inbox),
             max_waiting=self._max_waiting,
             cache_blocks_used=scheduler.pool.num_used,
@@ -226,7 +227,8 @@ class EngineCore:
     def _submit(self, prompt_ids: Sequence[int], params: SamplingParams, deliver: Deliver) -> Request:
         request = self._request(prompt_ids, params, deliver)
         num_waiting = len(self._inbox) + len(self._scheduler.waiting)
-        if num_waiting >= self._max_waiting:
+        num_free = self._scheduler.max_running - len(self._scheduler.running)
+        if num_waiting >= self._max_waiting + num_free:
             raise EngineBusyError(f"{num_waiting} requests are waiting, the most that may", retry_after_s=1.0)
         self._inbox.append(request)
         self._wake.set()
@@ -293,7 +295,9 @@ class EngineCore:
         for planned, first_row in zip(slices, result.first_rows, strict=True):
             request = self._requests[planned.sequence]
             row = next(drawn) if planned.completes else None
-            self._num_reused += planned.sequence.take_reused()
+            num_reused = planned.sequence.take_reused()
+            self._num_reused += num_reused
+            request.num_cached += num_reused
             try:
                 if request.needs_prompt_logits:
                     rows = partial(self._prompt_logits, result.hidden_ND, first_row)

@@ -11,6 +11,7 @@ from nemotron4.errors import RequestError, unknown_name
 from nemotron4.inference.core import EngineCore
 from nemotron4.records import FieldError, Generation, Message
 from nemotron4.text.answers import chat_request, encode_text, finished, samples, text_request
+from nemotron4.text.messages import read_messages
 from nemotron4.text.structured_output import json_schema
 
 # A text, its token ids, or a conversation (rendered in the model's own format).
@@ -102,10 +103,7 @@ class Engine(EngineCore):
         if not prompt:
             raise RequestError("the prompt is empty", hint="give a text, token ids or messages")
         try:
-            messages = [
-                each if isinstance(each, Message) else Message.parse(each, f"messages[{place}]")
-                for place, each in enumerate(prompt)
-            ]
+            messages = read_messages(list(prompt), "messages")
         except FieldError as error:
             raise RequestError(str(error)) from error
         return chat_request(self, messages, params)

@@ -182,6 +182,7 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         return EngineStats(
             num_running=self._num_running,
+            max_running=self._max_running,
             num_waiting=len(self._waiting),
             max_waiting=self._max_waiting,
             cache_blocks_used=-(-self._num_running_tokens // BLOCK_TOKENS),

@@ -36,6 +36,7 @@ class Request:
         grammar: Follower | None = None,
     ) -> None:
         """``vocab_size``: ids from there on have rows in the logits and no piece; they are never drawn."""
+        self.num_cached = 0  # positions found in the cache so far
         self._grammar = grammar
         self._allowed_V: Tensor | None = None  # by the grammar, for the next token
         self._forced: deque[int] = deque()  # tokens that the grammar leaves no choice about
@@ -137,6 +138,7 @@ class Request:
         prompt_logprobs: tuple[PositionLogprobs, ...] | None,
     ) -> TokenStep:
         """Add a token to the row, and see whether it is the last."""
+        is_first = not self.sequence.new_ids
         self.sequence.new_ids.append(token_id)
         stop = self._stop.after(token_id, len(self.sequence.new_ids))
         return TokenStep(
@@ -145,6 +147,7 @@ class Request:
             prompt_logprobs,
             finish_reason=stop.reason if stop else None,
             stop_reason=stop.matched if stop else None,
+            num_cached=self.num_cached if is_first else 0,
         )
 
     def _draw(self, logits_V: Tensor) -> int:

@@ -68,6 +68,7 @@ class RewardEngine:
     def stats(self) -> EngineStats:
         return EngineStats(
             num_running=int(self._lock.locked()),
+            max_running=1,
             num_waiting=self._num_waiting,
             max_waiting=0,
             cache_blocks_used=0,

@@ -96,6 +96,7 @@ class VllmEngine:
         num_blocks = self._llm.vllm_config.cache_config.num_gpu_blocks or 0
         return EngineStats(
             num_running=min(len(self._open), self._max_running),
+            max_running=self._max_running,
             num_waiting=max(0, len(self._open) - self._max_running),
             max_waiting=self._max_waiting,
             cache_blocks_used=round(counters.cache_share * num_blocks) if self._open else 0,

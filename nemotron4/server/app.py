@@ -36,6 +36,7 @@ from nemotron4.server.openai_api import openai_routes, validation_error
 from nemotron4.server.page import PageTab, page_routes
 from nemotron4.server.reward import forwarded_score_routes, reward_routes
 from nemotron4.server.settings import ServerSettings, Service
+from nemotron4.server.tokenizer_api import tokenizer_routes
 
 # Flask's order. A static-file rule, GET /<path:filename>, is why NeMo answers 405 to PUT on any other path.
 GENERATE_ALLOWS = "PUT, GET, HEAD, OPTIONS"
@@ -127,6 +128,7 @@ def create_app(
         app.include_router(forwarded_score_routes(service.settings.reward_model))
     app.include_router(nemo_routes(service))
     app.include_router(openai_routes(service))
+    app.include_router(tokenizer_routes(service))
     app.include_router(operator_routes(service))
     if service.settings.page is not None:
         app.include_router(page_routes(service, service.settings.page, tabs))

@@ -36,6 +36,9 @@ ROUTES = frozenset(
         "/v1/models",
         "/v1/completions",
         "/v1/chat/completions",
+        "/tokenize",
+        "/detokenize",
+        "/tokenizer_info",
         "/page/info",
         "/page/prompt",
         "/page/compare",
@@ -155,6 +158,9 @@ class FrontDoor:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = context.request_id
                 headers["X-Content-Type-Options"] = "nosniff"
+                if context.warnings:  # RFC 7234, section 5.5: 299 is "miscellaneous", "-" an unnamed agent
+                    text = "; ".join(context.warnings).encode("ascii", "replace").decode()
+                    headers["Warning"] = '299 - "' + text.replace('"', "'") + '"'
             try:
                 async with asyncio.timeout(self._service.settings.send_timeout_s):
                     await send(message)

@@ -15,19 +15,17 @@ from starlette.responses import Response
 from nemotron4.errors import unknown_name
 from nemotron4.server.context import ApiError
 from nemotron4.server.openai_chat import answer_chat
-from nemotron4.server.openai_choices import model_not_found
+from nemotron4.server.openai_choices import check_model
 from nemotron4.server.openai_completions import answer_completion
 from nemotron4.server.openai_schemas import (
+    ERRORS,
     ChatCompletion,
-    ChatMessage,
     ChatRequest,
     Completion,
     CompletionRequest,
-    ErrorAnswer,
     ModelCard,
     ModelList,
     StreamOptions,
-    TextPart,
 )
 from nemotron4.server.settings import Service
 
@@ -36,23 +34,7 @@ BODIES: Mapping[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
 }
 _PARTS: Mapping[str, type[BaseModel]] = {
-    "messages": ChatMessage,
-    "content": TextPart,
     "stream_options": StreamOptions,
-}
-_STATUSES = {
-    400: "The request cannot be served, and why.",
-    401: "The API key is missing or wrong.",
-    403: "The Host header names somebody else.",
-    404: "The model is not served here.",
-    408: "The body did not arrive in time.",
-    413: "The body is too large.",
-    429: "The queue is full; Retry-After says when to try again.",
-    500: "A defect of the server.",
-    503: "The server is shutting down.",
-}
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": text} for status, text in _STATUSES.items()
 }
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
@@ -66,28 +48,26 @@ def openai_routes(service: Service) -> APIRouter:
     router = APIRouter()
     created = int(time.time())
 
-    def card() -> ModelCard:
-        info = service.engine.info
-        return ModelCard(id=info.name, created=created, context_length=info.context_length)
+    def card(name: str) -> ModelCard:
+        length = service.engine.info.context_length
+        return ModelCard(id=name, created=created, context_length=length, max_model_len=length)
 
-    @router.get("/v1/models", responses=_ERRORS)
+    @router.get("/v1/models", responses=ERRORS)
     async def list_models() -> ModelList:
-        """The model that this server has."""
-        return ModelList(data=[card()])
+        """The model that this server has, under each of its names."""
+        return ModelList(data=list(map(card, service.model_names)))
 
-    @router.get("/v1/models/{model:path}", responses=_ERRORS)
+    @router.get("/v1/models/{model:path}", responses=ERRORS)
     async def get_model(model: str) -> ModelCard:
         """The model, if it is the one that this server has."""
-        if model != service.engine.info.name:
-            raise model_not_found(model, service)
-        return card()
+        return card(check_model(model, service))
 
-    @router.post("/v1/completions", response_model=Completion, responses={**_ERRORS, **_STREAMED})
+    @router.post("/v1/completions", response_model=Completion, responses={**ERRORS, **_STREAMED})
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Continue raw text or token ids. No template is applied."""
         return await answer_completion(body, request, service)
 
-    @router.post("/v1/chat/completions", response_model=ChatCompletion, responses={**_ERRORS, **_STREAMED})
+    @router.post("/v1/chat/completions", response_model=ChatCompletion, responses={**ERRORS, **_STREAMED})
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation in the model's own turn format."""
         return await answer_chat(body, request, service)
@@ -105,6 +85,8 @@ def validation_error(path: str, error: RequestValidationError) -> ApiError:
     if not location:
         return ApiError(400, "The body must be a JSON object, sent with Content-Type: application/json.")
     field = location[0]
+    if first["type"] == "message":
+        return ApiError(400, f"messages{first['msg']}", param="messages")
     if first["type"] == "extra_forbidden":
         name = location[-1]
         message, hint = unknown_name("field", name[:60], _known_fields(path, location))

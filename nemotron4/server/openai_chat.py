@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -18,9 +18,11 @@ from nemotron4.server.openai_choices import (
     Choice,
     Identity,
     Screened,
+    check_model,
     check_request,
     choices_for,
     finite,
+    fitted,
     positions_of,
     sampling_params,
     token_name,
@@ -31,12 +33,11 @@ from nemotron4.server.openai_schemas import (
     ChatChoice,
     ChatCompletion,
     ChatLogprobs,
-    ChatMessage,
     ChatRequest,
     TokenLogprobs,
     TopLogprob,
 )
-from nemotron4.server.rows import check_length, event_stream, until_disconnect
+from nemotron4.server.rows import event_stream, until_disconnect
 from nemotron4.server.settings import Service
 from nemotron4.text.answers import chat_request
 
@@ -45,7 +46,7 @@ CHUNK = "chat.completion.chunk"
 
 async def answer_chat(body: ChatRequest, request: Request, service: Service) -> Response:
     context = context_of(request.scope)
-    check_request(body, service)
+    check_request(body, service, context)
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     if service.engine.prompt_format is None:
@@ -54,12 +55,14 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
             f"The model {service.engine.info.name!r} has no chat template, so its turns cannot be written. "
             "Send the whole prompt to /v1/completions or /generate.",
         )
-    messages = [_message(each, index) for index, each in enumerate(body.messages)]
+    messages = body.messages
+    prefix = messages[-1].content if body.echo and body.continue_final_message else ""
     choices = await _choices(body, messages, service)
-    identity = Identity.new("chatcmpl", service.engine.info.name)
+    identity = Identity.new("chatcmpl", check_model(body.model, service))
     screened = Screened(choices, [messages] * len(choices), service, context)
     if body.stream:
-        return await event_stream(request, _events(body, choices, screened, identity, service))
+        events = _events(body, choices, screened, identity, service, prefix)
+        return await event_stream(request, events, service)
     await until_disconnect(request.receive, screened.run())
     answer = ChatCompletion(
         id=identity.id,
@@ -68,7 +71,7 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
         choices=[
             ChatChoice(
                 index=index,
-                message=AnswerMessage(content=choice.text),
+                message=AnswerMessage(content=prefix + choice.text),
                 logprobs=_logprobs(body, choice, service.engine.tokenizer),
                 finish_reason=choice.finish_reason,
             )
@@ -82,31 +85,23 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
 async def _choices(body: ChatRequest, messages: Sequence[Message], service: Service) -> list[Choice]:
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = sampling_params(body, service, max_new_tokens=1, logprobs=logprobs)
+    write = partial(
+        chat_request,
+        continues_last=bool(body.continue_final_message),
+        add_generation_prompt=body.add_generation_prompt is not False,
+    )
     # A checkpoint's own template is a program that runs beside us and may take its time.
-    request = await asyncio.to_thread(chat_request, service.engine, messages, params)
-    limit = _max_new_tokens(body, len(request.prompt_ids), service)
-    params = replace(request.params, max_new_tokens=limit)
-    return choices_for([replace(request, params=params)], body.n or 1, service.engine.tokenizer)
+    request = await asyncio.to_thread(write, service.engine, messages, params)
+    request = fitted(request, body, _max_new_tokens(body), service)
+    return choices_for([request], body.n or 1, service.engine.tokenizer)
 
 
-def _message(message: ChatMessage, index: int) -> Message:
-    content = message.content
-    if content is None and message.role != "assistant":
-        raise ApiError(400, f"messages[{index}]: a {message.role} message needs content", param="messages")
-    if isinstance(content, list):
-        content = "".join(part.text for part in content)
-    return Message("system" if message.role == "developer" else message.role, content or "")
-
-
-def _max_new_tokens(body: ChatRequest, num_prompt: int, service: Service) -> int:
-    """What was asked for, or all that the context still holds."""
+def _max_new_tokens(body: ChatRequest) -> int | None:
+    """What was asked for; None is all that the context still holds."""
     if body.max_tokens and body.max_completion_tokens and body.max_tokens != body.max_completion_tokens:
         text = "max_tokens and max_completion_tokens are two names of one limit; send one of them"
         raise ApiError(400, text, param="max_completion_tokens")
-    param = "max_tokens" if body.max_tokens else "max_completion_tokens"
-    asked = body.max_completion_tokens or body.max_tokens
-    check_length(service.engine, num_prompt, asked or 1, param=param if asked else "messages")
-    return asked or service.engine.info.context_length - num_prompt
+    return body.max_completion_tokens or body.max_tokens
 
 
 def _logprobs(body: ChatRequest, choice: Choice, tokenizer: Tokenizer) -> ChatLogprobs | None:
@@ -128,7 +123,12 @@ def _token(given: TokenLogprob, tokenizer: Tokenizer) -> TopLogprob:
 
 
 async def _events(
-    body: ChatRequest, choices: list[Choice], screened: Screened, identity: Identity, service: Service
+    body: ChatRequest,
+    choices: list[Choice],
+    screened: Screened,
+    identity: Identity,
+    service: Service,
+    prefix: str,
 ) -> AsyncGenerator[dict[str, Any], None]:
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
     more: dict[str, object] = {"usage": None} if with_usage else {}
@@ -146,7 +146,7 @@ async def _events(
         async for index, text, is_whole in parts:
             if index not in started:
                 started.add(index)
-                yield chunk(index, {"role": "assistant", "content": "", "refusal": None})
+                yield chunk(index, {"role": "assistant", "content": prefix, "refusal": None})
             if text:
                 yield chunk(index, {"content": text}, _logprobs(body, choices[index], tokenizer))
             if is_whole:

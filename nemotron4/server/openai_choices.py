@@ -7,12 +7,13 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from starlette.responses import Response
 
 from nemotron4.engine import PositionLogprobs, SamplingParams, SamplingRequest, Tokenizer
+from nemotron4.errors import unknown_name
 from nemotron4.records import Message
 from nemotron4.server.context import ApiError, RequestContext
 from nemotron4.server.guard import Guard, Screening, report
@@ -24,9 +25,10 @@ from nemotron4.server.openai_schemas import (
     Completion,
     CompletionRequest,
     GuardReport,
+    PromptTokensDetails,
     Usage,
 )
-from nemotron4.server.rows import steps, usable_temperature
+from nemotron4.server.rows import check_length, steps, usable_temperature
 from nemotron4.server.settings import Service
 from nemotron4.text.answers import AnswerText, samples
 
@@ -100,7 +102,7 @@ def sampling_params(
     return SamplingParams(
         max_new_tokens=max_new_tokens,
         temperature=usable_temperature(given("temperature")),
-        top_k=int(given("top_k")),
+        top_k=max(0, int(given("top_k"))),
         top_p=max(given("top_p"), LEAST_TOP_P),
         min_p=given("min_p"),
         repetition_penalty=given("repetition_penalty"),
@@ -109,6 +111,10 @@ def sampling_params(
         logit_bias=_logit_bias(body.logit_bias or {}, service.engine.info.vocab_size),
         min_new_tokens=int(given("min_tokens")),
         stop_strings=user_stops(body),
+        stop_token_ids=frozenset(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        shows_stop=bool(body.include_stop_str_in_output),
+        shows_special=body.skip_special_tokens is False,
         seed=None if body.seed is None else body.seed % 2**63,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
@@ -125,10 +131,14 @@ def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
     return bias
 
 
-def check_request(body: CompletionRequest | ChatRequest, service: Service) -> None:
-    """Refuse what the types of single fields cannot tell."""
-    if body.model is not None and body.model != service.engine.info.name:
-        raise model_not_found(body.model, service)
+def check_request(body: CompletionRequest | ChatRequest, service: Service, context: RequestContext) -> None:
+    """Refuse what the types of single fields cannot tell, and warn of fields that nobody knows."""
+    for name in body.model_extra or ():
+        message, hint = unknown_name("field", name[:60], type(body).model_fields)
+        if service.settings.unknown_fields == "refuse":
+            raise ApiError(400, f"{message}; {hint}", param=name[:60], code="unknown_parameter")
+        context.warnings.append(f"{message} is ignored")
+    check_model(body.model, service)
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options is allowed only with stream: true", param="stream_options")
     for stop in user_stops(body):
@@ -136,9 +146,34 @@ def check_request(body: CompletionRequest | ChatRequest, service: Service) -> No
             raise ApiError(400, "stop: an empty string cannot be a stop string", param="stop")
 
 
+def check_model(name: str | None, service: Service) -> str:
+    """The name that answers carry; ApiError 404 for a model that is not served."""
+    if name is not None and name not in service.model_names:
+        raise model_not_found(name, service)
+    return name or service.model_names[0]
+
+
 def model_not_found(name: str, service: Service) -> ApiError:
-    text = f"The model {name[:100]!r} is not served here; this server has {service.engine.info.name!r}."
+    known = " and ".join(map(repr, service.model_names))
+    text = f"The model {name[:100]!r} is not served here; this server has {known}."
     return ApiError(404, text, param="model", code="model_not_found")
+
+
+def fitted(
+    request: SamplingRequest, body: CompletionRequest | ChatRequest, limit: int | None, service: Service
+) -> SamplingRequest:
+    """The request cut to ``truncate_prompt_tokens`` and to so many new tokens; None is all there is room for.
+
+    More than there is room for are refused, or clipped if the operator says so.
+    """
+    if body.truncate_prompt_tokens is not None:
+        request = replace(request, prompt_ids=request.prompt_ids[-body.truncate_prompt_tokens :])
+    room = service.engine.info.context_length - len(request.prompt_ids)
+    if limit is None or (service.settings.clips_max_tokens and limit > room > 0):
+        check_length(service.engine, len(request.prompt_ids), 1, param="messages")
+        limit = room
+    check_length(service.engine, len(request.prompt_ids), limit, param="max_tokens")
+    return replace(request, params=replace(request.params, max_new_tokens=limit))
 
 
 def user_stops(body: CompletionRequest | ChatRequest) -> tuple[str, ...]:
@@ -174,7 +209,13 @@ async def run_to_end(choices: Sequence[Choice], service: Service, context: Reque
 def usage(choices: Sequence[Choice], n: int) -> Usage:
     num_prompt = sum(len(choice.answer.request.prompt_ids) for choice in choices[::n])
     num_new = sum(len(choice.answer.token_ids) for choice in choices)
-    return Usage(prompt_tokens=num_prompt, completion_tokens=num_new, total_tokens=num_prompt + num_new)
+    num_cached = sum(choice.answer.num_cached for choice in choices[::n])
+    return Usage(
+        prompt_tokens=num_prompt,
+        completion_tokens=num_new,
+        total_tokens=num_prompt + num_new,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=num_cached),
+    )
 
 
 def token_name(tokenizer: Tokenizer, token_id: int) -> tuple[str, list[int]]:

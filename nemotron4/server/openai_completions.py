@@ -19,9 +19,11 @@ from nemotron4.server.openai_choices import (
     Choice,
     Identity,
     Screened,
+    check_model,
     check_request,
     choices_for,
     finite,
+    fitted,
     sampling_params,
     usage,
 )
@@ -31,7 +33,7 @@ from nemotron4.server.openai_schemas import (
     CompletionLogprobs,
     CompletionRequest,
 )
-from nemotron4.server.rows import check_length, event_stream, text_ids, until_disconnect
+from nemotron4.server.rows import event_stream, text_ids, until_disconnect
 from nemotron4.server.settings import Service
 from nemotron4.text.answers import encode_text, text_request
 from nemotron4.text.tokenizer import TextStream
@@ -41,20 +43,20 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 async def answer_completion(body: CompletionRequest, request: Request, service: Service) -> Response:
     context = context_of(request.scope)
-    check_request(body, service)
+    check_request(body, service, context)
     n = body.n or 1
     if body.best_of not in (None, 1):
         text = "best_of is not supported by this server: ask for n answers and choose among them"
         raise ApiError(400, text, param="best_of", code="unsupported_parameter")
     prompts, requests = await _requests(body, service)
     choices = choices_for(requests, n, service.engine.tokenizer)
-    identity = Identity.new("cmpl", service.engine.info.name)
+    identity = Identity.new("cmpl", check_model(body.model, service))
     conversations = [[Message("user", text)] for text in prompts for _ in range(n)]
     screened = Screened(choices, conversations, service, context)
     run = _Run(body, service.engine.tokenizer, [text for text in prompts for _ in range(n)])
     if body.stream:
         events = _events(run, choices, n, identity, screened)
-        return await event_stream(request, events)
+        return await event_stream(request, events, service)
     await until_disconnect(request.receive, screened.run())
     answer = Completion(
         id=identity.id,
@@ -83,14 +85,13 @@ async def _requests(body: CompletionRequest, service: Service) -> tuple[list[str
         rows = await text_ids(partial(encode_text, engine), given)
     else:
         rows = given
+    if not all(rows):
+        raise ApiError(400, "prompt: expected at least one token", param="prompt")
     try:
-        requests = [text_request(engine, ids, params) for ids in rows]
+        whole = [text_request(engine, ids, params) for ids in rows]
     except RequestError as error:
         raise ApiError(400, error.message, param="prompt") from error
-    for request in requests:
-        if not request.prompt_ids:
-            raise ApiError(400, "prompt: expected at least one token", param="prompt")
-        check_length(engine, len(request.prompt_ids), max_new_tokens, param="max_tokens")
+    requests = [fitted(request, body, max_new_tokens, service) for request in whole]
     is_text = isinstance(given[0], str)
     return given if is_text else [engine.tokenizer.decode(ids) for ids in given], requests
 

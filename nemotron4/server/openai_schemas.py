@@ -14,9 +14,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainValidator,
     WithJsonSchema,
 )
 from pydantic_core import PydanticCustomError
+
+from nemotron4.records import FieldError, Message
+from nemotron4.text.messages import MESSAGE_SCHEMA, read_messages
 
 MAX_CHOICES = 128
 MAX_ROWS = 1024  # prompts times n
@@ -78,7 +82,9 @@ class StreamOptions(_Strict):
 
 
 class _Sampling(_Strict):
-    """What completions and chat have in common."""
+    """What completions and chat have in common. Unknown fields: see ``ServerSettings.unknown_fields``."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     model: str | None = Field(None, description="The name that /v1/models gives, or left out.")
     frequency_penalty: float | None = _sampling_field("frequency_penalty", ge=-2, le=2)
@@ -93,10 +99,16 @@ class _Sampling(_Strict):
     temperature: float | None = _sampling_field("temperature", ge=0, le=2)
     top_p: float | None = _sampling_field("top_p", ge=0, le=1)
     # Beyond OpenAI's own, under the names that other open servers use.
-    top_k: int | None = _sampling_field("top_k", ge=0, lt=2**31)
+    top_k: int | None = _sampling_field("top_k", ge=-1, lt=2**31)  # -1 is off, like 0
     min_p: float | None = _sampling_field("min_p", ge=0, le=1)
     repetition_penalty: float | None = _sampling_field("repetition_penalty", ge=0.01, le=100)
     min_tokens: int | None = _sampling_field("min_tokens", ge=0, lt=2**31)
+    ignore_eos: bool | None = None
+    stop_token_ids: Ids | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = Field(None, ge=1, description="Keep so many at the prompt's end.")
+    spaces_between_special_tokens: Ignored
     user: Ignored
     metadata: Ignored
     store: Ignored
@@ -109,42 +121,34 @@ class CompletionRequest(_Sampling):
     best_of: int | None = Field(None, description="Not supported: leave it out or send 1.")
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    suffix: _only()  # type: ignore[valid-type]
+    suffix: _only("")  # type: ignore[valid-type]
 
 
-class TextPart(_Strict):
-    type: Literal["text"]
-    text: str
+def _messages(value: object) -> tuple[Message, ...]:
+    try:
+        return read_messages(value, "messages")
+    except FieldError as error:
+        raise PydanticCustomError(
+            "message", "{text}", {"text": str(error).removeprefix("messages")}
+        ) from error
 
 
-def _role(value: str) -> str:
-    if value.lower() not in ("system", "developer", "user", "assistant", "tool"):
-        raise PydanticCustomError("role", "expected system, developer, user, assistant or tool")
-    return value.lower()
-
-
-class ChatMessage(_Strict):
-    """One turn. A message of an earlier answer can be sent back as it came."""
-
-    role: Annotated[
-        str,
-        AfterValidator(_role),
-        WithJsonSchema({"enum": ["system", "developer", "user", "assistant", "tool"]}),
-    ]
-    content: str | list[TextPart] | None = None
-    name: Ignored
-    refusal: Ignored
-    annotations: Ignored
-    tool_call_id: Ignored
-    audio: _only()  # type: ignore[valid-type]
-    tool_calls: _only([])  # type: ignore[valid-type]
-    function_call: _only()  # type: ignore[valid-type]
+Messages = Annotated[
+    tuple[Message, ...],
+    PlainValidator(_messages),
+    WithJsonSchema({"type": "array", "minItems": 1, "items": MESSAGE_SCHEMA}),
+]
 
 
 class ChatRequest(_Sampling):
     """``POST /v1/chat/completions``."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Messages
+    continue_final_message: bool | None = Field(
+        None, description="The last message, an assistant's, is the beginning of the answer."
+    )
+    add_generation_prompt: bool | None = None
+    echo: bool | None = Field(None, description="With continue_final_message: the answer begins with it.")
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
@@ -167,12 +171,17 @@ class ChatRequest(_Sampling):
     verbosity: _only()  # type: ignore[valid-type]
 
 
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int
+
+
 class Usage(BaseModel):
     """Counted in tokens; the prompt counts once, however many choices were asked for."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class GuardVerdict(BaseModel):
@@ -266,8 +275,25 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str = "nemotron4"
     context_length: int
+    max_model_len: int = Field(description="The same, as vLLM calls it.")
 
 
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+_STATUSES = {
+    400: "The request cannot be served, and why.",
+    401: "The API key is missing or wrong.",
+    403: "The Host header names somebody else.",
+    404: "The model is not served here.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    429: "The queue is full; Retry-After says when to try again.",
+    500: "A defect of the server.",
+    503: "The server is shutting down.",
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": text} for status, text in _STATUSES.items()
+}

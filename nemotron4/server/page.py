@@ -20,9 +20,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from nemotron4.engine import RewardScorer
-from nemotron4.records import Message
 from nemotron4.server.context import NOT_FOUND, ApiError, html_error
-from nemotron4.server.openai_schemas import ChatMessage
+from nemotron4.server.openai_schemas import Messages
 from nemotron4.server.rows import until_disconnect
 from nemotron4.server.settings import Endpoint, PageSettings, Service
 from nemotron4.text import prompt
@@ -154,7 +153,7 @@ class PageInfo(BaseModel):
 class PromptRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    messages: list[ChatMessage]
+    messages: Messages
 
 
 def page_routes(service: Service, page: PageSettings, tabs: Sequence[PageTab] = ()) -> APIRouter:
@@ -196,8 +195,7 @@ def page_routes(service: Service, page: PageSettings, tabs: Sequence[PageTab] = 
     @router.post("/page/prompt")
     async def post_prompt(body: PromptRequest) -> dict[str, str]:
         """The conversation in the model card's template, as one text."""
-        messages = [Message(each.role, _text(each)) for each in body.messages]
-        return {"prompt": prompt.render(messages)}
+        return {"prompt": prompt.render(body.messages)}
 
     if other is not None:
 
@@ -216,9 +214,3 @@ async def _describe(other: Proxy) -> OtherModel:
         return OtherModel(name=None, error=error.message)
     except (KeyError, IndexError, TypeError):
         return OtherModel(name=None, error=f"{other.url}/v1/models names no model")
-
-
-def _text(message: ChatMessage) -> str:
-    if isinstance(message.content, list):
-        return "".join(part.text for part in message.content)
-    return message.content or ""

@@ -24,6 +24,7 @@ from nemotron4.server.context import (
     context_of,
     error_object,
 )
+from nemotron4.server.settings import Service
 from nemotron4.text.answers import AnswerText
 
 # Longer texts are tokenised beside the event loop, so that nobody else waits for it.
@@ -69,6 +70,11 @@ async def steps(
     The rows run ahead of a client that reads slowly: their steps wait here, bounded by the context length.
     The first row that fails ends all; closing the iterator cancels all.
     """
+    stats = engine.stats()
+    limit = stats.max_running + stats.max_waiting
+    if len(rows) > limit:
+        text = f"The request has {len(rows)} rows; this server has room for {limit}. Send fewer at a time."
+        raise ApiError(400, text, code="too_many_rows")
     queue: asyncio.Queue[tuple[int, TokenStep] | Exception] = asyncio.Queue()
     context.num_prompt_tokens += sum(len(row.prompt_ids) for row in rows)
 
@@ -142,12 +148,16 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, Result]) 
 # nginx would hold the events back without the second one.
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 Event = dict[str, Any]
+HEADERS_AFTER_S = 0.5  # a stream that waits in the queue then sends its headers
+COMMENT_S = 10.0  # and such a line as often, so that nobody on the way takes it for dead
 
 
 class EventStream(Response):
     """A response of events, made by ``event_stream``. A client that leaves ends their source."""
 
-    def __init__(self, first: Event, others: AsyncGenerator[Event, None], request_id: str) -> None:
+    def __init__(
+        self, first: asyncio.Task[Event], others: AsyncGenerator[Event, None], request_id: str
+    ) -> None:
         super().__init__(headers=HEADERS, media_type="text/event-stream")
         del self.headers["Content-Length"]
         self._first = first
@@ -155,30 +165,56 @@ class EventStream(Response):
         self._request_id = request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await until_disconnect(receive, self._send_all(send))
+        try:
+            await until_disconnect(receive, self._send_all(send))
+        finally:
+            self._first.cancel()
+            await asyncio.gather(self._first, return_exceptions=True)
+            await self._others.aclose()
 
     async def _send_all(self, send: Send) -> None:
-        async with aclosing(self._others):
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await _send_event(send, self._first)
-            try:
-                async for event in self._others:
-                    await _send_event(send, event)
-            except (ApiError, *REQUEST_ERRORS) as error:
-                answer = error if isinstance(error, ApiError) else api_error(error)
-                await _send_last(send, _data(error_object(answer)))
-            except Exception:
-                answer = ApiError(500, f"Internal server error; request id {self._request_id}.")
-                await _send_last(send, _data(error_object(answer)))
-                raise
-            else:
-                await _send_last(send, b"data: [DONE]\n\n")
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            while not (await asyncio.wait({self._first}, timeout=COMMENT_S))[0]:
+                await _send(send, b": waiting\n\n")
+            await _send(send, _data(self._first.result()))
+            async for event in self._others:
+                await _send(send, _data(event))
+        except (ApiError, *REQUEST_ERRORS) as error:
+            answer = error if isinstance(error, ApiError) else api_error(error)
+            await _send(send, _data(error_object(answer)), is_last=True)
+        except Exception:
+            answer = ApiError(500, f"Internal server error; request id {self._request_id}.")
+            await _send(send, _data(error_object(answer)), is_last=True)
+            raise
+        else:
+            await _send(send, b"data: [DONE]\n\n", is_last=True)
 
 
-async def event_stream(request: Request, events: AsyncGenerator[Event, None]) -> EventStream:
-    """The response, once the first event is there: what fails before it still gets an error status."""
-    first = await until_disconnect(request.receive, anext(events))
+async def event_stream(
+    request: Request, events: AsyncGenerator[Event, None], service: Service
+) -> EventStream:
+    """The response, once the first event is there, or soon: what fails before it still gets an error status.
+
+    A guard may refuse the prompt, so that its verdict is waited for.
+    """
+    first: asyncio.Task[Event] = asyncio.ensure_future(anext(events))
+    patience = HEADERS_AFTER_S if service.guard is None else None
+    try:
+        await until_disconnect(request.receive, _finished(first, patience))
+    except BaseException:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await events.aclose()
+        raise
     return EventStream(first, events, context_of(request.scope).request_id)
+
+
+async def _finished(task: asyncio.Task[Event], timeout_s: float | None) -> None:
+    """Return when the task is done or the time is over; raise what it raised."""
+    await asyncio.wait({task}, timeout=timeout_s)
+    if task.done():
+        task.result()
 
 
 def _data(event: Event) -> bytes:
@@ -186,9 +222,5 @@ def _data(event: Event) -> bytes:
     return b"data: " + json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def _send_event(send: Send, event: Event) -> None:
-    await send({"type": "http.response.body", "body": _data(event), "more_body": True})
-
-
-async def _send_last(send: Send, data: bytes) -> None:
-    await send({"type": "http.response.body", "body": data, "more_body": False})
+async def _send(send: Send, data: bytes, *, is_last: bool = False) -> None:
+    await send({"type": "http.response.body", "body": data, "more_body": not is_last})

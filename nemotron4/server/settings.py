@@ -5,12 +5,14 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from nemotron4.engine import InferenceEngine
 from nemotron4.errors import ConfigError
-from nemotron4.server.context import Metrics
-from nemotron4.server.guard import Guard
+
+if TYPE_CHECKING:  # the command line asks for the defaults before anything else is loaded
+    from nemotron4.engine import InferenceEngine
+    from nemotron4.server.context import Metrics
+    from nemotron4.server.guard import Guard
 
 NemoCompat = Literal["strict", "fixed"]
 
@@ -41,6 +43,9 @@ class ServerSettings:
     """Settings of one server process."""
 
     host: str = "127.0.0.1"
+    served_names: tuple[str, ...] = ()  # of the model under /v1; (): its own
+    unknown_fields: Literal["warn", "refuse"] = "warn"  # of OpenAI bodies; a warning is a header
+    clips_max_tokens: bool = False  # more new tokens than the context has room for are cut, not refused
     nemo_compat: NemoCompat = "strict"  # docs/serving.md, "Compatibility"
     api_keys: tuple[str, ...] = ()  # empty: no key is asked for
     allowed_hosts: tuple[str, ...] = ()  # names a loopback server answers to, besides localhost and addresses
@@ -55,6 +60,8 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if self.nemo_compat not in ("strict", "fixed"):
             raise ConfigError(f"nemo_compat is {self.nemo_compat!r}; expected 'strict' or 'fixed'")
+        if self.unknown_fields not in ("warn", "refuse"):
+            raise ConfigError(f"unknown_fields is {self.unknown_fields!r}; expected 'warn' or 'refuse'")
         for name in ("max_body_bytes", "body_timeout_s", "send_timeout_s", "max_full_logprob_values"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected more than 0")
@@ -110,3 +117,7 @@ class Service:
     metrics: Metrics
     gate: Gate = field(default_factory=Gate)
     guard: Guard | None = None
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        return self.settings.served_names or (self.engine.info.name,)

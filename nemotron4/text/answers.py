@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from nemotron4.engine import (
@@ -24,6 +25,7 @@ from nemotron4.engine import (
 )
 from nemotron4.errors import Nemotron4Error, RequestError, TemplateError
 from nemotron4.records import Generation, Message
+from nemotron4.text.messages import with_one_system_message
 from nemotron4.text.tokenizer import TextStream
 
 if TYPE_CHECKING:
@@ -59,16 +61,51 @@ def text_request(
 
 
 def chat_request(
-    engine: InferenceEngine, messages: Sequence[Message], params: SamplingParams
+    engine: InferenceEngine,
+    messages: Sequence[Message],
+    params: SamplingParams,
+    *,
+    continues_last: bool = False,
+    add_generation_prompt: bool = True,
 ) -> SamplingRequest:
     """Answer a conversation in the model's own format; markers inside messages are only text.
 
-    The answer ends with the text or the turn: at ids where the format's stop string is one marker, else at
-    the string.
+    With ``continues_last`` the last message, an assistant's, is the beginning of the answer. The answer ends
+    with the text or the turn: at ids where the format's stop string is one marker, else at the string.
     """
     own = chat_format(engine)
-    prompt_ids = tuple(own.encode(engine.tokenizer, messages))
-    return turn_request(engine, own, prompt_ids, params)
+    prompt_ids = encode_chat(
+        engine, messages, continues_last=continues_last, add_generation_prompt=add_generation_prompt
+    )
+    return turn_request(engine, own, tuple(prompt_ids), params)
+
+
+def encode_chat(
+    engine: InferenceEngine,
+    messages: Sequence[Message],
+    *,
+    continues_last: bool = False,
+    add_generation_prompt: bool = True,
+) -> list[int]:
+    """The prompt of a conversation. A format that has room for one system message gets several as one."""
+    prefill = ""
+    if continues_last:
+        if not messages or messages[-1].role != "assistant":
+            raise TemplateError("there is no answer to continue", hint="end with an assistant's message")
+        prefill, messages = messages[-1].content, messages[:-1]
+    encode = partial(
+        chat_format(engine).encode,
+        engine.tokenizer,
+        add_generation_prompt=add_generation_prompt or continues_last,
+        prefill=prefill,
+    )
+    try:
+        return encode(messages)
+    except TemplateError:
+        joined = with_one_system_message(messages)
+        if len(joined) == len(messages):
+            raise
+        return encode(joined)
 
 
 def turn_request(
@@ -188,6 +225,8 @@ class AnswerText:
         self.prompt_logprobs: tuple[PositionLogprobs, ...] = ()
         self.finish_reason: FinishReason | None = None
         self.starts: list[int] = []  # where the text of each token begins
+        self.num_cached = 0
+        self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer, request.prompt_ids)
         self._stop_strings = tuple(stop for stop in request.params.stop_strings if stop)
         self._raw = ""
@@ -201,14 +240,15 @@ class AnswerText:
     def push(self, step: TokenStep) -> str:
         if step.prompt_logprobs is not None:
             self.prompt_logprobs = step.prompt_logprobs
+        self.num_cached += step.num_cached
         if step.logprobs is not None:
             self.logprobs.append(step.logprobs)
         if step.token_id is not None:
             self.token_ids.append(step.token_id)
             self.starts.append(len(self._raw))
             # A stop token ends the answer and is no part of it.
-            if step.stop_reason is None or isinstance(step.stop_reason, str):
-                self._raw += self._stream.push(step.token_id)
+            if self.request.params.shows_stop or not isinstance(step.stop_reason, int):
+                self._raw += self._piece(step.token_id)
             if len(self.token_ids) < self.request.params.min_new_tokens:
                 self._least_end = len(self._raw) + 1
         if step.finish_reason is None:
@@ -216,6 +256,11 @@ class AnswerText:
         self.finish_reason = step.finish_reason
         self._raw += self._stream.finish()
         return self._send(self._end(step))
+
+    def _piece(self, token_id: int) -> str:
+        if self.request.params.shows_special and self._tokenizer.is_control(token_id):
+            return self._stream.finish() + self._tokenizer.piece(token_id)
+        return self._stream.push(token_id)
 
     def generation(self) -> Generation:
         """The whole answer; EngineStoppedError if the engine ended it before its time."""
@@ -241,7 +286,9 @@ class AnswerText:
                 self._raw.find(stop, max(self._num_sent, self._least_end - len(stop)))
                 for stop in self._stop_strings
             ]
-            end = min((at for at in found if at >= 0), default=end)
+            places = [(at, len(stop)) for at, stop in zip(found, self._stop_strings, strict=True) if at >= 0]
+            at, length = min(places, default=(end, 0))
+            end = at + length if self.request.params.shows_stop else at
         if self.request.drops_newline and self._raw.endswith("\n", self._num_sent, end):
             end -= 1
         return end

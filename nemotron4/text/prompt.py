@@ -16,6 +16,7 @@ from nemotron4.text.formats import (
     EncodedTurns,
     LabelledWriter,
     Purpose,
+    Segment,
     TurnWriter,
     encode_segments,
     join_text,
@@ -46,11 +47,21 @@ class PromptFormat:
         return join_text(self.writer.segments(messages, purpose=purpose, tokenizer=None))
 
     def encode(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        prefill: str = "",
     ) -> list[int]:
-        """The prompt as ids. A marker inside a message is spelled with ordinary tokens."""
+        """The prompt as ids. A marker inside a message is spelled with ordinary tokens.
+
+        ``prefill`` is the beginning of the answer.
+        """
         purpose: Purpose = "generate" if add_generation_prompt else "show"
         segments = self.writer.segments(messages, purpose=purpose, tokenizer=tokenizer)
+        if prefill:
+            segments = [*segments, Segment(prefill)]
         return list(encode_segments(tokenizer, segments).token_ids)
 
     @property

@@ -111,7 +111,7 @@ def test_row_settings_override_the_commands(tmp_path: Path) -> None:
         ({"prompt": "a", "max_new_tokens": 10**6}, "the context length is"),
         ({"prompt": "a", "stop": [""]}, "non-empty strings"),
         ({"prompt": "\ud800"}, "not UTF-8 text"),
-        ({"messages": [{"role": "user"}]}, "field 'content' is missing"),
+        ({"messages": [{"role": "user"}]}, "a user message needs content"),
         ({"messages": [{"role": "user", "content": "a"}]}, "no chat template"),
     ],
 )

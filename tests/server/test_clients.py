@@ -12,6 +12,7 @@ import openai
 import pytest
 import requests
 
+from nemotron4.errors import EngineBusyError
 from nemotron4.inference.fake import FakeEngine
 from nemotron4.server.settings import ServerSettings
 from nemotron4.text.prompt import nemotron4
@@ -197,8 +198,11 @@ def test_openai_when_the_queue_is_full(serving: Callable[..., Any]) -> None:
         serving(FakeEngine(max_running=1, max_waiting=1)) as running,
         openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client,
     ):
-        with pytest.raises(openai.RateLimitError):
+        with pytest.raises(openai.BadRequestError, match="3 rows; this server has room for 2"):
             client.completions.create(model="fake", prompt="p", n=3)
+        running.engine.fail_next(EngineBusyError("full", retry_after_s=1.0))
+        with pytest.raises(openai.RateLimitError):
+            client.completions.create(model="fake", prompt="p")
         assert client.completions.create(model="fake", prompt="p", n=2).choices
 
 

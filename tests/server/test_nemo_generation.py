@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nemotron4.errors import EngineBusyError
 from nemotron4.inference.fake_tokenizer import EOS, FakeTokenizer
 from nemotron4.server.settings import ServerSettings
 
@@ -231,6 +232,9 @@ def test_a_busy_engine_is_429_with_retry_after(make_app: App) -> None:
     app = make_app("b", max_running=2, max_waiting=1)
     body = {"sentences": ["a"] * 4, "greedy": True, "tokens_to_generate": 3}
     response = app.generate(body)
+    assert (response.status_code, "4 rows; this server has room for 3" in response.json()) == (400, True)
+    app.engine.fail_next(EngineBusyError("full", retry_after_s=1.0))
+    response = app.generate({**body, "sentences": ["a"]})
     assert response.status_code == 429
     assert int(response.headers["retry-after"]) >= 1
     assert isinstance(response.json(), str)

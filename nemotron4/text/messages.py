@@ -1,0 +1,92 @@
+"""A message as clients send it: one form for all routes, ``generate`` files and ``engine.generate``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nemotron4.errors import unknown_name
+from nemotron4.records import FieldError, Message
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+# What this package cannot say; null and empty ask for nothing.
+UNSUPPORTED = ("tool_calls", "function_call", "audio")
+MESSAGE_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["role"],
+    "description": "One turn. A message of an earlier answer can be sent back as it came.",
+    "properties": {
+        "role": {"enum": list(ROLES)},
+        "content": {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["type", "text"],
+                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                    },
+                },
+                {"type": "null"},
+            ]
+        },
+    },
+}
+
+
+def read_message(value: object, where: str) -> Message:
+    """FieldError for what cannot be written into a prompt; fields that cannot change it are ignored.
+
+    ``developer`` is OpenAI's newer word for ``system``. An assistant's message may have no content.
+    """
+    if isinstance(value, Message):
+        return value
+    if not isinstance(value, Mapping):
+        raise FieldError(f"{where} is {value!r:.60}; expected an object with role and content")
+    role = value.get("role")
+    if not isinstance(role, str):
+        raise FieldError(f"{where}: field 'role' is {role!r:.60}; expected {', '.join(ROLES)}")
+    if role.lower() not in ROLES:
+        message, hint = unknown_name("role", role[:60], ROLES)
+        raise FieldError(f"{where}: {message}; {hint}")
+    for name in UNSUPPORTED:
+        if value.get(name):
+            raise FieldError(f"{where}: {name} is not supported by this server; leave it out or send null")
+    content = _text(value.get("content"), f"{where}: field 'content'")
+    if content is None and role.lower() != "assistant":
+        raise FieldError(f"{where}: a {role.lower()} message needs content")
+    return Message("system" if role.lower() == "developer" else role.lower(), content or "")
+
+
+def read_messages(values: object, where: str) -> tuple[Message, ...]:
+    """A list of at least one message."""
+    if not isinstance(values, list | tuple):
+        raise FieldError(f"{where} is {values!r:.60}; expected a list of messages")
+    if not values:
+        raise FieldError(f"{where} is empty; expected at least one message")
+    return tuple(read_message(value, f"{where}[{place}]") for place, value in enumerate(values))
+
+
+def _text(content: object, where: str) -> str | None:
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence):
+        raise FieldError(f"{where} is {content!r:.60}; expected a string or a list of text parts")
+    parts = []
+    for place, part in enumerate(content):
+        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+            raise FieldError(f"{where}[{place}] is {part!r:.60}; expected {{'type': 'text', 'text': ...}}")
+        if part.get("type", "text") != "text":
+            raise FieldError(f"{where}[{place}] is of type {part['type']!r:.40}; only text is read")
+        parts.append(part["text"])
+    return "".join(parts)
+
+
+def with_one_system_message(messages: Sequence[Message]) -> list[Message]:
+    """The system messages at the start joined into one, for formats that have room for one."""
+    num = next((i for i, each in enumerate(messages) if each.role != "system"), len(messages))
+    if num < 2:
+        return list(messages)
+    joined = "\n\n".join(each.content for each in messages[:num])
+    return [Message("system", joined), *messages[num:]]
