@@ -110,20 +110,31 @@ def _print_accounting(folder: Path) -> None:
 def status(
     folder: FolderArgument,
     failures: Annotated[int, typer.Option(help="Show so many failures with their reasons.")] = 0,
+    dropped: Annotated[
+        int, typer.Option(help="Show what filters dropped, with so many examples of each rule and language.")
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Show the accounting of a run, also while it runs: requested = done + failed + filtered + pending."""
+    from nemotron4.report import print_report
+    from nemotron4.synth.dropped import dropped_blocks, read_dropped
+    from nemotron4.synth.ledger import Reader
+    from nemotron4.synth.recipe import LEDGER, load_saved_recipe
+
+    accounting = _accounting(folder)
+    with Reader(folder / LEDGER) as ledger:
+        failed = ledger.failures(failures)
+        stages = [stage.name for stage in load_saved_recipe(folder).stage]
+        left_out = read_dropped(ledger, stages, dropped) if dropped else []
     if as_json:
-        print_json(_accounting(folder).to_json())
+        more = {"dropped": [rule.to_json() for rule in left_out]} if dropped else {}
+        print_json(accounting.to_json() | more)
     else:
         _print_accounting(folder)
-    if failures:
-        from nemotron4.synth.ledger import Reader
-        from nemotron4.synth.recipe import LEDGER
-
-        with Reader(folder / LEDGER) as ledger:
-            for stage, record, kind, reason in ledger.failures(failures):
-                note(f"{record.hex()[:12]} {stage}: {kind}: {reason}")
+        if left_out:
+            print_report(dropped_blocks(left_out))
+    for stage, record, kind, reason in failed:
+        note(f"{record.hex()[:12]} {stage}: {kind}: {reason}")
 
 
 @app.command()

@@ -12,6 +12,7 @@ from nemotron4.plots import draw_bars, draw_histograms
 from nemotron4.records import read_json_lines
 from nemotron4.report import Bar, Bars, Heading, Table, as_markdown
 from nemotron4.synth.accounting import Accounting
+from nemotron4.synth.dropped import dropped_blocks, read_dropped
 from nemotron4.synth.judges import judge_report
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.recipe import SynthRecipe
@@ -52,6 +53,7 @@ def write_card(
         _sources(recipe, numbers),
         _stages(accounting),
         _filters(accounting),
+        _dropped(ledger, recipe),
         _contamination(recipe, ledger),
         _judges(recipe, ledger),
         _people(reviews),
@@ -137,6 +139,11 @@ def _filters(accounting: Accounting) -> str:
         for reason, number in sorted(stage.failed.items())
     ]
     return _table("## Left out, by rule", ("stage", "rule", "rows", "share"), rows + failures)
+
+
+def _dropped(ledger: Reader, recipe: SynthRecipe) -> str:
+    found = read_dropped(ledger, [stage.name for stage in recipe.stage], examples=1)
+    return as_markdown(dropped_blocks(found)).rstrip("\n") if found else ""
 
 
 def _contamination(recipe: SynthRecipe, ledger: Reader) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -11,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemotron4.synth.parsing import normalise
+from nemotron4.synth.words import maths, tokens
 
 SHINGLE_BYTES = 5
+SHORT_CHARACTERS = 400
 NUM_BANDS = 20
 ROWS_PER_BAND = 5
 _BATCH = 8192
@@ -35,11 +36,18 @@ def find_near_duplicates(texts: Sequence[str], threshold: float) -> dict[int, in
     for later, earlier in sorted(pairs):
         if later in dropped or earlier in dropped:
             continue
+        if differ_in_maths(texts[later], texts[earlier]):
+            continue
         if _jaccard(_shingles(keys, later, shingles), _shingles(keys, earlier, shingles)) >= threshold:
             dropped[later] = earlier
         if len(shingles) > 100_000:
             shingles.clear()
     return dropped
+
+
+def differ_in_maths(first: str, second: str) -> bool:
+    """Short questions with other numbers or signs are two questions; long texts may differ in a date."""
+    return min(len(first), len(second)) < SHORT_CHARACTERS and maths(first) != maths(second)
 
 
 def _signatures(keys: Sequence[bytes]) -> NDArray[np.uint32]:
@@ -118,13 +126,12 @@ def _jaccard(first: frozenset[bytes], second: frozenset[bytes]) -> float:
     return common / (len(first) + len(second) - common)
 
 
-_WORD = re.compile(r"\w+")
 Vector = dict[str, float]
 
 
 def find_similar_words(texts: Sequence[str], threshold: float) -> dict[int, tuple[int, float]]:
     """later text -> (kept earlier text, cosine); the first of similar texts stays. threshold: 0 to 1."""
-    counted = [Counter(_WORD.findall(text.lower())) for text in texts]
+    counted = [Counter(tokens(text)) for text in texts]
     frequency = Counter(word for counts in counted for word in counts)
     vectors = [_vector(counts, frequency, len(texts)) for counts in counted]
     holders: defaultdict[str, list[int]] = defaultdict(list)
@@ -132,7 +139,11 @@ def find_similar_words(texts: Sequence[str], threshold: float) -> dict[int, tupl
     for index, vector in enumerate(vectors):
         rare = _must_share_one(vector, frequency, threshold)
         candidates = sorted({other for word in rare for other in holders[word]})
-        scores = [(_dot(vector, vectors[other]), -other) for other in candidates]
+        scores = [
+            (_dot(vector, vectors[other]), -other)
+            for other in candidates
+            if not differ_in_maths(texts[index], texts[other])
+        ]
         best, kept = max(scores, default=(0.0, 0))
         if best >= threshold:
             found[index] = (-kept, best)

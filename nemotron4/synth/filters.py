@@ -5,17 +5,14 @@ Each function answers with a reason or None; nothing here knows the ledger.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from nemotron4.grading.language import detect_language
 from nemotron4.synth.files import data_rows
-
-_WORD = re.compile(r"\w+")
+from nemotron4.synth.words import count_words, tokens
 
 
 def repetition(text: str) -> str | None:
@@ -24,7 +21,7 @@ def repetition(text: str) -> str | None:
     Limits of Rae et al. 2021, table A1: duplicate lines 0.30, top 2-, 3-, 4-gram 0.20, 0.18, 0.16 of the
     characters; texts under 20 words are not judged.
     """
-    words = text.lower().split()
+    words = tokens(text) if count_words(text) > len(text.split()) else text.lower().split()
     if len(words) < 20:
         return None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -39,12 +36,6 @@ def repetition(text: str) -> str | None:
         if count > 2 and share > limit:
             return f"{' '.join(gram)!r} makes up {share:.0%} of the text"
     return None
-
-
-def wrong_language(text: str, language: str) -> str | None:
-    """The detected language if it is another one; texts without letters pass."""
-    found = detect_language(text, seed=0)
-    return None if found in (language, None) else f"looks like {found!r}, not {language!r}"
 
 
 def rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
@@ -72,20 +63,20 @@ def find_similar(texts: Sequence[str], threshold: float) -> dict[int, tuple[int,
     dropped: dict[int, tuple[int, float]] = {}
     kept: list[tuple[int, list[str], Counter[str]]] = []
     for i, text in enumerate(texts):
-        tokens = _WORD.findall(text.lower())
-        counts = Counter(tokens)
+        own = tokens(text)
+        counts = Counter(own)
         for j, other, other_counts in kept:
-            total = len(tokens) + len(other)
-            if not total or 2 * min(len(tokens), len(other)) / total < threshold:
+            total = len(own) + len(other)
+            if not total or 2 * min(len(own), len(other)) / total < threshold:
                 continue
             if 2 * (counts & other_counts).total() / total < threshold:
                 continue
-            score = rouge_l(tokens, other)
+            score = rouge_l(own, other)
             if score >= threshold:
                 dropped[i] = (j, score)
                 break
         else:
-            kept.append((i, tokens, counts))
+            kept.append((i, own, counts))
     return dropped
 
 
@@ -102,7 +93,7 @@ class BenchmarkIndex:
 
     def add(self, name: str, text: str) -> None:
         """One text of a benchmark item; under four words it says too little to be found."""
-        words = _WORD.findall(text.lower())
+        words = tokens(text)
         if len(words) < 4:
             return
         index = len(self._items)
@@ -115,7 +106,7 @@ class BenchmarkIndex:
 
     def find(self, text: str) -> tuple[str, str] | None:
         """(item, rule) of the first benchmark item that the text contains, or None."""
-        words = _WORD.findall(text.lower())
+        words = tokens(text)
         hits: dict[int, int] = {}
         for i in range(len(words) - self.SHORT + 1):
             item = self._grams.get(tuple(words[i : i + self.SHORT]))

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nemotron4.cli.main import main
 from nemotron4.errors import ConfigError
 from nemotron4.synth.duplicates import SHINGLE_BYTES, find_near_duplicates
 from nemotron4.synth.filters import (
@@ -22,6 +23,7 @@ from nemotron4.synth.filters import (
     rouge_l,
 )
 from nemotron4.synth.parsing import normalise
+from tests.synth.conftest import Bench, make_recipe
 
 
 def test_text_in_circles_is_seen_and_prose_passes() -> None:
@@ -150,3 +152,45 @@ def test_benchmark_files_are_read_and_named_by_line(tmp_path: Path) -> None:
     assert found[0] == "bench.jsonl.gz:1"
     with pytest.raises(ConfigError, match="there is no such file"):
         load_benchmarks([tmp_path / "missing.jsonl"])
+
+
+TABLE: list[tuple[str, dict[str, object], list[str]]] = [
+    ("quality", {}, ["什么是光合作用？", "光合成とは何ですか。", "การสังเคราะห์ด้วยแสงคืออะไร"]),
+    ("quality", {"language": "en", "min_words": 1}, ["Convert 10 km to miles", "Hi"]),
+    ("near_dedup", {}, ["What is 12+25?", "What is 12+26?"]),
+    ("exact_dedup", {}, ["What is 2*3?", "What is 23?"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "knobs", "texts"), TABLE)
+def test_good_prompts_are_kept(
+    kind: str, knobs: dict[str, object], texts: list[str], bench: Bench, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts), encoding="utf-8")
+    stages = [
+        {"name": "in", "kind": "prompt_file", "knobs": {"file": str(file), "task": "t"}},
+        {"name": "out", "kind": kind, "takes": ["in"], "knobs": knobs},
+    ]
+    bench.run(make_recipe(stages))
+    assert len(bench.rows("out")) == len(texts)
+
+
+def test_a_filter_says_what_it_dropped_by_language(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "p.jsonl"
+    texts = ["Hi", "Привет", "Tell me of tea, please."]
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts), encoding="utf-8")
+    stages = [
+        {"name": "in", "kind": "prompt_file", "knobs": {"file": str(file), "task": "t"}},
+        {"name": "out", "kind": "quality", "takes": ["in"]},
+    ]
+    bench.run(make_recipe(stages, export={"prompts": ["out"]}))
+    assert main(["synth", "status", str(bench.folder), "--dropped", "1", "--json"]) == 0
+    [rule] = json.loads(capsys.readouterr().out)["dropped"]
+    assert (rule["stage"], rule["rule"], rule["rows"]) == ("out", "too short", 2)
+    assert rule["languages"] == {"Latin, short": 1, "Cyrillic, short": 1}
+    assert rule["examples"]["Latin, short"] == [["Hi", "1 words; at least 3 are asked"]]
+    assert main(["synth", "export", str(bench.folder)]) == 0
+    assert "Привет" in (bench.folder / "export" / "README.md").read_text(encoding="utf-8")

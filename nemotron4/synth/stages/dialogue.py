@@ -13,6 +13,7 @@ from nemotron4.synth.judges import CARD_WEIGHTS, RewardJudge
 from nemotron4.synth.rows import Dialogue, Prompt, Row, Topic
 from nemotron4.synth.stage import Context, Filtered, Kind, NoSettings
 from nemotron4.synth.stages.asking import LIST_PROMPTS, answer, ask_list
+from nemotron4.synth.words import count_words
 
 PERSONAS = ("normal", "complex", "concise")
 _PERSONA_PROMPTS = ("second_user_turn", *(f"persona_{name}" for name in PERSONAS))
@@ -90,7 +91,7 @@ async def dialogue(prompt: Prompt, context: Context, knobs: DialogueKnobs) -> Se
             if not following:
                 raise Filtered("only politeness", f"user turn {turn + 1} says nothing else")
             messages = (*messages, Message("user", following))
-        if sum(len(message.content.split()) for message in messages) > knobs.max_words:
+        if sum(count_words(message.content) for message in messages) > knobs.max_words:
             if not turn:
                 raise Filtered("too long", f"the prompt alone has over {knobs.max_words} words")
             messages = messages[:-1]

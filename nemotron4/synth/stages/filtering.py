@@ -14,10 +14,11 @@ from nemotron4.client import BadContentError, Sampling
 from nemotron4.grading.refusals import is_refusal
 from nemotron4.records import Message
 from nemotron4.synth import filters
-from nemotron4.synth.duplicates import find_near_duplicates, find_similar_words
+from nemotron4.synth.duplicates import SHORT_CHARACTERS, find_near_duplicates, find_similar_words
 from nemotron4.synth.parsing import normalise
 from nemotron4.synth.rows import Answered, Dialogue, JudgedPair, Prompt, Response, Row, Topic, digest
 from nemotron4.synth.stage import Context, Drop, Filtered, Kind, NoSettings
+from nemotron4.synth.words import check_language, count_words, maths, wrong_language
 
 TEXT_ROWS = (Prompt, Answered, JudgedPair, Dialogue)
 COMPARED_ROWS = (Topic, *TEXT_ROWS)  # duplicates can be found among topics too
@@ -103,7 +104,7 @@ def main_text(row: Any) -> str:
 
 
 def _objection(text: str, knobs: QualityKnobs, *, finish_reason: str | None) -> Drop | None:
-    num_words = len(text.split())
+    num_words = count_words(text)
     if num_words < knobs.min_words:
         return "too short", f"{num_words} words; at least {knobs.min_words} are asked"
     if knobs.max_words and num_words > knobs.max_words:
@@ -114,7 +115,7 @@ def _objection(text: str, knobs: QualityKnobs, *, finish_reason: str | None) -> 
         return "refusal", text[:120]
     if knobs.drop_repetition and (reason := filters.repetition(text)) is not None:
         return "repetition", reason
-    if knobs.language and (reason := filters.wrong_language(text, knobs.language)) is not None:
+    if knobs.language and (reason := wrong_language(text, knobs.language)) is not None:
         return "language", reason
     return None
 
@@ -152,7 +153,10 @@ def exact_duplicates(rows: Iterable[tuple[bytes, Any]], knobs: NoSettings) -> Ma
     seen: dict[bytes, bytes] = {}
     drops: dict[bytes, Drop] = {}
     for record, row in rows:
-        key = digest(normalise(main_text(row)))
+        text = main_text(row)
+        key = (
+            digest(normalise(text), *maths(text)) if len(text) < SHORT_CHARACTERS else digest(normalise(text))
+        )
         first = seen.setdefault(key, record)
         if first != record:
             drops[record] = ("duplicate", f"the same text as {first.hex()}")
@@ -265,9 +269,14 @@ def _pass(summary: str, knobs: type, takes: tuple[type, ...] = TEXT_ROWS, **func
 
 
 KINDS = {
-    "quality": _pass("length, repetition, refusals, cut answers, language", QualityKnobs, run=quality),
-    "exact_dedup": _pass("equal texts", NoSettings, COMPARED_ROWS, decide=exact_duplicates),
-    "near_dedup": _pass("nearly equal texts", NearDedupKnobs, COMPARED_ROWS, decide=near_duplicates),
+    "quality": _pass(
+        "length, repetition, refusals, cut answers, language", QualityKnobs, run=quality, version=2,
+        check=lambda knobs: check_language(knobs.language),
+    ),
+    "exact_dedup": _pass("equal texts", NoSettings, COMPARED_ROWS, decide=exact_duplicates, version=2),
+    "near_dedup": _pass(
+        "nearly equal texts", NearDedupKnobs, COMPARED_ROWS, decide=near_duplicates, version=2
+    ),
     "diversity": _pass("texts too like an earlier one", DiversityKnobs, COMPARED_ROWS, decide=too_similar),
     "similar_words": _pass(
         "texts of nearly the same words", SimilarWordsKnobs, COMPARED_ROWS, decide=similar_words

@@ -12,6 +12,7 @@ from nemotron4.records import JsonObject, Message
 from nemotron4.synth.files import data_rows
 from nemotron4.synth.rows import Dialogue, Document, Prompt, Root, Row
 from nemotron4.synth.stage import Context, Filtered, Kind
+from nemotron4.synth.words import count_words
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def document_roots(knobs: DocumentKnobs) -> Iterator[JsonObject]:
 async def documents(root: Root, context: Context, knobs: DocumentKnobs) -> Sequence[Row]:
     """Root -> document."""
     text = root.entry["text"]
-    num_words = len(text.split())
+    num_words = count_words(text)
     if not knobs.min_words <= num_words <= knobs.max_words:
         raise Filtered(
             "document length", f"{num_words} words; expected {knobs.min_words} to {knobs.max_words}"
