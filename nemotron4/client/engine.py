@@ -32,6 +32,7 @@ from nemotron4.text.answers import (
     run,
     text_request,
 )
+from nemotron4.text.structured_output import json_schema
 
 
 class EngineChatModel:
@@ -54,6 +55,7 @@ class EngineChatModel:
             "stop_strings": (*(own.stop_strings if own else ()), *params.stop_strings),
             "stop_token_ids": sorted(self._engine.info.eos_token_ids),
             "logprobs": params.logprobs,
+            **({} if sampling.schema is None else {"schema": sampling.schema}),
         }
 
     async def chat(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
@@ -130,6 +132,7 @@ def _params(sampling: Sampling) -> SamplingParams:
         seed=sampling.seed,
         stop_strings=sampling.stop,
         logprobs=sampling.top_logprobs,
+        grammar=None if sampling.schema is None else json_schema(sampling.schema),
     )
 
 

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from nemotron4.client.interface import (
     BadContentError,
@@ -98,6 +99,7 @@ class FakeChatModel:
             "top_p": sampling.top_p,
             "seed": sampling.seed,
             "stop": list(sampling.stop),
+            **({} if sampling.schema is None else {"schema": sampling.schema}),
         }
 
     async def chat(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
@@ -193,6 +195,8 @@ def scripted_reply(messages: Sequence[Message], sampling: Sampling) -> str:
     ).digest()
     draw = random.Random(digest)
     prompt = messages[-1].content
+    if sampling.schema is not None:
+        return json.dumps(_fitting(sampling.schema, draw))
     wanted = _LIST_REQUEST.search(prompt)
     if wanted:
         return "\n".join(f"{i}. {_phrase(draw)}" for i in range(1, int(wanted[1]) + 1))
@@ -204,6 +208,21 @@ def scripted_reply(messages: Sequence[Message], sampling: Sampling) -> str:
         return draw.choice(("Yes", "No"))
     sentences = [f"{_phrase(draw).capitalize()} matters for {draw.choice(_SUBJECTS)}." for _ in range(4)]
     return " ".join(sentences)
+
+
+def _fitting(schema: JsonObject, draw: random.Random) -> Any:
+    """A value that fits a plain schema."""
+    if "enum" in schema:
+        return draw.choice(schema["enum"])
+    kind = schema.get("type", "string")
+    if kind == "object":
+        return {name: _fitting(part, draw) for name, part in schema.get("properties", {}).items()}
+    if kind == "array":
+        number = max(schema.get("minItems", 2), min(2, schema.get("maxItems", 2)))
+        return [_fitting(schema.get("items", {"type": "string"}), draw) for _ in range(number)]
+    if kind in ("integer", "number"):
+        return draw.randint(int(schema.get("minimum", 0)), int(schema.get("maximum", 10)))
+    return draw.random() < 0.5 if kind == "boolean" else _phrase(draw)
 
 
 def _phrase(draw: random.Random) -> str:

@@ -228,6 +228,7 @@ def _sampling(request: JsonObject, top_logprobs: int | None) -> Sampling:
         seed=request.get("seed"),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         top_logprobs=top_logprobs,
+        schema=(request.get("response_format") or {}).get("json_schema", {}).get("schema"),
     )
 
 

@@ -22,6 +22,9 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None  # None: no log-probabilities; k: of each new token and its k best rivals
+    schema: JsonObject | None = (
+        None  # of a JSON answer; where an endpoint cannot hold the model to it, it asks
+    )
 
     def __post_init__(self) -> None:
         checks = (

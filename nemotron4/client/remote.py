@@ -42,6 +42,9 @@ class OpenAIChatModel:
         body["messages"] = [message.to_json() for message in messages]
         if sampling.top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        if sampling.schema is not None:
+            schema = {"name": "reply", "schema": sampling.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
 
     async def chat(self, messages: Sequence[Message], sampling: Sampling) -> Reply:

@@ -7,14 +7,16 @@ what endpoints can do, exports that no stage makes, files, licences.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Set
 
 from nemotron4.client import ChatModel
 from nemotron4.errors import ConfigError, unknown_name
+from nemotron4.synth.columns import known_columns
 from nemotron4.synth.endpoint import connect
 from nemotron4.synth.graph import Pipeline, PreparedStage, build_graph
 from nemotron4.synth.recipe import SynthRecipe
-from nemotron4.synth.rows import Answered, Dialogue, JudgedPair, Prompt
+from nemotron4.synth.rows import Answered, Dialogue, Document, JudgedPair, Prompt, Record, Topic
 from nemotron4.synth.stage import load_prompts
 from nemotron4.synth.stages import KINDS
 
@@ -22,6 +24,7 @@ EXPORTED: Mapping[str, tuple[type, ...]] = {
     "sft": (Dialogue, JudgedPair),
     "preference": (JudgedPair,),
     "prompts": (Prompt, Answered, JudgedPair),
+    "records": (Topic, Document, Prompt, Answered, JudgedPair, Dialogue, Record),
 }
 # What the data card may say: the identifiers of the Hugging Face hub that data usually has.
 LICENCES = (
@@ -39,6 +42,7 @@ def check(recipe: SynthRecipe) -> Pipeline:
     prompts = load_prompts(recipe.prompts)
     stages = build_graph(recipe, KINDS, prompts)
     _check_answers(stages)
+    _check_columns(stages)
     for stage in stages:
         _check_endpoints(recipe, stage)
         if stage.kind.check is not None:
@@ -86,6 +90,28 @@ def _check_answers(stages: tuple[PreparedStage, ...]) -> None:
                 )
 
 
+def _check_columns(stages: tuple[PreparedStage, ...]) -> None:
+    """Templates name columns that the rows above have; what files and functions give, only the rows tell."""
+    columns: dict[str, Set[str] | None] = {}
+    for stage in stages:
+        above = [columns[name] for name in stage.config.takes]
+        known = None if not above or None in above else set.intersection(*map(set, filter(None, above)))
+        if stage.kind.reads is not None and known is not None:
+            wanted = stage.kind.reads(stage.knobs)
+            missing = {name for name in wanted - known if not re.fullmatch(r"response_\d+", name)}
+            if missing:
+                raise ConfigError(
+                    f"stage {stage.name!r} ({stage.config.kind}): no column {', '.join(sorted(missing))}",
+                    hint=f"the rows have {', '.join(sorted(known))}",
+                )
+        if stage.makes is not Record:
+            columns[stage.name] = known_columns(stage.makes)
+        elif stage.kind.adds is not None and known is not None:
+            columns[stage.name] = known | set(stage.kind.adds(stage.knobs))
+        else:
+            columns[stage.name] = known if stage.kind.makes is None else None
+
+
 def _check_endpoints(recipe: SynthRecipe, stage: PreparedStage) -> None:
     needed = stage.kind.needs(stage.knobs) if stage.kind.needs is not None else ""
     for name in stage.endpoints if needed else ():
@@ -120,7 +146,7 @@ def _check_exports(recipe: SynthRecipe, stages: tuple[PreparedStage, ...]) -> No
 def _notes(recipe: SynthRecipe, stages: tuple[PreparedStage, ...]) -> list[str]:
     """What is no mistake, but perhaps not meant."""
     used = {name for stage in stages for name in stage.endpoints}
-    exported = {*recipe.export.sft, *recipe.export.preference, *recipe.export.prompts}
+    exported = set(recipe.export.stages)
     notes = [f"endpoint {name!r} is used by no stage" for name in recipe.endpoint if name not in used]
     notes += [
         f"stage {stage.name!r}: its rows are neither exported nor taken by another stage"

@@ -22,6 +22,7 @@ from nemotron4.errors import DataError
 from nemotron4.records import Conversation, JsonObject, Message, PreferencePair, write
 from nemotron4.synth.accounting import Accounting, read_accounting
 from nemotron4.synth.card import write_card
+from nemotron4.synth.columns import columns_of
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.recipe import SynthRecipe
 from nemotron4.synth.review import Labels, open_reviews
@@ -57,7 +58,7 @@ def export(folder: Path, recipe: SynthRecipe, *, is_partial_allowed: bool = Fals
             partial.mkdir(parents=True)
             labels = _labels(folder)
             counts = _write_files(ledger, recipe, partial, labels)
-            exported = {*recipe.export.sft, *recipe.export.preference, *recipe.export.prompts}
+            exported = set(recipe.export.stages)
             reviews = labels.counts(ledger, exported)
             write_card(partial, recipe, accounting, counts, ledger, reviews)
             _write_json(partial / "accounting.json", _accounting_rows(accounting) | {"reviews": reviews})
@@ -118,6 +119,7 @@ def _write_files(ledger: Reader, recipe: SynthRecipe, folder: Path, labels: Labe
         ("preference.trl.jsonl", recipe.export.preference, _trl),
         ("preference.nemo_aligner.jsonl", recipe.export.preference, _nemo_aligner),
         ("prompts.jsonl", recipe.export.prompts, _prompt),
+        ("records.jsonl", recipe.export.records, _record),
     ]
     counts: dict[str, int] = {}
     for name, stages, form in wanted:
@@ -198,6 +200,10 @@ def _nemo_aligner(record: str, stage: str, row: Any) -> JsonObject:
         "chosen_reward": row.chosen_reward,
         "rejected_reward": row.rejected_reward,
     }
+
+
+def _record(record: str, stage: str, row: Any) -> JsonObject:
+    return {"id": record, **columns_of(row)}
 
 
 def _prompt(record: str, stage: str, row: Any) -> JsonObject:

@@ -68,7 +68,7 @@ def build_graph(
         knobs = _knobs(entry, kind)
         sampling = _sampling(entry, kind)
         endpoints = _endpoints(entry, kind, knobs, recipe)
-        made[entry.name] = kind.makes or made[entry.takes[0]]
+        made[entry.name] = kind.makes_by(knobs) if kind.makes_by else kind.makes or made[entry.takes[0]]
         stages.append(
             PreparedStage(
                 config=entry,
@@ -159,10 +159,12 @@ def _configuration(
         entry.kind,
         kind.version,
         _jsonable(dataclasses.asdict(knobs)),
-        None if sampling is None else dataclasses.asdict(sampling),
+        # What no recipe sets was not part of it from the beginning.
+        None if sampling is None else {k: v for k, v in vars(sampling).items() if k != "schema"},
         [identities[name] for name in endpoints],
         prompts.identity(kind.prompts),
         seed,
+        *([] if kind.identity is None else [kind.identity(knobs)]),
     )
 
 

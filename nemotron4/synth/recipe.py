@@ -109,8 +109,13 @@ class ExportConfig:
     sft: tuple[str, ...] = ()
     preference: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
+    records: tuple[str, ...] = ()  # rows of any type, by columns
     licence: str = "unspecified"
     sources: tuple[str, ...] = ()
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return (*self.sft, *self.preference, *self.prompts, *self.records)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +145,7 @@ class SynthRecipe:
                 message, hint = unknown_name("endpoint", stage.endpoint, self.endpoint)
                 raise ValueError(f"stage {stage.name!r}: {message} ({hint})")
             names.append(stage.name)
-        for name in (*self.export.sft, *self.export.preference, *self.export.prompts):
+        for name in self.export.stages:
             if name not in names:
                 message, hint = unknown_name("stage", name, names)
                 raise ValueError(f"export: {message} ({hint})")

@@ -26,6 +26,7 @@ from nemotron4.synth.rows import (
     Document,
     JudgedPair,
     Prompt,
+    Record,
     Response,
     Root,
     Row,
@@ -358,6 +359,8 @@ def title(row: Row) -> str:
             text = row.text
         case Root():
             text = f"number {row.index}"
+        case Record():
+            text = next((value for value in row.columns.values() if isinstance(value, str)), "")
     return " ".join(text.split())[:200]
 
 
@@ -374,5 +377,7 @@ def searched_text(row: Row) -> str:
             return "\n".join((row.topic, row.above or ""))
         case Document():
             return row.text
+        case Record():
+            return "\n".join(value for value in row.columns.values() if isinstance(value, str))
         case Root():
             return str(row.entry)

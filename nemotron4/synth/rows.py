@@ -118,12 +118,19 @@ class Dialogue:
     meta: JsonObject = field(default_factory=dict)
 
 
-Row = Root | Topic | Document | Prompt | Answered | JudgedPair | Dialogue
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Columns of any names, for stages of one's own."""
+
+    columns: JsonObject
+
+
+Row = Root | Topic | Document | Prompt | Answered | JudgedPair | Dialogue | Record
 
 # The names that rows have in the ledger.
 _KINDS: dict[str, type[Any]] = {
     "root": Root, "topic": Topic, "document": Document, "prompt": Prompt,
-    "answered": Answered, "judged": JudgedPair, "dialogue": Dialogue,
+    "answered": Answered, "judged": JudgedPair, "dialogue": Dialogue, "record": Record,
 }  # fmt: skip
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 

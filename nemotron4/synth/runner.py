@@ -135,6 +135,8 @@ class Runner:
                 await self._drive(shared)
             finally:
                 reporter.cancel()
+                for own in shared.own_code.values():
+                    await own.close()
         if self._error is not None:
             raise self._error
         return RunOutcome(

@@ -121,9 +121,14 @@ class Context(Protocol):
         temperature: float | None = None,
         max_tokens: int | None = None,
         top_logprobs: int | None = None,
+        schema: JsonObject | None = None,
     ) -> Reply: ...
 
     async def score(self, messages: Sequence[Message], *, endpoint: str | None = None) -> Reward: ...
+
+    async def run_python(self, function: str, row: JsonObject, *, batch_size: int, timeout_s: float) -> Any:
+        """What a function of the recipe's author (FILE.py:NAME) returns for a row."""
+        ...
 
     def prompt(self, name: str, **values: object) -> str:
         """A prompt text of the book with its placeholders filled in."""
@@ -168,6 +173,10 @@ class Kind:
     prompts: tuple[str, ...] = ()
     sampling: Sampling | None = None  # the default; None: this stage makes no calls
     version: int = 1
+    makes_by: Callable[[Any], type] | None = None  # what it makes, where the knobs decide
+    reads: Callable[[Any], set[str]] | None = None  # the columns that its templates name
+    adds: Callable[[Any], Sequence[str]] | None = None  # the columns that it adds
+    identity: Callable[[Any], Any] | None = None  # what besides the knobs decides its rows
     check: Callable[[Any], None] | None = None  # raises for knobs that cannot work, such as missing files
     answers: Callable[[Any], int] | None = None  # how many answers each row gets, for stages that answer
     compares: tuple[int, int] | None = None  # the least and the most answers, for judges

@@ -22,6 +22,7 @@ from nemotron4.client import (
 )
 from nemotron4.records import JsonObject, Message
 from nemotron4.synth.endpoint import ModelEndpoint, StoppedError
+from nemotron4.synth.own_code import OwnCode
 from nemotron4.synth.recipe import Budget, RetryConfig
 from nemotron4.synth.rows import call_key, call_seed, digest
 from nemotron4.synth.stage import PromptBook
@@ -78,6 +79,7 @@ class Shared:
     seed: int
     has_old_replies: bool  # of an earlier start; a fresh run need not look
     stop: Callable[[str, BaseException | None], None]
+    own_code: dict[str, OwnCode] = field(default_factory=dict)
 
 
 @dataclass
@@ -111,6 +113,7 @@ class Work:
         temperature: float | None = None,
         max_tokens: int | None = None,
         top_logprobs: int | None = None,
+        schema: JsonObject | None = None,
     ) -> Reply:
         target = self._endpoint(endpoint)
         assert self.sampling is not None, f"stage {self.stage} has no sampling"
@@ -119,6 +122,7 @@ class Work:
             temperature=self.sampling.temperature if temperature is None else temperature,
             max_tokens=max_tokens or self.sampling.max_tokens,
             top_logprobs=top_logprobs,
+            schema=schema,
         )
         # A retried failure draws new samples; its old replies would fail again.
         sample += 1000 * self.attempt
@@ -174,6 +178,11 @@ class Work:
 
         stored = await self._repaired(lambda repair: self._call(target, request, repair, call))
         return Reward(attributes=stored.reply["attributes"], scalar=stored.reply["scalar"])
+
+    async def run_python(self, function: str, row: JsonObject, *, batch_size: int, timeout_s: float) -> Any:
+        if function not in self.shared.own_code:
+            self.shared.own_code[function] = OwnCode(function, batch_size=batch_size, timeout_s=timeout_s)
+        return await self.shared.own_code[function].call(row)
 
     def prompt(self, name: str, **values: object) -> str:
         return self.shared.prompts.render(name, values)

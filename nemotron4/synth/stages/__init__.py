@@ -12,6 +12,7 @@ from nemotron4.synth.stages import (
     genetic,
     instructions,
     judging,
+    own,
     questions,
     sources,
     topic_following,
@@ -29,4 +30,5 @@ KINDS: Mapping[str, Kind] = {
     **topic_following.KINDS,
     **genetic.KINDS,
     **judging.KINDS,
+    **own.KINDS,
 }

@@ -14,13 +14,25 @@ from nemotron4.client import BadContentError, Sampling
 from nemotron4.grading.refusals import is_refusal
 from nemotron4.records import Message
 from nemotron4.synth import filters
+from nemotron4.synth.columns import columns_of
 from nemotron4.synth.duplicates import SHORT_CHARACTERS, find_near_duplicates, find_similar_words
 from nemotron4.synth.parsing import normalise
-from nemotron4.synth.rows import Answered, Dialogue, JudgedPair, Prompt, Response, Row, Topic, digest
+from nemotron4.synth.rows import (
+    Answered,
+    Dialogue,
+    Document,
+    JudgedPair,
+    Prompt,
+    Record,
+    Response,
+    Row,
+    Topic,
+    digest,
+)
 from nemotron4.synth.stage import Context, Drop, Filtered, Kind, NoSettings
 from nemotron4.synth.words import check_language, count_words, maths, wrong_language
 
-TEXT_ROWS = (Prompt, Answered, JudgedPair, Dialogue)
+TEXT_ROWS = (Prompt, Answered, JudgedPair, Dialogue, Record)
 COMPARED_ROWS = (Topic, *TEXT_ROWS)  # duplicates can be found among topics too
 
 
@@ -98,6 +110,10 @@ def main_text(row: Any) -> str:
         return "\n".join(message.content for message in row.messages)
     if isinstance(row, Topic):
         return row.topic
+    if isinstance(row, Document):
+        return row.text
+    if isinstance(row, Record):
+        return "\n".join(value for value in row.columns.values() if isinstance(value, str))
     if isinstance(row, Dialogue):
         return next(message.content for message in row.messages if message.role == "user")
     return main_text(row.prompt)
@@ -138,7 +154,8 @@ async def quality(row: Any, context: Context, knobs: QualityKnobs) -> Sequence[R
         turns = [message.content for message in row.messages if message.role == "assistant"]
         texts = [_objection(text, knobs, finish_reason="stop") for text in turns]
     else:
-        texts = [_objection(row.text, knobs, finish_reason=None)]
+        text = row.text if isinstance(row, Prompt) else main_text(row)
+        texts = [_objection(text, knobs, finish_reason=None)]
     for drop in texts:
         if drop is not None:
             raise Filtered(*drop)
@@ -200,7 +217,7 @@ def cap_per_task(rows: Iterable[tuple[bytes, Any]], knobs: SampleKnobs) -> Mappi
     counts: Counter[str] = Counter()
     drops: dict[bytes, Drop] = {}
     for record, row in rows:
-        task = row.task if isinstance(row, Prompt | Dialogue) else row.prompt.task
+        task = columns_of(row).get("task", "")
         counts[task] += 1
         if counts[task] > knobs.n:
             drops[record] = ("sample", f"more than {knobs.n} rows of the task {task!r}")
@@ -255,7 +272,10 @@ async def tag_unsafe(prompt: Prompt, context: Context, knobs: NoSettings) -> Seq
 
 
 async def drop_tagged(row: Any, context: Context, knobs: TagKnobs) -> Sequence[Row | None]:
-    tags = row.tags if isinstance(row, Prompt | Dialogue) else row.prompt.tags
+    if isinstance(row, Record):
+        tags = row.columns.get("tags") or ()
+    else:
+        tags = row.tags if isinstance(row, Prompt | Dialogue) else row.prompt.tags
     if knobs.tag in tags:
         raise Filtered(knobs.tag, f"the row has the tag {knobs.tag!r}")
     return [None]

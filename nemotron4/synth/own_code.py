@@ -1,0 +1,151 @@
+"""Functions of a recipe's author, each in a process of its own: a crash or a hang costs rows, not the run.
+
+    python -m nemotron4.synth.own_code FILE.py FUNCTION
+
+reads lists of rows as JSON lines and answers each with ``{"rows": [...]}`` or ``{"error": "..."}``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import inspect
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from nemotron4.client import BadContentError
+from nemotron4.errors import ConfigError
+from nemotron4.records import JsonObject
+
+LIMIT = 1 << 30  # bytes of one answer
+
+
+def split_name(function: str) -> tuple[Path, str]:
+    """``file.py:name``."""
+    file, separator, name = function.rpartition(":")
+    if not separator or not file.endswith(".py") or not name.isidentifier():
+        raise ConfigError(f"function is {function!r}; expected FILE.py:NAME")
+    if not Path(file).is_file():
+        raise ConfigError(
+            f"{file}: there is no such file", hint="paths in a recipe count from the working folder"
+        )
+    return Path(file), name
+
+
+def load_function(file: Path, name: str) -> Callable[..., Any]:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"{file}: there is no function {name!r}")
+    return function  # type: ignore[no-any-return]
+
+
+class OwnCode:
+    """One function in its process, started at the first call. Rows that wait are handed over together."""
+
+    def __init__(self, function: str, *, batch_size: int, timeout_s: float) -> None:
+        self._file, self._name = split_name(function)
+        self._batch_size, self._timeout_s = batch_size, timeout_s
+        self._waiting: list[tuple[JsonObject, asyncio.Future[Any]]] = []
+        self._process: asyncio.subprocess.Process | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def call(self, row: JsonObject) -> Any:
+        """What the function returns for a row; BadContentError with its message if it fails."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((row, future))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._work())
+        return await future
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        await self._end()
+
+    async def _work(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
+            try:
+                made = await asyncio.wait_for(self._ask([row for row, _ in batch]), self._timeout_s)
+            except (BadContentError, OSError, ValueError) as error:
+                await self._fail(batch, f"{self._name}: {error}")
+            except TimeoutError:
+                await self._end()
+                await self._fail(batch, f"{self._name}: no answer within {self._timeout_s:g} s")
+            else:
+                for (_, future), value in zip(batch, made, strict=True):
+                    if not future.done():
+                        future.set_result(value)
+
+    async def _fail(self, batch: Sequence[tuple[JsonObject, asyncio.Future[Any]]], message: str) -> None:
+        """Of several rows each is tried alone, so that one bad row costs no other."""
+        if len(batch) == 1:
+            if not batch[0][1].done():
+                batch[0][1].set_exception(BadContentError(message, kind="python"))
+            return
+        for entry in batch:
+            self._waiting.insert(0, entry)
+        self._batch_size = 1
+
+    async def _ask(self, rows: list[JsonObject]) -> list[Any]:
+        if self._process is None:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "nemotron4.synth.own_code", str(self._file), self._name,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LIMIT,
+            )  # fmt: skip
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(rows).encode() + b"\n")
+        await self._process.stdin.drain()
+        line = await self._process.stdout.readline()
+        if not line:
+            status = await self._process.wait()
+            self._process = None
+            raise BadContentError(f"its process ended with status {status}", kind="python")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise BadContentError(answer["error"], kind="python")
+        return list(answer["rows"])
+
+    async def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def serve(function: Callable[..., Any], source: TextIO, sink: TextIO) -> None:
+    """Answer each list of rows. A function of ``rows`` gets the list, any other one row at a time."""
+    takes_list = next(iter(inspect.signature(function).parameters), "") == "rows"
+    for line in source:
+        rows = json.loads(line)
+        try:
+            made = list(function(rows)) if takes_list else [function(row) for row in rows]
+            if len(made) != len(rows):
+                raise ValueError(f"it made {len(made)} results for {len(rows)} rows")
+            answer = json.dumps({"rows": made})
+        except Exception as error:  # the author's: any of them is his message
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            answer = json.dumps({"error": f"{type(error).__name__}: {error} (line {where.lineno})"})
+        sink.write(answer + "\n")
+        sink.flush()
+
+
+def _main(file: str, name: str) -> None:
+    function = load_function(Path(file), name)
+    # What the function prints must not come between the answers.
+    answers, sys.stdout = sys.stdout, sys.stderr
+    serve(function, sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,249 @@
+"""Stages of one's own: a prompt template over any columns, a Python function, rows from any file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemotron4.client import BadContentError, Sampling
+from nemotron4.records import JsonObject, Message
+from nemotron4.synth.columns import MADE, check_fields, columns_of, fill, make_row, placeholders
+from nemotron4.synth.files import data_rows
+from nemotron4.synth.own_code import load_function, split_name
+from nemotron4.synth.rows import (
+    Answered,
+    Dialogue,
+    Document,
+    JudgedPair,
+    Prompt,
+    Record,
+    Root,
+    Row,
+    Topic,
+)
+from nemotron4.synth.schema import check_schema, find_object, in_words, objection
+from nemotron4.synth.stage import Context, Filtered, Kind
+from nemotron4.synth.stages.asking import answer
+
+ANY_ROW = (Topic, Document, Prompt, Answered, JudgedPair, Dialogue, Record)
+
+
+@dataclass(frozen=True)
+class RowFileKnobs:
+    """Every field of a row becomes a column."""
+
+    file: Path
+    limit: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptKnobs:
+    """``template`` and ``system`` name columns in braces. The reply is the column ``output``; with a
+    ``schema`` (of a JSON object) each of its keys is a column, and a reply that does not fit is asked for
+    again.
+
+    each: a column with a list; every entry makes a row of its own, under the column's name. at_least and only
+    drop rows by a number or a text of the reply. makes and fields say what rows are made: of columns
+    (record), or a topic, document, prompt or dialogue, whose fields are templates too.
+    """
+
+    template: str
+    system: str = ""
+    output: str = "reply"
+    schema: dict[str, Any] = field(default_factory=dict)
+    each: str = ""
+    at_least: dict[str, float] = field(default_factory=dict)
+    only: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    makes: str = "record"
+    fields: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self.makes, self.fields)
+        if self.schema:
+            check_schema(self.schema)
+            if self.schema["type"] != "object" or not self.schema.get("properties"):
+                raise ValueError("schema must be an object with properties: each of them becomes a column")
+        unknown = {*self.at_least, *self.only, *([self.each] if self.each else [])} - set(self.columns)
+        if unknown:
+            raise ValueError(f"{sorted(unknown)} are no columns of the reply: {', '.join(self.columns)}")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the reply adds."""
+        return tuple(self.schema["properties"]) if self.schema else (self.output,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PythonKnobs:
+    """``function`` is FILE.py:NAME. It gets a row as a dictionary of columns, or a list of up to
+    ``batch_size`` rows if its parameter is called ``rows``; it returns a dictionary, a list of them, or None
+    to drop the row. Its process ends when an answer takes longer than ``timeout_s``.
+    """
+
+    function: str
+    batch_size: int = 64
+    timeout_s: float = 60.0
+    makes: str = "record"
+    fields: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self.makes, self.fields)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; expected 1 or more")
+
+
+@dataclass(frozen=True)
+class SingleAnswerKnobs:
+    """Which of the answers: the first, the longest, or the shortest."""
+
+    which: str = "first"
+
+    def __post_init__(self) -> None:
+        if self.which not in ("first", "longest", "shortest"):
+            raise ValueError(f"which is {self.which!r}; expected first, longest or shortest")
+
+
+def file_roots(knobs: RowFileKnobs) -> Iterator[JsonObject]:
+    for _, row in data_rows(knobs.file, knobs.limit):
+        yield json.loads(json.dumps(row, default=str))  # dates of Parquet become texts
+
+
+async def file_rows(root: Root, context: Context, knobs: RowFileKnobs) -> Sequence[Row]:
+    """Root -> record."""
+    return [Record(columns=root.entry)]
+
+
+async def prompt(row: Row, context: Context, knobs: PromptKnobs) -> Sequence[Row]:
+    """Row -> one row with the reply's columns, or one for each entry of a list in it."""
+    columns = columns_of(row)
+    request = fill(knobs.template, columns)
+    if knobs.schema:
+        request = f"{request}\n\n{in_words(knobs.schema)}"
+    system = (Message("system", fill(knobs.system, columns)),) if knobs.system else ()
+    messages = (*system, Message("user", request))
+    made = (
+        await _structured(context, messages, knobs) if knobs.schema else await _text(context, messages, knobs)
+    )
+    found = []
+    for values in _each(made, knobs.each):
+        objection_found = _dropped(values, knobs)
+        if objection_found is None:
+            found.append(make_row(knobs.makes, knobs.fields, columns | values))
+        elif not knobs.each:
+            raise Filtered(*objection_found)
+        else:
+            context.count(f"entries_dropped: {objection_found[0]}")
+    if not found:
+        raise Filtered("no entry", "the list in the reply is empty, or all of it was dropped")
+    return found
+
+
+async def _text(context: Context, messages: Sequence[Message], knobs: PromptKnobs) -> JsonObject:
+    reply = await answer(context, messages, sample=0)
+    if reply.finish_reason == "length":
+        raise Filtered("truncated", "the token limit cut the reply")
+    return {knobs.output: reply.text.strip()}
+
+
+async def _structured(context: Context, messages: Sequence[Message], knobs: PromptKnobs) -> JsonObject:
+    reason = ""
+    for sample in range(context.max_repairs + 1):
+        reply = await context.chat(messages, sample=sample, schema=knobs.schema)
+        value = find_object(reply.text)
+        reason = (
+            objection(value, knobs.schema) or "" if value is not None else f"no object in {reply.text[:80]!r}"
+        )
+        if value is not None and not reason:
+            return {name: value.get(name) for name in knobs.columns}
+    raise BadContentError(f"the reply does not fit the schema: {reason}", kind="schema")
+
+
+def _each(values: JsonObject, column: str) -> Iterator[JsonObject]:
+    if not column:
+        yield values
+        return
+    entries = values[column]
+    for entry in entries if isinstance(entries, list) else [entries]:
+        yield values | {column: entry}
+
+
+def _dropped(values: Mapping[str, Any], knobs: PromptKnobs) -> tuple[str, str] | None:
+    for name, least in knobs.at_least.items():
+        if not isinstance(values[name], int | float) or values[name] < least:
+            return f"low {name}", f"{values[name]}; at least {least:g} is asked"
+    for name, allowed in knobs.only.items():
+        if str(values[name]) not in allowed:
+            return f"other {name}", f"{values[name]!r}; expected {', '.join(allowed)}"
+    return None
+
+
+async def python(row: Row, context: Context, knobs: PythonKnobs) -> Sequence[Row]:
+    """Row -> what the author's function makes of its columns."""
+    columns = columns_of(row)
+    made = await context.run_python(
+        knobs.function, columns, batch_size=knobs.batch_size, timeout_s=knobs.timeout_s
+    )
+    if made is None:
+        raise Filtered("python", f"{knobs.function} returned None")
+    values = made if isinstance(made, list) else [made]
+    if not all(isinstance(value, dict) for value in values):
+        raise BadContentError(f"{knobs.function} returned {made!r:.80}; expected dictionaries", kind="python")
+    return [
+        make_row(knobs.makes, knobs.fields, value if knobs.makes == "record" else columns | value)
+        for value in values
+    ]
+
+
+def _check_python(knobs: PythonKnobs) -> None:
+    load_function(*split_name(knobs.function))
+
+
+async def single_answer(row: Answered, context: Context, knobs: SingleAnswerKnobs) -> Sequence[Row]:
+    """Answered -> a dialogue with one of its answers, for supervised fine-tuning."""
+    response = row.responses[0]
+    if knobs.which != "first":
+        sign = 1 if knobs.which == "longest" else -1
+        response = max(row.responses, key=lambda answer: sign * len(answer.text))
+    source = row.prompt
+    return [
+        Dialogue(
+            messages=(*source.messages, Message("assistant", response.text)),
+            task=source.task, topic=source.topic, tags=source.tags,
+            meta={**source.meta, "model": response.model},
+        )
+    ]  # fmt: skip
+
+
+def _made(knobs: Any) -> type:
+    return MADE[knobs.makes][0]
+
+
+KINDS = {
+    "row_file": Kind(
+        summary="rows with any columns from a JSON lines or Parquet file",
+        takes=(), makes=Record, knobs=RowFileKnobs, roots=file_roots, run=file_rows,
+    ),
+    "prompt": Kind(
+        summary="a template over any columns, its reply as columns or rows",
+        takes=ANY_ROW, makes=Record, knobs=PromptKnobs, run=prompt, makes_by=_made,
+        reads=lambda knobs: placeholders(knobs.template, knobs.system) | (
+            placeholders(*knobs.fields.values()) - set(knobs.columns)
+        ),
+        adds=lambda knobs: knobs.columns,
+        sampling=Sampling(temperature=0.7, max_tokens=1024), calls=lambda _: 1, fan_out=lambda _: 1,
+    ),
+    "python": Kind(
+        summary="a function of your own, in a process of its own",
+        takes=ANY_ROW, makes=Record, knobs=PythonKnobs, run=python, makes_by=_made, check=_check_python,
+        identity=lambda knobs: split_name(knobs.function)[0].read_text(encoding="utf-8"),
+        calls=lambda _: 0, fan_out=lambda _: 1,
+    ),
+    "single_answer": Kind(
+        summary="a dialogue of a prompt and one of its answers",
+        takes=(Answered,), makes=Dialogue, knobs=SingleAnswerKnobs, run=single_answer,
+        calls=lambda _: 0, fan_out=lambda _: 1,
+    ),
+}  # fmt: skip
