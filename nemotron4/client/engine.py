@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from nemotron4.client.interface import (
     BadContentError,
+    Embedding,
     HopelessError,
     Reply,
     Sampling,
@@ -89,6 +90,13 @@ class EngineChatModel:
             )
         [reward] = await asyncio.to_thread(self._engine.score, [messages])
         return reward
+
+    async def embed(self, text: str) -> Embedding:
+        raise HopelessError(
+            f"{self.name} is loaded for generation, not for embeddings",
+            kind="unsupported",
+            hint="name the address of a server with /v1/embeddings",
+        )
 
     async def close(self) -> None:
         return None

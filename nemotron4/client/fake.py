@@ -21,6 +21,7 @@ from typing import Any
 from nemotron4.client.interface import (
     BadContentError,
     ClientError,
+    Embedding,
     HopelessError,
     Reply,
     Sampling,
@@ -132,6 +133,11 @@ class FakeChatModel:
         await asyncio.sleep(self._behaviour.delay_s(self.calls))
         return Reward(attributes=fake_attributes(messages))
 
+    async def embed(self, text: str) -> Embedding:
+        self.calls += 1
+        await asyncio.sleep(self._behaviour.delay_s(self.calls))
+        return Embedding(vector=fake_vector(text), prompt_tokens=text.count(" ") + 1)
+
     async def close(self) -> None:
         return None
 
@@ -236,6 +242,15 @@ def fake_attributes(messages: Sequence[Message]) -> dict[str, float]:
     text = "\n".join(f"{message.role}: {message.content}" for message in messages)
     draw = random.Random(hashlib.sha256(text.encode()).digest())
     return {name: round(4 * draw.random(), 3) for name in ATTRIBUTES}
+
+
+def fake_vector(text: str) -> tuple[float, ...]:
+    """32 numbers; texts with the same words, in any order, have the same."""
+    sums = [0.0] * 32
+    for word in re.findall(r"\w+", text.lower()):
+        digest = hashlib.sha256(word.encode()).digest()
+        sums = [total + byte - 127.5 for total, byte in zip(sums, digest, strict=True)]
+    return tuple(sums)
 
 
 def fake_logprobs(text: str) -> tuple[TextLogprob, ...]:

@@ -17,7 +17,14 @@ from typing import Any
 
 import orjson
 
-from nemotron4.client.fake import PERSONAS, FakeBehaviour, fake_attributes, fake_logprobs, make_reply
+from nemotron4.client.fake import (
+    PERSONAS,
+    FakeBehaviour,
+    fake_attributes,
+    fake_logprobs,
+    fake_vector,
+    make_reply,
+)
 from nemotron4.client.interface import Reply, Sampling
 from nemotron4.records import ATTRIBUTES, JsonObject, Message
 
@@ -326,11 +333,21 @@ def _score(_: FakeServer, request: JsonObject, __: str | None) -> JsonObject:
     return {"attributes": fake_attributes(messages)}
 
 
+def _embeddings(fake: FakeServer, request: JsonObject, failure: str | None) -> JsonObject:
+    given = request["input"]
+    texts = [given] if isinstance(given, str) else given
+    data = [{"object": "embedding", "index": i, "embedding": fake_vector(t)} for i, t in enumerate(texts)]
+    tokens = sum(text.count(" ") + 1 for text in texts)
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "model": fake.model, "data": data, "usage": usage}
+
+
 _ROUTES = {
     ("POST", "/v1/chat/completions"): _chat,
     ("POST", "/v1/completions"): _completion,
     ("PUT", "/generate"): _generate,
     ("POST", "/score"): _score,
+    ("POST", "/v1/embeddings"): _embeddings,
 }
 
 

@@ -64,6 +64,14 @@ class Reply:
     thoughts: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """A text as a vector, of the length that the model gives it."""
+
+    vector: tuple[float, ...]
+    prompt_tokens: int | None = None
+
+
 class ChatModel(Protocol):
     """A model behind any interface. Safe to use from any number of tasks of one event loop."""
 
@@ -89,6 +97,10 @@ class ChatModel(Protocol):
 
     async def score(self, messages: Sequence[Message]) -> Reward:
         """Ask a reward model about a conversation that ends with an assistant message."""
+        ...
+
+    async def embed(self, text: str) -> Embedding:
+        """Ask an embedding model about a text."""
         ...
 
     async def close(self) -> None: ...

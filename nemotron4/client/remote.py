@@ -8,7 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from nemotron4.client.http import HttpEndpoint, token_counts
-from nemotron4.client.interface import BadContentError, ChatModel, HopelessError, Reply, Sampling, TextLogprob
+from nemotron4.client.interface import (
+    BadContentError,
+    ChatModel,
+    Embedding,
+    HopelessError,
+    Reply,
+    Sampling,
+    TextLogprob,
+)
 from nemotron4.client.thoughts import split_thoughts, without_thoughts
 from nemotron4.engine import Reward
 from nemotron4.errors import ConfigError
@@ -96,6 +104,14 @@ class OpenAIChatModel:
         answer = await self._endpoint.request("POST", "/score", {"messages": turns})
         with _paid(answer):
             return score_reward(answer)
+
+    async def embed(self, text: str) -> Embedding:
+        answer = await self._post("/embeddings", {"model": self.name, "input": text, **self._extra})
+        with _paid(answer):
+            vector = tuple(float(value) for value in answer["data"][0]["embedding"])
+            if not vector:
+                raise BadContentError("the embedding is empty", kind="missing_field")
+            return Embedding(vector=vector, prompt_tokens=token_counts(answer)[0])
 
     async def close(self) -> None:
         await self._endpoint.close()
@@ -279,6 +295,9 @@ class GenerateChatModel:
 
     async def score(self, messages: Sequence[Message]) -> Reward:
         raise HopelessError("PUT /generate does not score conversations", kind="unsupported")
+
+    async def embed(self, text: str) -> Embedding:
+        raise HopelessError("PUT /generate does not embed texts", kind="unsupported")
 
     async def close(self) -> None:
         await self._endpoint.close()

@@ -16,7 +16,7 @@ from nemotron4.synth.columns import known_columns
 from nemotron4.synth.endpoint import connect
 from nemotron4.synth.graph import Pipeline, PreparedStage, build_graph
 from nemotron4.synth.recipe import SynthRecipe
-from nemotron4.synth.rows import Answered, Dialogue, Document, JudgedPair, Prompt, Record, Topic
+from nemotron4.synth.rows import Answered, ColumnRow, Dialogue, Document, JudgedPair, Prompt, Topic
 from nemotron4.synth.stage import load_prompts
 from nemotron4.synth.stages import KINDS
 
@@ -24,7 +24,7 @@ EXPORTED: Mapping[str, tuple[type, ...]] = {
     "sft": (Dialogue, JudgedPair),
     "preference": (JudgedPair,),
     "prompts": (Prompt, Answered, JudgedPair),
-    "records": (Topic, Document, Prompt, Answered, JudgedPair, Dialogue, Record),
+    "records": (Topic, Document, Prompt, Answered, JudgedPair, Dialogue, ColumnRow),
 }
 # What the data card may say: the identifiers of the Hugging Face hub that data usually has.
 LICENCES = (
@@ -43,6 +43,7 @@ def check(recipe: SynthRecipe) -> Pipeline:
     stages = build_graph(recipe, KINDS, prompts)
     _check_answers(stages)
     _check_columns(stages)
+    _check_vectors(stages)
     for stage in stages:
         _check_endpoints(recipe, stage)
         if stage.kind.check is not None:
@@ -104,12 +105,24 @@ def _check_columns(stages: tuple[PreparedStage, ...]) -> None:
                     f"stage {stage.name!r} ({stage.config.kind}): no column {', '.join(sorted(missing))}",
                     hint=f"the rows have {', '.join(sorted(known))}",
                 )
-        if stage.makes is not Record:
+        if stage.makes is not ColumnRow:
             columns[stage.name] = known_columns(stage.makes)
         elif stage.kind.adds is not None and known is not None:
             columns[stage.name] = known | set(stage.kind.adds(stage.knobs))
         else:
             columns[stage.name] = known if stage.kind.makes is None else None
+
+
+def _check_vectors(stages: tuple[PreparedStage, ...]) -> None:
+    has_vectors: dict[str, bool] = {}
+    for stage in stages:
+        above = [has_vectors[name] for name in stage.config.takes]
+        has_vectors[stage.name] = stage.config.kind == "embed" or (bool(above) and all(above))
+        if stage.kind.decide_by_vector is not None and not all(above):
+            raise ConfigError(
+                f"stage {stage.name!r} ({stage.config.kind}) compares vectors, which no stage above it makes",
+                hint="put a stage `embed` above it",
+            )
 
 
 def _check_endpoints(recipe: SynthRecipe, stage: PreparedStage) -> None:

@@ -12,11 +12,11 @@ from nemotron4.records import JsonObject, Message
 from nemotron4.synth.judges import shown
 from nemotron4.synth.rows import (
     Answered,
+    ColumnRow,
     Dialogue,
     Document,
     JudgedPair,
     Prompt,
-    Record,
     Root,
     Row,
     Topic,
@@ -34,7 +34,7 @@ _COLUMNS: Mapping[type, frozenset[str]] = {
 }
 # What a stage that makes rows of columns can make: its fields, the needed ones first.
 MADE: Mapping[str, tuple[type, tuple[str, ...], tuple[str, ...]]] = {
-    "record": (Record, (), ()),
+    "record": (ColumnRow, (), ()),
     "topic": (Topic, ("topic",), ("area",)),
     "document": (Document, ("text",), ("document_id",)),
     "prompt": (Prompt, ("prompt",), ("system", "task", "topic", "answer")),
@@ -45,7 +45,7 @@ MADE: Mapping[str, tuple[type, tuple[str, ...], tuple[str, ...]]] = {
 def columns_of(row: Row) -> JsonObject:
     """A row by names. ``answer`` is what is known to be right, or what a dialogue ends with."""
     match row:
-        case Record():
+        case ColumnRow():
             return dict(row.columns)
         case Root():
             return dict(row.entry)
@@ -113,7 +113,7 @@ def check_fields(makes: str, fields: Mapping[str, str]) -> None:
 def make_row(makes: str, fields: Mapping[str, str], columns: Mapping[str, Any]) -> Row:
     """A row of the kind ``makes``, each of its fields a template over the columns."""
     if makes == "record":
-        return Record(columns=dict(columns))
+        return ColumnRow(columns=dict(columns))
     values = {name: fill(template, columns).strip() for name, template in fields.items()}
     for name in MADE[makes][1]:
         if not values[name]:

@@ -39,7 +39,7 @@ class PreparedStage:
 
     @property
     def is_barrier(self) -> bool:
-        return self.kind.decide is not None
+        return self.kind.decide is not None or self.kind.decide_by_vector is not None
 
 
 @dataclass(frozen=True)

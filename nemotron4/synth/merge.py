@@ -5,6 +5,7 @@ The result of a merge does not depend on the order of the shards.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,17 +59,32 @@ def _copy(ledger: Ledger, source: Path) -> None:
         db.execute("INSERT INTO meta VALUES (?, 'done')", (name,))
 
 
+def _vector(ledger: Ledger, stage: str, record: bytes) -> bytes:
+    """The vector that a stage above got for a row, or for what the row was made of."""
+    current: bytes | None = record
+    while current is not None:
+        for reply in ledger.replies_of(current):
+            if "vector" in reply.reply:
+                return base64.b64decode(reply.reply["vector"])
+        _, current, _ = ledger.parent(current)
+    raise DataError(f"stage {stage!r}: a row has no vector", hint="put a stage `embed` above it")
+
+
 def run_barrier(ledger: Ledger, stage: PreparedStage) -> int:
     """Decide over all rows of a stage at once and make the ledger agree; returns how many decisions changed.
 
     The decision depends on the set of rows only, so a kill in the middle is repaired by running it again, and
     rows that arrive later (a retry, a merge of shards) may change what was decided before.
     """
-    assert stage.kind.decide is not None
     # Only ids and states are held; the rows stream through the decision.
     before = list(ledger.inputs(stage.name))
     rows = ((record, decode(ledger.payload(record))) for record, _, _ in before)
-    drops = stage.kind.decide(rows, stage.knobs)
+    if stage.kind.decide_by_vector is not None:
+        with_vectors = ((record, row, _vector(ledger, stage.name, record)) for record, row in rows)
+        drops = stage.kind.decide_by_vector(with_vectors, stage.knobs)
+    else:
+        assert stage.kind.decide is not None
+        drops = stage.kind.decide(rows, stage.knobs)
     changed = 0
     for start in range(0, len(before), PAGE):
         with ledger.transaction() as db:

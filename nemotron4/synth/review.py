@@ -22,11 +22,11 @@ from nemotron4.synth.ledger import Reader, ancestry, find_record
 from nemotron4.synth.recipe import LEDGER, load_saved_recipe
 from nemotron4.synth.rows import (
     Answered,
+    ColumnRow,
     Dialogue,
     Document,
     JudgedPair,
     Prompt,
-    Record,
     Response,
     Root,
     Row,
@@ -359,7 +359,7 @@ def title(row: Row) -> str:
             text = row.text
         case Root():
             text = f"number {row.index}"
-        case Record():
+        case ColumnRow():
             text = next((value for value in row.columns.values() if isinstance(value, str)), "")
     return " ".join(text.split())[:200]
 
@@ -377,7 +377,7 @@ def searched_text(row: Row) -> str:
             return "\n".join((row.topic, row.above or ""))
         case Document():
             return row.text
-        case Record():
+        case ColumnRow():
             return "\n".join(value for value in row.columns.values() if isinstance(value, str))
         case Root():
             return str(row.entry)

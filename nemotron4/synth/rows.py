@@ -119,18 +119,18 @@ class Dialogue:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class ColumnRow:
     """Columns of any names, for stages of one's own."""
 
     columns: JsonObject
 
 
-Row = Root | Topic | Document | Prompt | Answered | JudgedPair | Dialogue | Record
+Row = Root | Topic | Document | Prompt | Answered | JudgedPair | Dialogue | ColumnRow
 
 # The names that rows have in the ledger.
 _KINDS: dict[str, type[Any]] = {
     "root": Root, "topic": Topic, "document": Document, "prompt": Prompt,
-    "answered": Answered, "judged": JudgedPair, "dialogue": Dialogue, "record": Record,
+    "answered": Answered, "judged": JudgedPair, "dialogue": Dialogue, "record": ColumnRow,
 }  # fmt: skip
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 

@@ -126,6 +126,10 @@ class Context(Protocol):
 
     async def score(self, messages: Sequence[Message], *, endpoint: str | None = None) -> Reward: ...
 
+    async def embed(self, text: str) -> None:
+        """Ask for a text's vector; it stays in the ledger, for stages that see all rows."""
+        ...
+
     async def run_python(self, function: str, row: JsonObject, *, batch_size: int, timeout_s: float) -> Any:
         """What a function of the recipe's author (FILE.py:NAME) returns for a row."""
         ...
@@ -146,6 +150,8 @@ class Context(Protocol):
 MapFunction = Callable[[Any, Context, Any], Awaitable[Sequence[Row | None]]]
 Drop = tuple[str, str]  # rule, reason
 BarrierFunction = Callable[[Iterable[tuple[bytes, Any]], Any], Mapping[bytes, Drop]]
+# (record, row, packed vector) of every row
+VectorFunction = Callable[[Iterable[tuple[bytes, Any, bytes]], Any], Mapping[bytes, Drop]]
 RootFunction = Callable[[Any], Iterable[JsonObject]]
 
 
@@ -169,6 +175,7 @@ class Kind:
     knobs: type = NoSettings
     run: MapFunction | None = None
     decide: BarrierFunction | None = None
+    decide_by_vector: VectorFunction | None = None
     roots: RootFunction | None = None
     prompts: tuple[str, ...] = ()
     sampling: Sampling | None = None  # the default; None: this stage makes no calls

@@ -27,6 +27,7 @@ from nemotron4.synth.recipe import Budget, RetryConfig
 from nemotron4.synth.rows import call_key, call_seed, digest
 from nemotron4.synth.stage import PromptBook
 from nemotron4.synth.tables import Effects, StoredReply
+from nemotron4.synth.vectors import pack_vector
 from nemotron4.synth.writer import GroupCommit, Ledger
 
 Made = TypeVar("Made")
@@ -178,6 +179,16 @@ class Work:
 
         stored = await self._repaired(lambda repair: self._call(target, request, repair, call))
         return Reward(attributes=stored.reply["attributes"], scalar=stored.reply["scalar"])
+
+    async def embed(self, text: str) -> None:
+        target = self._endpoint(None)
+
+        async def call() -> tuple[JsonObject, int | None, int | None]:
+            found = await target.model.embed(text)
+            return {"vector": pack_vector(found.vector)}, found.prompt_tokens, None
+
+        request = {"embed": target.model.name, "text": text}
+        await self._repaired(lambda repair: self._call(target, request, repair, call))
 
     async def run_python(self, function: str, row: JsonObject, *, batch_size: int, timeout_s: float) -> Any:
         if function not in self.shared.own_code:

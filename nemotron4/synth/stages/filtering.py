@@ -15,25 +15,31 @@ from nemotron4.grading.refusals import is_refusal
 from nemotron4.records import Message
 from nemotron4.synth import filters
 from nemotron4.synth.columns import columns_of
-from nemotron4.synth.duplicates import SHORT_CHARACTERS, find_near_duplicates, find_similar_words
+from nemotron4.synth.duplicates import (
+    SHORT_CHARACTERS,
+    differ_in_maths,
+    find_near_duplicates,
+    find_similar_words,
+)
 from nemotron4.synth.parsing import normalise
 from nemotron4.synth.rows import (
     Answered,
+    ColumnRow,
     Dialogue,
     Document,
     JudgedPair,
     Prompt,
-    Record,
     Response,
     Row,
     Topic,
     digest,
 )
 from nemotron4.synth.stage import Context, Drop, Filtered, Kind, NoSettings
+from nemotron4.synth.vectors import cluster, find_alike, unpack_vectors
 from nemotron4.synth.words import check_language, count_words, maths, wrong_language
 
-TEXT_ROWS = (Prompt, Answered, JudgedPair, Dialogue, Record)
-COMPARED_ROWS = (Topic, *TEXT_ROWS)  # duplicates can be found among topics too
+TEXT_ROWS = (Prompt, Answered, JudgedPair, Dialogue, ColumnRow)
+COMPARED_ROWS = (Topic, Document, *TEXT_ROWS)  # duplicates can be found among topics too
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,29 @@ class SplitKnobs:
 
 
 @dataclass(frozen=True)
+class EmbedDedupKnobs:
+    """Rows whose vectors are that alike; a stage ``embed`` above gives the vectors."""
+
+    threshold: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}; expected in (0, 1] (cosine)")
+
+
+@dataclass(frozen=True)
+class ClusterKnobs:
+    """At most ``n`` rows of each of so many clusters of vectors."""
+
+    clusters: int = 50
+    n: int = 20
+
+    def __post_init__(self) -> None:
+        if self.clusters < 1 or self.n < 1:
+            raise ValueError("clusters and n must be 1 or more")
+
+
+@dataclass(frozen=True)
 class SampleKnobs:
     """At most ``n`` rows of each task, so that no source outweighs the others."""
 
@@ -112,7 +141,7 @@ def main_text(row: Any) -> str:
         return row.topic
     if isinstance(row, Document):
         return row.text
-    if isinstance(row, Record):
+    if isinstance(row, ColumnRow):
         return "\n".join(value for value in row.columns.values() if isinstance(value, str))
     if isinstance(row, Dialogue):
         return next(message.content for message in row.messages if message.role == "user")
@@ -212,6 +241,42 @@ def similar_words(rows: Iterable[tuple[bytes, Any]], knobs: SimilarWordsKnobs) -
     }
 
 
+async def embed(row: Any, context: Context, knobs: NoSettings) -> Sequence[Row | None]:
+    """The row passes; its vector stays in the ledger."""
+    await context.embed(main_text(row))
+    return [None]
+
+
+def alike(rows: Iterable[tuple[bytes, Any, bytes]], knobs: EmbedDedupKnobs) -> Mapping[bytes, Drop]:
+    held = [(record, main_text(row), vector) for record, row, vector in rows]
+    if not held:
+        return {}
+    found = find_alike(unpack_vectors([vector for _, _, vector in held]), knobs.threshold)
+    return {
+        held[later][0]: ("alike", f"cosine {score:.2f} with {held[kept][0].hex()}")
+        for later, (kept, score) in found.items()
+        if not differ_in_maths(held[later][1], held[kept][1])
+    }
+
+
+def cap_per_cluster(rows: Iterable[tuple[bytes, Any, bytes]], knobs: ClusterKnobs) -> Mapping[bytes, Drop]:
+    """The first ``n`` of each cluster in the order of ids, which is a random order."""
+    held = [(record, vector) for record, _, vector in rows]
+    if not held:
+        return {}
+    labels, _ = cluster(unpack_vectors([vector for _, vector in held]), knobs.clusters)
+    counts: Counter[int] = Counter()
+    drops: dict[bytes, Drop] = {}
+    for (record, _), label in zip(held, labels.tolist(), strict=True):
+        counts[label] += 1
+        if counts[label] > knobs.n:
+            drops[record] = (
+                "cluster",
+                f"more than {knobs.n} rows of cluster {label + 1}",
+            )
+    return drops
+
+
 def cap_per_task(rows: Iterable[tuple[bytes, Any]], knobs: SampleKnobs) -> Mapping[bytes, Drop]:
     """The first ``n`` of each task in the order of ids, which is a random order."""
     counts: Counter[str] = Counter()
@@ -272,7 +337,7 @@ async def tag_unsafe(prompt: Prompt, context: Context, knobs: NoSettings) -> Seq
 
 
 async def drop_tagged(row: Any, context: Context, knobs: TagKnobs) -> Sequence[Row | None]:
-    if isinstance(row, Record):
+    if isinstance(row, ColumnRow):
         tags = row.columns.get("tags") or ()
     else:
         tags = row.tags if isinstance(row, Prompt | Dialogue) else row.prompt.tags
@@ -300,6 +365,18 @@ KINDS = {
     "diversity": _pass("texts too like an earlier one", DiversityKnobs, COMPARED_ROWS, decide=too_similar),
     "similar_words": _pass(
         "texts of nearly the same words", SimilarWordsKnobs, COMPARED_ROWS, decide=similar_words
+    ),
+    "embed": Kind(
+        summary="a vector of each row, for the stages that compare vectors",
+        takes=COMPARED_ROWS, makes=None, run=embed, needs=lambda _: "embeddings", sampling=Sampling(),
+        calls=lambda _: 1, fan_out=lambda _: 1,
+    ),
+    "embed_dedup": _pass(
+        "rows of nearly the same meaning", EmbedDedupKnobs, COMPARED_ROWS, decide_by_vector=alike
+    ),
+    "cluster_sample": _pass(
+        "at most n rows of each cluster of meanings", ClusterKnobs, COMPARED_ROWS,
+        decide_by_vector=cap_per_cluster,
     ),
     "sample": _pass("at most n rows of each task", SampleKnobs, decide=cap_per_task),
     "decontaminate": _pass("texts that contain a benchmark item", DecontaminateKnobs, run=decontaminate,

@@ -15,11 +15,11 @@ from nemotron4.synth.files import data_rows
 from nemotron4.synth.own_code import load_function, split_name
 from nemotron4.synth.rows import (
     Answered,
+    ColumnRow,
     Dialogue,
     Document,
     JudgedPair,
     Prompt,
-    Record,
     Root,
     Row,
     Topic,
@@ -28,7 +28,7 @@ from nemotron4.synth.schema import check_schema, find_object, in_words, objectio
 from nemotron4.synth.stage import Context, Filtered, Kind
 from nemotron4.synth.stages.asking import answer
 
-ANY_ROW = (Topic, Document, Prompt, Answered, JudgedPair, Dialogue, Record)
+ANY_ROW = (Topic, Document, Prompt, Answered, JudgedPair, Dialogue, ColumnRow)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class PromptKnobs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PythonKnobs:
+class FunctionKnobs:
     """``function`` is FILE.py:NAME. It gets a row as a dictionary of columns, or a list of up to
     ``batch_size`` rows if its parameter is called ``rows``; it returns a dictionary, a list of them, or None
     to drop the row. Its process ends when an answer takes longer than ``timeout_s``.
@@ -113,7 +113,7 @@ def file_roots(knobs: RowFileKnobs) -> Iterator[JsonObject]:
 
 async def file_rows(root: Root, context: Context, knobs: RowFileKnobs) -> Sequence[Row]:
     """Root -> record."""
-    return [Record(columns=root.entry)]
+    return [ColumnRow(columns=root.entry)]
 
 
 async def prompt(row: Row, context: Context, knobs: PromptKnobs) -> Sequence[Row]:
@@ -180,7 +180,7 @@ def _dropped(values: Mapping[str, Any], knobs: PromptKnobs) -> tuple[str, str] |
     return None
 
 
-async def python(row: Row, context: Context, knobs: PythonKnobs) -> Sequence[Row]:
+async def python(row: Row, context: Context, knobs: FunctionKnobs) -> Sequence[Row]:
     """Row -> what the author's function makes of its columns."""
     columns = columns_of(row)
     made = await context.run_python(
@@ -197,7 +197,7 @@ async def python(row: Row, context: Context, knobs: PythonKnobs) -> Sequence[Row
     ]
 
 
-def _check_python(knobs: PythonKnobs) -> None:
+def _check_python(knobs: FunctionKnobs) -> None:
     load_function(*split_name(knobs.function))
 
 
@@ -224,11 +224,11 @@ def _made(knobs: Any) -> type:
 KINDS = {
     "row_file": Kind(
         summary="rows with any columns from a JSON lines or Parquet file",
-        takes=(), makes=Record, knobs=RowFileKnobs, roots=file_roots, run=file_rows,
+        takes=(), makes=ColumnRow, knobs=RowFileKnobs, roots=file_roots, run=file_rows,
     ),
     "prompt": Kind(
         summary="a template over any columns, its reply as columns or rows",
-        takes=ANY_ROW, makes=Record, knobs=PromptKnobs, run=prompt, makes_by=_made,
+        takes=ANY_ROW, makes=ColumnRow, knobs=PromptKnobs, run=prompt, makes_by=_made,
         reads=lambda knobs: placeholders(knobs.template, knobs.system) | (
             placeholders(*knobs.fields.values()) - set(knobs.columns)
         ),
@@ -237,7 +237,7 @@ KINDS = {
     ),
     "python": Kind(
         summary="a function of your own, in a process of its own",
-        takes=ANY_ROW, makes=Record, knobs=PythonKnobs, run=python, makes_by=_made, check=_check_python,
+        takes=ANY_ROW, makes=ColumnRow, knobs=FunctionKnobs, run=python, makes_by=_made, check=_check_python,
         identity=lambda knobs: split_name(knobs.function)[0].read_text(encoding="utf-8"),
         calls=lambda _: 0, fan_out=lambda _: 1,
     ),
