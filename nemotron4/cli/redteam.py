@@ -2,15 +2,215 @@
 
 from __future__ import annotations
 
-from nemotron4.cli.console import group
-from nemotron4.cli.redteam_aegis import aegis
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nemotron4.cli.console import group, note, print_json
+from nemotron4.cli.options import JsonOption
 from nemotron4.cli.redteam_garak import compare, garak
-from nemotron4.cli.redteam_replay import replay
+from nemotron4.cli.redteam_sessions import DatabaseArgument
 from nemotron4.cli.redteam_sessions import app as sessions_app
+from nemotron4.redteam.settings import AegisSettings, ReplaySettings
+
+if TYPE_CHECKING:
+    from nemotron4.client import ChatModel
+    from nemotron4.redteam.judges import AttackJudge
 
 app = group("Attack a model and keep what came of it.")
 app.command("garak")(garak)
 app.command("compare")(compare)
-app.command("aegis")(aegis)
-app.command("replay")(replay)
 app.add_typer(sessions_app, name="sessions")
+
+MaxTokensOption = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
+TemperatureOption = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
+ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Requests under way at once.")]
+MaxFailuresOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="More prompts without an answer than this make no report. Default: one answer is enough."
+    ),
+]
+
+
+@app.command()
+def aegis(
+    prompts: Annotated[
+        Path, typer.Option(metavar="FILE", help='JSON lines: {"prompt" or "messages", "id"?, "category"?}.')
+    ],
+    target: Annotated[str, typer.Option(metavar="URL", help="Server of the model (.../generate too).")],
+    classifier: Annotated[
+        str, typer.Option(metavar="URL", help="OpenAI-compatible server of the classifier.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")],
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Get the AEGIS test prompts from their hub if FILE is not there.")
+    ] = False,
+    policy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Policy text O1 to O13 instead of our wording.")
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Ask by /v1/completions with [INST], as AEGIS' own classifiers need it."),
+    ] = False,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="The longest answer, in tokens.")
+    ] = AegisSettings.max_tokens,
+    temperature: TemperatureOption = AegisSettings.temperature,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Requests under way at once.")
+    ] = AegisSettings.concurrency,
+    model_name: Annotated[str | None, typer.Option(help="The model's name at its server.")] = None,
+    classifier_name: Annotated[str | None, typer.Option(help="The classifier's name at its server.")] = None,
+    max_failures: MaxFailuresOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask every prompt, have every answer judged by the 13-category policy, report rate and shares.
+
+    Keys: NEMOTRON4_API_KEY for the model, NEMOTRON4_JUDGE_API_KEY for the classifier.
+    """
+    import hashlib
+
+    from nemotron4.client.remote import JUDGE_KEY_VARIABLE, connect
+    from nemotron4.redteam.aegis import AegisResult, run_aegis
+    from nemotron4.redteam.aegis_prompts import fetch_prompts, read_aegis_prompts
+    from nemotron4.redteam.aegis_report import summary_blocks, write_report
+    from nemotron4.report import print_report
+    from nemotron4.runs import held, run_stoppable
+    from nemotron4.text.content_safety import read_policy
+
+    if fetch:
+        note(f"{prompts}: {fetch_prompts(prompts)} prompts")
+    rows, num_strange = read_aegis_prompts(prompts)
+    if num_strange:
+        note(
+            f"{prompts}: {num_strange} rows have a category that is none of the 13; they count as without one"
+        )
+    text = read_policy(policy)
+    model = connect(target, model_name)
+    judge = connect(classifier, classifier_name, key_variable=JUDGE_KEY_VARIABLE)
+    settings = AegisSettings(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        concurrency=concurrency,
+        form="raw" if raw else "chat",
+        max_failures=max_failures,
+    )
+
+    async def run() -> AegisResult:
+        try:
+            return await run_aegis(
+                rows,
+                settings,
+                out=out,
+                model=model,
+                classifier=judge,
+                policy=text,
+                prompts_sha256=hashlib.sha256(prompts.read_bytes()).hexdigest(),
+            )
+        finally:
+            await model.close()
+            await judge.close()
+
+    with held(out):
+        result = run_stoppable(run())
+    written = write_report(result, out)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print_report(summary_blocks(result))
+    note(f"wrote {', '.join(map(str, written))}")
+
+
+@app.command()
+def replay(
+    database: DatabaseArgument,
+    target: Annotated[str, typer.Option(metavar="URL", help="Server of the model (.../generate too).")],
+    judge: Annotated[
+        str,
+        typer.Option(
+            metavar="WHO",
+            help="refusal (a rule of phrases), person (judge the new sessions later), or a classifier's URL.",
+        ),
+    ] = "refusal",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Ask the classifier by /v1/completions with [INST].")
+    ] = False,
+    policy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The classifier's policy text O1 to O13.")
+    ] = None,
+    model_name: Annotated[str | None, typer.Option(help="The model's name at its server.")] = None,
+    judge_name: Annotated[str | None, typer.Option(help="The classifier's name at its server.")] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="The longest answer, in tokens.")
+    ] = ReplaySettings.max_tokens,
+    temperature: TemperatureOption = ReplaySettings.temperature,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Attacks under way at once.")
+    ] = ReplaySettings.concurrency,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the replays. Default: DB.replays.")
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the result as JUnit XML, for a CI.")
+    ] = None,
+    max_failures: MaxFailuresOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask every attack again that worked: a regression test. The exit status is 1 if one still works.
+
+    Each new conversation is recorded as a session of its own. A killed replay continues; a finished one is
+    what the next one is compared with.
+    """
+    from nemotron4.client.remote import connect
+    from nemotron4.redteam.replay import ReplayResult, replay_attacks, result_blocks, write_junit
+    from nemotron4.redteam.session_report import attack_title
+    from nemotron4.redteam.sessions import SessionStore
+    from nemotron4.report import print_report
+    from nemotron4.runs import held, run_stoppable
+
+    decider, opened = _judge(judge, judge_name, policy, is_raw=raw)
+    settings = ReplaySettings(
+        max_tokens=max_tokens, temperature=temperature, concurrency=concurrency, max_failures=max_failures
+    )
+    folder = out or database.with_name(f"{database.name}.replays")
+    with SessionStore(database, create=False) as store, held(folder):
+        model = connect(target, model_name)
+
+        async def run() -> ReplayResult:
+            try:
+                return await replay_attacks(store, model, decider, settings, folder=folder)
+            finally:
+                for each in (model, *opened):
+                    await each.close()
+
+        result = run_stoppable(run())
+        if junit is not None:
+            titles = {each.session.id or "": attack_title(each.session) for each in store.sessions()}
+            write_junit(result, junit, titles)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print_report(result_blocks(result))
+    if result.count("still works"):
+        raise typer.Exit(1)
+
+
+def _judge(
+    judge: str, name: str | None, policy: Path | None, *, is_raw: bool
+) -> tuple[AttackJudge, list[ChatModel]]:
+    """Who judges, and the models that were opened for it."""
+    from nemotron4.client.remote import JUDGE_KEY_VARIABLE, connect, is_address
+    from nemotron4.errors import ConfigError
+    from nemotron4.redteam import judges
+    from nemotron4.text.content_safety import read_policy
+
+    if judge == "person":
+        return judges.person(), []
+    if judge == "refusal":
+        return judges.refusal_rule(), []
+    if not is_address(judge):
+        raise ConfigError(f"judge is {judge!r}; expected person, refusal or a URL")
+    model = connect(judge, name, key_variable=JUDGE_KEY_VARIABLE)
+    return judges.classifier(model, read_policy(policy), "raw" if is_raw else "chat"), [model]

@@ -15,6 +15,7 @@ import typer
 
 from nemotron4.cli.console import note, print_json
 from nemotron4.cli.options import JsonOption
+from nemotron4.redteam.settings import ScanSettings
 
 if TYPE_CHECKING:
     from nemotron4.redteam.garak_process import Target
@@ -52,8 +53,7 @@ def garak(
     garak gets an environment of its own in the user's cache on first use: 1.8 GB and some minutes.
     """
     from nemotron4.redteam.garak_areas import plan_scan
-    from nemotron4.redteam.garak_environment import garak_python, known_probes
-    from nemotron4.redteam.garak_process import ScanSettings, garak_environment
+    from nemotron4.redteam.garak_process import garak_environment, garak_python, known_probes
     from nemotron4.redteam.garak_report import summary_blocks, write_report
     from nemotron4.redteam.garak_scan import scan
     from nemotron4.report import print_report
@@ -122,8 +122,8 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two scans over the probes that ran in both, with Fisher's exact test."""
-    from nemotron4.redteam.garak_compare import compare as compare_scans
-    from nemotron4.redteam.garak_compare import comparison_blocks
+    from nemotron4.redteam.garak_report import compare as compare_scans
+    from nemotron4.redteam.garak_report import comparison_blocks
     from nemotron4.redteam.garak_scan import load_scan
     from nemotron4.report import print_report
 

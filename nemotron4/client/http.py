@@ -163,6 +163,8 @@ def error_for_status(url: str, status: int, content: bytes, retry_after: str | N
         return HopelessError(
             message, kind="not_found", status=status, hint="check the base URL and the model's name"
         )
+    if b"content_filter" in content:
+        return HopelessError(message, kind="content_filter", status=status)
     if status == 413 or any(word in words.lower() for word in _CONTEXT_WORDS):
         return HopelessError(message, kind="context_length", status=status)
     return HopelessError(message, kind="bad_request", status=status)

@@ -123,7 +123,9 @@ class ClientError(Nemotron4Error):
 
 
 TransientKind = Literal["rate_limit", "server_error", "timeout", "connection", "quota"]
-HopelessKind = Literal["bad_request", "unauthorized", "not_found", "context_length", "unsupported"]
+HopelessKind = Literal[
+    "bad_request", "unauthorized", "not_found", "context_length", "unsupported", "content_filter"
+]
 
 
 class TransientError(ClientError):

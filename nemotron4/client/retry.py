@@ -153,20 +153,22 @@ async def ask_missing(
     *,
     concurrency: int,
     on_rows: Callable[[Sequence[JsonObject]], None],
+    max_failures: int | None = 0,
 ) -> dict[str, JsonObject]:
     """Rows by id: those of the log, and a new one for each id that has none.
 
     ``ask`` gives the fields of a row and retries by itself. A call that can never succeed, or whose answer is
-    unusable, leaves a row with ``error``; one that may succeed later leaves none and, when all others are
-    done, IncompleteError is raised. ``on_rows`` is called in a thread with rows that are on the disk.
+    unusable, leaves a row with ``error``; one that may succeed later leaves none in the log. When all others
+    are done, more than ``max_failures`` of these (None: all) are an IncompleteError, fewer have rows with
+    ``error`` in the result. ``on_rows`` is called in a thread with rows that are on the disk.
     """
-    failures: list[TransientError] = []
+    failures: dict[str, TransientError] = {}
 
     async def work(name: str) -> JsonObject | None:
         try:
             return {"id": name, **await ask(name)}
         except TransientError as error:
-            failures.append(error)
+            failures[name] = error
             return None
         except (HopelessError, BadContentError) as error:
             return {"id": name, ERROR: {"kind": error.kind, "message": error.message}}
@@ -177,9 +179,15 @@ async def ask_missing(
         on_rows(finished)
 
     await in_flight((name for name in ids if name not in log), work, keep, limit=concurrency)
-    if failures:
+    limit = len(ids) - 1 if max_failures is None else max_failures
+    if len(failures) > limit:
+        first = next(iter(failures.values()))
         raise IncompleteError(
-            f"{len(failures)} of {len(ids)} requests have no answer yet: {failures[0].message}",
+            f"{len(failures)} of {len(ids)} requests have no answer yet: {first.message}",
             hint="repeat the command: what was answered is kept",
         )
-    return {name: log[name] for name in ids}
+    failed = {
+        name: {"id": name, ERROR: {"kind": error.kind, "message": error.message}}
+        for name, error in failures.items()
+    }
+    return {name: failed.get(name) or log[name] for name in ids}

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from nemotron4.client import ChatModel, Sampling, call_with_retries
+from nemotron4.client import ChatModel, Sampling, TransientError
 from nemotron4.client.retry import ERROR, ask_missing
 from nemotron4.grading.statistics import Interval, wilson
 from nemotron4.progress import Progress
 from nemotron4.records import AskedPrompt, JsonObject, Message
+from nemotron4.redteam.judges import BLOCKED, OnRetry, answer, ask_classifier, is_blocked
+from nemotron4.redteam.settings import AegisSettings
 from nemotron4.runs import RowLog, claim, write_json
 from nemotron4.text.content_safety import (
     CATEGORIES,
@@ -26,7 +27,6 @@ from nemotron4.text.content_safety import (
     parse_strict,
     parse_tolerant,
     question,
-    raw_prompt,
 )
 
 RESPONSES_FILE = "responses.jsonl"
@@ -35,24 +35,11 @@ RESULT_FILE = "result.json"
 JUDGED_CHARACTERS = 6000  # NeMo-Curator's limit: what stands behind it is not judged, and counted
 Treatment = Literal["defensive", "permissive"]
 Parsing = Literal["tolerant", "strict"]
-ClassifierForm = Literal["chat", "raw"]
-Note = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AegisSettings:
-    """``form``: the question as a chat message, or as the raw prompt of AEGIS' own classifiers."""
-
-    out: Path
-    max_tokens: int = 512
-    temperature: float = 0.0
-    concurrency: int = 8
-    form: ClassifierForm = "chat"
 
 
 @dataclass(frozen=True)
 class Tally:
-    """One reading of the judgments. ``rate`` is unsafe over safe and unsafe; unknown ones are in neither.
+    """One reading of the judgments. ``rate`` is unsafe over safe, unsafe and blocked; unknown are in neither.
 
     ``by_category`` counts each unsafe answer once, so its shares sum to 1: they are no rates.
     """
@@ -63,16 +50,19 @@ class Tally:
     unsafe: int
     unknown: int
     by_category: Mapping[str, int]
+    blocked: int = 0
+
+    @property
+    def judged(self) -> int:
+        return self.safe + self.unsafe + self.blocked
 
     @property
     def rate(self) -> float | None:
-        judged = self.safe + self.unsafe
-        return self.unsafe / judged if judged else None
+        return self.unsafe / self.judged if self.judged else None
 
     @property
     def interval(self) -> Interval | None:
-        judged = self.safe + self.unsafe
-        return wilson(self.unsafe, judged) if judged else None
+        return wilson(self.unsafe, self.judged) if self.judged else None
 
     def to_json(self) -> JsonObject:
         interval = self.interval
@@ -82,6 +72,7 @@ class Tally:
             "safe": self.safe,
             "unsafe": self.unsafe,
             "unknown": self.unknown,
+            "blocked": self.blocked,
             "unsafe_rate": self.rate,
             "interval": None if interval is None else [interval.lower, interval.upper],
             "shares_of_unsafe": {
@@ -103,6 +94,7 @@ class AegisResult:
     no_answer: Mapping[str, int]
     no_judgment: Mapping[str, int]
     num_cut: int
+    num_blocked: int
     prompts_by_category: Mapping[str, int]
     tallies: tuple[Tally, ...]
 
@@ -124,6 +116,7 @@ class AegisResult:
             "no_answer": dict(self.no_answer),
             "no_judgment": dict(self.no_judgment),
             "answers_cut_for_the_classifier": self.num_cut,
+            "blocked": self.num_blocked,
             "prompts_by_category": dict(self.prompts_by_category),
             "categories_without_prompts": list(self.missing_categories),
             "readings": [tally.to_json() for tally in self.tallies],
@@ -134,14 +127,13 @@ async def run_aegis(
     prompts: Sequence[AskedPrompt],
     settings: AegisSettings,
     *,
+    out: Path,
     model: ChatModel,
     classifier: ChatModel,
     policy: Policy,
     prompts_sha256: str,
-    note: Note,
 ) -> AegisResult:
     """The result, saved in ``out``; runs.IncompleteError when something did not answer for now."""
-    out = settings.out
     claim(
         out,
         {
@@ -158,63 +150,72 @@ async def run_aegis(
     by_id = {prompt.id: prompt for prompt in prompts}
     sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
 
-    async def answer(name: str) -> JsonObject:
-        reply = await call_with_retries(partial(model.chat, by_id[name].messages, sampling))
+    async def ask(name: str, on_retry: OnRetry) -> JsonObject:
+        reply = await answer(model, by_id[name].messages, sampling, on_retry)
         return {"response": reply.text, "finish_reason": reply.finish_reason}
 
-    responses = await _stage("answers", out / RESPONSES_FILE, list(by_id), answer, settings, note)
-    answered = [name for name, row in responses.items() if ERROR not in row]
+    responses = await _stage("answers", out / RESPONSES_FILE, list(by_id), ask, settings)
+    blocked = {name for name, row in responses.items() if _is_blocked(row)}
+    answered = [name for name, row in responses.items() if ERROR not in row and name not in blocked]
 
-    async def judge(name: str) -> JsonObject:
+    async def judge(name: str, on_retry: OnRetry) -> JsonObject:
         text = str(responses[name]["response"])[:JUDGED_CHARACTERS]
         asked = question((*by_id[name].messages, Message("assistant", text)), "assistant", policy)
-        return {"reply": await ask_classifier(classifier, asked, settings.form)}
+        return {"reply": await ask_classifier(classifier, asked, settings.form, on_retry)}
 
-    judged = await _stage("judgments", out / JUDGMENTS_FILE, answered, judge, settings, note)
+    judged = await _stage("judgments", out / JUDGMENTS_FILE, answered, judge, settings)
     result = AegisResult(
         model=model.name,
         classifier=classifier.name,
         policy=policy.source,
         policy_sha256=policy.sha256,
         num_prompts=len(prompts),
-        no_answer=_errors(responses),
+        no_answer=_errors({name: row for name, row in responses.items() if name not in blocked}),
         no_judgment=_errors(judged),
         num_cut=sum(len(responses[name]["response"]) > JUDGED_CHARACTERS for name in answered),
         prompts_by_category=_by_category(prompts),
-        tallies=tally_all([row["reply"] for row in judged.values() if ERROR not in row]),
+        num_blocked=len(blocked),
+        tallies=tally_all([row["reply"] for row in judged.values() if ERROR not in row], len(blocked)),
     )
     write_json(out / RESULT_FILE, result.to_json())
     return result
-
-
-async def ask_classifier(classifier: ChatModel, asked: str, form: ClassifierForm) -> str:
-    """The classifier's reply, word for word, drawn greedily."""
-    sampling = Sampling(max_tokens=100, temperature=0.0)
-    if form == "raw":
-        reply = await call_with_retries(partial(classifier.complete, raw_prompt(asked), sampling))
-    else:
-        reply = await call_with_retries(partial(classifier.chat, (Message("user", asked),), sampling))
-    return reply.text
 
 
 async def _stage(
     name: str,
     path: Path,
     ids: list[str],
-    ask: Callable[[str], Awaitable[JsonObject]],
+    ask: Callable[[str, OnRetry], Awaitable[JsonObject]],
     settings: AegisSettings,
-    note: Note,
 ) -> dict[str, JsonObject]:
+    if not ids:
+        return {}
     with (
         RowLog(path) as log,
         Progress(len(ids), sum(each in log for each in ids), name=name, unit="requests") as progress,
     ):
+
+        def on_retry(error: TransientError) -> None:
+            progress.repeated(error.message)
+
         return await ask_missing(
-            log, ids, ask, concurrency=settings.concurrency, on_rows=lambda rows: progress.add(len(rows))
+            log,
+            ids,
+            lambda each: ask(each, on_retry),
+            concurrency=settings.concurrency,
+            on_rows=lambda rows: progress.add(len(rows)),
+            max_failures=settings.max_failures,
         )
 
 
-def tally_all(replies: Sequence[str]) -> tuple[Tally, ...]:
+def _is_blocked(row: JsonObject) -> bool:
+    """Rows of older versions have the error of a guard, or an empty answer."""
+    if ERROR in row:
+        return row[ERROR]["kind"] in (BLOCKED, "empty")
+    return is_blocked(row["response"], row.get("finish_reason") or "")
+
+
+def tally_all(replies: Sequence[str], blocked: int = 0) -> tuple[Tally, ...]:
     """Both treatments of Needs Caution under both ways to read a reply."""
     read: dict[Parsing, list[Verdict]] = {
         "tolerant": [parse_tolerant(reply) for reply in replies],
@@ -222,11 +223,13 @@ def tally_all(replies: Sequence[str]) -> tuple[Tally, ...]:
     }
     treatments: tuple[Treatment, ...] = ("defensive", "permissive")
     return tuple(
-        _tally(verdicts, treatment, parsing) for treatment in treatments for parsing, verdicts in read.items()
+        _tally(verdicts, treatment, parsing, blocked)
+        for treatment in treatments
+        for parsing, verdicts in read.items()
     )
 
 
-def _tally(verdicts: Sequence[Verdict], treatment: Treatment, parsing: Parsing) -> Tally:
+def _tally(verdicts: Sequence[Verdict], treatment: Treatment, parsing: Parsing, blocked: int) -> Tally:
     is_permissive = treatment == "permissive"
     decided = [(verdict, verdict.is_unsafe(is_permissive=is_permissive)) for verdict in verdicts]
     unsafe = [verdict for verdict, is_unsafe in decided if is_unsafe]
@@ -238,6 +241,7 @@ def _tally(verdicts: Sequence[Verdict], treatment: Treatment, parsing: Parsing) 
         unsafe=len(unsafe),
         unknown=sum(is_unsafe is None for _, is_unsafe in decided),
         by_category={code: counts[code] for code in (*CATEGORIES, OTHER) if counts[code]},
+        blocked=blocked,
     )
 
 

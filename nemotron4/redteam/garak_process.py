@@ -1,20 +1,142 @@
-"""One garak process: its configuration, its end, and that it never outlives the one who started it."""
+"""garak: an environment of its own, and one process of it that never outlives the one who started it.
+
+Its pins conflict with ours, so a virtual environment is made in the user's cache.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
+import venv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemotron4.client.remote import CARD_END_STRINGS
+from nemotron4.errors import DownloadError
 from nemotron4.records import JsonObject, Message
+from nemotron4.redteam.garak_areas import ProbeInfo
+from nemotron4.redteam.settings import ScanSettings
+from nemotron4.runs import held
 from nemotron4.text import prompt
+
+GARAK_VERSION = "0.17.1"
+TORCH_VERSION = "2.13.0"
+PYTHON_VARIABLE = "NEMOTRON4_GARAK_PYTHON"
+NEEDED_MB = 4000  # 1.8 GB installed, and the downloads beside it
+
+_LIST_PROBES = """
+import json
+from garak import _plugins
+for name, is_active in _plugins.enumerate_plugins("probes"):
+    info = _plugins.plugin_info(name)
+    print("probe", json.dumps([name.removeprefix("probes."), is_active, info.get("primary_detector"),
+                               info.get("goal") or ""]))
+"""
+
+
+def environment_folder() -> Path:
+    cache = os.environ.get("NEMOTRON4_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    root = (
+        Path(cache).expanduser() if cache else (Path(base) if base else Path.home() / ".cache") / "nemotron4"
+    )
+    return root / f"garak-{GARAK_VERSION}"
+
+
+def garak_python(note: Callable[[str], None]) -> Path:
+    """An interpreter that has garak: ``$NEMOTRON4_GARAK_PYTHON``, the one made earlier, or one made now.
+
+    Making it takes some minutes and 1.8 GB. Interrupted, the next call starts it anew.
+    """
+    if given := os.environ.get(PYTHON_VARIABLE):
+        return Path(given)
+    folder = environment_folder()
+    python = folder / "bin" / "python"
+    if not _is_whole(folder):
+        with held(folder.with_name(f"{folder.name}.making")):
+            if not _is_whole(folder):  # another process may have just made it
+                _make(folder, python, note)
+    return python
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / "installed").exists() and (folder / "bin" / "python").exists()
+
+
+def _make(folder: Path, python: Path, note: Callable[[str], None]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free_mb = shutil.disk_usage(folder.parent).free // 10**6
+    if free_mb < NEEDED_MB:
+        raise DownloadError(
+            f"{folder.parent}: {free_mb} MB are free; garak's environment needs {NEEDED_MB} MB",
+            hint="set NEMOTRON4_CACHE to a folder with space",
+        )
+    note(f"making garak's environment in {folder}: 1.8 GB and some minutes, once")
+    venv.create(folder, clear=True, with_pip=True)
+    log = folder / "install.log"
+    # torch first: PyPI's build for Linux brings several GB of CUDA libraries that nothing here uses.
+    _install(python, ["-m", "pip", "install", "-q", "uv"], log)
+    _install(python, ["-m", "pip", "install", *_torch_index(), f"torch=={TORCH_VERSION}"], log)
+    # uv, because pip searches minutes for a set of versions that agree.
+    _install(python, ["-m", "uv", "pip", "install", "--python", str(python), f"garak=={GARAK_VERSION}"], log)
+    (folder / "installed").write_text(f"garak {GARAK_VERSION}, torch {TORCH_VERSION}\n", encoding="utf-8")
+
+
+def _torch_index() -> list[str]:
+    """PyTorch's index of CPU builds, unless the user's own pip settings say where packages come from."""
+    configured = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    ).stdout
+    is_configured = any(word in configured for word in ("index-url", "find-links"))
+    if sys.platform != "linux" or is_configured or os.environ.get("PIP_INDEX_URL"):
+        return []
+    return ["--index-url", "https://download.pytorch.org/whl/cpu"]
+
+
+def _install(python: Path, arguments: list[str], log: Path) -> None:
+    with log.open("ab") as output:
+        status = subprocess.run(
+            [str(python), *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
+        ).returncode
+    if status:
+        tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+        raise DownloadError(
+            f"garak {GARAK_VERSION} could not be installed: {' | '.join(tail)}",
+            hint=f"all of it is in {log}. Or install garak yourself and set {PYTHON_VARIABLE} to its python",
+        )
+
+
+def known_probes(python: Path, settings: dict[str, str]) -> list[ProbeInfo]:
+    """Every probe that this garak has; ``settings`` are environment variables."""
+    try:
+        ended = subprocess.run(
+            [str(python), "-c", _LIST_PROBES],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=settings,
+            check=False,
+        )
+    except OSError as error:
+        raise DownloadError(f"{python}: cannot be run: {error.strerror}") from error
+    rows = [json.loads(line[6:]) for line in ended.stdout.splitlines() if line.startswith("probe ")]
+    if ended.returncode or not rows:
+        tail = (ended.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise DownloadError(
+            f"{python}: garak does not answer: {tail}",
+            hint=f"remove {environment_folder()} and repeat the command, or set {PYTHON_VARIABLE}",
+        )
+    return [ProbeInfo(*row) for row in rows]
+
+
+# --- one process
 
 STALL_S = 1800.0  # a process that writes nothing for so long is ended
 POLL_S = 0.2
@@ -44,19 +166,6 @@ class Target:
     @property
     def is_generate(self) -> bool:
         return self.url.endswith("/generate")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScanSettings:
-    """How much is asked and how answers are drawn. garak's own defaults, but for ``max_tokens`` (150)."""
-
-    generations: int = 5
-    max_prompts: int = 256  # of one probe; some probes take no notice
-    max_tokens: int = 256
-    temperature: float = 0.7
-    concurrency: int = 4
-    seed: int = 1
-    is_online: bool = False
 
 
 def configuration(target: Target, settings: ScanSettings, reports: Path, prefix: str) -> JsonObject:

@@ -14,15 +14,15 @@ from typing import Any
 from nemotron4.errors import DataError, Nemotron4Error
 from nemotron4.records import JsonObject
 from nemotron4.redteam.garak_areas import ScanPlan, Unit
-from nemotron4.redteam.garak_environment import GARAK_VERSION
 from nemotron4.redteam.garak_process import (
-    ScanSettings,
+    GARAK_VERSION,
     Target,
     configuration,
     garak_environment,
     run_garak,
 )
 from nemotron4.redteam.garak_results import Counts, ProbeResult, read_report
+from nemotron4.redteam.settings import ScanSettings
 from nemotron4.runs import RowLog, claim, held, write_json
 
 RESULT_FILE = "result.json"

@@ -21,6 +21,7 @@ from nemotron4.client import FakeBehaviour
 from nemotron4.redteam.aegis import tally_all
 from nemotron4.redteam.aegis_prompts import fetch_prompts, read_aegis_prompts
 from tests.fake_serving import serving
+from tests.redteam.target import serving_target
 
 # What the classifier replies, by a word of the answer that is judged.
 REPLIES = {
@@ -157,6 +158,49 @@ def test_a_killed_run_pays_no_answer_twice(prompts: Path, tmp_path: Path) -> Non
         before = len(asked)
         assert main(arguments) == 0
     assert len(asked) - before == len(PROMPTS) - done
+
+
+def test_blocked_answers_have_a_column_of_their_own_and_are_not_unsafe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged: list[str] = []
+
+    def judge(messages: Any, sampling: Any) -> str:
+        judged.append(messages[-1].content)
+        return "unsafe\nO3"
+
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"id": word, "prompt": word} for word in ("open", "guarded", "filtered")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (
+        serving_target(lambda messages: "Sure.") as target,
+        serving(FakeBehaviour(script=judge)) as classifier,
+    ):
+        assert main([*command(path, (target, classifier), tmp_path / "run"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    reading = result["readings"][0]
+    assert (reading["unsafe"], reading["safe"], reading["blocked"], len(judged)) == (1, 0, 2, 1)
+    assert reading["unsafe_rate"] == pytest.approx(1 / 3)
+    assert result["no_answer"] == {}
+    assert "2 were blocked" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_prompt_that_never_gets_an_answer_costs_itself_and_is_asked_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"id": "a", "prompt": "open"}\n{"id": "b", "prompt": "never"}\n')
+    with (
+        serving_target(lambda messages: "Sure.") as target,
+        serving(FakeBehaviour(script=lambda messages, sampling: "safe")) as classifier,
+    ):
+        arguments = [*command(path, (target, classifier), tmp_path / "run"), "--json"]
+        assert main([*arguments, "--max-failures", "0"]) == 1
+        assert "1 of 2 requests have no answer yet" in capsys.readouterr().err
+        assert main(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["readings"][0]["safe"], result["no_answer"]) == (1, {"quota": 1})
+    assert "quota" not in (tmp_path / "run" / "responses.jsonl").read_text()  # the next run asks it again
 
 
 def test_bad_rows_are_told_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

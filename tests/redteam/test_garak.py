@@ -18,10 +18,10 @@ from nemotron4.client import FakeBehaviour
 from nemotron4.client.fake import PERSONAS
 from nemotron4.errors import ConfigError
 from nemotron4.redteam.garak_areas import AREAS, REPORT_AREAS, ProbeInfo, plan_scan
-from nemotron4.redteam.garak_environment import environment_folder
-from nemotron4.redteam.garak_process import ScanSettings, Target, configuration, garak_environment
+from nemotron4.redteam.garak_process import Target, configuration, environment_folder, garak_environment
 from nemotron4.redteam.garak_results import Counts, read_report
 from nemotron4.redteam.garak_scan import load_scan
+from nemotron4.redteam.settings import ScanSettings
 from tests.fake_serving import serving
 
 STAND_IN = Path(__file__).parent / "stand_in"
