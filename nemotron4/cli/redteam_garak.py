@@ -36,14 +36,22 @@ def garak(
             metavar="GROUP", help="An area, a module or a probe; repeatable. Default: the report's ten areas."
         ),
     ] = None,
-    generations: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 5,
+    generations: Annotated[
+        int, typer.Option(min=1, help="Answers to each prompt.")
+    ] = ScanSettings.generations,
     max_prompts: Annotated[
         int, typer.Option(min=1, help="Prompts of one probe; some probes take no notice.")
-    ] = 256,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy: equal answers.")] = 0.7,
-    concurrency: Annotated[int, typer.Option(min=1, help="Prompts under way at once.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 1,
+    ] = ScanSettings.max_prompts,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="The longest answer, in tokens.")
+    ] = ScanSettings.max_tokens,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0 is greedy: equal answers.")
+    ] = ScanSettings.temperature,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Prompts under way at once.")
+    ] = ScanSettings.concurrency,
+    seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = ScanSettings.seed,
     online: Annotated[bool, typer.Option("--online", help="Run the probes that need a network too.")] = False,
     model_name: Annotated[str | None, typer.Option(help="The model's name at its server.")] = None,
     as_json: JsonOption = False,

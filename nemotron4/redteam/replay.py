@@ -120,41 +120,9 @@ async def replay_attacks(
         for each in store.sessions(outcome="success")
         if each.session.replay_of is None
     }
-    sampling = Sampling(max_tokens=replay.max_tokens, temperature=replay.temperature)
     number, previous = _last(folder)
     name = f"replay-{number + 1:04}.json"
-    settings = {
-        "number": number + 1,
-        "model": model.name,
-        "judge": judge.name,
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-    }
-    with (
-        RowLog(folder / ROWS_FILE, settings=settings) as log,
-        Progress(
-            len(attacks), sum(each in log for each in attacks), name="replay", unit="attacks"
-        ) as progress,
-    ):
-
-        def on_retry(error: TransientError) -> None:
-            progress.repeated(error.message)
-
-        async def work(session_id: str) -> JsonObject:
-            key = hashlib.sha256(f"{store.path.resolve()} {folder.resolve()} {name} {session_id}".encode())
-            made = await _replay_one(
-                attacks[session_id], store, model, judge, sampling, key.hexdigest()[:32], on_retry
-            )
-            return asdict(made)
-
-        rows = await ask_missing(
-            log,
-            list(attacks),
-            work,
-            concurrency=replay.concurrency,
-            on_rows=lambda done: progress.add(len(done)),
-            max_failures=replay.max_failures,
-        )
+    rows = await _ask_all(attacks, store, model, judge, replay, folder, number + 1)
     before = {row["session"]: row["verdict"] for row in (previous or {}).get("rows", ())}
     result = ReplayResult(
         model.name,
@@ -166,6 +134,46 @@ async def replay_attacks(
     write_json(folder / name, result.to_json())
     (folder / ROWS_FILE).unlink()
     return result
+
+
+async def _ask_all(
+    attacks: Mapping[str, Reviewed],
+    store: SessionStore,
+    model: ChatModel,
+    judge: AttackJudge,
+    replay: ReplaySettings,
+    folder: Path,
+    number: int,
+) -> dict[str, JsonObject]:
+    """A row for each attack, on the disk when it is there."""
+    sampling = Sampling(max_tokens=replay.max_tokens, temperature=replay.temperature)
+    run = {"number": number, "model": model.name, "judge": judge.name}
+    with (
+        RowLog(
+            folder / ROWS_FILE,
+            settings=run | {"max_tokens": replay.max_tokens, "temperature": replay.temperature},
+        ) as log,
+        Progress(len(attacks), sum(each in log for each in attacks), name="replay") as progress,
+    ):
+
+        def on_retry(error: TransientError) -> None:
+            progress.repeated(error.message)
+
+        async def work(session_id: str) -> JsonObject:
+            key = f"{store.path.resolve()} {folder.resolve()} {number} {session_id}"
+            new_id = hashlib.sha256(key.encode()).hexdigest()[:32]
+            return asdict(
+                await _replay_one(attacks[session_id], store, model, judge, sampling, new_id, on_retry)
+            )
+
+        return await ask_missing(
+            log,
+            list(attacks),
+            work,
+            concurrency=replay.concurrency,
+            on_rows=lambda done: progress.add(len(done)),
+            max_failures=replay.max_failures,
+        )
 
 
 def _last(folder: Path) -> tuple[int, JsonObject | None]:
