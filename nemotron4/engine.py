@@ -351,6 +351,17 @@ class RewardScorer(Protocol):
         """
         ...
 
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """What is read of one conversation."""
+        ...
+
     def score_ids(self, rows: Sequence[Sequence[int]]) -> list[Reward]:
         """The same for token ids that are read as they are, at the last one."""
+        ...
+
+    async def score_async(self, rows: Sequence[Sequence[int]]) -> list[Reward]:
+        """The same for a server: rows of all requests share passes, a cancelled call frees its own.
+
+        EngineBusyError if the queue is full.
+        """
         ...

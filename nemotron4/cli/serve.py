@@ -199,7 +199,9 @@ def serve(
 
         checkpoint = open_checkpoint(model, context=context, revision=revision)
         if checkpoint.config.num_reward_attributes or (adapter and has_reward_head(Path(adapter))):
-            return load_reward(checkpoint, dtype=dtype, device=device, adapter=adapter)
+            return load_reward(
+                checkpoint, dtype=dtype, device=device, adapter=adapter, max_waiting=max_waiting
+            )
         opened = load(
             checkpoint,
             dtype=dtype,

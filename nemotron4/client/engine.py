@@ -88,7 +88,11 @@ class EngineChatModel:
                 kind="unsupported",
                 hint="serve the reward model and name its URL",
             )
-        [reward] = await asyncio.to_thread(self._engine.score, [messages])
+        try:
+            ids = await asyncio.to_thread(self._engine.encode, messages)
+            [reward] = await self._engine.score_async([ids])
+        except (RequestError, TemplateError, TokenizerError) as error:
+            raise _hopeless(error) from error
         return reward
 
     async def embed(self, text: str) -> Embedding:

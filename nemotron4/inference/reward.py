@@ -1,25 +1,32 @@
-"""The reward model behind the server: one pass over each conversation, read at its last token.
+"""The reward model behind the server: packed passes over many conversations, each read at its last token.
 
-Shape suffixes: B = conversations, T = positions, D = hidden size, A = attributes.
+Shape suffixes: N = packed positions of all conversations, D = hidden size, H = heads, E = head size.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import load_weights
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.engine import ChatFormat, EngineStats, ModelInfo, Reward, SamplingParams, Tokenizer, TokenStep
-from nemotron4.errors import CheckpointError, RequestError
+from nemotron4.errors import CheckpointError, EngineBusyError, Nemotron4Error, RequestError
 from nemotron4.inference.load import checked, describe, find_device
 from nemotron4.inference.precision import find_dtype
-from nemotron4.model.attention import CausalAttend, RotaryEmbedding
+from nemotron4.model.attention import RotaryEmbedding
+from nemotron4.model.causal_attention import causal_attention
 from nemotron4.model.reward_head import ATTRIBUTE_NAMES, CARD_WEIGHTS, RewardModel
 from nemotron4.records import ATTRIBUTES, Message
 from nemotron4.text.prompt import encode_judged
@@ -27,8 +34,21 @@ from nemotron4.text.prompt import encode_judged
 BATCH_TOKENS = 8192
 
 
+@dataclass(frozen=True)
+class _Row:
+    """One conversation that waits for its scores; a cancelled one is passed over."""
+
+    ids: Sequence[int]
+    reward: Future[Reward] = field(default_factory=Future)
+
+
 class RewardEngine:
-    """Implements ``InferenceEngine``, whose ``stream`` refuses, and ``RewardScorer``."""
+    """Implements ``InferenceEngine``, whose ``stream`` refuses, and ``RewardScorer``.
+
+    One thread owns the model. It takes what waits, in the order of arrival, up to BATCH_TOKENS at a time,
+    whoever asked for it. There is no padding: the products are over the packed rows, and attention is
+    computed for each conversation alone.
+    """
 
     def __init__(
         self,
@@ -36,41 +56,33 @@ class RewardEngine:
         info: ModelInfo,
         tokenizer: Tokenizer,
         prompt_format: ChatFormat | None = None,
+        *,
+        max_waiting: int = 1024,
     ) -> None:
         if model.config.num_reward_attributes != len(ATTRIBUTE_NAMES):
             raise CheckpointError(
                 f"{info.name}: the reward head has {model.config.num_reward_attributes} outputs; "
                 f"expected {len(ATTRIBUTE_NAMES)} ({', '.join(ATTRIBUTE_NAMES)})"
             )
-        self._model = model
-        self._info = info
-        self._tokenizer = tokenizer
+        self.model = model
+        self.info = replace(info, vocab_size=min(info.vocab_size, tokenizer.vocab_size))
+        self.tokenizer = tokenizer
+        self.prompt_format: ChatFormat | None = None
         self._format = prompt_format
-        self._lock = threading.Lock()
-        self._num_waiting = self._num_tokens = self._num_finished = 0
-
-    @property
-    def model(self) -> RewardModel:
-        return self._model
-
-    @property
-    def info(self) -> ModelInfo:
-        return self._info
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self._tokenizer
-
-    @property
-    def prompt_format(self) -> ChatFormat | None:
-        return None
+        self._max_waiting = max_waiting
+        self._rows: deque[_Row] = deque()
+        self._has_work = threading.Condition()
+        self._is_closing = False
+        self._num_running = self._num_tokens = self._num_finished = 0
+        self._thread = threading.Thread(target=self._loop, name="nemotron4-reward", daemon=True)
+        self._thread.start()
 
     def stats(self) -> EngineStats:
         return EngineStats(
-            num_running=int(self._lock.locked()),
-            max_running=1,
-            num_waiting=self._num_waiting,
-            max_waiting=0,
+            num_running=self._num_running,
+            max_running=0,
+            num_waiting=len(self._rows),
+            max_waiting=self._max_waiting,
             cache_blocks_used=0,
             cache_blocks_total=0,
             prompt_tokens_total=self._num_tokens,
@@ -82,69 +94,127 @@ class RewardEngine:
 
     def stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> AsyncIterator[TokenStep]:
         raise RequestError(
-            f"{self._info.name} is a reward model, which writes no text", hint="use POST /score"
+            f"{self.info.name} is a reward model, which writes no text", hint="use POST /score"
         )
 
     def close(self) -> None:
-        """Nothing runs between calls."""
-
-    def score(self, conversations: Sequence[Sequence[Message]]) -> list[Reward]:
-        return self.score_ids([self._ids(turns) for turns in conversations])
+        """Rows that wait end with an error."""
+        with self._has_work:
+            self._is_closing = True
+            self._has_work.notify()
+        self._thread.join()
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """What ``score_ids`` reads of one conversation; RequestError if it does not fit the context."""
-        ids = self._ids(messages)
-        if len(ids) > self._info.context_length:
+        """What is read of one conversation; RequestError if it does not fit the context."""
+        ids = encode_judged(self.tokenizer, self._format, messages)
+        if len(ids) > self.info.context_length:
             raise RequestError(
-                f"the conversation has {len(ids)} tokens; expected 1 to {self._info.context_length}"
+                f"the conversation has {len(ids)} tokens; expected 1 to {self.info.context_length}"
             )
         return ids
 
-    def _ids(self, messages: Sequence[Message]) -> list[int]:
-        return encode_judged(self._tokenizer, self._format, messages)
+    def score(self, conversations: Sequence[Sequence[Message]]) -> list[Reward]:
+        return self.score_ids([encode_judged(self.tokenizer, self._format, each) for each in conversations])
 
     def score_ids(self, rows: Sequence[Sequence[int]]) -> list[Reward]:
-        limit = self._info.context_length
+        return [row.reward.result() for row in self._submit(rows)]
+
+    async def score_async(self, rows: Sequence[Sequence[int]]) -> list[Reward]:
+        """See ``RewardScorer``."""
+        with self._has_work:
+            num_waiting = len(self._rows)
+        if len(rows) > self._max_waiting:
+            raise RequestError(
+                f"the request has {len(rows)} conversations; the queue holds {self._max_waiting}",
+                hint="send fewer at a time",
+            )
+        if num_waiting + len(rows) > self._max_waiting:
+            raise EngineBusyError(
+                f"{num_waiting} conversations are waiting; the queue holds {self._max_waiting}",
+                retry_after_s=1.0,
+            )
+        waiting = self._submit(rows)
+        try:
+            return list(await asyncio.gather(*(asyncio.wrap_future(row.reward) for row in waiting)))
+        finally:
+            for row in waiting:
+                row.reward.cancel()
+
+    def _submit(self, rows: Sequence[Sequence[int]]) -> list[_Row]:
+        limit, size = self.info.context_length, self.info.vocab_size
         for place, ids in enumerate(rows):
             if not ids or len(ids) > limit:
                 raise RequestError(
                     f"conversation {place} has {len(ids)} tokens; expected 1 to {limit}",
                     hint="the scores are read at the last token, so a conversation is never cut",
                 )
-        self._num_waiting += 1
-        with self._lock:
-            self._num_waiting -= 1
-            found: list[Reward | None] = [None] * len(rows)
-            for batch in _batches([len(ids) for ids in rows]):
-                for place, values in zip(batch, self._forward([rows[i] for i in batch]), strict=True):
-                    found[place] = _reward(values)
-            self._num_tokens += sum(map(len, rows))
-            self._num_finished += len(rows)
-        return [reward for reward in found if reward is not None]
+            if not all(0 <= token_id < size for token_id in ids):
+                raise RequestError(f"conversation {place} has a token id outside 0 to {size - 1}")
+        waiting = [_Row(ids) for ids in rows]
+        with self._has_work:
+            if self._is_closing:
+                raise RequestError("the engine is closed")
+            self._rows.extend(waiting)
+            self._has_work.notify()
+        return waiting
+
+    # -- for the engine's own thread -----------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            try:
+                rewards = self._forward([row.ids for row in batch])
+            except Exception as error:  # a batch that cannot be computed must not end the engine
+                for row in batch:
+                    row.reward.set_exception(Nemotron4Error(f"this batch could not be computed: {error}"))
+                continue
+            self._num_tokens += sum(len(row.ids) for row in batch)
+            self._num_finished += len(batch)
+            for row, reward in zip(batch, rewards, strict=True):
+                row.reward.set_result(reward)
+
+    def _next_batch(self) -> list[_Row] | None:
+        """What waits, BATCH_TOKENS at most; None when the engine is closed."""
+        batch: list[_Row] = []
+        with self._has_work:
+            self._num_running = 0
+            while not batch:
+                self._has_work.wait_for(lambda: self._rows or self._is_closing)
+                if self._is_closing:
+                    for row in self._rows:
+                        with contextlib.suppress(InvalidStateError):
+                            row.reward.set_exception(RequestError("the engine is closed"))
+                    return None
+                num_tokens = 0
+                while self._rows and (not batch or num_tokens + len(self._rows[0].ids) <= BATCH_TOKENS):
+                    row = self._rows.popleft()
+                    if row.reward.set_running_or_notify_cancel():
+                        batch.append(row)
+                        num_tokens += len(row.ids)
+            self._num_running = len(batch)
+        return batch
 
     @torch.inference_mode()
-    def _forward(self, rows: list[Sequence[int]]) -> list[list[float]]:
-        """Rows padded on the right: a causal model never looks there."""
-        device = self._model.reward_head.weight.device
-        longest = max(map(len, rows))
-        tokens_BT = torch.tensor([[*ids, *[ids[-1]] * (longest - len(ids))] for ids in rows], device=device)
-        positions_BT = torch.arange(longest, device=device).expand_as(tokens_BT)
-        hidden_BTD = self._model.model(tokens_BT, positions_BT, CausalAttend())
-        last_B = torch.tensor([len(ids) - 1 for ids in rows], device=device)
-        hidden_BD = hidden_BTD[torch.arange(len(rows), device=device), last_B]
-        scores: list[list[float]] = self._model(hidden_BD).tolist()
-        return scores
+    def _forward(self, rows: Sequence[Sequence[int]]) -> list[Reward]:
+        device = self.model.reward_head.weight.device
+        lengths = [len(ids) for ids in rows]
+        tokens_N = torch.tensor([token_id for ids in rows for token_id in ids], device=device)
+        positions_N = torch.cat([torch.arange(length, device=device) for length in lengths])
+        hidden_ND = self.model.model(tokens_N, positions_N, _PackedAttend(lengths))
+        last = torch.tensor(lengths, device=device).cumsum(0) - 1
+        scores: list[list[float]] = self.model(hidden_ND[last]).tolist()
+        return [_reward(values) for values in scores]
 
 
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices by length, at most BATCH_TOKENS padded tokens together."""
-    found: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= BATCH_TOKENS:
-            found[-1].append(i)
-        else:
-            found.append([i])
-    return found
+class _PackedAttend:
+    """Causal attention within each of the conversations that are packed one behind the other."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._lengths = list(lengths)
+
+    def __call__(self, layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
+        parts = zip(*(torch.split(each, self._lengths) for each in (q_NHE, k_NKE, v_NKE)), strict=True)
+        return torch.cat([causal_attention(q[None], k[None], v[None])[0] for q, k, v in parts])
 
 
 def _reward(values: Sequence[float]) -> Reward:
@@ -160,6 +230,7 @@ def load_reward(
     dtype: str = "auto",
     device: str = "auto",
     adapter: str | Path | None = None,
+    max_waiting: int = 1024,
 ) -> RewardEngine:
     """Load a reward model by name or path; CheckpointError if it has no reward head.
 
@@ -187,4 +258,4 @@ def load_reward(
         tokenizer,
         checkpoint.prompt_format(),
     )
-    return RewardEngine(net, info, tokenizer, prompt_format)
+    return RewardEngine(net, info, tokenizer, prompt_format, max_waiting=max_waiting)

@@ -22,10 +22,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nemotron4.engine import RewardScorer
+from nemotron4.engine import InferenceEngine, RewardScorer
 from nemotron4.errors import RequestError
+from nemotron4.server.rows import until_disconnect
 from nemotron4.server.settings import Service
-from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.text.answers import encode_text
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 _FORMATS = {"BOOL": "?", "INT32": "i", "INT64": "q", "FP32": "f"}
@@ -170,8 +171,8 @@ def kserve_routes(service: Service, scorer: RewardScorer) -> APIRouter:
         if header is not None and not header.isdigit():
             raise RequestError(f"{LENGTH_HEADER} is {header!r}; expected a number")
         asked, inputs = read_request(await request.body(), None if header is None else int(header))
-        rows = await asyncio.to_thread(rows_of, inputs, service.engine.tokenizer)
-        rewards = await asyncio.to_thread(scorer.score_ids, rows)
+        rows = await asyncio.to_thread(rows_of, inputs, service.engine)
+        rewards = await until_disconnect(request.receive, scorer.score_async(rows))
         values = [value for reward in rewards for value in reward.raw]
         outputs = {
             "rewards": Tensor("FP32", (len(rows), NUM_ATTRIBUTES), values),
@@ -215,7 +216,7 @@ def triton_config() -> dict[str, Any]:
     }
 
 
-def rows_of(inputs: Mapping[str, Tensor], tokenizer: Tokenizer) -> list[list[int]]:
+def rows_of(inputs: Mapping[str, Tensor], engine: InferenceEngine) -> list[list[int]]:
     """Token ids of every row of the batch."""
     for name, tensor in inputs.items():
         if INPUTS.get(name) != tensor.datatype:
@@ -230,15 +231,16 @@ def rows_of(inputs: Mapping[str, Tensor], tokenizer: Tokenizer) -> list[list[int
             texts = [value.decode() for value in inputs["sentences"].values]
         except (UnicodeDecodeError, AttributeError) as error:
             raise RequestError(f"input 'sentences' is not UTF-8 text: {error}") from error
-        rows = [tokenizer.encode(text) for text in texts]
+        rows = [encode_text(engine, text) for text in texts]
     else:
-        rows = _token_rows(inputs, tokenizer.vocab_size)
+        rows = _token_rows(inputs, engine.info.vocab_size)
     if len(rows) > MAX_BATCH:
         raise RequestError(f"the batch has {len(rows)} rows; expected at most {MAX_BATCH}")
     if "add_EOS" in inputs and inputs["add_EOS"].values[0]:
-        if tokenizer.eos_id is None:
+        eos_id = engine.tokenizer.eos_id
+        if eos_id is None:
             raise RequestError("add_EOS is true, but the tokenizer has no end-of-text token")
-        rows = [[*row, tokenizer.eos_id] for row in rows]
+        rows = [[*row, eos_id] for row in rows]
     return rows
 
 

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from nemotron4.engine import PositionLogprobs, SamplingParams, SamplingRequest, Tokenizer
@@ -133,17 +134,22 @@ def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
 
 def check_request(body: CompletionRequest | ChatRequest, service: Service, context: RequestContext) -> None:
     """Refuse what the types of single fields cannot tell, and warn of fields that nobody knows."""
-    for name in body.model_extra or ():
-        message, hint = unknown_name("field", name[:60], type(body).model_fields)
-        if service.settings.unknown_fields == "refuse":
-            raise ApiError(400, f"{message}; {hint}", param=name[:60], code="unknown_parameter")
-        context.warnings.append(f"{message} is ignored")
+    warn_of_unknown(body, service, context)
     check_model(body.model, service)
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options is allowed only with stream: true", param="stream_options")
     for stop in user_stops(body):
         if not stop:
             raise ApiError(400, "stop: an empty string cannot be a stop string", param="stop")
+
+
+def warn_of_unknown(body: BaseModel, service: Service, context: RequestContext) -> None:
+    """Fields that nobody knows: a warning each, or ApiError, as the operator says."""
+    for name in body.model_extra or ():
+        message, hint = unknown_name("field", name[:60], type(body).model_fields)
+        if service.settings.unknown_fields == "refuse":
+            raise ApiError(400, f"{message}; {hint}", param=name[:60], code="unknown_parameter")
+        context.warnings.append(f"{message} is ignored")
 
 
 def check_model(name: str | None, service: Service) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -14,28 +14,23 @@ from starlette.responses import Response
 
 from nemotron4.engine import Reward, RewardScorer
 from nemotron4.errors import RequestError
-from nemotron4.records import Message
 from nemotron4.server.context import context_of
+from nemotron4.server.openai_choices import Identity, check_model, warn_of_unknown
+from nemotron4.server.openai_schemas import Messages
 from nemotron4.server.page import Proxy
+from nemotron4.server.rows import event_stream, until_disconnect
 from nemotron4.server.settings import Endpoint, Service
-
-
-class Turn(BaseModel):
-    """One message of a conversation."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    role: str
-    content: str
+from nemotron4.text.answers import encode_text
 
 
 class ScoreRequest(BaseModel):
     """``messages`` end with the answer to judge; ``text`` is read as it is, at its last token."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
-    messages: list[Turn] | None = None
+    messages: Messages | None = None
     text: str | None = None
+    model: str | None = None
 
 
 class Score(BaseModel):
@@ -51,54 +46,75 @@ class HostedRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    messages: list[Turn]
+    messages: Messages
     model: str | None = None
+    stream: bool | None = None
 
 
 def reward_routes(service: Service, scorer: RewardScorer) -> APIRouter:
     router = APIRouter()
 
-    async def scored(request: Request, turns: list[Turn]) -> Reward:
-        messages = [Message(turn.role.lower(), turn.content) for turn in turns]
-        [reward] = await asyncio.to_thread(scorer.score, [messages])
-        context_of(request.scope).finish_reasons.append("stop")
+    async def scored(request: Request, encode: Callable[[], list[int]]) -> Reward:
+        context = context_of(request.scope)
+        ids = await asyncio.to_thread(encode)
+        context.num_prompt_tokens += len(ids)
+        [reward] = await scorer.score_async([ids])
+        context.finish_reasons.append("stop")
         return reward
 
     @router.post("/score")
     async def post_score(body: ScoreRequest, request: Request) -> Score:
         """Judge one answer. Input that does not fit the context is refused, never cut."""
-        if (body.messages is None) == (body.text is None):
-            raise RequestError("give either messages or text")
-        if body.messages is not None:
-            reward = await scored(request, body.messages)
+        warn_of_unknown(body, service, context_of(request.scope))
+        check_model(body.model, service)
+        if body.messages is not None and body.text is None:
+            encode = partial(scorer.encode, body.messages)
+        elif body.text is not None and body.messages is None:
+            encode = partial(encode_text, service.engine, body.text)
         else:
-            assert body.text is not None
-            ids = await asyncio.to_thread(service.engine.tokenizer.encode, body.text)
-            [reward] = await asyncio.to_thread(scorer.score_ids, [ids])
-        return Score(raw=list(reward.raw), attributes=dict(reward.attributes), reward=reward.scalar)  # type: ignore[arg-type]  # an engine always weighs
+            raise RequestError("give either messages or text")
+        reward = await until_disconnect(request.receive, scored(request, encode))
+        assert reward.scalar is not None, "an engine weighs its attributes"
+        return Score(raw=list(reward.raw), attributes=dict(reward.attributes), reward=reward.scalar)
 
-    @router.post("/v1/chat/completions")
-    async def post_chat(body: HostedRequest, request: Request) -> dict[str, Any]:
+    @router.post("/v1/chat/completions", response_model=None)
+    async def post_chat(body: HostedRequest, request: Request) -> dict[str, Any] | Response:
         """NVIDIA's hosted form: the attributes are the tokens, their values the log-probabilities."""
-        if body.model not in (None, service.engine.info.name):
-            raise RequestError(f"model is {body.model!r}; this server has {service.engine.info.name!r}")
-        reward = await scored(request, body.messages)
-        content: list[dict[str, Any]] = [
+        identity = Identity.new("chatcmpl", check_model(body.model, service))
+        work = scored(request, partial(scorer.encode, body.messages))
+        if body.stream:
+            return await event_stream(request, _events(identity, work), service)
+        reward = await until_disconnect(request.receive, work)
+        message = {"role": "assistant", "content": _text(reward)}
+        choice = {"index": 0, "message": message, "logprobs": _logprobs(reward), "finish_reason": "stop"}
+        return identity.chunk("chat.completion", [choice])
+
+    return router
+
+
+def _text(reward: Reward) -> str:
+    return ",".join(f"{name}:{value}" for name, value in reward.attributes.items())
+
+
+def _logprobs(reward: Reward) -> dict[str, Any]:
+    return {
+        "content": [
             {"token": name, "logprob": value, "bytes": None, "top_logprobs": []}
             for name, value in reward.attributes.items()
         ]
-        text = ",".join(f"{name}:{value}" for name, value in reward.attributes.items())
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "message": message, "logprobs": {"content": content}, "finish_reason": "stop"}
-        return {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": service.engine.info.name,
-            "choices": [choice],
-        }
+    }
 
-    return router
+
+async def _events(
+    identity: Identity, work: Coroutine[Any, Any, Reward]
+) -> AsyncGenerator[dict[str, Any], None]:
+    """The same as a stream: all values in one event, then the end."""
+    reward = await work
+    delta = {"role": "assistant", "content": _text(reward)}
+    choice = {"index": 0, "delta": delta, "logprobs": _logprobs(reward), "finish_reason": None}
+    yield identity.chunk("chat.completion.chunk", [choice])
+    end = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}
+    yield identity.chunk("chat.completion.chunk", [end])
 
 
 def forwarded_score_routes(endpoint: Endpoint) -> APIRouter:

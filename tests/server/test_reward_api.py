@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import struct
 import subprocess
@@ -16,7 +18,7 @@ import torch
 from fastapi.testclient import TestClient
 
 from nemotron4.client.remote import hosted_reward, score_reward
-from nemotron4.errors import CheckpointError, RequestError
+from nemotron4.errors import CheckpointError, EngineBusyError, RequestError
 from nemotron4.inference.load import load
 from nemotron4.inference.reward import CARD_WEIGHTS, RewardEngine, load_reward
 from nemotron4.records import ATTRIBUTES, Message
@@ -111,7 +113,7 @@ def test_text_is_scored_as_it_is(client: TestClient) -> None:
         ({"messages": TURNS[:1]}, "expected the assistant's answer to be judged"),
         ({"messages": [*TURNS[:1], {"role": "assistant", "content": "x " * 900}]}, "expected 1 to 300"),
         ({"text": ""}, "has 0 tokens"),
-        ({"message": TURNS}, "unknown field 'message'"),
+        ({"message": TURNS}, "give either messages or text"),
     ],
 )
 def test_a_request_that_cannot_be_scored_is_refused(
@@ -268,3 +270,89 @@ def test_the_pytriton_client_scores(engine: RewardEngine) -> None:
     assert done.returncode == 0, done.stderr
     found = [float(value) for value in done.stdout.split()]
     assert found == pytest.approx(engine.score([MESSAGES])[0].raw, abs=1e-5)
+
+
+def test_the_message_form_is_that_of_every_route(client: TestClient, engine: RewardEngine) -> None:
+    turns = [
+        {"role": "developer", "content": "Be kind.", "id": "m1"},
+        {"role": "user", "content": [{"type": "text", "text": "What is the fox?"}]},
+        {"role": "assistant", "content": "quick and brown", "refusal": None, "tool_calls": None},
+    ]
+    expected = engine.score([[Message("system", "Be kind."), *MESSAGES]])[0]
+    answer = client.post("/score", json={"messages": turns, "model": engine.info.name, "qwertz": 1})
+    assert answer.json()["reward"] == pytest.approx(expected.scalar, abs=1e-5)
+    assert "qwertz" in answer.headers["warning"]
+    for path in ("/score", "/v1/chat/completions"):
+        refused = client.post(path, json={"messages": turns, "model": "other"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_the_hosted_form_streams(client: TestClient, engine: RewardEngine) -> None:
+    answer = client.post("/v1/chat/completions", json={"messages": TURNS, "stream": True})
+    events = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    assert events[-1] == "[DONE]"
+    chunks = [json.loads(event)["choices"][0] for event in events[:-1]]
+    values = {each["token"]: each["logprob"] for each in chunks[0]["logprobs"]["content"]}
+    assert values == pytest.approx(dict(engine.score([MESSAGES])[0].attributes), abs=1e-5)
+    assert [chunk["finish_reason"] for chunk in chunks] == [None, "stop"]
+
+
+def test_rows_of_many_requests_share_passes_and_equal_single_ones(engine: RewardEngine) -> None:
+    rows = [engine.tokenizer.encode("the quick fox " * n + "<extra_id_2>") for n in range(1, 30)]
+    single = [engine.score_ids([row])[0].raw for row in rows]
+    passes = []
+    forward = engine._forward
+
+    def counted(batch: Any) -> Any:
+        passes.append(len(batch))
+        return forward(batch)
+
+    async def all_at_once() -> list[Any]:
+        return await asyncio.gather(*(engine.score_async([row]) for row in rows))
+
+    engine._forward = counted  # type: ignore[method-assign]
+    try:
+        together = asyncio.run(all_at_once())
+    finally:
+        engine._forward = forward  # type: ignore[method-assign]
+    assert sum(passes) == len(rows)
+    assert len(passes) < len(rows) / 2
+    for [reward], expected in zip(together, single, strict=True):
+        assert reward.raw == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_call_that_is_given_up_frees_its_rows_and_a_full_queue_is_busy(engine: RewardEngine) -> None:
+    row = engine.tokenizer.encode("the quick fox<extra_id_2>")
+    started, go_on = threading.Event(), threading.Event()
+    forward = engine._forward
+    done: list[int] = []
+
+    def slow(batch: Any) -> Any:
+        started.set()
+        go_on.wait(20)
+        done.append(len(batch))
+        return forward(batch)
+
+    async def leave() -> None:
+        first = asyncio.create_task(engine.score_async([row]))
+        await asyncio.to_thread(started.wait, 20)
+        others = [asyncio.create_task(engine.score_async([row])) for _ in range(200)]
+        await asyncio.sleep(0)
+        assert engine.stats().num_waiting == 200
+        with pytest.raises(EngineBusyError):
+            await engine.score_async([row] * 900)
+        with pytest.raises(RequestError, match="the queue holds 1024"):
+            await engine.score_async([row] * 1100)
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        go_on.set()
+        await first
+
+    engine._forward = slow  # type: ignore[method-assign]
+    try:
+        asyncio.run(leave())
+        engine.score_ids([row])
+    finally:
+        engine._forward = forward  # type: ignore[method-assign]
+    assert done == [1, 1]
