@@ -41,6 +41,7 @@ class ConvertOptions:
     dtype: Literal["bf16", "fp16", "fp32"] | None = None
     quantize: Scheme | None = None
     adapter: Path | None = None  # of PEFT or NeMo, merged into the weights
+    force_adapter: bool = False  # on a base that is not the one it records
     tensor_parallel: int = 1  # NeMo only: chunks per tensor
 
     def __post_init__(self) -> None:
@@ -103,7 +104,7 @@ def plan_conversion(
     dtype = DTYPES[options.dtype] if options.dtype else _stored_dtype(checkpoint)
     source = checkpoint
     if options.adapter is not None:
-        source = MergedCheckpoint(source, options.adapter)
+        source = MergedCheckpoint(source, options.adapter, force=options.force_adapter)
     if options.to == "hf":
         files = huggingface_files(
             source, dtype=dtype, sentencepiece_model=_sentencepiece(checkpoint), quantize=options.quantize

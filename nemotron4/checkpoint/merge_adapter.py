@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from nemotron4.checkpoint.adapter_base import check_base
 from nemotron4.checkpoint.interface import Checkpoint, RawTensor, TensorInfo
 from nemotron4.checkpoint.nemo import read_nemo_index
 from nemotron4.checkpoint.nemo_config import NemoSettings, read_settings
@@ -198,9 +199,12 @@ class _Product:
     scale: float
     down_KC: Read
     up_RK: Read
+    length_R: Read | None = None  # DoRA: the length of each row
 
     def __call__(self, rows_RC: torch.Tensor, start: int, stop: int) -> None:
         rows_RC.addmm_(self.up_RK()[start:stop].float(), self.down_KC().float(), alpha=self.scale)
+        if self.length_R is not None:
+            rows_RC.mul_((self.length_R()[start:stop].float() / rows_RC.norm(dim=1))[:, None])
 
 
 @dataclass(frozen=True)
@@ -219,7 +223,7 @@ class _Factor:
 
 @dataclass(frozen=True)
 class _Adapter:
-    """Weight name -> its update, and the tensors of a reward head that it brings."""
+    """Weight name -> its update, and the whole tensors that it brings: a reward head, modules_to_save."""
 
     file: Path
     updates: Mapping[str, _Update]
@@ -229,21 +233,22 @@ class _Adapter:
 class MergedCheckpoint:
     """The base with the adapter in its weights. See ``interface.Checkpoint``."""
 
-    def __init__(self, base: Checkpoint, path: Path) -> None:
-        self._base = base
+    def __init__(self, base: Checkpoint, path: Path, *, force: bool = False) -> None:
+        check_base(path, base, force=force)
+        self.base, self.adapter_path = base, path
         self._adapter = _nemo(path, base) if is_nemo_adapter(path) else _peft(path, base)
         self.path, self.format, self.name = base.path, base.format, base.name
         self.config, self.tensors, self.notes = base.config, base.tensors, base.notes
         if self._adapter.head:
-            self._put_head()
+            self._put_whole()
         self.bos_token_id, self.adds_bos, self.eos_token_ids = (
             base.bos_token_id,
             base.adds_bos,
             base.eos_token_ids,
         )
 
-    def _put_head(self) -> None:
-        """The head in place of the output layer, which a reward model does not have."""
+    def _put_whole(self) -> None:
+        """Whole tensors of the adapter; a reward head in place of the output layer."""
         head = {
             name: TensorInfo(
                 name,
@@ -254,12 +259,15 @@ class MergedCheckpoint:
             )
             for name, stored in self._adapter.head.items()
         }
+        if "reward_head.weight" not in head:
+            self.tensors = {**self.tensors, **head}
+            return
         kept = {name: info for name, info in self.tensors.items() if name != "lm_head.weight"}
         self.tensors = kept | head
         self.config = replace(self.config, num_reward_attributes=head["reward_head.weight"].shape[0])
 
     def require_readable(self) -> None:
-        self._base.require_readable()
+        self.base.require_readable()
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self.read_rows(name, 0, self.tensors[name].shape[0], dtype)
@@ -268,7 +276,7 @@ class MergedCheckpoint:
         if name in self._adapter.head:
             head = read_tensor(self._adapter.file, self._adapter.head[name])[start:stop]
             return head if dtype is None else head.to(dtype)
-        rows_RC = self._base.read_rows(name, start, stop)
+        rows_RC = self.base.read_rows(name, start, stop)
         update = self._adapter.updates.get(name)
         stored = rows_RC.dtype
         if update is not None:
@@ -278,13 +286,13 @@ class MergedCheckpoint:
 
     def raw_tensor(self, name: str) -> RawTensor | None:
         is_changed = name in self._adapter.head or name in self._adapter.updates
-        return None if is_changed else self._base.raw_tensor(name)
+        return None if is_changed else self.base.raw_tensor(name)
 
     def tokenizer(self) -> Tokenizer:
-        return self._base.tokenizer()
+        return self.base.tokenizer()
 
     def prompt_format(self) -> PromptFormat | None:
-        return self._base.prompt_format()
+        return self.base.prompt_format()
 
 
 def is_mergeable(path: Path) -> bool:
@@ -332,7 +340,7 @@ def _peft(folder: Path, base: Checkpoint) -> _Adapter:
     head = {
         name.removeprefix(PEFT_PREFIX): stored.pop(name)
         for name in list(stored)
-        if name.startswith(HEAD_PREFIX)
+        if name.startswith(HEAD_PREFIX) or name.split(".")[-2] in config.modules_to_save
     }
     found: dict[str, _Update] = {}
     for name, down_KC in stored.items():
@@ -343,10 +351,14 @@ def _peft(folder: Path, base: Checkpoint) -> _Adapter:
         if up_RK is None:
             raise CheckpointError(f"{file}: {module} has no lora_B")
         _check(file, base, f"{module}.weight", up_RK.shape, down_KC.shape)
+        length_R = stored.get(name.replace(".lora_A.weight", ".lora_magnitude_vector"))
         found[f"{module}.weight"] = _Product(
-            config.scale, partial(read_tensor, file, down_KC), partial(read_tensor, file, up_RK)
+            config.scale,
+            partial(read_tensor, file, down_KC),
+            partial(read_tensor, file, up_RK),
+            None if length_R is None else partial(read_tensor, file, length_R),
         )
-    left = len(stored) - 2 * len(found)
+    left = len(stored) - (3 if config.use_dora else 2) * len(found)
     if not found or left:
         raise CheckpointError(f"{file}: {left} of {len(stored)} tensors are not LoRA factors")
     return _Adapter(file, found, head)

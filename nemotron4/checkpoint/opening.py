@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nemotron4.checkpoint.gguf import GgufCheckpoint
     from nemotron4.checkpoint.huggingface import HuggingFaceCheckpoint
     from nemotron4.checkpoint.interface import Checkpoint
+    from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
     from nemotron4.checkpoint.nemo import NemoCheckpoint
 
 
@@ -41,7 +42,7 @@ def open_checkpoint(
 
 def _opened(
     model: str | Path, revision: str | None
-) -> HuggingFaceCheckpoint | GgufCheckpoint | NemoCheckpoint:
+) -> HuggingFaceCheckpoint | GgufCheckpoint | NemoCheckpoint | MergedCheckpoint:
     path = resolve(str(model), revision=revision)
     name = None if path == Path(model) else str(model)
     # Imported here because ``pull`` and ``--help`` pass through this package and need no torch.
@@ -55,6 +56,10 @@ def _opened(
         from nemotron4.checkpoint.huggingface import HuggingFaceCheckpoint
 
         return HuggingFaceCheckpoint(path, name=name)
+    if path.name.startswith("step-") and (path / "state.json").is_file():
+        from nemotron4.checkpoint.trained import TrainedCheckpoint
+
+        return TrainedCheckpoint(path)
     if (path / "model_config.yaml").is_file() or (path / "context" / "model.yaml").is_file():
         return _nemo(path, name)
     files = list(path.glob("*.gguf")) or list(path.glob("*/*.gguf"))
@@ -67,12 +72,24 @@ def _opened(
     if models:
         return _gguf(path / models[0][0], name)
     if (path / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{path}: an adapter, not a whole model", hint="open the model it was trained on"
-        )
+        return _on_its_base(path)
     raise CheckpointError(
         f"{path}: no checkpoint: neither config.json, model_config.yaml nor a .gguf file is there"
     )
+
+
+def _on_its_base(folder: Path) -> MergedCheckpoint:
+    """An adapter's folder as a whole model: its base, found and checked, with the adapter in its weights."""
+    from nemotron4.checkpoint.adapter_base import base_of
+    from nemotron4.checkpoint.merge_adapter import MergedCheckpoint, is_mergeable
+
+    base = base_of(folder)
+    if not is_mergeable(folder):
+        raise CheckpointError(
+            f"{folder}: an adapter that works next to its base's weights, not in them",
+            hint=f"open it as --model {base} --adapter {folder}",
+        )
+    return MergedCheckpoint(open_checkpoint(base), folder)
 
 
 def _gguf(path: Path, name: str | None) -> GgufCheckpoint:

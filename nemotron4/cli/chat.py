@@ -10,7 +10,14 @@ from typing import Annotated
 import typer
 
 from nemotron4.cli.console import note, show_notes
-from nemotron4.cli.options import AdapterOption, DeviceOption, DtypeOption, ModelArgument, QuantizeOption
+from nemotron4.cli.options import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
+    ForceAdapterOption,
+    ModelArgument,
+    QuantizeOption,
+)
 
 
 def chat(
@@ -25,6 +32,7 @@ def chat(
     quantize: QuantizeOption = None,
     adapter: AdapterOption = None,
     keep: Annotated[bool, typer.Option(help="Keep the conversation in a file for /resume.")] = True,
+    force_adapter: ForceAdapterOption = False,
 ) -> None:
     """Chat with a model: answers stream to the terminal, /help lists what else there is.
 
@@ -42,7 +50,9 @@ def chat(
         note(f"loading {model} ...")
 
     def open_model(name: str) -> InferenceEngine:
-        engine = load(name, dtype=dtype, device=device, quantize=quantize, adapter=adapter)
+        engine = load(
+            name, dtype=dtype, device=device, quantize=quantize, adapter=adapter, force_adapter=force_adapter
+        )
         show_notes(engine.info)
         return engine
 

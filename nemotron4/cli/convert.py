@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from nemotron4.cli.console import note, print_json
-from nemotron4.cli.options import JsonOption, ModelArgument
+from nemotron4.cli.options import ForceAdapterOption, JsonOption, ModelArgument
 from nemotron4.progress import LiveText
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def convert(
         Path | None,
         typer.Option(metavar="PATH", help="A LoRA or (IA)3 adapter of PEFT, or a LoRA of NeMo, to merge."),
     ] = None,
+    force_adapter: ForceAdapterOption = False,
     tensor_parallel: Annotated[
         int | None, typer.Option(help="Chunks per tensor (nemo only); 1 if absent.")
     ] = None,
@@ -50,7 +51,9 @@ def convert(
     from nemotron4.checkpoint.opening import open_checkpoint
 
     split = {} if tensor_parallel is None else {"tensor_parallel": tensor_parallel}
-    options = ConvertOptions(to=to, dtype=dtype, quantize=quantize, adapter=adapter, **split)
+    options = ConvertOptions(
+        to=to, dtype=dtype, quantize=quantize, adapter=adapter, force_adapter=force_adapter, **split
+    )
     checkpoint = open_checkpoint(source)
     for text in checkpoint.notes:
         note(f"note: {text}")

@@ -12,6 +12,7 @@ from nemotron4.cli.options import (
     AdapterOption,
     DeviceOption,
     DtypeOption,
+    ForceAdapterOption,
     JsonOption,
     ModelArgument,
     QuantizeOption,
@@ -42,6 +43,7 @@ def generate(
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
     adapter: AdapterOption = None,
+    force_adapter: ForceAdapterOption = False,
     json_: JsonOption = False,
 ) -> int:
     """Answer a file of prompts, in continuous batches.
@@ -82,7 +84,9 @@ def generate(
         from nemotron4.inference.load import load
 
         note(f"loading {model} ...")
-        engine: InferenceEngine = load(model, dtype=dtype, device=device, quantize=quantize, adapter=adapter)
+        engine: InferenceEngine = load(
+            model, dtype=dtype, device=device, quantize=quantize, adapter=adapter, force_adapter=force_adapter
+        )
         show_notes(engine.info)
         return engine
 

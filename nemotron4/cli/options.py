@@ -24,6 +24,9 @@ AdapterOption = Annotated[
         help="A trained adapter: a folder (LoRA, (IA)3, P-tuning, bottleneck), or NeMo's .nemo (LoRA).",
     ),
 ]
+ForceAdapterOption = Annotated[
+    bool, typer.Option("--force-adapter", help="Put the adapter on a base that is not the one it records.")
+]
 ContextOption = Annotated[
     int | None,
     typer.Option(min=1, help="Tokens of prompt and answer together; the model's context if absent."),

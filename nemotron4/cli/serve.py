@@ -17,6 +17,7 @@ from nemotron4.cli.options import (
     ContextOption,
     DeviceOption,
     DtypeOption,
+    ForceAdapterOption,
     GpuMemoryOption,
     KvCacheDtypeOption,
     ModelArgument,
@@ -41,6 +42,7 @@ def serve(
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
     adapter: AdapterOption = None,
+    force_adapter: ForceAdapterOption = False,
     max_running: Annotated[int, typer.Option(min=1, help="Rows that generate at the same time.")] = 128,
     max_waiting: Annotated[int, typer.Option(min=1, help="Rows that wait; more are answered 429.")] = 1024,
     cache_gb: Annotated[
@@ -200,7 +202,12 @@ def serve(
         checkpoint = open_checkpoint(model, context=context, revision=revision)
         if checkpoint.config.num_reward_attributes or (adapter and has_reward_head(Path(adapter))):
             return load_reward(
-                checkpoint, dtype=dtype, device=device, adapter=adapter, max_waiting=max_waiting
+                checkpoint,
+                dtype=dtype,
+                device=device,
+                adapter=adapter,
+                force_adapter=force_adapter,
+                max_waiting=max_waiting,
             )
         opened = load(
             checkpoint,
@@ -208,6 +215,7 @@ def serve(
             device=device,
             quantize=quantize,
             adapter=adapter,
+            force_adapter=force_adapter,
             cache_gb=cache_gb,
             max_running=max_running,
             max_waiting=max_waiting,

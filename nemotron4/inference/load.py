@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.adapter_base import check_base
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint, is_mergeable
@@ -37,6 +38,7 @@ def load(
     device: str = "auto",
     quantize: str | None = None,
     adapter: str | Path | None = None,
+    force_adapter: bool = False,
     cache_gb: float | None = None,
     max_running: int = 128,
     max_waiting: int = 1024,
@@ -50,13 +52,16 @@ def load(
     them fast (a GPU, AMX), and is float32 otherwise.
     ``adapter`` is a folder that training or PEFT wrote, or NeMo's LoRA. LoRA and (IA)3 are merged into the
     weights as they are read, a bottleneck adapter runs next to them, P-tuning's table precedes every prompt.
+    ``force_adapter`` puts it on a base that is not the one it records.
     ``cache_gb`` bounds the keys and values of running requests; by default it is what ``max_running`` full
     contexts need, but at most ``memory_share`` of what is free: a quarter (CPU) or 85 % (GPU) if absent.
     """
     checkpoint = open_checkpoint(model)
     beside = None if adapter is None else Path(adapter)
     if beside is not None and is_mergeable(beside):
-        checkpoint, beside = MergedCheckpoint(checkpoint, beside), None
+        checkpoint, beside = MergedCheckpoint(checkpoint, beside, force=force_adapter), None
+    elif beside is not None:
+        check_base(beside, checkpoint, force=force_adapter)
     chosen_device = find_device(device)
     precision = choose(
         checkpoint, chosen_device, dtype=dtype, quantize=quantize, has_adapter_beside=beside is not None

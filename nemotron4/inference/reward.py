@@ -230,6 +230,7 @@ def load_reward(
     dtype: str = "auto",
     device: str = "auto",
     adapter: str | Path | None = None,
+    force_adapter: bool = False,
     max_waiting: int = 1024,
 ) -> RewardEngine:
     """Load a reward model by name or path; CheckpointError if it has no reward head.
@@ -238,7 +239,7 @@ def load_reward(
     """
     checkpoint = open_checkpoint(model)
     if adapter is not None:
-        checkpoint = MergedCheckpoint(checkpoint, Path(adapter))
+        checkpoint = MergedCheckpoint(checkpoint, Path(adapter), force=force_adapter)
     config = checkpoint.config
     if not config.num_reward_attributes:
         raise CheckpointError(

@@ -49,10 +49,21 @@ def adapter_tensors(model: nn.Module, config: AdapterConfig) -> dict[str, Tensor
                     tensors[f"{PEFT_PREFIX}{name}.{key}"] = value.detach()
     if not tensors:
         raise CheckpointError(f"the model has no {config.kind} adapter to save")
+    tensors |= {name: parameter.detach() for name, parameter in _whole_modules(model, config).items()}
     head = getattr(model, HEAD, None)
     if head is not None:
         tensors |= {f"{HEAD_PREFIX}{name}": value.detach() for name, value in head.named_parameters()}
     return tensors
+
+
+def _whole_modules(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Parameter]:
+    """Parameters of the modules that are kept whole with the adapter, by their names in the file."""
+    return {
+        f"{PEFT_PREFIX}{name}.{key}": parameter
+        for name, module in model.named_modules()
+        if name.rsplit(".", 1)[-1] in config.modules_to_save
+        for key, parameter in module.named_parameters()
+    }
 
 
 def save_adapter(folder: Path, model: nn.Module, config: AdapterConfig, *, base: str) -> None:
@@ -75,15 +86,21 @@ def _peft_config(config: AdapterConfig, tensors: dict[str, Tensor], base: str) -
         "base_model_name_or_path": base,
         "inference_mode": True,
     }
+    saved = list(config.modules_to_save)
     if any(name.startswith(HEAD_PREFIX) for name in tensors):
-        values |= {"task_type": "SEQ_CLS", "modules_to_save": [HEAD]}
+        values["task_type"] = "SEQ_CLS"
+        saved.append(HEAD)
+    if saved:
+        values["modules_to_save"] = saved
     if config.kind == "lora":
-        targets = sorted({name.split(".")[-3] for name in tensors if ".lora_" in name})
-        alpha = config.scale * config.rank
+        targets = sorted({name.split(".")[-3] for name in tensors if name.endswith(".lora_A.weight")})
+        alpha = config.rank if config.alpha is None else config.alpha
         return values | {
             "r": config.rank,
             "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
             "lora_dropout": config.dropout,
+            "use_rslora": config.use_rslora,
+            "use_dora": config.use_dora,
             "target_modules": targets,
             "bias": "none",
             "fan_in_fan_out": False,
@@ -97,7 +114,7 @@ def _peft_config(config: AdapterConfig, tensors: dict[str, Tensor], base: str) -
 def read_adapter_config(folder: Path) -> AdapterConfig:
     """The adapter's kind and size; CheckpointError for a form this package cannot serve exactly."""
     path = folder / CONFIG_FILE
-    values = _read_values(path)
+    values = read_values(path)
     kinds = {peft: kind for kind, peft in PEFT_TYPES.items()}
     kind = kinds.get(str(values.get("peft_type")))
     if kind is None:
@@ -108,7 +125,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         return AdapterConfig(kind="p_tuning", num_virtual_tokens=values["num_virtual_tokens"])
     if kind == "bottleneck":
         return AdapterConfig(kind="bottleneck", rank=values["rank"])
-    _refuse_unsupported_lora(values | {"modules_to_save": _saved_besides_the_head(values)}, path)
+    _refuse_unsupported_lora(values, path)
     targets = values["target_modules"]
     if isinstance(targets, str):
         if targets != "all-linear":
@@ -120,12 +137,19 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     alpha = float(values.get("lora_alpha", values["r"]))
     if values.get("use_rslora"):
         alpha *= values["r"] ** 0.5
-    return AdapterConfig(kind="lora", rank=values["r"], alpha=alpha, targets=names)
+    return AdapterConfig(
+        kind="lora",
+        rank=values["r"],
+        alpha=alpha,
+        targets=names,
+        use_dora=bool(values.get("use_dora")),
+        modules_to_save=tuple(_saved_besides_the_head(values)),
+    )
 
 
 def adapter_type(folder: Path) -> str | None:
     """PEFT's own word for the adapter, also of kinds that only merging knows."""
-    kind = _read_values(folder / CONFIG_FILE).get("peft_type")
+    kind = read_values(folder / CONFIG_FILE).get("peft_type")
     return kind if isinstance(kind, str) else None
 
 
@@ -133,10 +157,10 @@ def has_reward_head(folder: Path) -> bool:
     """True for the adapter of a reward model, which brings the head that its base lacks."""
     if not folder.is_dir():
         return False  # NeMo's .nemo holds LoRA factors alone
-    return HEAD in (_read_values(folder / CONFIG_FILE).get("modules_to_save") or ())
+    return HEAD in (read_values(folder / CONFIG_FILE).get("modules_to_save") or ())
 
 
-def _read_values(path: Path) -> dict[str, Any]:
+def read_values(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -152,8 +176,6 @@ def _saved_besides_the_head(values: dict[str, Any]) -> list[str]:
 
 def _refuse_unsupported_lora(values: dict[str, Any], path: Path) -> None:
     for name in (
-        "use_dora",
-        "modules_to_save",
         "rank_pattern",
         "alpha_pattern",
         "layers_to_transform",
@@ -184,6 +206,7 @@ def load_adapter(model: nn.Module, folder: Path) -> AdapterConfig:
             for key, parameter in module.named_parameters()
             if key not in ("weight", "bias")
         }
+        slots |= _whole_modules(model, config)
     missing, surplus = sorted(slots.keys() - tensors.keys()), sorted(tensors.keys() - slots.keys())
     if missing or surplus:
         what = f"tensor {missing[0]!r} is missing" if missing else f"tensor {surplus[0]!r} has no place"

@@ -33,6 +33,12 @@ class AdapterConfig:
     alpha: float | None = None  # lora: the update is scaled by alpha / rank; None is alpha = rank
     dropout: float = 0.0  # lora: on the adapter's input
     targets: tuple[str, ...] = ("qkv",)
+    use_rslora: bool = False  # lora: scaled by alpha / sqrt(rank) (Kalajdzievski 2023)
+    use_dora: bool = False  # lora: the direction of each row and its length train apart (Liu et al. 2024)
+    modules_to_save: tuple[str, ...] = ()  # lora: modules that train whole and are kept with the adapter
+    # On a start that has an adapter: one LoRA of both (of compose_rank if given), or a list.
+    compose: Literal["merge", "stack"] = "merge"
+    compose_rank: int | None = None
     num_virtual_tokens: int = 10  # p_tuning
     encoder_hidden_size: int = 1024  # p_tuning
 
@@ -40,12 +46,17 @@ class AdapterConfig:
         for name in ("rank", "num_virtual_tokens", "encoder_hidden_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"adapter {name} is {getattr(self, name)}; expected 1 or more")
+        if self.kind != "lora" and (self.use_rslora or self.use_dora or self.modules_to_save):
+            raise ConfigError(f"use_rslora, use_dora and modules_to_save have no meaning for {self.kind}")
+        if self.compose_rank is not None and self.compose_rank < 1:
+            raise ConfigError(f"adapter compose_rank is {self.compose_rank}; expected 1 or more")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"adapter dropout is {self.dropout}; expected in [0, 1)")
 
     @property
     def scale(self) -> float:
-        return (self.rank if self.alpha is None else self.alpha) / self.rank
+        alpha = self.rank if self.alpha is None else self.alpha
+        return float(alpha / (self.rank**0.5 if self.use_rslora else self.rank))
 
     @property
     def target_names(self) -> tuple[str, ...]:
@@ -65,24 +76,46 @@ class LoraLinear(nn.Linear):
         self.scale = config.scale
         self.dropout = config.dropout
         self.is_enabled = True
+        self.lora_magnitude_vector: nn.Parameter | None
+        self.register_parameter("lora_magnitude_vector", None)
+        if config.use_dora:
+            length = torch.empty(base.out_features, device=device, dtype=dtype)
+            self.lora_magnitude_vector = nn.Parameter(length)
 
     def forward(self, x: Tensor) -> Tensor:
         y = functional.linear(x, self.weight, self.bias)
         if not self.is_enabled:
             return y
-        if self.dropout and self.training:
-            x = functional.dropout(x, self.dropout)
-        update: Tensor = self.lora_B(self.lora_A(x))
-        return y + self.scale * update
+        dropped = functional.dropout(x, self.dropout) if self.dropout and self.training else x
+        update: Tensor = self.scale * self.lora_B(self.lora_A(dropped))
+        if self.lora_magnitude_vector is None:
+            return y + update
+        # Row lengths of the whole weight count as constants in the gradient, as in the paper's section 4.3.
+        factor = self.lora_magnitude_vector / self._summed().detach().norm(dim=1).to(y.dtype)
+        plain = functional.linear(dropped, self.weight)
+        changed: Tensor = (factor - 1) * plain + factor * update
+        return y + changed
 
     def initialise(self, generator: torch.Generator) -> None:
         nn.init.xavier_normal_(self.lora_A.weight, generator=generator)
         nn.init.zeros_(self.lora_B.weight)
+        # On the meta device the weight is not known yet; whoever fills it fills the lengths.
+        if self.lora_magnitude_vector is not None and self.weight.device.type != "meta":
+            with torch.no_grad():
+                self.lora_magnitude_vector.copy_(self.weight.float().norm(dim=1))
+
+    def _summed(self) -> Tensor:
+        """W + scale B A, the product accumulated in float32."""
+        update: Tensor = self.lora_B.weight.float() @ self.lora_A.weight.float()
+        return self.weight.float() + self.scale * update
 
     def merged_weight(self) -> Tensor:
-        """W + (alpha / rank) B A, the product accumulated in float32 and rounded once."""
-        update = self.lora_B.weight.float() @ self.lora_A.weight.float()
-        return (self.weight.float() + self.scale * update).to(self.weight.dtype)
+        """What the layer multiplies by, rounded once."""
+        summed = self._summed()
+        if self.lora_magnitude_vector is not None:
+            lengths = self.lora_magnitude_vector.float() / summed.norm(dim=1)
+            summed = summed * lengths[:, None]
+        return summed.to(self.weight.dtype)
 
 
 class BottleneckLinear(nn.Linear):
@@ -196,11 +229,16 @@ def add_adapter(model: nn.Module, config: AdapterConfig, *, seed: int) -> None:
         for name, child in list(parent.named_children()):
             if name not in names or not isinstance(child, nn.Linear | nn.Embedding):
                 continue
+            if config.kind == "lora" and isinstance(child, nn.Embedding):
+                continue
             adapted = _adapted(child, config)
             if child.weight.device.type != "meta":
                 adapted.initialise(generator)
             setattr(parent, name, adapted)
             found.add(name)
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] in config.modules_to_save:
+            module.requires_grad_(True)
     unknown = [name for name in config.targets if name not in GROUPS and name not in found]
     if not found or (config.kind == "lora" and unknown):
         present = sorted(
@@ -230,7 +268,7 @@ def fresh_adapter(model: nn.Module, *, seed: int) -> Iterator[tuple[str, Tensor]
             part.to_empty(device="cpu")
         module.initialise(generator)
         for key, parameter in module.named_parameters():
-            if key not in ("weight", "bias"):
+            if key not in ("weight", "bias") and parameter.device.type != "meta":
                 yield f"{name}.{key}", parameter
         module.to("meta")
 

@@ -23,6 +23,7 @@ from typing import Any, overload
 
 import numpy
 
+from nemotron4.checkpoint.cache import cache_dir
 from nemotron4.records import Message
 from nemotron4.training.encoding import Encoder, Problem, sample_hash
 from nemotron4.training.packing import Sample, Segment
@@ -37,14 +38,8 @@ INDEX, EXTRA = "index.json", "extra.jsonl"
 
 
 def cache_folder() -> Path:
-    """``$NEMOTRON4_CACHE/rows``, else in the user's cache."""
-    named = os.environ.get("NEMOTRON4_CACHE")
-    base = (
-        Path(named).expanduser()
-        if named
-        else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    )
-    return (base if named else base / "nemotron4") / "rows"
+    """In the user's cache of pulled models."""
+    return cache_dir() / "rows"
 
 
 def cache_key(sources: Sequence[TrainingSource], kind: object, encoder: Encoder) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron4 import config
+from nemotron4.checkpoint.adapter_base import BASE_FILE
 from nemotron4.errors import ConfigError
 from nemotron4.training import parallel, stage
 from nemotron4.training import recipe as recipes
@@ -64,6 +65,8 @@ def _stages(values: dict[str, Any]) -> Iterator[Recipe]:
         merged["run"]["directory"] = str(Path(folder) / f"{place:02d}-{name}")
         own = table.get("model", {}).get("start", PREVIOUS)
         merged.setdefault("model", {})["start"] = start if own == PREVIOUS else own
+        if own == PREVIOUS and place:
+            merged["model"].pop("adapter", None)  # it is in the weights of the stage before
         try:
             _name_reward_model(merged, reward_model)
             recipe = recipes.build(merged)
@@ -71,12 +74,15 @@ def _stages(values: dict[str, Any]) -> Iterator[Recipe]:
             raise ConfigError(f"stage {name!r}: {error.message}", hint=error.hint) from error
         yield recipe
         if recipe.kind.has_reward_head:
-            reward_model = str(output_folder(recipe)) if recipe.adapter is None else None
+            reward_model = str(output_folder(recipe))
         else:
-            if recipe.adapter is not None and place + 1 < len(tables):
+            is_merged = recipe.adapter is None or recipe.adapter.kind == "lora"
+            if not is_merged and place + 1 < len(tables):
+                assert recipe.adapter is not None
                 raise ConfigError(
-                    f"stage {name!r} trains an adapter, which the next stage cannot start from",
-                    hint="merge it with nemotron4 convert, or train that stage without [adapter]",
+                    f"stage {name!r} trains an adapter of kind {recipe.adapter.kind}, which is not linear in "
+                    "the weights, so the next stage cannot start from it",
+                    hint="train that stage with kind lora, or without [adapter]",
                 )
             start = str(output_folder(recipe))
 
@@ -123,7 +129,7 @@ def run(
                 on_part=on_part,
                 connect=connect,
             )
-            if summary.steps < summary.num_steps:
+            if summary.output is None:
                 break
     assert summary is not None, "the last stage always runs"
     return summary
@@ -133,7 +139,8 @@ def is_finished(recipe: Recipe) -> bool:
     """True if this very recipe, on these very files, has left its output."""
     output = output_folder(recipe)
     record = recipe.run.directory / RECORD_FILE
-    if not (output / "manifest.json").is_file() or not record.is_file():
+    name = "manifest.json" if recipe.adapter is None else BASE_FILE
+    if not (output / name).is_file() or not record.is_file():
         return False
     values = json.loads(record.read_text(encoding="utf-8"))
     if values["recipe"] != json.loads(json.dumps(as_plain(recipe))):

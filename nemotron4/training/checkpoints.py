@@ -25,15 +25,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
+from nemotron4.checkpoint.trained import STATE_FILE, WEIGHTS
 from nemotron4.errors import CheckpointError
 
-STATE_FILE = "state.json"
-WEIGHTS = "model."  # before the name of each trained parameter
 Given = TypeVar("Given")
 FILES_PER_PROCESS = 8  # a file is serialised in memory before it is written
 
@@ -47,6 +45,7 @@ class SavedState:
     fingerprint: str  # of data, model and settings that must not change within a run
     best_validation: float | None = None
     best_step: int | None = None
+    num_stale: int = 0  # validations since the best one
 
 
 class Writer:
@@ -57,9 +56,10 @@ class Writer:
     by ``wait``, and the newest complete checkpoint is untouched.
     """
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
+    def __init__(self, folder: Path, *, keep: int, kept_step: int | None = None) -> None:
         self.folder = folder
         self.keep = keep
+        self.kept_step = kept_step
         # A group of its own: its collectives run beside the training's, in another thread.
         self._group = dist.new_group(backend="gloo") if _is_distributed() else None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -82,7 +82,7 @@ class Writer:
             pending.result()
 
     def _write(self, tensors: dict[str, Tensor], state: SavedState) -> None:
-        final = self.folder / f"step-{state.step:08d}"
+        final = step_folder(self.folder, state.step)
         partial = self.folder / f".partial-step-{state.step:08d}"
         names = sorted({name for part in self._gathered(list(tensors)) for name in part})
         files = {name: 1 + place % FILES_PER_PROCESS for place, name in enumerate(names)}
@@ -108,7 +108,7 @@ class Writer:
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             _synchronise(self.folder)
-            prune(self.folder, self.keep, state.best_step)
+            prune(self.folder, self.keep, state.best_step, self.kept_step)
 
         is_first = _rank() == 0
         for part in (begin if is_first else None, write_shard, complete if is_first else None):
@@ -189,11 +189,15 @@ def load(path: Path, tensors: dict[str, Tensor]) -> None:
         )
 
 
-def prune(folder: Path, keep: int, best_step: int | None = None) -> None:
-    """Delete all but the newest ``keep`` checkpoints and the best one, and what interrupted saves left."""
-    best = None if best_step is None else f"step-{best_step:08d}"
+def step_folder(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
+def prune(folder: Path, keep: int, *kept_steps: int | None) -> None:
+    """Delete all but the newest ``keep`` checkpoints and the given ones, and what interrupted saves left."""
+    kept = {step_folder(folder, step) for step in kept_steps if step is not None}
     for path in sorted(folder.glob("step-*"))[:-keep]:
-        if path.name != best:
+        if path not in kept:
             shutil.rmtree(path)
     for path in folder.glob(".partial-step-*"):
         shutil.rmtree(path)
@@ -221,40 +225,6 @@ def _synchronise(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class SavedWeights:
-    """The trained weights of a checkpoint on disk, by the model's own names, some rows at a time."""
-
-    def __init__(self, path: Path) -> None:
-        metadata = HuggingFaceStorageReader(str(path)).read_metadata()
-        self.path = path
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._parts: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
-        for index, stored in metadata.storage_data.items():
-            if index.fqn.startswith(WEIGHTS):
-                name = index.fqn.removeprefix(WEIGHTS)
-                whole = metadata.state_dict_metadata[index.fqn]
-                assert isinstance(whole, TensorStorageMetadata), "safetensors hold tensors only"
-                self.shapes[name] = tuple(whole.size)
-                self._parts.setdefault(name, []).append((stored.relative_path, tuple(index.offset)))
-
-    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows ``start:stop`` of a tensor, float32."""
-        from safetensors import safe_open
-
-        rows = torch.empty((stop - start, *self.shapes[name][1:]))
-        for file, offset in self._parts[name]:
-            with safe_open(file, framework="pt") as opened:
-                part = opened.get_slice(WEIGHTS + name)
-                shape = part.get_shape()
-                low, high = max(start, offset[0]), min(stop, offset[0] + shape[0])
-                if low < high:
-                    columns = tuple(slice(o, o + n) for o, n in zip(offset[1:], shape[1:], strict=True))
-                    rows[(slice(low - start, high - start), *columns)] = part[
-                        low - offset[0] : high - offset[0]
-                    ]
-        return rows
 
 
 def plain_tensors(

@@ -6,7 +6,10 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.cache import resolve
 from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.errors import ConfigError, TemplateError, unknown_name
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.presets import PRESETS
@@ -33,6 +36,14 @@ class Data:
     share_left_out: float = 0.0  # of the training rows
     fingerprint: str = ""
     ignored: Sequence[str] = ()  # a line for each file with columns that nothing reads
+
+
+def open_start(recipe: Recipe) -> Checkpoint:
+    """What the run starts from, with an adapter in its weights where the recipe names one."""
+    base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
+    if recipe.model.adapter is None:
+        return base
+    return MergedCheckpoint(base, resolve(recipe.model.adapter))
 
 
 def model_config(recipe: Recipe, base: Checkpoint) -> ModelConfig:

@@ -25,6 +25,7 @@ from nemotron4.model.attention import RotaryEmbedding
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.reward_head import ATTRIBUTE_NAMES, CARD_WEIGHTS, RewardModel, fresh_head
 from nemotron4.model.transformer import Transformer
+from nemotron4.training.composing import check_composable
 from nemotron4.training.pipeline import EMBEDDING, OUTPUT
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import combined_hash, hash_values
@@ -35,6 +36,7 @@ from nemotron4.training.scorer import (
 )
 
 Region = tuple[slice, ...]
+DORA_LENGTHS = ".lora_magnitude_vector"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Origin:
         self.config = config
         self.compute: torch.dtype = getattr(torch, recipe.model.compute)
         self.base = base
+        check_composable(base, recipe.adapter)
+        _check_tied(recipe, config)
         self._is_reward = recipe.kind.has_reward_head
         self._has_fresh_head = self._is_reward and not base.config.num_reward_attributes
         if recipe.model.preset is not None:
@@ -119,9 +123,18 @@ class Origin:
 
     def adapter(self) -> Iterator[Source]:
         """The fresh adapter's tensors, if the recipe has one."""
-        if self.recipe.adapter is not None:
-            for name, tensor in fresh_adapter(self.scorer().net, seed=self.recipe.run.seed):
-                yield in_memory(name, tensor)
+        if self.recipe.adapter is None:
+            return
+        net = self.scorer().net
+        for name, tensor in fresh_adapter(net, seed=self.recipe.run.seed):
+            yield in_memory(name, tensor)
+        if self.recipe.adapter.use_dora:
+            names = [name for name, _ in net.named_parameters() if name.endswith(DORA_LENGTHS)]
+            weights = {f"{name.removesuffix(DORA_LENGTHS)}.weight": name for name in names}
+            for source in self.weights():
+                if source.name in weights:
+                    lengths = torch.cat([block.norm(dim=1) for block in source.blocks()])
+                    yield in_memory(weights[source.name], lengths)
 
     def sources(self) -> Iterator[Source]:
         """Everything that the scorer's parameters are filled with."""
@@ -137,6 +150,20 @@ class Origin:
         parts: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(parts, mine)
         return combined_hash({name: text for part in parts for name, text in part.items()})
+
+
+def _check_tied(recipe: Recipe, config: ModelConfig) -> None:
+    """ConfigError for an adapter on one of two modules that share a weight: no file could hold the result."""
+    if recipe.adapter is None or not config.tie_embeddings:
+        return
+    named = (*recipe.adapter.target_names, *recipe.adapter.modules_to_save)
+    tied = [name for name in named if name in ("lm_head", "embed_tokens")]
+    if tied and recipe.adapter.kind == "lora":
+        raise ConfigError(
+            f"adapter names {tied[0]}, which shares its weight with "
+            f"{'the embedding' if tied[0] == 'lm_head' else 'the output layer'} in this model",
+            hint="leave it out, or train the whole model without [adapter]",
+        )
 
 
 def _narrow_frozen(net: nn.Module, dtype: torch.dtype) -> None:

@@ -4,96 +4,65 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from nemotron4 import __version__
 from nemotron4.checkpoint.convert_files import MANIFEST, read_manifest, write_files
-from nemotron4.checkpoint.interface import Checkpoint, Format, TensorInfo
+from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.nemo import NemoCheckpoint
-from nemotron4.checkpoint.write_huggingface import huggingface_files
-from nemotron4.errors import CheckpointError
+from nemotron4.checkpoint.trained import RUN_FILES, TrainedCheckpoint
+from nemotron4.checkpoint.write_huggingface import config_json, huggingface_files
+from nemotron4.errors import CheckpointError, ConfigError
 from nemotron4.model.config import ModelConfig
+from nemotron4.runs import differences, write_json
 from nemotron4.text.json_tokenizer import JsonTokenizer
-from nemotron4.text.prompt import PromptFormat
-from nemotron4.text.tokenizer import Tokenizer
 from nemotron4.training.cache import source_hashes
-from nemotron4.training.checkpoints import SavedWeights
 from nemotron4.training.inputs import Data
 from nemotron4.training.recipe import Recipe, as_plain
 from nemotron4.training.trainer import Trainer
 
 
-class TrainedCheckpoint:
-    """The weights of a run's checkpoint with the tokenizer and the format of the model they started from.
-
-    See ``checkpoint.interface.Checkpoint``. ``tokenizer_folder`` holds the tokenizer's files.
-    """
-
-    def __init__(
-        self, weights: SavedWeights, config: ModelConfig, base: Checkpoint, tokenizer_folder: Path
-    ) -> None:
-        self._weights = weights
-        self._base = base
-        self.config = config
-        self.path = tokenizer_folder
-        self.format: Format = "huggingface"
-        self.name = base.name
-        self.notes: tuple[str, ...] = ()
-        self.bos_token_id, self.adds_bos = base.bos_token_id, base.adds_bos
-        self.eos_token_ids = base.eos_token_ids
-        self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(name, shape, "float32", weights.path, 4 * math.prod(shape))
-            for name, shape in weights.shapes.items()
-        }
-
-    def require_readable(self) -> None:
-        """Always."""
-
-    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        return self.read_rows(name, 0, self.tensors[name].shape[0], dtype)
-
-    def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
-        rows = self._weights.read_rows(name, start, stop)
-        return rows if dtype is None else rows.to(dtype)
-
-    def raw_tensor(self, name: str) -> None:
-        return None
-
-    def tokenizer(self) -> Tokenizer:
-        return self._base.tokenizer()
-
-    def prompt_format(self) -> PromptFormat | None:
-        return self._base.prompt_format()
+def write_start(recipe: Recipe, base: Checkpoint, config: ModelConfig) -> None:
+    """What makes a model of every checkpoint of the run: its tokenizer and configuration, without weights."""
+    if recipe.adapter is not None:
+        return
+    folder = recipe.run.directory / RUN_FILES
+    write_tokenizer(folder, base)
+    eos = list(base.eos_token_ids)
+    ends = {"bos_token_id": base.bos_token_id, "eos_token_id": eos}
+    write_json(folder / "generation_config.json", ends)
+    values = config_json(config, dtype=torch.float32)
+    values |= {"bos_token_id": base.bos_token_id, "eos_token_id": eos[0] if eos else None}
+    write_json(folder / "config.json", values)
 
 
-def write_model(
-    folder: Path,
-    weights: SavedWeights,
-    config: ModelConfig,
-    base: Checkpoint,
-    *,
-    dtype: torch.dtype,
-    fingerprint: str,
-) -> None:
+def write_model(folder: Path, step: Path, *, dtype: torch.dtype, fingerprint: str) -> None:
     """A directory that ``--model`` and transformers read; a longer run replaces a shorter one's model."""
     settings = {"run": fingerprint}
     if (folder / MANIFEST).is_file() and read_manifest(folder)["settings"] != settings:
         shutil.rmtree(folder)
-    tokenizer_folder = folder.parent / "tokenizer"
-    write_tokenizer(tokenizer_folder, base)
-    checkpoint = TrainedCheckpoint(weights, config, base, tokenizer_folder)
-    model_file = tokenizer_folder / "tokenizer.model"
+    checkpoint = TrainedCheckpoint(step)
+    model_file = checkpoint.path / "tokenizer.model"
     model = model_file.read_bytes() if model_file.is_file() else None
     files = huggingface_files(checkpoint, dtype=dtype, sentencepiece_model=model)
     write_files(folder, files, settings)
+
+
+def result_dtype(recipe: Recipe, base: Checkpoint) -> torch.dtype:
+    """The type of the written weights: the start's, where it has one that is not quantised."""
+    if recipe.run.result_dtype != "auto":
+        return DTYPES[recipe.run.result_dtype]
+    words = {info.dtype for info in base.tensors.values() if len(info.shape) == 2}
+    same = DTYPES.get(words.pop()) if len(words) == 1 and recipe.model.preset is None else None
+    return same or torch.float32
 
 
 def write_tokenizer(folder: Path, base: Checkpoint) -> None:
@@ -134,25 +103,78 @@ def write_tokenizer(folder: Path, base: Checkpoint) -> None:
 # ---- What a run was made of: the fingerprint that a continuation must have, and the record for people.
 
 RECORD_FILE = "run.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def fingerprint(recipe: Recipe, samples: Data, weights: str) -> str:
-    """Changes with anything that changes the loss curve; not with the layout or the length of the run."""
-    plain = as_plain(recipe)
-    for name in ("run", "parallel", "samples"):
-        plain.pop(name, None)
-    plain["seed"] = recipe.run.seed
-    texts = [json.dumps(plain, sort_keys=True), weights, samples.fingerprint]
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:32]
+# What may change within a run, because the gradient does not depend on it; of what the run starts from and of
+# the rows the contents count, not the names.
+FREE = ("run", "parallel", "samples", "model.device", "model.activation_checkpointing", "batch.row_tokens")
+NAMES = ("model.start", "model.adapter", "model.tokenizer", "model.shape", "data.train", "data.validation")
 
 
-def write_record(recipe: Recipe, read: Data, trainer: Trainer, weights: str) -> None:
+def run_facts(recipe: Recipe, read: Data, weights: str) -> dict[str, Any]:
+    """Everything that decides the loss curve, by name."""
+    facts: dict[str, Any] = as_plain(recipe)
+    for name in (*FREE, *NAMES):
+        table, _, key = name.partition(".")
+        if key:
+            facts[table].pop(key, None)
+        else:
+            facts.pop(table, None)
+    for name, group in zip(("train", "validation"), recipe.data.sources, strict=True):
+        facts["data"][name] = [
+            [as_plain(replace(source, path="")), *source_hashes(source).values()] for source in group
+        ]
+    weighed = {"start": {"weights": weights}, "rendered rows": read.fingerprint}
+    return facts | {"run": {"seed": recipe.run.seed}} | weighed
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def continued_fingerprint(folder: Path, facts: Mapping[str, Any]) -> str:
+    """The fingerprint of the run in the folder; ConfigError that names what differs from it."""
+    mine = fingerprint(facts)
+    record = folder / RECORD_FILE
+    if not any((folder / "checkpoints").glob("step-*")) or not record.is_file():
+        return mine
+    values = json.loads(record.read_text(encoding="utf-8"))
+    if "facts" not in values:  # of an earlier version, which recorded a hash alone
+        return mine
+    known = _plain_facts(values["facts"])
+    found = differences(known, _plain_facts(facts))
+    # A row's rendering depends on settings that have names of their own.
+    found = [text for text in found if not text.startswith("rendered rows")] or found
+    if found:
+        raise ConfigError(
+            f"{folder} is of another run: {'; '.join(found[:6])}",
+            hint="give the changed run a new run.directory, or undo the change to continue this one",
+        )
+    return str(values["facts_fingerprint"])
+
+
+def _plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(facts, default=str))
+    return plain
+
+
+def write_record(
+    recipe: Recipe,
+    read: Data,
+    trainer: Trainer,
+    weights: str,
+    facts: Mapping[str, Any],
+    run_fingerprint: str,
+) -> None:
     """The resolved recipe, and what it was run with."""
     folder = recipe.run.directory
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "recipe": as_plain(recipe),
         "fingerprint": trainer.fingerprint,
+        "facts": facts,
+        "facts_fingerprint": run_fingerprint,
         "start_weights": weights,
         "num_steps": trainer.plan.num_steps,
         "num_samples": len(read.train),
@@ -170,7 +192,7 @@ def write_record(recipe: Recipe, read: Data, trainer: Trainer, weights: str) -> 
             "commit": _commit(),
         },
     }
-    (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / RECORD_FILE, json.loads(json.dumps(record, default=str)), indent=2)
 
 
 def _commit() -> str | None:

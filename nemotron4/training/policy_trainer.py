@@ -74,7 +74,7 @@ class PolicyTrainer(Trainer):
         self.critic = critic
         self.critic_objective = CriticObjective(self.settings.critic)
         self.critic_settings = replace(
-            self.recipe.optimizer,
+            self.rates,
             learning_rate=self.settings.critic.learning_rate,
             min_learning_rate=0.0,
         )
@@ -90,7 +90,7 @@ class PolicyTrainer(Trainer):
             self._validate()  # what the start gives, so that the curve has its beginning
         started = time.perf_counter()
         # Not asked of the optimiser: a step without updates leaves it at an earlier one's.
-        rate = learning_rate(self._step, self.plan.num_steps, self.recipe.optimizer)
+        rate = learning_rate(self._step, self.plan.num_steps, self.rates)
         torch.manual_seed(self.recipe.run.seed * 1_000_003 + self._step)
         answers = self._roll_out(self.batch(self._step, self._seen), self.settings.group_size)
         seconds = {"rollout_seconds": time.perf_counter() - started}
@@ -298,11 +298,7 @@ class PolicyTrainer(Trainer):
                 hint="the same command continues when the judge works",
             )
         self._write(metrics, "validation")
-        loss = -metrics["reward"]
-        is_best = self._best is None or loss < self._best
-        if is_best:
-            self._best, self._best_step = loss, self._step
-        return is_best
+        return self._is_best(metrics, self.recipe.run.metric or "reward")
 
     def tensors(self) -> dict[str, torch.Tensor]:
         tensors = super().tensors()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from nemotron4.checkpoint import open_checkpoint
 from nemotron4.errors import TrainingError
 from nemotron4.model.config import ModelConfig
 from nemotron4.text.tokenizer import Tokenizer
@@ -48,7 +47,7 @@ class Preview:
 
 def preview(recipe: Recipe) -> Preview:
     """Read and render everything; build no model and take no step."""
-    base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
+    base = inputs.open_start(recipe)
     config = inputs.model_config(recipe, base)
     encoder = inputs.build_encoder(recipe, base, config)
     read = inputs.read_data(recipe, encoder)
@@ -143,7 +142,7 @@ def check_invariance(recipe: Recipe, *, connect: Connect = connect_rewards) -> l
 
     For policy gradients the first step's answers are generated and judged.
     """
-    base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
+    base = inputs.open_start(recipe)
     config = inputs.model_config(recipe, base)
     read = inputs.read_data(recipe, inputs.build_encoder(recipe, base, config))
     origin = Origin(recipe, base, config)

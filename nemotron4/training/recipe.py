@@ -99,7 +99,9 @@ class ModelSection:
     """
 
     start: str | None = None
+    adapter: str | None = None  # in the weights of start: ours, PEFT's, or NeMo's
     preset: str | None = None
+    shape: str | None = None  # the preset that start has, for a dry run where start is not there
     tokenizer: str | None = None  # a checkpoint whose tokenizer a fresh model uses
     device: str = "auto"  # auto: the GPU if there is one
     compute: Literal["float32", "bfloat16"] = "float32"
@@ -110,6 +112,8 @@ class ModelSection:
             raise ConfigError("model needs exactly one of start and preset")
         if self.preset is not None and self.tokenizer is None:
             raise ConfigError("model.preset has no tokenizer of its own", hint="set model.tokenizer")
+        if self.adapter is not None and self.start is None:
+            raise ConfigError("model.adapter needs model.start, the model that it is on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +189,9 @@ class OptimizerSection:
 
     learning_rate: float
     min_learning_rate: float = 0.0
-    schedule: Literal["constant", "cosine", "linear", "steep"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "steep", "wsd"] = "constant"
     warmup_steps: int = 10
+    decay_steps: int = 0  # wsd: the last steps, in which the rate falls linearly; before them it is constant
     betas: tuple[float, ...] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.01
@@ -195,6 +200,8 @@ class OptimizerSection:
     def __post_init__(self) -> None:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optimizer.betas is {self.betas}; expected two numbers in [0, 1)")
+        if (self.schedule == "wsd") != bool(self.decay_steps):
+            raise ConfigError("optimizer.schedule wsd needs decay_steps, and no other schedule has them")
         values = ("learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "clip_norm")
         _check_at_least("optimizer", {name: getattr(self, name) for name in values}, 0)
 
@@ -209,6 +216,10 @@ class RunSection:
     save_every: int = 100
     keep_checkpoints: int = 2
     validate_every: int = 0  # 0: only at the end
+    result: int | Literal["last", "best"] = "last"  # the checkpoint whose model is written
+    result_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: that of the start
+    metric: str = ""  # of validation, which says what is best; empty: the reward of a policy, else the loss
+    early_stop_after: int = 0  # validations without a better one; 0: never
     seed: int = 0
     log: tuple[LogName, ...] = ()  # besides metrics.jsonl
 
@@ -217,6 +228,10 @@ class RunSection:
             raise ConfigError("run needs exactly one of max_steps and epochs")
         _check_at_least("run", {"save_every": self.save_every, "keep_checkpoints": self.keep_checkpoints}, 1)
         _check_at_least("run", {"length": self.max_steps or self.epochs or 0}, 1)
+        if isinstance(self.result, int) and not 1 <= self.result <= (self.max_steps or self.result):
+            raise ConfigError(f"run.result is step {self.result} of a run of {self.max_steps} steps")
+        if self.early_stop_after and not self.validate_every:
+            raise ConfigError("run.early_stop_after needs run.validate_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +288,11 @@ class Recipe:
                 f"batch.row_tokens ({self.batch.row_tokens})",
                 hint="a packed row holds at least one sequence",
             )
+        if self.adapter is not None and self.adapter.use_dora and self.parallel.tensor > 1:
+            raise ConfigError("adapter.use_dora needs whole rows of a weight", hint="set parallel.tensor = 1")
+        needs_validation = self.run.result == "best" or self.run.metric or self.run.early_stop_after
+        if needs_validation and not self.data.validation:
+            raise ConfigError("run.result best, metric and early_stop_after need data.validation")
         if self.samples is not None:
             self._check_samples()
         self.kind.check(self)

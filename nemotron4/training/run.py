@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,16 +11,15 @@ from pathlib import Path
 
 import torch
 
-from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import ConfigError
 from nemotron4.inference.rollouts import RolloutEngine
-from nemotron4.model.adapter_files import adapter_tensors, write_adapter
-from nemotron4.model.config import ModelConfig
+from nemotron4.model.adapter_files import adapter_tensors
 from nemotron4.training import checkpoints, parallel
+from nemotron4.training.composing import write_result
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
-from nemotron4.training.inputs import Data, build_encoder, encoded, model_config, read_data
+from nemotron4.training.inputs import Data, build_encoder, encoded, model_config, open_start, read_data
 from nemotron4.training.loading import Origin
 from nemotron4.training.metrics import (
     MetricsLog,
@@ -30,7 +30,15 @@ from nemotron4.training.metrics import (
     matmul_flops_per_s,
     open_logs,
 )
-from nemotron4.training.output import fingerprint, write_model, write_record
+from nemotron4.training.output import (
+    RECORD_FILE,
+    continued_fingerprint,
+    result_dtype,
+    run_facts,
+    write_model,
+    write_record,
+    write_start,
+)
 from nemotron4.training.packing import Sample
 from nemotron4.training.reading import HUB, TrainingSource, files_of, refuse_too_many
 from nemotron4.training.recipe import Recipe, as_plain
@@ -39,7 +47,7 @@ from nemotron4.training.rewards import connect as connect_rewards
 from nemotron4.training.rollouts import Connect, PromptSample
 from nemotron4.training.sampler import Sampler, Samples
 from nemotron4.training.stages.policy_gradient import PromptKind
-from nemotron4.training.trainer import Trainer
+from nemotron4.training.trainer import Trainer, learning_rate
 
 Note = Callable[[str], None]
 
@@ -81,7 +89,7 @@ def train(
     step, ``on_part`` with what else takes long: answers, validation, reference log-probabilities.
     """
     device = pick_device(recipe.model.device)
-    base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
+    base = open_start(recipe)
     config = model_config(recipe, base)
     read = read_data(recipe, build_encoder(recipe, base, config))
     with parallel.process_group(recipe.parallel, device, compute=recipe.model.compute) as grid:
@@ -100,13 +108,15 @@ def train(
         read = _with_reference(recipe, read, engine, weights, is_writer=is_writer, note=tell, on_part=shown)
         special = recipe.kind.trainer()
         make = Trainer if special is None else special(origin, grid, device, connect)
+        facts = run_facts(recipe, read, weights)
+        run_fingerprint = continued_fingerprint(recipe.run.directory, facts)
         trainer = make(
             recipe,
             engine,
             recipe.kind.objective(recipe.settings),
             Dataset(read.train, recipe.run.seed, read.source_sizes, recipe.data.shares),
             list(read.validation),
-            fingerprint=fingerprint(recipe, read, weights),
+            fingerprint=run_fingerprint,
             on_progress=on_progress if is_writer else lambda progress: None,
             on_part=shown,
             is_writer=is_writer,
@@ -116,12 +126,16 @@ def train(
             constants={"share_left_out": read.share_left_out} if recipe.kind.has_reference else {},
         )
         if is_writer:
-            write_record(recipe, read, trainer, weights)
+            for line in trainer.plan.notes:
+                tell(line)
+            _say_new_rate(trainer, tell)
+            write_record(recipe, read, trainer, weights, facts, run_fingerprint)
+            write_start(recipe, base, config)
         with stopping_on_sigterm(trainer):
             steps = trainer.run()
         output = None
-        if steps == trainer.plan.num_steps:
-            output = _write_output(recipe, trainer, base, config, is_writer=is_writer)
+        if trainer.is_finished:
+            output = _write_output(recipe, trainer, base, is_writer=is_writer, note=tell)
             if grid is not None:
                 parallel.wait_for_all()  # the next stage of a chain opens what this one has written
         return Summary(
@@ -214,21 +228,40 @@ def output_folder(recipe: Recipe) -> Path:
     return recipe.run.directory / ("model" if recipe.adapter is None else "adapter")
 
 
-def _write_output(
-    recipe: Recipe, trainer: Trainer, base: Checkpoint, config: ModelConfig, *, is_writer: bool
-) -> Path:
+def _write_output(recipe: Recipe, trainer: Trainer, base: Checkpoint, *, is_writer: bool, note: Note) -> Path:
     folder = output_folder(recipe)
+    step = trainer.result_step
     if recipe.adapter is not None:
+        if step != trainer.step:
+            trainer.load(step)
         own = adapter_tensors(trainer.engine.scorer.net, recipe.adapter)
         tensors = dict(trainer.engine.whole_tensors(own))
         if is_writer:
-            write_adapter(folder, tensors, recipe.adapter, base=recipe.model.start or "")
+            write_result(folder, tensors, recipe.adapter, base, recipe.model.start or "", note)
     elif is_writer:
-        # From the last checkpoint: no process could hold the whole of a large model.
-        last = checkpoints.newest(trainer.checkpoints)
-        assert last is not None, "a finished run has saved its last step"
-        write_model(
-            folder, checkpoints.SavedWeights(last), config, base, dtype=torch.float32,
-            fingerprint=f"{trainer.fingerprint} {trainer.plan.num_steps}",
-        )  # fmt: skip
+        # From a checkpoint: no process could hold the whole of a large model.
+        path = checkpoints.step_folder(trainer.checkpoints, step)
+        dtype = result_dtype(recipe, base)
+        write_model(folder, path, dtype=dtype, fingerprint=f"{trainer.fingerprint} {step} {dtype}")
+        note(f"the result is written in {str(dtype).removeprefix('torch.')}")
+    if step != trainer.step or recipe.run.result != "last":
+        note(f"the result is the model after step {step}")
     return folder
+
+
+def _say_new_rate(trainer: Trainer, note: Note) -> None:
+    """What a longer run does to the rate of one that was planned shorter."""
+    record = trainer.folder / RECORD_FILE
+    last = checkpoints.newest(trainer.checkpoints)
+    if last is None or not record.is_file():
+        return
+    step, planned = checkpoints.read_state(last).step, json.loads(record.read_text("utf-8"))["num_steps"]
+    num_steps = trainer.plan.num_steps
+    if planned == num_steps or step >= num_steps:
+        return
+    before, after = (learning_rate(min(step, n - 1), n, trainer.rates) for n in (planned, num_steps))
+    if before != after:
+        note(
+            f"the run was planned for {planned} steps and now has {num_steps}: after step {step} the rate "
+            f"goes from {before:.3g} to {after:.3g} (schedule wsd repeats only its last steps)"
+        )

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -37,12 +37,19 @@ from nemotron4.training.packing import Sample
 from nemotron4.training.recipe import OptimizerSection, Recipe
 from nemotron4.training.stage import Objective
 
+HIGHER_IS_BETTER = frozenset(("reward", "accuracy", "margin_beta", "reward_correlation", "score_margin"))
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Samples of each step, from the length of the run and the batch ramp."""
+    """Samples of each step, from the length of the run and the batch ramp, and the steps of warm-up.
+
+    ``notes`` say what was fitted to a short data set.
+    """
 
     sizes: tuple[int, ...]
+    warmup_steps: int
+    notes: tuple[str, ...] = ()
 
     @property
     def num_steps(self) -> int:
@@ -54,17 +61,30 @@ def plan_steps(recipe: Recipe, num_samples: int) -> Plan:
     if num_samples == 0:
         raise TrainingError("no sample to train on", hint="see nemotron4 doctor data")
     sizes: list[int] = []
+    notes: list[str] = []
     seen = 0
+    warmup = recipe.optimizer.warmup_steps
     if recipe.run.max_steps is not None:
         for _ in range(recipe.run.max_steps):
             sizes.append(recipe.samples_at(seen))
             seen += sizes[-1]
-        return Plan(tuple(sizes))
+        if max(sizes) > num_samples:
+            notes.append(f"a step of {max(sizes)} samples has some of the {num_samples} rows more than once")
+        if warmup >= len(sizes):
+            notes.append(f"the warm-up of {warmup} steps is as long as the run: the full rate is not reached")
+        return Plan(tuple(sizes), warmup, tuple(notes))
     total = num_samples * (recipe.run.epochs or 1)
     while seen < total:
-        sizes.append(min(recipe.samples_at(seen), total - seen))
+        sizes.append(min(recipe.samples_at(seen), num_samples, total - seen))
         seen += sizes[-1]
-    return Plan(tuple(sizes))
+    if recipe.samples_at(0) > num_samples:
+        notes.append(f"a step has {num_samples} samples, all there are; batch.global_size asks for more")
+    if warmup >= len(sizes):
+        warmup = len(sizes) // 10
+        notes.append(
+            f"the warm-up is {warmup} steps of {len(sizes)}; optimizer.warmup_steps is as long as the run"
+        )
+    return Plan(tuple(sizes), warmup, tuple(notes))
 
 
 def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSection) -> torch.optim.AdamW:
@@ -143,11 +163,18 @@ class Trainer:
         self.plan = plan_steps(recipe, len(train))
         self.optimizer = build_optimizer(engine.trainable, recipe.optimizer)
         self.stop_requested = threading.Event()
-        self._writer = checkpoints.Writer(self.checkpoints, keep=recipe.run.keep_checkpoints)
+        result = recipe.run.result
+        self._writer = checkpoints.Writer(
+            self.checkpoints,
+            keep=recipe.run.keep_checkpoints,
+            kept_step=result if isinstance(result, int) else None,
+        )
         self._step = 0
         self._seen = 0
         self._best: float | None = None
         self._best_step: int | None = None
+        self._num_stale = 0
+        self.rates = replace(recipe.optimizer, warmup_steps=self.plan.warmup_steps)
 
     @property
     def folder(self) -> Path:
@@ -177,7 +204,7 @@ class Trainer:
     def _run(self) -> None:
         settings = self.recipe.run
         is_stopping = self._is_stopping()
-        while self._step < self.plan.num_steps and not is_stopping:
+        while not self.is_finished and not is_stopping:
             self._train_step()
             is_last = self._step == self.plan.num_steps
             is_best = False
@@ -186,9 +213,37 @@ class Trainer:
             ):
                 is_best = self._validate()
             is_stopping = self._is_stopping()
-            is_due = self._step % settings.save_every == 0
-            if is_last or is_best or is_due or is_stopping:
+            is_due = self._step % settings.save_every == 0 or self._step == settings.result
+            if self.is_finished or is_best or is_due or is_stopping:
                 self._save()
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._step
+
+    @property
+    def is_finished(self) -> bool:
+        """At the last step, or stopped early because validation has not become better."""
+        limit = self.recipe.run.early_stop_after
+        return self._step >= self.plan.num_steps or bool(limit and self._num_stale >= limit)
+
+    @property
+    def result_step(self) -> int:
+        """The step whose model the run leaves."""
+        result = self.recipe.run.result
+        if result == "best":
+            assert self._best_step is not None, "the recipe has validation"
+            return self._best_step
+        return self._step if result == "last" else result
+
+    def load(self, step: int) -> None:
+        """Put the parameters of a kept checkpoint into the model."""
+        path = checkpoints.step_folder(self.checkpoints, step)
+        if not path.is_dir():
+            kept = ", ".join(str(int(each.name[5:])) for each in sorted(self.checkpoints.glob("step-*")))
+            raise ConfigError(f"{path}: there is no such checkpoint", hint=f"kept are the steps {kept}")
+        checkpoints.load(path, self.tensors())
 
     def _is_stopping(self) -> bool:
         """Whether any process was told to stop or could not write: all of them stop after the same step."""
@@ -233,7 +288,7 @@ class Trainer:
                 f"the gradient's norm is {norm} at step {self._step + 1}; no update was made",
                 hint="lower optimizer.learning_rate, or resume from the last checkpoint with other data",
             )
-        rate = learning_rate(self._step, self.plan.num_steps, self.recipe.optimizer)
+        rate = learning_rate(self._step, self.plan.num_steps, self.rates)
         apply_gradients(self.engine, self.optimizer, norm, rate, self.recipe.optimizer.clip_norm)
         return norm
 
@@ -243,10 +298,22 @@ class Trainer:
         result = self.engine.evaluate(
             rows, self.objective, on_row=lambda done: self.on_part(Part("validation rows", done, len(rows)))
         )
-        self._record(result, {}, kind="validation")
-        is_best = self._best is None or result.loss < self._best
+        values = {"loss": result.loss, **self.objective.summarise(result.totals)}
+        self._write(values, "validation")
+        return self._is_best(values, self.recipe.run.metric or "loss")
+
+    def _is_best(self, values: Mapping[str, float], metric: str) -> bool:
+        """Keep count of what is best; True for a value that is better than all before."""
+        if metric not in values:
+            raise ConfigError(
+                f"run.metric is {metric!r}, which validation does not measure",
+                hint=f"it measures {', '.join(sorted(values))}",
+            )
+        value = -values[metric] if metric in HIGHER_IS_BETTER else values[metric]
+        is_best = self._best is None or value < self._best
+        self._num_stale = 0 if is_best else self._num_stale + 1
         if is_best:
-            self._best, self._best_step = result.loss, self._step
+            self._best, self._best_step = value, self._step
         return is_best
 
     def _record(self, result: StepResult, more: Mapping[str, float], kind: str = "train") -> None:
@@ -264,7 +331,9 @@ class Trainer:
         return checkpoints.plain_tensors(self.engine.trainable, self.optimizer)
 
     def _save(self) -> None:
-        state = checkpoints.SavedState(self._step, self._seen, self.fingerprint, self._best, self._best_step)
+        state = checkpoints.SavedState(
+            self._step, self._seen, self.fingerprint, self._best, self._best_step, self._num_stale
+        )
         self._writer.save(self.tensors(), state)
 
     def _resume(self) -> None:
@@ -279,9 +348,16 @@ class Trainer:
                 f"{path}: the checkpoint belongs to another run: data, model or settings have changed",
                 hint="give the changed run a new run.directory, or undo the change to continue this one",
             )
+        if state.step > self.plan.num_steps:
+            raise ConfigError(
+                f"{self.folder}: {state.step} steps are done, and the recipe asks for {self.plan.num_steps}",
+                hint=f"ask for {state.step} or more, or give the shorter run a new run.directory; "
+                "run.result = STEP takes the model of an earlier step",
+            )
         checkpoints.load(path, self.tensors())
         self._step, self._seen = state.step, state.samples_seen
         self._best, self._best_step = state.best_validation, state.best_step
+        self._num_stale = state.num_stale
 
 
 # ---- the learning rate, a pure function of the step: a resumed run needs no state for it
@@ -291,14 +367,18 @@ def learning_rate(step: int, num_steps: int, settings: OptimizerSection) -> floa
     """The rate of step 0, 1, ..., num_steps - 1.
 
     Warm-up is linear and never 0: ``(step + 1) / (warmup + 1)`` of the rate (NeMo without constant steps).
-    Then ``constant``; ``linear`` or ``cosine`` down to the minimum; or ``steep``, the square-root-shaped fall
-    ``1 - sqrt(progress)`` that drops fastest at its start, for continued training.
+    Then ``constant``; ``linear`` or ``cosine`` down to the minimum; ``wsd``, constant with a linear fall in
+    the last ``decay_steps``, so that a longer run repeats only those; or ``steep``, the square-root-shaped
+    fall ``1 - sqrt(progress)`` that drops fastest at its start, for continued training.
     """
     peak, low = settings.learning_rate, settings.min_learning_rate
     if step < settings.warmup_steps:
         return peak * (step + 1) / (settings.warmup_steps + 1)
     if settings.schedule == "constant":
         return peak
+    if settings.schedule == "wsd":
+        left = num_steps - 1 - step
+        return peak if left >= settings.decay_steps else low + (peak - low) * left / settings.decay_steps
     progress = min(1.0, (step - settings.warmup_steps) / max(1, num_steps - 1 - settings.warmup_steps))
     shape = {
         "linear": 1 - progress,

@@ -157,7 +157,7 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
         load_adapter(fresh_model(), tmp_path)
 
 
-@pytest.mark.parametrize("setting", [{"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}])
+@pytest.mark.parametrize("setting", [{"bias": "all"}, {"rank_pattern": {"q_proj": 2}}, {"lora_bias": True}])
 def test_lora_forms_that_would_be_served_wrongly_are_refused(setting: dict, tmp_path: Path) -> None:
     model = fresh_model()
     add_adapter(model, LORA, seed=0)

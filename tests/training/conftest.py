@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from nemotron4.training import cache
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
+    folder = tmp_path_factory.mktemp("rows")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEMOTRON4_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(cache, "cache_folder", lambda: folder)
         yield

@@ -122,6 +122,11 @@ class PolicyGradientStage(Stage):
         settings: PolicyGradientSection = recipe.settings
         if recipe.batch.ramp:
             raise ConfigError("batch.ramp has no meaning in stage policy-gradient")
+        if recipe.adapter is not None and recipe.adapter.modules_to_save and settings.kl_coefficient:
+            raise ConfigError(
+                "adapter.modules_to_save changes what the KL is measured from",
+                hint="set policy_gradient.kl_coefficient = 0, or leave modules_to_save out",
+            )
         if settings.max_new_tokens >= recipe.data.max_length:
             raise ConfigError(
                 f"policy_gradient.max_new_tokens ({settings.max_new_tokens}) leaves no room for a prompt in "
@@ -136,8 +141,7 @@ class PolicyGradientStage(Stage):
                 return each
             if reward_model is None:
                 raise ConfigError(
-                    f"{key} 'previous' is the model of a stage of kind reward without [adapter]; "
-                    "none is before this one"
+                    f"{key} 'previous' is the model of a stage of kind reward; none is before this one"
                 )
             return each | {key: reward_model}
 

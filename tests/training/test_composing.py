@@ -1,0 +1,228 @@
+"""Adapters as citizens: chains of them, their recorded base, and forms that PEFT reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.adapter_base import read_base
+from nemotron4.checkpoint.load import load_transformer
+from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
+from nemotron4.cli.main import main
+from nemotron4.errors import CheckpointError, ConfigError
+from nemotron4.model.adapter_files import read_adapter_config
+from nemotron4.model.adapters import AdapterConfig
+from nemotron4.training import chain, run
+from nemotron4.training.composing import composed
+from nemotron4.training.recipe import Recipe, build
+from tests import tiny_models
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's
+TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10]])
+LORA = {"kind": "lora", "rank": 4, "targets": ["all"]}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.llama_directory(tmp_path_factory.mktemp("llama"))
+
+
+def rows(folder: Path) -> tuple[Path, Path]:
+    questions = [[{"role": "user", "content": f"What is {i} plus {i}?"}] for i in range(6)]
+    chats = [{"messages": [*q, {"role": "assistant", "content": "Two."}]} for q in questions]
+    pairs = [{"prompt": q, "chosen": f"It is {i}.", "rejected": "No."} for i, q in enumerate(questions)]
+    paths = folder / "chats.jsonl", folder / "pairs.jsonl"
+    for path, found in zip(paths, (chats, pairs), strict=True):
+        path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return paths
+
+
+def values(folder: Path, start: Path | str, **more: object) -> dict:
+    chats, _ = rows(folder)
+    found: dict = {
+        "stage": "sft",
+        "model": {"start": str(start), "device": "cpu"},
+        "data": {"train": [str(chats)], "max_length": 200},
+        "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0},
+        "batch": {"global_size": 4, "row_tokens": 400},
+        "adapter": LORA,
+        "run": {"directory": str(folder / "run"), "max_steps": 3},
+    }
+    for name, value in more.items():
+        old = found.get(name)
+        found[name] = old | value if isinstance(old, dict) and isinstance(value, dict) else value
+    return found
+
+
+def recipe(folder: Path, start: Path | str, **more: object) -> Recipe:
+    return build(values(folder, start, **more))
+
+
+def logits(checkpoint: object) -> torch.Tensor:
+    module, _ = load_transformer(open_checkpoint(checkpoint), dtype=torch.float32)  # type: ignore[arg-type]
+    with torch.no_grad():
+        found: torch.Tensor = module(TOKENS)
+    return found
+
+
+def chain_file(folder: Path, start: Path, adapter: str) -> Path:
+    chats, pairs = rows(folder)
+    (folder / "chain.toml").write_text(f"""
+model = {{ start = "{start}", device = "cpu" }}
+data.max_length = 200
+optimizer = {{ learning_rate = 1e-2, warmup_steps = 0 }}
+batch = {{ global_size = 4, row_tokens = 400 }}
+adapter = {{ kind = "lora", rank = 4, targets = ["all"] {adapter} }}
+run = {{ directory = "{folder / "chain"}", max_steps = 3 }}
+[[stage]]
+name = "sft"
+kind = "sft"
+data.train = ["{chats}"]
+[[stage]]
+name = "dpo"
+kind = "preference"
+data.train = ["{pairs}"]
+preference = {{ loss = "dpo", beta = 0.1 }}
+""")
+    return folder / "chain.toml"
+
+
+@pytest.mark.parametrize("compose", ["merge", "stack"])
+def test_a_chain_with_adapters_trains_and_leaves_one_relative_to_the_base(
+    tmp_path: Path, llama: Path, compose: str
+) -> None:
+    notes: list[str] = []
+    path = chain_file(tmp_path, llama, f', compose = "{compose}"')
+    summary = chain.run(chain.load(path), note=notes.append)
+    first, second = tmp_path / "chain" / "00-sft" / "adapter", tmp_path / "chain" / "01-dpo" / "adapter"
+    assert summary.output == second
+    line = (tmp_path / "chain" / "01-dpo" / "metrics.jsonl").read_text().splitlines()[0]
+    # The policy equals its reference at first, so the reference is the base with the first adapter.
+    assert json.loads(line)["loss"] == pytest.approx(0.6931472, abs=1e-5)
+    recorded = read_base(second)
+    assert recorded["compose"] == compose
+    assert recorded["base"] == str(llama if compose == "merge" else first)
+    if compose == "merge":
+        assert read_adapter_config(second).rank == 8
+        assert recorded["relative_error"] == 0
+        assert any("rank 8" in note for note in notes)
+    before, after = logits(str(first)), logits(str(second))
+    assert not torch.allclose(before, after, atol=1e-3)
+    # Applied by hand to the model after SFT, the second stage's own update gives the same model.
+    assert torch.allclose(
+        after, logits(MergedCheckpoint(open_checkpoint(recorded["base"]), second)), atol=1e-5
+    )
+
+
+def test_a_cut_sum_states_its_error_and_is_the_best_of_its_rank() -> None:
+    torch.manual_seed(0)
+    config = AdapterConfig(kind="lora", rank=3, compose_rank=2)
+    name = "base_model.model.x.lora_{}.weight"
+    tensors = {name.format("A"): torch.randn(3, 10), name.format("B"): torch.randn(12, 3)}
+    folder_tensors = {key: value.clone() for key, value in tensors.items()}
+    import tempfile
+
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        save_file(folder_tensors, folder / "adapter_model.safetensors")
+        peft = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["x"]}
+        (folder / "adapter_config.json").write_text(json.dumps(peft))
+        made, rank, error = composed(folder, tensors, config)
+    product = tensors[name.format("B")] @ tensors[name.format("A")]
+    whole = 2 * product + product
+    got = made[name.format("B")] @ made[name.format("A")]
+    singular = torch.linalg.svdvals(whole)
+    assert rank == 2
+    assert error == pytest.approx(float(singular[2:].norm() / singular.norm()), rel=1e-4)
+    assert float((whole - got).norm() / whole.norm()) == pytest.approx(error, rel=1e-3)
+
+
+def test_an_adapter_alone_is_a_start_on_its_own_base(tmp_path: Path, llama: Path) -> None:
+    run.train(recipe(tmp_path, llama))
+    adapter = tmp_path / "run" / "adapter"
+    again = recipe(tmp_path, adapter, run={"directory": str(tmp_path / "second"), "max_steps": 1})
+    named = recipe(
+        tmp_path,
+        llama,
+        model={"adapter": str(adapter)},
+        run={"directory": str(tmp_path / "third"), "max_steps": 1},
+    )
+    assert run.train(again).output is not None
+    run.train(named)
+    first, second = (
+        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+        for name in ("second", "third")
+    )
+    assert first == second
+
+
+def test_the_recorded_base_opens_from_any_folder_with_peft(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(llama.parent)
+    run.train(recipe(tmp_path, llama.name))
+    monkeypatch.chdir(tmp_path)
+    adapter = tmp_path / "run" / "adapter"
+    config = peft.PeftConfig.from_pretrained(str(adapter))
+    assert Path(config.base_model_name_or_path) == llama
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        config.base_model_name_or_path, dtype=torch.float32
+    )
+    with torch.no_grad():
+        theirs = peft.PeftModel.from_pretrained(model, str(adapter))(TOKENS).logits
+    assert torch.allclose(theirs, logits(str(adapter)), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "more", [{"use_dora": True}, {"use_rslora": True}, {"modules_to_save": ["lm_head"]}], ids=str
+)
+def test_other_forms_of_lora_train_open_and_are_pefts(tmp_path: Path, more: dict) -> None:
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    start = tiny_models.llama_directory(tmp_path / "start", tie_word_embeddings=False)
+    run.train(recipe(tmp_path, start, adapter=LORA | more))
+    adapter = tmp_path / "run" / "adapter"
+    ours = logits(str(adapter))
+    assert not torch.allclose(ours, logits(start), atol=1e-3)
+    model = transformers.AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    with torch.no_grad():
+        theirs = peft.PeftModel.from_pretrained(model, str(adapter))(TOKENS).logits
+    assert torch.allclose(theirs, ours, atol=1e-4)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["loss"] < json.loads(lines[0])["loss"]
+
+
+def test_an_adapter_on_another_base_is_refused_with_both_names(
+    tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.train(recipe(tmp_path, llama))
+    adapter = tmp_path / "run" / "adapter"
+    other = tiny_models.llama_directory(tmp_path / "other", seed=5)
+    with pytest.raises(CheckpointError) as caught:
+        MergedCheckpoint(open_checkpoint(other), adapter)
+    assert str(llama) in str(caught.value)
+    assert str(other) in str(caught.value)
+    MergedCheckpoint(open_checkpoint(other), adapter, force=True)
+    target = tmp_path / "converted"
+    command = ["convert", str(other), str(target), "--to", "hf", "--adapter", str(adapter)]
+    assert main(command) == 1
+    assert "--force-adapter" in capsys.readouterr().err
+    assert main([*command, "--force-adapter"]) == 0
+
+
+@pytest.mark.parametrize(
+    "more", [{"targets": ["lm_head", "q_proj"]}, {"modules_to_save": ["embed_tokens"]}], ids=str
+)
+def test_a_tied_weight_is_refused_before_training(tmp_path: Path, more: dict) -> None:
+    start = tiny_models.llama_directory(tmp_path / "start", tie_word_embeddings=True)
+    with pytest.raises(ConfigError, match="shares its weight"):
+        run.train(recipe(tmp_path, start, adapter={"kind": "lora", "rank": 2} | more))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
