@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from nemotron4.cli.console import note, print_json
 from nemotron4.cli.options import JsonOption
 
 if TYPE_CHECKING:
+    from nemotron4.training.preview import Preview
     from nemotron4.training.recipe import Recipe
 
 
@@ -49,7 +51,7 @@ def train(
 
     stages = chain.load(Path(recipe), overrides or [])
     if dry_run:
-        _dry_run(stages[0], as_json=as_json)
+        _dry_run(stages, as_json=as_json)
     elif invariance:
         _check_invariance(stages[0], as_json=as_json)
     else:
@@ -66,31 +68,45 @@ def _plot(runs: list[str], output: Path, *, as_json: bool) -> None:
         print(output)
 
 
-def _dry_run(settings: Recipe, *, as_json: bool) -> None:
-    from nemotron4.training.preview import preview
+def _dry_run(stages: list[Recipe], *, as_json: bool) -> None:
+    from nemotron4.training.preview import preview_all
 
-    found = preview(settings)
+    found = preview_all(stages)
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(found[0]) if len(found) == 1 else {"stages": [asdict(each) for each in found]})
         return
-    print(
-        f"samples      {found.num_samples:,} to train on, {found.num_validation:,} to validate on, "
-        f"{found.num_left_out:,} rows left out"
-    )
+    for place, each in enumerate(found):
+        if len(found) > 1:
+            print(f"{'' if place == 0 else chr(10)}stage {place + 1}      {each.stage}")
+        _print_preview(each)
+
+
+def _print_preview(found: Preview) -> None:
+    if found.num_samples is not None:
+        print(
+            f"samples      {found.num_samples:,} to train on, {found.num_validation:,} to validate on, "
+            f"{found.num_left_out:,} rows left out"
+        )
     for problem in found.problems:
         print(f"  {problem}")
-    print(
-        f"tokens       {found.tokens_per_epoch:,} per epoch, {found.trained_share:.0%} of them trained; "
-        f"the longest sequence has {found.longest:,}"
-    )
-    print(f"steps        {found.num_steps:,}")
+    if found.tokens_per_epoch is not None:
+        print(
+            f"tokens       {found.tokens_per_epoch:,} per epoch, {found.trained_share:.0%} of them trained; "
+            f"the longest sequence has {found.longest:,}"
+        )
+    print(f"steps        {'as many as the rows make' if found.num_steps is None else f'{found.num_steps:,}'}")
+    each = f" on each of {found.num_processes} processes" if found.num_processes > 1 else ""
     print(
         f"memory       {found.weights_bytes / 1e9:.2f} GB weights, {found.optimizer_bytes / 1e9:.2f} GB "
-        "gradients and AdamW moments; activations come on top"
+        f"gradients and AdamW moments{each}; activations come on top"
     )
-    print(f"time         {found.seconds / 60:,.1f} minutes at this machine's full matrix-product speed")
-    print("first sample, trained stretches between [[ and ]]:")
-    print(found.first_sample)
+    if found.seconds is not None:
+        print(f"time         {found.seconds / 60:,.1f} minutes at this machine's full matrix-product speed")
+    for line in found.notes:
+        print(f"note         {line}")
+    if found.first_sample:
+        print("first sample, trained stretches between [[ and ]]:")
+        print(found.first_sample)
 
 
 def _check_invariance(settings: Recipe, *, as_json: bool) -> None:
@@ -132,4 +148,22 @@ def _train(stages: list[Recipe], *, as_json: bool) -> None:
     elif summary.output is None:
         note(f"stopped after step {summary.steps} of {summary.num_steps}; the same command continues")
     else:
+        _print_samples(summary.directory)
         print(summary.output)
+
+
+def _print_samples(run: Path) -> None:
+    """The first and the last answer to each prompt of the table [samples]."""
+    from nemotron4.training.sampler import SAMPLES_FILE
+
+    path = run / SAMPLES_FILE
+    if not path.is_file():
+        return
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    first, last = min(line["step"] for line in lines), max(line["step"] for line in lines)
+    for after in (line for line in lines if line["step"] == last and first < last):
+        before = next(line for line in lines if line["step"] == first and line["prompt"] == after["prompt"])
+        prompt = after["prompt"]
+        note(f"prompt        {prompt if isinstance(prompt, str) else prompt[-1]['content']}")
+        note(f"  step {first:<6} {before['answer'].strip()}")
+        note(f"  step {last:<6} {after['answer'].strip()}")

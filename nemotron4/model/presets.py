@@ -76,10 +76,32 @@ def nano() -> ModelConfig:
     )
 
 
+# The demo model, whose weights `nemotron4 pull smollm2` fetches.
+
+
+def smollm2_135m() -> ModelConfig:
+    return ModelConfig(
+        num_layers=30,
+        hidden_size=576,
+        ffn_hidden_size=1536,
+        num_heads=9,
+        num_kv_heads=3,
+        head_dim=64,
+        vocab_size=49152,
+        context_length=8192,
+        norm="rmsnorm",
+        mlp="swiglu",
+        rotary_fraction=1.0,
+        rope_theta=100000.0,
+        tie_embeddings=True,
+    )
+
+
 PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "nemotron4-340b": nemotron4_340b,
     "nemotron4-15b": nemotron4_15b,
     "minitron-8b": minitron_8b,
     "minitron-4b": minitron_4b,
     "nano": nano,
+    "smollm2-135m": smollm2_135m,
 }

@@ -16,7 +16,7 @@ from typing import Any
 from nemotron4 import config
 from nemotron4.checkpoint.adapter_base import BASE_FILE
 from nemotron4.errors import ConfigError
-from nemotron4.training import parallel, stage
+from nemotron4.training import checks, parallel, stage
 from nemotron4.training import recipe as recipes
 from nemotron4.training.cache import file_hash
 from nemotron4.training.metrics import OnPart, Progress, hear_nothing
@@ -115,6 +115,7 @@ def run(
     summary: Summary | None = None
     with parallel.launch(pick_device(stages[0].model.device)):
         tell = note if parallel.is_first() else lambda text: None
+        checks.check(stages)
         for place, recipe in enumerate(stages):
             if len(stages) > 1:
                 tell(f"stage {place + 1} of {len(stages)}: {recipe.stage}, in {recipe.run.directory}")

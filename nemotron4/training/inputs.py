@@ -60,6 +60,13 @@ def model_config(recipe: Recipe, base: Checkpoint) -> ModelConfig:
     return config
 
 
+def shape_config(recipe: Recipe) -> ModelConfig:
+    """The shape that the recipe says its start has, for when the start is not here."""
+    config = preset_config(recipe.model.shape or recipe.model.preset or "")
+    num_outputs = len(ALL_ATTRIBUTES) if recipe.kind.has_reward_head else 0
+    return replace(config, num_reward_attributes=num_outputs)
+
+
 def preset_config(name: str) -> ModelConfig:
     if name not in PRESETS:
         message, hint = unknown_name("preset", name, PRESETS)

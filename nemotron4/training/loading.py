@@ -62,8 +62,7 @@ class Origin:
         self.config = config
         self.compute: torch.dtype = getattr(torch, recipe.model.compute)
         self.base = base
-        check_composable(base, recipe.adapter)
-        _check_tied(recipe, config)
+        check_adapter(recipe, base, config)
         self._is_reward = recipe.kind.has_reward_head
         self._has_fresh_head = self._is_reward and not base.config.num_reward_attributes
         if recipe.model.preset is not None:
@@ -152,8 +151,11 @@ class Origin:
         return combined_hash({name: text for part in parts for name, text in part.items()})
 
 
-def _check_tied(recipe: Recipe, config: ModelConfig) -> None:
-    """ConfigError for an adapter on one of two modules that share a weight: no file could hold the result."""
+def check_adapter(recipe: Recipe, base: Checkpoint, config: ModelConfig) -> None:
+    """ConfigError for an adapter whose result no file could hold: on a start that does not go with it, or on
+    one of two modules that share a weight.
+    """
+    check_composable(base, recipe.adapter)
     if recipe.adapter is None or not config.tie_embeddings:
         return
     named = (*recipe.adapter.target_names, *recipe.adapter.modules_to_save)

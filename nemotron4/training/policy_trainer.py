@@ -56,6 +56,8 @@ class PolicyTrainer(Trainer):
     come from; ``skeleton`` is that of a ``Sampler``.
     """
 
+    has_own_validation = False
+
     def __init__(
         self,
         *arguments: Any,

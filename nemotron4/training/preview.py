@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from nemotron4.errors import TrainingError
-from nemotron4.model.config import ModelConfig
 from nemotron4.text.tokenizer import Tokenizer
-from nemotron4.training import inputs, parallel, run
+from nemotron4.training import checks, inputs, parallel, run
+from nemotron4.training.checks import Checked
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
 from nemotron4.training.loading import Origin
@@ -28,40 +28,63 @@ TOLERANCE = 1e-4  # relative, of loss and gradient in float32
 
 @dataclass(frozen=True)
 class Preview:
-    """What ``--dry-run`` reports. Seconds are a lower bound, at full matrix-product speed."""
+    """What ``--dry-run`` reports of a stage. Seconds are a lower bound, at full matrix-product speed.
 
-    num_samples: int
-    num_validation: int
-    num_left_out: int
-    problems: tuple[str, ...]
-    tokens_per_epoch: int
-    trained_share: float
-    longest: int
-    num_steps: int
+    None stands for what only the rows tell, where the start is not here and they cannot be read.
+    """
+
+    stage: str
+    notes: tuple[str, ...]
     num_parameters: int
-    weights_bytes: int
+    num_processes: int
+    weights_bytes: int  # of one process
     optimizer_bytes: int
-    seconds: float
-    first_sample: str
+    num_steps: int | None
+    num_samples: int | None = None
+    num_validation: int | None = None
+    num_left_out: int | None = None
+    problems: tuple[str, ...] = ()
+    tokens_per_epoch: int | None = None
+    trained_share: float | None = None
+    longest: int | None = None
+    seconds: float | None = None
+    first_sample: str = ""
 
 
 def preview(recipe: Recipe) -> Preview:
-    """Read and render everything; build no model and take no step."""
-    base = inputs.open_start(recipe)
-    config = inputs.model_config(recipe, base)
-    encoder = inputs.build_encoder(recipe, base, config)
-    read = inputs.read_data(recipe, encoder)
-    plan = plan_steps(recipe, len(read.train))
+    """Of one recipe; see ``preview_all``."""
+    return preview_all([recipe])[0]
+
+
+def preview_all(stages: Sequence[Recipe]) -> list[Preview]:
+    """Read and render everything of every stage; build no model and take no step."""
+    return [_preview(checked) for checked in checks.check(stages, by_shape=True)]
+
+
+def _preview(checked: Checked) -> Preview:
+    recipe, read = checked.recipe, checked.read
+    found = Preview(
+        stage=recipe.stage,
+        notes=checked.notes,
+        num_parameters=checked.config.num_parameters,
+        num_processes=recipe.parallel.num_processes,
+        weights_bytes=checked.weights_bytes,
+        optimizer_bytes=checked.optimizer_bytes,
+        num_steps=recipe.run.max_steps if checked.plan is None else checked.plan.num_steps,
+    )
+    if read is None or checked.plan is None or checked.base is None:
+        return found
     samples = [read.train[i] for i in range(len(read.train))]
     planned = recipe.kind.planned(recipe.settings, samples)
     segments = [segment for sample in planned for segment in sample.segments]
     tokens = sum(len(segment.tokens) for segment in segments)
-    trained = trainable_parameters(recipe, config)
-    cost = StepCost.of(config, has_adapter=recipe.adapter is not None)
-    flops = cost.flops(planned) * sum(plan.sizes) / len(samples)
+    cost = StepCost.of(checked.config, has_adapter=recipe.adapter is not None)
+    flops = cost.flops(planned) * sum(checked.plan.sizes) / len(samples)
     if planned is not samples:
         flops *= 2  # answering, and scoring by policy and reference, are a forward pass each
-    return Preview(
+    tokenizer = checked.base.tokenizer()
+    return replace(
+        found,
         num_samples=len(samples),
         num_validation=len(read.validation),
         num_left_out=len(read.problems),
@@ -69,26 +92,9 @@ def preview(recipe: Recipe) -> Preview:
         tokens_per_epoch=tokens,
         trained_share=sum(segment.num_trained for segment in segments) / max(1, tokens),
         longest=max(len(segment.tokens) for segment in segments),
-        num_steps=plan.num_steps,
-        num_parameters=config.num_parameters,
-        weights_bytes=4 * config.num_parameters,
-        optimizer_bytes=12 * trained,
         seconds=flops / matmul_flops_per_s(),
-        first_sample="\n".join(marked(segment, encoder.tokenizer) for segment in samples[0].segments),
+        first_sample="\n".join(marked(segment, tokenizer) for segment in samples[0].segments),
     )
-
-
-def trainable_parameters(recipe: Recipe, config: ModelConfig) -> int:
-    """How many numbers have a gradient: all, or the adapter's (counted on the meta device)."""
-    if recipe.adapter is None:
-        return config.num_parameters
-    from nemotron4.model.adapters import add_adapter
-    from nemotron4.model.transformer import Transformer
-
-    with torch.device("meta"):
-        net = Transformer(config)
-        add_adapter(net, recipe.adapter, seed=0)
-    return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 
 def marked(segment: Segment, tokenizer: Tokenizer) -> str:

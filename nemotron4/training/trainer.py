@@ -130,6 +130,8 @@ class Trainer:
     numbers of every step.
     """
 
+    has_own_validation = True  # False: a kind of training that begins with a validation by itself
+
     def __init__(
         self,
         recipe: Recipe,
@@ -204,6 +206,8 @@ class Trainer:
     def _run(self) -> None:
         settings = self.recipe.run
         is_stopping = self._is_stopping()
+        if self._step == 0 and self.recipe.samples is not None and self.has_own_validation:
+            self._validate()  # what the start answers, so that there is a before and an after
         while not self.is_finished and not is_stopping:
             self._train_step()
             is_last = self._step == self.plan.num_steps

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from nemotron4.errors import ConfigError
-from nemotron4.training import chain
+from nemotron4.checkpoint import open_checkpoint
+from nemotron4.cli.main import main
+from nemotron4.errors import ConfigError, DataError
+from nemotron4.training import chain, stage
 from nemotron4.training import recipe as recipes
+from nemotron4.training.encoding import Encoder
+from nemotron4.training.inputs import encoded
+from nemotron4.training.preview import preview_all
+from nemotron4.training.reading import TrainingSource
 from nemotron4.training.trainer import plan_steps
+from tests import tiny_models
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 OTHERS = {"synth.toml", "rounds.toml", "rounds_data.toml"}  # recipes of `nemotron4 synth`
@@ -63,3 +71,77 @@ def test_the_base_is_trained_on_8_trillion_tokens_in_the_reports_steps() -> None
 def test_an_impossible_setting_is_refused_before_anything_runs(change: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         recipes.load(FOLDER / "smollm2" / "dpo.toml", [change])
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_every_shipped_recipe_is_checked_without_its_checkpoint(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NEMOTRON4_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(path), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "is not here: checked with the shape" in shown
+    assert "GB weights" in shown
+
+
+SAMPLES = {
+    "sft": ("sft", "sft_validation"),
+    "prompts": ("prompts", "samples", "problems", "problems_validation"),
+    "preference": ("pairs",),
+    "reward": ("reward", "reward_validation"),
+    "steerlm": ("steerlm",),
+    "pretrain": ("text", "text_validation"),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_every_row_of_the_sample_data_trains(kind: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny_models.nemotron_directory(tmp_path))
+    encoder = Encoder(checkpoint.tokenizer(), checkpoint.prompt_format(), 8192)
+    for name in SAMPLES[kind]:
+        path = FOLDER / "smollm2" / "data" / f"{name}.jsonl"
+        found = encoded(TrainingSource(path=str(path)), stage.kinds()[kind], encoder)
+        assert found.problems == []
+        assert len(found) == len(path.read_text().splitlines())
+
+
+def test_a_chain_fails_at_once_where_a_later_stage_names_a_missing_file(tmp_path: Path) -> None:
+    start = tiny_models.nemotron_directory(tmp_path / "start")
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "chain.toml").write_text(f"""
+model = {{ start = "{start}", device = "cpu" }}
+data.max_length = 128
+optimizer.learning_rate = 1e-3
+batch.row_tokens = 128
+run = {{ directory = "{tmp_path / "chain"}", epochs = 1 }}
+[[stage]]
+name = "sft"
+kind = "sft"
+data.train = ["{tmp_path / "rows.jsonl"}"]
+[[stage]]
+name = "dpo"
+kind = "preference"
+data.train = ["{tmp_path / "missing.jsonl"}"]
+preference = {{ loss = "dpo", beta = 0.1 }}
+""")
+    stages = chain.load(tmp_path / "chain.toml")
+    for look in (chain.run, preview_all):
+        with pytest.raises(DataError, match=r"stage 2 of 2: .*missing\.jsonl"):
+            look(stages)
+    assert not (tmp_path / "chain").exists()
+
+
+def test_a_run_larger_than_the_machine_is_refused_before_it_starts(tmp_path: Path) -> None:
+    start = tiny_models.nemotron_directory(tmp_path / "start")
+    (tmp_path / "rows.jsonl").write_text('{"text": "x"}\n')
+    values = {
+        "stage": "pretrain",
+        "model": {"preset": "nemotron4-340b", "tokenizer": str(start), "device": "cpu"},
+        "data": {"train": [str(tmp_path / "rows.jsonl")]},
+        "optimizer": {"learning_rate": 1e-3},
+        "run": {"directory": str(tmp_path / "run"), "max_steps": 1},
+    }
+    with pytest.raises(ConfigError, match=r"need \d+\.\d GB on each process, and there are"):
+        chain.run([recipes.build(values)])

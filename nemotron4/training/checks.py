@@ -1,0 +1,130 @@
+"""All stages of a chain looked at before the first step: files, rows, lengths of the run, memory, layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.errors import CheckpointError, ConfigError, Nemotron4Error
+from nemotron4.model.adapters import add_adapter
+from nemotron4.model.config import ModelConfig
+from nemotron4.model.transformer import Transformer
+from nemotron4.training import inputs, pipeline, sharded
+from nemotron4.training.inputs import Data
+from nemotron4.training.loading import check_adapter
+from nemotron4.training.reading import HUB, files_of
+from nemotron4.training.recipe import Recipe
+from nemotron4.training.run import output_folder, pick_device
+from nemotron4.training.trainer import Plan, plan_steps
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One stage. Without ``base`` its start is not here, and its shape alone was checked."""
+
+    recipe: Recipe
+    config: ModelConfig
+    base: Checkpoint | None
+    read: Data | None
+    plan: Plan | None
+    weights_bytes: int  # of one process
+    optimizer_bytes: int
+    notes: tuple[str, ...]
+
+
+def check(stages: Sequence[Recipe], *, by_shape: bool = False) -> list[Checked]:
+    """Every stage, or the first error with the stage's place.
+
+    A stage that starts from an earlier one is checked with that one's tokenizer and shape. ``by_shape``: a
+    start that is not here is replaced by its preset, and its rows are not read.
+    """
+    found: list[Checked] = []
+    made: dict[str, Checked] = {}
+    for place, recipe in enumerate(stages):
+        try:
+            found.append(_check(recipe, made, by_shape))
+        except Nemotron4Error as error:
+            if len(stages) > 1:
+                error.message = f"stage {place + 1} of {len(stages)}: {error.message}"
+            raise
+        made[str(output_folder(recipe))] = found[-1]
+    return found
+
+
+def _check(recipe: Recipe, made: dict[str, Checked], by_shape: bool) -> Checked:
+    earlier = made.get(recipe.model.start or "")
+    base: Checkpoint | None
+    try:
+        base = earlier.base if earlier is not None else inputs.open_start(recipe)
+    except CheckpointError:
+        if not by_shape or (recipe.model.shape or recipe.model.preset) is None:
+            raise
+        base = None
+    if base is None:
+        config = earlier.config if earlier else inputs.shape_config(recipe)
+        read, plan, notes = None, None, _missing(recipe)
+    else:
+        config = inputs.model_config(recipe, base)
+        read = inputs.read_data(recipe, inputs.build_encoder(recipe, base, config))
+        plan = plan_steps(recipe, len(read.train))
+        notes = [*read.ignored, *plan.notes]
+        check_adapter(recipe, base, config)
+    if recipe.parallel.tensor > 1:
+        sharded.check_divisible(config, recipe.parallel.tensor)
+    if recipe.parallel.pipeline > 1:
+        pipeline.check_divisible(config, recipe.parallel.pipeline)
+    weights, optimizer = memory(recipe, config)
+    if not by_shape:
+        _refuse_too_large(recipe, weights + optimizer)
+    return Checked(recipe, config, base, read, plan, weights, optimizer, tuple(notes))
+
+
+def memory(recipe: Recipe, config: ModelConfig) -> tuple[int, int]:
+    """Bytes of weights, and of gradients and AdamW's moments, on one process."""
+    trained = trainable_parameters(recipe, config)
+    wide = 2 if recipe.model.compute == "bfloat16" else 4
+    weights = 4 * trained + wide * (config.num_parameters - min(trained, config.num_parameters))
+    shards = recipe.parallel.num_processes // recipe.parallel.replicas
+    return weights // shards, 12 * trained // shards
+
+
+def trainable_parameters(recipe: Recipe, config: ModelConfig) -> int:
+    """How many numbers have a gradient: all, or the adapter's (counted on the meta device)."""
+    if recipe.adapter is None:
+        return config.num_parameters
+    with torch.device("meta"):
+        net = Transformer(config)
+        add_adapter(net, recipe.adapter, seed=0)
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def _refuse_too_large(recipe: Recipe, needed: int) -> None:
+    """ConfigError for a run that cannot fit: weights, gradients and moments alone are more than there is."""
+    if pick_device(recipe.model.device).type == "cuda":
+        there = torch.cuda.mem_get_info()[1]
+    else:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local
+    if needed > there:
+        raise ConfigError(
+            f"weights, gradients and moments need {needed / 1e9:.1f} GB on each process, and there are "
+            f"{there / 1e9:.1f} GB",
+            hint="use more processes ([parallel]), an [adapter], or a smaller model",
+        )
+
+
+def _missing(recipe: Recipe) -> list[str]:
+    """What could not be looked at."""
+    name = recipe.model.start or recipe.model.tokenizer
+    notes = [f"{name} is not here: checked with the shape {recipe.model.shape or recipe.model.preset}"]
+    for source in (source for group in recipe.data.sources for source in group):
+        try:
+            if not source.path.startswith(HUB):
+                files_of(source.path)
+        except Nemotron4Error:
+            notes.append(f"{source.path} is not here: its rows are not checked")
+    return notes
