@@ -12,7 +12,7 @@ from nemotron4.cli.options import JsonOption
 from nemotron4.cli.redteam_garak import compare, garak
 from nemotron4.cli.redteam_sessions import DatabaseArgument
 from nemotron4.cli.redteam_sessions import app as sessions_app
-from nemotron4.redteam.settings import AegisSettings, ReplaySettings
+from nemotron4.redteam.settings import AegisSettings, AttackSettings, ReplaySettings
 
 if TYPE_CHECKING:
     from nemotron4.client import ChatModel
@@ -121,6 +121,58 @@ def aegis(
     else:
         print_report(summary_blocks(result))
     note(f"wrote {', '.join(map(str, written))}")
+
+
+@app.command()
+def attack(
+    target: Annotated[str, typer.Option(metavar="URL", help="Server of the model (.../generate too).")],
+    attacker: Annotated[
+        str, typer.Option(metavar="URL", help="Server of the model that writes the attacks.")
+    ],
+    judge: Annotated[str, typer.Option(metavar="URL", help="Server of the model that scores the answers.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")],
+    method: Annotated[str, typer.Option(help="pair, tap or crescendo.")] = AttackSettings.method,
+    goals: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help='JSON lines: {"goal", "id"?, "area"?, "category"?}. Default: ours.'
+        ),
+    ] = None,
+    sessions: Annotated[
+        Path | None, typer.Option(metavar="DB", help="Record the best attempts in this file of sessions.")
+    ] = None,
+    streams: Annotated[
+        int, typer.Option(min=1, help="Prompts refined at once (pair); branches (tap).")
+    ] = AttackSettings.streams,
+    depth: Annotated[int, typer.Option(min=1, help="Refinements of each.")] = AttackSettings.depth,
+    width: Annotated[int, typer.Option(min=1, help="Leaves that tap keeps.")] = AttackSettings.width,
+    max_queries: Annotated[
+        int, typer.Option(min=1, help="Prompts to the target at most, for each goal.")
+    ] = AttackSettings.max_queries,
+    success_score: Annotated[
+        int, typer.Option(min=2, max=10, help="The judge's score, 1 to 10, from which a goal is reached.")
+    ] = AttackSettings.success_score,
+    concurrency: ConcurrencyOption = AttackSettings.concurrency,
+    max_failures: MaxFailuresOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let an attacker model play PAIR, TAP or Crescendo against a target, with a judge model.
+
+    Keys: NEMOTRON4_API_KEY for the target, NEMOTRON4_ATTACKER_API_KEY, NEMOTRON4_JUDGE_API_KEY.
+    """
+    from nemotron4.cli.redteam_attack import run_attack
+
+    settings = AttackSettings(
+        method=method,  # type: ignore[arg-type]
+        streams=streams,
+        depth=depth,
+        width=width,
+        max_queries=max_queries,
+        success_score=success_score,
+        concurrency=concurrency,
+        max_failures=max_failures,
+    )
+    run_attack(settings, (target, attacker, judge), goals, out, sessions, as_json=as_json)
 
 
 @app.command()

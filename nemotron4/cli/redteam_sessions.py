@@ -97,8 +97,9 @@ def record(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="FILE", help="Take sessions from JSON lines, as export writes them."),
+        typer.Option("--from", metavar="FILE", help="Take sessions from a file, as export writes them."),
     ] = None,
+    form: Annotated[str, typer.Option(help="Of --from: sessions, pyrit or promptfoo.")] = "sessions",
     draft: Annotated[
         str | None, typer.Option(metavar="ID", help="Finish an attack whose questions were interrupted.")
     ] = None,
@@ -117,7 +118,7 @@ def record(
         )
     with SessionStore(database) as store:
         if source is not None:
-            _take(store, source)
+            _take(store, source, form, annotator)
             return
         if draft is not None:
             kept = _finish_draft(store, draft, annotator)
@@ -226,22 +227,17 @@ def _ask_and_keep(store: SessionStore, name: str, annotator: str, read: ReadLine
     return kept
 
 
-def _take(store: SessionStore, source: Path) -> None:
-    """Every row of the file; one that cannot be used is told and costs only itself."""
-    from nemotron4.errors import DataError
-    from nemotron4.records import read_json_lines
-    from nemotron4.redteam.sessions import take_row
+def _take(store: SessionStore, source: Path, form: str, annotator: str) -> None:
+    """Every session of the file; one that cannot be used is told and costs only itself."""
+    from nemotron4.annotation.export import check_form
+    from nemotron4.redteam.exchange import take_file
 
-    num_taken, num_refused = 0, 0
-    for number, row in read_json_lines(source):
-        try:
-            take_row(store, row)
-            num_taken += 1
-        except DataError as error:
-            num_refused += 1
-            note(f"{source}:{number}: {error}")
-    note(f"took {num_taken} sessions, refused {num_refused}")
-    if num_refused:
+    check_form(form, ("sessions", "pyrit", "promptfoo"))
+    num_taken, refused = take_file(store, source, form, annotator=annotator)
+    for reason in refused:
+        note(reason)
+    note(f"took {num_taken} sessions, refused {len(refused)}")
+    if refused:
         raise typer.Exit(1)
 
 
@@ -278,16 +274,24 @@ def export(
     form: Annotated[
         str,
         typer.Option(
-            help="sessions; preference (bad answer against a better one); reward (rated answers); judgments."
+            help="sessions; preference (bad answer against a better one); reward (rated answers); judgments; "
+            "pyrit (seed prompts); promptfoo (a configuration)."
         ),
     ] = "sessions",
     as_json: JsonOption = False,
 ) -> None:
-    """Write sessions, preference pairs or reward-model rows. They hold harmful text."""
+    """Write sessions, rows for training, or a file for PyRIT or promptfoo. They hold harmful text."""
+    from nemotron4.redteam.exchange import WRITERS
     from nemotron4.redteam.session_report import export as export_rows
+    from nemotron4.runs import write_json
 
     with _open(database) as store:
-        write_export(export_rows(store.sessions(), form), form, out, as_json=as_json)
+        found = store.sessions()
+    if form in WRITERS:
+        write_json(out, WRITERS[form](found))
+        note(f"wrote {len(found)} sessions to {out}")
+        return
+    write_export(export_rows(found, form), form, out, as_json=as_json)
 
 
 @app.command()

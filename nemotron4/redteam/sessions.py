@@ -39,6 +39,7 @@ TECHNIQUES: Mapping[str, str] = MappingProxyType(
         "multi_turn": "small steps over several turns",
         "leading_question": "a false premise that the model should deny",
         "language": "another language than the model was aligned in",
+        "automatic": "written by an attacker model",
         "other": "anything else; say what in the notes",
     }
 )
