@@ -195,7 +195,7 @@ _STYLE = (
     ".wide{overflow-x:auto;margin:1rem 0}table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
     "caption{text-align:left;font-weight:600;padding:.3rem 0}"
     "td,th{border:1px solid #d0d0d0;padding:.3rem .6rem;text-align:left;vertical-align:top}"
-    "th{background:#f3f5f1}.n{text-align:right;white-space:nowrap}img{max-width:100%}"
+    "th{background:#f3f5f1}.n{text-align:right}td.n{white-space:nowrap}img{max-width:100%}"
     "pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f6f4;padding:.6rem}summary{cursor:pointer}"
     "figure{margin:1.2rem 0}figcaption{font-weight:600}.bar{display:grid;grid-template-columns:minmax(6rem,"
     "14rem) 1fr minmax(5rem,13rem);gap:.2rem .8rem;align-items:center;margin:.3rem 0}"

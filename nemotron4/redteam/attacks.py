@@ -188,7 +188,7 @@ async def pair(arena: Arena) -> None:
 
 
 async def tap(arena: Arena) -> None:
-    """A tree of prompts: leaves branch, what is off the topic is cut, the best go on (Mehrotra et al. 2023)."""
+    """A tree of prompts: leaves branch, what is off the topic is cut, the best go on (Mehrotra 2023)."""
     leaves: list[tuple[list[Message], int]] = [([], 0)]
     for _ in range(arena.settings.depth):
         grown: list[tuple[list[Message], int]] = []
@@ -207,7 +207,7 @@ async def tap(arena: Arena) -> None:
 
 
 async def crescendo(arena: Arena) -> None:
-    """One conversation that goes further step by step; a refused step is forgotten (Russinovich et al. 2024)."""
+    """One conversation that goes further step by step; a refused step is forgotten (Russinovich 2024)."""
     history: list[Message] = []
     talk: tuple[Message, ...] = ()
     while not arena.is_over:

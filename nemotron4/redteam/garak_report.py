@@ -99,7 +99,11 @@ def worst_hits(result: ScanResult, folder: Path) -> dict[str, list[Hit]]:
 
 
 def report_blocks(result: ScanResult, hits: Mapping[str, Sequence[Hit]]) -> list[Block]:
-    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result.settings.items())
+    words = {True: "yes", False: "no"}
+    settings = ", ".join(
+        f"{name.removeprefix('is_').replace('_', ' ')} {words[value] if isinstance(value, bool) else value}"
+        for name, value in result.settings.items()
+    )
     asked = {probe.area for probe in result.probes}
     missing = [area_name(area) for area in REPORT_AREAS if area not in asked]
     probes = [

@@ -205,7 +205,7 @@ class Judgments {
     if (!inMessages && !this.#study.is_blind && item.answers.length === 2 && parseInt(item.id.slice(-1), 36) % 2) item.answers.reverse();
     if (!inMessages && !this.#study.is_blind && item.answers.length === 2) item.answers.forEach((each, at) => { each.name = ["Left", "Right"][at]; });
     this.#item = { ...item, inMessages };
-    if (this.#pointer < 0) this.#pointer = Math.max(0, this.#fields().findIndex(({ question, answer }) => question.name !== this.#study.main && this.#mine(answer?.key)[question.name] == null));
+    if (this.#pointer < 0) this.#pointer = Math.max(0, this.#fields().findIndex(({ question, answer }) => (question.of_answer || question.name !== this.#study.main) && this.#mine(answer?.key)[question.name] == null));
     this.#drawItem();
   }
 
