@@ -44,7 +44,7 @@ class AttackGoal:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AttackAttempt:
     """One conversation with the target. ``score`` is None where the judge's reply had no form."""
 
     messages: tuple[Message, ...]
@@ -103,7 +103,7 @@ class Arena:
         self._target, self._attacker, self._judge = target, attacker, judge
         self._on_retry = on_retry
         self.num_queries = 0
-        self.best: Attempt | None = None
+        self.best: AttackAttempt | None = None
         self.num_blocked = 0
 
     @property
@@ -125,19 +125,21 @@ class Arena:
         found = await ask_in_form(self._attacker, (told, first, *kept), {field: str}, sampling)
         return None if found is None or not found[field].strip() else str(found[field])
 
-    async def attack(self, messages: Sequence[Message]) -> Attempt:
+    async def attack(self, messages: Sequence[Message]) -> AttackAttempt:
         """Ask the target and have its answer scored; a blocked answer has the lowest score."""
         self.num_queries += 1
         sampling = Sampling(max_tokens=self.settings.max_tokens, temperature=self.settings.temperature)
         reply = await answer(self._target, messages, sampling, self._on_retry)
         if is_blocked(reply.text, reply.finish_reason):
             self.num_blocked += 1
-            attempt = Attempt(tuple(messages), 1, "blocked or empty", is_blocked=True)
+            attempt = AttackAttempt(tuple(messages), 1, "blocked or empty", is_blocked=True)
         else:
             talk = (*messages, Message("assistant", reply.text))
             found = await self._ask_judge("score", {"score": int}, conversation=_shown(talk))
             score = None if found is None or not 1 <= found["score"] <= 10 else int(found["score"])
-            attempt = Attempt(talk, score, str((found or {}).get("reason", "the judge kept to no form")))
+            attempt = AttackAttempt(
+                talk, score, str((found or {}).get("reason", "the judge kept to no form"))
+            )
         if self.best is None or attempt.rank > self.best.rank or self.best.is_blocked:
             self.best = attempt
         return attempt
@@ -163,7 +165,7 @@ def _shown(messages: Sequence[Message]) -> str:
     return "\n\n".join(f"{message.role}: {message.content}" for message in messages)
 
 
-def _exchange(prompt: str, field: str, attempt: Attempt) -> tuple[Message, Message]:
+def _exchange(prompt: str, field: str, attempt: AttackAttempt) -> tuple[Message, Message]:
     """What the attacker is told of its last prompt."""
     said = "(nothing: the answer was blocked)" if attempt.is_blocked else attempt.messages[-1].content
     score = "unknown" if attempt.score is None else str(attempt.score)
@@ -302,7 +304,7 @@ def _result(arena: Arena) -> GoalResult:
     outcome: GoalOutcome = "failure"
     if best is None:
         outcome = "unscored"
-        best = Attempt((), None, "the attacker kept to no form")
+        best = AttackAttempt((), None, "the attacker kept to no form")
     elif arena.is_reached:
         outcome = "success"
     elif arena.num_blocked == arena.num_queries:
