@@ -99,7 +99,7 @@ def open_ours(folder: str) -> Run:
     engine = nemotron4.load(folder)
 
     def run(case: Case, rows: list[list[int]]) -> list[list[int]]:
-        settings = {"max_new_tokens": case.num_new, "temperature": 0, "stop_token_ids": ()}
+        settings = {"max_new_tokens": case.num_new, "temperature": 0, "ignore_eos": True}
         return [list(generation.token_ids) for generation in engine.generate(rows, **settings)]
 
     return run

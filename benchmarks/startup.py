@@ -29,7 +29,8 @@ async def first(engine, ids):
 
 engine = nemotron4.load(sys.argv[1])
 question = {QUESTION!r}
-ids = engine.encode([{{"role": "user", "content": question}}] if sys.argv[2] == "chat" else question)
+prompt = [{{"role": "user", "content": question}}] if sys.argv[2] == "chat" else question
+ids = engine.request(prompt, SamplingParams()).prompt_ids
 at = asyncio.run(first(engine, ids))
 peak = next(line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
 weights_mb = engine.info.num_parameters * {{"float32": 4}}.get(engine.info.dtype, 2) / 1e6

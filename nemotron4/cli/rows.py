@@ -32,15 +32,21 @@ FIELDS = (*PROMPTS, *CARRIED, *INTEGERS, *NUMBERS, "stop", "logprobs")
 
 def parse_json(line: bytes) -> JsonObject:
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=_not_json)
         json.dumps(row, ensure_ascii=False).encode()
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise FieldError(f"not UTF-8 text: {error.reason}") from error
+    except RecursionError as error:
+        raise FieldError("it nests too deeply") from error
     except ValueError as error:
         raise FieldError(f"not valid JSON: {error}") from error
     if not isinstance(row, dict):
         raise FieldError("the line is not a JSON object")
     return row
+
+
+def _not_json(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
 
 
 def carried(row: Mapping[str, Any]) -> JsonObject:

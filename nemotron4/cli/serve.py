@@ -25,7 +25,7 @@ from nemotron4.cli.options import (
     RevisionOption,
 )
 from nemotron4.errors import ConfigError
-from nemotron4.server.settings import Endpoint, ServerSettings, read_api_keys
+from nemotron4.server.settings import RemoteServer, ServerSettings, read_api_keys
 
 if TYPE_CHECKING:
     from nemotron4.server.guard import Guard, GuardSettings
@@ -83,6 +83,10 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="Answer to this name too when listening on loopback; repeatable."),
     ] = None,
+    allowed_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Let pages of this site in (CORS); repeatable, * is all."),
+    ] = None,
     max_body_mb: Annotated[float, typer.Option(help="Largest request body, in MB.")] = 8.0,
     compare_with: Annotated[
         str | None,
@@ -126,8 +130,8 @@ def serve(
     NEMOTRON4_API_KEY (--compare-with) and NEMOTRON4_JUDGE_API_KEY (--reward-model).
     """
 
-    def endpoint(url: str | None, key_variable: str) -> Endpoint | None:
-        return None if url is None else Endpoint(url, os.environ.get(key_variable))
+    def endpoint(url: str | None, key_variable: str) -> RemoteServer | None:
+        return None if url is None else RemoteServer(url, os.environ.get(key_variable))
 
     settings = ServerSettings(
         host=host,
@@ -137,6 +141,7 @@ def serve(
         nemo_compat=nemo_compat,  # type: ignore[arg-type]  # checked there
         api_keys=() if api_key_file is None else read_api_keys(api_key_file),
         allowed_hosts=tuple(allowed_host or ()),
+        allowed_origins=tuple(allowed_origin or ()),
         max_body_bytes=int(max_body_mb * 1e6),
         compare_with=endpoint(compare_with, "NEMOTRON4_API_KEY"),
         reward_model=endpoint(reward_model, "NEMOTRON4_JUDGE_API_KEY"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from nemotron4.client.http import HttpEndpoint, token_counts
@@ -267,7 +268,10 @@ class GenerateChatModel:
         return {"model": self.name, **self._body(self._format.render(messages), sampling)}
 
     async def chat(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
-        return without_thoughts(await self.complete(self._format.render(messages), sampling))
+        reply = await self.complete(self._format.render(messages), sampling)
+        if reply.finish_reason == "stop" and self._format.drops_newline:
+            reply = replace(reply, text=reply.text.removesuffix("\n"))
+        return without_thoughts(reply)
 
     async def complete(self, prompt: str, sampling: Sampling) -> Reply:
         answer = await self._put(self._body(prompt, sampling))
@@ -276,7 +280,7 @@ class GenerateChatModel:
             wrong = BadContentError("sentences[0] does not start with the prompt", kind="prompt_echo")
             wrong.paid_tokens = (0, 0)
             raise wrong
-        text, stopped = self._without_stop(sentence[len(prompt) :], sampling.stop)
+        text, stopped = _without_stop(sentence[len(prompt) :], sampling.stop)
         # The server pads a finished row with the end token and reports neither counts nor reason.
         ended = stopped or str((answer.get("tokens") or [[""]])[0][-1]) in ("</s>", "<|endoftext|>")
         return Reply(text=text, finish_reason="stop" if ended else "length", model=self.name)
@@ -331,12 +335,6 @@ class GenerateChatModel:
             ) from error
         return answer
 
-    def _without_stop(self, text: str, stops: Sequence[str]) -> tuple[str, bool]:
-        for stop in (*_SHOWN_STOPS, *stops):
-            if text.endswith(stop):
-                return text.removesuffix(stop).removesuffix("\n"), True
-        return text, False
-
 
 KEY_VARIABLE = "NEMOTRON4_API_KEY"
 JUDGE_KEY_VARIABLE = "NEMOTRON4_JUDGE_API_KEY"
@@ -389,3 +387,10 @@ def _only_model(address: str, key: str | None) -> str:
             f"{address} serves {len(names)} models: {', '.join(names)}", hint="pass --model-name"
         )
     return names[0]
+
+
+def _without_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    for stop in (*_SHOWN_STOPS, *stops):
+        if text.endswith(stop):
+            return text.removesuffix(stop), True
+    return text, False

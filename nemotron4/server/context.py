@@ -120,6 +120,7 @@ class RequestContext:
     num_new_tokens: int = 0
     finish_reasons: list[str] = field(default_factory=list)
     guard: list[str] = field(default_factory=list)  # verdicts: no text
+    origin: str | None = None  # of a page on another site that may read the answer
     warnings: list[str] = field(default_factory=list)  # sent as the header Warning
     error: str | None = None  # the class of an unexpected exception
 

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nemotron4.server.context import (
@@ -49,6 +50,11 @@ PAGE_FILES = "/web"  # one name in metrics for all files of the page
 PAGE_ROUTES = frozenset({"/", PAGE_FILES})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OBSERVERS = frozenset({"/health", "/metrics"})  # answered while the server drains; do not hold it up
+PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, PUT",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Request-Id",
+    "Access-Control-Max-Age": "600",
+}
 CLIENT_GONE = 499  # nginx's number for a client that left before the answer; only in log and metrics
 # So much of a body that is too large is read and thrown away, so that the client gets to read the answer.
 DISCARD_BYTES = 64 * 2**20
@@ -69,7 +75,7 @@ class FrontDoor:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        context = _new_context(scope)
+        context = _new_context(scope, self._service.settings)
         scope[KEY] = context
         gate = self._service.gate
         is_counted = context.route not in OBSERVERS
@@ -86,6 +92,9 @@ class FrontDoor:
     async def _serve(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> list[str]:
         """Answer; returns the trace of a defect without its message, which may quote a prompt."""
         try:
+            if _is_preflight(scope, context):
+                await Response(status_code=204, headers=PREFLIGHT)(scope, receive, send)
+                return []
             self._admit(scope, context)
             receive = await self._with_body(scope, receive)
             await self._app(scope, receive, send)
@@ -113,11 +122,14 @@ class FrontDoor:
                 "The Host header does not name this server, which answers to localhost and addresses only. "
                 "Start it with --allowed-host NAME to answer to another name.",
             )
-        if not _is_own_origin(headers.get("origin", ""), headers.get("host", ""), settings):
+        if context.origin is None and not _is_own_origin(
+            headers.get("origin", ""), headers.get("host", ""), settings
+        ):
             raise ApiError(
                 403,
                 "The Origin header names another site, whose pages may not use this server. "
-                "Start it with --allowed-host NAME if the page of this server is reached through that name.",
+                "Start it with --allowed-origin ORIGIN to let them, or with --allowed-host NAME if the page "
+                "of this server is reached through that name.",
             )
         if self._service.gate.is_draining and context.route not in OBSERVERS:
             leaving = {"Connection": "close", "Retry-After": "10"}
@@ -158,6 +170,10 @@ class FrontDoor:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = context.request_id
                 headers["X-Content-Type-Options"] = "nosniff"
+                if context.origin is not None:
+                    headers["Access-Control-Allow-Origin"] = context.origin
+                    headers["Access-Control-Expose-Headers"] = "X-Request-Id, Warning, Retry-After"
+                    headers.add_vary_header("Origin")
                 if context.warnings:  # RFC 7234, section 5.5: 299 is "miscellaneous", "-" an unnamed agent
                     text = "; ".join(context.warnings).encode("ascii", "replace").decode()
                     headers["Warning"] = '299 - "' + text.replace('"', "'") + '"'
@@ -170,15 +186,24 @@ class FrontDoor:
         return marked_send
 
 
-def _new_context(scope: Scope) -> RequestContext:
+def _new_context(scope: Scope, settings: ServerSettings) -> RequestContext:
     given = Headers(scope=scope).get("x-request-id", "")
+    origin = Headers(scope=scope).get("origin")
+    is_allowed = origin in settings.allowed_origins or "*" in settings.allowed_origins
     path = scope["path"]
     return RequestContext(
         request_id=given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex,
         method=scope["method"] if scope["method"] in METHODS else "other",
+        origin=origin if is_allowed else None,
         path=path if len(path) <= 200 else path[:200] + "...",
         route=path if path in ROUTES else PAGE_FILES if path.startswith(f"{PAGE_FILES}/") else "other",
     )
+
+
+def _is_preflight(scope: Scope, context: RequestContext) -> bool:
+    """A browser's question whether a page of an allowed site may send a request; it carries no key."""
+    asks = "access-control-request-method" in Headers(scope=scope)
+    return scope["method"] == "OPTIONS" and context.origin is not None and asks
 
 
 def _is_known_host(host: str, settings: ServerSettings) -> bool:

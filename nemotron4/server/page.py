@@ -23,7 +23,7 @@ from nemotron4.engine import RewardScorer
 from nemotron4.server.context import NOT_FOUND, ApiError, html_error
 from nemotron4.server.openai_schemas import Messages
 from nemotron4.server.rows import until_disconnect
-from nemotron4.server.settings import Endpoint, PageSettings, Service
+from nemotron4.server.settings import PageSettings, RemoteServer, Service
 from nemotron4.text import prompt
 from nemotron4.text.formats import CARD_STOP_STRINGS
 from nemotron4.web import read_files
@@ -35,7 +35,7 @@ SILENCE_TIMEOUT_S = 600.0  # between two pieces of an answer
 class Proxy:
     """One other server."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: RemoteServer) -> None:
         self.url = endpoint.url.rstrip("/").removesuffix("/v1")
         self._headers = {"Content-Type": "application/json"}
         if endpoint.api_key:

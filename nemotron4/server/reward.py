@@ -19,7 +19,7 @@ from nemotron4.server.openai_choices import Identity, check_model, warn_of_unkno
 from nemotron4.server.openai_schemas import Messages
 from nemotron4.server.page import Proxy
 from nemotron4.server.rows import event_stream, until_disconnect
-from nemotron4.server.settings import Endpoint, Service
+from nemotron4.server.settings import RemoteServer, Service
 from nemotron4.text.answers import encode_text
 
 
@@ -117,7 +117,7 @@ async def _events(
     yield identity.chunk("chat.completion.chunk", [end])
 
 
-def forwarded_score_routes(endpoint: Endpoint) -> APIRouter:
+def forwarded_score_routes(endpoint: RemoteServer) -> APIRouter:
     """``POST /score`` of a server whose own model does not judge: another one answers it."""
     router = APIRouter()
     upstream = Proxy(endpoint)

@@ -27,7 +27,7 @@ class PageSettings:
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class RemoteServer:
     """Another server, and this process's own key for it."""
 
     url: str
@@ -49,9 +49,10 @@ class ServerSettings:
     nemo_compat: NemoCompat = "strict"  # docs/serving.md, "Compatibility"
     api_keys: tuple[str, ...] = ()  # empty: no key is asked for
     allowed_hosts: tuple[str, ...] = ()  # names a loopback server answers to, besides localhost and addresses
+    allowed_origins: tuple[str, ...] = ()  # of pages that may use the server (CORS); "*" is all
     page: PageSettings | None = PageSettings()  # None: GET / is 404, as at NeMo
-    compare_with: Endpoint | None = None  # another server, whose model the page shows beside this one
-    reward_model: Endpoint | None = None  # a reward model's server; POST /score is passed on to it
+    compare_with: RemoteServer | None = None  # another server, whose model the page shows beside this one
+    reward_model: RemoteServer | None = None  # a reward model's server; POST /score is passed on to it
     max_body_bytes: int = 8 * 2**20
     body_timeout_s: float = 60.0  # a client that sends slower than this is answered 408
     send_timeout_s: float = 120.0  # a client that reads nothing for this long is dropped

@@ -133,6 +133,21 @@ def test_line_that_is_not_utf8_costs_one_record(tmp_path: Path) -> None:
     assert "not UTF-8 text" in run.start(FakeEngine("x"))[1]["error"]
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"prompt": "a", "meta": ' + "[" * 3000 + "]" * 3000 + "}", "nests too deeply"),
+        ('{"prompt": "a", "meta": NaN}', "NaN is no JSON value"),
+        ('{"prompt": "a", "temperature": Infinity}', "Infinity is no JSON value"),
+        ('{"prompt": "a", "meta": "\\ud800"}', "not UTF-8 text"),
+    ],
+)
+def test_a_row_that_breaks_the_parser_costs_one_record(tmp_path: Path, line: str, words: str) -> None:
+    first, bad, last = Run(tmp_path, [{"prompt": "a"}, line, {"prompt": "b"}]).start(FakeEngine("x"))
+    assert words in bad["error"]
+    assert first["text"] == last["text"] == "x"
+
+
 def test_equal_prompts_draw_different_answers_and_the_same_ones_again(tmp_path: Path) -> None:
     rows: list[object] = [{"prompt": "tell me"}] * 4
     texts = []

@@ -171,3 +171,18 @@ def test_tokens_found_in_the_cache_are_told(tmp_path: Any) -> None:
         first, again = (app.post(TEXT, body).json()["usage"] for _ in range(2))
     assert first["prompt_tokens_details"]["cached_tokens"] == 0
     assert again["prompt_tokens_details"]["cached_tokens"] >= 96
+
+
+def test_pages_of_an_allowed_site_may_use_the_server() -> None:
+    site, key = "https://chat.example", {"Authorization": "Bearer k"}
+    app = chat_app(allowed_origins=(site,), api_keys=("k",))
+    ask = {"Origin": site, "Access-Control-Request-Method": "POST"}
+    preflight = app.request("OPTIONS", CHAT, headers=ask)
+    assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (204, site)
+    assert "Authorization" in preflight.headers["access-control-allow-headers"]
+    answer = app.post(CHAT, {"messages": HI}, Origin=site, **key)
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, site)
+    assert app.post(CHAT, {"messages": HI}, Origin=site).status_code == 401
+    other = app.post(CHAT, {"messages": HI}, Origin="https://evil.example", **key)
+    assert (other.status_code, "access-control-allow-origin" in other.headers) == (403, False)
+    assert "access-control-allow-origin" not in chat_app().post(CHAT, {"messages": HI}).headers

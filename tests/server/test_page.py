@@ -24,7 +24,7 @@ from nemotron4.inference.fake import FakeEngine
 from nemotron4.server.app import create_app
 from nemotron4.server.context import AccessLog
 from nemotron4.server.page import FOLDER, PageTab
-from nemotron4.server.settings import Endpoint, PageSettings, ServerSettings
+from nemotron4.server.settings import PageSettings, RemoteServer, ServerSettings
 from nemotron4.text.prompt import nemotron4
 from nemotron4.web import SHARED
 from tests.server.conftest import InProcess
@@ -149,7 +149,7 @@ def other(serving: Any) -> Iterator[Any]:
 
 
 def test_a_second_model_answers_through_this_server_with_its_own_key(make_app: App, other: Any) -> None:
-    settings = ServerSettings(api_keys=("mine",), compare_with=Endpoint(f"{other.url}/v1", "the-key"))
+    settings = ServerSettings(api_keys=("mine",), compare_with=RemoteServer(f"{other.url}/v1", "the-key"))
     app = make_app("the first one", settings=settings, prompt_format=nemotron4())
     mine = {"Authorization": "Bearer mine"}
     info = app.request("GET", "/page/info", headers=mine).json()
@@ -165,11 +165,11 @@ def test_a_second_model_answers_through_this_server_with_its_own_key(make_app: A
 
 
 def test_a_second_model_that_is_gone_is_said(make_app: App, other: Any) -> None:
-    settings = ServerSettings(compare_with=Endpoint("http://127.0.0.1:9"))
+    settings = ServerSettings(compare_with=RemoteServer("http://127.0.0.1:9"))
     app = make_app(settings=settings, prompt_format=nemotron4())
     assert "does not answer" in app.request("GET", "/page/info").json()["other"]["error"]
     assert app.post("/page/compare", CHAT).status_code == 502
-    without_key = ServerSettings(compare_with=Endpoint(other.url))
+    without_key = ServerSettings(compare_with=RemoteServer(other.url))
     app = make_app(settings=without_key, prompt_format=nemotron4())
     assert "answered 401" in app.request("GET", "/page/info").json()["other"]["error"]
 
@@ -179,7 +179,7 @@ def test_a_redirect_of_the_other_server_is_not_followed(make_app: App, serving_a
         return JSONResponse({}, 307, {"Location": "http://127.0.0.1:1/secret"})
 
     with serving_app(Starlette(routes=[Route("/v1/chat/completions", leave, methods=["POST"])])) as url:
-        app = make_app(settings=ServerSettings(compare_with=Endpoint(url)), prompt_format=nemotron4())
+        app = make_app(settings=ServerSettings(compare_with=RemoteServer(url)), prompt_format=nemotron4())
         answer = app.post("/page/compare", CHAT)
     assert (answer.status_code, answer.headers.get("location")) == (307, None)
 
@@ -190,7 +190,7 @@ def test_scores_come_from_the_reward_model_s_server(make_app: App, serving_app: 
         return JSONResponse({"attributes": {"helpfulness": 3.5}, "reward": len(body["messages"]), "raw": []})
 
     with serving_app(Starlette(routes=[Route("/score", score, methods=["POST"])])) as url:
-        app = make_app(settings=ServerSettings(reward_model=Endpoint(url)))
+        app = make_app(settings=ServerSettings(reward_model=RemoteServer(url)))
         assert app.request("GET", "/page/info").json()["has_reward"] is True
         assert app.post("/score", {"messages": [1, 2]}).json()["reward"] == 2
     assert make_app().post("/score", {}).status_code == 405  # NeMo's answer on a path that is not there
@@ -199,11 +199,11 @@ def test_scores_come_from_the_reward_model_s_server(make_app: App, serving_app: 
 @pytest.mark.parametrize("url", ["localhost:1424", "ftp://host", ""])
 def test_an_address_of_another_server_is_checked(url: str) -> None:
     with pytest.raises(ConfigError, match="not the address of a server"):
-        Endpoint(url)
+        RemoteServer(url)
 
 
 def test_a_key_is_not_in_what_settings_print() -> None:
-    assert "secret" not in repr(ServerSettings(compare_with=Endpoint("http://x", "secret")))
+    assert "secret" not in repr(ServerSettings(compare_with=RemoteServer("http://x", "secret")))
 
 
 def test_the_page_s_own_port_asks_for_the_login_and_the_other_does_not() -> None:

@@ -21,7 +21,7 @@ from nemotron4.records import ATTRIBUTES, parse_messages
 from nemotron4.redteam.session_report import page_tab
 from nemotron4.redteam.sessions import SessionStore
 from nemotron4.server.page import PageTab
-from nemotron4.server.settings import Endpoint, ServerSettings
+from nemotron4.server.settings import RemoteServer, ServerSettings
 from nemotron4.text.prompt import nemotron4
 from tests.browser import PHONE, Browser, Keys
 from tests.server.conftest import Running, serving, serving_app
@@ -450,7 +450,7 @@ def test_two_models_answer_side_by_side_and_a_reward_model_judges_both(
 ) -> None:
     first = FakeEngine("from the first", name="fake-b", prompt_format=nemotron4())
     with serving_app(Starlette(routes=[Route("/score", _score, methods=["POST"])])) as reward_url:
-        settings = ServerSettings(compare_with=Endpoint(chat.url), reward_model=Endpoint(reward_url))
+        settings = ServerSettings(compare_with=RemoteServer(chat.url), reward_model=RemoteServer(reward_url))
         with serving(first, settings) as running:
             _open(browser, running)
             browser.click("#compare")
