@@ -300,7 +300,7 @@ def print_report(blocks: Iterable[Block], *, width: int | None = None) -> None:
         for block in blocks:
             _print(console, block)
     for line in capture.get().splitlines():
-        print(line.rstrip())
+        print(line.rstrip(), flush=True)
 
 
 def _print(console: Any, block: Block) -> None:

@@ -97,7 +97,9 @@ class AnnotationStore:
             raise DataError(f"{self.path}: {what}; expected judgments of form {_FORM}")
         kind = self.meta("kind", self.vocabulary.kind)
         if kind != self.vocabulary.kind:
-            raise DataError(f"{self.path}: holds a {kind}; expected a {self.vocabulary.kind}")
+            raise DataError(
+                f"{self.path}: holds a study of the kind {kind!r}; expected {self.vocabulary.kind!r}"
+            )
 
     def create_tables(self, db: sqlite3.Connection) -> None:
         for statement in _SCHEMA.split(";\n"):

@@ -152,8 +152,9 @@ def score(
     """Score stored answers again, without any model; the number is that of a live run."""
     from nemotron4.evaluation.data import DataSource, data_folder
     from nemotron4.evaluation.registry import find_task
-    from nemotron4.evaluation.result import result_lines, save
+    from nemotron4.evaluation.result import result_blocks, save
     from nemotron4.evaluation.scoring import score_files
+    from nemotron4.report import print_report
 
     found = find_task(task, data_folder(folder))
     result = score_files(
@@ -171,7 +172,7 @@ def score(
     if as_json:
         print_json(result.to_json())
     else:
-        print("\n".join(result_lines(result, found)))
+        print_report(result_blocks(result, found))
 
 
 @app.command()
@@ -240,9 +241,10 @@ async def _run_all(
     as_json: bool,
 ) -> None:
     """One after the other; a result in which nothing was scored is an error once all have run."""
-    from nemotron4.evaluation.result import result_lines
+    from nemotron4.evaluation.result import result_blocks
     from nemotron4.evaluation.runner import run_task
     from nemotron4.evaluation.scoring import require_scored
+    from nemotron4.report import print_report
 
     results = []
     try:
@@ -251,7 +253,7 @@ async def _run_all(
             if as_json:
                 print_json(results[-1].to_json())
             else:
-                print("\n".join(result_lines(results[-1], task)), flush=True)
+                print_report(result_blocks(results[-1], task))
     finally:
         await chat.close()
         if judge is not None:
@@ -286,14 +288,15 @@ def compare(
 ) -> None:
     """Test two results on their common items against chance; refuses results of different definitions."""
     from nemotron4.evaluation.compare import compare as compare_results
-    from nemotron4.evaluation.compare import comparison_lines
+    from nemotron4.evaluation.compare import comparison_blocks
     from nemotron4.evaluation.result import load_result
+    from nemotron4.report import print_report
 
     comparison = compare_results(load_result(first), load_result(second))
     if as_json:
         print_json(comparison.to_json())
     else:
-        print("\n".join(comparison_lines(comparison)))
+        print_report(comparison_blocks(comparison))
     if comparison.differences:
         raise typer.Exit(1)
 

@@ -110,17 +110,24 @@ def _print_preview(found: Preview) -> None:
 
 
 def _check_invariance(settings: Recipe, *, as_json: bool) -> None:
+    from nemotron4.report import Table, print_report
     from nemotron4.training.preview import check_invariance
 
     cuts = check_invariance(settings)
     if as_json:
         print_json({"cuts": [asdict(cut) for cut in cuts]})
         return
-    print(f"{'first step cut':<26}{'rows':>6}{'loss':>14}{'gradient norm':>16}{'difference':>12}")
-    for cut in cuts:
-        print(
-            f"{cut.name:<26}{cut.num_rows:>6}{cut.loss:>14.8f}{cut.grad_norm:>16.8f}{cut.difference:>12.1e}"
-        )
+    rows = [
+        [
+            cut.name,
+            str(cut.num_rows),
+            f"{cut.loss:.8f}",
+            f"{cut.grad_norm:.8f}",
+            f"{cut.difference:.1e}",
+        ]
+        for cut in cuts
+    ]
+    print_report([Table(["first step cut", "rows", "loss", "gradient norm", "difference"], rows)])
 
 
 def _train(stages: list[Recipe], *, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from nemotron4.errors import DataError
 from nemotron4.evaluation.result import Result
 from nemotron4.grading.statistics import PairedTest, mcnemar, sign_flips
 from nemotron4.records import JsonObject
+from nemotron4.report import Block, Table, Text
 
 PAGE_LENGTH = 10
 
@@ -80,24 +81,36 @@ def _test(pairs: list[tuple[float, float]]) -> PairedTest:
     return sign_flips(before, after)
 
 
-def comparison_lines(comparison: PairedComparison) -> list[str]:
+def comparison_blocks(comparison: PairedComparison) -> list[Block]:
     """For a reader. A difference inside the noise is called that."""
     first, second = comparison.first, comparison.second
-    lines = [f"{first.task}: {first.model or 'first'} -> {second.model or 'second'}"]
+    models = f"{first.task}: {first.model or 'first'} -> {second.model or 'second'}"
     if comparison.differences:
-        lines.append("not comparable:")
-        lines += [f"  {name}: {a} / {b}" for name, (a, b) in comparison.differences.items()]
-        return lines
+        rows = [[name, str(a), str(b)] for name, (a, b) in comparison.differences.items()]
+        return [
+            Text(f"{models}: not comparable", is_verdict=True),
+            Table(["setting", "first", "second"], rows),
+        ]
+    rows, items = [], []
     for name, test in comparison.tests.items():
         verdict = "differ" if test.p_value < 0.05 else "no difference beyond chance"
-        lines.append(
-            f"  {name:<20}{test.difference:+.4f}  [{test.interval.lower:+.4f}, {test.interval.upper:+.4f}]"
-            f"  p {test.p_value:.4f}  {verdict}  ({test.method}; {test.num_items} items)"
+        span = f"[{test.interval.lower:+.4f}, {test.interval.upper:+.4f}]"
+        rows.append(
+            [
+                name,
+                f"{test.difference:+.4f}",
+                span,
+                f"{test.p_value:.4f}",
+                verdict,
+                test.method,
+                str(test.num_items),
+            ]
         )
         groups = [("won", comparison.won[name]), ("lost", comparison.lost[name])]
         if comparison.left_out[name]:
-            groups.append(("left out, scored by one only:", comparison.left_out[name]))
+            groups.append(("left out, scored by one only", comparison.left_out[name]))
         for word, names in groups:
             shown = ", ".join(names[:PAGE_LENGTH]) + (" ..." if len(names) > PAGE_LENGTH else "")
-            lines.append(f"    {word} {len(names)}" + (f": {shown}" if names else ""))
-    return lines
+            items.append(Text(f"{name}, {word} {len(names)}" + (f": {shown}" if names else "")))
+    columns = ["metric", "difference", "95 % interval", "p", "verdict", "test", "items"]
+    return [Text(models, is_verdict=True), Table(columns, rows), *items]

@@ -16,6 +16,7 @@ from nemotron4.errors import DataError
 from nemotron4.evaluation.task import Metric, Outcome, Task
 from nemotron4.grading.statistics import Interval
 from nemotron4.records import JsonObject, read_json_lines, write
+from nemotron4.report import Block, Table, Text
 from nemotron4.runs import write_json
 
 RESULT_FILE = "result.json"
@@ -204,27 +205,29 @@ def fraction(metric: Metric) -> str:
     return f"{metric.numerator:g}/{metric.denominator:g}"
 
 
-def result_lines(result: Result, task: Task) -> list[str]:
+def result_blocks(result: Result, task: Task) -> list[Block]:
     """The result for a reader: every metric with its interval, its fraction and the card's value."""
     card = task.card if result.name == result.task else {}
-    lines = [f"{result.name}: {result.num_items} items"]
+    rows = []
     for name, metric in result.metrics.items():
-        line = f"  {name:<20}{number(metric.value):>9}"
-        if metric.interval is not None:
-            line += f"  [{metric.interval.lower:.2f}, {metric.interval.upper:.2f}]"
-        line += f"  {fraction(metric)}" if metric.numerator is not None else ""
-        line += f"  card {card[name]:g}" if name in card else ""
-        lines.append(line)
+        span = metric.interval
+        shown = "" if span is None else f"[{span.lower:.2f}, {span.upper:.2f}]"
+        published = f"{card[name]:g}" if name in card else ""
+        rows.append([name, number(metric.value), shown, fraction(metric), published])
     reasons = ", ".join(f"{count} {reason}" for reason, count in result.unscored.items())
-    lines.append(f"  unscored {sum(result.unscored.values())}" + (f" ({reasons})" if reasons else ""))
+    lines = [f"unscored {sum(result.unscored.values())}" + (f" ({reasons})" if reasons else "")]
     if result.unparsed:
-        lines.append(f"  unparsed {result.unparsed} (counted as wrong)")
+        lines.append(f"unparsed {result.unparsed} (counted as wrong)")
     if counts := result.to_json()["reasons"]:
-        shown = sorted(counts.items(), key=lambda pair: -pair[1])[:SHOWN_REASONS]
-        lines.append("  reasons " + ", ".join(f"{count} {reason}" for reason, count in shown))
-    lines += [f"  {line}" for line in _provenance(result, task)]
-    lines += [f"  note: {note}" for note in result.notes]
-    return lines
+        most = sorted(counts.items(), key=lambda pair: -pair[1])[:SHOWN_REASONS]
+        lines.append("reasons " + ", ".join(f"{count} {reason}" for reason, count in most))
+    lines += [*_provenance(result, task), *(f"note: {note}" for note in result.notes)]
+    columns = ["metric", "value", "95 % interval", "fraction", "card"]
+    return [
+        Text(f"{result.name}: {result.num_items} items", is_verdict=True),
+        Table(columns, rows),
+        *map(Text, lines),
+    ]
 
 
 def _provenance(result: Result, task: Task) -> list[str]:
