@@ -27,7 +27,7 @@ from nemotron4.checkpoint.interface import (
 )
 from nemotron4.checkpoint.safetensors import read_bytes
 from nemotron4.errors import CheckpointError, ConfigError, unknown_name
-from nemotron4.model.config import ModelConfig, RopeScaling
+from nemotron4.model.config import ModelConfig, RopeScaling, yarn_attention
 from nemotron4.text.gguf_vocabulary import from_gguf
 from nemotron4.text.tokenizer import Tokenizer
 
@@ -50,15 +50,17 @@ def model_config(file: GgufFile) -> ModelConfig:
 
     def number(key: str, default: float | None = None) -> float:
         value = metadata.get(f"{kind}.{key}", default)
+        if isinstance(value, list) and value and all(entry == value[0] for entry in value):
+            value = value[0]  # one number for each layer, all the same
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise CheckpointError(f"{path}: {kind}.{key} is {value!r}; expected a number")
         return value
 
     def integer(key: str, default: int | None = None) -> int:
-        value = metadata.get(f"{kind}.{key}", default)
-        if isinstance(value, bool) or not isinstance(value, int):
+        value = number(key, default)
+        if value != int(value):
             raise CheckpointError(f"{path}: {kind}.{key} is {value!r}; expected an integer")
-        return value
+        return int(value)
 
     is_nemotron = kind == "nemotron"
     if integer("expert_count", 0):
@@ -126,8 +128,8 @@ def _rotary_fraction(
 
 def _rope_scaling(file: GgufFile, kind: str) -> RopeScaling | None:
     scaling = file.metadata.get(f"{kind}.rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
-        raise CheckpointError(f"{file.path}: RoPE scaling of kind {scaling!r}; readable: none, linear")
+    if scaling not in ("none", "linear", "yarn"):
+        raise CheckpointError(f"{file.path}: RoPE scaling of kind {scaling!r}; readable: none, linear, yarn")
     if ROPE_FACTORS in file.tensors:
         if scaling != "none":
             raise CheckpointError(
@@ -136,7 +138,22 @@ def _rope_scaling(file: GgufFile, kind: str) -> RopeScaling | None:
         return RopeScaling(kind="factors", factors=_rope_factors(file))
     if scaling == "none":
         return None
-    return RopeScaling(kind="linear", factor=float(file.metadata.get(f"{kind}.rope.scaling.factor", 1.0)))
+
+    def number(key: str, default: float) -> float:
+        return _shortest(float(file.metadata.get(f"{kind}.rope.scaling.{key}", default)))
+
+    factor = number("factor", 1.0)
+    if scaling == "linear":
+        return RopeScaling(kind="linear", factor=factor)
+    context = file.metadata.get(f"{kind}.context_length", 0)
+    return RopeScaling(
+        kind="yarn",
+        factor=factor,
+        original_context_length=int(number("original_context_length", context)),
+        attention_factor=number("attn_factor", 1.0) * yarn_attention(factor),
+        beta_fast=number("yarn_beta_fast", 32.0),
+        beta_slow=number("yarn_beta_slow", 1.0),
+    )
 
 
 def _rope_factors(file: GgufFile) -> tuple[float, ...]:

@@ -6,13 +6,12 @@ A key that changes what the model computes is honoured or refused; keys that cha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nemotron4.errors import CheckpointError, ConfigError
-from nemotron4.model.config import ModelConfig, RopeScaling
+from nemotron4.model.config import ModelConfig, RopeScaling, yarn_attention
 
 
 def _words(text: str) -> list[str]:
@@ -274,7 +273,3 @@ def _yarn(values: Mapping[str, Any], config: Mapping[str, Any], context: int) ->
         beta_slow=float(values.get("beta_slow") or 1),
         truncate=bool(values.get("truncate", True)),
     )
-
-
-def yarn_attention(factor: float, scale: float = 1.0) -> float:
-    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0

@@ -1,7 +1,7 @@
 """The files of a NeMo checkpoint and its zarr tensors, read in place from a directory or a ``.nemo`` tar.
 
 A tar is never extracted: members are found by name and read at their offset, so no name of a hostile
-archive reaches the file system. A gzip tar is first inflated into an unnamed temporary file.
+archive reaches the file system. A gzip tar is first inflated, once per machine (inflate.py).
 
 Megatron stores bfloat16 under the illegal zarr v2 dtype "bfloat16", so ``.zarray`` is parsed as plain
 JSON and chunks are viewed as 16-bit words. Each chunk is one file; its size is checked before it is
@@ -10,26 +10,23 @@ read, and a missing chunk is an error, never zeros.
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import os
 import posixpath
 import tarfile
-import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import torch
 
+from nemotron4.checkpoint.inflate import InflatedArchive, inflate
 from nemotron4.errors import CheckpointError
 
-LEAST_INFLATED_LIMIT = 2**30  # bytes; small files of zeros are honest
-MAX_INFLATION = 20  # bfloat16 weights shrink by a quarter
 GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -45,12 +42,14 @@ class _Extent:
 class NemoFiles:
     """Relative POSIX names and positioned reads. Nothing is held in memory but the names."""
 
-    def __init__(self, source: Path, extents: dict[str, _Extent], inflated: BinaryIO | None = None) -> None:
+    def __init__(
+        self, source: Path, extents: dict[str, _Extent], inflated: InflatedArchive | None = None
+    ) -> None:
         self.source = source
         self._extents = extents
         self._inflated = inflated
         if inflated is not None:
-            weakref.finalize(self, inflated.close)
+            weakref.finalize(self, inflated.release)
 
     @property
     def names(self) -> list[str]:
@@ -76,7 +75,7 @@ class NemoFiles:
                     self._fill(name, file.fileno(), extent.offset + offset, buffer)
             else:
                 assert self._inflated is not None
-                self._fill(name, self._inflated.fileno(), extent.offset + offset, buffer)
+                self._fill(name, self._inflated.file.fileno(), extent.offset + offset, buffer)
         except OSError as error:
             raise CheckpointError(f"{self.source}: {name} cannot be read: {error.strerror}") from error
 
@@ -133,35 +132,12 @@ def _open_tar(path: Path) -> NemoFiles:
         is_gzip = file.read(2) == GZIP_MAGIC
         if not is_gzip:
             return NemoFiles(path, _tar_extents(path, file, path))
-    inflated = _inflate(path)
+    inflated = inflate(path)
     try:
-        return NemoFiles(path, _tar_extents(path, inflated, None), inflated)
+        return NemoFiles(path, _tar_extents(path, inflated.file, None), inflated)
     except BaseException:
-        inflated.close()
+        inflated.release()
         raise
-
-
-def _inflate(path: Path) -> BinaryIO:
-    """The gzip file's content as an unnamed temporary file; it vanishes with the process.
-
-    Weights hardly compress: an archive that grows as they never do is refused before it fills the disk.
-    """
-    limit = max(LEAST_INFLATED_LIMIT, MAX_INFLATION * path.stat().st_size)
-    plain = cast("BinaryIO", tempfile.TemporaryFile(prefix="nemotron4-"))  # noqa: SIM115
-    try:
-        with gzip.open(path) as inflated:
-            while piece := inflated.read(8 * 1024**2):
-                if plain.tell() + len(piece) > limit:
-                    raise OSError(f"it grows beyond {limit} bytes, {MAX_INFLATION} times its size")
-                plain.write(piece)
-        plain.flush()
-    except (OSError, EOFError) as error:
-        plain.close()
-        raise CheckpointError(
-            f"{path}: cannot be inflated into {tempfile.gettempdir()}: {error}",
-            hint="set TMPDIR to a folder with room for the uncompressed archive, or download the file again",
-        ) from error
-    return plain
 
 
 def _tar_extents(path: Path, file: BinaryIO, container: Path | None) -> dict[str, _Extent]:

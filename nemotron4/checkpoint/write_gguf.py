@@ -20,6 +20,7 @@ from nemotron4.checkpoint.convert_files import Blocks, OutputFile
 from nemotron4.checkpoint.interface import Checkpoint, blocks
 from nemotron4.checkpoint.nemo_files import as_bytes
 from nemotron4.errors import CheckpointError
+from nemotron4.model.config import yarn_attention
 from nemotron4.text.sentencepiece_tokenizer import (
     BYTE,
     CONTROL,
@@ -203,6 +204,13 @@ def _add_settings(writer: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> No
     elif scaling.kind == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(scaling.factor)
+    elif scaling.kind == "yarn" and scaling.truncate:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(scaling.factor)
+        writer.add_rope_scaling_orig_ctx_len(scaling.original_context_length)
+        writer.add_rope_scaling_attn_factors(scaling.attention_factor / yarn_attention(scaling.factor))
+        writer.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
+        writer.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)
     else:
         raise CheckpointError(f"{checkpoint.path}: rope scaling {scaling.kind!r} has no GGUF setting here")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +28,11 @@ class RopeScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True  # yarn: the ramp begins and ends at whole pairs
+
+
+def yarn_attention(factor: float, scale: float = 1.0) -> float:
+    """YaRN's ``attention_factor`` where a file has none (Peng et al. 2023, eq. 22)."""
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,8 @@ def write_gguf(source: Path, file: Path, kind: Kind = Kind.F32, **metadata: Any)
             writer.add_uint32(key, value)
         elif isinstance(value, float):
             writer.add_float32(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
         elif value is not None:
             writer.add_string(key, value)
     _add_vocabulary(writer, source, config["vocab_size"])

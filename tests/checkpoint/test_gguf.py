@@ -153,6 +153,29 @@ def test_head_dim_is_read_from_the_weights_where_the_file_is_silent(nemotron: Pa
     assert open_checkpoint(write_gguf(nemotron, tmp_path / "m.gguf", **silent)).config.head_dim == 16
 
 
+def test_equal_numbers_for_each_layer_and_a_float_context_are_read(nemotron: Path, tmp_path: Path) -> None:
+    expected = open_checkpoint(nemotron).config
+    odd = {
+        "nemotron__attention__head_count": [6, 6],
+        "nemotron__attention__head_count_kv": [2, 2],
+        "nemotron__feed_forward_length": [80, 80],
+        "nemotron__context_length": 256.0,
+    }
+    found = open_checkpoint(write_gguf(nemotron, tmp_path / "m.gguf", **odd)).config
+    assert {**vars(found), "init_std": 0} == {**vars(expected), "init_std": 0}
+    with pytest.raises(CheckpointError, match=r"head_count_kv is \[2, 6\]; expected a number"):
+        open_checkpoint(write_gguf(nemotron, tmp_path / "n.gguf", nemotron__attention__head_count_kv=[2, 6]))
+
+
+def test_yarn_is_read(nemotron: Path, tmp_path: Path) -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_context_length": 64, "attn_factor": 1.5}
+    keys = {f"nemotron__rope__scaling__{key}": value for key, value in scaling.items()}
+    found = open_checkpoint(write_gguf(nemotron, tmp_path / "m.gguf", **keys)).config.rope_scaling
+    assert found is not None
+    assert (found.kind, found.factor, found.original_context_length) == ("yarn", 4.0, 64)
+    assert found.attention_factor == pytest.approx(1.5 * (0.1 * np.log(4) + 1))
+
+
 def test_linear_rope_scaling_is_read(nemotron: Path, tmp_path: Path) -> None:
     scaling = {"nemotron__rope__scaling__type": "linear", "nemotron__rope__scaling__factor": 4.0}
     file = write_gguf(nemotron, tmp_path / "m.gguf", **scaling)
@@ -185,9 +208,9 @@ def test_stored_rope_factors_give_the_logits_of_llama3_scaling(tmp_path: Path) -
     ("metadata", "message"),
     [
         ({"general__architecture": "gemma"}, "architecture is 'gemma'; readable: nemotron, llama"),
-        ({"nemotron__block_count": None}, "nemotron.block_count is None; expected an integer"),
+        ({"nemotron__block_count": None}, "nemotron.block_count is None; expected a number"),
         ({"nemotron__expert_count": 8}, "expert_count is 8; expected a dense model"),
-        ({"nemotron__rope__scaling__type": "yarn"}, "RoPE scaling of kind 'yarn'"),
+        ({"nemotron__rope__scaling__type": "longrope"}, "RoPE scaling of kind 'longrope'"),
         ({"nemotron__attention__head_count_kv": 4}, r"num_heads \(6\) is not divisible"),
     ],
 )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from nemotron4.checkpoint import nemo_files
+from nemotron4.checkpoint import inflate
 from nemotron4.checkpoint.nemo import NemoCheckpoint, open_nemo
 from nemotron4.checkpoint.opening import open_checkpoint
 from nemotron4.errors import CheckpointError
@@ -403,9 +405,31 @@ def test_a_hostile_archive_is_refused(tmp_path: Path, kind: str) -> None:
 def test_a_gzip_bomb_is_refused_before_it_fills_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nemo_files, "LEAST_INFLATED_LIMIT", 2**20)
+    monkeypatch.setattr(inflate, "LEAST_LIMIT", 2**20)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     path = tmp_path / "m.nemo"
     with gzip.open(path, "wb") as file:
         file.write(bytes(64 * 2**20))
     with pytest.raises(CheckpointError, match="grows beyond"):
         open_nemo(path)
+    assert [file.suffix for file in tmp_path.glob("nemotron4-*/*")] == [".lock"]
+
+
+def test_a_gzip_archive_is_inflated_once_and_goes_with_its_last_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    packed = tmp_path / "m.nemo"
+    with gzip.open(packed, "wb") as file:
+        file.write(b"weights" * 1000)
+    first, second = inflate.inflate(packed), inflate.inflate(packed)
+    assert os.fstat(first.file.fileno()).st_ino == os.fstat(second.file.fileno()).st_ino
+    first.release()
+    assert second.file.read() == b"weights" * 1000
+    assert list(tmp_path.glob("nemotron4-*/*.tar"))
+    second.release()
+    assert not list(tmp_path.glob("nemotron4-*/*.tar"))
+    (folder,) = tmp_path.glob("nemotron4-*")
+    folder.chmod(0o777)
+    with pytest.raises(CheckpointError, match="only you may write"):
+        inflate.inflate(packed)
