@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -22,6 +22,7 @@ from nemotron4.checkpoint.convert_files import (
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint, adapter_hash
 from nemotron4.checkpoint.nemo import NemoCheckpoint
+from nemotron4.checkpoint.write_gguf import GgufScheme, gguf_files
 from nemotron4.checkpoint.write_huggingface import huggingface_files
 from nemotron4.checkpoint.write_nemo import nemo_files
 from nemotron4.checkpoint.write_quantized import Scheme
@@ -39,17 +40,24 @@ class ConvertOptions:
 
     to: Target
     dtype: Literal["bf16", "fp16", "fp32"] | None = None
-    quantize: Scheme | None = None
+    quantize: Scheme | GgufScheme | None = None
+    calibration: Path | None = None  # texts, for fp8-static
     adapter: Path | None = None  # of PEFT or NeMo, merged into the weights
     force_adapter: bool = False  # on a base that is not the one it records
     tensor_parallel: int = 1  # NeMo only: chunks per tensor
 
     def __post_init__(self) -> None:
-        if self.quantize is not None and self.to != "hf":
+        known = {"hf": get_args(Scheme), "gguf": get_args(GgufScheme), "nemo": ()}
+        if self.quantize is not None and self.quantize not in known[self.to]:
             raise ConfigError(
-                f"quantize is {self.quantize!r} and the target {self.to!r}; eight-bit weights are written "
-                "as Hugging Face files only",
-                hint="use --to hf, or leave --quantize out",
+                f"quantize is {self.quantize!r} and the target {self.to!r}; --to hf takes "
+                f"{', '.join(known['hf'])}, --to gguf {', '.join(known['gguf'])}"
+            )
+        if (self.quantize == "fp8-static") != (self.calibration is not None):
+            raise ConfigError(
+                f"quantize is {self.quantize!r} and calibration {self.calibration}; fp8-static needs texts "
+                "to measure the layers' inputs on, other types need none",
+                hint="--quantize fp8-static --calibration TEXTS.txt",
             )
         if self.tensor_parallel != 1 and self.to != "nemo":
             raise ConfigError(f"tensor_parallel is {self.tensor_parallel}; only NeMo files are split")
@@ -107,7 +115,11 @@ def plan_conversion(
         source = MergedCheckpoint(source, options.adapter, force=options.force_adapter)
     if options.to == "hf":
         files = huggingface_files(
-            source, dtype=dtype, sentencepiece_model=_sentencepiece(checkpoint), quantize=options.quantize
+            source,
+            dtype=dtype,
+            sentencepiece_model=_sentencepiece(checkpoint),
+            quantize=cast("Scheme | None", options.quantize),
+            calibration=options.calibration,
         )
     elif options.to == "nemo":
         model = _sentencepiece(checkpoint)
@@ -119,9 +131,12 @@ def plan_conversion(
             source, dtype=dtype, tokenizer=("tokenizer.model", model), tensor_parallel=options.tensor_parallel
         )
     else:
-        from nemotron4.checkpoint.write_gguf import gguf_files
-
-        files = gguf_files(source, dtype=dtype, sentencepiece_model=_sentencepiece(checkpoint))
+        files = gguf_files(
+            source,
+            dtype=dtype,
+            sentencepiece_model=_sentencepiece(checkpoint),
+            quantize=cast("GgufScheme | None", options.quantize),
+        )
     settings = {
         "source": checkpoint.name,
         "source_tensors": _fingerprint(checkpoint),
@@ -131,6 +146,8 @@ def plan_conversion(
         "adapter": None if options.adapter is None else adapter_hash(options.adapter),
         "tensor_parallel": options.tensor_parallel,
     }
+    if options.calibration is not None:
+        settings["calibration"] = hashlib.sha256(options.calibration.read_bytes()).hexdigest()
     return files, settings
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -279,6 +279,10 @@ class GgufCheckpoint:
         return self._tokenizer
 
     @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self._metadata
+
+    @property
     def _template(self) -> str | None:
         template = self._metadata.get("tokenizer.chat_template")
         return template if isinstance(template, str) else None
@@ -343,3 +347,9 @@ def _hugging_face_name(stored: str, path: Path) -> str:
         f"{path}: tensor {stored!r} belongs to no part of a Nemotron-4 or Llama block",
         hint="mixtures of experts, fused QKV and multimodal files are not read",
     )
+
+
+def to_interleaved(rows_RC: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """The inverse of ``to_rotate_half``, for rows of whole heads."""
+    halves = rows_RC.reshape(-1, 2, head_dim // 2, *rows_RC.shape[1:])
+    return halves.transpose(1, 2).flatten(0, 2)

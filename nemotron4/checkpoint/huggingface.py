@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nemotron4.checkpoint.dcp import DcpTensor, dcp_tensors, is_dcp
 from nemotron4.checkpoint.hf_config import model_config
 from nemotron4.checkpoint.interface import (
     Format,
@@ -53,12 +54,20 @@ class HuggingFaceCheckpoint:
         self.config: ModelConfig
         self.config, config_notes = model_config(self._values, path / "config.json")
         self.quantization = find_quantization(self._values, path)
-        self._files, index_notes = _index(path)
-        self._quantized: dict[str, QuantizedWeight] = {}
+        self._files: dict[str, Place] = {}
+        index_notes: list[str] = []
+        self._assembled: dict[str, QuantizedWeight | DcpTensor] = {}
+        if is_dcp(path):
+            self._assembled |= dcp_tensors(path, head_dim=self.config.head_dim)
+        else:
+            self._files, index_notes = _index(path)
         left: list[str] = []
+        hidden: set[str] = set()
         if self.quantization is not None and self.quantization.problem is None:
-            self._quantized, left = quantized_weights(self._files, self.quantization)
-        hidden = {part[1].name for w in self._quantized.values() for part in w.parts.values()} | set(left)
+            expanded, left = quantized_weights(self._files, self.quantization)
+            self._assembled |= expanded
+            hidden = {part[1].name for weight in expanded.values() for part in weight.parts.values()}
+            hidden |= set(left)
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(
                 name, stored.shape, str(stored.dtype).removeprefix("torch."), file, stored.num_bytes
@@ -67,7 +76,7 @@ class HuggingFaceCheckpoint:
             if name not in hidden
         } | {
             name: TensorInfo(name, weight.shape, weight.word, weight.file, weight.num_bytes)
-            for name, weight in self._quantized.items()
+            for name, weight in self._assembled.items()
         }
         self._notes = (*config_notes, *index_notes)
         if left:
@@ -84,8 +93,8 @@ class HuggingFaceCheckpoint:
     def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Rows ``start:stop`` of one tensor; nothing else of it is read."""
         self._info(name)
-        if name in self._quantized:
-            tensor = self._quantized[name].read_rows(start, stop)
+        if name in self._assembled:
+            tensor = self._assembled[name].read_rows(start, stop)
         else:
             tensor = read_rows(*self._files[name], start, stop)
         return tensor if dtype is None else tensor.to(dtype)

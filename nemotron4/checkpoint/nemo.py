@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import posixpath
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -38,11 +39,19 @@ from nemotron4.checkpoint.nemo_config import (
 from nemotron4.checkpoint.nemo_files import (
     NemoFiles,
     NemoTensor,
+    StoredChunk,
     open_nemo_files,
     read_rows_into,
     read_zarr_index,
 )
 from nemotron4.checkpoint.nemo_torch_dist import METADATA, read_torch_dist_index
+from nemotron4.checkpoint.safetensors import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    StoredTensor,
+    read_header,
+    read_json,
+)
 from nemotron4.errors import CheckpointError, TokenizerError
 from nemotron4.model.config import ModelConfig
 from nemotron4.text.json_tokenizer import JsonTokenizer
@@ -227,7 +236,12 @@ def read_nemo_index(files: NemoFiles) -> dict[str, NemoTensor]:
     """Every weight by its key without ``model.`` / ``module.``; optimizer and extra states are skipped."""
     folder = _weight_folder(files)
     backend = _backend(files, folder)
-    index = read_zarr_index(files, folder) if backend == "zarr" else read_torch_dist_index(files, folder)
+    readers = {
+        "zarr": read_zarr_index,
+        "torch_dist": read_torch_dist_index,
+        "safetensors": read_safetensors_index,
+    }
+    index = readers[backend](files, folder)
     found: dict[str, NemoTensor] = {}
     for key, stored in index.items():
         short = key
@@ -239,6 +253,40 @@ def read_nemo_index(files: NemoFiles) -> dict[str, NemoTensor]:
             raise CheckpointError(f"{files.source}: {key} and {found[short].key} are the same tensor")
         found[short] = stored
     return found
+
+
+def read_safetensors_index(files: NemoFiles, folder: str) -> Mapping[str, NemoTensor]:
+    """Megatron's tensors in safetensors files: one for each layer, stacked here as in the other forms."""
+    plain: dict[str, NemoTensor] = {}
+    layers: dict[str, dict[int, tuple[str, StoredTensor]]] = {}
+    for file in (n for n in files.names if n.startswith(folder) and n.endswith(".safetensors")):
+        for name, stored in read_header(files.source / file).items():
+            if match := re.fullmatch(r"(.*\.layers)\.(\d+)\.(.+)", name):
+                layers.setdefault(f"{match[1]}.{match[3]}", {})[int(match[2])] = file, stored
+            else:
+                start = (0,) * len(stored.shape)
+                chunk = StoredChunk(start, stored.shape, stored.shape, file, stored.offset)
+                plain[name] = NemoTensor(name, stored.shape, stored.dtype, (chunk,))
+    for key, found in layers.items():
+        shape, dtype = found[min(found)][1].shape, found[min(found)][1].dtype
+        if sorted(found) != list(range(len(found))) or any(s.shape != shape for _, s in found.values()):
+            raise CheckpointError(f"{files.source}: {key}: layers {sorted(found)} do not make one stack")
+        chunks = tuple(
+            StoredChunk((layer, *(0,) * len(shape)), (1, *shape), (1, *shape), file, stored.offset)
+            for layer, (file, stored) in sorted(found.items())
+        )
+        plain[key] = NemoTensor(key, (len(found), *shape), dtype, chunks)
+    return plain
+
+
+def has_megatron_names(folder: Path) -> bool:
+    """True for a directory whose safetensors have Megatron's names in place of Hugging Face's."""
+    index, single = folder / INDEX_FILE, folder / SINGLE_FILE
+    if index.is_file():
+        names: Any = read_json(index).get("weight_map") or ()
+    else:
+        names = read_header(single) if single.is_file() else ()
+    return any(".linear_qkv." in name for name in names)
 
 
 def _weight_folder(files: NemoFiles) -> str:
@@ -263,8 +311,10 @@ def _backend(files: NemoFiles, folder: str) -> str:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{files.source}: {name}: sharded_backend cannot be read") from error
     else:
-        backend = "torch_dist" if f"{prefix}{METADATA}" in files else "zarr"
-    if backend not in ("zarr", "torch_dist"):
+        is_safetensors = any(n.startswith(prefix) and n.endswith(".safetensors") for n in files.names)
+        backend = "safetensors" if is_safetensors else "zarr"
+        backend = "torch_dist" if f"{prefix}{METADATA}" in files else backend
+    if backend not in ("zarr", "torch_dist", "safetensors"):
         raise CheckpointError(
             f"{files.source}: sharded_backend is {backend!r}; expected 'zarr' or 'torch_dist'"
         )

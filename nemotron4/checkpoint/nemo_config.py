@@ -11,14 +11,17 @@ the group's query heads, then its key head, then its value head, ``head_dim`` ro
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from nemotron4.checkpoint.hf_config import model_config as hugging_face_config
 from nemotron4.checkpoint.nemo_files import NemoFiles
 from nemotron4.errors import CheckpointError, ConfigError
 from nemotron4.model.config import ModelConfig, RopeScaling
@@ -146,6 +149,7 @@ class NemoSettings:
     where: str
     values: Mapping[str, Any]
     is_nemo2: bool
+    config_json: Mapping[str, Any] | None = None  # Megatron's names next to Hugging Face's configuration
 
     def get(self, name: str, default: Any = None) -> Any:
         value = self.values.get(name, default)
@@ -196,6 +200,8 @@ def read_settings(files: NemoFiles) -> NemoSettings:
         if name in files:
             break
     else:
+        if "config.json" in files:
+            return _from_config_json(files)
         raise CheckpointError(
             f"{files.source}: neither {NEMO1_CONFIG} nor {NEMO2_CONFIG} is there",
             hint="give the extracted .nemo directory, the .nemo file, or a NeMo 2 checkpoint directory",
@@ -208,6 +214,17 @@ def read_settings(files: NemoFiles) -> NemoSettings:
     if not isinstance(values, dict):
         raise CheckpointError(f"{where}: expected a mapping of settings")
     return NemoSettings(where, values, is_nemo2=name == NEMO2_CONFIG)
+
+
+def _from_config_json(files: NemoFiles) -> NemoSettings:
+    where = f"{files.source}: config.json"
+    try:
+        values = json.loads(files.read("config.json", limit_bytes=16 * 1024**2))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{where}: expected a JSON object")
+    return NemoSettings(where, {}, is_nemo2=False, config_json=values)
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -223,6 +240,9 @@ _PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _no_object)
 
 def model_config(settings: NemoSettings, *, vocab_size: int, num_reward_attributes: int) -> ModelConfig:
     """The shape that the yaml describes. The vocabulary comes from the embedding's rows and the tokenizer."""
+    if settings.config_json is not None:
+        config, _ = hugging_face_config(settings.config_json, Path(settings.where))
+        return replace(config, vocab_size=vocab_size, num_reward_attributes=num_reward_attributes)
     try:
         build = _nemo2_config if settings.is_nemo2 else _nemo1_config
         return replace(
@@ -328,8 +348,8 @@ def tokenizer_file(settings: NemoSettings, files: NemoFiles) -> str | None:
         if posixpath.dirname(name) in (folder.rstrip("/"), "context/nemo_tokenizer")
         and (name.endswith(".model") or posixpath.basename(name) == "tokenizer.json")
     ]
-    if len(found) == 1:
-        return found[0]
+    if len(found) == 1 or (settings.config_json is not None and found):
+        return min(found, key=lambda name: name.endswith(".json"))  # SentencePiece's own file first
     if given and not settings.is_nemo2:
         raise CheckpointError(
             f"{settings.where}: tokenizer {given[0]!r} is not in the checkpoint",

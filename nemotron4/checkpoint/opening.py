@@ -54,6 +54,10 @@ def _opened(
         raise CheckpointError(f"{path}: not a checkpoint: expected a directory, a .gguf or a .nemo file")
     if (path / "config.json").is_file():
         from nemotron4.checkpoint.huggingface import HuggingFaceCheckpoint
+        from nemotron4.checkpoint.nemo import has_megatron_names
+
+        if has_megatron_names(path):
+            return _nemo(path, name)
 
         return HuggingFaceCheckpoint(path, name=name)
     if path.name.startswith("step-") and (path / "state.json").is_file():
@@ -73,6 +77,11 @@ def _opened(
         return _gguf(path / models[0][0], name)
     if (path / "adapter_config.json").is_file():
         return _on_its_base(path)
+    if (path / ".metadata").is_file():
+        raise CheckpointError(
+            f"{path}: weights of a trainer without their configuration",
+            hint="copy config.json and the tokenizer files of the model that was trained into this folder",
+        )
     raise CheckpointError(
         f"{path}: no checkpoint: neither config.json, model_config.yaml nor a .gguf file is there"
     )

@@ -6,14 +6,13 @@ Shards are streams of rows: their headers are known before the first weight is r
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nemotron4.checkpoint.calibrate import calibration_tokens, input_scales
 from nemotron4.checkpoint.convert_files import Blocks, OutputFile, json_file, small_file
 from nemotron4.checkpoint.convert_tokenizer import (
     json_tokenizer_config,
@@ -22,14 +21,8 @@ from nemotron4.checkpoint.convert_tokenizer import (
 )
 from nemotron4.checkpoint.interface import Checkpoint, blocks
 from nemotron4.checkpoint.nemo_files import as_bytes
-from nemotron4.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, WORD_OF_DTYPE
-from nemotron4.checkpoint.write_quantized import (
-    STORED,
-    ErrorSum,
-    Scheme,
-    quantization_config,
-    quantize_rows,
-)
+from nemotron4.checkpoint.write_quantized import Scheme, quantization_config, quantized_group
+from nemotron4.checkpoint.write_safetensors import SHARD_BYTES, Entry, Group, safetensors_files
 from nemotron4.errors import CheckpointError
 from nemotron4.model.config import ModelConfig
 from nemotron4.text.json_tokenizer import JsonTokenizer
@@ -53,10 +46,22 @@ def huggingface_files(
     dtype: torch.dtype,
     sentencepiece_model: bytes | None,
     quantize: Scheme | None = None,
+    calibration: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> list[OutputFile]:
-    """Every file of the directory; ``config.json``, which makes it a checkpoint, comes last."""
-    groups = [_group(checkpoint, name, dtype, quantize) for name in _names(checkpoint)]
+    """Every file of the directory; ``config.json``, which makes it a checkpoint, comes last.
+
+    ``calibration`` is a text file, for the scheme that stores scales of the layers' inputs.
+    """
+    scales: dict[str, float] = {}
+    if calibration is not None:
+        scales = input_scales(checkpoint, calibration_tokens(calibration, checkpoint))
+    groups = [
+        quantized_group(checkpoint, name, quantize, dtype, scales)
+        if quantize is not None and _is_linear(name)
+        else _copied(checkpoint, name, dtype)
+        for name in _names(checkpoint)
+    ]
     files = safetensors_files(groups, shard_bytes=shard_bytes)
     files += _tokenizer_files(checkpoint, sentencepiece_model)
     config = checkpoint.config
@@ -67,7 +72,7 @@ def huggingface_files(
     values |= {"bos_token_id": checkpoint.bos_token_id, "eos_token_id": eos[0] if eos else None}
     if quantize is not None:
         kept = [name.removesuffix(".weight") for name in ("lm_head.weight", "reward_head.weight")]
-        values["quantization_config"] = quantization_config(quantize, ignored=kept)
+        values["quantization_config"] = quantization_config(quantize, checkpoint, ignored=kept)
     return [*files, json_file("config.json", values)]
 
 
@@ -126,38 +131,17 @@ def _names(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _is_linear(name: str) -> bool:
-    """The weights that eight-bit schemes replace: every linear layer of the blocks, not the heads."""
+    """The weights that are quantised: every linear layer of the blocks, not the heads."""
     return name.startswith("model.layers.") and name.endswith("_proj.weight")
 
 
-def _group(checkpoint: Checkpoint, name: str, dtype: torch.dtype, quantize: Scheme | None) -> Group:
-    shape = checkpoint.tensors[name].shape
-    if quantize is None or not _is_linear(name):
+def _copied(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Group:
+    def written() -> Blocks:
+        for rows in blocks(checkpoint, name, dtype):
+            yield as_bytes(rows.contiguous())
+        return None
 
-        def copied() -> Blocks:
-            for rows in blocks(checkpoint, name, dtype):
-                yield as_bytes(rows.contiguous())
-            return None
-
-        return Group((Entry(name, dtype, shape),), copied)
-
-    def quantized() -> Blocks:
-        error = ErrorSum()
-        # Made at once: small tensors that stay would lie between the large ones that go, and the allocator
-        # would take new memory for every block.
-        scale_R1 = torch.empty((shape[0], 1), dtype=dtype)
-        start = 0
-        for rows in blocks(checkpoint, name):
-            part = quantize_rows(rows, quantize, scale_dtype=dtype)
-            error.add(rows, part)
-            scale_R1[start : start + len(rows)] = part.scale_R1
-            start += len(rows)
-            yield as_bytes(part.values_RC)
-        yield as_bytes(scale_R1)
-        return {name: error.to_json()}
-
-    entries = (Entry(name, STORED[quantize], shape), Entry(f"{name}_scale", dtype, (shape[0], 1)))
-    return Group(entries, quantized)
+    return Group((Entry(name, dtype, checkpoint.tensors[name].shape),), written)
 
 
 def _tokenizer_files(checkpoint: Checkpoint, model: bytes | None) -> list[OutputFile]:

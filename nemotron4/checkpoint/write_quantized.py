@@ -1,32 +1,61 @@
-"""Weights in fewer bits, as the ``compressed-tensors`` layout keeps them.
+"""Linear layers in eight or four bits, as the ``compressed-tensors`` layout keeps them, streamed.
 
-int8: symmetric, a scale for each output row, max|w| / 127. fp8: E4M3, max|w| / 448. Activations are quantised
-by the engine, per token. The scale is rounded to its stored type first, so that what is written is what is
-meant. Legend: R = output rows, C = input columns.
+int8         symmetric, a scale for each output row, max|w| / 127; activations by the engine, per token
+fp8          E4M3, a scale for each output row, max|w| / 448; activations by the engine, per token
+fp8-static   the same, and a scale for each layer's input, measured on texts (calibrate.py)
+int4         W4A16: groups of 128 columns, packed into int32; the best of a few scales for each group
+nvfp4        E2M1, groups of 16 columns with a scale in E4M3, and one for the tensor (shared by q, k and v)
+
+A scale is rounded to its stored type first, so that what is written is what is meant.
+Legend: R = output rows, C = input columns, G = groups of columns, N = columns of a group.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-Scheme = Literal["int8", "fp8"]
+from nemotron4.checkpoint.convert_files import Blocks
+from nemotron4.checkpoint.interface import Checkpoint, blocks
+from nemotron4.checkpoint.nemo_files import as_bytes
+from nemotron4.checkpoint.quantized import E2M1
+from nemotron4.checkpoint.write_safetensors import Entry, Group
+from nemotron4.errors import CheckpointError
 
-STORED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-LARGEST = {"int8": 127.0, "fp8": 448.0}
-FORMATS = {"int8": "int-quantized", "fp8": "float-quantized"}
+Scheme = Literal["int8", "fp8", "fp8-static", "int4", "nvfp4"]
+
+STORED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "fp8-static": torch.float8_e4m3fn}
+LARGEST = {"int8": 127.0, "fp8": 448.0, "fp8-static": 448.0}
+FORMATS = {
+    "int8": "int-quantized",
+    "fp8": "float-quantized",
+    "fp8-static": "float-quantized",
+    "int4": "pack-quantized",
+    "nvfp4": "nvfp4-pack-quantized",
+}
+INT4_GROUP, NVFP4_GROUP = 128, 16
+INT4_SHARES = (1.0, 0.92, 0.85, 0.78)  # of the scale that reaches the largest value
+# Where E2M1 rounds up, ties to even: at the threshold itself, or just above it.
+E2M1_STEPS = (
+    *(math.nextafter(0.25, 1), 0.75, math.nextafter(1.25, 2), 1.75),
+    *(math.nextafter(2.5, 3), 3.5, math.nextafter(5.0, 6)),
+)
+FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})  # one matrix in vLLM
 
 
 class Quantized(NamedTuple):
-    """Eight-bit values [R, C] and their scales [R, 1]."""
+    """Values as they are stored, their scales, and what they mean, in float32."""
 
-    values_RC: torch.Tensor
-    scale_R1: torch.Tensor
+    values: torch.Tensor
+    scale: torch.Tensor
+    restored_RC: torch.Tensor
 
 
 def quantize_rows(weight_RC: torch.Tensor, scheme: Scheme, *, scale_dtype: torch.dtype) -> Quantized:
-    """Quantise in float32. A row of zeros has scale 1."""
+    """Eight bits, in float32. A row of zeros has scale 1."""
     weight_RC = weight_RC.float()
     largest_R1 = torch.linalg.vector_norm(weight_RC, torch.inf, dim=1, keepdim=True)
     scale_R1 = torch.where(largest_R1 > 0, largest_R1 / LARGEST[scheme], 1.0).to(scale_dtype)
@@ -36,7 +65,47 @@ def quantize_rows(weight_RC: torch.Tensor, scheme: Scheme, *, scale_dtype: torch
     scaled_RC = scaled_RC.clamp_(-LARGEST[scheme], LARGEST[scheme])
     if scheme == "int8":
         scaled_RC = scaled_RC.round_()
-    return Quantized(scaled_RC.to(STORED[scheme]), scale_R1)
+    values_RC = scaled_RC.to(STORED[scheme])
+    return Quantized(values_RC, scale_R1, values_RC.float().mul_(scale_R1.float()))
+
+
+def quantize_int4(weight_RC: torch.Tensor, *, group: int, scale_dtype: torch.dtype) -> Quantized:
+    """Values -8 to 7 of each group; the scale, of a few, with the least squared error."""
+    weight_RGN = weight_RC.float().reshape(len(weight_RC), -1, group)
+    largest_RG1 = weight_RGN.abs().amax(2, keepdim=True).clamp_(min=torch.finfo(scale_dtype).tiny)
+    best_RG1 = torch.full_like(largest_RG1, torch.inf)
+    values_RGN, scale_RG1 = torch.zeros_like(weight_RGN), torch.ones_like(largest_RG1)
+    for share in INT4_SHARES:
+        tried_RG1 = (largest_RG1 * (share / 7.5)).to(scale_dtype).float()
+        tried_RG1.clamp_(min=torch.finfo(scale_dtype).tiny)
+        rounded_RGN = (weight_RGN / tried_RG1).round_().clamp_(-8, 7)
+        error_RG1 = (rounded_RGN * tried_RG1).sub_(weight_RGN).square_().sum(2, keepdim=True)
+        is_better = error_RG1 < best_RG1
+        best_RG1 = torch.where(is_better, error_RG1, best_RG1)
+        scale_RG1 = torch.where(is_better, tried_RG1, scale_RG1)
+        values_RGN = torch.where(is_better, rounded_RGN, values_RGN)
+    restored_RC = (values_RGN * scale_RG1).flatten(1)
+    nibbles = (values_RGN + 8).to(torch.int32).reshape(len(weight_RC), -1, 8)
+    packed = nibbles[..., 0].clone()
+    for place in range(1, 8):
+        packed |= nibbles[..., place] << 4 * place
+    return Quantized(packed, scale_RG1.squeeze(2).to(scale_dtype), restored_RC)
+
+
+def quantize_nvfp4(weight_RC: torch.Tensor, *, whole: float) -> Quantized:
+    """``whole`` is the tensor's own factor: a group's scale is stored times it, in E4M3."""
+    weight_RGN = weight_RC.float().reshape(len(weight_RC), -1, NVFP4_GROUP)
+    largest_RG1 = weight_RGN.abs().amax(2, keepdim=True)
+    stored_RG1 = (largest_RG1 / 6 * whole).clamp_(max=448).to(torch.float8_e4m3fn)
+    stored_RG1 = torch.where(stored_RG1.float() == 0, 0.125, stored_RG1.float()).to(torch.float8_e4m3fn)
+    scale_RG1 = stored_RG1.float() / whole
+    scaled_RGN = (weight_RGN / scale_RG1).clamp_(-6, 6)
+    steps = torch.tensor(E2M1_STEPS)
+    index_RGN = torch.bucketize(scaled_RGN.abs(), steps, right=True)
+    restored_RGN = torch.tensor(E2M1)[index_RGN].copysign(scaled_RGN) * scale_RG1
+    codes = (index_RGN.to(torch.uint8) | (torch.signbit(scaled_RGN).to(torch.uint8) << 3)).flatten(1)
+    packed = codes[:, ::2] | (codes[:, 1::2] << 4)
+    return Quantized(packed, stored_RG1.squeeze(2), restored_RGN.flatten(1))
 
 
 class ErrorSum:
@@ -45,9 +114,10 @@ class ErrorSum:
     def __init__(self) -> None:
         self._error = self._weight = self._largest = 0.0
 
-    def add(self, weight_RC: torch.Tensor, quantized: Quantized) -> None:
+    def add(self, weight_RC: torch.Tensor, restored_RC: torch.Tensor) -> None:
+        """``restored_RC`` is overwritten."""
         weight_RC = weight_RC.float()
-        error_RC = quantized.values_RC.float().mul_(quantized.scale_R1.float()).sub_(weight_RC)
+        error_RC = restored_RC.sub_(weight_RC)
         self._error += _sum_of_squares(error_RC)
         self._weight += _sum_of_squares(weight_RC)
         least, most = error_RC.aminmax()
@@ -63,19 +133,113 @@ def _sum_of_squares(values_RC: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(values_RC, dim=1).double().square().sum())
 
 
-def quantization_config(scheme: Scheme, *, ignored: list[str]) -> dict[str, Any]:
+def int4_group(shape: tuple[int, ...]) -> int:
+    """Columns of a group: 128, or the most that divides the row."""
+    group = next((size for size in (INT4_GROUP, 64, 32) if shape[1] % size == 0), None)
+    if group is None:
+        raise CheckpointError(f"rows of {shape[1]} values do not divide into groups of 32, 64 or 128")
+    return group
+
+
+def quantized_group(
+    checkpoint: Checkpoint,
+    name: str,
+    scheme: Scheme,
+    dtype: torch.dtype,
+    input_scales: Mapping[str, float],
+) -> Group:
+    """The tensors of one linear layer, in the order in which one pass over its rows gives them."""
+    shape, stem = checkpoint.tensors[name].shape, name.removesuffix(".weight")
+    tail: list[tuple[Entry, Callable[[], torch.Tensor]]] = []
+    if scheme == "int4":
+        group = int4_group(shape)
+        first = Entry(f"{stem}.weight_packed", torch.int32, (shape[0], shape[1] // 8))
+        scale = Entry(f"{stem}.weight_scale", dtype, (shape[0], shape[1] // group))
+        tail.append((Entry(f"{stem}.weight_shape", torch.int64, (2,)), lambda: torch.tensor(shape)))
+    elif scheme == "nvfp4":
+        if shape[1] % NVFP4_GROUP:
+            raise CheckpointError(f"{name}: rows of {shape[1]} values do not divide into groups of 16")
+        first = Entry(f"{stem}.weight_packed", torch.uint8, (shape[0], shape[1] // 2))
+        scale = Entry(f"{stem}.weight_scale", torch.float8_e4m3fn, (shape[0], shape[1] // NVFP4_GROUP))
+        entry = Entry(f"{stem}.weight_global_scale", torch.float32, (1,))
+        tail.append((entry, lambda: torch.tensor([_whole(checkpoint, name)])))
+    else:
+        first, scale = Entry(name, STORED[scheme], shape), Entry(f"{name}_scale", dtype, (shape[0], 1))
+        if scheme == "fp8-static":
+            entry = Entry(f"{stem}.input_scale", torch.float32, (1,))
+            tail.append((entry, lambda: torch.tensor([input_scales[stem]])))
+
+    def written() -> Blocks:
+        error = ErrorSum()
+        # Made at once: small tensors that stay would lie between the large ones that go, and the allocator
+        # would take new memory for every block.
+        scales = torch.empty(scale.shape, dtype=scale.dtype)
+        whole = _whole(checkpoint, name) if scheme == "nvfp4" else 1.0
+        start = 0
+        for rows in blocks(checkpoint, name):
+            if scheme == "int4":
+                part = quantize_int4(rows, group=group, scale_dtype=dtype)
+            elif scheme == "nvfp4":
+                part = quantize_nvfp4(rows, whole=whole)
+            else:
+                part = quantize_rows(rows, scheme, scale_dtype=dtype)
+            error.add(rows, part.restored_RC)
+            scales[start : start + len(rows)] = part.scale
+            start += len(rows)
+            yield as_bytes(part.values.contiguous())
+        yield as_bytes(scales)
+        for _, make in tail:
+            yield as_bytes(make())
+        return {name: error.to_json()}
+
+    return Group((first, scale, *(entry for entry, _ in tail)), written)
+
+
+def _whole(checkpoint: Checkpoint, name: str) -> float:
+    """NVFP4's factor of a tensor, so that the largest group scale is E4M3's largest number.
+
+    Layers that vLLM joins into one matrix share it, hence the largest value of all of them.
+    """
+    stem, _, layer = name.removesuffix(".weight").rpartition(".")
+    joined = next((layers for layers in FUSED if layer in layers), {layer})
+    names = [f"{stem}.{other}.weight" for other in sorted(joined)]
+    largest = max(
+        float(torch.linalg.vector_norm(rows.float(), torch.inf))
+        for other in names
+        if other in checkpoint.tensors
+        for rows in blocks(checkpoint, other)
+    )
+    return float(torch.tensor(448 * 6 / largest if largest else 1.0))
+
+
+def quantization_config(scheme: Scheme, checkpoint: Checkpoint, *, ignored: list[str]) -> dict[str, Any]:
     """The entry of ``config.json`` that transformers and vLLM read."""
-    kind = {"num_bits": 8, "type": "int" if scheme == "int8" else "float", "symmetric": True}
+    weights: dict[str, Any] = {"symmetric": True, "dynamic": False}
+    inputs: dict[str, Any] | None = None
+    if scheme == "int4":
+        linear = [
+            info.shape
+            for name, info in checkpoint.tensors.items()
+            if name.startswith("model.layers.") and name.endswith("_proj.weight")
+        ]
+        sizes = {int4_group(shape) for shape in linear}
+        if len(sizes) > 1:
+            raise CheckpointError(f"rows of different lengths ask for groups of {sorted(sizes)} values")
+        weights |= {"num_bits": 4, "type": "int", "strategy": "group", "group_size": sizes.pop()}
+    elif scheme == "nvfp4":
+        weights |= {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": NVFP4_GROUP}
+        weights["scale_dtype"] = weights["zp_dtype"] = "torch.float8_e4m3fn"
+    else:
+        kind = {"num_bits": 8, "type": "int" if scheme == "int8" else "float", "symmetric": True}
+        weights |= kind | {"strategy": "channel"}
+        static = {"strategy": "tensor", "dynamic": False}
+        inputs = kind | (static if scheme == "fp8-static" else {"strategy": "token", "dynamic": True})
     return {
         "quant_method": "compressed-tensors",
         "format": FORMATS[scheme],
         "quantization_status": "compressed",
         "ignore": ignored,
         "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": kind | {"strategy": "channel", "dynamic": False},
-                "input_activations": kind | {"strategy": "token", "dynamic": True},
-            }
+            "group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
         },
     }

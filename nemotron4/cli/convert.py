@@ -24,8 +24,11 @@ def convert(
         typer.Option(help="Type of the weights; the source's if absent."),
     ] = None,
     quantize: Annotated[
-        Literal["int8", "fp8"] | None,
-        typer.Option(help="Eight-bit linear layers in the compressed-tensors layout (hf only)."),
+        Literal["int8", "fp8", "fp8-static", "int4", "nvfp4", "q8_0", "q4_0", "q4_k_m", "q6_k"] | None,
+        typer.Option(help="Linear layers in fewer bits: the first five with --to hf, the others with gguf."),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Texts to measure layers' inputs on (fp8-static).")
     ] = None,
     adapter: Annotated[
         Path | None,
@@ -52,7 +55,13 @@ def convert(
 
     split = {} if tensor_parallel is None else {"tensor_parallel": tensor_parallel}
     options = ConvertOptions(
-        to=to, dtype=dtype, quantize=quantize, adapter=adapter, force_adapter=force_adapter, **split
+        to=to,
+        dtype=dtype,
+        quantize=quantize,
+        calibration=calibration,
+        adapter=adapter,
+        force_adapter=force_adapter,
+        **split,
     )
     checkpoint = open_checkpoint(source)
     for text in checkpoint.notes:

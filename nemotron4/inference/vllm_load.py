@@ -240,7 +240,8 @@ def _settings(
     }
     if limits.gpu_memory_utilization is not None:
         settings["gpu_memory_utilization"] = limits.gpu_memory_utilization
-    if checkpoint.format == "huggingface" and adapter is None:
+    is_vllms = checkpoint.format == "huggingface" and any(checkpoint.path.glob("*.safetensors"))
+    if is_vllms and adapter is None:
         settings["model"] = str(checkpoint.path)
     else:
         values = config_json(config, dtype=dtype)
