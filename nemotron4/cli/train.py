@@ -34,6 +34,10 @@ def train(
             "--check-invariance", help="Compare the first step's gradient under several cuts into rows."
         ),
     ] = False,
+    new: Annotated[
+        str | None,
+        typer.Option(help="Write a commented recipe of this kind (sft, dpo, reward, grpo, ...) to RECIPE."),
+    ] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Draw the curves of one or more runs.")] = False,
     output: Annotated[Path, typer.Option(help="Where --plot writes its picture.")] = Path("curves.png"),
     as_json: JsonOption = False,
@@ -46,6 +50,12 @@ def train(
     """
     if plot:
         _plot([recipe, *(overrides or [])], output, as_json=as_json)
+        return
+    if new is not None:
+        from nemotron4.training.new_recipe import new_recipe
+
+        new_recipe(Path(recipe), new, overrides or [])
+        print(recipe)
         return
     from nemotron4.training import chain
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nemotron4 import __version__
-from nemotron4.checkpoint.convert_files import MANIFEST, read_manifest, write_files
+from nemotron4.checkpoint.convert_files import MANIFEST, read_manifest, small_file, write_files
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.nemo import NemoCheckpoint
 from nemotron4.checkpoint.trained import RUN_FILES, TrainedCheckpoint
@@ -44,7 +44,7 @@ def write_start(recipe: Recipe, base: Checkpoint, config: ModelConfig) -> None:
     write_json(folder / "config.json", values)
 
 
-def write_model(folder: Path, step: Path, *, dtype: torch.dtype, fingerprint: str) -> None:
+def write_model(folder: Path, step: Path, *, dtype: torch.dtype, fingerprint: str, card: str) -> None:
     """A directory that ``--model`` and transformers read; a longer run replaces a shorter one's model."""
     settings = {"run": fingerprint}
     if (folder / MANIFEST).is_file() and read_manifest(folder)["settings"] != settings:
@@ -53,7 +53,7 @@ def write_model(folder: Path, step: Path, *, dtype: torch.dtype, fingerprint: st
     model_file = checkpoint.path / "tokenizer.model"
     model = model_file.read_bytes() if model_file.is_file() else None
     files = huggingface_files(checkpoint, dtype=dtype, sentencepiece_model=model)
-    write_files(folder, files, settings)
+    write_files(folder, [small_file("README.md", card.encode()), *files], settings)
 
 
 def result_dtype(recipe: Recipe, base: Checkpoint) -> torch.dtype:

@@ -15,6 +15,7 @@ from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import ConfigError
 from nemotron4.inference.rollouts import RolloutEngine
 from nemotron4.model.adapter_files import adapter_tensors
+from nemotron4.runs import write_file
 from nemotron4.training import checkpoints, parallel
 from nemotron4.training.composing import write_result
 from nemotron4.training.dataset import Dataset
@@ -22,6 +23,7 @@ from nemotron4.training.engine import Engine
 from nemotron4.training.inputs import Data, build_encoder, encoded, model_config, open_start, read_data
 from nemotron4.training.loading import Origin
 from nemotron4.training.metrics import (
+    METRICS_FILE,
     MetricsLog,
     OnPart,
     Progress,
@@ -30,6 +32,7 @@ from nemotron4.training.metrics import (
     matmul_flops_per_s,
     open_logs,
 )
+from nemotron4.training.model_card import model_card
 from nemotron4.training.output import (
     RECORD_FILE,
     continued_fingerprint,
@@ -231,6 +234,8 @@ def output_folder(recipe: Recipe) -> Path:
 def _write_output(recipe: Recipe, trainer: Trainer, base: Checkpoint, *, is_writer: bool, note: Note) -> Path:
     folder = output_folder(recipe)
     step = trainer.result_step
+    record = json.loads((trainer.folder / RECORD_FILE).read_text("utf-8")) if is_writer else {}
+    card = model_card(record, trainer.folder / METRICS_FILE, step) if is_writer else ""
     if recipe.adapter is not None:
         if step != trainer.step:
             trainer.load(step)
@@ -238,11 +243,13 @@ def _write_output(recipe: Recipe, trainer: Trainer, base: Checkpoint, *, is_writ
         tensors = dict(trainer.engine.whole_tensors(own))
         if is_writer:
             write_result(folder, tensors, recipe.adapter, base, recipe.model.start or "", note)
+            write_file(folder / "README.md", card)
     elif is_writer:
         # From a checkpoint: no process could hold the whole of a large model.
         path = checkpoints.step_folder(trainer.checkpoints, step)
         dtype = result_dtype(recipe, base)
-        write_model(folder, path, dtype=dtype, fingerprint=f"{trainer.fingerprint} {step} {dtype}")
+        whole = f"{trainer.fingerprint} {step} {dtype}"
+        write_model(folder, path, dtype=dtype, fingerprint=whole, card=card)
         note(f"the result is written in {str(dtype).removeprefix('torch.')}")
     if step != trainer.step or recipe.run.result != "last":
         note(f"the result is the model after step {step}")

@@ -79,6 +79,7 @@ class Stage:
     section: ClassVar[type | None] = None
     needed: ClassVar[str] = ""  # settings without which the table cannot be left out
     kinds: ClassVar[tuple[RowKind, ...]]  # the first is the usual one
+    examples: ClassVar[dict[str, dict[str, Any]]]  # for `train --new`: name -> the table to begin with
     has_reward_head: ClassVar[bool] = False
     has_reference: ClassVar[bool] = False  # samples need log-probabilities under the start
     reads_documents: ClassVar[bool] = False  # rows are texts, cut into windows
@@ -132,7 +133,11 @@ def find(name: str) -> Stage:
     return found
 
 
+def all_stages() -> list[Stage]:
+    return [find(name) for name in names()]
+
+
 def kinds() -> dict[str, RowKind]:
     """Every kind of row by its name."""
-    found = [kind for name in names() for kind in find(name).kinds]
+    found = [kind for each in all_stages() for kind in each.kinds]
     return {kind.name: kind for kind in reversed(found)}

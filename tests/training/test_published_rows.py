@@ -11,13 +11,15 @@ import pytest
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.cli.main import main
-from nemotron4.errors import DataError
+from nemotron4.errors import ConfigError, DataError
 from nemotron4.records import FieldError, Message
 from nemotron4.training import stage
+from nemotron4.training.dataset import Dataset
 from nemotron4.training.encoding import Encoder, Problem, ReadRow
-from nemotron4.training.inputs import encoded
+from nemotron4.training.inputs import build_encoder, encoded, read_data
 from nemotron4.training.preview import marked
 from nemotron4.training.reading import Ignored, TrainingSource, read_rows
+from nemotron4.training.recipe import Recipe, build
 from nemotron4.training.rows import Fields
 from tests import tiny_models
 
@@ -425,3 +427,55 @@ def test_rows_are_rendered_once(tmp_path: Path, tools_model: Path, monkeypatch: 
     path.write_text(json.dumps({"messages": [USER, {**ANSWER, "content": "Other"}]}) + "\n")
     with pytest.raises(pytest.fail.Exception):
         encoded(TrainingSource(path=str(path)), kind, encoder)
+
+
+def test_a_data_set_by_id_is_read_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in the place of the id: the same call, and no network."""
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tmp_path / "org" / "name"
+    folder.mkdir(parents=True)
+    for split, num in (("train", 3), ("test", 1)):
+        (folder / f"{split}.jsonl").write_text("".join(f'{{"text": "{split}{i}"}}\n' for i in range(num)))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    assert texts_of(f"hub:{folder}:train") == ["train0", "train1", "train2"]
+    with pytest.raises(DataError, match="with the splits"):
+        texts_of(f"hub:{folder}")
+
+
+def test_sources_are_mixed_by_weight_in_every_stage(tmp_path: Path) -> None:
+    model = tiny_models.nemotron_directory(tmp_path / "model")
+    for name, word in (("a", "Apple"), ("b", "Pear")):
+        rows = [{"messages": [USER, {**ANSWER, "content": f"{word} {i}"}]} for i in range(4)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "c.jsonl").write_text('{"text": "A document."}\n')
+
+    def build_recipe(*train: dict) -> Recipe:
+        return build(
+            {
+                "stage": "sft",
+                "model": {"start": str(model), "device": "cpu"},
+                "data": {"train": list(train), "max_length": 100},
+                "optimizer": {"learning_rate": 1e-3},
+                "run": {"directory": str(tmp_path / "run"), "max_steps": 1},
+            }
+        )
+
+    paths = [str(tmp_path / f"{name}.jsonl") for name in "abc"]
+    recipe = build_recipe(
+        {"path": paths[0], "weight": 3, "limit": 2},
+        {"path": paths[1], "weight": 1},
+        {"path": paths[2], "weight": 0.0, "kind": "pretrain"},
+    )
+    checkpoint = open_checkpoint(model)
+    read = read_data(recipe, build_encoder(recipe, checkpoint, checkpoint.config))
+    assert read.source_sizes == (2, 4, 1)
+    data = Dataset(read.train, 0, read.source_sizes, recipe.data.shares)
+    drawn = [data.at(i).where for i in range(400)]
+    shares = [sum(where.startswith(path) for where in drawn) / 400 for path in paths]
+    assert shares == pytest.approx([0.75, 0.25, 0], abs=0.06)
+    assert len({where for where in drawn if where.startswith(paths[0])}) == 2
+    with pytest.raises(ConfigError, match="give all of them one"):
+        build_recipe({"path": paths[0], "weight": 3}, {"path": paths[1]})
+    with pytest.raises(ConfigError, match=r"unknown key 'data.train\[0\].wieght'"):
+        build_recipe({"path": paths[0], "wieght": 3})

@@ -145,3 +145,22 @@ def test_a_run_larger_than_the_machine_is_refused_before_it_starts(tmp_path: Pat
     }
     with pytest.raises(ConfigError, match=r"need \d+\.\d GB on each process, and there are"):
         chain.run([recipes.build(values)])
+
+
+@pytest.mark.parametrize("kind", sorted(name for each in stage.all_stages() for name in each.examples))
+def test_a_new_recipe_is_whole_and_has_every_setting(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.toml"
+    command = ["train", str(path), "--new", kind, "model.start=runs/x/model", 'data.train=["a.jsonl"]']
+    assert main(command) == 0
+    (made,) = chain.load(path)
+    assert made.model.start == "runs/x/model"
+    assert made.data.train == ("a.jsonl",)
+    text = path.read_text()
+    assert "# warmup_steps = 10" in text
+    assert "# [adapter]" in text
+    assert main(command) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main(["train", str(tmp_path / "b.toml"), "--new", "dpoo"]) == 1
+    assert "did you mean 'dpo'" in capsys.readouterr().err

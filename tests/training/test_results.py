@@ -203,6 +203,16 @@ def test_a_short_data_set_trains_and_says_what_was_fitted(tmp_path: Path, start:
     assert any("warm-up is 0 steps of 3" in note for note in notes)
 
 
+def test_a_result_has_a_card_with_its_start_data_and_numbers(tmp_path: Path, start: Path) -> None:
+    summary = run.train(recipe(tmp_path, start))
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert summary.output is not None
+    assert f"Stage sft, 4 of 4 steps, from {start}." in card
+    assert "chats.jsonl" in card
+    assert "| optimizer.learning\\_rate | 0.001 |" in card or "optimizer.learning_rate" in card
+    assert "train loss" in card
+
+
 def test_the_result_has_the_type_of_the_start(tmp_path: Path) -> None:
     start = tiny_models.llama_directory(tmp_path / "start", dtype=torch.bfloat16)
     notes: list[str] = []

@@ -62,6 +62,7 @@ class Toy(Stage):
     name = "toy-riddles"
     section = ToySection
     kinds = (RiddleKind(),)
+    examples = {"riddles": {"strength": 0.5}}
 
     def objective(self, settings):
         return ToyObjective(settings.strength)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -117,6 +117,9 @@ class PolicyGradientStage(Stage):
     section = PolicyGradientSection
     needed = "algorithm and rewards"
     kinds = (PromptKind(),)
+    examples: ClassVar = {
+        name: {"algorithm": name, "rewards": [{"kind": "gsm8k"}]} for name in ("grpo", "ppo", "reinforce")
+    }
 
     def check(self, recipe: Any) -> None:
         settings: PolicyGradientSection = recipe.settings

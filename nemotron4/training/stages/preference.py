@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -292,6 +292,7 @@ class PreferenceStage(Stage):
     section = PreferenceSection
     needed = "loss and beta"
     kinds = (PairKind(), kto.JudgedKind())
+    examples: ClassVar = {loss: {"loss": loss, "beta": 0.1} for loss in ("dpo", "ipo", "rpo", "kto")}
     has_reference = True
 
     def kind(self, settings: PreferenceSection) -> RowKind:

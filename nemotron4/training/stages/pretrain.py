@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from nemotron4.training.stage import Objective, Stage
 from nemotron4.training.stages.sft import LikelihoodObjective, TextKind
@@ -11,6 +11,7 @@ from nemotron4.training.stages.sft import LikelihoodObjective, TextKind
 class PretrainStage(Stage):
     name = "pretrain"
     kinds = (TextKind(),)
+    examples: ClassVar = {"pretrain": {}}
     reads_documents = True
 
     def objective(self, settings: Any) -> Objective:

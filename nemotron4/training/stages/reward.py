@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -223,6 +223,7 @@ class RewardStage(Stage):
     name = "reward"
     section = RewardSection
     kinds = (ScoredKind(), RewardPairKind())
+    examples: ClassVar = {"reward": {}, "bradley-terry": {"objective": "bradley_terry"}}
     has_reward_head = True
 
     def kind(self, settings: RewardSection) -> RowKind:

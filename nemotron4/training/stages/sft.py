@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -151,6 +151,7 @@ class LikelihoodObjective(Objective):
 class SftStage(Stage):
     name = "sft"
     kinds = (ChatKind(), TextKind())
+    examples: ClassVar = {"sft": {}}
 
     def objective(self, settings: Any) -> Objective:
         return LikelihoodObjective()

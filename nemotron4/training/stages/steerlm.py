@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -148,6 +148,7 @@ class SteerlmStage(Stage):
     name = "steerlm"
     section = SteerlmSection
     kinds = (LabelledKind(), WeightedKind())
+    examples: ClassVar = {"steerlm": {}, "steerlm2": {"objective": "weighted"}}
 
     def kind(self, settings: SteerlmSection) -> RowKind:
         return self.kinds[settings.objective == "weighted"]
