@@ -1,6 +1,6 @@
 """Stages one after the other: SFT, then DPO, then rounds of RPO, each starting from the one before.
 
-A chain is a recipe file whose ``stage`` is an array of tables. What stands outside them holds for every
+A chain is a recipe file whose ``stage`` is an array of tables. What is outside them holds for every
 stage; ``model.start = "previous"`` (the default) is the last stage's model that is not a reward model. As the
 ``model`` of a reward and the ``start`` of a critic "previous" is the last reward model.
 """

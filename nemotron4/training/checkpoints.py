@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from nemotron4.checkpoint.trained import STATE_FILE, WEIGHTS
 from nemotron4.errors import CheckpointError
+from nemotron4.runs import flush
 
 Given = TypeVar("Given")
 FILES_PER_PROCESS = 8  # a file is serialised in memory before it is written
@@ -60,7 +60,7 @@ class Writer:
         self.folder = folder
         self.keep = keep
         self.kept_step = kept_step
-        # A group of its own: its collectives run beside the training's, in another thread.
+        # A group of its own: its collectives run next to the training's, in another thread.
         self._group = dist.new_group(backend="gloo") if _is_distributed() else None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -99,15 +99,15 @@ class Writer:
                     tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None
                 )
             for path in partial.glob(f"shard-{_rank() + 1:05d}-*"):
-                _synchronise(path)
+                flush(path)
 
         def complete() -> None:
             (partial / STATE_FILE).write_text(json.dumps(state.__dict__), encoding="utf-8")
-            _synchronise(partial / STATE_FILE)
-            _synchronise(partial)
+            flush(partial / STATE_FILE)
+            flush(partial)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
-            _synchronise(self.folder)
+            flush(self.folder)
             prune(self.folder, self.keep, state.best_step, self.kept_step)
 
         is_first = _rank() == 0
@@ -216,15 +216,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
-
-
-def _synchronise(path: Path) -> None:
-    """Have a file's content, or a folder's list of names, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def plain_tensors(

@@ -177,7 +177,7 @@ class Engine:
         *,
         on_row: Callable[[int], None] = lambda number: None,
     ) -> StepResult:
-        """Loss and totals without gradients; ``on_row`` hears how many rows are done."""
+        """Loss and totals without gradients; ``on_row`` is called with the number of rows done."""
         objective, count = self._prepare(rows, objective, empty="no validation row counts")
         sums = Sums()
         for number, (row, scores) in enumerate(zip(rows, self.scores(rows), strict=True), start=1):

@@ -90,7 +90,7 @@ class Origin:
         if self.recipe.adapter is not None:
             add_adapter(net, self.recipe.adapter, seed=self.recipe.run.seed)
             if isinstance(net, RewardModel):
-                # A head trains whole, beside the adapter that shapes its input.
+                # A head trains whole, with the adapter that shapes its input.
                 net.reward_head.requires_grad_(True)
         _narrow_frozen(net, self.compute)
         if self.recipe.model.activation_checkpointing:

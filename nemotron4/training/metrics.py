@@ -1,6 +1,6 @@
 """Where a run's numbers go: always JSON lines, and TensorBoard or Weights & Biases where the recipe asks.
 
-A resumed run forgets what was written after its checkpoint and writes it again, so no step stands twice.
+A resumed run forgets what was written after its checkpoint and writes it again, so no step is there twice.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the project ``nemotron4``. Its id stands in the folder, so that a resumed run continues it.
+    """A run of the project ``nemotron4``. Its id is in the folder, so that a resumed run continues it.
 
     Steps are a column of their own: W&B drops what is logged under a number below its latest, and a resumed
     run repeats the steps after its checkpoint.

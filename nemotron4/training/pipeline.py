@@ -2,7 +2,7 @@
 
 A stage is the whole model with the modules of other stages taken out, so every weight keeps its name. All
 rows of a step are padded to its longest one, because what stages send each other has one shape. A tied
-embedding stands on the first and on the last stage; the two gradients are added, so both copies stay equal.
+embedding is on the first and on the last stage; the two gradients are added, so both copies stay equal.
 
 Legend: M rows (micro-batches) of a data rank, N tokens of a row, D hidden size.
 """

@@ -19,7 +19,7 @@ from nemotron4.training.packing import PackedRow, Sample
 from nemotron4.training.stage import Objective, Terms
 
 RewardKind = Literal["reward_model", "http", "gsm8k", "boxed", "pattern", "instructions"]
-# What each kind of judge cannot do without, and the only thing it takes beside weight and shift.
+# What each kind of judge cannot do without, and the only thing it takes with weight and shift.
 NEEDED_SETTING = {"reward_model": "model", "http": "url", "pattern": "pattern"}
 PREVIOUS = "previous"  # in a chain: the last reward model before this stage
 
@@ -67,7 +67,7 @@ class RewardSource:
 
 @dataclass(frozen=True, kw_only=True)
 class CriticSection:
-    """PPO's value model: a decoder with one output per token, trained beside the policy."""
+    """PPO's value model: a decoder with one output per token, trained with the policy."""
 
     start: str | None = None  # a reward model or a language model; None: model.start
     learning_rate: float = 9e-6

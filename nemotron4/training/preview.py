@@ -30,7 +30,7 @@ TOLERANCE = 1e-4  # relative, of loss and gradient in float32
 class Preview:
     """What ``--dry-run`` reports of a stage. Seconds are a lower bound, at full matrix-product speed.
 
-    None stands for what only the rows tell, where the start is not here and they cannot be read.
+    None is what only the rows tell, where the start is not here and they cannot be read.
     """
 
     stage: str

@@ -1,4 +1,4 @@
-"""Log-probabilities under the reference model: computed once, kept beside the data, checked when reused.
+"""Log-probabilities under the reference model: computed once, kept with the data, checked when reused.
 
 The cache is keyed by the model's weights and by each row's tokens and mask, which cover tokenizer and
 template. It holds numbers only, as JSON lines.

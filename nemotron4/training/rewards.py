@@ -32,7 +32,7 @@ class Verifier:
 
     def __init__(self, check: Check) -> None:
         self._check = check
-        self.identity = ""  # what it checks stands in the recipe and in the rows
+        self.identity = ""  # what it checks is in the recipe and in the rows
 
     def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
         return [self._judge(answer) for answer in answers]

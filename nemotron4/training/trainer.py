@@ -126,7 +126,7 @@ class Trainer:
     """Runs a recipe on an engine. ``fingerprint`` identifies data, model and settings of the run.
 
     With ``cost`` and the measured ``peak_flops_per_s`` of all processes together each step records its MFU.
-    ``logs`` receive what ``metrics.jsonl`` does, which the writer alone has. ``constants`` stand beside the
+    ``logs`` receive what ``metrics.jsonl`` does, which the writer alone has. ``constants`` are written with the
     numbers of every step.
     """
 

@@ -56,7 +56,7 @@ class ChatKind(RowKind):
         if question is not None:
             name = next((name for name in names if name in row), None)
             if name is None:
-                raise rows.no_form(row, f"beside the question one of {', '.join(names)}")
+                raise rows.no_form(row, f"with the question one of {', '.join(names)}")
             return ChatRow(messages=(*question, Message("assistant", row.text(name))))
         for prompt, answer in (("input", "output"), ("prompt", "completion"), ("prompt", "response")):
             if answer in row or (prompt in row and answer != "response"):
