@@ -126,8 +126,8 @@ class Trainer:
     """Runs a recipe on an engine. ``fingerprint`` identifies data, model and settings of the run.
 
     With ``cost`` and the measured ``peak_flops_per_s`` of all processes together each step records its MFU.
-    ``logs`` receive what ``metrics.jsonl`` does, which the writer alone has. ``constants`` are written with the
-    numbers of every step.
+    ``logs`` receive what ``metrics.jsonl`` does, which the writer alone has. ``constants`` are written with
+    the numbers of every step.
     """
 
     has_own_validation = True  # False: a kind of training that begins with a validation by itself
