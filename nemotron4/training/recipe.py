@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -297,7 +298,7 @@ class Recipe:
             self._check_samples()
         self.kind.check(self)
 
-    @property
+    @cached_property
     def kind(self) -> Stage:
         """What the stage is."""
         return stage.find(self.stage)
