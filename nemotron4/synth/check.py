@@ -49,6 +49,12 @@ def check(recipe: SynthRecipe) -> Pipeline:
         if stage.kind.check is not None:
             stage.kind.check(stage.knobs)
     _check_exports(recipe, stages)
+    for stage in stages:
+        if stage.is_barrier and stage.name in recipe.target:
+            raise ConfigError(
+                f"target: stage {stage.name!r} ({stage.config.kind}) decides when all rows are there",
+                hint="name a stage below it",
+            )
     return Pipeline(recipe, stages, prompts, tuple(_notes(recipe, stages)))
 
 

@@ -12,9 +12,9 @@ import heapq
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,10 @@ def export(folder: Path, recipe: SynthRecipe, *, is_partial_allowed: bool = Fals
     _remove_leftovers(folder)
     with Reader(folder / "ledger.sqlite") as ledger:
         accounting = read_accounting(ledger, recipe)
-        if accounting.num_pending and not is_partial_allowed:
+        is_enough = bool(recipe.target) and all(
+            accounting.stage(name).rows_made >= number for name, number in recipe.target.items()
+        )
+        if accounting.num_pending and not is_partial_allowed and not is_enough:
             raise DataError(
                 f"{folder}: {accounting.num_pending} pieces of work are pending",
                 hint="finish the run, or export what is there with --partial",
@@ -101,9 +104,11 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def rows_of(ledger: Reader, stages: Sequence[str], labels: Labels) -> Iterator[tuple[str, str, Any]]:
+def rows_of(
+    ledger: Reader, stages: Sequence[str], labels: Labels, limits: Mapping[str, int]
+) -> Iterator[tuple[str, str, Any]]:
     """(record id, stage, row) of some stages in the order of ids, as people left and corrected them."""
-    streams = [zip(ledger.records_of(stage), repeat(stage)) for stage in stages]
+    streams = [zip(islice(ledger.records_of(stage), limits.get(stage)), repeat(stage)) for stage in stages]
     for record, stage in heapq.merge(*streams):
         if not labels.is_rejected(record):
             yield record.hex(), stage, labels.corrected(record, decode(ledger.payload(record)))
@@ -124,7 +129,9 @@ def _write_files(ledger: Reader, recipe: SynthRecipe, folder: Path, labels: Labe
     counts: dict[str, int] = {}
     for name, stages, form in wanted:
         if stages:
-            counts[name] = write(folder / name, (form(*entry) for entry in rows_of(ledger, stages, labels)))
+            counts[name] = write(
+                folder / name, (form(*entry) for entry in rows_of(ledger, stages, labels, recipe.target))
+            )
     for name, rows in (
         ("human_preference.jsonl", labels.preferences(ledger)),
         ("human_reward.jsonl", labels.ratings(ledger)),

@@ -161,6 +161,26 @@ class LlmJudge:
         return _Verdict("A" if score.value > 0 else "B" if score.value < 0 else "C", score.value)
 
 
+class RankJudge:
+    """Ranks two answers or more: every two are compared in both orders, and the log-odds are added up."""
+
+    name = "rank"
+
+    async def rule(self, answered: Answered, context: Context) -> Ruling:
+        judge = LlmJudge("logprob")
+        texts = [response.text for response in answered.responses]
+        values = [0.0] * len(texts)
+        for i, first in enumerate(texts):
+            for j, second in enumerate(texts):
+                if i != j:
+                    base = 1000 * i + j
+                    verdict = await judge._likelier(answered.prompt, first, second, context, base)
+                    odds = verdict.log_odds or 0.0
+                    values[i] += odds
+                    values[j] -= odds
+        return Ruling(tuple(round(value, 4) for value in values))
+
+
 class RewardJudge:
     """The weighted sum of the five attributes that a reward model gives each answer."""
 

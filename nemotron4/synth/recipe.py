@@ -130,6 +130,8 @@ class SynthRecipe:
     durable: Literal["power_loss", "kill"] = "power_loss"
     budget: Budget = field(default_factory=Budget)
     retry: RetryConfig = field(default_factory=RetryConfig)
+    # Rows that a stage is to make: the run ends when every stage named here has that many.
+    target: dict[str, int] = field(default_factory=dict)
     export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
@@ -145,10 +147,15 @@ class SynthRecipe:
                 message, hint = unknown_name("endpoint", stage.endpoint, self.endpoint)
                 raise ValueError(f"stage {stage.name!r}: {message} ({hint})")
             names.append(stage.name)
-        for name in self.export.stages:
+        for name in (*self.export.stages, *self.target):
             if name not in names:
                 message, hint = unknown_name("stage", name, names)
-                raise ValueError(f"export: {message} ({hint})")
+                raise ValueError(
+                    f"{'export' if name in self.export.stages else 'target'}: {message} ({hint})"
+                )
+        for name, number in self.target.items():
+            if number < 1:
+                raise ValueError(f"target.{name} is {number}; expected 1 or more")
 
     def consumers(self, name: str) -> tuple[str, ...]:
         return tuple(stage.name for stage in self.stage if name in stage.takes)

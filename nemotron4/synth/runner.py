@@ -95,6 +95,7 @@ class Runner:
         self._progress = progress
         self._notice = notice
         self._signal: int | None = None
+        self._missing: dict[str, int] = {}  # rows that are still to be made, of stages with a target
         self._num_postponed = 0
         self._last_postponed = ""
         self._queues = {stage.name: _Queue() for stage in stages}
@@ -130,6 +131,12 @@ class Runner:
                 has_old_replies=calls_before > 0,
                 stop=self.stop,
             )
+            made = self.ledger.record_counts()
+            self._missing = {
+                name: -(-number // self._shard[1]) - made.get(name, 0)
+                for name, number in self.recipe.target.items()
+            }
+            self._check_target()
             reporter = asyncio.create_task(self._report_progress())
             try:
                 await self._drive(shared)
@@ -141,7 +148,7 @@ class Runner:
             raise self._error
         return RunOutcome(
             ending="finished" if self._stop_reason is None else "stopped",
-            reason=self._stop_reason or "nothing is left to do",
+            reason=self._stop_reason or self._missed_target() or "nothing is left to do",
             seconds=time.monotonic() - started_at,
             calls=self.spending.calls - calls_before,
             signal=self._signal,
@@ -303,6 +310,9 @@ class Runner:
         self.counts[stage.name, outcome] = self.counts.get((stage.name, outcome), 0) + 1
         if effects.state == FAILED:
             self._check_failure_share(stage, effects)
+        if stage.name in self._missing:
+            self._missing[stage.name] -= len(effects.children)
+            self._check_target()
         for consumer in stage.consumers:
             queue = self._queues[consumer]
             for child, row, content in zip(effects.children, rows, contents, strict=True):
@@ -311,6 +321,21 @@ class Runner:
                 else:
                     queue.items.append(_Item(child.id, 0, row, content))
                     queue.known.add(child.id)
+
+    def _check_target(self) -> None:
+        """Stop when every stage with a target has made its rows."""
+        if self._missing and max(self._missing.values()) <= 0:
+            wanted = ", ".join(f"{name} {number}" for name, number in self.recipe.target.items())
+            self.stop(f"the target is reached: {wanted}")
+
+    def _missed_target(self) -> str | None:
+        """What is missing when there is nothing left to make it of."""
+        missed = [
+            f"{name} lacks {number} of {self.recipe.target[name]} rows"
+            for name, number in self._missing.items()
+            if number > 0
+        ]
+        return f"the target is not reached: {', '.join(missed)}; nothing is left to do" if missed else None
 
     def _check_failure_share(self, stage: PreparedStage, effects: Effects) -> None:
         failed = self.counts[stage.name, "failed"]

@@ -126,6 +126,10 @@ class Context(Protocol):
 
     async def score(self, messages: Sequence[Message], *, endpoint: str | None = None) -> Reward: ...
 
+    async def complete(self, text: str, *, sample: int = 0, stop: tuple[str, ...] = ()) -> Reply:
+        """Let the model go on with a raw text: no template is applied."""
+        ...
+
     async def embed(self, text: str) -> None:
         """Ask for a text's vector; it stays in the ledger, for stages that see all rows."""
         ...

@@ -141,16 +141,32 @@ class Work:
                     raise
         return await ask(self.max_repairs)
 
+    async def complete(self, text: str, *, sample: int = 0, stop: tuple[str, ...] = ()) -> Reply:
+        target = self._endpoint(None)
+        assert self.sampling is not None, f"stage {self.stage} has no sampling"
+        sampling = dataclasses.replace(self.sampling, stop=stop)
+        sample += 1000 * self.attempt
+        return await self._repaired(
+            lambda repair: self._chat_once(target, text, sampling, sample + REPAIR_SAMPLES * repair)
+        )
+
     async def _chat_once(
-        self, target: ModelEndpoint, messages: Sequence[Message], sampling: Sampling, sample: int
+        self, target: ModelEndpoint, asked: Sequence[Message] | str, sampling: Sampling, sample: int
     ) -> Reply:
+        """Ask about messages, or let a raw text be completed."""
         if sampling.temperature > 0:
             seed = call_seed(self.shared.seed, self.record, self.stage, sample)
             sampling = dataclasses.replace(sampling, seed=seed)
+        messages = (Message("user", asked),) if isinstance(asked, str) else asked
         request = target.model.chat_request(messages, sampling)
+        if isinstance(asked, str):
+            request = {"complete": True, **request}
 
         async def call() -> tuple[JsonObject, int | None, int | None]:
-            reply = await target.model.chat(messages, sampling)
+            if isinstance(asked, str):
+                reply = await target.model.complete(asked, sampling)
+            else:
+                reply = await target.model.chat(asked, sampling)
             stored: JsonObject = {"text": reply.text, "finish": reply.finish_reason, "model": reply.model}
             if reply.logprobs is not None:
                 stored["logprobs"] = reply.logprobs

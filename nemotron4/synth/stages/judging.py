@@ -8,7 +8,15 @@ from typing import Literal
 
 from nemotron4.client import Sampling
 from nemotron4.records import ATTRIBUTES
-from nemotron4.synth.judges import CARD_WEIGHTS, LlmJudge, PairJudge, RewardJudge, Ruling, TruthJudge
+from nemotron4.synth.judges import (
+    CARD_WEIGHTS,
+    LlmJudge,
+    PairJudge,
+    RankJudge,
+    RewardJudge,
+    Ruling,
+    TruthJudge,
+)
 from nemotron4.synth.parsing import normalise
 from nemotron4.synth.rows import Answered, JudgedPair, Row
 from nemotron4.synth.stage import Context, Filtered, Kind, NoSettings
@@ -80,6 +88,11 @@ async def judge_llm(answered: Answered, context: Context, knobs: LlmKnobs) -> Se
     return [await _judge(answered, context, LlmJudge(knobs.verdict))]
 
 
+async def judge_rank(answered: Answered, context: Context, knobs: NoSettings) -> Sequence[Row]:
+    """Two answers or more -> the best against the worst of a ranking; all values stay with the pair."""
+    return [await _judge(answered, context, RankJudge())]
+
+
 async def judge_reward(answered: Answered, context: Context, knobs: RewardKnobs) -> Sequence[Row]:
     """Answers -> the best against the worst by the reward model."""
     judged = await _judge(answered, context, RewardJudge(knobs.weights))
@@ -109,6 +122,12 @@ KINDS = {
         prompts=("judge_pair", "judge_pair_letter"), sampling=Sampling(temperature=0.0, max_tokens=256),
         compares=(2, 2), needs=lambda knobs: "log-probabilities" if knobs.verdict == "logprob" else "",
         calls=lambda knobs: 2, fan_out=lambda knobs: 0.65,
+    ),
+    "judge_rank": Kind(
+        summary="pairs by a ranking: a model compares every two answers in both orders",
+        takes=(Answered,), makes=JudgedPair, run=judge_rank, prompts=("judge_pair_letter",),
+        compares=(2, MANY), needs=lambda _: "log-probabilities",
+        sampling=Sampling(temperature=0.0, max_tokens=1), calls=lambda _: 2, fan_out=lambda _: 0.95,
     ),
     "judge_reward": Kind(
         summary="pairs by a reward model's weighted attributes",

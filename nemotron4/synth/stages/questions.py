@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nemotron4.client import Sampling
-from nemotron4.records import Message
-from nemotron4.synth.rows import Document, Prompt, Row, Topic
+from nemotron4.client import BadContentError, Sampling
+from nemotron4.records import JsonObject, Message
+from nemotron4.synth.rows import Document, Prompt, Root, Row, Topic
 from nemotron4.synth.stage import Context, Kind
 from nemotron4.synth.stages.asking import LIST_PROMPTS, ask_list
 
@@ -148,6 +148,39 @@ async def python_problems(topic: Topic, context: Context, knobs: PythonKnobs) ->
     return made
 
 
+@dataclass(frozen=True)
+class MagpieKnobs:
+    """``n`` prompts that an aligned model writes when it is given the opening of a user's turn alone (Xu et
+    al. 2024, "Magpie"). ``opening`` is that of the model's own template; ``stop`` ends the turn.
+    """
+
+    n: int = 100
+    opening: str = "<extra_id_0>System\n\n<extra_id_1>User\n"
+    stop: tuple[str, ...] = ("<extra_id_1>", "<extra_id_0>")
+    task: str = "magpie"
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or not self.opening:
+            raise ValueError("n must be 1 or more, and opening a text")
+
+
+def magpie_roots(knobs: MagpieKnobs) -> Iterator[JsonObject]:
+    yield from ({} for _ in range(knobs.n))
+
+
+async def magpie(root: Root, context: Context, knobs: MagpieKnobs) -> Sequence[Row]:
+    """Root -> a prompt in the model's own words; a blank or cut one is drawn again."""
+    text = ""
+    for sample in range(context.max_repairs + 1):
+        reply = await context.complete(knobs.opening, sample=sample, stop=knobs.stop)
+        text = reply.text
+        for mark in knobs.stop:
+            text = text.partition(mark)[0]
+        if text.strip() and reply.finish_reason != "length":
+            return [_prompt(text.strip(), knobs.task, None)]
+    raise BadContentError(f"no whole turn, but {text[:80]!r}", kind="no_user_turn")
+
+
 _SAMPLING = Sampling(temperature=0.7, top_p=0.9, max_tokens=1024)
 
 
@@ -156,6 +189,11 @@ def _rounds(n: int) -> int:
 
 
 KINDS = {
+    "magpie": Kind(
+        summary="prompts that the model writes from the opening of a user's turn alone",
+        takes=(), makes=Prompt, knobs=MagpieKnobs, roots=magpie_roots, run=magpie,
+        sampling=Sampling(temperature=1.0, max_tokens=256), calls=lambda _: 1, fan_out=lambda _: 1,
+    ),
     "open_questions": Kind(
         summary="questions and requests about a topic",
         takes=(Topic,), makes=Prompt, knobs=OpenKnobs, run=open_questions,
