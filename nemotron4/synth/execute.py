@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from nemotron4.client import ChatModel
 from nemotron4.errors import ConfigError
+from nemotron4.progress import FORM_VARIABLE
 from nemotron4.runs import IncompleteError
 from nemotron4.synth.accounting import Accounting, read_accounting
 from nemotron4.synth.check import prepare
@@ -73,7 +76,7 @@ def of_shards(shards: Sequence[Path], recipe: SynthRecipe) -> Snapshot:
 
 
 class ProgressLines:
-    """Writes one line for each snapshot, with the rates since the one before."""
+    """One line for each snapshot, with the rates since the one before, or JSON as ``progress`` says it."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -86,6 +89,8 @@ class ProgressLines:
             seconds, calls, tokens = (new - old for new, old in zip(stamp, self._last, strict=True))
             rates = f", {calls / seconds:.1f} calls/s and {tokens / seconds:.0f} tokens/s"
         self._last = stamp
+        if os.environ.get(FORM_VARIABLE) == "json":
+            return self._report(json.dumps(vars(now), ensure_ascii=False))
         under_way = "" if now.in_flight is None else f" ({now.in_flight} under way)"
         money = f", {now.money:.4f} in money" if now.money else ""
         done = ", ".join(f"{name} {number}" for name, number in now.done.items() if number)
@@ -95,6 +100,7 @@ class ProgressLines:
         )
         for trouble in now.troubles:
             self._report(trouble)
+        return None
 
 
 def run_recipe(

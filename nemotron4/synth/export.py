@@ -9,7 +9,6 @@ and their preferences and ratings are files of their own.
 from __future__ import annotations
 
 import heapq
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 from nemotron4.errors import DataError
 from nemotron4.records import Conversation, JsonObject, Message, PreferencePair, write
+from nemotron4.runs import flush, write_json
 from nemotron4.synth.accounting import Accounting, read_accounting
 from nemotron4.synth.card import write_card
 from nemotron4.synth.columns import columns_of
@@ -64,14 +64,17 @@ def export(folder: Path, recipe: SynthRecipe, *, is_partial_allowed: bool = Fals
             exported = set(recipe.export.stages)
             reviews = labels.counts(ledger, exported)
             write_card(partial, recipe, accounting, counts, ledger, reviews)
-            _write_json(partial / "accounting.json", _accounting_rows(accounting) | {"reviews": reviews})
+            write_json(partial / "accounting.json", _accounting_rows(accounting) | {"reviews": reviews})
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     old = folder / f".{EXPORT}.old"
     if target.exists():
         target.rename(old)
+    for file in partial.iterdir():
+        flush(file)
     partial.rename(target)
+    flush(folder)
     shutil.rmtree(old, ignore_errors=True)
     return Exported(target, counts)
 
@@ -98,10 +101,6 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _accounting_rows(accounting: Accounting) -> JsonObject:
     return {"balanced": accounting.is_balanced, "stages": [stage.to_json() for stage in accounting.stages]}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def rows_of(

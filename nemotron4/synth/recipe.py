@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from nemotron4 import __version__, config
 from nemotron4.errors import ConfigError, DataError, unknown_name
 from nemotron4.records import JsonObject
+from nemotron4.runs import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +177,7 @@ def save_recipe(folder: Path, recipe: SynthRecipe) -> None:
     """The resolved recipe, the program's version and commit, beside the data they made."""
     folder.mkdir(parents=True, exist_ok=True)
     value = {"version": __version__, "commit": _commit(), "recipe": _plain(dataclasses.asdict(recipe))}
-    partial = folder / f".{RECIPE}.partial-{os.getpid()}"
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(folder / RECIPE)
+    write_json(folder / RECIPE, value)
 
 
 def load_saved_recipe(folder: Path) -> SynthRecipe:

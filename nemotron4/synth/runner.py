@@ -38,7 +38,7 @@ Ending = Literal["finished", "stopped"]
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended. ``finished``: no ready work is left. ``signal`` is what stopped it, if one did."""
+    """How a run ended. ``finished``: no work is left, or the target is reached. ``signal`` stopped it."""
 
     ending: Ending
     reason: str
@@ -96,6 +96,7 @@ class Runner:
         self._notice = notice
         self._signal: int | None = None
         self._missing: dict[str, int] = {}  # rows that are still to be made, of stages with a target
+        self._is_target_reached = False
         self._num_postponed = 0
         self._last_postponed = ""
         self._queues = {stage.name: _Queue() for stage in stages}
@@ -147,7 +148,7 @@ class Runner:
         if self._error is not None:
             raise self._error
         return RunOutcome(
-            ending="finished" if self._stop_reason is None else "stopped",
+            ending="finished" if self._stop_reason is None or self._is_target_reached else "stopped",
             reason=self._stop_reason or self._missed_target() or "nothing is left to do",
             seconds=time.monotonic() - started_at,
             calls=self.spending.calls - calls_before,
@@ -326,6 +327,7 @@ class Runner:
         """Stop when every stage with a target has made its rows."""
         if self._missing and max(self._missing.values()) <= 0:
             wanted = ", ".join(f"{name} {number}" for name, number in self.recipe.target.items())
+            self._is_target_reached = True
             self.stop(f"the target is reached: {wanted}")
 
     def _missed_target(self) -> str | None:

@@ -6,6 +6,7 @@ Every shard is a run of its own, in a folder of its own, so whoever starts it ag
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -91,6 +92,7 @@ def run_shards(
             "each worker would load the model of a 'local' endpoint",
             hint="put it on a port with `nemotron4 serve` and name the address",
         )
+    pipeline = check(recipe)
     shards = [folder / "shards" / f"{index:04d}-of-{num_shards:04d}" for index in range(num_shards)]
     for shard in shards:
         save_recipe(shard, recipe)
@@ -106,13 +108,13 @@ def run_shards(
             hint="repeat the same command (with a larger budget, if theirs is spent): it goes on there",
         )
     report(f"{num_shards} shards are done; merging")
-    merge(shards, folder, check(recipe))
+    merge(shards, folder, pipeline)
     return run_recipe(recipe, folder, report=report)
 
 
-def run_shard(shard: Path, index: int, num_shards: int) -> None:
+def run_shard(shard: Path, index: int, num_shards: int, notice: Report = lambda line: None) -> None:
     """One shard in this process; its recipe stands in its folder."""
-    outcome = run_recipe(load_saved_recipe(shard), shard, shard=(index, num_shards))
+    outcome = run_recipe(load_saved_recipe(shard), shard, shard=(index, num_shards), notice=notice)
     if outcome.ending != "finished":
         raise Nemotron4Error(f"{shard}: {outcome.reason}")
 
@@ -125,6 +127,11 @@ def _run_in_processes(shards: Sequence[Path], *, tell: Callable[[], None]) -> li
         for index, shard in enumerate(shards)
     ]
     told_at = time.monotonic()
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    earlier = signal.signal(signal.SIGTERM, end)
     try:
         while any(worker.poll() is None for worker in workers):
             time.sleep(0.05)
@@ -137,13 +144,20 @@ def _run_in_processes(shards: Sequence[Path], *, tell: Callable[[], None]) -> li
         for worker in workers:
             worker.wait()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
     return [str(shard) for worker, shard in zip(workers, shards, strict=True) if worker.returncode != 0]
 
 
 def _main(arguments: Sequence[str]) -> int:
     shard, index, num_shards = arguments
+
+    def tell(line: str) -> None:
+        if not line.startswith("note:"):  # the run as a whole says those
+            print(f"shard {index}: {line}", file=sys.stderr)
+
     try:
-        run_shard(Path(shard), int(index), int(num_shards))
+        run_shard(Path(shard), int(index), int(num_shards), tell)
     except Nemotron4Error as error:
         print(f"error: shard {index}: {error.message}", file=sys.stderr)
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import threading
@@ -11,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from nemotron4.client import FakeBehaviour, FakeChatModel
 from nemotron4.errors import ConfigError
+from nemotron4.synth.check import check
 from nemotron4.synth.execute import of_shards, run_recipe
 from nemotron4.synth.export import export
+from nemotron4.synth.merge import merge
 from nemotron4.synth.recipe import Budget, SynthRecipe
 from nemotron4.synth.shards import run_shards
 from tests.synth.conftest import make_recipe
@@ -82,3 +86,32 @@ def test_ray_tasks_give_the_rows_of_one_process_also_when_one_is_killed(tmp_path
     run_shards(made, tmp_path / "ray", 2, executor="ray", report=lambda line: None)
     assert killed
     assert files_of(tmp_path / "one", made) == files_of(tmp_path / "ray", made)
+
+
+def test_shards_that_failed_on_the_way_give_the_rows_of_one_process(tmp_path: Path) -> None:
+    """Stopped by a budget, in trouble a tenth of the time, started again: the simulation of
+    ``benchmarks/synth/shards.py`` with 1,000 shards, small."""
+    prompts = tmp_path / "p.jsonl"
+    texts = [f"What is the {name} of {thing}?" for name in ("use", "cost", "age") for thing in range(20)]
+    lines = [json.dumps({"prompt": text}) for text in [*texts, *(f"{text} Please." for text in texts[:10])]]
+    prompts.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    stages = [
+        {"name": "in", "kind": "prompt_file", "knobs": {"file": str(prompts), "task": "t"}},
+        {"name": "near", "kind": "near_dedup", "takes": ["in"]},
+        {"name": "answer", "kind": "respond", "takes": ["near"]},
+        {"name": "judge", "kind": "judge_llm", "takes": ["answer"]},
+    ]
+    recipe = make_recipe(stages)
+    run_recipe(recipe, tmp_path / "one", models={"gen": FakeChatModel()})
+    rates = {"rate_limit": 0.05, "server_error": 0.05}
+    shards = [tmp_path / f"shard-{i}" for i in range(6)]
+    for i, shard in enumerate(shards):
+        for calls in (6, 60, 0):
+            model = FakeChatModel(FakeBehaviour(failure_rates=rates, seed=i))
+            limited = dataclasses.replace(recipe, budget=Budget(calls=calls))
+            run_recipe(limited, shard, models={"gen": model}, shard=(i, 6))
+    merge(shards[::-1], tmp_path / "merged", check(recipe))
+    run_recipe(recipe, tmp_path / "merged", models={"gen": FakeChatModel()})
+    one, merged = (export(tmp_path / name, recipe).folder for name in ("one", "merged"))
+    for name in ("preference.jsonl", "accounting.json"):
+        assert (one / name).read_bytes() == (merged / name).read_bytes()
