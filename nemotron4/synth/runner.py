@@ -367,9 +367,11 @@ def roots_identity(stage: PreparedStage, shard: tuple[int, int]) -> str:
     """What the roots of a source stage are made from: its settings, the bytes of its files, the shard."""
     files = []
     for value in vars(stage.knobs).values():
-        if isinstance(value, Path) and (file := local_file(value)).is_file():
-            with file.open("rb") as stream:
-                files.append(hashlib.file_digest(stream, "blake2b").hexdigest())
+        if isinstance(value, Path):
+            file = local_file(value)
+            for part in sorted(file.rglob("*.py")) if file.is_dir() else [file] if file.is_file() else []:
+                with part.open("rb") as stream:
+                    files.append(hashlib.file_digest(stream, "blake2b").hexdigest())
     return digest("roots", stage.cfg.hex(), files, shard).hex()
 
 

@@ -32,6 +32,18 @@ def check_schema(schema: Mapping[str, Any], where: str = "schema") -> None:
         check_schema(schema["items"], f"{where}[]")
 
 
+def strict(schema: Mapping[str, Any]) -> JsonObject:
+    """The schema as servers need it to hold a model to it: every key is required, and there are no others."""
+    made = dict(schema)
+    if made.get("properties"):
+        made["properties"] = {name: strict(part) for name, part in made["properties"].items()}
+        made.setdefault("required", list(made["properties"]))
+        made.setdefault("additionalProperties", False)
+    if "items" in made:
+        made["items"] = strict(made["items"])
+    return made
+
+
 def in_words(schema: Mapping[str, Any]) -> str:
     """What is asked of a model that no grammar holds to it."""
     parts = [f'"{name}" ({_kind(part)})' for name, part in schema.get("properties", {}).items()]

@@ -15,7 +15,7 @@ from nemotron4.records import Message
 from nemotron4.runs import IncompleteError
 from nemotron4.synth.execute import run_recipe
 from nemotron4.synth.export import export
-from nemotron4.synth.schema import check_schema, find_object, in_words, objection
+from nemotron4.synth.schema import check_schema, find_object, in_words, objection, strict
 from tests.synth.conftest import Bench, ServerThread, make_recipe
 
 RATING = {"type": "object", "properties": {
@@ -240,4 +240,8 @@ def test_schemas_in_words_and_in_checks() -> None:
     assert objection({"a": [1, "x"]}, nested) == 'reply.a[1] is "x"; expected a number'
     assert objection({"a": [1, 2, 3]}, nested) == "reply.a is 3; allowed:  to 2"
     assert objection({}, nested) == "reply lacks a"
+    assert strict({"type": "object", "properties": {"a": {"type": "string"}}}) == {
+        "type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"],
+        "additionalProperties": False,
+    }  # fmt: skip
     assert objection({"a": True}, {"type": "object", "properties": {"a": {"type": "integer"}}}) is not None

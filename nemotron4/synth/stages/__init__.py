@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from nemotron4.synth.stage import Kind
 from nemotron4.synth.stages import (
     asking,
+    balance,
     dialogue,
     filtering,
     genetic,
@@ -25,6 +26,7 @@ KINDS: Mapping[str, Kind] = {
     **questions.KINDS,
     **instructions.KINDS,
     **filtering.KINDS,
+    **balance.KINDS,
     **asking.KINDS,
     **dialogue.KINDS,
     **topic_following.KINDS,

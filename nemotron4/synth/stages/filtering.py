@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from nemotron4.client import BadContentError, Sampling
 from nemotron4.grading.refusals import is_refusal
 from nemotron4.records import Message
 from nemotron4.synth import filters
-from nemotron4.synth.columns import columns_of
 from nemotron4.synth.duplicates import (
     SHORT_CHARACTERS,
     differ_in_maths,
@@ -35,7 +33,7 @@ from nemotron4.synth.rows import (
     digest,
 )
 from nemotron4.synth.stage import Context, Drop, Filtered, Kind, NoSettings
-from nemotron4.synth.vectors import cluster, find_alike, unpack_vectors
+from nemotron4.synth.vectors import find_alike, unpack_vectors
 from nemotron4.synth.words import check_language, count_words, maths, wrong_language
 
 TEXT_ROWS = (Prompt, Answered, JudgedPair, Dialogue, ColumnRow)
@@ -107,25 +105,6 @@ class EmbedDedupKnobs:
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold is {self.threshold}; expected in (0, 1] (cosine)")
-
-
-@dataclass(frozen=True)
-class ClusterKnobs:
-    """At most ``n`` rows of each of so many clusters of vectors."""
-
-    clusters: int = 50
-    n: int = 20
-
-    def __post_init__(self) -> None:
-        if self.clusters < 1 or self.n < 1:
-            raise ValueError("clusters and n must be 1 or more")
-
-
-@dataclass(frozen=True)
-class SampleKnobs:
-    """At most ``n`` rows of each task, so that no source outweighs the others."""
-
-    n: int = 1000
 
 
 @dataclass(frozen=True)
@@ -259,36 +238,6 @@ def alike(rows: Iterable[tuple[bytes, Any, bytes]], knobs: EmbedDedupKnobs) -> M
     }
 
 
-def cap_per_cluster(rows: Iterable[tuple[bytes, Any, bytes]], knobs: ClusterKnobs) -> Mapping[bytes, Drop]:
-    """The first ``n`` of each cluster in the order of ids, which is a random order."""
-    held = [(record, vector) for record, _, vector in rows]
-    if not held:
-        return {}
-    labels, _ = cluster(unpack_vectors([vector for _, vector in held]), knobs.clusters)
-    counts: Counter[int] = Counter()
-    drops: dict[bytes, Drop] = {}
-    for (record, _), label in zip(held, labels.tolist(), strict=True):
-        counts[label] += 1
-        if counts[label] > knobs.n:
-            drops[record] = (
-                "cluster",
-                f"more than {knobs.n} rows of cluster {label + 1}",
-            )
-    return drops
-
-
-def cap_per_task(rows: Iterable[tuple[bytes, Any]], knobs: SampleKnobs) -> Mapping[bytes, Drop]:
-    """The first ``n`` of each task in the order of ids, which is a random order."""
-    counts: Counter[str] = Counter()
-    drops: dict[bytes, Drop] = {}
-    for record, row in rows:
-        task = columns_of(row).get("task", "")
-        counts[task] += 1
-        if counts[task] > knobs.n:
-            drops[record] = ("sample", f"more than {knobs.n} rows of the task {task!r}")
-    return drops
-
-
 @functools.lru_cache(maxsize=4)
 def _benchmarks(files: tuple[Path, ...]) -> filters.BenchmarkIndex:
     return filters.load_benchmarks(files)
@@ -346,7 +295,7 @@ async def drop_tagged(row: Any, context: Context, knobs: TagKnobs) -> Sequence[R
     return [None]
 
 
-def _pass(summary: str, knobs: type, takes: tuple[type, ...] = TEXT_ROWS, **functions: Any) -> Kind:
+def passing(summary: str, knobs: type, takes: tuple[type, ...] = TEXT_ROWS, **functions: Any) -> Kind:
     return Kind(
         summary=summary, takes=takes, makes=None, knobs=knobs,
         calls=lambda _: 0, fan_out=lambda _: 1, **functions,
@@ -354,16 +303,16 @@ def _pass(summary: str, knobs: type, takes: tuple[type, ...] = TEXT_ROWS, **func
 
 
 KINDS = {
-    "quality": _pass(
+    "quality": passing(
         "length, repetition, refusals, cut answers, language", QualityKnobs, run=quality, version=2,
         check=lambda knobs: check_language(knobs.language),
     ),
-    "exact_dedup": _pass("equal texts", NoSettings, COMPARED_ROWS, decide=exact_duplicates, version=2),
-    "near_dedup": _pass(
+    "exact_dedup": passing("equal texts", NoSettings, COMPARED_ROWS, decide=exact_duplicates, version=2),
+    "near_dedup": passing(
         "nearly equal texts", NearDedupKnobs, COMPARED_ROWS, decide=near_duplicates, version=2
     ),
-    "diversity": _pass("texts too like an earlier one", DiversityKnobs, COMPARED_ROWS, decide=too_similar),
-    "similar_words": _pass(
+    "diversity": passing("texts too like an earlier one", DiversityKnobs, COMPARED_ROWS, decide=too_similar),
+    "similar_words": passing(
         "texts of nearly the same words", SimilarWordsKnobs, COMPARED_ROWS, decide=similar_words
     ),
     "embed": Kind(
@@ -371,17 +320,12 @@ KINDS = {
         takes=COMPARED_ROWS, makes=None, run=embed, needs=lambda _: "embeddings", sampling=Sampling(),
         calls=lambda _: 1, fan_out=lambda _: 1,
     ),
-    "embed_dedup": _pass(
+    "embed_dedup": passing(
         "rows of nearly the same meaning", EmbedDedupKnobs, COMPARED_ROWS, decide_by_vector=alike
     ),
-    "cluster_sample": _pass(
-        "at most n rows of each cluster of meanings", ClusterKnobs, COMPARED_ROWS,
-        decide_by_vector=cap_per_cluster,
-    ),
-    "sample": _pass("at most n rows of each task", SampleKnobs, decide=cap_per_task),
-    "decontaminate": _pass("texts that contain a benchmark item", DecontaminateKnobs, run=decontaminate,
+    "decontaminate": passing("texts that contain a benchmark item", DecontaminateKnobs, run=decontaminate,
         check=lambda knobs: _benchmarks(knobs.files) and None),
-    "drop_tagged": _pass("rows with a tag, such as unsafe", TagKnobs, run=drop_tagged),
+    "drop_tagged": passing("rows with a tag, such as unsafe", TagKnobs, run=drop_tagged),
     "split": Kind(
         summary="the SFT or the preference part of the prompts, disjoint by text",
         takes=(Prompt,), makes=Prompt, knobs=SplitKnobs, run=split,

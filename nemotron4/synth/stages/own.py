@@ -24,7 +24,7 @@ from nemotron4.synth.rows import (
     Row,
     Topic,
 )
-from nemotron4.synth.schema import check_schema, find_object, in_words, objection
+from nemotron4.synth.schema import check_schema, find_object, in_words, objection, strict
 from nemotron4.synth.stage import Context, Filtered, Kind
 from nemotron4.synth.stages.asking import answer
 
@@ -151,7 +151,7 @@ async def _text(context: Context, messages: Sequence[Message], knobs: PromptKnob
 async def _structured(context: Context, messages: Sequence[Message], knobs: PromptKnobs) -> JsonObject:
     reason = ""
     for sample in range(context.max_repairs + 1):
-        reply = await context.chat(messages, sample=sample, schema=knobs.schema)
+        reply = await context.chat(messages, sample=sample, schema=strict(knobs.schema))
         value = find_object(reply.text)
         reason = (
             objection(value, knobs.schema) or "" if value is not None else f"no object in {reply.text[:80]!r}"

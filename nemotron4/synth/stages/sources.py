@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron4.errors import DataError
+from nemotron4.errors import ConfigError, DataError
 from nemotron4.records import JsonObject, Message
 from nemotron4.synth.files import data_rows
-from nemotron4.synth.rows import Dialogue, Document, Prompt, Root, Row
+from nemotron4.synth.rows import Dialogue, Document, Prompt, Root, Row, Topic
 from nemotron4.synth.stage import Context, Filtered, Kind
 from nemotron4.synth.words import count_words
 
@@ -188,7 +190,56 @@ async def imported_dialogues(root: Root, context: Context, knobs: DialogueFileKn
     return [Dialogue(messages=messages, task=knobs.task, meta={"source": knobs.file.name})]
 
 
+@dataclass(frozen=True)
+class CodeKeywordKnobs:
+    """The ``n`` commonest names that the Python files below ``folder`` import or call: a keyword each."""
+
+    folder: Path
+    n: int = 200
+    min_count: int = 2
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.min_count < 1:
+            raise ValueError("n and min_count must be 1 or more")
+
+
+def keyword_roots(knobs: CodeKeywordKnobs) -> Iterator[JsonObject]:
+    """By the number of files that use a name, then by name."""
+    if not knobs.folder.is_dir():
+        raise ConfigError(f"{knobs.folder}: there is no such folder")
+    files: Counter[str] = Counter()
+    for path in sorted(knobs.folder.rglob("*.py")):
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, ValueError, RecursionError):  # a file of another Python
+            continue
+        files.update(set(_names_used(tree)))
+    common = sorted(files.items(), key=lambda entry: (-entry[1], entry[0]))
+    for name, number in common[: knobs.n]:
+        if number >= knobs.min_count:
+            yield {"topic": name}
+
+
+def _names_used(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if alias.name != "*")
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            yield node.func.attr
+
+
+async def code_keywords(root: Root, context: Context, knobs: CodeKeywordKnobs) -> Sequence[Row]:
+    """Root -> its keyword."""
+    return [Topic(topic=root.entry["topic"], area="python")]
+
+
 KINDS = {
+    "code_keywords": Kind(
+        summary="what Python files import and call most, as topics",
+        takes=(), makes=Topic, knobs=CodeKeywordKnobs, roots=keyword_roots, run=code_keywords,
+    ),
     "documents": Kind(
         summary="documents from a JSON lines or Parquet file",
         takes=(), makes=Document, knobs=DocumentKnobs, roots=document_roots, run=documents,
