@@ -101,9 +101,10 @@ def _accounting(folder: Path) -> Any:
 
 
 def _print_accounting(folder: Path) -> None:
-    from nemotron4.synth.accounting import accounting_table
+    from nemotron4.report import print_report
+    from nemotron4.synth.accounting import accounting_blocks
 
-    print(accounting_table(_accounting(folder)))
+    print_report(accounting_blocks(_accounting(folder)))
 
 
 @app.command()
@@ -178,7 +179,8 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Estimate calls, tokens, money and time of a recipe without any call."""
-    from nemotron4.synth.accounting import make_plan, plan_table
+    from nemotron4.report import print_report
+    from nemotron4.synth.accounting import make_plan, plan_blocks
     from nemotron4.synth.check import check, check_keys
 
     loaded = _load(recipe, overrides)
@@ -190,7 +192,7 @@ def plan(
     if as_json:
         print_json(made.to_json())
     else:
-        print(plan_table(made))
+        print_report(plan_blocks(made))
         if made.seconds is None:
             note("the time is unknown: run a preview or a small run, then name its folder with --like")
 

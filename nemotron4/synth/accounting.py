@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nemotron4.records import JsonObject
+from nemotron4.report import Block, Table, Text
 from nemotron4.synth.graph import PreparedStage
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.recipe import SynthRecipe
@@ -111,26 +112,18 @@ def read_accounting(ledger: Reader, recipe: SynthRecipe) -> Accounting:
     return Accounting(tuple(by_name.values()))
 
 
-def accounting_table(accounting: Accounting) -> str:
-    """The accounting as aligned text, with a line for every class of failure and rule of filtering."""
-    rows: list[Sequence[str]] = [
-        ("stage", "requested", "done", "failed", "filtered", "pending", "rows", "calls")
-    ]
-    for stage in accounting.stages:
-        rows.append(
-            (
-                stage.name,
-                str(stage.requested),
-                str(stage.done),
-                str(sum(stage.failed.values())),
-                str(sum(stage.filtered.values())),
-                str(stage.pending),
-                str(stage.rows_made),
-                str(int(stage.counters.get("calls", 0))),
-            )
+def accounting_blocks(accounting: Accounting) -> list[Block]:
+    """A table of the stages, with a line for every class of failure and rule of filtering."""
+    columns = ("stage", "requested", "done", "failed", "filtered", "pending", "rows", "calls")
+    rows = [
+        (
+            stage.name, str(stage.requested), str(stage.done), str(sum(stage.failed.values())),
+            str(sum(stage.filtered.values())), str(stage.pending), str(stage.rows_made),
+            str(int(stage.counters.get("calls", 0))),
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [aligned(row, widths) for row in rows]
+        for stage in accounting.stages
+    ]  # fmt: skip
+    lines = []
     for stage in accounting.stages:
         lines += [f"{stage.name}: {n} failed: {reason}" for reason, n in sorted(stage.failed.items())]
         lines += [f"{stage.name}: {n} filtered: {reason}" for reason, n in sorted(stage.filtered.items())]
@@ -144,13 +137,7 @@ def accounting_table(accounting: Accounting) -> str:
         spent += f", {accounting.total('money'):.4f} in money"
     lines.append(f"spent: {spent}")
     lines.append("the accounting balances" if accounting.is_balanced else "THE ACCOUNTING DOES NOT BALANCE")
-    return "\n".join(lines)
-
-
-def aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    """One line of a table: the first column to the left, numbers to the right."""
-    first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-    return "  ".join([row[0].ljust(len(first)), *rest])
+    return [Table(columns, rows), *map(Text, lines)]
 
 
 # Tokens per call where nothing was measured (reference figures for a chat model).
@@ -271,21 +258,19 @@ def _tokens(stage: PreparedStage, counters: Mapping[str, float], paid: float) ->
     return tokens_in, min(tokens_out, limit)
 
 
-def plan_table(plan: CostEstimate) -> str:
-    """The plan as aligned text."""
-    rows = [("stage", "rows in", "calls", "tokens in", "tokens out", "money", "time", "rows out")]
-    for s in plan.stages:
-        rows.append(
-            (s.name, f"{s.rows_in:.0f}", f"{s.calls:.0f}", f"{s.tokens_in:.0f}", f"{s.tokens_out:.0f}",
-             f"{s.money:.4f}", _time(s.seconds), f"{s.rows_out:.0f}")
-        )  # fmt: skip
+def plan_blocks(plan: CostEstimate) -> list[Block]:
+    columns = ("stage", "rows in", "calls", "tokens in", "tokens out", "money", "time", "rows out")
+    rows = [
+        (s.name, f"{s.rows_in:.0f}", f"{s.calls:.0f}", f"{s.tokens_in:.0f}", f"{s.tokens_out:.0f}",
+         f"{s.money:.4f}", _time(s.seconds), f"{s.rows_out:.0f}")
+        for s in plan.stages
+    ]  # fmt: skip
     totals = plan.to_json()
     rows.append(
         ("total", "", str(totals["calls"]), str(totals["tokens_in"]), str(totals["tokens_out"]),
          f"{plan.money:.4f}", _time(plan.seconds), "")
     )  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(aligned(row, widths) for row in rows)
+    return [Table(columns, rows)]
 
 
 def _time(seconds: float | None) -> str:
