@@ -22,6 +22,11 @@ def test_prompts_are_read_from_parquet(bench: Bench, tmp_path: Path) -> None:
     assert sorted(row["answer"] for row in bench.rows("in").values()) == ["4", "5"]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "caf\xc3\xa9"}\n')
+    assert [row for _, row in data_rows(tmp_path / "a.jsonl")] == [{"prompt": "café"}]
+
+
 def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR?" * 10)
     with pytest.raises(DataError, match=r"a\.parquet: not a Parquet file"):
