@@ -143,3 +143,21 @@ def test_relative_links_lead_to_a_file(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if "://" not in target and not target.startswith("mailto:"):
             assert (page.parent / target).exists(), f"{page.name}: {target} does not exist"
+
+
+def test_the_architecture_names_files_that_are_there_and_short_journeys() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)*\w+\.(?:py|cpp|css))`", text)
+    tables = text.split("## Parts", 1)[1]
+    in_journeys = [
+        name for name in re.findall(r"`((?:\w+/)+\w+\.(?:py|cpp))`", text) if not name.startswith("tests/")
+    ]
+    for name in in_journeys:
+        assert (ROOT / "nemotron4" / name).is_file(), f"docs/architecture.md names {name}"
+    for row in re.findall(r"^\| `(\w+)` \|.*\| `([\w.]+)` \|$", tables, re.M):
+        assert (ROOT / "nemotron4" / row[0] / row[1]).is_file(), row
+    assert len(named) > 40
+    journeys = text.split("## Journeys", 1)[1].split("## Layers")[0].split("\n**")[1:]
+    assert len(journeys) == 5
+    for journey in journeys:
+        assert len(set(re.findall(r"`[\w/]+\.(?:py|cpp)`", journey))) <= 12, journey.splitlines()[0]
