@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron4.errors import ConfigError
+from nemotron4.errors import ConfigError, import_optional
 from nemotron4.report import COLOURS, MUTED, Bars
 
 WIDTH = 8.0  # inches
@@ -31,13 +31,8 @@ def words(name: str) -> str:
 
 def new_figure(height: float) -> Any:
     """A figure in the style; ConfigError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            f"plots need matplotlib, which is not installed ({error})", hint="pip install 'nemotron4[plot]'"
-        ) from error
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    figures = import_optional("matplotlib.figure", "drawing plots")
+    return figures.Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def style(axes: Any, *, title: str, x_label: str = "", y_label: str = "") -> None:

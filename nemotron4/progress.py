@@ -114,7 +114,7 @@ class Progress:
     def __enter__(self) -> Self:
         self._shown.start()
         if self._num_earlier:
-            self._say(f"{self._prefix}continuing: {self._amount(self._num_earlier)} are done")
+            self.note(f"{self._prefix}continuing: {self._amount(self._num_earlier)} are done")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
@@ -125,7 +125,7 @@ class Progress:
             kind, KeyboardInterrupt | TerminatedError | asyncio.CancelledError
         ):
             kept = f"{self.num_done:,} {self._unit}" if self._unit != "bytes" else _bytes(self.num_done)
-            self._say(f"interrupted: {kept} are kept; the same command continues")
+            self.note(f"interrupted: {kept} are kept; the same command continues")
 
     def add(self, count: int = 1, *, num_failed: int = 0, detail: str | None = None) -> None:
         """Rows or bytes that are on the disk; ``detail`` is what is worked on now."""
@@ -148,7 +148,8 @@ class Progress:
     def _text(self) -> str:
         return json.dumps(self.to_json(), ensure_ascii=False) if self._is_json else self.line()
 
-    def _say(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """A line of its own, next to the one that changes."""
         self._shown.print(json.dumps({"note": text}, ensure_ascii=False) if self._is_json else text)
 
     @property

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import mimetypes
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from nemotron4.runs import write_file
 
 
 @dataclass(frozen=True)
@@ -162,9 +166,11 @@ def _cell(text: str) -> str:
 def _folded(block: Folded) -> str:
     """A blank line would end the HTML inside Markdown, so line ends are written as characters."""
     entries = "".join(
-        f"<p><b>{html.escape(heading)}</b></p><pre>{_one_line(text)}</pre>" for heading, text in block.texts
+        f"<div><p><b>{html.escape(heading)}</b></p><pre>{_one_line(text)}</pre></div>"
+        for heading, text in block.texts
     )
-    return f"<details><summary>{html.escape(block.summary)}</summary>{entries}</details>"
+    summary = html.escape(block.summary)
+    return f'<details><summary>{summary}</summary><div class="sides">{entries}</div></details>'
 
 
 def _one_line(text: str) -> str:
@@ -195,6 +201,7 @@ _STYLE = (
     ".wide{overflow-x:auto;margin:1rem 0}table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
     "caption{text-align:left;font-weight:600;padding:.3rem 0}"
     "td,th{border:1px solid #d0d0d0;padding:.3rem .6rem;text-align:left;vertical-align:top}"
+    ".sides{display:grid;gap:0 1rem;grid-template-columns:repeat(auto-fit,minmax(min(22rem,100%),1fr))}"
     "th{background:#f3f5f1}.n{text-align:right}td.n{white-space:nowrap}img{max-width:100%}"
     "pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f6f4;padding:.6rem}summary{cursor:pointer}"
     "figure{margin:1.2rem 0}figcaption{font-weight:600}.bar{display:grid;grid-template-columns:minmax(6rem,"
@@ -334,11 +341,20 @@ def _print(console: Any, block: Block) -> None:
             console.print(Styled(printable(f"{summary} ({len(texts)} texts, in the report's file)")))
 
 
+def _inlined(block: Block, folder: Path) -> Block:
+    """A picture inside the page, which then is one file that opens anywhere."""
+    if not isinstance(block, Picture) or not (folder / block.path).is_file():
+        return block
+    kind = mimetypes.guess_type(block.path)[0] or "image/png"
+    data = base64.b64encode((folder / block.path).read_bytes()).decode()
+    return Picture(f"data:{kind};base64,{data}", block.caption)
+
+
 def write_report(folder: Path, title: str, blocks: Sequence[Block]) -> list[Path]:
     """``report.md`` and ``report.html`` in the folder."""
     written = []
-    for name, content in (("report.md", as_markdown(blocks)), ("report.html", as_html(blocks, title))):
-        partial = folder / f".{name}.partial"
-        partial.write_text(content, encoding="utf-8")
-        written.append(partial.replace(folder / name))
+    page = as_html([_inlined(block, folder) for block in blocks], title)
+    for name, content in (("report.md", as_markdown(blocks)), ("report.html", page)):
+        write_file(folder / name, content)
+        written.append(folder / name)
     return written

@@ -255,7 +255,7 @@ class RowLog:
             raise DataError(f"{self.path}:{number}: the row has no field {error}") from error
 
     def _compare(self, first: Row) -> None:
-        earlier = first.get("run")
+        earlier = first.get("run", first.get("settings"))  # the second in conversions of earlier versions
         if not isinstance(earlier, dict):
             raise DataError(f"{self.path}: is not a partial output", hint="choose another output name")
         _refuse_another_run(self.path, earlier, self._settings or {})

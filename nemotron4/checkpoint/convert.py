@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -12,7 +12,6 @@ from typing import Any, Literal, cast, get_args
 import torch
 
 from nemotron4.checkpoint.convert_files import (
-    ConversionProgress,
     Finished,
     OutputFile,
     read_manifest,
@@ -27,6 +26,7 @@ from nemotron4.checkpoint.write_huggingface import huggingface_files
 from nemotron4.checkpoint.write_nemo import nemo_files
 from nemotron4.checkpoint.write_quantized import Scheme
 from nemotron4.errors import CheckpointError, ConfigError
+from nemotron4.runs import differences
 from nemotron4.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 Target = Literal["hf", "nemo", "gguf"]
@@ -67,19 +67,15 @@ def convert(
     checkpoint: Checkpoint,
     destination: Path,
     options: ConvertOptions,
-    report: Callable[[ConversionProgress], None] | None = None,
+    *,
+    is_shown: bool = False,
 ) -> list[Finished]:
     """Write the files of the conversion, or those that an interrupted run left to do."""
     files, settings = plan_conversion(checkpoint, options)
-    return write_files(destination, files, settings, report)
+    return write_files(destination, files, settings, is_shown=is_shown)
 
 
-def verify(
-    checkpoint: Checkpoint,
-    destination: Path,
-    options: ConvertOptions,
-    report: Callable[[ConversionProgress], None] | None = None,
-) -> int:
+def verify(checkpoint: Checkpoint, destination: Path, options: ConvertOptions) -> int:
     """Re-read every written file and convert the source once more in memory: hashes must agree.
 
     Returns the number of bytes compared.
@@ -88,7 +84,8 @@ def verify(
     manifest = read_manifest(destination)
     if manifest["settings"] != settings:
         raise CheckpointError(
-            f"{destination}: holds another conversion: {_difference(manifest['settings'], settings)}"
+            f"{destination}: holds another conversion: "
+            + "; ".join(differences(manifest["settings"], settings))
         )
     total = verify_files(destination)
     expected = {row["name"]: row["sha256"] for row in manifest["files"]}
@@ -161,14 +158,6 @@ def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
 def _fingerprint(checkpoint: Checkpoint) -> str:
     rows = sorted((info.name, info.shape, info.dtype) for info in checkpoint.tensors.values())
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-
-
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{name} is {found.get(name)!r}, not {value!r}"
-        for name, value in wanted.items()
-        if found.get(name) != value
-    )
 
 
 def _sentencepiece(checkpoint: Checkpoint) -> bytes | None:

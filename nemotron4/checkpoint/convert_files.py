@@ -11,6 +11,7 @@ and hashing together, and would push out what other programs have cached.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -18,15 +19,17 @@ import json
 import mmap
 import os
 import shutil
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from nemotron4.errors import CheckpointError
+from nemotron4.progress import Progress
+from nemotron4.runs import RowLog
 
 BUFFER_BYTES = 8 * 1024**2
 NUM_BUFFERS = 4  # one is filled, one hashed, one written, one waits for the slowest of the three
@@ -176,26 +179,6 @@ class Finished:
         return cls(row["name"], row["bytes"], row["sha256"], row["facts"])
 
 
-@dataclass(frozen=True)
-class ConversionProgress:
-    """How far a conversion is: bytes done before this run, bytes of this run, and its seconds."""
-
-    total_bytes: int
-    skipped_bytes: int
-    written_bytes: int
-    elapsed_s: float
-    file: str
-
-    @property
-    def bytes_per_s(self) -> float:
-        return self.written_bytes / self.elapsed_s if self.elapsed_s > 0 else 0.0
-
-    @property
-    def remaining_s(self) -> float | None:
-        left = self.total_bytes - self.skipped_bytes - self.written_bytes
-        return left / self.bytes_per_s if self.bytes_per_s > 0 else None
-
-
 def small_file(name: str, data: bytes) -> OutputFile:
     def blocks() -> Blocks:
         yield data
@@ -212,11 +195,13 @@ def write_files(
     folder: Path,
     files: Sequence[OutputFile],
     settings: Mapping[str, Any],
-    report: Callable[[ConversionProgress], None] | None = None,
+    *,
+    is_shown: bool = False,
 ) -> list[Finished]:
     """Write the files in order and then the manifest; finished ones of an earlier run are kept.
 
     ``settings`` identify the conversion: a folder that holds another one, or other files, is refused.
+    ``is_shown``: how far it is, on stderr.
     """
     files = list(files)
     done_before = read_manifest(folder) if (folder / MANIFEST).is_file() else None
@@ -225,22 +210,16 @@ def write_files(
             raise _occupied(folder, "another conversion")
         return [Finished.from_json(row) for row in done_before["files"]]
     _make_folder(folder)
-    with (folder / JOURNAL).open("a+b") as journal:
-        try:
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(f"{folder}: another process is converting into this folder") from None
-        finished = _read_journal(folder, journal, settings, files)
+    with RowLog(folder / JOURNAL, key=itemgetter("name"), settings=settings) as journal:
+        finished = _still_there(folder, journal, files)
         _check_space(folder, sum(file.size for file in files if file.name not in finished))
-        meter = _Meter(sum(f.size for f in files), sum(f.size for f in finished.values()), report)
-        with BlockWriter() as writer:
+        total, done = sum(f.size for f in files), sum(f.size for f in finished.values())
+        shown = Progress(total, done, unit="bytes") if is_shown else contextlib.nullcontext()
+        with BlockWriter() as writer, shown as progress:
             for file in files:
-                if file.name in finished:
-                    continue
-                finished[file.name] = _write(folder, file, writer, meter)
-                journal.write(json.dumps(finished[file.name].to_json()).encode() + b"\n")
-                journal.flush()
-                os.fsync(journal.fileno())
+                if file.name not in finished:
+                    finished[file.name] = _write(folder, file, writer, progress)
+                    journal.append(finished[file.name].to_json())
             rows = [finished[file.name] for file in files]
             manifest = {"settings": dict(settings), "files": [row.to_json() for row in rows]}
             _write(folder, json_file(MANIFEST, manifest), writer, None)
@@ -285,25 +264,6 @@ def verify_files(folder: Path) -> int:
     return total
 
 
-class _Meter:
-    """Sums bytes and reports at most four times a second."""
-
-    def __init__(self, total: int, skipped: int, report: Callable[[ConversionProgress], None] | None) -> None:
-        self._total, self._skipped, self._report = total, skipped, report
-        self._started = self._reported = time.monotonic()
-        self._written = 0
-
-    def add(self, count: int, file: str) -> None:
-        self._written += count
-        now = time.monotonic()
-        is_last = self._skipped + self._written == self._total
-        if self._report is not None and (now - self._reported > 0.25 or is_last):
-            self._reported = now
-            self._report(
-                ConversionProgress(self._total, self._skipped, self._written, now - self._started, file)
-            )
-
-
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -317,23 +277,10 @@ def _occupied(folder: Path, what: str) -> CheckpointError:
     return CheckpointError(f"{folder}: holds {what}", hint="give an empty or new folder, or delete this one")
 
 
-def _read_journal(
-    folder: Path, journal: BinaryIO, settings: Mapping[str, Any], files: Iterable[OutputFile]
-) -> dict[str, Finished]:
+def _still_there(folder: Path, journal: RowLog, files: Iterable[OutputFile]) -> dict[str, Finished]:
     """Files that an earlier run finished and that still have their size."""
-    journal.seek(0)
-    lines = journal.read().split(b"\n")
-    whole = b"".join(line + b"\n" for line in lines[:-1])
-    journal.truncate(len(whole))  # the last line may be torn
-    rows = [json.loads(line) for line in lines[:-1]]
-    if not rows:
-        journal.write(json.dumps({"settings": dict(settings)}).encode() + b"\n")
-        journal.flush()
-        return {}
-    if rows[0] != {"settings": json.loads(json.dumps(dict(settings)))}:
-        raise _occupied(folder, "another unfinished conversion")
     sizes = {file.name: file.size for file in files}
-    found = [Finished.from_json(row) for row in rows[1:]]
+    found = [Finished.from_json(row) for row in journal.rows]
     return {
         row.name: row
         for row in found
@@ -352,13 +299,13 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _write(folder: Path, file: OutputFile, writer: BlockWriter, meter: _Meter | None) -> Finished:
+def _write(folder: Path, file: OutputFile, writer: BlockWriter, progress: Progress | None) -> Finished:
     path = folder / file.name
     partial = path.with_name(f".{path.name}{PARTIAL}")
     path.parent.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Any] = {}
     try:
-        written = writer.write(partial, _metered(file, meter, facts))
+        written = writer.write(partial, _metered(file, progress, facts))
         if written.size != file.size:
             raise AssertionError(f"{file.name}: {written.size} bytes written, {file.size} planned")
         partial.replace(path)
@@ -375,7 +322,9 @@ def _write(folder: Path, file: OutputFile, writer: BlockWriter, meter: _Meter | 
     return Finished(file.name, file.size, written.sha256, facts)
 
 
-def _metered(file: OutputFile, meter: _Meter | None, facts: dict[str, Any]) -> Iterator[memoryview | bytes]:
+def _metered(
+    file: OutputFile, progress: Progress | None, facts: dict[str, Any]
+) -> Iterator[memoryview | bytes]:
     """The blocks of the file; ``facts`` receives what they return at their end."""
 
     def blocks() -> Blocks:
@@ -384,5 +333,5 @@ def _metered(file: OutputFile, meter: _Meter | None, facts: dict[str, Any]) -> I
 
     for block in blocks():
         yield block
-        if meter is not None:
-            meter.add(len(block), file.name)
+        if progress is not None:
+            progress.add(len(block), detail=file.name)

@@ -9,10 +9,9 @@ import typer
 
 from nemotron4.cli.console import note, print_json
 from nemotron4.cli.options import ForceAdapterOption, JsonOption, ModelArgument
-from nemotron4.progress import LiveText
 
 if TYPE_CHECKING:
-    from nemotron4.checkpoint.convert_files import ConversionProgress, Finished
+    from nemotron4.checkpoint.convert_files import Finished
 
 
 def convert(
@@ -66,8 +65,7 @@ def convert(
     checkpoint = open_checkpoint(source)
     for text in checkpoint.notes:
         note(f"note: {text}")
-    with _Line() as line:
-        finished = write(checkpoint, destination, options, line.show)
+    finished = write(checkpoint, destination, options, is_shown=True)
     verified = None
     if verify:
         note("verifying: reading every written byte and the source once more")
@@ -98,28 +96,3 @@ def _print_result(
         print("every weight's error is in manifest.json")
     if verified is not None:
         print(f"verified: {verified / 1e9:.3f} GB equal to the source")
-
-
-class _Line:
-    """How far the conversion is."""
-
-    def __init__(self) -> None:
-        self._text = ""
-        self._live = LiveText(lambda: self._text)
-
-    def show(self, progress: ConversionProgress) -> None:
-        done = progress.skipped_bytes + progress.written_bytes
-        left = progress.remaining_s
-        seconds = "?" if left is None else f"{left:.0f}"
-        self._text = (
-            f"{done / 1e9:.2f} of {progress.total_bytes / 1e9:.2f} GB, "
-            f"{progress.bytes_per_s / 1e9:.2f} GB/s, {seconds} s left, {progress.file}"
-        )
-        self._live.changed()
-
-    def __enter__(self) -> _Line:
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()

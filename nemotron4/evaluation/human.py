@@ -24,6 +24,7 @@ from nemotron4.client import ChatModel, Sampling, call_with_retries
 from nemotron4.client.remote import connect, is_address
 from nemotron4.client.retry import ERROR, ask_missing
 from nemotron4.errors import ConfigError, DataError
+from nemotron4.progress import Progress
 from nemotron4.records import AskedPrompt, JsonObject, Message, PreferencePair, read_json_lines
 from nemotron4.report import Block
 from nemotron4.runs import RowLog, claim, read_rows, write_json
@@ -261,9 +262,16 @@ async def collect_answers(
                 _take_answers(log, Path(source), by_id)
                 continue
             chat = connect(source, None)
+            num_done = sum(prompt in log for prompt in by_id)
             try:
-                ask = partial(_ask, chat, by_id, sampling)
-                await ask_missing(log, list(by_id), ask, concurrency=concurrency, on_rows=lambda rows: None)
+                with Progress(len(by_id), num_done, name=name, unit="requests") as progress:
+                    await ask_missing(
+                        log,
+                        list(by_id),
+                        partial(_ask, chat, by_id, sampling),
+                        concurrency=concurrency,
+                        on_rows=lambda rows, progress=progress: progress.add(len(rows)),  # type: ignore[misc]
+                    )
             finally:
                 await chat.close()
         note(f"{name}: {len(prompts)} prompts answered")

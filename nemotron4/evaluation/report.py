@@ -12,6 +12,7 @@ from nemotron4.errors import DataError
 from nemotron4.evaluation import published
 from nemotron4.evaluation.result import RESULT_FILE, Result, fraction, load_result, number
 from nemotron4.evaluation.scoring import SAMPLES_FILE
+from nemotron4.evaluation.versus import versus_blocks
 from nemotron4.plots import draw_bar_panels, draw_radar
 from nemotron4.records import read_json_lines
 from nemotron4.report import Bar, Bars, Block, Heading, Links, Picture, Table, Text
@@ -214,6 +215,7 @@ def report_blocks(found: Sequence[Found], pictures: Sequence[Picture]) -> list[B
         Heading("Benchmarks beside the published ones"),
         _peer_table(found, published.PEER_TABLE, published.PEERS),
         *_base_blocks(found),
+        *versus_blocks([(one.folder, one.result) for one in found]),
         Heading("MT-Bench by category"),
         _mt_bench_table(found),
         *pictures,

@@ -13,24 +13,14 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from nemotron4.errors import ConfigError
-
-
-def _need(package: str, error: ImportError) -> ConfigError:
-    return ConfigError(
-        f"checking this instruction needs the package {package}, which is not installed ({error})",
-        hint="pip install 'nemotron4[eval]'",
-    )
+from nemotron4.errors import import_optional
 
 
 @lru_cache(maxsize=1)
 def _language_profiles() -> Any:
-    try:
-        from langdetect.detector_factory import PROFILES_DIRECTORY, DetectorFactory
-    except ImportError as error:
-        raise _need("langdetect", error) from error
-    factory = DetectorFactory()
-    factory.load_profile(PROFILES_DIRECTORY)
+    found = import_optional("langdetect.detector_factory", "detecting a language")
+    factory = found.DetectorFactory()
+    factory.load_profile(found.PROFILES_DIRECTORY)
     return factory
 
 
@@ -55,17 +45,14 @@ def count_words(text: str) -> int:
 
 @lru_cache(maxsize=1)
 def _sentence_splitter() -> Any:
-    try:
-        from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
-    except ImportError as error:
-        raise _need("nltk", error) from error
-    parameters = PunktParameters()
+    punkt = import_optional("nltk.tokenize.punkt", "counting sentences")
+    parameters = punkt.PunktParameters()
     parameters.abbrev_types = set(_rows("abbrev_types.txt"))
     parameters.sent_starters = set(_rows("sent_starters.txt"))
     parameters.collocations = {tuple(row.split("\t")) for row in _rows("collocations.tab")}
     contexts = (row.split("\t") for row in _rows("ortho_context.tab"))
     parameters.ortho_context = defaultdict(int, {word: int(flags) for word, flags in contexts})
-    return PunktSentenceTokenizer(parameters)
+    return punkt.PunktSentenceTokenizer(parameters)
 
 
 def _rows(name: str) -> list[str]:

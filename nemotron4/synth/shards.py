@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from nemotron4.errors import ConfigError, Nemotron4Error
+from nemotron4.errors import ConfigError, Nemotron4Error, import_optional
 from nemotron4.synth.check import check
 from nemotron4.synth.execute import ProgressLines, Report, of_shards, run_recipe
 from nemotron4.synth.merge import merge
@@ -30,10 +30,7 @@ def run_on_ray(shards: Sequence[Path], *, tell: Callable[[], None]) -> list[str]
     ``tell`` is called every few seconds.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry without being asked
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError("the executor 'ray' needs Ray", hint="pip install 'nemotron4[ray]'") from error
+    ray = import_optional("ray", "the executor 'ray'")
     is_mine = not ray.is_initialized()
     if is_mine:
         is_cluster = "RAY_ADDRESS" in os.environ

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nemotron4.errors import ConfigError, DataError
+from nemotron4.errors import ConfigError, DataError, import_optional
 from nemotron4.records import FieldError, numbered_lines, open_text
 from nemotron4.training.encoding import Problem, ReadRow, RowKind
 from nemotron4.training.rows import Fields
@@ -256,13 +256,9 @@ def _separated_rows(path: Path, delimiter: str, encoding: str) -> Iterator[tuple
 
 def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Parquet, or Arrow as ``save_to_disk`` and ``write_feather`` write it, a batch at a time."""
-    try:
-        import pyarrow.ipc
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(
-            f"reading {path.suffix} needs the package pyarrow", hint="pip install pyarrow"
-        ) from error
+    pyarrow = import_optional("pyarrow", f"reading {path.suffix}")
+    for name in ("pyarrow.ipc", "pyarrow.parquet"):
+        import_optional(name, f"reading {path.suffix}")
     try:
         number = 0
         for batch in _batches(path, pyarrow):
@@ -289,10 +285,7 @@ def _batches(path: Path, pyarrow: Any) -> Iterator[Any]:
 
 def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
     """``hub:ORG/NAME[:split]`` through the package datasets, whose cache and settings apply."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(f"{name} needs the package datasets", hint="pip install 'nemotron4[data]'") from error
+    datasets = import_optional("datasets", f"reading {name}")
     repository, _, split = name.removeprefix(HUB).partition(":")
     try:
         found = datasets.load_dataset(repository, split=split or None)

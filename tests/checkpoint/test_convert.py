@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +19,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemotron4.checkpoint.convert import ConvertOptions, convert, verify
-from nemotron4.checkpoint.convert_files import JOURNAL, MANIFEST, ConversionProgress, OutputFile, write_files
+from nemotron4.checkpoint.convert_files import JOURNAL, MANIFEST, Blocks, OutputFile, write_files
 from nemotron4.checkpoint.load import load_weights
 from nemotron4.checkpoint.nemo import open_nemo
 from nemotron4.checkpoint.opening import open_checkpoint
 from nemotron4.checkpoint.write_huggingface import huggingface_files
 from nemotron4.cli.main import main
-from nemotron4.errors import CheckpointError
+from nemotron4.errors import CheckpointError, ConfigError
 from nemotron4.model.config import RopeScaling
 from nemotron4.model.transformer import Transformer
 from tests.checkpoint import nemo_layouts as layouts
@@ -564,11 +565,30 @@ def test_verify_finds_a_flipped_byte_and_a_changed_source(tmp_path: Path) -> Non
         verify(open_checkpoint(source), destination, options)
 
 
-def test_progress_counts_bytes_and_time() -> None:
-    progress = ConversionProgress(
-        total_bytes=100, skipped_bytes=20, written_bytes=40, elapsed_s=2.0, file="a"
-    )
-    assert (progress.bytes_per_s, progress.remaining_s) == (20.0, 2.0)
+OLD = Path(__file__).parents[1] / "golden" / "runs" / "convert"
+
+
+def test_a_journal_of_an_earlier_version_is_continued_and_another_conversion_named(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(OLD, folder)
+    written = []
+
+    def block(name: str, data: bytes) -> OutputFile:
+        def blocks() -> Blocks:
+            written.append(name)
+            yield data
+            return None
+
+        return OutputFile(name, len(data), blocks)
+
+    files = [block("a.bin", b"first"), block("config.json", b"x" * 13), block("c.bin", b"end")]
+    with pytest.raises(ConfigError, match="is of another run: tensor_parallel was 1, is 2"):
+        write_files(folder, files, {"to": "hf", "tensor_parallel": 2})
+    finished = write_files(folder, files, {"to": "hf", "tensor_parallel": 1}, is_shown=True)
+    assert written == ["c.bin"]
+    assert [row.size for row in finished] == [5, 13, 3]
+    assert (folder / "a.bin").read_bytes() == b"first"
+    assert not (folder / JOURNAL).exists()
 
 
 def test_the_command_reports_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,3 +113,49 @@ def test_a_result_of_another_judge_is_not_put_in_the_published_row(scored: Score
     result = replace(load_result(scored("first", {1})), name="gsm8k (judge other)")
     found = [report.Found(Path("x"), result)]
     assert report.value_of(found, "m<1>", "gsm8k", "strict") is None
+
+
+def test_the_report_says_whether_the_second_is_better_with_the_flips_inside_the_page(
+    scored: Scored, tmp_path: Path, capsys: Any
+) -> None:
+    pytest.importorskip("matplotlib")
+    first = scored("first", set(range(4)), model="A")
+    second = scored("second", set(range(2, 20)), model="B")
+    for folder, name in ((first, "first"), (second, "second")):  # answers as a run keeps them
+        (folder / "responses.jsonl").write_bytes((tmp_path / f"{name}.jsonl").read_bytes())
+    out = tmp_path / "report"
+    assert main(["eval", "report", str(first.parent), str(second.parent), "--out", str(out)]) == 0
+    text = (out / "report.md").read_text()
+    assert "gsm8k, strict: B is better than A (p 0.00131, 20 items)." in text
+    assert "B won 16; the first 10:" in text
+    assert "B lost 2:" in text
+    page = (out / "report.html").read_text()
+    assert page.count("<details>") == 12
+    assert "<b>A, A</b></p><pre>#### 0</pre>" in page
+    assert "<b>B, B</b></p><pre>#### -1</pre>" in page
+    assert 'src="data:image/png;base64,' in page
+    assert 'src="benchmarks.png' not in page  # one file that opens anywhere
+
+
+def test_results_of_other_definitions_are_listed_as_not_comparable(
+    scored: Scored, tmp_path: Path, capsys: Any
+) -> None:
+    pytest.importorskip("matplotlib")
+    first, second = scored("first", {1}, model="A"), scored("second", {1}, seed=3, model="B")
+    out = tmp_path / "report"
+    assert main(["eval", "report", str(first.parent), str(second.parent), "--out", str(out)]) == 0
+    assert "not comparable: seed" in (out / "report.md").read_text()
+
+
+def test_one_unscored_item_leaves_the_others_compared_and_is_named(
+    scored: Scored, tmp_path: Path, capsys: Any
+) -> None:
+    first, second = scored("first", {1, 2}), scored("second", {1})
+    rows = [json.loads(line) for line in (second / "items.jsonl").read_text().splitlines()]
+    (second / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    assert main(["eval", "compare", str(first), str(second), "--json"]) == 0
+    comparison = json.loads(capsys.readouterr().out)
+    assert comparison["tests"]["strict"]["num_items"] == 19
+    assert comparison["left_out"]["strict"] == ["19"]
+    assert main(["eval", "compare", str(first), str(second)]) == 0
+    assert "left out, scored by one only 1: 19" in capsys.readouterr().out
