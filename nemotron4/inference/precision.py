@@ -15,7 +15,7 @@ from nemotron4.inference.native.build import BuildError
 from nemotron4.inference.native.library import Form, instruction_set
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-QUANTISED = {"int8": Form.U8, "int4": Form.U4}
+QUANTISED = {"int8": Form.S8, "int4": Form.U4}
 _FLOATS = {torch.float32: Form.F32, torch.bfloat16: Form.BF16}
 _PLAIN_GGUF = ("F32", "F16", "BF16")
 

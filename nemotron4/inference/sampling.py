@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nemotron4.engine import PositionLogprobs, SamplingParams, TokenLogprob
+from nemotron4.inference.native.library import sampler
 
 # Top-p looks at this many of the most likely tokens first; only a flat distribution needs a full sort.
 NUCLEUS_GUESS = 512
@@ -73,12 +74,24 @@ def draw(logits_V: Tensor, params: SamplingParams, generator: torch.Generator) -
     """
     if params.temperature == 0:
         return int(logits_V.argmax())
+    point = torch.rand((), dtype=torch.float64, generator=generator)
+    kernels = sampler() if logits_V.device.type == "cpu" else None
+    if kernels is None:
+        return draw_at(logits_V, params, point)
+    logits_V = logits_V.float().contiguous()
+    token_id: int = kernels.native_draw(
+        logits_V.data_ptr(), len(logits_V), params.temperature, params.top_k, params.top_p, params.min_p,
+        float(point),
+    )  # fmt: skip
+    return token_id
+
+
+def draw_at(logits_V: Tensor, params: SamplingParams, point: Tensor) -> int:
+    """The token at a point in [0, 1) of the cumulative distribution; the twin of ``native_draw``."""
     ids_C, probabilities_C = candidates(logits_V / params.temperature, params)
     cumulative_C = probabilities_C.double().cumsum(0)
-    point = (
-        torch.rand((), dtype=torch.float64, generator=generator).to(cumulative_C.device) * cumulative_C[-1]
-    )
-    chosen = int(torch.searchsorted(cumulative_C, point, right=True).clamp(max=len(cumulative_C) - 1))
+    scaled = point.to(cumulative_C.device) * cumulative_C[-1]
+    chosen = int(torch.searchsorted(cumulative_C, scaled, right=True).clamp(max=len(cumulative_C) - 1))
     return chosen if ids_C is None else int(ids_C[chosen])
 
 

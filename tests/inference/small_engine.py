@@ -102,7 +102,7 @@ PATHS: tuple[EnginePath, ...] = ("torch-float32", "torch-bfloat16", "float32", "
 _KINDS = {
     "float32": Form.F32,
     "bfloat16": Form.BF16,
-    "int8": Form.U8,
+    "int8": Form.S8,
     "int4": Form.U4,
 }
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, quants
 
+from nemotron4.engine import SamplingParams
+from nemotron4.inference import sampling
 from nemotron4.inference.native import build, library, twin
 from nemotron4.inference.native.library import Form
 from nemotron4.inference.native.model import STORED, Weight
@@ -57,8 +59,8 @@ def test_int8_products_equal_their_twin_to_the_last_bit(
     isa: str, is_wide: bool, rows: int, cols: int, outputs: int
 ) -> None:
     x_MK, weight_RK = random(rows, cols), random(outputs, cols, seed=1)
-    expected = twin.product(x_MK, *twin.quantised_weight(weight_RK, Form.U8), is_wide=is_wide)
-    actual = product(x_MK, packed(weight_RK, Form.U8), isa, is_wide=is_wide)
+    expected = twin.product(x_MK, *twin.quantised_weight(weight_RK, Form.S8), is_wide=is_wide)
+    actual = product(x_MK, packed(weight_RK, Form.S8), isa, is_wide=is_wide)
     assert torch.equal(actual, expected)
 
 
@@ -95,7 +97,7 @@ def test_products_are_near_those_of_the_unquantised_weight(kind: Form) -> None:
     expected = x_MK @ weight_RK.T
     off = product(x_MK, packed(weight_RK, kind)) - expected
     error = (off / (x_MK.norm(dim=1)[:, None] * weight_RK.norm(dim=1))).norm(dim=1).median() * 256**0.5 / 8
-    assert error < {Form.F32: 1e-6, Form.BF16: 0.003, Form.U8: 0.012, Form.U4: 0.085}[kind]
+    assert error < {Form.F32: 1e-6, Form.BF16: 0.003, Form.S8: 0.012, Form.U4: 0.085}[kind]
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -187,3 +189,32 @@ def test_greedy_tokens_of_float32_equal_those_of_the_plain_model() -> None:
             for e in (engine, plain)
         ]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"top_k": 1},
+        {"top_k": 40},
+        {"top_p": 0.9},
+        {"top_p": 0.999999},
+        {"min_p": 0.05},
+        {"top_k": 50, "top_p": 0.8, "min_p": 0.02},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [5, 101, 32000])
+def test_draws_are_those_of_the_twin(settings: dict[str, float], size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    for spread in (0.1, 3.0, 8.0):
+        params = SamplingParams(temperature=0.7, **settings)  # type: ignore[arg-type]
+        logits = torch.randn(size, generator=generator) * spread
+        logits[::7] = -torch.inf
+        for point in (0.0, 0.1, 0.33, 0.5, 0.77, 0.9, 0.97):
+            expected = sampling.draw_at(logits, params, torch.tensor(point, dtype=torch.float64))
+            actual = LIBRARY.native_draw(
+                logits.data_ptr(), size, 0.7, params.top_k, params.top_p, params.min_p, point
+            )
+            same_value = float(logits[actual]) == pytest.approx(float(logits[expected]), abs=0.01)
+            assert actual == expected or same_value, (spread, point)

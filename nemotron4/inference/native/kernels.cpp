@@ -78,9 +78,9 @@ INLINE void few_rows(const Weight &w, const Rows &rows, int row, PanelOf panel, 
         I dots[MR], lows[MR];
         for (int r = 0; r < MR; r++) {
             dots[r] = I{};
-            lows[r] = KIND == W_U8 ? alli(rows.sums[place + r]) : I{};
+            lows[r] = KIND == W_S8 ? alli(rows.sums[place + r]) : I{};
         }
-        if (KIND == W_U8) {
+        if (KIND == W_S8) {
             const uint8_t *codes = panel.codes + (size_t)g * 512;
 #if defined(__AVX2__)
             if (MR <= 2)
@@ -88,7 +88,7 @@ INLINE void few_rows(const Weight &w, const Rows &rows, int row, PanelOf panel, 
 #endif
 #pragma GCC unroll 8
             for (int i = 0; i < 8; i++) {
-                I c = load_codes(codes + i * 64);
+                I c = load_codes(codes + i * 64) ^ (int32_t)0x80808080; // unsigned: 128 more, which sums take back
                 for (int r = 0; r < MR; r++) {
                     dots[r] = dot4(dots[r], c, four_of(x[r] + g * 32 + i * 4));
                     if (WIDE) lows[r] = dot4(lows[r], c, four_of(y[r] + g * 32 + i * 4));
@@ -166,11 +166,18 @@ INLINE void add_group(const int32_t *dots, const Rows &rows, size_t place, const
     for (int r = 0; r < 16; r++) {
         I d = load_codes((const uint8_t *)(dots + r * 16));
         if (WIDE) d = (d << 7) + load_codes((const uint8_t *)(dots + 256 + r * 16));
-        if (KIND == W_U8) d += alli(rows.sums[place + r]);
         sum[r] = fma(to_float(d), scale * all(rows.scales[place + r]), sum[r]);
         if (KIND == W_U4) sum[r] = fma(rows.scaled_sums[place + r], least, sum[r]);
     }
 }
+
+// Sums of one group into ``to``, in tiles of its own: a tile is not free before it is stored.
+#define GROUP_IN_TILES(C, A, B, rows_, codes_, to)                                                                     \
+    _tile_zero(C);                                                                                                     \
+    _tile_loadd(A, rows_, rows.padded);                                                                                \
+    _tile_loadd(B, codes_, 64);                                                                                        \
+    _tile_dpbssd(C, A, B);                                                                                             \
+    _tile_stored(C, to, 64)
 
 template <int KIND, bool WIDE>
 void tiles_quantised(const Weight &w, const Rows &rows, int first, int count, PanelOf panel, float *out, int stride,
@@ -186,7 +193,8 @@ void tiles_quantised(const Weight &w, const Rows &rows, int first, int count, Pa
         codes = unpacked;
     }
     const size_t step = KIND == W_U4 ? 32 : 16;
-    alignas(64) int32_t dots[2][512];
+    constexpr int STEP = WIDE ? 2 : 4; // groups that are in tiles at the same time
+    alignas(64) int32_t dots[4][256];
     for (int r0 = 0; r0 < count; r0 += 16) {
         const int row = first + r0;
         const int8_t *x = rows.codes + (size_t)row * rows.padded;
@@ -195,20 +203,25 @@ void tiles_quantised(const Weight &w, const Rows &rows, int first, int count, Pa
         V sum[16];
 #pragma GCC unroll 16
         for (int r = 0; r < 16; r++) sum[r] = V{};
-        for (int g = 0; g < groups; g++) {
-            int32_t *to = dots[g & 1];
-            _tile_zero(0);
-            _tile_loadd(4, x + g * 32, rows.padded);
-            _tile_loadd(6, codes + (size_t)g * 512, 64);
-            _tile_dpbsud(0, 4, 6);
-            _tile_stored(0, to, 64);
+        int g = 0;
+        for (; g + STEP <= groups; g += STEP) {
+            const uint8_t *c = codes + (size_t)g * 512;
+            const int8_t *a = x + g * 32, *b = WIDE ? y + g * 32 : a + 64;
+            GROUP_IN_TILES(0, 4, 6, a, c, dots[0]);
+            GROUP_IN_TILES(1, 5, 7, WIDE ? b : a + 32, c + (WIDE ? 0 : 512), dots[1]);
+            GROUP_IN_TILES(2, 4, 6, WIDE ? a + 32 : b, c + (WIDE ? 512 : 1024), dots[2]);
+            GROUP_IN_TILES(3, 5, 7, b + 32, c + (WIDE ? 512 : 1536), dots[3]);
+#pragma GCC unroll 4
+            for (int i = 0; i < STEP; i++)
+                add_group<KIND, WIDE>(dots[WIDE ? 2 * i : i], rows, at + (size_t)(g + i) * 16,
+                                      panel.scales + (size_t)(g + i) * step, sum);
+        }
+        for (; g < groups; g++) {
+            GROUP_IN_TILES(0, 4, 6, x + g * 32, codes + (size_t)g * 512, dots[0]);
             if (WIDE) {
-                _tile_zero(1);
-                _tile_loadd(5, y + g * 32, rows.padded);
-                _tile_dpbsud(1, 5, 6);
-                _tile_stored(1, to + 256, 64);
+                GROUP_IN_TILES(1, 5, 7, y + g * 32, codes + (size_t)g * 512, dots[1]);
             }
-            add_group<KIND, WIDE>(to, rows, at + (size_t)g * 16, panel.scales + (size_t)g * step, sum);
+            add_group<KIND, WIDE>(dots[0], rows, at + (size_t)g * 16, panel.scales + (size_t)g * step, sum);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < 16; r++)
@@ -348,16 +361,16 @@ void product(const Weight &w, const Rows &rows, int first, int count, int panel,
         float *to = out + p * PANEL, *rest = to + (size_t)in_tiles * stride;
         const int last = first + in_tiles, left = count - in_tiles;
 #if defined(HAS_AMX)
-        if (in_tiles && w.kind == W_U8)
-            rows.low ? tiles_quantised<W_U8, true>(w, rows, first, in_tiles, one, to, stride, unpacked)
-                     : tiles_quantised<W_U8, false>(w, rows, first, in_tiles, one, to, stride, unpacked);
+        if (in_tiles && w.kind == W_S8)
+            rows.low ? tiles_quantised<W_S8, true>(w, rows, first, in_tiles, one, to, stride, unpacked)
+                     : tiles_quantised<W_S8, false>(w, rows, first, in_tiles, one, to, stride, unpacked);
         if (in_tiles && w.kind == W_U4)
             rows.low ? tiles_quantised<W_U4, true>(w, rows, first, in_tiles, one, to, stride, unpacked)
                      : tiles_quantised<W_U4, false>(w, rows, first, in_tiles, one, to, stride, unpacked);
 #endif
-        if (left && w.kind == W_U8)
-            rows.low ? quantised_rows<W_U8, true>(w, rows, last, left, one, rest, stride)
-                     : quantised_rows<W_U8, false>(w, rows, last, left, one, rest, stride);
+        if (left && w.kind == W_S8)
+            rows.low ? quantised_rows<W_S8, true>(w, rows, last, left, one, rest, stride)
+                     : quantised_rows<W_S8, false>(w, rows, last, left, one, rest, stride);
         if (left && w.kind == W_U4)
             rows.low ? quantised_rows<W_U4, true>(w, rows, last, left, one, rest, stride)
                      : quantised_rows<W_U4, false>(w, rows, last, left, one, rest, stride);
@@ -415,10 +428,7 @@ void quantise(const float *x, int size, int padded, int8_t *codes, int8_t *low, 
             const C rest = __builtin_convertvector(whole[half] - (high << 7), C);
             memcpy(low + g * GROUP + half * 16, &rest, 16);
         }
-        int32_t s[16], total = 0;
-        const I both = whole[0] + whole[1];
-        memcpy(s, &both, 64);
-        for (int lane = 0; lane < 16; lane++) total += s[lane];
+        const int32_t total = sum16(whole[0] + whole[1]);
         scales[g * 16] = scale;
         sums[g * 16] = -128 * total;
         scaled_sums[g * 16] = scale * (float)total;
@@ -445,6 +455,23 @@ void swiglu(const float *gate, const float *up, int size, float *out) {
         V g = load_part(gate + i, size - i), u = load_part(up + i, size - i);
         store_part(out + i, g / (exponential(-g) + 1.0f) * u, size - i);
     }
+}
+
+double weights(const float *x, int size, float least, float *out) {
+    V most = all(-__builtin_inff());
+    int i = 0;
+    for (; i + 16 <= size; i += 16) most = maximum(most, load(x + i));
+    float largest = max16(most);
+    for (; i < size; i++) largest = x[i] > largest ? x[i] : largest;
+    double total = 0;
+    for (i = 0; i < size; i += 16) {
+        const V v = load_part(x + i, size - i);
+        V w = exponential(v - all(largest));
+        w = (V)((I)w & (v >= all(least)));
+        store_part(out + i, w, size - i);
+        total += sum16(only_first(w, size - i));
+    }
+    return total;
 }
 
 // ---- attention ------------------------------------------------------------------------------------------
@@ -552,6 +579,6 @@ void attend(const AttendTask &t, float *out) { return t.is_bf16 ? attend_all<tru
 #define TEXT2(a) #a
 #define TEXT(a) TEXT2(a)
 const Kernels *JOIN(kernels_, ISA)() {
-    static const Kernels table = {TEXT(ISA), product, norm, quantise, to_bf16, relu2, swiglu, attend};
+    static const Kernels table = {TEXT(ISA), product, norm, quantise, to_bf16, relu2, swiglu, weights, attend};
     return &table;
 }

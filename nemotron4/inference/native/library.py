@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
+from functools import lru_cache
 
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.inference.native.build import BuildError, load_library
@@ -22,7 +23,7 @@ class Form(IntEnum):
 
     F32 = 0
     BF16 = 1
-    U8 = 2
+    S8 = 2
     U4 = 3
 
 
@@ -79,6 +80,7 @@ class CStep(ctypes.Structure):
     )
 
 
+@lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
     """The library with its calls declared. Raises BuildError."""
     found = load_library()
@@ -97,6 +99,7 @@ def library() -> ctypes.CDLL:
     found.native_pack.argtypes = (POINTER(CWeight), c_void_p, c_int32, c_int32)
     found.native_pack.restype = None
     found.native_product.argtypes = (POINTER(CWeight), c_void_p, c_int32, c_int32, c_char_p, c_void_p)
+    found.native_draw.argtypes = (c_void_p, c_int32, c_float, c_int32, c_double, c_double, c_double)
     found.native_pack_gguf.argtypes = (POINTER(CWeight), c_int32, c_void_p, c_int32, c_int32)
     return found
 
@@ -116,3 +119,15 @@ def instruction_set() -> str:
     if not name:
         raise BuildError("this processor has no AVX2")
     return name.decode()
+
+
+@lru_cache(maxsize=1)
+def sampler() -> ctypes.CDLL | None:
+    """The library for drawing tokens, or None where PyTorch draws them."""
+    if os.environ.get("NEMOTRON4_NATIVE") == "0":
+        return None
+    try:
+        instruction_set()
+    except BuildError:
+        return None
+    return library()

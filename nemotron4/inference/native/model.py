@@ -29,7 +29,7 @@ from nemotron4.model.transformer import Transformer
 STORED = {
     "Q4_0": (2, Form.U4),
     "Q4_1": (3, Form.U4),
-    "Q8_0": (8, Form.U8),
+    "Q8_0": (8, Form.S8),
     "Q4_K": (12, Form.U4),
 }
 ROWS_AT_ONCE = 4096  # rows of a weight that are float32 at the same time
@@ -53,12 +53,12 @@ class Weight:
         size = {
             Form.F32: 4 * numbers,
             Form.BF16: 2 * numbers,
-            Form.U8: numbers,
+            Form.S8: numbers,
             Form.U4: numbers // 2,
         }[kind]
         scales = None
-        if kind in (Form.U8, Form.U4):
-            per_group = 1 if kind == Form.U8 else 2
+        if kind in (Form.S8, Form.U4):
+            per_group = 1 if kind == Form.S8 else 2
             scales = torch.zeros(numbers // c.GROUP * per_group, dtype=torch.int16)
         return Weight(kind, rows, cols, torch.zeros(size, dtype=torch.uint8), scales, None)
 
@@ -216,8 +216,8 @@ class _Reader:
     def kind_of(self, name: str, *, is_head: bool = False) -> Form:
         if self._kind is None:
             raw = self._checkpoint.raw_tensor(name + ".weight")
-            return Form.U8 if raw is None else STORED.get(raw.kind, (0, Form.U8))[1]
-        return Form.U8 if is_head and self._kind == Form.U4 else self._kind
+            return Form.S8 if raw is None else STORED.get(raw.kind, (0, Form.S8))[1]
+        return Form.S8 if is_head and self._kind == Form.U4 else self._kind
 
     def groups(self, names: list[str]) -> list[list[str]]:
         """Neighbours of one kind together: they become one product."""

@@ -9,7 +9,7 @@
 enum WeightKind : int32_t {
     W_F32 = 0,  // panel: K x 16 floats
     W_BF16 = 1, // panel: K/2 x 16 x 2
-    W_U8 = 2,   // panel: K/4 x 16 x 4 unsigned codes; value = scale * (code - 128)
+    W_S8 = 2,   // panel: K/4 x 16 x 4 signed codes; value = scale * code
     W_U4 = 3,   // panel: K/8 x 64 bytes, two rows of four columns to a byte row; value = scale * code + minimum
 };
 
@@ -19,7 +19,7 @@ struct Weight {
     int32_t kind, rows, cols; // as in the checkpoint
     int32_t panels, padded;   // panels of 16 rows; columns padded to a multiple of 32
     const void *codes;        // panels side by side
-    const uint16_t *scales;   // W_U8: [panel][group][16] float16; W_U4: [panel][group][16 scales, 16 minima]
+    const uint16_t *scales;   // W_S8: [panel][group][16] float16; W_U4: [panel][group][16 scales, 16 minima]
     const float *bias;        // or null
 };
 
@@ -96,6 +96,8 @@ struct Kernels {
     void (*to_bf16)(const float *x, int size, uint16_t *out);
     void (*relu2)(float *x, int size);
     void (*swiglu)(const float *gate, const float *up, int size, float *out);
+    // e^(x - largest x), 0 where x is below ``least``; returns their sum
+    double (*weights)(const float *x, int size, float least, float *out);
     void (*attend)(const AttendTask &task, float *out); // out[row][heads_per_kv][head_dim]
 };
 

@@ -30,12 +30,12 @@ struct Group { // where the 32 columns of one row lie
         scales = const_cast<uint16_t *>(w.scales) + place * (kind == W_U4 ? 32 : 16) + lane;
     }
     uint8_t get(int i) const {
-        if (kind == W_U8) return codes[i / 4 * 64 + i % 4];
+        if (kind == W_S8) return codes[i / 4 * 64 + i % 4];
         const uint8_t both = codes[i / 8 * 64 + i % 4];
         return i / 4 % 2 ? both >> 4 : both & 15;
     }
     void put(const uint8_t *values) {
-        if (kind == W_U8)
+        if (kind == W_S8)
             for (int i = 0; i < 32; i++) codes[i / 4 * 64 + i % 4] = values[i];
         else
             for (int j = 0; j < 4; j++)
@@ -52,7 +52,7 @@ void quantise8(const float *x, int count, Group g) {
     uint8_t codes[32];
     for (int i = 0; i < 32; i++) {
         const float code = i < count ? std::nearbyint(x[i] * inverse) : 0;
-        codes[i] = (uint8_t)(128 + std::fmax(-127.0f, std::fmin(127.0f, code)));
+        codes[i] = (uint8_t)(int8_t)std::fmax(-127.0f, std::fmin(127.0f, code));
     }
     g.put(codes);
     *g.scales = half;
@@ -126,8 +126,9 @@ void unpack_row(const Weight &w, int row, float *out) {
             memcpy(out + k, &u, 4);
         } else {
             const Group g(w, row, k / GROUP);
-            const float code = g.get(k % GROUP), scale = half_to_float(g.scales[0]);
-            out[k] = w.kind == W_U8 ? scale * (code - 128) : scale * code + half_to_float(g.scales[16]);
+            const uint8_t code = g.get(k % GROUP);
+            const float scale = half_to_float(g.scales[0]);
+            out[k] = w.kind == W_S8 ? scale * (int8_t)code : scale * code + half_to_float(g.scales[16]);
         }
     }
 }
@@ -152,7 +153,7 @@ void native_pack(const Weight *weight, const float *x, int first, int count) {
         else
             for (int k = 0; k < w.cols; k += GROUP) {
                 const int left = w.cols - k < GROUP ? w.cols - k : (int)GROUP;
-                w.kind == W_U8 ? quantise8(x + k, left, Group(w, row, k / GROUP))
+                w.kind == W_S8 ? quantise8(x + k, left, Group(w, row, k / GROUP))
                                : quantise4(x + k, left, Group(w, row, k / GROUP));
             }
     }
@@ -166,8 +167,8 @@ int native_pack_gguf(const Weight *weight, int type, const uint8_t *p, int first
     for (int row = first; row < first + count; row++) {
         for (int g = 0; g * GROUP < w.cols; g++) {
             Group to(w, row, g);
-            if (type == 8 && w.kind == W_U8) {
-                for (int i = 0; i < 32; i++) codes[i] = (uint8_t)(p[2 + i] ^ 128);
+            if (type == 8 && w.kind == W_S8) {
+                for (int i = 0; i < 32; i++) codes[i] = p[2 + i];
                 to.scales[0] = half_at(p);
                 p += 34;
             } else if (type == 2 && w.kind == W_U4) {

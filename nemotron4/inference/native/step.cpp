@@ -274,7 +274,7 @@ void multiply(Engine &e, const Weight &w, int num_rows, float *out, int64_t stri
     const int64_t panel_bytes = (int64_t)w.padded * PANEL * (w.kind == W_F32 ? 4 : w.kind == W_BF16 ? 2 : 1);
     const int rows = std::min(num_rows, p.rows_per_tile);
     p.panels_per_tile = (int)std::max<int64_t>(1, std::min<int64_t>(8, (64 << 10) / panel_bytes));
-    if (rows >= 8) p.panels_per_tile = w.kind == W_U8 || w.kind == W_U4 ? 2 : 4;
+    if (rows >= 8) p.panels_per_tile = w.kind == W_S8 || w.kind == W_U4 ? 2 : 4;
     const int row_tiles = (w.panels + p.panels_per_tile - 1) / p.panels_per_tile;
     e.pool->run(row_tiles * p.row_tiles, (size_t)rows * p.panels_per_tile * PANEL, p);
 }

@@ -13,8 +13,8 @@ from nemotron4.inference.native.library import GROUP, Form
 
 
 def quantised_weight(weight_RK: Tensor, kind: Form) -> tuple[Tensor, Tensor]:
-    """Codes (R, G, 32) minus their zero, and float16 scales (R, G, 1), of ``Form.U8``; float32."""
-    assert kind == Form.U8
+    """Codes (R, G, 32) and float16 scales (R, G, 1), of ``Form.S8``; float32."""
+    assert kind == Form.S8
     groups_RG32 = F.pad(weight_RK, (0, -weight_RK.shape[1] % GROUP)).reshape(len(weight_RK), -1, GROUP)
     scale_RG1 = (groups_RG32.abs().amax(-1, keepdim=True) / 127).half().float()
     inverse_RG1 = torch.where(scale_RG1 > 0, 1 / scale_RG1, 0)

@@ -98,20 +98,43 @@ INLINE V load_bf16(const uint16_t *p) {
 }
 #endif
 
+// Of sixteen: eight and eight, then four and four, and so on.
+#if defined(__AVX512F__)
+INLINE __m128 quarter(__m512 v, bool adds) {
+    const __m256 low = _mm512_castps512_ps256(v), high = _mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)v, 1));
+    const __m256 h = adds ? _mm256_add_ps(low, high) : _mm256_max_ps(low, high);
+    const __m128 a = _mm256_castps256_ps128(h), b = _mm256_extractf128_ps(h, 1);
+    return adds ? _mm_add_ps(a, b) : _mm_max_ps(a, b);
+}
 INLINE float sum16(V v) {
-    float a[16];
-    store(a, v);
-    for (int width = 8; width; width /= 2)
-        for (int i = 0; i < width; i++) a[i] += a[i + width];
-    return a[0];
+    __m128 q = quarter((__m512)v, true);
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
 }
 INLINE float max16(V v) {
-    float a[16];
-    store(a, v);
+    __m128 q = quarter((__m512)v, false);
+    q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+}
+INLINE int32_t sum16(I v) { return _mm512_reduce_add_epi32((__m512i)v); }
+#else
+template <class T, class Vector, class Join> INLINE T joined(Vector v, Join join) {
+    T a[16];
+    memcpy(a, &v, 64);
     for (int width = 8; width; width /= 2)
-        for (int i = 0; i < width; i++) a[i] = a[i] > a[i + width] ? a[i] : a[i + width];
+        for (int i = 0; i < width; i++) a[i] = join(a[i], a[i + width]);
     return a[0];
 }
+INLINE float sum16(V v) {
+    return joined<float>(v, [](float x, float y) { return x + y; });
+}
+INLINE float max16(V v) {
+    return joined<float>(v, [](float x, float y) { return x > y ? x : y; });
+}
+INLINE int32_t sum16(I v) {
+    return joined<int32_t>(v, [](int32_t x, int32_t y) { return x + y; });
+}
+#endif
 
 // e^x to 2 units in the last place; 0 below -87. Cody-Waite reduction, polynomial of degree 6 (Taylor in the
 // reduced range of +-0.35).
