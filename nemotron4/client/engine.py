@@ -16,6 +16,7 @@ from nemotron4.client.interface import (
 )
 from nemotron4.client.thoughts import without_thoughts
 from nemotron4.engine import (
+    Grammar,
     InferenceEngine,
     PositionLogprobs,
     Reward,
@@ -25,6 +26,7 @@ from nemotron4.engine import (
 )
 from nemotron4.errors import EngineBusyError, RequestError, TemplateError, TokenizerError
 from nemotron4.records import JsonObject, Message
+from nemotron4.text import structured_output
 from nemotron4.text.answers import (
     AnswerText,
     EngineStoppedError,
@@ -33,7 +35,6 @@ from nemotron4.text.answers import (
     run,
     text_request,
 )
-from nemotron4.text.structured_output import json_schema
 
 
 class EngineChatModel:
@@ -57,6 +58,7 @@ class EngineChatModel:
             "stop_token_ids": sorted(self._engine.info.eos_token_ids),
             "logprobs": params.logprobs,
             **({} if sampling.schema is None else {"schema": sampling.schema}),
+            **({"choice": list(sampling.choice)} if sampling.choice else {}),
         }
 
     async def chat(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
@@ -135,6 +137,12 @@ class EngineChatModel:
         return TextLogprob(piece(position.chosen.token_id), position.chosen.logprob, top)
 
 
+def _grammar(sampling: Sampling) -> Grammar | None:
+    if sampling.choice:
+        return structured_output.choice(sampling.choice)
+    return None if sampling.schema is None else structured_output.json_schema(sampling.schema)
+
+
 def _params(sampling: Sampling) -> SamplingParams:
     return SamplingParams(
         max_new_tokens=sampling.max_tokens,
@@ -144,7 +152,7 @@ def _params(sampling: Sampling) -> SamplingParams:
         seed=sampling.seed,
         stop_strings=sampling.stop,
         logprobs=sampling.top_logprobs,
-        grammar=None if sampling.schema is None else json_schema(sampling.schema),
+        grammar=_grammar(sampling),
     )
 
 

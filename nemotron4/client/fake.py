@@ -101,6 +101,7 @@ class FakeChatModel:
             "seed": sampling.seed,
             "stop": list(sampling.stop),
             **({} if sampling.schema is None else {"schema": sampling.schema}),
+            **({"choice": list(sampling.choice)} if sampling.choice else {}),
         }
 
     async def chat(self, messages: Sequence[Message], sampling: Sampling) -> Reply:

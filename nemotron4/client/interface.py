@@ -26,6 +26,10 @@ class Sampling:
         None  # of a JSON answer; where an endpoint cannot hold the model to it, it asks
     )
 
+    choice: tuple[
+        str, ...
+    ] = ()  # the reply is one of these texts; an endpoint that knows no such field refuses
+
     def __post_init__(self) -> None:
         checks = (
             (self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more"),

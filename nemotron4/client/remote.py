@@ -51,6 +51,8 @@ class OpenAIChatModel:
         body["messages"] = [message.to_json() for message in messages]
         if sampling.top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        if sampling.choice:
+            body["structured_outputs"] = {"choice": list(sampling.choice)}  # vLLM's name and ours
         if sampling.schema is not None:
             schema = {"name": "reply", "schema": sampling.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -309,6 +311,8 @@ class GenerateChatModel:
     def _body(self, prompt: str, sampling: Sampling) -> JsonObject:
         if sampling.top_logprobs:
             raise HopelessError("PUT /generate has no alternatives per token", kind="unsupported")
+        if sampling.choice:
+            raise HopelessError("PUT /generate cannot be held to a choice of texts", kind="unsupported")
         return {
             "sentences": [prompt],
             "tokens_to_generate": sampling.max_tokens,

@@ -31,6 +31,7 @@ from nemotron4.server.openai_schemas import (
 )
 from nemotron4.server.rows import check_length, steps, usable_temperature
 from nemotron4.server.settings import Service
+from nemotron4.server.structured import grammar_of
 from nemotron4.text.answers import AnswerText, samples
 
 LEAST_LOGPROB = -9999.0  # OpenAI's number for "cannot happen"; JSON has no infinity
@@ -116,6 +117,7 @@ def sampling_params(
         ignore_eos=bool(body.ignore_eos),
         shows_stop=bool(body.include_stop_str_in_output),
         shows_special=body.skip_special_tokens is False,
+        grammar=grammar_of(body),
         seed=None if body.seed is None else body.seed % 2**63,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,

@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from nemotron4.records import FieldError, Message
+from nemotron4.server.structured import StructuredFields
 from nemotron4.text.messages import MESSAGE_SCHEMA, read_messages
 
 MAX_CHOICES = 128
@@ -81,7 +82,7 @@ class StreamOptions(_Strict):
     include_obfuscation: Ignored
 
 
-class _Sampling(_Strict):
+class _Sampling(StructuredFields, _Strict):
     """What completions and chat have in common. Unknown fields: see ``ServerSettings.unknown_fields``."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -162,7 +163,6 @@ class ChatRequest(_Sampling):
     tool_choice: _only("none", "auto")  # type: ignore[valid-type]
     functions: _only([])  # type: ignore[valid-type]
     function_call: _only("none", "auto")  # type: ignore[valid-type]
-    response_format: _only({"type": "text"})  # type: ignore[valid-type]
     modalities: _only(["text"])  # type: ignore[valid-type]
     audio: _only()  # type: ignore[valid-type]
     prediction: _only()  # type: ignore[valid-type]

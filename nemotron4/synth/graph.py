@@ -160,7 +160,9 @@ def _configuration(
         kind.version,
         _jsonable(dataclasses.asdict(knobs)),
         # What no recipe sets was not part of it from the beginning.
-        None if sampling is None else {k: v for k, v in vars(sampling).items() if k != "schema"},
+        None
+        if sampling is None
+        else {k: v for k, v in vars(sampling).items() if k not in ("schema", "choice")},
         [identities[name] for name in endpoints],
         prompts.identity(kind.prompts),
         seed,

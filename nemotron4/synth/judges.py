@@ -89,6 +89,7 @@ def _sandbox() -> Sandbox:
     return open_sandbox()
 
 
+_FORMS = ("[[A]]", "[[B]]", "[[C]]")
 _VERDICT = re.compile(r"\[\[([ABC])\]\]")
 _RIVALS = 20  # the most that OpenAI's API gives of the likeliest tokens
 
@@ -104,14 +105,16 @@ class _Verdict:
 class LlmJudge:
     """Compares two answers twice, in both orders; only an agreement counts.
 
-    text: the verdict is read from what the judge wrote. logprob: one token is asked for, and the likelier of
-    the letters A and B is the verdict, so that a model which would rather write an essay can judge as well.
+    text: the verdict is read from what the judge wrote. choice: the judge can write nothing but a verdict, so
+    that there is always one; the endpoint must follow a choice. logprob: one token is asked for, and the
+    likelier of the letters A and B is the verdict, also of a model which would rather write an essay.
     """
 
     name = "llm"
 
-    def __init__(self, verdict: Literal["text", "logprob"] = "text") -> None:
-        self._verdict = self._written if verdict == "text" else self._likelier
+    def __init__(self, verdict: Literal["text", "choice", "logprob"] = "text") -> None:
+        self._verdict = self._likelier if verdict == "logprob" else self._written
+        self._choice = _FORMS if verdict == "choice" else ()
 
     async def rule(self, answered: Answered, context: Context) -> Ruling:
         if len(answered.responses) != 2:
@@ -136,7 +139,7 @@ class LlmJudge:
         request = context.prompt("judge_pair", prompt=shown(prompt.messages), first=first, second=second)
         reply = None
         for repair in range(context.max_repairs + 1):
-            reply = await context.chat((Message("user", request),), sample=base + repair)
+            reply = await context.chat((Message("user", request),), sample=base + repair, choice=self._choice)
             found = set(_VERDICT.findall(reply.text))
             if len(found) == 1:
                 return _Verdict(str(found.pop()))

@@ -122,6 +122,7 @@ class Context(Protocol):
         max_tokens: int | None = None,
         top_logprobs: int | None = None,
         schema: JsonObject | None = None,
+        choice: tuple[str, ...] = (),
     ) -> Reply: ...
 
     async def score(self, messages: Sequence[Message], *, endpoint: str | None = None) -> Reward: ...

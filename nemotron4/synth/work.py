@@ -115,6 +115,7 @@ class Work:
         max_tokens: int | None = None,
         top_logprobs: int | None = None,
         schema: JsonObject | None = None,
+        choice: tuple[str, ...] = (),
     ) -> Reply:
         target = self._endpoint(endpoint)
         assert self.sampling is not None, f"stage {self.stage} has no sampling"
@@ -124,6 +125,7 @@ class Work:
             max_tokens=max_tokens or self.sampling.max_tokens,
             top_logprobs=top_logprobs,
             schema=schema,
+            choice=choice,
         )
         # A retried failure draws new samples; its old replies would fail again.
         sample += 1000 * self.attempt

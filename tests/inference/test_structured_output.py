@@ -7,18 +7,21 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import torch
 
+import nemotron4
 from nemotron4.engine import ModelInfo, SamplingParams
 from nemotron4.errors import RequestError
 from nemotron4.inference.engine import Engine
 from nemotron4.inference.fake_tokenizer import FakeTokenizer
 from nemotron4.inference.runner import ModelRunner
 from nemotron4.model.kv_cache import KVCache
+from nemotron4.records import Message
 from nemotron4.text import structured_output
 from tests.inference.small_engine import SMALL, random_model
 
@@ -205,3 +208,35 @@ def test_the_minimum_of_tokens_does_not_break_a_document(engine: Engine) -> None
     params = SamplingParams(max_new_tokens=50, min_new_tokens=20, grammar=grammar)
     [result] = engine.generate_each([engine.request("Say", params)])
     assert (result.text, result.finish_reason) == ("yes", "stop")
+
+
+DESCRIPTION = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "age": {"type": "integer"},
+        "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 3},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.demo_model
+def test_the_demo_model_writes_verdicts_and_documents(demo_model: Path) -> None:
+    question = "Which answer is better? [[A]], [[B]] or [[C]] for a tie.\nA: Paris is in France.\nB: No. {}"
+    form = structured_output.choice(["[[A]]", "[[B]]", "[[C]]"])
+    with nemotron4.load(str(demo_model)) as engine:
+        params = [SamplingParams(max_new_tokens=256, grammar=form, seed=i) for i in range(16)]
+        turns = [[Message("user", question.format(i))] for i in range(16)]
+        judged = [engine.request(turn, each) for turn, each in zip(turns, params, strict=True)]
+        assert all(re.fullmatch(r"\[\[[ABC]\]\]", each.text) for each in engine.generate_each(judged))
+        made = engine.generate(
+            [[{"role": "user", "content": f"Describe person {i} as JSON."}] for i in range(2)],
+            schema=DESCRIPTION, max_new_tokens=120, temperature=0.7, seed=3,
+        )  # fmt: skip
+    for each in made:
+        assert each.finish_reason in ("stop", "length")
+        if each.finish_reason == "stop":
+            jsonschema.validate(json.loads(each.text), DESCRIPTION)
+    assert sum(each.finish_reason == "stop" for each in made) >= 1

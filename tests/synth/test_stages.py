@@ -313,6 +313,12 @@ def test_the_llm_judge_reads_the_likelier_letter_of_one_token(
         assert f"{'0.0' if drops else '100.0'}% got agreeing verdicts" in judge_report(ledger, made)[0]
 
 
+def test_a_chosen_verdict_can_be_nothing_else(bench: Bench, recipe: MakeRecipe, tmp_path: Path) -> None:
+    assert judged(bench, llm_recipe(recipe, tmp_path, verdict="choice"), verdicts("B", "A")) == {}
+    requests = [r for r in bench.model.requests if "[[A]]" in r["messages"][0]["content"]]
+    assert [request["choice"] for request in requests] == [["[[A]]", "[[B]]", "[[C]]"]] * 2
+
+
 @pytest.mark.parametrize(("first", "second", "rule"), [("A", "A", "judge disagrees with itself"),
                          ("A", "C", "judge disagrees with itself"),
                          ("C", "C", "judge sees a tie")])  # fmt: skip

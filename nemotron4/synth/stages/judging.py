@@ -24,9 +24,9 @@ from nemotron4.synth.stage import Context, Filtered, Kind, NoSettings
 
 @dataclass(frozen=True)
 class LlmKnobs:
-    """``verdict``: written by the judge, or the likelier letter of its first token."""
+    """``verdict``: written by the judge, one of three texts, or the likelier letter of its first token."""
 
-    verdict: Literal["text", "logprob"] = "text"
+    verdict: Literal["text", "choice", "logprob"] = "text"
 
 
 @dataclass(frozen=True)
