@@ -24,11 +24,12 @@ class Grammar:
     """What the text of an answer must be. ``text.structured_output`` makes one and follows it.
 
     ``source``: a JSON schema, a regular expression, a JSON list of texts, or a grammar in Lark's form or
-    llama.cpp's.
+    llama.cpp's. ``has_text``: free text is part of it, so the answer ends as any other does.
     """
 
     kind: Literal["json", "regex", "choice", "grammar"]
     source: str
+    has_text: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

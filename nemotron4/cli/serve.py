@@ -87,6 +87,10 @@ def serve(
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Let pages of this site in (CORS); repeatable, * is all."),
     ] = None,
+    tool_format: Annotated[
+        str | None,
+        typer.Option(help="Calls of tools: hermes, llama3, mistral or nemotron; else the template's own."),
+    ] = None,
     max_body_mb: Annotated[float, typer.Option(help="Largest request body, in MB.")] = 8.0,
     compare_with: Annotated[
         str | None,
@@ -142,6 +146,7 @@ def serve(
         api_keys=() if api_key_file is None else read_api_keys(api_key_file),
         allowed_hosts=tuple(allowed_host or ()),
         allowed_origins=tuple(allowed_origin or ()),
+        tool_format=tool_format,
         max_body_bytes=int(max_body_mb * 1e6),
         compare_with=endpoint(compare_with, "NEMOTRON4_API_KEY"),
         reward_model=endpoint(reward_model, "NEMOTRON4_JUDGE_API_KEY"),

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from nemotron4.engine import PositionLogprobs, Tokenizer, TokenLogprob
+from nemotron4.errors import RequestError
 from nemotron4.records import Message
 from nemotron4.server.context import ApiError, context_of
 from nemotron4.server.openai_choices import (
@@ -30,6 +31,7 @@ from nemotron4.server.openai_choices import (
 )
 from nemotron4.server.openai_schemas import (
     AnswerMessage,
+    CallingMessage,
     ChatChoice,
     ChatCompletion,
     ChatLogprobs,
@@ -37,9 +39,11 @@ from nemotron4.server.openai_schemas import (
     TokenLogprobs,
     TopLogprob,
 )
+from nemotron4.server.openai_tools import AskedTools, MadeCall, asked_tools
 from nemotron4.server.rows import event_stream, until_disconnect
 from nemotron4.server.settings import Service
 from nemotron4.text.answers import chat_request
+from nemotron4.text.tools import CallReader, ToolCall, read_calls
 
 CHUNK = "chat.completion.chunk"
 
@@ -57,11 +61,12 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
         )
     messages = body.messages
     prefix = messages[-1].content if body.echo and body.continue_final_message else ""
-    choices = await _choices(body, messages, service)
+    tools = asked_tools(body, messages, service.engine.prompt_format, service.settings.tool_format)
+    choices = await _choices(body, messages, tools, service)
     identity = Identity.new("chatcmpl", check_model(body.model, service))
     screened = Screened(choices, [messages] * len(choices), service, context)
     if body.stream:
-        events = _events(body, choices, screened, identity, service, prefix)
+        events = _events(body, choices, screened, identity, service, prefix, tools)
         return await event_stream(request, events, service)
     await until_disconnect(request.receive, screened.run())
     answer = ChatCompletion(
@@ -69,12 +74,7 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
         created=identity.created,
         model=identity.model,
         choices=[
-            ChatChoice(
-                index=index,
-                message=AnswerMessage(content=prefix + choice.text),
-                logprobs=_logprobs(body, choice, service.engine.tokenizer),
-                finish_reason=choice.finish_reason,
-            )
+            _choice(index, choice, prefix, tools, _logprobs(body, choice, service.engine.tokenizer))
             for index, choice in enumerate(choices)
         ],
         usage=usage(choices, len(choices)),
@@ -82,16 +82,42 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
     return screened.response(answer)
 
 
-async def _choices(body: ChatRequest, messages: Sequence[Message], service: Service) -> list[Choice]:
+def _choice(
+    index: int, choice: Choice, prefix: str, tools: AskedTools | None, logprobs: ChatLogprobs | None
+) -> ChatChoice:
+    text, calls = read_calls(choice.text, tools.form) if tools and tools.specs else (choice.text, [])
+    text, made = prefix + text, [MadeCall.of(call) for call in calls]
+    return ChatChoice(
+        index=index,
+        message=CallingMessage(content=text or None, tool_calls=made)
+        if made
+        else AnswerMessage(content=text),
+        logprobs=logprobs,
+        finish_reason=_reason(choice, len(made)),
+    )
+
+
+def _reason(choice: Choice, num_calls: int) -> Literal["stop", "length", "content_filter", "tool_calls"]:
+    return "tool_calls" if num_calls and choice.finish_reason == "stop" else choice.finish_reason
+
+
+async def _choices(
+    body: ChatRequest, messages: Sequence[Message], tools: AskedTools | None, service: Service
+) -> list[Choice]:
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = sampling_params(body, service, max_new_tokens=1, logprobs=logprobs)
+    if tools is not None and tools.specs and params.grammar is not None:
+        raise ApiError(400, "tools and a form of the answer exclude each other; send one", param="tools")
     write = partial(
-        chat_request,
+        chat_request if tools is None else tools.request,
         continues_last=bool(body.continue_final_message),
         add_generation_prompt=body.add_generation_prompt is not False,
     )
     # A checkpoint's own template is a program that runs beside us and may take its time.
-    request = await asyncio.to_thread(write, service.engine, messages, params)
+    try:
+        request = await asyncio.to_thread(write, service.engine, messages, params)
+    except RequestError as error:
+        raise ApiError(400, str(error), param="tools" if tools else "messages") from error
     request = fitted(request, body, _max_new_tokens(body), service)
     return choices_for([request], body.n or 1, service.engine.tokenizer)
 
@@ -129,11 +155,14 @@ async def _events(
     identity: Identity,
     service: Service,
     prefix: str,
+    tools: AskedTools | None,
 ) -> AsyncGenerator[dict[str, Any], None]:
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
     more: dict[str, object] = {"usage": None} if with_usage else {}
     tokenizer = service.engine.tokenizer
     started: set[int] = set()
+    readers = [CallReader(tools.form) if tools and tools.specs else None for _ in choices]
+    num_calls = [0] * len(choices)
 
     def chunk(
         index: int, delta: dict[str, object], logprobs: ChatLogprobs | None = None, reason: str | None = None
@@ -147,10 +176,18 @@ async def _events(
             if index not in started:
                 started.add(index)
                 yield chunk(index, {"role": "assistant", "content": prefix, "refusal": None})
+            calls: list[ToolCall] = []
+            if (reader := readers[index]) is not None:
+                text, calls = reader.push(text)
+                text += reader.finish() if is_whole else ""
             if text:
                 yield chunk(index, {"content": text}, _logprobs(body, choices[index], tokenizer))
+            for call in calls:
+                made = {"index": num_calls[index], **MadeCall.of(call).model_dump()}
+                num_calls[index] += 1
+                yield chunk(index, {"tool_calls": [made]})
             if is_whole:
-                yield chunk(index, {}, reason=choices[index].finish_reason)
+                yield chunk(index, {}, reason=_reason(choices[index], num_calls[index]))
     if screened.guard is not None:
         yield identity.chunk(CHUNK, [], **more, guard=screened.report)
     if with_usage:

@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from nemotron4.records import FieldError, Message
+from nemotron4.server.openai_tools import MadeCall, ToolFields
 from nemotron4.server.structured import StructuredFields
 from nemotron4.text.messages import MESSAGE_SCHEMA, read_messages
 
@@ -141,7 +142,7 @@ Messages = Annotated[
 ]
 
 
-class ChatRequest(_Sampling):
+class ChatRequest(ToolFields, _Sampling):
     """``POST /v1/chat/completions``."""
 
     messages: Messages
@@ -154,13 +155,10 @@ class ChatRequest(_Sampling):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    parallel_tool_calls: Ignored
     service_tier: Ignored
     safety_identifier: Ignored
     prompt_cache_key: Ignored
     prompt_cache_retention: Ignored
-    tools: _only([])  # type: ignore[valid-type]
-    tool_choice: _only("none", "auto")  # type: ignore[valid-type]
     functions: _only([])  # type: ignore[valid-type]
     function_call: _only("none", "auto")  # type: ignore[valid-type]
     modalities: _only(["text"])  # type: ignore[valid-type]
@@ -241,11 +239,20 @@ class AnswerMessage(BaseModel):
     refusal: None = None
 
 
+class CallingMessage(BaseModel):
+    """An answer that calls tools; ``content`` is the text before the calls."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: None = None
+    tool_calls: list[MadeCall]
+
+
 class ChatChoice(BaseModel):
     index: int
-    message: AnswerMessage
+    message: AnswerMessage | CallingMessage
     logprobs: ChatLogprobs | None = None
-    finish_reason: Literal["stop", "length", "content_filter"]
+    finish_reason: Literal["stop", "length", "content_filter", "tool_calls"]
 
 
 class ChatCompletion(BaseModel):

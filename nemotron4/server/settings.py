@@ -50,6 +50,7 @@ class ServerSettings:
     api_keys: tuple[str, ...] = ()  # empty: no key is asked for
     allowed_hosts: tuple[str, ...] = ()  # names a loopback server answers to, besides localhost and addresses
     allowed_origins: tuple[str, ...] = ()  # of pages that may use the server (CORS); "*" is all
+    tool_format: str | None = None  # how calls of tools are written; None: told by the chat template
     page: PageSettings | None = PageSettings()  # None: GET / is 404, as at NeMo
     compare_with: RemoteServer | None = None  # another server, whose model the page shows beside this one
     reward_model: RemoteServer | None = None  # a reward model's server; POST /score is passed on to it

@@ -65,6 +65,7 @@ def chat_request(
     messages: Sequence[Message],
     params: SamplingParams,
     *,
+    own: ChatFormat | None = None,
     continues_last: bool = False,
     add_generation_prompt: bool = True,
 ) -> SamplingRequest:
@@ -72,10 +73,15 @@ def chat_request(
 
     With ``continues_last`` the last message, an assistant's, is the beginning of the answer. The answer ends
     with the text or the turn: at ids where the format's stop string is one marker, else at the string.
+    ``own`` is the model's format with tools.
     """
-    own = chat_format(engine)
+    own = own or chat_format(engine)
     prompt_ids = encode_chat(
-        engine, messages, continues_last=continues_last, add_generation_prompt=add_generation_prompt
+        engine,
+        messages,
+        own=own,
+        continues_last=continues_last,
+        add_generation_prompt=add_generation_prompt,
     )
     return turn_request(engine, own, tuple(prompt_ids), params)
 
@@ -84,6 +90,7 @@ def encode_chat(
     engine: InferenceEngine,
     messages: Sequence[Message],
     *,
+    own: ChatFormat | None = None,
     continues_last: bool = False,
     add_generation_prompt: bool = True,
 ) -> list[int]:
@@ -94,7 +101,7 @@ def encode_chat(
             raise TemplateError("there is no answer to continue", hint="end with an assistant's message")
         prefill, messages = messages[-1].content, messages[:-1]
     encode = partial(
-        chat_format(engine).encode,
+        (own or chat_format(engine)).encode,
         engine.tokenizer,
         add_generation_prompt=add_generation_prompt or continues_last,
         prefill=prefill,
@@ -114,7 +121,7 @@ def turn_request(
     """The same for a conversation whose ids are known."""
     if params.ignore_eos:
         return SamplingRequest(prompt_ids, params, drops_newline=own.drops_newline)
-    if params.grammar is not None:
+    if params.grammar is not None and not params.grammar.has_text:
         # The grammar ends the text; what ends a turn elsewhere may be part of a string here.
         ends = end_ids(engine) | _known(engine, own.stop_token_ids(engine.tokenizer))
         return SamplingRequest(prompt_ids, _ending_at(params, ends))

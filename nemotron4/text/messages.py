@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nemotron4.errors import unknown_name
-from nemotron4.records import FieldError, Message
+from nemotron4.records import FieldError, JsonObject, Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # What this package cannot say; null and empty ask for nothing.
-UNSUPPORTED = ("tool_calls", "function_call", "audio")
+UNSUPPORTED = ("function_call", "audio")
 MESSAGE_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["role"],
@@ -31,6 +32,8 @@ MESSAGE_SCHEMA: dict[str, Any] = {
                 {"type": "null"},
             ]
         },
+        "tool_calls": {"anyOf": [{"type": "array", "items": {"type": "object"}}, {"type": "null"}]},
+        "tool_call_id": {"type": ["string", "null"]},
     },
 }
 
@@ -56,7 +59,29 @@ def read_message(value: object, where: str) -> Message:
     content = _text(value.get("content"), f"{where}: field 'content'")
     if content is None and role.lower() != "assistant":
         raise FieldError(f"{where}: a {role.lower()} message needs content")
-    return Message("system" if role.lower() == "developer" else role.lower(), content or "")
+    more: dict[str, Any] = {}
+    if value.get("tool_calls"):
+        more["tool_calls"] = _tool_calls(value["tool_calls"], f"{where}: field 'tool_calls'")
+    if isinstance(value.get("tool_call_id"), str):
+        more["tool_call_id"] = value["tool_call_id"]
+    return Message("system" if role.lower() == "developer" else role.lower(), content or "", more)
+
+
+def _tool_calls(calls: object, where: str) -> list[JsonObject]:
+    """Calls as chat templates read them: OpenAI's, with the arguments as an object."""
+    made: list[JsonObject] = []
+    for place, call in enumerate(calls if isinstance(calls, list) else [None]):
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise FieldError(f"{where}[{place}] is {call!r:.60}; expected a function with name and arguments")
+        arguments = function.get("arguments", {})
+        try:
+            arguments = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+        except (ValueError, RecursionError) as error:
+            raise FieldError(f"{where}[{place}]: the arguments are not JSON: {error}") from error
+        named = {"name": function["name"], "arguments": arguments}
+        made.append({"id": call.get("id"), "type": "function", "function": named})
+    return made
 
 
 def read_messages(values: object, where: str) -> tuple[Message, ...]:
