@@ -56,6 +56,10 @@ class ChatTemplate:
 
     def render(self, variables: Mapping[str, Any]) -> str:
         """The text for ``messages``, ``add_generation_prompt`` and so on, which must be JSON values."""
+        return self.render_marked(variables)[0]
+
+    def render_marked(self, variables: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]]]:
+        """The text, and where the parts in ``{% generation %}`` are."""
         request = json.dumps({"variables": variables, "max_characters": _max_characters(variables)})
         with self._lock:
             # Ended by another's hand (a machine that stood still, the kernel short of memory) tells nothing
@@ -69,9 +73,7 @@ class ChatTemplate:
         if "error" in result:
             where = f"{self._name}:{result['line']}" if result.get("line") else self._name
             raise TemplateError(f"{where}: {result['error']}")
-        text = result["text"]
-        assert isinstance(text, str)
-        return text
+        return str(result["text"]), [(start, end) for start, end in result.get("spans", ())]
 
     def __reduce__(self) -> tuple[Any, ...]:
         make = functools.partial(ChatTemplate, name=self._name, cpu_time_s=self._cpu_time_s)
@@ -164,7 +166,7 @@ _PRIVATE_USE = range(0xE000, 0xF900)
 
 @dataclass(frozen=True)
 class JinjaWriter:
-    """Which tokens train is found by the prefix method; see ``_trained_spans``."""
+    """What trains is what the template marks by ``{% generation %}``, else found by the prefix method."""
 
     template: ChatTemplate
     names: Mapping[str, str | None]  # bos_token and eos_token, which templates write
@@ -179,8 +181,10 @@ class JinjaWriter:
         self, messages: Sequence[Message], *, purpose: Purpose, tokenizer: Tokenizer | None
     ) -> list[Segment]:
         rendering = _Rendering.of(self, messages, () if tokenizer is None else tokenizer.markers)
-        text = rendering.render(len(messages), add_generation_prompt=purpose == "generate")
-        spans = list(_trained_spans(rendering, text)) if purpose == "train" else []
+        text, marked = rendering.render_marked(len(messages), add_generation_prompt=purpose == "generate")
+        spans: list[tuple[int, int]] = []
+        if purpose == "train":
+            spans = _marked_spans(messages, marked) or list(_trained_spans(rendering, text))
         return [segment for part in _cut(text, spans) for segment in rendering.segments(*part)]
 
 
@@ -224,10 +228,15 @@ class _Rendering:
         return cls(writer, safe_messages, pattern, {code: marker for marker, code in stand_ins.items()})
 
     def render(self, num_messages: int, *, add_generation_prompt: bool) -> str:
-        return self.writer.template.render(
+        return self.render_marked(num_messages, add_generation_prompt=add_generation_prompt)[0]
+
+    def render_marked(
+        self, num_messages: int, *, add_generation_prompt: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
+        return self.writer.template.render_marked(
             {
                 **self.writer.names,
-                "messages": [message.to_json() for message in self.messages[:num_messages]],
+                "messages": [_with_reasoning(m.to_json()) for m in self.messages[:num_messages]],
                 "add_generation_prompt": add_generation_prompt,
                 "tools": list(self.writer.tools) or None,
                 "documents": None,
@@ -263,6 +272,23 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, Mapping):
         return {name: _mapped(entry, change) for name, entry in value.items()}
     return [_mapped(entry, change) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """A model's thoughts under each name that templates read, as transformers gives them."""
+    names = ("reasoning_content", "thinking", "reasoning")
+    thoughts = next((message[name] for name in names if message.get(name) is not None), None)
+    return message if thoughts is None else {"thinking": thoughts, **message, "reasoning_content": thoughts}
+
+
+def _marked_spans(messages: Sequence[Message], marked: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The marked parts of the answers that train, one part an answer; () where they cannot be told apart."""
+    answers = [message for message in messages if message.role.lower() == "assistant"]
+    if all(answer.trains for answer in answers):
+        return marked
+    if len(answers) != len(marked):
+        return []
+    return [span for span, answer in zip(marked, answers, strict=True) if answer.trains]
 
 
 def _trained_spans(rendering: _Rendering, text: str) -> Iterator[tuple[int, int]]:

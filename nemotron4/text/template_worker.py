@@ -9,26 +9,36 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import resource
+import secrets
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
+from jinja2.nodes import CallBlock
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+# Around what an assistant wrote; random, so that no message can hold them.
+START, END = (f"\ufdd0{secrets.token_hex(8)}" for _ in range(2))
+
 
 class GenerationTag(Extension):
-    """``{% generation %}`` marks what an assistant wrote; the text inside is written unchanged."""
+    """``{% generation %}`` marks what an assistant wrote: the text inside stands between START and END."""
 
     tags = {"generation"}  # noqa: RUF012 - the form that jinja2 declares
 
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> CallBlock:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return CallBlock(self.call_method("mark"), [], [], body).set_lineno(line)
+
+    def mark(self, caller: Callable[[], str]) -> str:
+        return f"{START}{caller()}{END}"
 
 
 def compile_template(source: str) -> jinja2.Template:
@@ -69,6 +79,18 @@ def render(template: jinja2.Template, variables: dict[str, Any], max_characters:
     return "".join(parts)
 
 
+def without_marks(text: str) -> dict[str, Any]:
+    """The text, and the (start, end) of each part that a template marked."""
+    if START not in text:
+        return {"text": text}
+    plain, spans = "", []
+    for number, part in enumerate(re.split(f"{START}|{END}", text)):
+        if number % 2:
+            spans.append((len(plain), len(plain) + len(part)))
+        plain += part
+    return {"text": plain, "spans": spans}
+
+
 def set_limits(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     # macOS knows the limit and refuses to set it.
@@ -92,9 +114,7 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_PROF, settings["cpu_time_s"])
         try:
             template = template or compile_template(settings["template"])
-            result: dict[str, Any] = {
-                "text": render(template, request["variables"], request["max_characters"])
-            }
+            result = without_marks(render(template, request["variables"], request["max_characters"]))
         except MemoryError:
             result = {"error": "it needs more memory than a template may use"}
         except RecursionError:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
+from nemotron4.errors import TemplateError
 from nemotron4.records import Message
 from nemotron4.text.json_tokenizer import JsonTokenizer
-from nemotron4.text.prompt import from_template
+from nemotron4.text.prompt import encode_conversation, from_template
 from nemotron4.text.tokenizer import TextStream, Tokenizer
 
 MARKERS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "[UNK]"]
@@ -271,3 +275,74 @@ def test_a_saved_folder_gives_the_same_tokenizer(tmp_path: Path, corpus: tuple[s
 
     PreTrainedTokenizerFast(tokenizer_object=gemma(corpus), eos_token="</s>").save_pretrained(tmp_path)
     assert open_tokenizer(tmp_path).decode(open_tokenizer(tmp_path).encode("a    b")) == "a    b"
+
+
+# Constructs of the published templates: tools, thoughts, loop controls, filters, marks of what trains.
+FAMILIES = {
+    "tools": (
+        "{%- if tools %}{{- '<tools>' }}{%- for tool in tools %}{{- '\n' }}{{- tool | tojson }}{%- endfor %}"
+        "{{- '</tools>\n' }}{%- endif %}{%- for m in messages %}{%- if m.tool_calls %}"
+        "{%- for call in m.tool_calls %}{{- call.function.name ~ ': ' ~ (call.function.arguments | tojson) }}"
+        "{%- endfor %}{%- else %}{{- m.role ~ ': ' ~ m.content | trim ~ '\n' }}{%- endif %}{%- endfor %}"
+    ),
+    "date": "{{ strftime_now('%Y') }}{% for m in messages %}{{ m['content'] }}{% endfor %}{{ bos_token }}",
+    "refusal": "{% if messages[0].role != 'user' %}{{ raise_exception('no system') }}{% endif %}ok",
+    "loops": (
+        "{% set ns = namespace(n=0) %}{% for m in messages %}"
+        "{% if m.role == 'tool' %}{% continue %}{% endif %}"
+        "{% if loop.index > 3 %}{% break %}{% endif %}{% set ns.n = ns.n + 1 %}{{ m.content[:4] ~ ns.n }}"
+        "{% endfor %}{{ messages | length }}{{ {'a': 'é'} | tojson(indent=1) }}"
+    ),
+    "thoughts": "{% for m in messages %}{{ m.thinking or '' }}{{ m.reasoning_content or '' }}|{% endfor %}",
+}
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "<é>", "parameters": {}}}]
+CALLED = {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"city": "Röme"}}}]}
+TALKS = [
+    [Message("system", " S "), Message("user", "a\n  "), Message("assistant", "b", {"thinking": "hm"})],
+    [Message("user", "q"), Message("assistant", "", CALLED), Message("tool", "{}"), Message("user", "<x>")],
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_templates_render_byte_for_byte(family: str, corpus: tuple[str, ...]) -> None:
+    ours = JsonTokenizer(json.loads(llama3(corpus).to_str()), source="test", bos="<s>", eos="</s>")
+    source = FAMILIES[family]
+    for messages in TALKS:
+        for tools in (None, TOOLS):
+            rows = [message.to_json() for message in messages]
+            try:
+                [expected], _ = render_jinja_template(
+                    [rows], chat_template=source, tools=tools, bos_token="<s>", eos_token="</s>"
+                )
+            except jinja2.TemplateError as error:
+                expected = str(error)
+            own = from_template(source, ours)
+            try:
+                found = replace(own, writer=replace(own.writer, tools=tuple(tools or ()))).render(  # type: ignore[type-var]
+                    messages, add_generation_prompt=False
+                )
+            except TemplateError as error:
+                found = error.message.partition(": ")[2]
+            assert found == expected
+
+
+def test_what_trains_is_what_the_template_marks(corpus: tuple[str, ...]) -> None:
+    marked = CHATML.replace(
+        "m['content'] + '<|im_end|>' + '\n' }}",
+        "'' }}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}"
+        "{% endgeneration %}"
+        "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}",
+    )
+    library = llama3(corpus)
+    theirs = PreTrainedTokenizerFast(tokenizer_object=library, chat_template=marked)
+    ours = JsonTokenizer(json.loads(library.to_str()), source="test")
+    turns_of = zip(("user", "assistant") * 2, ("One", "two <tag>", "3", "4"), strict=True)
+    talk = [Message(role, text) for role, text in turns_of]
+    expected = theirs.apply_chat_template(
+        [message.to_json() for message in talk], return_dict=True, return_assistant_tokens_mask=True
+    )
+    turns = encode_conversation(from_template(marked, ours), ours, talk)
+    assert list(turns.token_ids) == expected["input_ids"]
+    assert list(turns.is_trained) == [bool(each) for each in expected["assistant_masks"]]
+    context = [talk[0], replace(talk[1], trains=False), *talk[2:]]
+    assert sum(encode_conversation(from_template(marked, ours), ours, context).is_trained) == 2
