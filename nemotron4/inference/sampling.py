@@ -63,7 +63,7 @@ def adjust(
 
 def masked(logits_V: Tensor, allowed_V: Tensor) -> Tensor:
     """Only the allowed tokens; a document that may only end does so before the minimum of tokens."""
-    left_V = logits_V.masked_fill(~allowed_V, -torch.inf)
+    left_V = torch.where(allowed_V, logits_V, -torch.inf)
     return torch.where(allowed_V, 0.0, -torch.inf) if left_V.max() == -torch.inf else left_V
 
 
