@@ -36,7 +36,7 @@ from nemotron4.checkpoint.safetensors import (
 from nemotron4.errors import CheckpointError, unknown_name
 from nemotron4.model.config import ModelConfig
 from nemotron4.text.tokenizer import Tokenizer
-from nemotron4.text.tokenizer_files import open_tokenizer
+from nemotron4.text.tokenizer_files import open_tokenizer, read_chat_template
 
 if TYPE_CHECKING:
     from nemotron4.text.prompt import PromptFormat
@@ -125,14 +125,7 @@ class HuggingFaceCheckpoint:
 
     @cached_property
     def _template(self) -> str | None:
-        file = self.path / "chat_template.jinja"
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-        template = self._tokenizer_config.get("chat_template")
-        if isinstance(template, list):  # several named templates: {"name": ..., "template": ...}
-            named = {entry.get("name"): entry.get("template") for entry in template}
-            template = named.get("default")
-        return template if isinstance(template, str) else None
+        return read_chat_template(self.path)
 
     @property
     def _is_nemotron(self) -> bool:
