@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import openai
 import pytest
 
+import nemotron4
+from nemotron4.engine import SamplingParams
 from nemotron4.inference.fake import FakeEngine
+from nemotron4.records import Message
+from nemotron4.server.openai_tools import ToolFields, asked_tools
 from nemotron4.server.settings import ServerSettings
-from nemotron4.text.prompt import nemotron4
+from nemotron4.text.prompt import nemotron4 as card_format
+from nemotron4.text.tools import read_calls
 
 App = Callable[..., Any]
 ROUTE = "/v1/chat/completions"
@@ -33,7 +39,7 @@ def agent(prompt: str) -> str:
 
 
 def test_an_agent_loop_of_the_openai_client(serving: Any) -> None:
-    with serving(FakeEngine(agent, prompt_format=nemotron4())) as running:
+    with serving(FakeEngine(agent, prompt_format=card_format())) as running:
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none")
         messages: list[Any] = list(HI)
         for _ in range(3):
@@ -55,7 +61,7 @@ def test_an_agent_loop_of_the_openai_client(serving: Any) -> None:
 
 
 def test_a_stream_sends_the_text_and_then_each_call(serving: Any) -> None:
-    with serving(FakeEngine(agent, prompt_format=nemotron4())) as running:
+    with serving(FakeEngine(agent, prompt_format=card_format())) as running:
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none")
         text, calls, reasons = "", [], []
         for chunk in client.chat.completions.create(
@@ -77,7 +83,7 @@ def test_a_stream_sends_the_text_and_then_each_call(serving: Any) -> None:
 @pytest.mark.parametrize("form", [None, "hermes", "llama3", "mistral", "nemotron"])
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
 def test_a_call_that_must_come_comes_and_validates(make_app: App, form: str | None, choice: Any) -> None:
-    app = make_app(None, prompt_format=nemotron4(), settings=ServerSettings(tool_format=form))
+    app = make_app(None, prompt_format=card_format(), settings=ServerSettings(tool_format=form))
     bias = {str(app.engine.tokenizer.encode(text)[0]): 12 for text in '"}]'}
     body = {"messages": HI, "tools": [WEATHER, TIME], "tool_choice": choice, "seed": 3, "logit_bias": bias}
     answer = app.post(ROUTE, {**body, "max_tokens": 900, "parallel_tool_calls": False})
@@ -94,7 +100,7 @@ def test_a_call_that_must_come_comes_and_validates(make_app: App, form: str | No
 
 def test_without_a_choice_the_model_may_just_answer(make_app: App) -> None:
     seen: list[str] = []
-    app = make_app(lambda prompt: seen.append(prompt) or "Warm.\n", prompt_format=nemotron4())
+    app = make_app(lambda prompt: seen.append(prompt) or "Warm.\n", prompt_format=card_format())
     for extra in ({}, {"tool_choice": "auto"}, {"tool_choice": "none"}):
         answer = app.post(ROUTE, {"messages": HI, "tools": [WEATHER], "temperature": 0, **extra}).json()
         assert answer["choices"][0]["message"] == {"role": "assistant", "content": "Warm.", "refusal": None}
@@ -119,6 +125,24 @@ def test_without_a_choice_the_model_may_just_answer(make_app: App) -> None:
     ],
 )
 def test_what_cannot_be_is_refused(make_app: App, body: dict[str, Any], message: str) -> None:
-    answer = make_app("x", prompt_format=nemotron4()).post(ROUTE, {"messages": HI, **body})
+    answer = make_app("x", prompt_format=card_format()).post(ROUTE, {"messages": HI, **body})
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+
+
+@pytest.mark.demo_model
+def test_the_demo_model_must_call_and_its_calls_validate(demo_model: Path) -> None:
+    body = ToolFields.model_validate({"tools": [WEATHER, TIME], "tool_choice": "required"})
+    messages = [Message("user", "What is the weather in Rome?")]
+    with nemotron4.load(str(demo_model)) as engine:
+        asked = asked_tools(body, messages, engine.prompt_format, None)  # type: ignore[arg-type]
+        assert asked is not None
+        params = [SamplingParams(max_new_tokens=300, temperature=0.8, seed=i) for i in range(4)]
+        made = engine.generate_each([asked.request(engine, messages, each) for each in params])
+    for each in made:
+        text, calls = read_calls(each.text, asked.form)
+        assert (each.finish_reason, text) == ("stop", "")
+        assert calls
+        for call in calls:
+            if call.name == "get_weather":
+                jsonschema.validate(json.loads(call.arguments), CITY)
