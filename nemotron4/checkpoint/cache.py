@@ -38,6 +38,11 @@ def cache_dir() -> Path:
     """``$NEMOTRON4_CACHE``, else ``$XDG_CACHE_HOME/nemotron4``, else ``~/.cache/nemotron4``."""
     if own := os.environ.get("NEMOTRON4_CACHE"):
         return Path(own).expanduser().absolute()
+    return user_cache_dir()
+
+
+def user_cache_dir() -> Path:
+    """For what does not depend on where the models are kept."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification says that a relative path counts as unset.
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "nemotron4"

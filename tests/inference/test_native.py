@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -218,3 +219,34 @@ def test_draws_are_those_of_the_twin(settings: dict[str, float], size: int) -> N
             )
             same_value = float(logits[actual]) == pytest.approx(float(logits[expected]), abs=0.01)
             assert actual == expected or same_value, (spread, point)
+
+
+def test_processes_that_start_together_compile_once(tmp_path: Path) -> None:
+    """A pretended compiler that takes its time and notes each call."""
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit 0\nfor last; do :; done\necho x >> "$CALLS"\nsleep 0.05\n'
+        'echo > "$last"\n'
+    )
+    compiler.chmod(0o755)
+    program = "from nemotron4.inference.native.build import library_path; print(library_path())"
+    environment = {
+        **os.environ,
+        "CXX": str(compiler),
+        "CALLS": str(tmp_path / "calls"),
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
+    started = [
+        subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    paths = {process.communicate(timeout=60)[0].strip() for process in started}
+    assert len(paths) == 1
+    assert Path(paths.pop()).exists()
+    num_links = 1
+    assert len((tmp_path / "calls").read_text().split()) == len(build.PLAIN) + len(_kinds()) + num_links
+
+
+def _kinds() -> dict[str, tuple[str, ...]]:
+    machine = platform.machine().lower()
+    return build.INSTRUCTION_SETS[{"amd64": "x86_64"}.get(machine, machine)]

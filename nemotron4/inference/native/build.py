@@ -7,6 +7,7 @@ gets a library of its own and an old one is never loaded by mistake.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import platform
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
-from nemotron4.checkpoint.cache import cache_dir
+from nemotron4.checkpoint.cache import user_cache_dir
 
 SOURCE = Path(__file__).parent
 FLAGS = (
@@ -57,12 +58,24 @@ def library_path() -> Path:
     if ready.exists():
         return ready
     compiler = _compiler()
-    target = cache_dir() / "native" / f"{_digest(compiler)}.so"
-    if not target.exists():
-        print("compiling the CPU kernels (once, about 15 s) ...", file=sys.stderr)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        build(target, compiler, kinds)
+    # Of the user, wherever the models are kept: another NEMOTRON4_CACHE needs no other library.
+    target = user_cache_dir() / "native" / f"{_digest(compiler)}.so"
+    try:
+        if not target.exists():
+            _build_once(target, compiler, kinds)
+    except OSError as error:
+        raise BuildError(f"{target.parent}: {error.strerror}") from error
     return target
+
+
+def _build_once(target: Path, compiler: str, kinds: dict[str, tuple[str, ...]]) -> None:
+    """Processes that start together wait for the first of them."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            print("compiling the CPU kernels (once, about 15 s) ...", file=sys.stderr)
+            build(target, compiler, kinds)
 
 
 def _compiler() -> str:
