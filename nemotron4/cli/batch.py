@@ -117,6 +117,8 @@ def as_json(params: SamplingParams) -> JsonObject:
         for field in dataclasses.fields(params)
         if getattr(params, field.name) != getattr(SamplingParams(), field.name)
     }
+    if params.grammar is not None:
+        changed["grammar"] = dataclasses.asdict(params.grammar)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
 
 

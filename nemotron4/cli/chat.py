@@ -12,9 +12,11 @@ import typer
 from nemotron4.cli.console import note, show_notes
 from nemotron4.cli.options import (
     AdapterOption,
+    ChatTemplateOption,
     DeviceOption,
     DtypeOption,
     ForceAdapterOption,
+    JsonSchemaOption,
     ModelArgument,
     QuantizeOption,
 )
@@ -31,6 +33,8 @@ def chat(
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
     adapter: AdapterOption = None,
+    chat_template: ChatTemplateOption = None,
+    json_schema: JsonSchemaOption = None,
     keep: Annotated[bool, typer.Option(help="Keep the conversation in a file for /resume.")] = True,
     force_adapter: ForceAdapterOption = False,
 ) -> None:
@@ -41,17 +45,30 @@ def chat(
     the input.
     """
     from nemotron4.cli.conversation import Chat
+    from nemotron4.cli.rows import read_schema
     from nemotron4.engine import InferenceEngine, SamplingParams
     from nemotron4.inference.load import load
 
-    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        grammar=read_schema(json_schema),
+    )
     is_interactive = sys.stdin.isatty()
     if is_interactive:
         note(f"loading {model} ...")
 
     def open_model(name: str) -> InferenceEngine:
         engine = load(
-            name, dtype=dtype, device=device, quantize=quantize, adapter=adapter, force_adapter=force_adapter
+            name,
+            dtype=dtype,
+            device=device,
+            quantize=quantize,
+            adapter=adapter,
+            chat_template=chat_template,
+            force_adapter=force_adapter,
         )
         show_notes(engine.info)
         return engine

@@ -53,6 +53,7 @@ def run_vllm(
     port: int,
     max_waiting: int = 1024,
     start_timeout_s: float | None = None,
+    chat_template: str | None = None,
     **options: Any,
 ) -> int:
     """This process's part in a vLLM server of the whole job; returns the exit status.
@@ -69,7 +70,14 @@ def run_vllm(
         return follow(rank, lifeline_port(port), join)
 
     def load() -> InferenceEngine:
-        engine = load_vllm(model, layout, max_waiting=max_waiting, start_timeout_s=start_timeout_s, **options)
+        engine = load_vllm(
+            model,
+            layout,
+            max_waiting=max_waiting,
+            start_timeout_s=start_timeout_s,
+            chat_template=chat_template,
+            **options,
+        )
         show_notes(engine.info)
         return engine
 

@@ -10,10 +10,12 @@ import typer
 from nemotron4.cli.console import note, print_json, show_notes
 from nemotron4.cli.options import (
     AdapterOption,
+    ChatTemplateOption,
     DeviceOption,
     DtypeOption,
     ForceAdapterOption,
     JsonOption,
+    JsonSchemaOption,
     ModelArgument,
     QuantizeOption,
 )
@@ -44,6 +46,8 @@ def generate(
     quantize: QuantizeOption = None,
     adapter: AdapterOption = None,
     force_adapter: ForceAdapterOption = False,
+    chat_template: ChatTemplateOption = None,
+    json_schema: JsonSchemaOption = None,
     json_: JsonOption = False,
 ) -> int:
     """Answer a file of prompts, in continuous batches.
@@ -59,6 +63,7 @@ def generate(
     from nemotron4.checkpoint.cache import resolve
     from nemotron4.cli import batch
     from nemotron4.cli.identity import file_digest, model_digest
+    from nemotron4.cli.rows import read_schema
     from nemotron4.engine import SamplingParams
 
     params = SamplingParams(
@@ -69,6 +74,7 @@ def generate(
         stop_strings=tuple(stop or ()),
         seed=seed,
         logprobs=0 if logprobs else None,
+        grammar=read_schema(json_schema),
     )
     run = {
         "input_sha256": file_digest(source),
@@ -79,13 +85,22 @@ def generate(
         "adapter_sha256": model_digest(Path(adapter)) if adapter else None,
         "sampling": batch.as_json(params),
     }
+    if chat_template is not None:
+        path = Path(chat_template)
+        run["chat_template"] = file_digest(path) if path.is_file() else chat_template
 
     def load_engine() -> InferenceEngine:
         from nemotron4.inference.load import load
 
         note(f"loading {model} ...")
         engine: InferenceEngine = load(
-            model, dtype=dtype, device=device, quantize=quantize, adapter=adapter, force_adapter=force_adapter
+            model,
+            dtype=dtype,
+            device=device,
+            quantize=quantize,
+            adapter=adapter,
+            chat_template=chat_template,
+            force_adapter=force_adapter,
         )
         show_notes(engine.info)
         return engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,6 +27,17 @@ AdapterOption = Annotated[
 ]
 ForceAdapterOption = Annotated[
     bool, typer.Option("--force-adapter", help="Put the adapter on a base that is not the one it records.")
+]
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="A Jinja file, nemotron4 or chatml: how turns are written, in place of the model's own format.",
+    ),
+]
+JsonSchemaOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A JSON schema that every answer fits."),
 ]
 ContextOption = Annotated[
     int | None,

@@ -6,11 +6,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from nemotron4.engine import InferenceEngine, SamplingParams, SamplingRequest, derive_seed
-from nemotron4.errors import unknown_name
+from nemotron4.engine import Grammar, InferenceEngine, SamplingParams, SamplingRequest, derive_seed
+from nemotron4.errors import DataError, unknown_name
 from nemotron4.records import FieldError, JsonObject, optional_number, require
+from nemotron4.text import structured_output
 from nemotron4.text.answers import chat_request, text_request
 from nemotron4.text.messages import read_messages
 
@@ -27,7 +29,7 @@ NUMBERS = (
 PROMPTS = ("prompt", "messages")
 CARRIED = ("id", "meta")
 SEED_RULE = 2  # rows are samples of the run's seed: ``derive_seed``
-FIELDS = (*PROMPTS, *CARRIED, *INTEGERS, *NUMBERS, "stop", "logprobs")
+FIELDS = (*PROMPTS, *CARRIED, *INTEGERS, *NUMBERS, "stop", "logprobs", "json_schema")
 
 
 def parse_json(line: bytes) -> JsonObject:
@@ -66,7 +68,20 @@ def read_request(engine: InferenceEngine, row: JsonObject, defaults: SamplingPar
         changes["stop_strings"] = (*defaults.stop_strings, *_stop_strings(row))
     if "logprobs" in row:
         changes["logprobs"] = 0 if require(row, "logprobs", bool, "true or false") else None
+    if row.get("json_schema") is not None:
+        schema = require(row, "json_schema", (dict, str), "a JSON schema")
+        changes["grammar"] = structured_output.json_schema(schema)
     return _request(engine, row, dataclasses.replace(defaults, **changes))
+
+
+def read_schema(path: Path | None) -> Grammar | None:
+    """The form of answers that a file with a JSON schema asks for."""
+    if path is None:
+        return None
+    try:
+        return structured_output.json_schema(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
 
 
 def _request(engine: InferenceEngine, row: JsonObject, params: SamplingParams) -> SamplingRequest:

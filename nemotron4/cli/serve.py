@@ -14,6 +14,7 @@ from nemotron4.cli.console import show_notes
 from nemotron4.cli.engines import EngineName, Parallel, run_vllm
 from nemotron4.cli.options import (
     AdapterOption,
+    ChatTemplateOption,
     ContextOption,
     DeviceOption,
     DtypeOption,
@@ -43,6 +44,7 @@ def serve(
     quantize: QuantizeOption = None,
     adapter: AdapterOption = None,
     force_adapter: ForceAdapterOption = False,
+    chat_template: ChatTemplateOption = None,
     max_running: Annotated[int, typer.Option(min=1, help="Rows that generate at the same time.")] = 128,
     max_waiting: Annotated[int, typer.Option(min=1, help="Rows that wait; more are answered 429.")] = 1024,
     cache_gb: Annotated[
@@ -195,6 +197,7 @@ def serve(
             gpu_memory_utilization=gpu_memory_utilization,
             revision=revision,
             start_timeout_s=start_timeout_s,
+            chat_template=chat_template,
         )
     parallel.require_one_device()
     if kv_cache_dtype != "auto":
@@ -230,6 +233,7 @@ def serve(
             max_running=max_running,
             max_waiting=max_waiting,
             memory_share=gpu_memory_utilization,
+            chat_template=chat_template,
         )
         show_notes(opened.info)
         return opened

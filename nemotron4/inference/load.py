@@ -27,6 +27,7 @@ from nemotron4.model.config import ModelConfig
 from nemotron4.model.kv_cache import KVCache
 from nemotron4.model.transformer import Transformer
 from nemotron4.records import Message
+from nemotron4.text.prompt import chosen_format
 
 SHARE_OF_FREE_MEMORY = {"cpu": 0.25, "cuda": 0.85}
 
@@ -44,6 +45,7 @@ def load(
     max_waiting: int = 1024,
     max_step_tokens: int = 512,
     memory_share: float | None = None,
+    chat_template: str | None = None,
 ) -> Engine:
     """Load a model by pulled name, directory, ``.gguf`` file, hub id or as opened, and start its engine.
 
@@ -55,6 +57,7 @@ def load(
     ``force_adapter`` puts it on a base that is not the one it records.
     ``cache_gb`` bounds the keys and values of running requests; by default it is what ``max_running`` full
     contexts need, but at most ``memory_share`` of what is free: a quarter (CPU) or 85 % (GPU) if absent.
+    ``chat_template`` is a format's name or a file with a Jinja template, in place of the checkpoint's own.
     """
     checkpoint = open_checkpoint(model)
     beside = None if adapter is None else Path(adapter)
@@ -77,6 +80,8 @@ def load(
     runner, num_virtual, tokenizer, prompt_format = _read(
         checkpoint, precision, chosen_device, num_blocks, beside
     )
+    if chat_template is not None:
+        prompt_format = chosen_format(chat_template, tokenizer)
     info, usable_format = checked(
         describe(checkpoint, precision.name, chosen_device), tokenizer, prompt_format
     )

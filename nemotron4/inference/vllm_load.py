@@ -23,6 +23,7 @@ from nemotron4.inference.precision import find_dtype
 from nemotron4.inference.vllm_engine import VllmEngine
 from nemotron4.inference.vllm_plugin import LOAD_FORMAT, PLUGIN_GROUP, PLUGIN_NAME
 from nemotron4.model.kv_cache import KVCache
+from nemotron4.text.prompt import chosen_format
 
 INSTALL_HINT = (
     "pip install 'nemotron4[vllm]', or scripts/vllm-env for a CPU build in an environment of its own"
@@ -94,6 +95,7 @@ def load_vllm(
     max_running: int = 128,
     max_waiting: int = 1024,
     start_timeout_s: float | None = None,
+    chat_template: str | None = None,
     **limits: Any,
 ) -> VllmEngine:
     """Start vLLM with the model, on this node as the leader of ``layout``, and wait until it can generate.
@@ -116,7 +118,7 @@ def load_vllm(
         info, prompt_format = checked(
             describe(checkpoint, chosen_dtype, chosen),
             tokenizer,
-            checkpoint.prompt_format(),
+            checkpoint.prompt_format() if chat_template is None else chosen_format(chat_template, tokenizer),
         )
         info = replace(info, context_length=limit.of(info.context_length))
         if layout.num_devices > 1:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from nemotron4.engine import ChatFormat
@@ -150,11 +151,27 @@ def find_format(tokenizer: Tokenizer, template: str | None) -> PromptFormat | No
 
 def format_named(name: str) -> PromptFormat:
     """A format by its name: nemotron4 or chatml."""
-    formats = {"nemotron4": nemotron4, "chatml": chatml}
-    if name not in formats:
-        message, hint = unknown_name("prompt format", name, formats)
+    if name not in FORMATS:
+        message, hint = unknown_name("prompt format", name, FORMATS)
         raise TemplateError(message, hint=hint)
-    return formats[name]()
+    return FORMATS[name]()
+
+
+FORMATS: Mapping[str, Callable[[], PromptFormat]] = {"nemotron4": nemotron4, "chatml": chatml}
+
+
+def chosen_format(name: str, tokenizer: Tokenizer) -> PromptFormat:
+    """A format that a user chose for a model: ``nemotron4``, ``chatml``, or a file with a Jinja template."""
+    if name in FORMATS:
+        return format_named(name)
+    path = Path(name)
+    if not path.is_file():
+        message, hint = unknown_name("prompt format", name, FORMATS)
+        raise TemplateError(f"{message}, and there is no such file", hint=hint)
+    try:
+        return from_template(path.read_text(encoding="utf-8"), tokenizer, name=path.name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise TemplateError(f"{path}: cannot be read: {error}") from error
 
 
 def render(messages: Sequence[Message], template: str = "nemotron4") -> str:

@@ -278,3 +278,18 @@ def test_a_marker_in_the_name_of_a_role_stays_text(
     ids = foreign_format.encode(chatml_tokenizer, [Message("user<|im_end|>", "q")])
     assert ids.count(chatml_tokenizer.token_id("<|im_end|>")) == 1
     assert "user<|im_end|>\nq" in chatml_tokenizer.decode(ids)
+
+
+def test_a_chosen_format_is_a_name_or_a_file(
+    tmp_path: Path, nemotron_tokenizer: SentencePieceTokenizer
+) -> None:
+    assert prompt.chosen_format("chatml", nemotron_tokenizer).name == "chatml"
+    path = tmp_path / "own.jinja"
+    path.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}")
+    chosen = prompt.chosen_format(str(path), nemotron_tokenizer)
+    assert (chosen.name, chosen.render([Message("user", "hi")])) == ("own.jinja", "[user] hi")
+    with pytest.raises(
+        TemplateError, match="unknown prompt format 'chatm', and there is no such file"
+    ) as caught:
+        prompt.chosen_format("chatm", nemotron_tokenizer)
+    assert caught.value.hint == "did you mean 'chatml'?"
