@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +22,9 @@ from nemotron4.cli.options import (
     ModelArgument,
     QuantizeOption,
 )
+
+if TYPE_CHECKING:
+    from nemotron4.engine import InferenceEngine, SamplingParams
 
 
 def chat(
@@ -44,9 +49,8 @@ def chat(
     Lines may also come from a pipe; then each is answered on stdout and the program ends with
     the input.
     """
-    from nemotron4.cli.conversation import Chat
     from nemotron4.cli.rows import read_schema
-    from nemotron4.engine import InferenceEngine, SamplingParams
+    from nemotron4.engine import SamplingParams
     from nemotron4.inference.load import load
 
     params = SamplingParams(
@@ -56,25 +60,38 @@ def chat(
         seed=seed,
         grammar=read_schema(json_schema),
     )
-    is_interactive = sys.stdin.isatty()
-    if is_interactive:
-        note(f"loading {model} ...")
+    open_model = partial(
+        load,
+        dtype=dtype,
+        device=device,
+        quantize=quantize,
+        adapter=adapter,
+        chat_template=chat_template,
+        force_adapter=force_adapter,
+    )
+    _talk(model, open_model, params, system=system, keep=keep)
 
-    def open_model(name: str) -> InferenceEngine:
-        engine = load(
-            name,
-            dtype=dtype,
-            device=device,
-            quantize=quantize,
-            adapter=adapter,
-            chat_template=chat_template,
-            force_adapter=force_adapter,
-        )
+
+def _talk(
+    model: str,
+    open_model: Callable[[str], InferenceEngine],
+    params: SamplingParams,
+    *,
+    system: str | None,
+    keep: bool,
+) -> None:
+    from nemotron4.cli.conversation import Chat
+
+    def opened(name: str) -> InferenceEngine:
+        engine = open_model(name)
         show_notes(engine.info)
         return engine
 
+    is_interactive = sys.stdin.isatty()
+    if is_interactive:
+        note(f"loading {model} ...")
     kept = _state_file() if is_interactive and keep else None
-    talk = Chat(open_model(model), params, system=system, kept=kept, open_model=open_model)
+    talk = Chat(opened(model), params, system=system, kept=kept, open_model=opened)
     try:
         if is_interactive:
             note(f"{talk.engine.info.name} is ready. Ctrl-C stops an answer, /exit leaves, /help tells more.")

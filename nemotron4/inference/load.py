@@ -59,12 +59,7 @@ def load(
     contexts need, but at most ``memory_share`` of what is free: a quarter (CPU) or 85 % (GPU) if absent.
     ``chat_template`` is a format's name or a file with a Jinja template, in place of the checkpoint's own.
     """
-    checkpoint = open_checkpoint(model)
-    beside = None if adapter is None else Path(adapter)
-    if beside is not None and is_mergeable(beside):
-        checkpoint, beside = MergedCheckpoint(checkpoint, beside, force=force_adapter), None
-    elif beside is not None:
-        check_base(beside, checkpoint, force=force_adapter)
+    checkpoint, beside = _with_adapter(open_checkpoint(model), adapter, force=force_adapter)
     chosen_device = find_device(device)
     precision = choose(
         checkpoint, chosen_device, dtype=dtype, quantize=quantize, has_adapter_beside=beside is not None
@@ -95,6 +90,19 @@ def load(
         max_step_tokens=max_step_tokens,
         num_virtual_tokens=num_virtual,
     )
+
+
+def _with_adapter(
+    checkpoint: Checkpoint, adapter: str | Path | None, *, force: bool
+) -> tuple[Checkpoint, Path | None]:
+    """The checkpoint with the adapter merged in, or the adapter that has to run next to it."""
+    if adapter is None:
+        return checkpoint, None
+    path = Path(adapter)
+    if is_mergeable(path):
+        return MergedCheckpoint(checkpoint, path, force=force), None
+    check_base(path, checkpoint, force=force)
+    return checkpoint, path
 
 
 def _read(
