@@ -80,7 +80,7 @@ def test_what_is_no_checkpoint_says_what_was_expected(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="an adapter, not a whole model"):
+    with pytest.raises(CheckpointError, match="its base is not recorded"):
         open_checkpoint(tmp_path / "adapter")
     (tmp_path / "weights.bin").touch()
     with pytest.raises(CheckpointError, match=r"expected a directory, a \.gguf or a \.nemo file"):

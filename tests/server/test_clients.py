@@ -170,9 +170,12 @@ def test_openai_maps_the_errors(running: Any, client: openai.OpenAI) -> None:
         client.chat.completions.create(model="other", messages=MESSAGES)
     with pytest.raises(openai.BadRequestError, match="context length is 4096"):
         client.chat.completions.create(model="fake", messages=MESSAGES, max_tokens=5000)
-    with pytest.raises(openai.BadRequestError, match="tools: not supported"):
+    with pytest.raises(openai.BadRequestError, match="tool_choice"):
         client.chat.completions.create(
-            model="fake", messages=MESSAGES, tools=[{"type": "function", "function": {"name": "f"}}]
+            model="fake",
+            messages=MESSAGES,
+            tools=[{"type": "function", "function": {"name": "f"}}],
+            tool_choice={"type": "function", "function": {"name": "g"}},
         )
     running.engine.fail_next(ValueError("broken"))
     with pytest.raises(openai.InternalServerError):

@@ -547,6 +547,7 @@ def test_a_red_team_session_is_recorded_rated_and_exported(browser: Browser, tmp
             browser.click("#views button:nth-child(3)")
             browser.fill("#annotator", "ann")
             browser.click(".judgments .record")
+            browser.find("#technique")
             browser.choose("#technique", "role_play")
             browser.choose("#category", "malware")
             browser.fill("#session-notes", "too easy")
