@@ -11,12 +11,14 @@ import pytest
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.cli.main import main
 from nemotron4.errors import ConfigError, DataError
+from nemotron4.model.reward_head import CARD_WEIGHTS
 from nemotron4.training import chain, stage
 from nemotron4.training import recipe as recipes
 from nemotron4.training.encoding import Encoder
 from nemotron4.training.inputs import encoded
 from nemotron4.training.preview import preview_all
 from nemotron4.training.reading import TrainingSource
+from nemotron4.training.run import output_folder
 from nemotron4.training.trainer import plan_steps
 from tests import tiny_models
 
@@ -34,9 +36,9 @@ def test_every_shipped_recipe_loads(path: Path) -> None:
 
 
 def test_the_published_values_are_the_reports() -> None:
-    code, general, dpo, rpo, reward = (
+    code, general, dpo, reward, ppo = (
         recipes.load(FOLDER / "nemotron4-340b" / f"{name}.toml")
-        for name in ("code-sft", "general-sft", "dpo", "rpo", "reward")
+        for name in ("code-sft", "general-sft", "dpo", "reward", "ppo")
     )
     assert (code.optimizer.learning_rate, code.batch.global_size, code.run.epochs) == (3e-7, 128, 1)
     assert (general.batch.global_size, general.run.epochs) == (128, 3)
@@ -44,8 +46,62 @@ def test_the_published_values_are_the_reports() -> None:
     assert 3e-4 <= dpo.settings.beta <= 3e-3
     assert 3e-8 <= dpo.optimizer.learning_rate <= 3e-7
     assert dpo.batch.global_size == 256
-    assert (rpo.settings.eta, rpo.settings.sft_weight, rpo.optimizer.learning_rate) == (1.0, 1e-5, 3e-7)
     assert (reward.optimizer.learning_rate, reward.batch.global_size, reward.run.epochs) == (7e-7, 128, 2)
+    assert (reward.optimizer.warmup_steps, reward.run.result) == (10, "best")
+    assert len(plan_steps(reward, num_samples=20_324).sizes) == 318  # the 318th is what is left of two epochs
+    assert (ppo.settings.num_prompts, ppo.optimizer.learning_rate, ppo.settings.kl_coefficient) == (
+        128,
+        1e-7,
+        3e-3,
+    )
+    means = {
+        "helpfulness": 2.866,
+        "correctness": 2.964,
+        "coherence": 3.639,
+        "complexity": 1.705,
+        "verbosity": 2.0,
+    }
+    assert ppo.settings.rewards[0].shift == pytest.approx(
+        sum(CARD_WEIGHTS[name] * mean for name, mean in means.items()), abs=1e-3
+    )
+
+
+def test_the_three_rounds_of_rpo_each_start_from_the_model_before() -> None:
+    start = "runs/340b-dpo/model"
+    for number in (1, 2, 3):
+        rpo = recipes.load(FOLDER / "nemotron4-340b" / f"rpo-{number}.toml")
+        assert rpo.model.start == start
+        assert (rpo.settings.eta, rpo.settings.sft_weight, rpo.optimizer.learning_rate) == (1.0, 1e-5, 3e-7)
+        assert 1e-3 <= rpo.settings.beta <= 1
+        start = str(output_folder(rpo))
+
+
+SOURCES = ("TR", "HS2", "NA", "not published", "ours", "HelpSteer", "published weights", "base")
+NAMES = (
+    "stage",
+    "start",
+    "shape",
+    "preset",
+    "tokenizer",
+    "train",
+    "validation",
+    "directory",
+    "name",
+    "kind",
+    "model",
+)
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "nemotron4-340b").iterdir()), ids=lambda path: path.name)
+def test_every_published_value_has_its_source_or_says_that_there_is_none(path: Path) -> None:
+    table = ""
+    for line in path.read_text().splitlines():
+        if line.startswith("["):
+            table = line
+        name = line.split("=")[0].strip()
+        if "=" not in line or line.startswith("#") or name in NAMES or table.startswith("[parallel]"):
+            continue
+        assert any(source in line.partition("#")[2] for source in SOURCES) or name == "shift", line
 
 
 def test_the_base_is_trained_on_8_trillion_tokens_in_the_reports_steps() -> None:
