@@ -2,7 +2,7 @@
 
 torch's CPU kernel works head by head, in products too small for the machine. Query heads that share a
 key/value head are one product here, for a block of positions and all sequences at once: 1.4 times as fast in
-both passes on sequences of 512 (docs/benchmarks.md).
+both passes on sequences of 512 (docs/results/benchmarks.md).
 
 Shape suffixes: B = sequences, T = positions, H = query heads, K = key/value heads, G = H / K, E = head dim,
 C = B * K, P = T * G (the queries of one key/value head, by position), p = those of one block, s = its keys.

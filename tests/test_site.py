@@ -1,0 +1,56 @@
+"""The documentation builds as a site: strict, offline, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole site, built once: about six seconds, which is what mkdocs takes for thirty pages."""
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "--quiet", "build", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, f"a page is missing in mkdocs.yml, or a link leads nowhere:\n{done.stderr}"
+    return folder
+
+
+def test_every_page_is_there_and_files_of_the_repository_come_along(site: Path) -> None:
+    pages = {str(path.relative_to(ROOT / "docs").with_suffix(".html")) for path in ROOT.glob("docs/**/*.md")}
+    built = {str(path.relative_to(site)) for path in site.rglob("*.html")}
+    assert pages <= built
+    assert {"CHANGELOG.html", "CONTRIBUTING.html"} <= built
+    assert (site / "files/recipes/nano/pretrain.toml").read_bytes() == (
+        ROOT / "recipes/nano/pretrain.toml"
+    ).read_bytes()
+
+
+def test_nothing_is_loaded_from_another_site(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        loaded = re.findall(
+            r'<(?:script|img|link)[^>]*?(?:src|href)="(https?:[^"]+)"', page.read_text("utf-8")
+        )
+        assert loaded == [], page
+
+
+def test_lists_and_tables_are_shown_as_such(site: Path) -> None:
+    """Markdown readers differ: here a list or a table needs an empty line before it."""
+    for page in site.rglob("*.html"):
+        article = page.read_text("utf-8").split("<article", 1)[-1].split("</article>")[0]
+        text = re.sub(r"<pre.*?</pre>|<code.*?</code>", "", article, flags=re.DOTALL)
+        assert not re.search(r"^(?:- |\d+\. |\|[^|\n]+\|)", text, flags=re.MULTILINE), page
