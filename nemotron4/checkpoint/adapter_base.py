@@ -18,6 +18,9 @@ from nemotron4.checkpoint.cache import cache_dir, is_hub_id, resolve
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import CheckpointError
 from nemotron4.model.adapter_files import CONFIG_FILE, read_values
+from nemotron4.text.prompt import PromptFormat, find_format
+from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.text.tokenizer_files import TEMPLATE_FILE, read_chat_template
 
 BASE_FILE = "base.json"
 NUM_VALUES = 64  # of each weight's first row
@@ -65,6 +68,19 @@ def read_base(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     return values
+
+
+def adapter_format(folder: Path, tokenizer: Tokenizer) -> PromptFormat | None:
+    """The prompt format that an adapter was trained in; None where its folder has no template."""
+    template = read_chat_template(folder) if folder.is_dir() else None
+    return None if template is None else find_format(tokenizer, template)
+
+
+def write_format(folder: Path, base: Checkpoint) -> None:
+    """Keep a prompt format that is not the base's own with the adapter that was trained in it."""
+    found, own = base.prompt_format(), getattr(base, "base", base).own_format()
+    if found is not None and found != own:
+        (folder / TEMPLATE_FILE).write_text(found.template, encoding="utf-8")
 
 
 def check_base(folder: Path, base: Checkpoint, *, force: bool = False) -> None:

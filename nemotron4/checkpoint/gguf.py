@@ -18,6 +18,7 @@ from nemotron4.checkpoint.gguf_file import GgufFile, read_gguf
 from nemotron4.checkpoint.gguf_types import Array, dequantize
 from nemotron4.checkpoint.interface import (
     Format,
+    OwnOrChosenFormat,
     RawTensor,
     TensorInfo,
     checked_tokenizer,
@@ -189,7 +190,7 @@ _LAYER_NAMES = {
 }
 
 
-class GgufCheckpoint:
+class GgufCheckpoint(OwnOrChosenFormat):
     """One GGUF file with its vocabulary, or the parts of one. See ``interface.Checkpoint``."""
 
     format: Format = "gguf"
@@ -291,7 +292,7 @@ class GgufCheckpoint:
     def _prompt_format(self) -> PromptFormat | None:
         return prompt_format(self._template, self.tokenizer, is_nemotron=self._is_nemotron)
 
-    def prompt_format(self) -> PromptFormat | None:
+    def own_format(self) -> PromptFormat | None:
         return self._prompt_format
 
     @property

@@ -13,6 +13,7 @@ from nemotron4.checkpoint.dcp import DcpTensor, dcp_tensors, is_dcp
 from nemotron4.checkpoint.hf_config import model_config
 from nemotron4.checkpoint.interface import (
     Format,
+    OwnOrChosenFormat,
     TensorInfo,
     checked_tokenizer,
     end_token_ids,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from nemotron4.text.prompt import PromptFormat
 
 
-class HuggingFaceCheckpoint:
+class HuggingFaceCheckpoint(OwnOrChosenFormat):
     """A directory as ``save_pretrained`` writes it. See ``interface.Checkpoint``."""
 
     format: Format = "huggingface"
@@ -135,7 +136,7 @@ class HuggingFaceCheckpoint:
     def _prompt_format(self) -> PromptFormat | None:
         return prompt_format(self._template, self.tokenizer, is_nemotron=self._is_nemotron)
 
-    def prompt_format(self) -> PromptFormat | None:
+    def own_format(self) -> PromptFormat | None:
         return self._prompt_format
 
     @property

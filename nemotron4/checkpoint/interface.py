@@ -109,9 +109,25 @@ class Checkpoint(Protocol):
 
     def tokenizer(self) -> Tokenizer: ...
 
+    chosen_format: PromptFormat | None
+
+    def own_format(self) -> PromptFormat | None: ...
+
     def prompt_format(self) -> PromptFormat | None:
         """How a conversation becomes a prompt, or None for a base model without a template."""
         ...
+
+
+class OwnOrChosenFormat:
+    """The prompt format of a checkpoint: its own, or the one that was put in its place."""
+
+    chosen_format: PromptFormat | None = None
+
+    def own_format(self) -> PromptFormat | None:
+        raise NotImplementedError
+
+    def prompt_format(self) -> PromptFormat | None:
+        return self.chosen_format or self.own_format()
 
 
 BLOCK_VALUES = 2 * 1024**2  # small enough that the allocator reuses the memory of the last block

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from nemotron4.checkpoint.adapter_base import check_base
-from nemotron4.checkpoint.interface import Checkpoint, RawTensor, TensorInfo
+from nemotron4.checkpoint.adapter_base import adapter_format, check_base
+from nemotron4.checkpoint.interface import Checkpoint, OwnOrChosenFormat, RawTensor, TensorInfo
 from nemotron4.checkpoint.nemo import read_nemo_index
 from nemotron4.checkpoint.nemo_config import NemoSettings, read_settings
 from nemotron4.checkpoint.nemo_files import NemoFiles, NemoTensor, open_nemo_files, read_rows_into
@@ -230,7 +230,7 @@ class _Adapter:
     head: Mapping[str, StoredTensor] = field(default_factory=dict)
 
 
-class MergedCheckpoint:
+class MergedCheckpoint(OwnOrChosenFormat):
     """The base with the adapter in its weights. See ``interface.Checkpoint``."""
 
     def __init__(self, base: Checkpoint, path: Path, *, force: bool = False) -> None:
@@ -291,8 +291,8 @@ class MergedCheckpoint:
     def tokenizer(self) -> Tokenizer:
         return self.base.tokenizer()
 
-    def prompt_format(self) -> PromptFormat | None:
-        return self.base.prompt_format()
+    def own_format(self) -> PromptFormat | None:
+        return adapter_format(self.adapter_path, self.tokenizer()) or self.base.prompt_format()
 
 
 def is_mergeable(path: Path) -> bool:

@@ -19,6 +19,7 @@ import torch
 
 from nemotron4.checkpoint.interface import (
     Format,
+    OwnOrChosenFormat,
     TensorInfo,
     checked_tokenizer,
     end_token_ids,
@@ -69,7 +70,7 @@ def open_nemo(path: Path, *, name: str | None = None) -> NemoCheckpoint:
     return NemoCheckpoint(open_nemo_files(path), name=name)
 
 
-class NemoCheckpoint:
+class NemoCheckpoint(OwnOrChosenFormat):
     """Implements ``checkpoint.interface.Checkpoint``, and reads ranges of rows."""
 
     format: Format = "nemo"
@@ -157,7 +158,7 @@ class NemoCheckpoint:
             )
         return posixpath.basename(self._tokenizer_file), self._files.read(self._tokenizer_file)
 
-    def prompt_format(self) -> PromptFormat | None:
+    def own_format(self) -> PromptFormat | None:
         return prompt_format(None, self.tokenizer, is_nemotron=True)
 
     @cached_property

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from nemotron4.checkpoint import open_checkpoint
-from nemotron4.checkpoint.adapter_base import check_base
+from nemotron4.checkpoint.adapter_base import adapter_format, check_base
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint, is_mergeable
@@ -121,8 +121,9 @@ def _read(
             weights = pool.submit(_native_runner, checkpoint, precision, num_blocks)
         else:
             weights = pool.submit(_torch_runner, checkpoint, precision, device, num_blocks, adapter)
-        tokenizer, prompt_format = checkpoint.tokenizer(), checkpoint.prompt_format()
-        return *weights.result(), tokenizer, prompt_format
+        tokenizer = checkpoint.tokenizer()
+        trained_in = None if adapter is None else adapter_format(adapter, tokenizer)
+        return *weights.result(), tokenizer, trained_in or checkpoint.prompt_format()
 
 
 def _native_runner(checkpoint: Checkpoint, precision: Precision, num_blocks: int) -> tuple[StepRunner, int]:

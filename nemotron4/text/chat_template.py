@@ -42,12 +42,15 @@ class ChatTemplate:
     Safe to use from any thread. The process ends with this object, and with this program.
     """
 
-    def __init__(self, source: str, *, name: str = "chat template", cpu_time_s: float = 1.0) -> None:
+    def __init__(
+        self, source: str, *, name: str = "chat template", cpu_time_s: float = 1.0, date: str | None = None
+    ) -> None:
         if len(source) > MAX_TEMPLATE_CHARACTERS:
             raise TemplateError(
                 f"{name}: {len(source)} characters; expected at most {MAX_TEMPLATE_CHARACTERS}"
             )
         self.source = source
+        self.date = date
         self._name = name
         self._cpu_time_s = cpu_time_s
         self._lock = threading.Lock()
@@ -76,7 +79,7 @@ class ChatTemplate:
         return str(result["text"]), [(start, end) for start, end in result.get("spans", ())]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        make = functools.partial(ChatTemplate, name=self._name, cpu_time_s=self._cpu_time_s)
+        make = functools.partial(ChatTemplate, name=self._name, cpu_time_s=self._cpu_time_s, date=self.date)
         return make, (self.source,)
 
     def close(self) -> None:
@@ -102,7 +105,8 @@ class ChatTemplate:
         )
         self._process = process
         self._finalizer = weakref.finalize(self, _end, process)
-        settings = {"template": self.source, "cpu_time_s": self._cpu_time_s, "memory_bytes": MEMORY_BYTES}
+        limits = {"cpu_time_s": self._cpu_time_s, "memory_bytes": MEMORY_BYTES}
+        settings = {"template": self.source, "date": self.date, **limits}
         if _exchange(process, json.dumps(settings)) is None:
             self._drop()
             raise TemplateError(

@@ -37,6 +37,7 @@ class PromptFormat:
     template: str = field(repr=False)
     stop_strings: tuple[str, ...]
     writer: TurnWriter = field(repr=False, compare=False)
+    date: str | None = None  # that the template writes in place of today's
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The prompt as text, contents as they are. TemplateError if the conversation has no form.
@@ -64,6 +65,17 @@ class PromptFormat:
         if prefill:
             segments = [*segments, Segment(prefill)]
         return list(encode_segments(tokenizer, segments).token_ids)
+
+    def of_day(self, date: str) -> PromptFormat:
+        """The format as it renders on a day (2026-11-29): itself, unless its template writes the date."""
+        if not self.writes_date or not isinstance(self.writer, chat_template.JinjaWriter):
+            return self
+        template = chat_template.ChatTemplate(self.template, name=self.name, date=date)
+        return replace(self, date=date, writer=replace(self.writer, template=template))
+
+    @property
+    def writes_date(self) -> bool:
+        return "strftime_now" in self.template
 
     @property
     def drops_newline(self) -> bool:
@@ -140,7 +152,8 @@ def _chat_template(source: str, name: str, process: int) -> chat_template.ChatTe
 def find_format(tokenizer: Tokenizer, template: str | None) -> PromptFormat | None:
     """A model's own format: its template, else what its markers say, else None (a base model)."""
     if template is not None:
-        return from_template(template, tokenizer)
+        known = next((make() for make in FORMATS.values() if make().template == template), None)
+        return known or from_template(template, tokenizer)
     markers = set(tokenizer.markers)
     if {formats.SYSTEM_TURN_START, formats.TURN_START} <= markers:
         return nemotron4()

@@ -41,15 +41,22 @@ class GenerationTag(Extension):
         return f"{START}{caller()}{END}"
 
 
-def compile_template(source: str) -> jinja2.Template:
-    """The template with the names and settings that transformers gives to chat templates."""
+def compile_template(source: str, date: str | None) -> jinja2.Template:
+    """The template with the names and settings that transformers gives to chat templates.
+
+    ``date``: the day that it writes, at noon, in place of now.
+    """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.globals["strftime_now"] = lambda form: now(date).strftime(form)
     return environment.from_string(source)
+
+
+def now(date: str | None) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(f"{date}T12:00") if date else datetime.datetime.now()
 
 
 def to_json(
@@ -113,7 +120,7 @@ def main() -> None:
         # SIGPROF keeps its default effect, which ends the process even inside one long operation.
         signal.setitimer(signal.ITIMER_PROF, settings["cpu_time_s"])
         try:
-            template = template or compile_template(settings["template"])
+            template = template or compile_template(settings["template"], settings["date"])
             result = without_marks(render(template, request["variables"], request["max_characters"]))
         except MemoryError:
             result = {"error": "it needs more memory than a template may use"}

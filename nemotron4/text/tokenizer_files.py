@@ -11,6 +11,8 @@ from nemotron4.text.json_tokenizer import JsonTokenizer
 from nemotron4.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from nemotron4.text.tokenizer import Tokenizer
 
+TEMPLATE_FILE = "chat_template.jinja"
+
 
 def open_tokenizer(directory: Path, *, sentencepiece_name: str | None = None) -> Tokenizer:
     """Read ``sentencepiece_name`` (NeMo's settings name it) or else tokenizer.json, tokenizer.model."""
@@ -34,7 +36,7 @@ def open_tokenizer(directory: Path, *, sentencepiece_name: str | None = None) ->
 
 def read_chat_template(directory: Path) -> str | None:
     """The checkpoint's chat template: chat_template.jinja, else that of tokenizer_config.json, else None."""
-    path = directory / "chat_template.jinja"
+    path = directory / TEMPLATE_FILE
     if path.is_file():
         try:
             return path.read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ the tokenizer, the prompt format, the settings of lengths, and this package's ow
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import hashlib
 import json
@@ -44,14 +45,15 @@ def cache_folder() -> Path:
 
 def cache_key(sources: Sequence[TrainingSource], kind: object, encoder: Encoder) -> str:
     """Changes with anything that changes the samples."""
-    template = None if encoder.prompt_format is None else encoder.prompt_format.template
+    used = encoder.prompt_format
+    today = datetime.date.today().isoformat() if used is not None and used.writes_date else None
     facts: dict[str, Any] = {
         "sources": [
             replace(source, weight=None).__dict__ | {"files": source_hashes(source)} for source in sources
         ],
         "kind": repr(kind) if hasattr(kind, "__dataclass_fields__") else type(kind).__qualname__,
         "tokenizer": hashlib.sha256(pickle.dumps(encoder.tokenizer)).hexdigest(),
-        "format": [getattr(encoder.prompt_format, "name", None), template],
+        "format": None if used is None else [used.name, used.template, used.date or today],
         "encoder": [
             encoder.max_length, encoder.over_long, encoder.bos_id, encoder.virtual_ids, encoder.row_tokens
         ],

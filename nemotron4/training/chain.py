@@ -19,8 +19,8 @@ from nemotron4.errors import ConfigError
 from nemotron4.training import checks, parallel, stage
 from nemotron4.training import recipe as recipes
 from nemotron4.training.cache import file_hash
+from nemotron4.training.inputs import RECORD_FILE
 from nemotron4.training.metrics import OnPart, Progress, hear_nothing
-from nemotron4.training.output import RECORD_FILE
 from nemotron4.training.reading import HUB
 from nemotron4.training.recipe import Recipe, as_plain
 from nemotron4.training.rewards import connect as connect_rewards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ def _check(recipe: Recipe, made: dict[str, Checked], by_shape: bool) -> Checked:
     earlier = made.get(recipe.model.start or "")
     base: Checkpoint | None
     try:
-        base = earlier.base if earlier is not None else inputs.open_start(recipe)
+        base = copy.copy(earlier.base) if earlier is not None else inputs.open_start(recipe)
+        if earlier is not None and base is not None:
+            inputs.choose_format(recipe, base)
     except CheckpointError:
         if not by_shape or (recipe.model.shape or recipe.model.preset) is None:
             raise

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nemotron4.checkpoint.adapter_base import base_name, base_of, write_base
+from nemotron4.checkpoint.adapter_base import base_name, base_of, write_base, write_format
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.errors import ConfigError
@@ -53,7 +53,9 @@ def write_result(
     start: str,
     note: Callable[[str], None],
 ) -> None:
-    """Write a run's adapter with a record of its base."""
+    """Write a run's adapter with a record of its base and the format that it was trained in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_format(folder, base)
     if not isinstance(base, MergedCheckpoint):
         name = base_name(start)
         write_adapter(folder, tensors, config, base=name)

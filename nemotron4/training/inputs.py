@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +15,7 @@ from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.errors import ConfigError, TemplateError, unknown_name
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.presets import PRESETS
+from nemotron4.text.prompt import chosen_format
 from nemotron4.training.cache import StoredSamples, cache_key, stored
 from nemotron4.training.dataset import ConcatDataset, TextWindows
 from nemotron4.training.encoding import Encoder, Problem, ReadRow, RowError, RowKind, fitting
@@ -20,6 +23,9 @@ from nemotron4.training.packing import Sample
 from nemotron4.training.reading import Ignored, TrainingSource, read_rows, refuse_too_many
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.rows import ALL_ATTRIBUTES
+
+RECORD_FILE = "run.json"
+DATE = "date in the prompt"  # what the record calls it
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,22 @@ class Data:
 def open_start(recipe: Recipe) -> Checkpoint:
     """What the run starts from, with an adapter in its weights where the recipe names one."""
     base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
-    if recipe.model.adapter is None:
-        return base
-    return MergedCheckpoint(base, resolve(recipe.model.adapter))
+    if recipe.model.adapter is not None:
+        base = MergedCheckpoint(base, resolve(recipe.model.adapter))
+    choose_format(recipe, base)
+    return base
+
+
+def choose_format(recipe: Recipe, base: Checkpoint) -> None:
+    """Use the format that the recipe names; a template that writes the date gets that of the run's start."""
+    if recipe.model.prompt_format is not None:
+        base.chosen_format = chosen_format(recipe.model.prompt_format, base.tokenizer())
+    found = base.prompt_format()
+    if found is not None and found.writes_date:
+        record = recipe.run.directory / RECORD_FILE
+        facts = json.loads(record.read_text("utf-8")).get("facts", {}) if record.is_file() else {}
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        base.chosen_format = found.of_day(facts.get(DATE) or today)
 
 
 def model_config(recipe: Recipe, base: Checkpoint) -> ModelConfig:

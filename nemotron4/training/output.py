@@ -24,8 +24,9 @@ from nemotron4.errors import CheckpointError, ConfigError
 from nemotron4.model.config import ModelConfig
 from nemotron4.runs import differences, write_json
 from nemotron4.text.json_tokenizer import JsonTokenizer
+from nemotron4.text.tokenizer_files import TEMPLATE_FILE
 from nemotron4.training.cache import source_hashes
-from nemotron4.training.inputs import Data
+from nemotron4.training.inputs import DATE, RECORD_FILE, Data
 from nemotron4.training.recipe import Recipe, as_plain
 from nemotron4.training.trainer import Trainer
 
@@ -68,11 +69,13 @@ def result_dtype(recipe: Recipe, base: Checkpoint) -> torch.dtype:
 def write_tokenizer(folder: Path, base: Checkpoint) -> None:
     """The tokenizer's files, copied or made from what the checkpoint carries."""
     folder.mkdir(parents=True, exist_ok=True)
+    if base.chosen_format is not None:
+        (folder / TEMPLATE_FILE).write_text(base.chosen_format.template, encoding="utf-8")
     if base.format == "huggingface":
         from nemotron4.checkpoint.write_huggingface import TOKENIZER_FILES
 
         for name in TOKENIZER_FILES:
-            if (base.path / name).is_file():
+            if (base.path / name).is_file() and not (name == TEMPLATE_FILE and base.chosen_format):
                 (folder / name).write_bytes((base.path / name).read_bytes())
         return
     if isinstance(base, NemoCheckpoint):
@@ -102,17 +105,24 @@ def write_tokenizer(folder: Path, base: Checkpoint) -> None:
 
 # ---- What a run was made of: the fingerprint that a continuation must have, and the record for people.
 
-RECORD_FILE = "run.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 # What may change within a run, because the gradient does not depend on it; of what the run starts from and of
 # the rows the contents count, not the names.
 FREE = ("run", "parallel", "samples", "model.device", "model.activation_checkpointing", "batch.row_tokens")
-NAMES = ("model.start", "model.adapter", "model.tokenizer", "model.shape", "data.train", "data.validation")
+NAMES = (
+    "model.start",
+    "model.adapter",
+    "model.tokenizer",
+    "model.shape",
+    "model.prompt_format",
+    "data.train",
+    "data.validation",
+)
 
 
-def run_facts(recipe: Recipe, read: Data, weights: str) -> dict[str, Any]:
+def run_facts(recipe: Recipe, read: Data, weights: str, date: str | None = None) -> dict[str, Any]:
     """Everything that decides the loss curve, by name."""
     facts: dict[str, Any] = as_plain(recipe)
     for name in (*FREE, *NAMES):
@@ -125,6 +135,8 @@ def run_facts(recipe: Recipe, read: Data, weights: str) -> dict[str, Any]:
         facts["data"][name] = [
             [as_plain(replace(source, path="")), *source_hashes(source).values()] for source in group
         ]
+    if date is not None:
+        facts[DATE] = date
     weighed = {"start": {"weights": weights}, "rendered rows": read.fingerprint}
     return facts | {"run": {"seed": recipe.run.seed}} | weighed
 

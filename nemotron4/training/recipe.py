@@ -19,6 +19,8 @@ from nemotron4.training.stage import Stage
 
 # Names that other trainers, and older recipes, give to our settings.
 SYNONYMS = {
+    "chat_template": "model.prompt_format",
+    "template": "model.prompt_format",
     "recompute": "model.activation_checkpointing",
     "gradient_checkpointing": "model.activation_checkpointing",
     "model_name_or_path": "model.start",
@@ -104,6 +106,7 @@ class ModelSection:
     preset: str | None = None
     shape: str | None = None  # the preset that start has, for a dry run where start is not there
     tokenizer: str | None = None  # a checkpoint whose tokenizer a fresh model uses
+    prompt_format: str | None = None  # nemotron4, chatml or a file with a Jinja template, for the start's own
     device: str = "auto"  # auto: the GPU if there is one
     compute: Literal["float32", "bfloat16"] = "float32"
     activation_checkpointing: bool = False  # blocks keep their inputs alone and run again for the gradient

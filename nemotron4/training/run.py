@@ -20,7 +20,15 @@ from nemotron4.training import checkpoints, parallel
 from nemotron4.training.composing import write_result
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import Engine
-from nemotron4.training.inputs import Data, build_encoder, encoded, model_config, open_start, read_data
+from nemotron4.training.inputs import (
+    RECORD_FILE,
+    Data,
+    build_encoder,
+    encoded,
+    model_config,
+    open_start,
+    read_data,
+)
 from nemotron4.training.loading import Origin
 from nemotron4.training.metrics import (
     METRICS_FILE,
@@ -34,7 +42,6 @@ from nemotron4.training.metrics import (
 )
 from nemotron4.training.model_card import model_card
 from nemotron4.training.output import (
-    RECORD_FILE,
     continued_fingerprint,
     result_dtype,
     run_facts,
@@ -111,7 +118,8 @@ def train(
         read = _with_reference(recipe, read, engine, weights, is_writer=is_writer, note=tell, on_part=shown)
         special = recipe.kind.trainer()
         make = Trainer if special is None else special(origin, grid, device, connect)
-        facts = run_facts(recipe, read, weights)
+        used = base.prompt_format()
+        facts = run_facts(recipe, read, weights, None if used is None else used.date)
         run_fingerprint = continued_fingerprint(recipe.run.directory, facts)
         trainer = make(
             recipe,

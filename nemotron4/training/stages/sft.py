@@ -165,8 +165,10 @@ STAGE = SftStage()
 
 def never_stops(sample: Sample, encoder: Encoder) -> Iterator[tuple[str, str]]:
     stops = encoder.stop_ids()
+    spelled = () if encoder.prompt_format is None else encoder.prompt_format.stop_strings
     for s in sample.segments:
-        if not any(t and token in stops for token, t in zip(s.tokens, s.is_trained, strict=True)):
+        trained = [token for token, is_trained in zip(s.tokens, s.is_trained, strict=True) if is_trained]
+        if stops.isdisjoint(trained) and not encoder.tokenizer.decode(trained).endswith(spelled):
             yield "never_stops", "no stop marker is trained, so the model would not learn to end"
             return
 
