@@ -69,6 +69,7 @@ class SamplingParams:
     logprobs: int | None = None  # None: none; 0: of the chosen token; k: and of the k most likely
     prompt_logprobs: int | None = None  # the same for each prompt token after the first
     full_logprobs: bool = False  # the whole vocabulary per position (NeMo's all_probs)
+    hidden_mean: bool = False  # an embedding of the prompt, in the last step
 
     def __post_init__(self) -> None:
         checks = (
@@ -83,6 +84,7 @@ class SamplingParams:
             (self.min_new_tokens >= 0, "min_new_tokens", self.min_new_tokens, "0 or more"),
             (self.seed is None or self.seed >= 0, "seed", self.seed, "None or 0 and more"),
             (self.logprobs is None or self.logprobs >= 0, "logprobs", self.logprobs, "None or 0 and more"),
+            (not self.hidden_mean or self.max_new_tokens == 0, "hidden_mean", True, "False with new tokens"),
         )
         for is_valid, name, value, expected in checks:
             if not is_valid:
@@ -145,6 +147,7 @@ class TokenStep:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop token id or stop string that matched
     num_cached: int = 0  # in the first step: prompt tokens that were found in the prefix cache
+    hidden_mean: tuple[float, ...] | None = None  # of the hidden states after the final norm, over the prompt
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from nemotron4.errors import EngineBusyError, RequestError, TemplateError, Token
 from nemotron4.records import JsonObject, Message
 from nemotron4.text import structured_output
 from nemotron4.text.answers import (
+    EMBEDDING,
     AnswerText,
     EngineStoppedError,
     chat_request,
@@ -98,11 +99,8 @@ class EngineChatModel:
         return reward
 
     async def embed(self, text: str) -> Embedding:
-        raise HopelessError(
-            f"{self.name} is loaded for generation, not for embeddings",
-            kind="unsupported",
-            hint="name the address of a server with /v1/embeddings",
-        )
+        answer = await self._run(text_request(self._engine, text, EMBEDDING))
+        return Embedding(vector=tuple(answer.embedding()), prompt_tokens=len(answer.request.prompt_ids))
 
     async def close(self) -> None:
         return None

@@ -302,6 +302,9 @@ class EngineCore:
                 if request.needs_prompt_logits:
                     rows = partial(self._prompt_logits, result.hidden_ND, first_row)
                     request.observe_prompt(planned.start, rows, planned.end)
+                if request.params.hidden_mean:
+                    hidden_SD = result.hidden_ND[first_row:][: planned.end - planned.start]
+                    request.observe_hidden(planned.start, hidden_SD)
                 planned.sequence.num_computed = planned.end
                 if row is not None:
                     if request in masks:

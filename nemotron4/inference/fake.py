@@ -111,6 +111,12 @@ SCRIPT_LOGIT = 40.0  # far above the pseudo-random ones, which lie within about 
 Reply = str | Mapping[str, str] | Callable[[str], str] | None
 
 
+def fake_embedding(prompt_ids: Sequence[int]) -> tuple[float, ...]:
+    """How often the ids of each of 16 kinds are in the prompt: like prompts have like vectors."""
+    counts = Counter(token_id % 16 for token_id in prompt_ids)
+    return tuple(float(counts[kind]) for kind in range(16))
+
+
 class FakeEngine:
     """Deterministic ``InferenceEngine``.
 
@@ -225,7 +231,8 @@ class FakeEngine:
         generator = random.Random(seed)
         prompt_logprobs = self._prompt_logprobs(prompt_ids, params)
         if params.max_new_tokens == 0:
-            yield TokenStep(None, prompt_logprobs=prompt_logprobs, finish_reason="length")
+            mean = fake_embedding(prompt_ids) if params.hidden_mean else None
+            yield TokenStep(None, prompt_logprobs=prompt_logprobs, finish_reason="length", hidden_mean=mean)
             return
         new_ids: list[int] = []
         grammar = None if params.grammar is None else self._grammars.follow(params.grammar)

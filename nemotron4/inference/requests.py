@@ -45,13 +45,15 @@ class Request:
         self.deliver = deliver
         self.prompt_ids = tuple(prompt_ids)
         self.sequence = ScheduledSequence(
-            (*virtual_ids, *prompt_ids), can_share_prefix=params.prompt_logprobs is None
+            (*virtual_ids, *prompt_ids),
+            can_share_prefix=params.prompt_logprobs is None and not params.hidden_mean,
         )
         self._num_virtual = len(virtual_ids)
         seed = secrets.randbits(63) if params.seed is None else params.seed
         self._generator = torch.Generator().manual_seed(seed % 2**63)
         self._stop = StopCheck(params, tokenizer, prompt_ids, grammar)
         self._prompt_logprobs: list[PositionLogprobs] = []
+        self._hidden_sum_D: Tensor | None = None
 
     @property
     def needs_prompt_logits(self) -> bool:
@@ -98,6 +100,14 @@ class Request:
                 is_full=self.params.full_logprobs,
             )
 
+    def observe_hidden(self, start: int, hidden_SD: Tensor) -> None:
+        """Add up the hidden states of positions ``start`` and on of the prompt."""
+        if start == 0:  # also after a pre-emption, when all positions come again
+            self._hidden_sum_D = torch.zeros(hidden_SD.shape[1], dtype=torch.float64)
+        assert self._hidden_sum_D is not None, "nothing of the prompt is shared, so it begins at 0"
+        own_SD = hidden_SD[max(0, self._num_virtual - start) :]
+        self._hidden_sum_D += own_SD.double().sum(dim=0).cpu()
+
     def advance(self, logits_V: Tensor, argmax: int | None) -> list[TokenStep]:
         """Draw the next token from the logits of the last position; the last step says whether it is the end.
 
@@ -109,7 +119,7 @@ class Request:
         if params.prompt_logprobs is not None and not sequence.new_ids:
             prompt_logprobs = tuple(self._prompt_logprobs)
         if params.max_new_tokens == 0:
-            return [TokenStep(None, prompt_logprobs=prompt_logprobs, finish_reason="length")]
+            return [self._nothing_new(prompt_logprobs)]
         if self._forced:
             token_id = self._forced.popleft()
         else:
@@ -130,6 +140,13 @@ class Request:
         while self._forced and not is_scored and steps[-1].finish_reason is None:
             steps.append(self._take(self._forced.popleft(), None, None))
         return steps
+
+    def _nothing_new(self, prompt_logprobs: tuple[PositionLogprobs, ...] | None) -> TokenStep:
+        """The only step of a request for what the model makes of its prompt."""
+        mean = None
+        if self._hidden_sum_D is not None:
+            mean = tuple((self._hidden_sum_D / len(self.prompt_ids)).tolist())
+        return TokenStep(None, prompt_logprobs=prompt_logprobs, finish_reason="length", hidden_mean=mean)
 
     def _take(
         self,

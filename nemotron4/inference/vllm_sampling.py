@@ -26,6 +26,11 @@ def vllm_params(params: SamplingParams, *, vocab_size: int, width: int) -> Any:
     import vllm
     from vllm.sampling_params import RequestOutputKind
 
+    if params.hidden_mean:
+        raise RequestError(
+            "vLLM gives no hidden states of a model that writes text",
+            hint="leave out --engine vllm, or serve an embedding model with vLLM itself",
+        )
     stop_ids = params.stop_token_ids
     if params.min_new_tokens and params.min_tokens_masks:
         # vLLM masks all ids that stop it, so it is told of those alone; the others stop on our side.

@@ -28,6 +28,7 @@ from nemotron4.server.context import (
     html_error,
     json_response,
 )
+from nemotron4.server.embeddings import embedding_routes
 from nemotron4.server.front_door import FrontDoor
 from nemotron4.server.guard import Guard
 from nemotron4.server.kserve import kserve_routes
@@ -41,7 +42,7 @@ from nemotron4.server.tokenizer_api import tokenizer_routes
 # Flask's order. A static-file rule, GET /<path:filename>, is why NeMo answers 405 to PUT on any other path.
 GENERATE_ALLOWS = "PUT, GET, HEAD, OPTIONS"
 OTHER_ALLOWS = "GET, HEAD, OPTIONS"
-POST_ONLY = ("/v1/completions", "/v1/chat/completions")
+POST_ONLY = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings")
 
 
 class Health(BaseModel):
@@ -128,6 +129,7 @@ def create_app(
         app.include_router(forwarded_score_routes(service.settings.reward_model))
     app.include_router(nemo_routes(service))
     app.include_router(openai_routes(service))
+    app.include_router(embedding_routes(service))
     app.include_router(tokenizer_routes(service))
     app.include_router(operator_routes(service))
     if service.settings.page is not None:

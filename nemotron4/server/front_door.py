@@ -37,6 +37,7 @@ ROUTES = frozenset(
         "/v1/models",
         "/v1/completions",
         "/v1/chat/completions",
+        "/v1/embeddings",
         "/tokenize",
         "/detokenize",
         "/tokenizer_info",

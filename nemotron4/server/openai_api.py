@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from nemotron4.errors import unknown_name
 from nemotron4.server.context import ApiError
+from nemotron4.server.embeddings import EmbeddingsRequest
 from nemotron4.server.openai_chat import answer_chat
 from nemotron4.server.openai_choices import check_model
 from nemotron4.server.openai_completions import answer_completion
@@ -32,6 +33,7 @@ from nemotron4.server.settings import Service
 BODIES: Mapping[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
+    "/v1/embeddings": EmbeddingsRequest,
 }
 _PARTS: Mapping[str, type[BaseModel]] = {
     "stream_options": StreamOptions,

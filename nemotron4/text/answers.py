@@ -6,6 +6,7 @@ one request has one prompt, one end and one text, whatever door it came in by.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -30,6 +31,10 @@ from nemotron4.text.tokenizer import TextStream
 
 if TYPE_CHECKING:
     from nemotron4.text.structured_output import Follower
+
+
+# What asks for the embedding of a prompt.
+EMBEDDING = SamplingParams(max_new_tokens=0, hidden_mean=True)
 
 
 class EngineStoppedError(Nemotron4Error):
@@ -233,6 +238,7 @@ class AnswerText:
         self.finish_reason: FinishReason | None = None
         self.starts: list[int] = []  # where the text of each token begins
         self.num_cached = 0
+        self._hidden_mean: tuple[float, ...] = ()
         self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer, request.prompt_ids)
         self._stop_strings = tuple(stop for stop in request.params.stop_strings if stop)
@@ -248,6 +254,7 @@ class AnswerText:
         if step.prompt_logprobs is not None:
             self.prompt_logprobs = step.prompt_logprobs
         self.num_cached += step.num_cached
+        self._hidden_mean = step.hidden_mean or ()
         if step.logprobs is not None:
             self.logprobs.append(step.logprobs)
         if step.token_id is not None:
@@ -282,6 +289,13 @@ class AnswerText:
             if self.request.params.logprobs is not None
             else None,
         )
+
+    def embedding(self) -> list[float]:
+        """The mean of the prompt's last hidden states, of length 1."""
+        if not self._hidden_mean:
+            raise EngineStoppedError("the engine stopped before the embedding was complete")
+        length = math.hypot(*self._hidden_mean) or 1.0
+        return [value / length for value in self._hidden_mean]
 
     def _end(self, step: TokenStep) -> int:
         """Where the answer ends in the raw text, now that no token follows."""

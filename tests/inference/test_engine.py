@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers import NemotronForCausalLM
 
 from nemotron4.engine import SamplingParams, TokenStep, derive_seed
@@ -16,6 +17,7 @@ from nemotron4.errors import EngineBusyError, RequestError
 from nemotron4.inference.engine import Engine
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.transformer import Transformer
+from nemotron4.text.answers import EMBEDDING, AnswerText, run, text_request
 from tests.inference.small_engine import (
     PATHS,
     SMALL,
@@ -168,6 +170,24 @@ def test_scores_equal_the_full_forward_pass() -> None:
         assert engine.score(token_ids=[[40]]) == [[]]
     for a, e in zip(actual, expected, strict=True):
         assert a == pytest.approx(e, abs=1e-4)
+
+
+@pytest.mark.parametrize("path", ["torch-float32", "float32"])
+def test_an_embedding_is_the_mean_of_the_last_hidden_states(path: EnginePath) -> None:
+    rows = random_prompts(1, 33, 150, 90)
+    model = random_model()
+    expected = [functional.normalize(model.hidden(torch.tensor([row]))[0].mean(0), dim=0) for row in rows]
+    # So few blocks that rows are set back while their prompts are computed.
+    with small_engine(path=path, num_blocks=7, max_step_tokens=32) as engine:
+        engine.generate(rows, max_new_tokens=1)  # what is in the cache is computed again
+
+        async def embed() -> list[AnswerText]:
+            requests = (text_request(engine, row, EMBEDDING) for row in rows)
+            return await asyncio.gather(*(run(engine, request) for request in requests))
+
+        found = asyncio.run(embed())
+    for answer, vector in zip(found, expected, strict=True):
+        assert answer.embedding() == pytest.approx(vector.tolist(), abs=1e-4)
 
 
 def test_logprobs_are_raw_whatever_the_sampling() -> None:

@@ -32,7 +32,8 @@ def test_generated_requests_are_answered_as_documented(case: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/generate", "/v1/completions", "/v1/chat/completions", "/v1/models", "/health"]
+    "path",
+    ["/generate", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/models", "/health"],
 )
 def test_every_route_is_on_the_page(path: str) -> None:
     assert path in APP.openapi()["paths"]

@@ -249,7 +249,7 @@ def test_an_engine_that_closes_answers_503(make_app: App) -> None:
     [
         ("GET", "/v1/completions", 405),
         ("POST", "/v1/models", 405),
-        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/images", 404),
         ("GET", "/v1", 404),
     ],
 )
