@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "nemotron4"
-BASE = {"engine", "errors", "records", "config", "runs", "progress", "report", "plots", "web"}
+BASE = {"engine", "errors", "records", "config", "runs", "progress", "report", "plots", "web", "recipe"}
 # part -> the parts it may import; every part may import base and itself.
 MAY_IMPORT: dict[str, set[str]] = {
     "engine": set(),
@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": set(),
     "plots": set(),
     "web": set(),
+    "recipe": set(),
     "model": set(),
     "text": set(),
     "grading": set(),

@@ -1,4 +1,4 @@
-"""The processes that the demonstration starts: they never outlive it unless they should."""
+"""The processes that a command starts: they never outlive it unless they should."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -15,6 +16,7 @@ from typing import Self
 import httpx
 
 from nemotron4.errors import Nemotron4Error
+from nemotron4.progress import FORM_VARIABLE
 
 STOP_S = 10.0
 TAIL_LINES = 15
@@ -34,14 +36,37 @@ def require_free_port(host: str, port: int, *, option: str = "--port ") -> None:
             ) from error
 
 
-def run_child(command: Sequence[str], *, stdout: int | None = None, is_tied: bool = False) -> int:
+def own_command(command: Sequence[str]) -> list[str]:
+    """``nemotron4`` and ``python FILE.py`` are this very program, whatever PATH has, and end with us."""
+    if command[0] == "nemotron4":
+        return [sys.executable, "-m", "nemotron4.cli.lifeline", *command[1:]]
+    if command[0] == "python" and command[1].endswith(".py"):
+        return [sys.executable, "-m", "nemotron4.cli.lifeline", *command]
+    return list(command)
+
+
+def run_child(
+    command: Sequence[str], *, stdout: int | None = None, on_line: Callable[[str], None] | None = None
+) -> int:
     """Run a command and return its exit status; interrupted, end it and everything it started.
 
-    ``is_tied``: it is one of ``cli/lifeline.py`` and ends even if this process is killed.
+    One of ``own_command`` ends even if this process is killed. ``on_line`` takes the lines that it prints on
+    either stream, progress as JSON.
     """
-    stdin = subprocess.PIPE if is_tied else subprocess.DEVNULL
-    process = subprocess.Popen(command, stdin=stdin, stdout=stdout, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE if "nemotron4.cli.lifeline" in command else subprocess.DEVNULL,
+        stdout=stdout if on_line is None else subprocess.PIPE,
+        stderr=None if on_line is None else subprocess.STDOUT,
+        env=None if on_line is None else {**os.environ, FORM_VARIABLE: "json"},
+        start_new_session=True,
+        text=True,
+        errors="replace",
+    )
     try:
+        for line in process.stdout or ():
+            if on_line is not None:
+                on_line(line.rstrip("\n"))
         return process.wait()
     except BaseException:
         with _uninterrupted():
@@ -49,8 +74,9 @@ def run_child(command: Sequence[str], *, stdout: int | None = None, is_tied: boo
             process.wait()
         raise
     finally:
-        if process.stdin is not None:
-            process.stdin.close()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
 
 
 class ChildServer:

@@ -29,6 +29,7 @@ COMMANDS: dict[str, Command] = {
     "plan": Command("nemotron4.cli.plan:plan", "Say which GPUs a model needs, and why."),
     "convert": Command("nemotron4.cli.convert:convert", "Write a checkpoint in another form."),
     "train": Command("nemotron4.cli.train:train", "Train or align a model as a recipe says."),
+    "recipe": Command("nemotron4.cli.recipe:app", "Run a recipe of stages: data, training, evaluation."),
     "doctor": Command("nemotron4.cli.doctor:app", "Look for what would go wrong later."),
     "synth": Command("nemotron4.cli.synth:app", "Make synthetic training data."),
     "eval": Command("nemotron4.cli.eval:app", "Measure a model by the card's benchmarks."),

@@ -1,5 +1,7 @@
 """``python -m nemotron4.cli.lifeline COMMAND ...``: a nemotron4 command that ends when its parent does.
 
+``python SCRIPT ...`` runs a script in the same way.
+
 The parent holds the writing end of this process's standard input. Whatever ends the parent, kill -9 included,
 closes it, on every system.
 """
@@ -7,6 +9,7 @@ closes it, on every system.
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -32,4 +35,9 @@ def end_with_standard_input() -> None:
 
 if __name__ == "__main__":
     end_with_standard_input()
-    sys.exit(main())
+    if sys.argv[1:2] == ["python"]:
+        del sys.argv[:2]
+        sys.path.insert(0, os.path.dirname(sys.argv[0]))
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        sys.exit(main())

@@ -274,34 +274,24 @@ def rounds(
 ) -> None:
     """Generate, train, evaluate, and repeat with the trained model; each round leaves a manifest."""
     import contextlib
-    import sys
     from collections.abc import Iterator, Sequence
 
-    from nemotron4.cli.child_server import ChildServer, require_free_port, run_child
+    from nemotron4.cli.child_server import ChildServer, own_command, require_free_port, run_child
     from nemotron4.synth.rounds import load_rounds, run_rounds
 
     loaded = load_rounds(recipe, overrides or [])
-
-    def is_own(command: Sequence[str]) -> bool:
-        return command[0] == "nemotron4"
-
-    def executable(command: Sequence[str]) -> list[str]:
-        """``nemotron4`` is this very program, whatever stands on PATH, and ends with this process."""
-        own = [sys.executable, "-m", "nemotron4.cli.lifeline", *command[1:]]
-        return own if is_own(command) else list(command)
 
     @contextlib.contextmanager
     def serve(command: Sequence[str], folder: Path) -> Iterator[None]:
         require_free_port("127.0.0.1", loaded.port, option="--set port=")
         log = folder / "server.log"
         url = f"http://127.0.0.1:{loaded.port}"
-        with ChildServer(executable(command), url=url, log=log) as server:
+        with ChildServer(own_command(command), url=url, log=log) as server:
             server.wait_until_ready(timeout_s=SERVER_READY_S)
             yield
 
     def run_command(command: Sequence[str]) -> int:
-        # stdout is for our own result
-        return run_child(executable(command), stdout=STDERR, is_tied=is_own(command))
+        return run_child(own_command(command), stdout=STDERR)  # stdout is for our own result
 
     manifests = run_rounds(loaded, out, run=run_command, serve=serve, report=note)
     if as_json:

@@ -10,7 +10,6 @@ command goes on after a kill; the commands of an unfinished step are repeated, a
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 from nemotron4 import config
 from nemotron4.errors import ConfigError, DataError
+from nemotron4.recipe import Command, hash_of
 from nemotron4.records import JsonObject
 from nemotron4.runs import write_json
 
@@ -29,7 +29,6 @@ STEPS = ("generate", "train", "evaluate")
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 _KNOWN = ("round", "folder", "generator", "base", "data", "result", "port", "url")
 
-Command = tuple[str, ...]
 Serve = Callable[[Sequence[str], Path], contextlib.AbstractContextManager[None]]
 
 
@@ -126,16 +125,6 @@ def identity(model: str) -> JsonObject:
     """A path with the hash of its content; a name that is no path stands for itself."""
     path = Path(model)
     return {"name": model, "sha256": hash_of(path) if path.exists() else None}
-
-
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file, or of the names and hashes of a folder's files in the order of their names."""
-    if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    listed = "".join(f"{file.relative_to(path).as_posix()}\n{hash_of(file)}\n" for file in files)
-    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def _open_manifest(current: Round, recipe: RoundsRecipe) -> None:

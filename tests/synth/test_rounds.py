@@ -18,7 +18,8 @@ from nemotron4 import config
 from nemotron4.cli.child_server import require_free_port
 from nemotron4.cli.main import main
 from nemotron4.errors import ConfigError, DataError, Nemotron4Error
-from nemotron4.synth.rounds import RoundsRecipe, hash_of, run_rounds
+from nemotron4.recipe import hash_of
+from nemotron4.synth.rounds import RoundsRecipe, run_rounds
 from tests.tiny_models import nemotron_directory
 
 VALUES: dict[str, Any] = {
