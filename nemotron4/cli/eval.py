@@ -85,6 +85,7 @@ def list_tasks(folder: DataFolder = None, as_json: JsonOption = False) -> None:
                 "files": [file.path for file in task.files],
                 "max_new_tokens": task.sampling.max_tokens,
                 "temperature": task.sampling.temperature,
+                "on_failure": task.on_failure,
                 "settings": dict(task.options),
             }
             for task in tasks

@@ -110,7 +110,7 @@ class _Run:
     ) -> None:
         self._task, self._source, self._settings = task, source, settings
         self._folder, self._items = folder, items
-        self._refused: dict[str, str] = {}  # conversation -> kind of failure, of the latest stage
+        self._refused: dict[str, dict[str, str]] = {}  # file of a stage -> conversation -> kind of failure
 
     async def result(self, model: ChatModel, judge: ChatModel | None, judge_name: str | None) -> Result:
         task, settings = self._task, self._settings
@@ -164,7 +164,7 @@ class _Run:
                 name = _with_epoch(item.id, epoch)
                 if name in rows:
                     responses[item.id] = ItemResponse.of_row(rows[name])
-                elif self._on_failure == "wrong":
+                elif self._on_failure == "wrong" and rows:  # nothing at all would be no score
                     responses[item.id] = ItemResponse(("",) * (1 + len(item.follow_ups)))
             found.append(responses)
         return found
@@ -175,18 +175,23 @@ class _Run:
 
     def _with_refusals(self, result: Result) -> Result:
         """Refused requests by reason: among the unscored, or as a note where they count as wrong."""
-        if not self._refused:
-            return result
-        kinds = Counter(self._refused.values())
-        named = ", ".join(list(self._refused)[:5]) + (" ..." if len(self._refused) > 5 else "")
-        counted = ", ".join(with_failures({}, "", kinds)) or "refused"
-        if self._on_failure == "wrong" and self._task.judge is None:
-            note = f"{len(self._refused)} requests count as wrong ({counted}): {named}"
-            return replace(result, notes=(*result.notes, note))
-        missing = "no response" if self._task.judge is None else "no judgment"
-        note = f"left out ({counted}): {named}"
-        unscored = with_failures(result.unscored, missing, kinds)
-        return replace(result, unscored=unscored, notes=(*result.notes, note))
+        unscored, notes = dict(result.unscored), list(result.notes)
+        for file, refused in self._refused.items():
+            kinds = Counter(refused.values())
+            named = ", ".join(list(refused)[:5]) + (" ..." if len(refused) > 5 else "")
+            counted = ", ".join(with_failures({}, "", kinds))
+            if file == JUDGMENTS_FILE:
+                what, missing = "judgments left out", "no judgment"
+            elif self._on_failure != "wrong" or not result.num_items - len(refused):
+                what, missing = "left out", "no response" if self._task.judge is None else None
+            elif self._task.judge is None:
+                what, missing = "requests count as wrong", None
+            else:
+                what, missing = "requests were judged as empty answers", None
+            if kinds:
+                notes.append(f"{len(refused)} {what} ({counted}): {named}")
+                unscored = unscored if missing is None else with_failures(unscored, missing, kinds)
+        return replace(result, unscored=unscored, notes=tuple(notes))
 
     async def _ask(
         self,
@@ -237,7 +242,7 @@ class _Run:
 
             left = [c for c in conversations if c.id not in log and c.id not in failed]
             await in_flight(left, work, keep, limit=self._settings.concurrency)
-            self._refused = {name: failed[name]["kind"] for name in by_id if name in failed}
+            self._refused[file] = {name: failed[name]["kind"] for name in by_id if name in failed}
             num_missing = sum(name not in log and name not in failed for name in by_id)
             if num_missing:
                 raise self._incomplete(len(by_id), num_missing, transient[0] if transient else None)
@@ -266,7 +271,7 @@ class _Run:
                 scores=result.items.get(item.id, {}),
                 reason=result.reasons.get(item.id),
                 judgments=texts.get(item.id, ()),
-                error=self._refused.get(name),
+                error=self._refused[RESPONSES_FILE].get(name),
             )
             for item in self._items
             for epoch in range(1, self._settings.epochs + 1)

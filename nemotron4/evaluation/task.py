@@ -112,7 +112,8 @@ class Task:
     needs_responses: bool = True  # False: a judge's texts are enough to score
     is_outside: Callable[[str], bool] = lambda _: False  # an id of a larger set that this one is a part of
     is_generative: bool = True  # False: numbers are scored, of choices or rewards
-    on_failure: Literal["wrong", "exclude", "stop"] = "exclude"  # of a request that can never succeed
+    # What a request that can never succeed is, unless told otherwise: as the benchmark's own program does it.
+    on_failure: Literal["wrong", "exclude", "stop"] = "exclude"
     with_options: Callable[[Mapping[str, Any]], Task] | None = None  # for --set and --num-fewshot
     options: Mapping[str, Any] = field(default_factory=dict)  # what may be set, with its values
     changed: Mapping[str, Any] = field(default_factory=dict)  # what makes this another definition

@@ -21,8 +21,10 @@ import pytest
 from nemotron4.cli.main import main
 from nemotron4.client import HopelessError
 from nemotron4.evaluation.conversation import room_left
+from nemotron4.evaluation.registry import find_task
 from nemotron4.runs import held
 
+NINE = "mt_bench ifeval mmlu gsm8k humaneval mbpp arena_hard alpaca_eval tfeval".split()
 Script = Callable[..., "str | int | dict[str, Any] | None"]
 
 
@@ -208,7 +210,7 @@ def test_a_request_that_can_never_succeed_is_unscored_under_its_reason(
 
     with ScriptedServer(script) as server:
         command = ["eval", "run", "gsm8k", "--model", server.url, "--data", data(GSM8K), "--json"]
-        assert main([*command, "--out", str(tmp_path / "out")]) == 0
+        assert main([*command, "--out", str(tmp_path / "out"), "--on-failure", "exclude"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["denominators"]["strict"] == 7
     assert result["unscored_reasons"] == {"request refused: bad_request": 1}
@@ -260,7 +262,7 @@ def test_new_tokens_are_clipped_to_what_the_context_leaves_and_what_does_not_fit
     out = tmp_path / "out"
     with ScriptedServer(_in_context, wants_body=True) as server:
         command = ["eval", "run", "gsm8k", "--model", server.url, "--data", data(rows), "--out", str(out)]
-        assert main([*command, "--json"]) == 0
+        assert main([*command, "--on-failure", "exclude", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["numerators"]["strict"] == 2
     assert result["name"] == "gsm8k (cut by the context)"  # one answer would have been longer
@@ -321,6 +323,23 @@ def test_a_refused_request_is_wrong_or_left_out_as_asked_and_the_choice_may_chan
     result = json.loads(capsys.readouterr().out)
     assert (result["numerators"]["strict"], result["denominators"]["strict"]) == (7, denominator)
     assert any(note.endswith(": 3") for note in result["notes"])
+
+
+def test_a_refused_request_is_by_default_what_the_benchmarks_own_program_makes_of_it(
+    data: Any, tmp_path: Path, capsys: Any
+) -> None:
+    def script(messages: list[dict[str, str]]) -> str | int:
+        return 400 if "Say 3" in messages[-1]["content"] else _say_the_number(messages)
+
+    wrong = {"mmlu", "gsm8k", "humaneval", "mt_bench", "arena_hard", "alpaca_eval"}
+    assert {name for name in NINE if find_task(name, tmp_path).on_failure == "wrong"} == wrong
+    assert {name for name in NINE if find_task(name, tmp_path).on_failure == "stop"} == {"ifeval", "mbpp"}
+    with ScriptedServer(script) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", data(GSM8K), "--json"]
+        assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["numerators"]["strict"], result["denominators"]["strict"]) == (7, 8)
+    assert "1 requests count as wrong (request refused: bad_request): 3" in result["notes"]
 
 
 @pytest.mark.parametrize(("status", "flags"), [(400, ["--on-failure", "stop"]), (401, [])])

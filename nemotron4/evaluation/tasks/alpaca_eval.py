@@ -208,6 +208,7 @@ ALPACA_EVAL = Task(
     sampling=Sampling(max_tokens=4096),
     prompt="{instruction}",
     card={"lc_win_rate": 41.5},
+    on_failure="wrong",  # alpaca_eval judges a refused answer as an empty one
     judge=judge_requests,
     card_judge="gpt-4-1106-preview",
 )

@@ -150,6 +150,7 @@ ARENA_HARD = Task(
     sampling=Sampling(max_tokens=4096),
     prompt="{question}",
     card={"score": 54.2},
+    on_failure="wrong",  # arena-hard-auto judges what it writes in place of a failed answer
     judge=judge_requests,
     card_judge="gpt-4-1106-preview",
     needs_responses=False,

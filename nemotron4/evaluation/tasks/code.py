@@ -110,6 +110,7 @@ HUMANEVAL = Task(
     sampling=Sampling(max_tokens=1024),
     prompt=HUMANEVAL_INSTRUCTION + "{prompt}",
     card={"pass@1": 73.2},
+    on_failure="wrong",  # as simple-evals, whose prompt this is
     needs_sandbox=True,
 )
 
@@ -202,6 +203,7 @@ def _mbpp(size: str, file: DataFile, *, is_default: bool = False) -> Task:
         sampling=Sampling(max_tokens=2048),
         prompt=MBPP_PROMPT,
         card={"pass@1": 75.4} if is_default else {},
+        on_failure="stop",  # EvalPlus refuses answers in which a task is missing
         needs_sandbox=True,
         is_outside=lambda name: name.isdigit() and 1 <= int(name) <= 974,
         note="that the card used these 378 tasks is an inference" if is_default else "",

@@ -152,4 +152,5 @@ MMLU = Task(
     sampling=Sampling(max_tokens=2),
     prompt=INSTRUCTION + question_prompt("{question}", ["{A}", "{B}", "{C}", "{D}"]),
     card={"accuracy": 78.7},
+    on_failure="wrong",  # as simple-evals
 )

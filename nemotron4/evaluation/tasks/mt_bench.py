@@ -166,6 +166,7 @@ def _task(name: str, which: judgments.Which) -> Task:
         sampling=Sampling(max_tokens=1024),
         prompt="{turn_1}\n{turn_2}",
         card=card if which == "last" else {},
+        on_failure="wrong",  # FastChat judges what it writes in place of a failed answer
         judge=judge_requests,
         card_judge="gpt-4-0125-preview",
         needs_responses=False,

@@ -83,6 +83,7 @@ IFEVAL = Task(
     sampling=Sampling(max_tokens=1280),
     prompt="{prompt}",
     card={"prompt_strict": 79.9, "instruction_strict": 86.1},
+    on_failure="stop",  # the authors' program ends at a prompt without an answer
 )
 
 
