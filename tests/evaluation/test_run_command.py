@@ -24,7 +24,7 @@ from nemotron4.evaluation.conversation import room_left
 from nemotron4.evaluation.registry import find_task
 from nemotron4.runs import held
 
-NINE = "mt_bench ifeval mmlu gsm8k humaneval mbpp arena_hard alpaca_eval tfeval".split()
+NINE = ["mt_bench", "ifeval", "mmlu", "gsm8k", "humaneval", "mbpp", "arena_hard", "alpaca_eval", "tfeval"]
 Script = Callable[..., "str | int | dict[str, Any] | None"]
 
 
