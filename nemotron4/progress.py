@@ -106,6 +106,7 @@ class Progress:
         self._num_earlier = num_done
         self._num_repeated, self._trouble = 0, ""
         self._detail = ""
+        self.more: dict[str, Any] = {}  # what else the JSON form has
         self._clock = clock
         self._started_s = clock()
         self._is_json = form == "json"
@@ -191,6 +192,7 @@ class Progress:
             "tokens": self.num_tokens,
             "elapsed_s": round(self._elapsed_s, 3),
             "left_s": None if left_s is None else round(left_s, 1),
+            **self.more,
         }
 
     @property

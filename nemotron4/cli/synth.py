@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -58,17 +59,17 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Start a run, or continue it where it stands: after a kill, a stop, or a change of the recipe."""
+    from nemotron4.progress import Progress
     from nemotron4.synth.execute import parse_shard, run_recipe
     from nemotron4.synth.shards import run_shards
 
     loaded = _load(recipe, overrides)
-    report = (lambda line: None) if quiet else note
-    if workers > 1 or executor != "local":
-        outcome = run_shards(loaded, out, workers, executor=executor, report=report)
-    else:
-        outcome = run_recipe(
-            loaded, out, models=_local_models(loaded), shard=parse_shard(shard), report=report
-        )
+    with nullcontext() if quiet else Progress(None, name=loaded.name) as progress:
+        if workers > 1 or executor != "local":
+            outcome = run_shards(loaded, out, workers, executor=executor, progress=progress)
+        else:
+            models = _local_models(loaded)
+            outcome = run_recipe(loaded, out, models=models, shard=parse_shard(shard), progress=progress)
     if as_json:
         print_json({"ending": outcome.ending, "reason": outcome.reason, "seconds": outcome.seconds,
                     "calls": outcome.calls, "accounting": _accounting(out).to_json()})  # fmt: skip
@@ -204,6 +205,7 @@ def retry(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no accounting at the end.")] = False,
 ) -> None:
     """Try everything that failed again, with new samples, and finish the run."""
+    from nemotron4.progress import Progress
     from nemotron4.synth.execute import run_recipe
     from nemotron4.synth.recipe import LEDGER, load_saved_recipe
     from nemotron4.synth.writer import Ledger
@@ -215,7 +217,8 @@ def retry(
     finally:
         ledger.close()
     note(f"{number} failures are tried again")
-    run_recipe(loaded, folder, models=_local_models(loaded), report=None if quiet else note)
+    with nullcontext() if quiet else Progress(None, name=loaded.name) as progress:
+        run_recipe(loaded, folder, models=_local_models(loaded), progress=progress)
     if not quiet:
         _print_accounting(folder)
 

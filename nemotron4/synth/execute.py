@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
-import os
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemotron4.client import ChatModel
 from nemotron4.errors import ConfigError
-from nemotron4.progress import FORM_VARIABLE
+from nemotron4.progress import Progress
 from nemotron4.runs import IncompleteError
 from nemotron4.synth.accounting import Accounting, read_accounting
 from nemotron4.synth.check import prepare
@@ -75,32 +72,21 @@ def of_shards(shards: Sequence[Path], recipe: SynthRecipe) -> Snapshot:
     return total
 
 
-class ProgressLines:
-    """One line for each snapshot, with the rates since the one before, or JSON as ``progress`` says it."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._last: tuple[float, int, int] | None = None
-
-    def __call__(self, now: Snapshot) -> None:
-        stamp = (time.monotonic(), now.calls, now.tokens)
-        rates = ""
-        if self._last is not None:
-            seconds, calls, tokens = (new - old for new, old in zip(stamp, self._last, strict=True))
-            rates = f", {calls / seconds:.1f} calls/s and {tokens / seconds:.0f} tokens/s"
-        self._last = stamp
-        if os.environ.get(FORM_VARIABLE) == "json":
-            return self._report(json.dumps(vars(now), ensure_ascii=False))
-        under_way = "" if now.in_flight is None else f" ({now.in_flight} under way)"
-        money = f", {now.money:.4f} in money" if now.money else ""
-        done = ", ".join(f"{name} {number}" for name, number in now.done.items() if number)
-        self._report(
-            f"{now.calls} calls{under_way}, {now.tokens} tokens{money}{rates}, {now.failed} failed; "
-            f"done: {done or 'nothing yet'}"
-        )
-        for trouble in now.troubles:
-            self._report(trouble)
-        return None
+def show(progress: Progress, now: Snapshot) -> None:
+    """Tell a snapshot as progress: rows that are done, what they cost, and which endpoint has trouble."""
+    under_way = "" if now.in_flight is None else f" ({now.in_flight} under way)"
+    money = f", {now.money:.4f} in money" if now.money else ""
+    done = ", ".join(f"{name} {number}" for name, number in now.done.items() if number)
+    progress.more = {key: value for key, value in vars(now).items() if key not in ("done", "failed")}
+    progress.more["stages"] = now.done
+    progress.num_tokens = now.tokens
+    progress.add(
+        max(0, sum(now.done.values()) - progress.num_done),
+        num_failed=max(0, now.failed - progress.num_failed),
+        detail=f"{now.calls} calls{under_way}{money}; {done or 'nothing is done yet'}",
+    )
+    for trouble in now.troubles:
+        progress.repeated(trouble)
 
 
 def run_recipe(
@@ -110,19 +96,18 @@ def run_recipe(
     models: Mapping[str, ChatModel] | None = None,
     shard: tuple[int, int] = (0, 1),
     stage_limit: int | None = None,
-    report: Report | None = None,
+    progress: Progress | None = None,
     notice: Report | None = None,
 ) -> RunOutcome:
     """Start or continue the run in ``folder``. SIGINT and SIGTERM end it cleanly; a second one at once.
 
-    ``report`` gets a line of progress now and then, ``notice`` (or ``report``) what a user should know at
-    once. Raises IncompleteError when work is pending without being stopped, and when all of a stage failed.
+    ``progress`` is told how far it is, ``notice`` (or ``progress``) what a user should know at once. Raises
+    IncompleteError when work is pending without being stopped, and when all of a stage failed.
     """
     pipeline, made = prepare(recipe, models)
-    notice = notice or report or (lambda line: None)
+    notice = notice or (progress.note if progress is not None else lambda line: None)
     for note in pipeline.notes:
         notice(f"note: {note}")
-    progress = None if report is None else ProgressLines(report)
     ledger = Ledger(folder / LEDGER, synchronous="FULL" if recipe.durable == "power_loss" else "NORMAL")
     try:
         save_recipe(folder, recipe)
@@ -132,7 +117,7 @@ def run_recipe(
             made,
             shard=shard,
             stage_limit=stage_limit,
-            progress=None if progress is None else lambda runner: progress(of_runner(runner)),
+            progress=None if progress is None else lambda runner: show(progress, of_runner(runner)),
             notice=notice,
         )
 

@@ -30,7 +30,7 @@ from nemotron4.synth.writer import GroupCommit, Ledger
 
 QUEUE_LIMIT = 4096  # work held in memory per stage; the rest waits in the ledger
 PAGE = 1024
-PROGRESS_S = 5.0
+PROGRESS_S = 1.0
 MIN_JUDGED = 20  # pieces of work before the share of failures says something
 
 Ending = Literal["finished", "stopped"]
@@ -143,6 +143,8 @@ class Runner:
                 await self._drive(shared)
             finally:
                 reporter.cancel()
+                if self._progress is not None:
+                    self._progress(self)
                 for own in shared.own_code.values():
                     await own.close()
         if self._error is not None:

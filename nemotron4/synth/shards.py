@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Literal
 
 from nemotron4.errors import ConfigError, Nemotron4Error, import_optional
+from nemotron4.progress import Progress
 from nemotron4.synth.check import check
-from nemotron4.synth.execute import ProgressLines, Report, of_shards, run_recipe
+from nemotron4.synth.execute import Report, of_shards, run_recipe, show
 from nemotron4.synth.merge import merge
 from nemotron4.synth.recipe import SynthRecipe, load_saved_recipe, save_recipe
-from nemotron4.synth.runner import PROGRESS_S, RunOutcome
+from nemotron4.synth.runner import RunOutcome
 
+TELL_S = 5.0
 MAX_RESTARTS = 10  # of one shard, after deaths of its process or machine
 
 
@@ -42,7 +44,7 @@ def run_on_ray(shards: Sequence[Path], *, tell: Callable[[], None]) -> list[str]
         tasks = [task.remote(here, str(shard), i, len(shards)) for i, shard in enumerate(shards)]
         pending = tasks
         while pending:
-            _, pending = ray.wait(pending, num_returns=len(pending), timeout=PROGRESS_S)
+            _, pending = ray.wait(pending, num_returns=len(pending), timeout=TELL_S)
             if pending:
                 tell()
         failed = []
@@ -76,7 +78,7 @@ def run_shards(
     num_shards: int,
     *,
     executor: Literal["local", "ray"] = "local",
-    report: Report,
+    progress: Progress | None = None,
 ) -> RunOutcome:
     """Run all shards, merge them into ``folder``, then finish there what only the whole can decide.
 
@@ -93,10 +95,10 @@ def run_shards(
     shards = [folder / "shards" / f"{index:04d}-of-{num_shards:04d}" for index in range(num_shards)]
     for shard in shards:
         save_recipe(shard, recipe)
-    progress = ProgressLines(report)
 
     def tell() -> None:
-        progress(of_shards(shards, recipe))
+        if progress is not None:
+            show(progress, of_shards(shards, recipe))
 
     failed = run_on_ray(shards, tell=tell) if executor == "ray" else _run_in_processes(shards, tell=tell)
     if failed:
@@ -104,9 +106,10 @@ def run_shards(
             f"{len(failed)} of {num_shards} shards did not finish: {', '.join(failed)}",
             hint="repeat the same command (with a larger budget, if theirs is spent): it goes on there",
         )
-    report(f"{num_shards} shards are done; merging")
+    if progress is not None:
+        progress.note(f"{num_shards} shards are done; merging")
     merge(shards, folder, pipeline)
-    return run_recipe(recipe, folder, report=report)
+    return run_recipe(recipe, folder, progress=progress)
 
 
 def run_shard(shard: Path, index: int, num_shards: int, notice: Report = lambda line: None) -> None:
@@ -132,7 +135,7 @@ def _run_in_processes(shards: Sequence[Path], *, tell: Callable[[], None]) -> li
     try:
         while any(worker.poll() is None for worker in workers):
             time.sleep(0.05)
-            if time.monotonic() - told_at > PROGRESS_S:
+            if time.monotonic() - told_at > TELL_S:
                 tell()
                 told_at = time.monotonic()
     except BaseException:

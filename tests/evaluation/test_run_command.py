@@ -59,8 +59,8 @@ class ScriptedServer:
                 if isinstance(reply, int):
                     self._send(reply, {"error": {"message": "scripted failure"}})
                     return
-                if isinstance(reply, dict):  # an error of the script's own, with status 400
-                    self._send(400, reply)
+                if isinstance(reply, dict):  # an error of the script's own
+                    self._send(429 if "insufficient_quota" in str(reply) else 400, reply)
                     return
                 choice: dict[str, Any] = {
                     "message": {"role": "assistant", "content": reply},
@@ -352,6 +352,32 @@ def test_the_run_stops_where_asked_and_where_the_endpoint_refuses_everybody(
         assert main([*command, *flags]) == 1
     assert "error: gsm8k: request " in capsys.readouterr().err
     assert (out / "gsm8k/failures.jsonl").read_text() == ""  # tomorrow they may succeed
+
+
+def test_a_used_up_quota_stops_at_once_and_what_is_left_is_asked_when_there_is_some_again(
+    data: Any, tmp_path: Path, capsys: Any
+) -> None:
+    is_paid = False
+
+    def script(messages: list[dict[str, str]]) -> str | dict[str, Any]:
+        if is_paid or "Say 0" in messages[-1]["content"]:
+            return _say_the_number(messages)
+        return {"error": {"message": "check your plan", "code": "insufficient_quota"}}
+
+    out = tmp_path / "out"
+    with ScriptedServer(script) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", data(GSM8K), "--out", str(out)]
+        command += ["--concurrency", "1", "--json"]
+        assert main(command) == 1
+        assert "7 of 8 requests have no answer yet: " in (error := capsys.readouterr().err)
+        assert "check your plan" in error
+        assert not (out / "gsm8k/result.json").exists()
+        assert (out / "gsm8k/failures.jsonl").read_text() == ""
+        num_answered = len(server.requests)
+        is_paid = True
+        assert main(command) == 0
+        assert len(server.requests) == num_answered + 7
+    assert json.loads(capsys.readouterr().out)["numerators"]["strict"] == 8
 
 
 def test_an_answer_without_content_is_an_empty_answer(data: Any, tmp_path: Path, capsys: Any) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nemotron4.cli.main import main
 from nemotron4.client import FakeBehaviour, Sampling
 from nemotron4.client.fake import scripted_reply
 from nemotron4.errors import ConfigError, Nemotron4Error
@@ -297,3 +300,16 @@ def test_a_preview_works_on_few_records_of_each_stage(bench: Bench, recipe: Make
         stage.done + sum(stage.filtered.values()) <= 2 or stage.name == "dedup" for stage in accounting.stages
     )
     assert accounting.stage("respond").done == 2
+
+
+def test_progress_is_told_as_every_command_tells_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEMOTRON4_PROGRESS", "json")
+    path = Path(__file__).parents[2] / "recipes" / "fake" / "synth.toml"
+    assert main(["synth", "run", str(path), "--out", str(tmp_path / "run"), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    last = next(line for line in reversed(lines) if "done" in line)
+    assert (last["name"], last["unit"], last["failed"]) == ("fake", "rows", 0)
+    assert last["done"] == sum(last["stages"].values()) > 100
+    assert last["calls"] > 100

@@ -43,7 +43,7 @@ def files_of(folder: Path, made: SynthRecipe) -> bytes:
 def test_local_workers_give_the_rows_of_one_process(tmp_path: Path) -> None:
     made = recipe()
     run_recipe(made, tmp_path / "one")
-    run_shards(made, tmp_path / "two", 2, report=lambda line: None)
+    run_shards(made, tmp_path / "two", 2)
     assert files_of(tmp_path / "one", made) == files_of(tmp_path / "two", made)
     told = of_shards(sorted((tmp_path / "two" / "shards").iterdir()), made)
     assert (told.calls, told.done["open"], told.failed) == (6, 6, 0)
@@ -56,7 +56,7 @@ def test_shards_share_the_budget(tmp_path: Path) -> None:
 
 def test_a_model_in_this_process_is_not_sharded(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="each worker would load the model"):
-        run_shards(recipe(form="local"), tmp_path, 2, report=lambda line: None)
+        run_shards(recipe(form="local"), tmp_path, 2)
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_ray_tasks_give_the_rows_of_one_process_also_when_one_is_killed(tmp_path
                 killed.append(int(process.name))
 
     threading.Thread(target=kill_one_worker, daemon=True).start()
-    run_shards(made, tmp_path / "ray", 2, executor="ray", report=lambda line: None)
+    run_shards(made, tmp_path / "ray", 2, executor="ray")
     assert killed
     assert files_of(tmp_path / "one", made) == files_of(tmp_path / "ray", made)
 
