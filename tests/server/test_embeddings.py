@@ -3,18 +3,59 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from nemotron4.cli.main import main
 from nemotron4.client import EngineChatModel
 from nemotron4.inference.fake import FakeEngine
 
 App = Callable[..., Any]
 ROUTE = "/v1/embeddings"
+RECIPE = """
+name = "alike"
+[endpoint.gen]
+url = "URL"
+[[stage]]
+name = "in"
+kind = "prompt_file"
+knobs = {{ file = "{file}", task = "t" }}
+[[stage]]
+name = "vectors"
+kind = "embed"
+takes = ["in"]
+[[stage]]
+name = "out"
+kind = "embed_dedup"
+takes = ["vectors"]
+knobs = {{ threshold = 0.9999 }}
+[export]
+prompts = ["out"]
+licence = "cc0-1.0"
+"""
+
+
+def test_synthetic_prompts_alike_are_dropped_by_our_own_vectors(
+    serving: Callable[..., Any], tmp_path: Path
+) -> None:
+    texts = ["Name a bird.", "Name a bird.  ", "What is 1 + 2?", "What is 2 + 1?", "Describe bread."]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    recipe = RECIPE.format(file=tmp_path / "p.jsonl")
+    with serving(FakeEngine("x")) as running:
+        (tmp_path / "r.toml").write_text(recipe.replace("URL", f"{running.url}/v1"))
+        assert main(["synth", "run", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run")]) == 0
+        running.wait_idle()
+    assert main(["synth", "export", str(tmp_path / "run")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/export/prompts.jsonl").read_text().splitlines()]
+    kept = {row["messages"][0]["content"].strip() for row in rows}
+    assert kept == {"Name a bird.", "What is 1 + 2?", "What is 2 + 1?", "Describe bread."}
+    assert len(rows) == 4
 
 
 # Without a format the client asks for base64 and reads it back.

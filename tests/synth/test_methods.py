@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parents[2] / "recipes" / "synth"
 MADE = {
     "personas": ("sft.jsonl", 1), "evolve": ("prompts.jsonl", 8), "back_translation": ("sft.jsonl", 1),
     "magpie": ("sft.jsonl", 20), "best_of_n": ("preference.jsonl", 1), "critique": ("sft.jsonl", 8),
-    "columns": ("records.jsonl", 8),
+    "columns": ("records.jsonl", 8), "alike": ("prompts.jsonl", 8),
 }  # fmt: skip
 
 
