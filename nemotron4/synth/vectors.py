@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,13 @@ def unpack_vectors(packed: Sequence[bytes]) -> F32:
     return np.frombuffer(b"".join(packed), np.float32).reshape(len(packed), -1)
 
 
-def find_alike(vectors_ND: F32, threshold: float) -> dict[int, tuple[int, float]]:
-    """later text -> (kept earlier text, cosine); every pair is looked at, a block of products at a time."""
+def find_alike(
+    vectors_ND: F32, threshold: float, differ: Callable[[int, int], bool] = lambda later, kept: False
+) -> dict[int, tuple[int, float]]:
+    """later text -> (kept earlier text, cosine); every pair is looked at, a block of products at a time.
+
+    ``differ`` says of two texts that they are not the same, whatever their vectors say.
+    """
     found: dict[int, tuple[int, float]] = {}
     kept: list[int] = []
     for start in range(0, len(vectors_ND), _BLOCK):
@@ -44,10 +49,12 @@ def find_alike(vectors_ND: F32, threshold: float) -> dict[int, tuple[int, float]
         new: list[int] = []
         for column in range(len(block)):
             scores = np.concatenate([earlier[:, column], inside[new, column]])
-            best = int(scores.argmax()) if len(scores) else -1
-            if best >= 0 and scores[best] >= threshold:
-                other = kept[best] if best < len(kept) else start + new[best - len(kept)]
-                found[start + column] = (other, float(scores[best]))
+            above = np.flatnonzero(scores >= threshold)
+            for at in above[np.argsort(-scores[above], kind="stable")]:
+                other = kept[at] if at < len(kept) else start + new[at - len(kept)]
+                if not differ(start + column, other):
+                    found[start + column] = (other, float(scores[at]))
+                    break
             else:
                 new.append(column)
         kept += [start + column for column in new]

@@ -230,11 +230,13 @@ def alike(rows: Iterable[tuple[bytes, Any, bytes]], knobs: EmbedDedupKnobs) -> M
     held = [(record, main_text(row), vector) for record, row, vector in rows]
     if not held:
         return {}
-    found = find_alike(unpack_vectors([vector for _, _, vector in held]), knobs.threshold)
+    vectors = unpack_vectors([vector for _, _, vector in held])
+    found = find_alike(
+        vectors, knobs.threshold, lambda later, kept: differ_in_maths(held[later][1], held[kept][1])
+    )
     return {
         held[later][0]: ("alike", f"cosine {score:.2f} with {held[kept][0].hex()}")
         for later, (kept, score) in found.items()
-        if not differ_in_maths(held[later][1], held[kept][1])
     }
 
 
