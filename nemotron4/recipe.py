@@ -34,6 +34,26 @@ Value = str | int | float | bool | list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Volume:
+    """What a stage works on when it is run whole, for the hours of ``--dry-run``.
+
+    samples: rows that training reads, or that the data stage exports, or questions of an evaluation.
+    tokens: of a sample, prompt and answers together; new ones where a model writes.
+    efficiency: the share of the GPUs' peak (training), or of the planner's upper bound (a served model).
+    """
+
+    samples: int
+    tokens: int
+    efficiency: float
+    gpu: str = "h100-80gb"
+    model: str = "nemotron4-340b"  # that writes, as `nemotron4 plan` names it
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.tokens < 1 or not 0 < self.efficiency <= 1:
+            raise ValueError("volume: samples and tokens are 1 or more, efficiency is in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CommandStage:
     """Commands run in order. Each of ``makes`` must exist afterwards and is hashed.
 
@@ -52,6 +72,7 @@ class CommandStage:
     each: str = ""
     skip: tuple[str, ...] = ()
     minutes: float = 0.0
+    volume: Volume | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", self.name) or self.name in (*PLACES, LOGS):

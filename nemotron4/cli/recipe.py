@@ -48,6 +48,9 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check every stage and its command line; run nothing.")
     ] = False,
+    slurm: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --dry-run: write a batch script for each stage.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run or continue every stage; DIR/manifest.json holds the hashes of what each was given and made."""
@@ -63,8 +66,10 @@ def run(
     if dry_run:
         from nemotron4.cli.recipe_check import show_dry_run
 
-        show_dry_run(loaded, places, as_json=as_json)
+        show_dry_run(loaded, places, slurm=slurm, as_json=as_json)
         return
+    if slurm is not None:
+        raise ConfigError("--slurm goes with --dry-run", hint="add --dry-run")
     if out is None:
         raise ConfigError("--out is missing", hint="give the folder of the run: --out DIR")
     with staged_run(loaded, places, preset) as current:

@@ -1,65 +1,170 @@
-"""A recipe of stages before it runs: its command lines are parsed, what stages read and make is listed."""
+"""A recipe of stages before it runs: its command lines are parsed, whole stages are rehearsed and counted."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from nemotron4.cli.commands import COMMANDS, load_app
 from nemotron4.cli.console import print_json
-from nemotron4.errors import ConfigError
+from nemotron4.cluster.goodput import GPU_HOURS_BETWEEN_FAILURES
+from nemotron4.errors import ConfigError, Nemotron4Error
 from nemotron4.progress import duration
-from nemotron4.recipe import CommandStage, Places, StagedRecipe, unknown
-from nemotron4.records import JsonObject
-from nemotron4.report import Table, print_report
+from nemotron4.recipe import Command, CommandStage, Places, StagedRecipe, Volume, unknown
+from nemotron4.report import Block, Table, Text, print_report
+
+if TYPE_CHECKING:
+    from nemotron4.cli.recipe_cost import Cost
+
+GPUS_PER_NODE = 8
 
 
-def show_dry_run(recipe: StagedRecipe, places: Places, *, as_json: bool) -> None:
-    """Check every stage, then print them as one table."""
-    rows = [_checked(stage, places) for stage in recipe.stage]
+@dataclass(frozen=True)
+class CheckedStage:
+    """A stage whose command lines hold; ``cost`` where the recipe says how much it works on."""
+
+    stage: CommandStage
+    reads: list[str]
+    cost: Cost | None
+
+
+def show_dry_run(recipe: StagedRecipe, places: Places, *, slurm: Path | None, as_json: bool) -> None:
+    """Check every stage, then print them as one table; ``slurm``: where batch scripts go."""
+    checked = [_check(stage, places) for stage in recipe.stage]
+    if slurm is not None:
+        _write_scripts(checked, places, slurm)
     if as_json:
-        print_json({"recipe": recipe.name, "stages": rows})
+        print_json({"recipe": recipe.name, "stages": [_json(each, places) for each in checked]})
         return
-    cells = [
-        [
-            str(row["stage"]),
-            "; ".join(row["commands"]),
-            ", ".join(row["reads"]),
-            "" if row["minutes"] is None else duration(60 * row["minutes"]),
-        ]
-        for row in rows
-    ]
-    print_report([Table(["stage", "commands", "reads", "expected"], cells, f"{recipe.name}: stages")])
+    is_counted = any(each.cost is not None for each in checked)
+    print_report(_cost_blocks(recipe.name, checked) if is_counted else [_plain_table(recipe.name, checked)])
 
 
-def _checked(stage: CommandStage, places: Places) -> JsonObject:
-    reads = places.inputs(stage)
+def _check(stage: CommandStage, places: Places) -> CheckedStage:
+    cost = None
     for command in (*stage.commands, *([stage.serve] if stage.serve else [])):
         words = places.command(command, stage)
         try:
             if words[0] == "nemotron4":
-                parse(words[1:])
+                path, values = parse(words[1:])
+                if stage.volume is not None and cost is None:
+                    cost = _cost(path, values, _of_earlier_stages(command, words), stage.volume)
             elif not Path(words[1]).is_file():
                 raise ConfigError(f"there is no file {words[1]}")
-        except ConfigError as error:
+        except Nemotron4Error as error:
             raise ConfigError(
                 f"stage {stage.name}: {' '.join(words)!r}: {error.message}", hint=error.hint
             ) from error
+    return CheckedStage(stage, [places.fill(text, stage) for text in places.inputs(stage)], cost)
+
+
+def _of_earlier_stages(command: Command, words: Sequence[str]) -> set[str]:
+    """Words that name what an earlier stage will have made; a rehearsal has the recipe's own file instead."""
+    known = ("{recipe}", "{folder}", "{out}", "{url}", "{port}")
     return {
-        "stage": stage.name,
-        "commands": [" ".join(_named(command)) for command in stage.commands],
-        "reads": [places.fill(text, stage) for text in reads],
-        "makes": [places.fill(text, stage) for text in stage.makes],
-        "minutes": stage.minutes or None,
+        filled
+        for word, filled in zip(command, words, strict=True)
+        if "{" in "".join(word.split("{folder}")) and not any(place in word for place in known)
     }
+
+
+def _cost(path: str, values: dict[str, Any], not_yet: set[str], volume: Volume) -> Cost | None:
+    from nemotron4.cli import recipe_cost
+
+    if path == "train":
+        return recipe_cost.training_cost(Path(values["recipe"]), list(values["overrides"] or []), volume)
+    if path == "synth run":
+        from nemotron4.synth.recipe import load_recipe
+
+        overrides = [text for text in values["overrides"] or [] if text not in not_yet]
+        return recipe_cost.synth_cost(load_recipe(values["recipe"], overrides), volume)
+    if path == "eval run":
+        return recipe_cost.served_cost(volume.samples, f"{volume.samples:,} answers", volume)
+    return None
+
+
+def _json(each: CheckedStage, places: Places) -> dict[str, Any]:
+    from nemotron4.cli.recipe_cost import as_json
+
+    return {
+        "stage": each.stage.name,
+        "commands": [" ".join(_named(command)) for command in each.stage.commands],
+        "reads": each.reads,
+        "makes": [places.fill(text, each.stage) for text in each.stage.makes],
+        "minutes": each.stage.minutes or None,
+        "cost": None if each.cost is None else as_json(each.cost),
+    }
+
+
+def _plain_table(name: str, checked: Sequence[CheckedStage]) -> Table:
+    cells = [
+        [
+            each.stage.name,
+            "; ".join(" ".join(_named(command)) for command in each.stage.commands),
+            ", ".join(each.reads),
+            duration(60 * each.stage.minutes) if each.stage.minutes else "",
+        ]
+        for each in checked
+    ]
+    return Table(["stage", "commands", "reads", "expected"], cells, f"{name}: stages")
 
 
 def _named(command: Sequence[str]) -> list[str]:
     """``train sft.toml`` of a whole command line."""
     return [word.rpartition("/")[2] for word in command[1:4] if not word.startswith("-") and "=" not in word]
+
+
+def _cost_blocks(name: str, checked: Sequence[CheckedStage]) -> list[Block]:
+    """One table of every stage, the formulas, and what failures cost the trained ones."""
+    from nemotron4.cli.recipe_cost import FORMULAS
+
+    rows, failing = [], []
+    for each in checked:
+        cost = each.cost
+        if cost is None:
+            rows.append([each.stage.name, *[""] * 7])
+            continue
+        state = "" if cost.rank_bytes is None else f"{cost.rank_bytes / 1e9:.1f} GB"
+        steps = "" if cost.steps is None else f"{cost.steps:,}"
+        rows.append(
+            [each.stage.name, cost.data, steps, f"{cost.gpus:,}", state, f"{cost.hours:,.1f}",
+             f"{cost.gpu_hours:,.0f}", _bytes(cost.disk_bytes)]
+        )  # fmt: skip
+        if cost.checkpoint_bytes:
+            failing += [_failure_row(each.stage.name, cost, source) for source in GPU_HOURS_BETWEEN_FAILURES]
+    total = sum(each.cost.gpu_hours for each in checked if each.cost is not None)
+    rows.append(["all", "", "", "", "", "", f"{total:,.0f}", ""])
+    columns = ["stage", "data", "steps", "GPUs", "state of a rank", "hours", "GPU hours", "disk"]
+    return [
+        Table(columns, rows, f"{name}: stages"),
+        *(Text(line) for line in FORMULAS),
+        Table(
+            ["stage", "rate", "failures", "checkpoint every", "goodput", "middle 90 %"],
+            failing,
+            "failures, 200 simulated runs each",
+        ),
+    ]
+
+
+def _failure_row(name: str, cost: Cost, source: str) -> list[str]:
+    found = cost.goodput(source)
+    span = f"{100 * found.low:.1f} to {100 * found.high:.1f} %"
+    return [
+        name,
+        source,
+        f"{found.failures:.1f}",
+        duration(found.interval_s),
+        f"{100 * found.mean:.1f} %",
+        span,
+    ]
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e12:.2f} TB" if count >= 1e12 else f"{count / 1e9:.1f} GB"
 
 
 def parse(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -79,3 +184,31 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     except typer.TyperException as error:
         raise ConfigError(str(getattr(error, "message", error)), hint=f"see `{path} --help`") from error
     return path.removeprefix("nemotron4 "), context.params
+
+
+def _write_scripts(checked: Sequence[CheckedStage], places: Places, folder: Path) -> None:
+    """A batch script for each stage, and ``submit.sh``, which hands all to sbatch, each after the one before."""
+    from nemotron4.cluster.slurm import SlurmJob, stage_script, train_script
+    from nemotron4.runs import write_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for number, each in enumerate(checked, start=1):
+        stage, num_gpus = each.stage, 1 if each.cost is None else each.cost.gpus
+        job = SlurmJob(
+            name=f"{number:02d}-{stage.name}",
+            nodes=-(-num_gpus // GPUS_PER_NODE),
+            gpus_per_node=min(num_gpus, GPUS_PER_NODE),
+        )
+        commands = [places.command(command, stage)[1:] for command in stage.commands]
+        if commands[0][0] == "train":
+            script = train_script(job, commands[0][1:])
+        else:
+            serve = places.command(stage.serve, stage)[1:] if stage.serve else []
+            script = stage_script(job, serve, commands, health=f"{places.url}/health")
+        names.append(f"{job.name}.sbatch")
+        write_file(folder / names[-1], script)
+    first, *later = names
+    lines = ["#!/bin/bash", "set -euo pipefail", 'cd "$(dirname "$0")"', f"job=$(sbatch --parsable {first})"]
+    lines += [f'job=$(sbatch --parsable --dependency=afterok:"$job" {name})' for name in later]
+    write_file(folder / "submit.sh", "\n".join(lines) + "\n")

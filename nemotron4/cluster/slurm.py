@@ -223,6 +223,21 @@ def train_script(job: SlurmJob, arguments: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def stage_script(job: SlurmJob, serve: list[str], commands: list[list[str]], *, health: str) -> str:
+    """Commands one after the other on the first node; ``serve`` has a server on all nodes meanwhile."""
+    lines = _header(job, tasks_per_node=1, extra=["--requeue"])
+    if serve:
+        lines += [
+            f"{_srun(job)} {_command(job, ['-m', 'nemotron4', *serve])} &",
+            "server=$!",
+            f'until curl -sf {health} >/dev/null; do kill -0 "$server"; sleep 10; done',
+        ]
+    lines += [_command(job, ["-m", "nemotron4", *command]) for command in commands]
+    if serve:
+        lines += ['kill -TERM "$server"', 'wait "$server" || true']
+    return "\n".join(lines) + "\n"
+
+
 def synth_script(job: SlurmJob, recipe: str, out: str, *, shards: int) -> str:
     """An array of independent shards; the last line of the header says how to merge them."""
     if shards < 1 or job.nodes != 1:
