@@ -187,7 +187,7 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 
 def _write_scripts(checked: Sequence[CheckedStage], places: Places, folder: Path) -> None:
-    """A batch script for each stage, and ``submit.sh``, which hands all to sbatch, each after the one before."""
+    """A batch script for each stage, and ``submit.sh``, which hands all to sbatch in their order."""
     from nemotron4.cluster.slurm import SlurmJob, stage_script, train_script
     from nemotron4.runs import write_file
 
