@@ -96,8 +96,12 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_kill_9_repeats_the_unfinished_stage_and_no_other(folder: Path, tmp_path: Path) -> None:
-    generated(folder)
+@pytest.mark.parametrize("is_generated", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_kill_9_repeats_the_unfinished_stage_and_no_other(
+    folder: Path, tmp_path: Path, is_generated: bool
+) -> None:
+    if is_generated:
+        generated(folder)
     out = tmp_path / "out"
     words = ["recipe", "run", str(folder), "--out", str(out)]
     begun = out / "slow" / "copy.begun"

@@ -44,7 +44,7 @@ licence = "cc0-1.0"
 def test_synthetic_prompts_alike_are_dropped_by_our_own_vectors(
     serving: Callable[..., Any], tmp_path: Path
 ) -> None:
-    texts = ["Name a bird.", "Name a bird.  ", "What is 1 + 2?", "What is 2 + 1?", "What is 2 + 1? "]
+    texts = ["Name a bird.", "Name a bird.", "What is 1 + 2?", "What is 2 + 1?", "What is 2 + 1?"]
     texts.append("Describe bread.")
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     recipe = RECIPE.format(file=tmp_path / "p.jsonl")
