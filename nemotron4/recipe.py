@@ -45,7 +45,7 @@ class Volume:
     samples: int
     tokens: int
     efficiency: float
-    gpu: str = "h100-80gb"
+    gpu: str
     model: str = "nemotron4-340b"  # that writes, as `nemotron4 plan` names it
 
     def __post_init__(self) -> None:
