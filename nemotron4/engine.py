@@ -126,7 +126,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class PositionLogprobs:
-    """Log-probabilities at one position: the token that stands there, the most likely ones, or all."""
+    """Log-probabilities at one position: the token there, the most likely ones, or all."""
 
     chosen: TokenLogprob
     top: tuple[TokenLogprob, ...] = ()  # most likely first
@@ -236,7 +236,7 @@ class Tokenizer(Protocol):
     def token_bytes(self, token_id: int, *, is_first: bool = False) -> bytes:
         """What the token adds to the text, in UTF-8; a token may hold part of a character.
 
-        With ``is_first`` no text stands before it: SentencePiece drops the word mark there.
+        With ``is_first`` no text is before it: SentencePiece drops the word mark there.
         """
         ...
 
@@ -324,7 +324,7 @@ class InferenceEngine(Protocol):
 
 @runtime_checkable
 class CanFail(Protocol):
-    """An engine with processes of its own, which may end while the server still stands."""
+    """An engine with processes of its own, which may end while the server still runs."""
 
     @property
     def failure(self) -> str | None:

@@ -12,7 +12,7 @@ from nemotron4.errors import ConfigError, import_optional
 from nemotron4.report import COLOURS, MUTED, Bars
 
 WIDTH = 8.0  # inches
-MARKERS = ("o", "s", "^", "D", "v", "P")  # a second sign beside the colour
+MARKERS = ("o", "s", "^", "D", "v", "P")  # a second sign with the colour
 WORDS = {
     "grad_norm": "gradient norm",
     "kl": "KL divergence",

@@ -12,19 +12,18 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, Self, TypeVar
+from typing import Any, BinaryIO, Literal, Self, TypeVar, cast
 
 from nemotron4.errors import DataError, import_optional
+from nemotron4.json_form import FieldError as FieldError
+from nemotron4.json_form import JsonForm, from_json, shown
+from nemotron4.json_form import JsonObject as JsonObject
 from nemotron4.runs import replacing
 
 MAX_LINE_CHARACTERS = 2**26
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
-JsonObject = dict[str, Any]
-
-
-class FieldError(ValueError):
-    """A field of a row is missing or wrong; the reader adds file and line."""
+AnyRecord = TypeVar("AnyRecord", bound="Record")
 
 
 def require(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], expected: str) -> Any:
@@ -33,7 +32,7 @@ def require(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], ex
         raise FieldError(f"field {name!r} is missing; expected {expected}")
     value = row[name]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise FieldError(f"field {name!r} is {_shown(value)}; expected {expected}")
+        raise FieldError(f"field {name!r} is {shown(value)}; expected {expected}")
     return value
 
 
@@ -43,13 +42,8 @@ def optional_number(row: Mapping[str, Any], name: str) -> float | None:
     return float(require(row, name, (int, float), "a number or null"))
 
 
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 @dataclass(frozen=True)
-class Message:
+class Message(JsonForm):
     """One turn. Roles: system, user, assistant, tool.
 
     ``more`` has what chat templates read besides: ``tool_calls``, ``tool_call_id``, ``name``. With ``trains``
@@ -62,14 +56,8 @@ class Message:
     trains: bool = True
 
     @classmethod
-    def parse(cls, value: object, where: str) -> Self:
-        if not isinstance(value, dict):
-            raise FieldError(f"{where} is {_shown(value)}; expected an object with role and content")
-        try:
-            role = require(value, "role", str, "a string")
-            return cls(role.lower(), require(value, "content", str, "a string"))
-        except FieldError as error:
-            raise FieldError(f"{where}: {error}") from None
+    def from_json(cls, row: JsonObject) -> Self:
+        return cls(require(row, "role", str, "a string").lower(), require(row, "content", str, "a string"))
 
     def to_json(self) -> JsonObject:
         return {"role": self.role, "content": self.content, **self.more}
@@ -80,106 +68,70 @@ def parse_messages(row: Mapping[str, Any], name: str) -> tuple[Message, ...]:
     values = require(row, name, list, "a list of messages")
     if not values:
         raise FieldError(f"field {name!r} is empty; expected at least one message")
-    return tuple(Message.parse(value, f"{name}[{i}]") for i, value in enumerate(values))
+    return cast("tuple[Message, ...]", from_json(tuple[Message, ...], values, name))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conversation:
-    """A row of supervised fine-tuning: ``{"messages": [...], "id"?: str, "meta"?: {...}}``."""
+class Record(JsonForm):
+    """A row of a file: what is absent is left out, columns of other programs are passed over."""
 
-    messages: tuple[Message, ...]
-    id: str | None = None
-    meta: JsonObject = field(default_factory=dict)
+    omits_defaults = True
+    extra = "ignore"
 
     @classmethod
     def from_json(cls, row: JsonObject) -> Self:
-        return cls(messages=parse_messages(row, "messages"), id=row.get("id"), meta=row.get("meta") or {})
-
-    def to_json(self) -> JsonObject:
-        return _dropping_empty(
-            {"id": self.id, "messages": [m.to_json() for m in self.messages], "meta": self.meta}
-        )
+        for name in ("messages", "prompt"):
+            if name in row:
+                parse_messages(row, name)
+        return super().from_json(row)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferencePair:
+class Conversation(Record):
+    """A row of supervised fine-tuning: ``{"messages": [...], "id"?: str, "meta"?: {...}}``."""
+
+    id: str | int | None = None
+    messages: tuple[Message, ...]
+    meta: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferencePair(Record):
     """A row of DPO and RPO: prompt messages, two answers, and the rewards that RPO needs.
 
     ``{"prompt": [...], "chosen": str, "rejected": str, "chosen_reward"?: x, "rejected_reward"?: x}``
     """
 
+    id: str | int | None = None
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
     chosen_reward: float | None = None
     rejected_reward: float | None = None
-    id: str | None = None
     meta: JsonObject = field(default_factory=dict)
-
-    @classmethod
-    def from_json(cls, row: JsonObject) -> Self:
-        return cls(
-            prompt=parse_messages(row, "prompt"),
-            chosen=require(row, "chosen", str, "a string"),
-            rejected=require(row, "rejected", str, "a string"),
-            chosen_reward=optional_number(row, "chosen_reward"),
-            rejected_reward=optional_number(row, "rejected_reward"),
-            id=row.get("id"),
-            meta=row.get("meta") or {},
-        )
-
-    def to_json(self) -> JsonObject:
-        return _dropping_empty(
-            {
-                "id": self.id,
-                "prompt": [m.to_json() for m in self.prompt],
-                "chosen": self.chosen,
-                "rejected": self.rejected,
-                "chosen_reward": self.chosen_reward,
-                "rejected_reward": self.rejected_reward,
-                "meta": self.meta,
-            }
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardSample:
+class RewardSample(Record):
     """A row of reward-model training: a conversation that ends with the judged answer, and its labels.
 
     ``{"messages": [...], "attributes": {"helpfulness": 3.0, ...}}``; an attribute that is absent or null
     is not trained.
     """
 
+    id: str | int | None = None
     messages: tuple[Message, ...]
     attributes: dict[str, float]
-    id: str | None = None
     meta: JsonObject = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, row: JsonObject) -> Self:
         given = require(row, "attributes", dict, f"an object with some of {', '.join(ATTRIBUTES)}")
-        values = {name: optional_number(given, name) for name in given}
-        attributes = {name: value for name, value in values.items() if value is not None}
-        return cls(
-            messages=parse_messages(row, "messages"),
-            attributes=attributes,
-            id=row.get("id"),
-            meta=row.get("meta") or {},
-        )
-
-    def to_json(self) -> JsonObject:
-        return _dropping_empty(
-            {
-                "id": self.id,
-                "messages": [m.to_json() for m in self.messages],
-                "attributes": self.attributes,
-                "meta": self.meta,
-            }
-        )
+        there = {name: value for name, value in given.items() if value is not None}
+        return super().from_json(row | {"attributes": there})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation:
+class Generation(Record):
     """What a model wrote for one prompt. ``token_ids`` are the new tokens only.
 
     ``logprobs[i]`` is the raw log-probability (nats, temperature 1) of ``token_ids[i]``; None if not asked.
@@ -190,44 +142,6 @@ class Generation:
     finish_reason: Literal["stop", "length", "abort"]
     num_prompt_tokens: int
     logprobs: tuple[float, ...] | None = None
-
-    @classmethod
-    def from_json(cls, row: JsonObject) -> Self:
-        logprobs = row.get("logprobs")
-        return cls(
-            text=require(row, "text", str, "a string"),
-            token_ids=tuple(require(row, "token_ids", list, "a list of integers")),
-            finish_reason=require(row, "finish_reason", str, "stop, length or abort"),
-            num_prompt_tokens=require(row, "num_prompt_tokens", int, "an integer"),
-            logprobs=None if logprobs is None else tuple(logprobs),
-        )
-
-    def to_json(self) -> JsonObject:
-        return _dropping_empty(
-            {
-                "text": self.text,
-                "token_ids": list(self.token_ids),
-                "finish_reason": self.finish_reason,
-                "num_prompt_tokens": self.num_prompt_tokens,
-                "logprobs": None if self.logprobs is None else list(self.logprobs),
-            }
-        )
-
-
-def _dropping_empty(row: JsonObject) -> JsonObject:
-    return {name: value for name, value in row.items() if value is not None and value != {}}
-
-
-class Record(Protocol):
-    """A dataclass that knows its JSON form."""
-
-    @classmethod
-    def from_json(cls, row: JsonObject) -> Self: ...
-
-    def to_json(self) -> JsonObject: ...
-
-
-AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObject]]:
@@ -246,7 +160,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObj
         except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
             raise DataError(f"{path}:{number}: not valid JSON: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: the line is {_shown(row)}; expected a JSON object")
+            raise DataError(f"{path}:{number}: the line is {shown(row)}; expected a JSON object")
         yield number, row
 
 
@@ -299,7 +213,7 @@ def read(path: str | os.PathLike[str], kind: type[AnyRecord]) -> Iterator[AnyRec
             raise DataError(f"{path}:{number}: {error}") from error
 
 
-def write(path: str | os.PathLike[str], rows: Iterable[Record | JsonObject]) -> int:
+def write(path: str | os.PathLike[str], rows: Iterable[JsonForm | JsonObject]) -> int:
     """Write rows as JSON lines, atomically; returns their number. ``.gz`` and ``.zst`` compress."""
     path = Path(path)
     count = 0

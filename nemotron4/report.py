@@ -7,10 +7,11 @@ import html
 import mimetypes
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from nemotron4.json_form import to_json
 from nemotron4.runs import write_file
 
 
@@ -127,7 +128,7 @@ def numeric_columns(table: Table) -> list[bool]:
 
 def as_json(blocks: Iterable[Block]) -> list[dict[str, Any]]:
     """Each block as an object whose ``kind`` is its name in lower case."""
-    return [{"kind": type(block).__name__.lower(), **asdict(block)} for block in blocks]
+    return [{"kind": type(block).__name__.lower(), **to_json(block)} for block in blocks]
 
 
 # --- Markdown

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from nemotron4.training import run
-from nemotron4.training.metrics import Progress
+from nemotron4.training.metrics import StepRecord
 from nemotron4.training.recipe import build
 
 STAGES = {"fixed": "pretrain", "sft": "sft", "dpo": "preference"}
@@ -34,10 +34,10 @@ def main(case: str, model: str, folder: Path, steps: int, batch: int) -> None:
     if case == "dpo":
         values["preference"] = {"loss": "dpo", "beta": 0.1}
     shutil.rmtree(folder / "ours", ignore_errors=True)
-    seen: list[Progress] = []
+    seen: list[StepRecord] = []
     moments: list[float] = []
 
-    def on_progress(progress: Progress) -> None:
+    def on_progress(progress: StepRecord) -> None:
         seen.append(progress)
         moments.append(time.perf_counter())
 

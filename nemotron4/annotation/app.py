@@ -200,8 +200,7 @@ class JudgmentRoutes:
         return {"blocks": as_json(self.source.report()), "figures": self.source.figures()}
 
     def export(self, request: Request) -> JsonObject:
-        found = self.source.export(request.path_params["form"])
-        return {"rows": found.to_json(), "left_out": found.left_out}
+        return self.source.export(request.path_params["form"]).to_json()
 
     def routes(self) -> list[Route]:
         async def say(request: Request) -> Response:

@@ -13,20 +13,18 @@ from typing import Any, Literal, get_args
 
 from nemotron4.annotation.vocabulary import Annotation
 from nemotron4.errors import ConfigError, unknown_name
+from nemotron4.json_form import JsonForm
 from nemotron4.records import ATTRIBUTES, JsonObject, Message, PreferencePair, Record, RewardSample
 
 ExportForm = Literal["judgments", "preference", "reward"]
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(JsonForm):
     """``rows`` in the asked form, and how many items gave none, by reason."""
 
     rows: tuple[Record | JsonObject, ...]
     left_out: dict[str, int]
-
-    def to_json(self) -> list[JsonObject]:
-        return [row if isinstance(row, dict) else row.to_json() for row in self.rows]
 
 
 def check_form(form: str, known: Sequence[str] = get_args(ExportForm)) -> None:

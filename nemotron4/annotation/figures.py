@@ -4,30 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 from nemotron4.annotation.vocabulary import Annotation, Vocabulary, by_majority
 from nemotron4.grading.statistics import Agreement, agreement_table, cohen_kappa
+from nemotron4.json_form import JsonForm
 from nemotron4.records import JsonObject
 from nemotron4.report import Table
 
 
 @dataclass(frozen=True)
-class PairAgreement:
+class PairAgreement(JsonForm):
     """Two annotators on what both judged, by question; scales with quadratic weights."""
 
     first: str
     second: str
     questions: Mapping[str, Agreement]
-
-    def to_json(self) -> JsonObject:
-        return {
-            "first": self.first,
-            "second": self.second,
-            "questions": {name: asdict(one) for name, one in self.questions.items()},
-        }
 
     def table(self) -> Table:
         return agreement_table(f"Agreement of {self.first} and {self.second} (Cohen's kappa)", self.questions)

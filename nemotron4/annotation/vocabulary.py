@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemotron4.errors import DataError, unknown_name
-from nemotron4.records import ATTRIBUTES, JsonObject
+from nemotron4.json_form import JsonForm
+from nemotron4.records import ATTRIBUTES
 
 MAX_HANDLE = 64
 MAX_TEXT = 200_000
 
 
 @dataclass(frozen=True)
-class Question:
+class Question(JsonForm):
     """``options`` (value -> meaning) make a choice, whole numbers in order a scale; without them it is text.
 
     ``of_answer``: asked of each answer, not of the whole item. ``shows_answer``: the text starts as the
@@ -27,6 +28,9 @@ class Question:
     of_answer: bool = False
     shows_answer: bool = False
     title: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.name.replace("_", " "))
 
     @property
     def is_text(self) -> bool:
@@ -54,16 +58,6 @@ class Question:
         elif value not in self.options:
             message, hint = unknown_name(self.name, str(value), self.options)
             raise DataError(message, hint=hint)
-
-    def to_json(self) -> JsonObject:
-        return {
-            "name": self.name,
-            "title": self.title or self.name.replace("_", " "),
-            "options": dict(self.options),
-            "is_scale": self.is_scale,
-            "of_answer": self.of_answer,
-            "shows_answer": self.shows_answer,
-        }
 
 
 @dataclass(frozen=True)
@@ -107,23 +101,14 @@ ATTRIBUTE_QUESTIONS = tuple(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Annotation:
+class Annotation(JsonForm):
     """What one annotator says of an item, or of one ``answer`` of it. ``at`` is ISO 8601, UTC."""
 
     item: str
-    annotator: str
-    values: Mapping[str, Any]
     answer: str = ""
+    annotator: str
     at: str = ""
-
-    def to_json(self) -> JsonObject:
-        return {
-            "item": self.item,
-            "answer": self.answer,
-            "annotator": self.annotator,
-            "at": self.at,
-            "values": dict(self.values),
-        }
+    values: Mapping[str, Any]
 
 
 def check_annotator(name: object) -> str:

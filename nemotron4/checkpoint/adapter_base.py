@@ -53,7 +53,7 @@ def base_name(model: str | Path) -> str:
 
 
 def write_base(folder: Path, base: Checkpoint, name: str, more: Mapping[str, Any]) -> None:
-    """Record the base; ``more`` is kept beside it (how an adapter was composed)."""
+    """Record the base; ``more`` is kept with it (how an adapter was composed)."""
     values = {"path": str(base.path.absolute()), "base": name, "weights_hash": weights_hash(base), **more}
     (folder / BASE_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 

@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from nemotron4.errors import CheckpointError
+from nemotron4.json_form import JsonForm, named
 from nemotron4.progress import Progress
 from nemotron4.runs import RowLog
 
@@ -163,20 +164,13 @@ class OutputFile:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A file that stands under its final name."""
+class Finished(JsonForm):
+    """A file that has its final name."""
 
     name: str
-    size: int
+    size: int = field(metadata=named("bytes"))
     sha256: str
     facts: Mapping[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "bytes": self.size, "sha256": self.sha256, "facts": dict(self.facts)}
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Finished:
-        return cls(row["name"], row["bytes"], row["sha256"], row["facts"])
 
 
 def small_file(name: str, data: bytes) -> OutputFile:

@@ -47,7 +47,7 @@ def tokenizer_json(model: bytes) -> dict[str, Any] | None:
 def json_tokenizer_config(
     tokenizer: JsonTokenizer, *, chat_template: str | None, adds_bos: bool
 ) -> dict[str, Any]:
-    """``tokenizer_config.json`` beside the specification of a tokenizer that has one."""
+    """``tokenizer_config.json`` next to the specification of a tokenizer that has one."""
     special = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -60,7 +60,7 @@ def json_tokenizer_config(
 
 
 def tokenizer_config(model: bytes, *, chat_template: str | None, adds_bos: bool) -> dict[str, Any]:
-    """``tokenizer_config.json`` beside a SentencePiece model; no EOS is added, as in NeMo."""
+    """``tokenizer_config.json`` next to a SentencePiece model; no EOS is added, as in NeMo."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     special = {"bos": processor.bos_id(), "eos": processor.eos_id()}
     special |= {"unk": processor.unk_id(), "pad": processor.pad_id()}

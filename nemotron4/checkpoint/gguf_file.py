@@ -110,7 +110,7 @@ class _Cursor:
 def read_gguf(path: Path) -> GgufFile:
     """Metadata and tensor table, every tensor checked to lie inside its file. No weight is read.
 
-    Of a model in several parts any one may be given; the others lie beside it.
+    Of a model in several parts any one may be given; the others lie next to it.
     """
     file = _read_file(path)
     return file if file.metadata.get(_COUNT) in (None, 0, 1) else _joined(file)

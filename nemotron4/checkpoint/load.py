@@ -59,7 +59,7 @@ def load_transformer(
 ) -> tuple[Transformer, LoadReport]:
     """The checkpoint's language model, ready to run, and what became of every tensor.
 
-    ``block_loaded`` is called with each block when its weights stand in it, while the next are read.
+    ``block_loaded`` is called with each block when its weights are in it, while the next are read.
     """
     model = meta_module(replace(checkpoint.config, num_reward_attributes=0))
     assert isinstance(model, Transformer)
@@ -90,7 +90,7 @@ def load_weights(
 
     ``skip`` names tensors, of the checkpoint or of the module, that are left alone on purpose, with the
     reason: a reward head that the checkpoint does not have, an output layer that the module does not have.
-    ``loaded`` is called with each name, in the module's order, when the tensor stands in the module.
+    ``loaded`` is called with each name, in the module's order, when the tensor is in the module.
     Names and shapes are all checked before the first weight is read. Peak memory is the module plus a
     few tensors as stored. Raises CheckpointError naming the tensor and the file.
     """

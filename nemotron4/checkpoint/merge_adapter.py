@@ -296,7 +296,7 @@ class MergedCheckpoint(OwnOrChosenFormat):
 
 
 def is_mergeable(path: Path) -> bool:
-    """False for an adapter that works beside the weights."""
+    """False for an adapter that works next to the weights."""
     return is_nemo_adapter(path) or adapter_type(path) == IA3 or read_adapter_config(path).kind == "lora"
 
 
@@ -334,7 +334,7 @@ def _peft(folder: Path, base: Checkpoint) -> _Adapter:
     if config.kind != "lora":
         raise CheckpointError(
             f"{folder}: a {config.kind} adapter cannot be merged into the weights: it is not linear in them",
-            hint="serve it beside the weights with --adapter",
+            hint="serve it next to the weights with --adapter",
         )
     stored = dict(read_header(file))
     head = {

@@ -154,7 +154,7 @@ class NemoCheckpoint(OwnOrChosenFormat):
         if self._tokenizer_file is None:
             raise CheckpointError(
                 f"{self.path}: the checkpoint carries no tokenizer",
-                hint="copy its tokenizer file beside the yaml",
+                hint="copy its tokenizer file next to the yaml",
             )
         return posixpath.basename(self._tokenizer_file), self._files.read(self._tokenizer_file)
 

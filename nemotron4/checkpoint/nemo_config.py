@@ -353,6 +353,6 @@ def tokenizer_file(settings: NemoSettings, files: NemoFiles) -> str | None:
     if given and not settings.is_nemo2:
         raise CheckpointError(
             f"{settings.where}: tokenizer {given[0]!r} is not in the checkpoint",
-            hint=f"put the file {posixpath.basename(given[0].removeprefix('nemo:'))} beside {NEMO1_CONFIG}",
+            hint=f"put the file {posixpath.basename(given[0].removeprefix('nemo:'))} next to {NEMO1_CONFIG}",
         )
     return None

@@ -27,6 +27,7 @@ from nemotron4.errors import (
     TemplateError,
     TokenizerError,
 )
+from nemotron4.json_form import to_json
 from nemotron4.progress import Progress
 from nemotron4.records import FieldError, Generation, JsonObject
 from nemotron4.runs import RowLog, differences, in_flight, run_stoppable, write_json
@@ -118,7 +119,7 @@ def as_json(params: SamplingParams) -> JsonObject:
         if getattr(params, field.name) != getattr(SamplingParams(), field.name)
     }
     if params.grammar is not None:
-        changed["grammar"] = dataclasses.asdict(params.grammar)
+        changed["grammar"] = to_json(params.grammar)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
 
 

@@ -18,7 +18,7 @@ class Command(NamedTuple):
     help: str
 
 
-# One line for each sub-command, in the order of a user's journey. The help text stands here and not in the
+# One line for each sub-command, in the order of a user's journey. The help text is here and not in the
 # module, so that `nemotron4 --help` imports none of them.
 COMMANDS: dict[str, Command] = {
     "pull": Command("nemotron4.cli.pull:pull", "Fetch a model into the cache."),

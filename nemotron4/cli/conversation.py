@@ -143,7 +143,7 @@ class Chat:
             if answer := "".join(shown).strip():
                 self._turns.append(Message("assistant", answer))
             else:
-                self._turns.pop()  # a question without an answer would stand twice when it is repeated
+                self._turns.pop()  # a question without an answer would be there twice when it is repeated
             self._keep()
 
     def _keep(self) -> None:

@@ -49,7 +49,7 @@ CARD_REQUEST: dict[str, Any] = {
 CHAT_TOKENS = 256
 
 
-class Answer(NamedTuple):
+class DemoAnswer(NamedTuple):
     text: str
     num_tokens: int
     seconds: float
@@ -120,7 +120,7 @@ def converse(server: ChildServer) -> None:
             raise server.failure(f"the server stopped answering ({error})") from error
 
 
-def ask_card(client: httpx.Client) -> Answer:
+def ask_card(client: httpx.Client) -> DemoAnswer:
     """What the card's client does: PUT, then cut the prompt off the front and the end string off the end."""
     started = time.monotonic()
     response = client.put("/generate", content=json.dumps(CARD_REQUEST), headers=_JSON)
@@ -130,7 +130,7 @@ def ask_card(client: httpx.Client) -> Answer:
         raise Nemotron4Error(f"/generate refused the card's request: {body}")
     text = body["sentences"][0][len(CARD_PROMPT) :].removesuffix("<extra_id_1>")
     num_tokens = len(body["token_ids"][0]) - _num_prompt_tokens(client)
-    return Answer(text, num_tokens, seconds)
+    return DemoAnswer(text, num_tokens, seconds)
 
 
 def _num_prompt_tokens(client: httpx.Client) -> int:
@@ -140,7 +140,7 @@ def _num_prompt_tokens(client: httpx.Client) -> int:
     return int(body["usage"]["prompt_tokens"])
 
 
-def stream_chat(client: httpx.Client) -> Answer:
+def stream_chat(client: httpx.Client) -> DemoAnswer:
     """Ask the question as a chat and print the answer as it comes."""
     request = {
         "model": MODEL,
@@ -163,7 +163,7 @@ def stream_chat(client: httpx.Client) -> Answer:
             if event.get("usage"):
                 num_tokens = event["usage"]["completion_tokens"]
     print(flush=True)
-    return Answer(text, num_tokens, time.monotonic() - started)
+    return DemoAnswer(text, num_tokens, time.monotonic() - started)
 
 
 def _accepted(response: httpx.Response) -> httpx.Response:

@@ -307,7 +307,7 @@ def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or of single results.")],
     out: Annotated[Path, typer.Option(help="Folder for report.md, report.html and the plots.")],
 ) -> None:
-    """Write the card's tables with these results beside them, with plots and provenance."""
+    """Write the card's tables with these results next to them, with plots and provenance."""
     from nemotron4.evaluation.report import write_report
 
     for path in write_report(folders, out):

@@ -56,7 +56,7 @@ def generate(
     ..., "content": ...}]}. Its "id" and "meta" are copied; sampling settings in it
     ("temperature": 0, ...) hold for that row alone.
 
-    Answers stand in input order. Killed at any moment, the same command continues where it
+    Answers are in input order. Killed at any moment, the same command continues where it
     stopped. A row that cannot be answered becomes {"line": ..., "error": ...} in its place,
     and the exit status is then 1.
     """

@@ -96,7 +96,7 @@ def serve(
     max_body_mb: Annotated[float, typer.Option(help="Largest request body, in MB.")] = 8.0,
     compare_with: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Another server, whose model the page shows beside this one."),
+        typer.Option(metavar="URL", help="Another server, whose model the page shows next to this one."),
     ] = None,
     reward_model: Annotated[
         str | None,
@@ -253,7 +253,7 @@ def _connect_guard(url: str, name: str | None, settings: GuardSettings) -> Guard
 
 @contextmanager
 def _tabs(sessions: Path | None) -> Iterator[list[PageTab]]:
-    """What the page shows beside the chat: the workspace of red-teaming, over this file."""
+    """What the page shows next to the chat: the workspace of red-teaming, over this file."""
     if sessions is None:
         yield []
         return

@@ -67,5 +67,5 @@ def ours(option: str, command: str, options: Collection[str], arguments: Collect
         return f"here it is {known}"
     argument = ARGUMENTS.get(option)
     if argument is not None and argument in arguments:
-        return f"here {argument} stands without an option: {command} {argument}"
+        return f"here {argument} is given without an option: {command} {argument}"
     return None

@@ -58,7 +58,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no accounting at the end.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Start a run, or continue it where it stands: after a kill, a stop, or a change of the recipe."""
+    """Start a run, or continue it where it is: after a kill, a stop, or a change of the recipe."""
     from nemotron4.progress import Progress
     from nemotron4.synth.execute import parse_shard, run_recipe
     from nemotron4.synth.shards import run_shards

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 
 from nemotron4.cli.console import note, print_json
 from nemotron4.cli.options import JsonOption
+from nemotron4.json_form import to_json
 
 if TYPE_CHECKING:
     from nemotron4.training.preview import Preview
@@ -83,7 +83,7 @@ def _dry_run(stages: list[Recipe], *, as_json: bool) -> None:
 
     found = preview_all(stages)
     if as_json:
-        print_json(asdict(found[0]) if len(found) == 1 else {"stages": [asdict(each) for each in found]})
+        print_json(to_json(found[0]) if len(found) == 1 else {"stages": to_json(found)})
         return
     for place, each in enumerate(found):
         if len(found) > 1:
@@ -125,7 +125,7 @@ def _check_invariance(settings: Recipe, *, as_json: bool) -> None:
 
     cuts = check_invariance(settings)
     if as_json:
-        print_json({"cuts": [asdict(cut) for cut in cuts]})
+        print_json({"cuts": to_json(cuts)})
         return
     rows = [
         [

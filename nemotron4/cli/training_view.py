@@ -18,7 +18,7 @@ from rich.text import Text
 from nemotron4.progress import PLAIN_INTERVAL_S, duration
 
 if TYPE_CHECKING:
-    from nemotron4.training.metrics import Part, Progress
+    from nemotron4.training.metrics import Part, StepRecord
 
 NUM_RECENT = 60  # steps behind the curve and the estimate of the time left
 BARS = "▁▂▃▄▅▆▇█"
@@ -41,8 +41,8 @@ class TrainingView:
         self._last_printed = float("-inf")
         self._curve: deque[float] = deque(maxlen=NUM_RECENT)
         self._seconds: deque[float] = deque(maxlen=NUM_RECENT)
-        self._last: Progress | None = None
-        self._validation: Progress | None = None
+        self._last: StepRecord | None = None
+        self._validation: StepRecord | None = None
         self._part: Part | None = None
         self._part_started = 0.0
         self._live = (
@@ -78,7 +78,7 @@ class TrainingView:
         left = (self._clock() - self._part_started) * (part.total - part.done) / part.done
         return f"{line}, about {duration(left)} left"
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: StepRecord) -> None:
         self._part = None
         if progress.kind == "validation":
             self._validation = progress
@@ -93,14 +93,14 @@ class TrainingView:
         if self._live is None:
             self._print_now_and_then(progress)
 
-    def _print_now_and_then(self, progress: Progress) -> None:
+    def _print_now_and_then(self, progress: StepRecord) -> None:
         now = self._clock()
         is_always_shown = progress.kind == "validation" or progress.step == progress.num_steps
         if is_always_shown or now - self._last_printed >= PLAIN_INTERVAL_S:
             self._last_printed = now
             self._console.print(self.line(progress), soft_wrap=True)
 
-    def line(self, progress: Progress) -> str:
+    def line(self, progress: StepRecord) -> str:
         """``step 3/100  loss 2.1312  grad_norm 1.2  3,410 tok/s  MFU 52%  1.2 GB  left 3 min 5 s``"""
         values = progress.values
         head = f"step {progress.step}/{progress.num_steps}"
@@ -113,7 +113,7 @@ class TrainingView:
             parts.append(f"left {duration(self._seconds_left(progress))}")
         return "  ".join(parts)
 
-    def _seconds_left(self, progress: Progress) -> float:
+    def _seconds_left(self, progress: StepRecord) -> float:
         return statistics.median(self._seconds) * (progress.num_steps - progress.step)
 
     def panel(self) -> RenderableType:

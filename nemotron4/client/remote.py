@@ -39,7 +39,7 @@ class OpenAIChatModel:
         reward_form: Literal["score", "hosted"] = "score",
     ) -> None:
         self.name = model
-        # /score stands beside /v1, not below it.
+        # /score is next to /v1, not below it.
         root = base_url.rstrip("/")
         self._prefix = "/v1" if root.endswith("/v1") else ""
         self._endpoint = HttpEndpoint(root.removesuffix("/v1"), api_key=api_key, timeout_s=timeout_s)

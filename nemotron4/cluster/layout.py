@@ -12,11 +12,12 @@ in operations. Rates are upper bounds: communication, kernel launches and waitin
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from nemotron4.cluster.hardware import Dtype, Gpu
 from nemotron4.cluster.sizes import Shape, TensorSize, WeightBytes, num_parameters, stage_tensors
+from nemotron4.json_form import JsonForm
 
 Train = Literal["full", "lora"]
 Method = Literal["sft", "reward", "dpo", "rpo", "ppo"]
@@ -40,7 +41,7 @@ class ParallelSizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankBytes:
+class RankBytes(JsonForm):
     """What lies on one GPU."""
 
     weights: int
@@ -50,13 +51,11 @@ class RankBytes:
     optimizer: int = 0
     rollouts: int = 0
     runtime: int = RUNTIME_BYTES
+    also_written: ClassVar = {"total": "total"}
 
     @property
     def total(self) -> int:
-        return sum(asdict(self).values())
-
-    def to_json(self) -> dict[str, int]:
-        return {**asdict(self), "total": self.total}
+        return sum(vars(self).values())
 
 
 def serving_bytes(
@@ -159,23 +158,16 @@ MFU_FORMULA = "MFU = 3 * (2*T*(P_nonemb + V*d) + 4*B*s^2*d*L) / (GPUs * peak * s
 
 
 @dataclass(frozen=True)
-class ServingRates:
+class ServingRates(JsonForm):
     """Upper bounds of a layout."""
 
     decode_step_s: float
     decode_tokens_per_s: float  # all sequences together
     prefill_tokens_per_s: float | None  # None where the GPU's rate is not known
     decode_bound: str  # "bandwidth" or "compute"
-
-    def to_json(self) -> dict[str, float | str | None]:
-        return {
-            "decode_step_s": self.decode_step_s,
-            "decode_tokens_per_s": self.decode_tokens_per_s,
-            "decode_bound": self.decode_bound,
-            "decode_formula": DECODE_FORMULA,
-            "prefill_tokens_per_s": self.prefill_tokens_per_s,
-            "prefill_formula": PREFILL_FORMULA,
-        }
+    decode_formula: ClassVar = DECODE_FORMULA
+    prefill_formula: ClassVar = PREFILL_FORMULA
+    also_written: ClassVar = {"decode_formula": "decode_formula", "prefill_formula": "prefill_formula"}
 
 
 def non_embedding_parameters(shape: Shape) -> int:

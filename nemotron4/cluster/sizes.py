@@ -154,7 +154,7 @@ def _norm(shape: Shape, name: str, layer: int | None) -> Iterator[TensorSize]:
 
 
 def stage_tensors(shape: Shape, stage: int, pipeline_parallel: int) -> list[TensorSize]:
-    """The tensors of one pipeline stage. A tied embedding stands on the first and on the last."""
+    """The tensors of one pipeline stage. A tied embedding is on the first and on the last."""
     per_stage = shape.num_layers // pipeline_parallel
     last = pipeline_parallel - 1
 

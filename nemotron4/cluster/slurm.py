@@ -81,7 +81,7 @@ def lifeline_port(port: int) -> int:
 
 
 def rendezvous_port(port: int) -> int:
-    """Where the nodes of vLLM meet: beside the lifeline."""
+    """Where the nodes of vLLM meet: next to the lifeline."""
     return lifeline_port(port) + 1
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from nemotron4.errors import DataError
 from nemotron4.evaluation.result import Result
 from nemotron4.grading.statistics import PairedTest, mcnemar, sign_flips
+from nemotron4.json_form import to_json
 from nemotron4.records import JsonObject
 from nemotron4.report import Block, Table, Text
 
@@ -39,7 +40,7 @@ class PairedComparison:
                 for name, metric in self.second.metrics.items()
                 if name in self.first.metrics
             },
-            "tests": {name: asdict(test) for name, test in self.tests.items()},
+            "tests": to_json(self.tests),
             "won": dict(self.won),
             "lost": dict(self.lost),
             "left_out": dict(self.left_out),

@@ -156,7 +156,7 @@ class DataSource:
         return Content(path, data, sha256, file.sha256 is not None)
 
     def find(self, file: DataFile) -> Path | None:
-        """The file with or without ``.gz``, in the data folder or beside the replacement."""
+        """The file with or without ``.gz``, in the data folder or next to the replacement."""
         plain = file.path.removesuffix(".gz")
         candidates = [self.folder / plain, self.folder / f"{plain}.gz"]
         if self.replacement is not None:
@@ -168,7 +168,7 @@ class DataSource:
 def hub_rows(repository: str, file: str) -> Build:
     """Downloads one Parquet file of a data set and writes its rows with their own fields.
 
-    The hub's address is ``$HF_ENDPOINT``. The file is the newest: its hash stands in every result.
+    The hub's address is ``$HF_ENDPOINT``. The file is the newest: every result has its hash.
     """
 
     def build(download: Callable[[str], bytes]) -> bytes:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from nemotron4.annotation.figures import PairAgreement, agreements
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.evaluation.human import AXES, LENGTHS, UNCATEGORISED, VOCABULARY, AnswerRating, Study
 from nemotron4.grading.statistics import Interval, bootstrap_ratio, wilson
-from nemotron4.records import JsonObject
+from nemotron4.json_form import HIDDEN, JsonForm, named
 from nemotron4.report import Block, Table, Text, percent
 
 OUTCOMES = ("win", "tie", "loss")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(JsonForm):
     """A model against the baseline on one axis, over pairs that one annotator rated of one prompt.
 
     ``percent`` has two decimals and sums to 100; intervals are drawn over prompts.
@@ -27,11 +28,16 @@ class Comparison:
     axis: str
     category: str
     counts: Mapping[str, int]
-    intervals: Mapping[str, Interval]
+    intervals: Mapping[str, Interval] = field(metadata=HIDDEN)
+    also_written: ClassVar = {"comparisons": "total", "percent": "percent", "intervals": "percent_intervals"}
 
     @property
     def total(self) -> int:
         return sum(self.counts.values())
+
+    @property
+    def percent_intervals(self) -> dict[str, list[float]]:
+        return {name: [100 * i.lower, 100 * i.upper] for name, i in self.intervals.items()}
 
     @property
     def percent(self) -> dict[str, float]:
@@ -43,44 +49,20 @@ class Comparison:
             whole[name] += 1
         return {name: value / 100 for name, value in whole.items()}
 
-    def to_json(self) -> JsonObject:
-        return {
-            "model": self.model,
-            "axis": self.axis,
-            "category": self.category,
-            "comparisons": self.total,
-            "counts": dict(self.counts),
-            "percent": self.percent,
-            "intervals": {name: [100 * i.lower, 100 * i.upper] for name, i in self.intervals.items()},
-        }
-
 
 @dataclass(frozen=True)
-class StudyResult:
+class StudyResult(JsonForm):
     """``left_out_prompts`` lack an answer of some model; ``unpaired`` ratings have no partner yet."""
 
     baseline: str
-    num_prompts: int
-    left_out_prompts: int
-    num_ratings: int
-    unpaired: int
+    num_prompts: int = field(metadata=named("prompts"))
+    left_out_prompts: int = field(metadata=named("prompts_left_out"))
+    num_ratings: int = field(metadata=named("ratings"))
+    unpaired: int = field(metadata=named("ratings_without_a_partner"))
     comparisons: tuple[Comparison, ...]
     lengths: Mapping[str, Mapping[str, int]]
     means: Mapping[str, Mapping[str, float]]
     agreements: tuple[PairAgreement, ...]
-
-    def to_json(self) -> JsonObject:
-        return {
-            "baseline": self.baseline,
-            "prompts": self.num_prompts,
-            "prompts_left_out": self.left_out_prompts,
-            "ratings": self.num_ratings,
-            "ratings_without_a_partner": self.unpaired,
-            "comparisons": [comparison.to_json() for comparison in self.comparisons],
-            "lengths": {model: dict(counts) for model, counts in self.lengths.items()},
-            "means": {model: dict(values) for model, values in self.means.items()},
-            "agreements": [pair.to_json() for pair in self.agreements],
-        }
 
 
 def evaluate(study: Study, baseline: str, *, seed: int = 0) -> StudyResult:

@@ -7,7 +7,7 @@ import importlib.util
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -93,7 +93,7 @@ def open_folder(folder: Path, settings: Sequence[str] = ()) -> Task:
         load=load,
         score=partial(_score_ratings, own) if is_judged else partial(_score, own, folder),
         sampling=Sampling(max_tokens=own.max_tokens, temperature=own.temperature, stop=own.stop),
-        prompt="\n\n".join(str(value) for value in asdict(own).values()),
+        prompt="\n\n".join(str(value) for value in vars(own).values()),
         judge=partial(_judge, own) if is_judged else None,
         needs_sandbox=own.grader == "code",
         needs_responses=not is_judged,

@@ -1,4 +1,4 @@
-"""The report of runs: the card's tables with ours beside them, plots, provenance, links to samples."""
+"""The report of runs: the card's tables with ours next to them, plots, provenance, links to samples."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def report_blocks(found: Sequence[Found], pictures: Sequence[Picture]) -> list[B
             " the model card. A star marks a sample of the benchmark, missing answers or another data file. A"
             " value inside another's interval is consistent with it, not equal to it."
         ),
-        Heading("Benchmarks beside the published ones"),
+        Heading("Benchmarks next to the published ones"),
         _peer_table(found, published.PEER_TABLE, published.PEERS),
         *_base_blocks(found),
         *versus_blocks([(one.folder, one.result) for one in found]),

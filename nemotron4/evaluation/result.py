@@ -6,15 +6,16 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from nemotron4.errors import DataError
 from nemotron4.evaluation.task import Metric, Outcome, Task
 from nemotron4.grading.statistics import Interval
+from nemotron4.json_form import HIDDEN, JsonForm, named, read_fields, to_json
 from nemotron4.records import JsonObject, read_json_lines, write
 from nemotron4.report import Block, Table, Text
 from nemotron4.runs import write_json
@@ -39,14 +40,14 @@ def grader_sha256() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class Result(JsonForm):
     """One scored task. ``name`` is the task's, with the judge appended where it is not the card's."""
 
     task: str
     name: str
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, Metric] = field(metadata=HIDDEN)
     num_items: int
-    unscored: Mapping[str, int]
+    unscored: Mapping[str, int] = field(metadata=named("unscored_reasons"))
     unparsed: int
     data_sha256: str
     data_is_standard: bool
@@ -63,69 +64,22 @@ class Result:
     usage: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     epochs: int = 1
-    items: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
-    reasons: Mapping[str, str] = field(default_factory=dict)  # item -> why it has its score
+    items: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict, metadata=HIDDEN)
+    reasons: Mapping[str, str] = field(default_factory=dict, metadata=HIDDEN)  # item -> why it has its score
+    extra = "ignore"
 
     def to_json(self) -> JsonObject:
         """The object that ``--json`` prints. Items are written to a file of their own."""
+        metrics = self.metrics.items()
         return {
-            "task": self.task,
-            "name": self.name,
-            "metrics": {name: metric.value for name, metric in self.metrics.items()},
-            "numerators": {name: metric.numerator for name, metric in self.metrics.items()},
-            "denominators": {name: metric.denominator for name, metric in self.metrics.items()},
-            "intervals": {
-                name: asdict(metric.interval) for name, metric in self.metrics.items() if metric.interval
-            },
+            **super().to_json(),
+            "metrics": {name: metric.value for name, metric in metrics},
+            "numerators": {name: metric.numerator for name, metric in metrics},
+            "denominators": {name: metric.denominator for name, metric in metrics},
+            "intervals": {name: to_json(metric.interval) for name, metric in metrics if metric.interval},
             "unscored": sum(self.unscored.values()),
-            "unscored_reasons": dict(self.unscored),
-            "unparsed": self.unparsed,
-            "num_items": self.num_items,
-            "model": self.model,
-            "judge": self.judge,
-            "data_sha256": self.data_sha256,
-            "data_is_standard": self.data_is_standard,
-            "example_sha256": dict(self.example_sha256),
-            "prompt_sha256": self.prompt_sha256,
-            "grader_sha256": self.grader_sha256,
-            "sampling": dict(self.sampling),
-            "seed": self.seed,
-            "limit": self.limit,
-            "epochs": self.epochs,
             "reasons": dict(Counter(reason for text in self.reasons.values() for reason in text.split("; "))),
-            "isolation": self.isolation,
-            "usage": dict(self.usage),
-            "created_at": self.created_at,
-            "notes": list(self.notes),
         }
-
-    @classmethod
-    def from_json(
-        cls, row: JsonObject, items: Mapping[str, Mapping[str, float | None]], reasons: Mapping[str, str]
-    ) -> Self:
-        intervals = row["intervals"]
-        metrics = {
-            name: Metric(
-                value,
-                row["numerators"][name],
-                row["denominators"][name],
-                Interval(**intervals[name]) if name in intervals else None,
-            )
-            for name, value in row["metrics"].items()
-        }
-        same = ("task", "name", "num_items", "unparsed", "data_sha256", "data_is_standard", "prompt_sha256")
-        more = ("grader_sha256", "seed", "isolation", "model", "judge", "sampling", "limit", "usage")
-        return cls(
-            metrics=metrics,
-            unscored=row["unscored_reasons"],
-            notes=tuple(row["notes"]),
-            created_at=row.get("created_at", ""),
-            example_sha256=row.get("example_sha256", {}),
-            epochs=row.get("epochs", 1),
-            items=items,
-            reasons=reasons,
-            **{name: row[name] for name in (*same, *more)},
-        )
 
     def identity(self) -> dict[str, Any]:
         """What must agree before two results are compared. The model is what may differ."""
@@ -185,13 +139,23 @@ def load_result(folder: Path) -> Result:
         items = {str(item.pop("id")): item for _, item in read_json_lines(folder / ITEMS_FILE)}
         reasons = {name: reason for name, item in items.items() if (reason := item.pop("reason", None))}
         scored = {name: item for name, item in items.items() if item}
-        return Result.from_json(row, scored, reasons)
+        metrics = {
+            name: Metric(
+                value,
+                row["numerators"][name],
+                row["denominators"][name],
+                Interval(**row["intervals"][name]) if name in row["intervals"] else None,
+            )
+            for name, value in row["metrics"].items()
+        }
+        result: Result = read_fields(Result, row, metrics=metrics, items=scored, reasons=reasons)
+        return result
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read: {error.strerror}",
             hint="a run that was stopped has no result: run it again",
         ) from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a result of this version: {error!r}") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from nemotron4.evaluation.scoring import (
 )
 from nemotron4.evaluation.task import Item, Judgment, Task
 from nemotron4.evaluation.viewer import LoggedSample, write_logs
+from nemotron4.json_form import to_json
 from nemotron4.progress import Progress
 from nemotron4.records import JsonObject, Message, write
 from nemotron4.runs import IncompleteError, RowLog, claim, held, in_flight
@@ -73,13 +74,13 @@ async def run_task(
         "judge": judge_name,
         "data_sha256": source.main(task.main_file).sha256,
         "prompt_sha256": sha256_of(task.prompt),
-        "sampling": asdict(task.sampling),
+        "sampling": to_json(task.sampling),
         "options": dict(task.changed),
         "epochs": settings.epochs,
         "seed": settings.seed,
     }
     with held(folder):
-        claim(folder, identity, {"sampling": asdict(Sampling()), "epochs": 1})
+        claim(folder, identity, {"sampling": to_json(Sampling()), "epochs": 1})
         items = choose(task.load(source), limit=settings.limit, seed=settings.seed)
         return await _Run(task, source, settings, folder, items).result(model, judge, judge_name)
 
@@ -326,10 +327,10 @@ def _judgment_row(answer: ItemAnswer, conversation: ItemRequest) -> JsonObject:
 
 def _decoding(sampling: Sampling) -> dict[str, Any]:
     """What a result says of it: length, temperature, and the rest where it is not the default."""
-    default = asdict(Sampling())
+    default = to_json(Sampling())
     return {
         name: value
-        for name, value in asdict(sampling).items()
+        for name, value in to_json(sampling).items()
         if name in ("max_tokens", "temperature") or value != default[name]
     }
 

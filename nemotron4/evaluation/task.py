@@ -23,7 +23,7 @@ from nemotron4.records import Message
 class Item:
     """One question: its first request, the user turns after the model's answers, and what scoring needs.
 
-    ``is_raw``: the message's text is continued as it stands, without a chat template (base models).
+    ``is_raw``: the message's text is continued as it is, without a chat template (base models).
     """
 
     id: str

@@ -80,7 +80,7 @@ _BBH = re.compile(r"(?<=the answer is )(.*)(?=.)")
 
 
 def extract_bbh(response: str) -> str | None:
-    """What stands between the first ``the answer is `` and the last character of its line."""
+    """What is between the first ``the answer is `` and the last character of its line."""
     match = _BBH.search(response)
     return match.group(1).strip() if match else None
 

@@ -2,7 +2,7 @@
 
 Both must give the numbers of the original IFEval checkers, so they are the same libraries: langdetect
 (seeded per call instead of by its process-wide setting) and NLTK's Punkt splitter and word tokenizer.
-The Punkt model is shipped beside this file, so that nothing is downloaded.
+The Punkt model is shipped next to this file, so that nothing is downloaded.
 """
 
 from __future__ import annotations

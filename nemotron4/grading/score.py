@@ -30,7 +30,7 @@ class Score:
 
 
 def unscored(reason: str) -> Score:
-    """An item that no definition lets us count: it leaves the mean and is shown beside it."""
+    """An item that no definition lets us count: it leaves the mean and is shown next to it."""
     return Score(value=None, reason=reason)
 
 

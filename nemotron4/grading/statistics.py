@@ -27,6 +27,10 @@ class Interval:
     upper: float
     method: str
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.lower, self.upper
+
 
 def wilson(numerator: float, denominator: float, *, z: float = Z_95) -> Interval:
     """Wilson's score interval of a share, 0 to 1. Without items it is the whole range."""

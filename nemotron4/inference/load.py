@@ -150,7 +150,7 @@ def _torch_runner(
 def _load_module(
     checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, adapter: Path | None
 ) -> Transformer:
-    """The model, packed where that is possible; ``adapter``: one that stands beside the weights."""
+    """The model, packed where that is possible; ``adapter``: one that stays next to the weights."""
     is_packed = can_pack(dtype, device)
     if adapter is not None:
         module, _ = load_transformer(checkpoint, dtype=dtype, device=device)

@@ -153,7 +153,7 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 def pack(model: Transformer) -> None:
     """Replace every linear layer in place. The model can generate afterwards, but not train or be saved.
 
-    Each plain weight is freed as soon as its packed copy stands, so memory grows by one layer at most.
+    Each plain weight is freed as soon as its packed copy is made, so memory grows by one layer at most.
     """
     for block in model.model.blocks():
         pack_block(block)

@@ -97,7 +97,7 @@ def _obstacle(device: torch.device, *, has_adapter_beside: bool) -> str | None:
     if device.type != "cpu":
         return f"the kernels are for a CPU, not for {device.type}"
     if has_adapter_beside:
-        return "an adapter that stands beside the weights is computed in PyTorch"
+        return "an adapter next to the weights is computed in PyTorch"
     if os.environ.get("NEMOTRON4_NATIVE") == "0":
         return "NEMOTRON4_NATIVE is 0"
     return _library_obstacle()

@@ -18,7 +18,7 @@ from nemotron4.inference.native.model import NativeCache, NativeModel
 from nemotron4.inference.packed_linear import LONE_ROW_COPIES
 from nemotron4.inference.scheduler import Slice
 from nemotron4.model.config import ModelConfig
-from nemotron4.model.kv_cache import CachedAttend, KVCache, Segment
+from nemotron4.model.kv_cache import CachedAttend, CacheSegment, KVCache
 from nemotron4.model.transformer import Transformer
 
 
@@ -107,7 +107,7 @@ class ModelRunner:
     def run(self, slices: Sequence[Slice]) -> StepResult:
         tokens: list[int] = []
         positions: list[np.ndarray] = []
-        segments: list[Segment] = []
+        segments: list[CacheSegment] = []
         first_rows: list[int] = []
         for planned in slices:
             sequence = planned.sequence
@@ -115,7 +115,7 @@ class ModelRunner:
             tokens += sequence.token_ids(planned.start, planned.end)
             positions.append(np.arange(planned.start, planned.end))
             num_prompt = len(sequence.prompt_ids)
-            segments.append(Segment(sequence.blocks, planned.start, planned.end, num_prompt))
+            segments.append(CacheSegment(sequence.blocks, planned.start, planned.end, num_prompt))
         # Products read the weights fastest for a few rows; a lone row gets company that attends to nothing.
         missing = max(0, LONE_ROW_COPIES - len(tokens))
         tokens_N = torch.tensor(tokens + [0] * missing, device=self._device)

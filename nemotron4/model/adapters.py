@@ -1,4 +1,4 @@
-"""Small trainable parts beside frozen weights: LoRA, P-tuning and bottleneck adapters.
+"""Small trainable parts next to frozen weights: LoRA, P-tuning and bottleneck adapters.
 
 Each replaces a leaf module by a subclass that keeps the leaf's weight under its old name, so the base
 model's state dict does not change. Freshly initialised, each adds exactly zero (P-tuning adds a prompt).

@@ -118,7 +118,7 @@ class Attend(Protocol):
 
 
 class CausalAttend:
-    """Each position sees itself and what stands before it, within its own segment.
+    """Each position sees itself and what is before it, within its own segment.
 
     ``segments_BT`` numbers the documents of packed rows; padding is a segment of its own.
     """

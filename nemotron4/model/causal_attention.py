@@ -23,7 +23,7 @@ SHORTEST_BLOCKED, LONGEST_BLOCKED = 256, 1024
 
 
 def causal_attention(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor:
-    """(B, T, H, E): ``softmax(q k / sqrt(E)) v``, each position over itself and what stands before it."""
+    """(B, T, H, E): ``softmax(q k / sqrt(E)) v``, each position over itself and what is before it."""
     is_wide = q_BTHE.dtype in (torch.float32, torch.float64)
     if is_wide and q_BTHE.device.type == "cpu" and SHORTEST_BLOCKED <= q_BTHE.shape[1] <= LONGEST_BLOCKED:
         return blocked(q_BTHE, k_BTKE, v_BTKE)

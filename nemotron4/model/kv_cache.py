@@ -65,7 +65,7 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
 
 
 @dataclass(frozen=True)
-class Segment:
+class CacheSegment:
     """The rows of one sequence in a packed pass: positions ``start`` to ``end`` (excluded)."""
 
     blocks: Sequence[int]  # block ids of the sequence's positions, in order
@@ -100,13 +100,13 @@ class CachedAttend:
     Rows behind those of the segments are padding: nothing is written for them and they attend to nothing.
     """
 
-    def __init__(self, cache: KVCache, segments: Sequence[Segment], *, dtype: torch.dtype) -> None:
+    def __init__(self, cache: KVCache, segments: Sequence[CacheSegment], *, dtype: torch.dtype) -> None:
         self._cache = cache
         self._device = cache.keys[0].device
         self._dtype = dtype
         self._tiles: list[_Tile] = []
         self._query_buffers: dict[torch.Size, tuple[Tensor, Tensor]] = {}
-        singles: dict[int, list[tuple[int, Segment, int]]] = defaultdict(list)
+        singles: dict[int, list[tuple[int, CacheSegment, int]]] = defaultdict(list)
         written: list[np.ndarray] = []
         row = 0
         for segment in segments:
@@ -142,7 +142,7 @@ class CachedAttend:
                 q_1HtE, k_1KSE, v_1KSE, attn_mask=tile.mask_tS, enable_gqa=True
             )
             out_NHE[tile.rows] = out_1HtE[0].transpose(0, 1)[: tile.rows.stop - tile.rows.start]
-        # The G query heads of one key head stand where the query positions would.
+        # The G query heads of one key head are where the query positions would be.
         num_kv_heads, head_dim = k_NKE.shape[1:]
         num_grouped = q_NHE.shape[1] // num_kv_heads
         out_NKGE = out_NHE.view(-1, num_kv_heads, num_grouped, head_dim)
@@ -182,7 +182,7 @@ class CachedAttend:
             group.first_position * width,
         )
 
-    def _add_tile(self, row: int, segment: Segment, start: int, end: int) -> None:
+    def _add_tile(self, row: int, segment: CacheSegment, start: int, end: int) -> None:
         keys: slice | Tensor
         if _is_run(segment.blocks, end):
             first = segment.blocks[0] * TILE
@@ -193,9 +193,9 @@ class CachedAttend:
         mask_tS[: end - start, start:].fill_(-torch.inf).triu_(1)
         self._tiles.append(_Tile(slice(row, row + end - start), keys, mask_tS))
 
-    def _grouped(self, num_keys: int, members: list[tuple[int, Segment, int]]) -> list[_Group]:
+    def _grouped(self, num_keys: int, members: list[tuple[int, CacheSegment, int]]) -> list[_Group]:
         side_by_side: list[tuple[int, int, int]] = []  # (first cache position, row, position)
-        scattered: list[tuple[int, Segment, int]] = []
+        scattered: list[tuple[int, CacheSegment, int]] = []
         for row, segment, position in members:
             if _is_run(segment.blocks, position + 1):
                 side_by_side.append((segment.blocks[0] * TILE, row, position))
@@ -212,7 +212,7 @@ class CachedAttend:
         stride = firsts[1] - firsts[0] if len(run) > 1 else 0
         return _Group(self._rows(rows), firsts[0], stride, None, self._mask(positions, num_keys))
 
-    def _gathered(self, num_keys: int, members: list[tuple[int, Segment, int]]) -> _Group:
+    def _gathered(self, num_keys: int, members: list[tuple[int, CacheSegment, int]]) -> _Group:
         # Masked keys still need finite values: rounding up repeats the first position.
         positions = np.zeros((len(members), num_keys), dtype=np.int64)
         for i, (_, segment, position) in enumerate(members):

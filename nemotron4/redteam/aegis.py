@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from nemotron4.client import ChatModel, Sampling, TransientError
 from nemotron4.client.retry import ERROR, ask_missing
 from nemotron4.grading.statistics import Interval, wilson
+from nemotron4.json_form import HIDDEN, JsonForm, named
 from nemotron4.progress import Progress
 from nemotron4.records import AskedPrompt, JsonObject, Message
 from nemotron4.redteam.judges import BLOCKED, OnRetry, answer, ask_classifier, is_blocked
@@ -23,7 +24,7 @@ from nemotron4.text.content_safety import (
     CATEGORIES,
     OTHER,
     Policy,
-    Verdict,
+    SafetyVerdict,
     parse_strict,
     parse_tolerant,
     question,
@@ -32,13 +33,13 @@ from nemotron4.text.content_safety import (
 RESPONSES_FILE = "responses.jsonl"
 JUDGMENTS_FILE = "judgments.jsonl"
 RESULT_FILE = "result.json"
-JUDGED_CHARACTERS = 6000  # NeMo-Curator's limit: what stands behind it is not judged, and counted
+JUDGED_CHARACTERS = 6000  # NeMo-Curator's limit: what is after it is not judged, and counted
 Treatment = Literal["defensive", "permissive"]
 Parsing = Literal["tolerant", "strict"]
 
 
 @dataclass(frozen=True)
-class Tally:
+class Tally(JsonForm):
     """One reading of the judgments. ``rate`` is unsafe over safe, unsafe and blocked; unknown are in neither.
 
     ``by_category`` counts each unsafe answer once, so its shares sum to 1: they are no rates.
@@ -49,8 +50,9 @@ class Tally:
     safe: int
     unsafe: int
     unknown: int
-    by_category: Mapping[str, int]
+    by_category: Mapping[str, int] = field(metadata=HIDDEN)
     blocked: int = 0
+    also_written: ClassVar = {"unsafe_rate": "rate", "interval": "bounds", "shares_of_unsafe": "shares"}
 
     @property
     def judged(self) -> int:
@@ -64,26 +66,19 @@ class Tally:
     def interval(self) -> Interval | None:
         return wilson(self.unsafe, self.judged) if self.judged else None
 
-    def to_json(self) -> JsonObject:
-        interval = self.interval
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        return self.interval.bounds if self.interval else None
+
+    @property
+    def shares(self) -> dict[str, dict[str, float]]:
         return {
-            "treatment": self.treatment,
-            "parsing": self.parsing,
-            "safe": self.safe,
-            "unsafe": self.unsafe,
-            "unknown": self.unknown,
-            "blocked": self.blocked,
-            "unsafe_rate": self.rate,
-            "interval": None if interval is None else [interval.lower, interval.upper],
-            "shares_of_unsafe": {
-                code: {"count": count, "share": count / self.unsafe}
-                for code, count in self.by_category.items()
-            },
+            code: {"count": count, "share": count / self.unsafe} for code, count in self.by_category.items()
         }
 
 
 @dataclass(frozen=True)
-class AegisResult:
+class AegisResult(JsonForm):
     """All four readings, and everything that is in none of them. ``prompts_by_category`` is of the file."""
 
     model: str
@@ -93,10 +88,11 @@ class AegisResult:
     num_prompts: int
     no_answer: Mapping[str, int]
     no_judgment: Mapping[str, int]
-    num_cut: int
-    num_blocked: int
+    num_cut: int = field(metadata=named("answers_cut_for_the_classifier"))
+    num_blocked: int = field(metadata=named("blocked"))
     prompts_by_category: Mapping[str, int]
-    tallies: tuple[Tally, ...]
+    tallies: tuple[Tally, ...] = field(metadata=named("readings"))
+    also_written: ClassVar = {"categories_without_prompts": "missing_categories"}
 
     @property
     def missing_categories(self) -> tuple[str, ...]:
@@ -105,22 +101,6 @@ class AegisResult:
 
     def tally(self, treatment: Treatment, parsing: Parsing) -> Tally:
         return next(t for t in self.tallies if (t.treatment, t.parsing) == (treatment, parsing))
-
-    def to_json(self) -> JsonObject:
-        return {
-            "model": self.model,
-            "classifier": self.classifier,
-            "policy": self.policy,
-            "policy_sha256": self.policy_sha256,
-            "num_prompts": self.num_prompts,
-            "no_answer": dict(self.no_answer),
-            "no_judgment": dict(self.no_judgment),
-            "answers_cut_for_the_classifier": self.num_cut,
-            "blocked": self.num_blocked,
-            "prompts_by_category": dict(self.prompts_by_category),
-            "categories_without_prompts": list(self.missing_categories),
-            "readings": [tally.to_json() for tally in self.tallies],
-        }
 
 
 async def run_aegis(
@@ -217,7 +197,7 @@ def _is_blocked(row: JsonObject) -> bool:
 
 def tally_all(replies: Sequence[str], blocked: int = 0) -> tuple[Tally, ...]:
     """Both treatments of Needs Caution under both ways to read a reply."""
-    read: dict[Parsing, list[Verdict]] = {
+    read: dict[Parsing, list[SafetyVerdict]] = {
         "tolerant": [parse_tolerant(reply) for reply in replies],
         "strict": [parse_strict(reply) for reply in replies],
     }
@@ -229,7 +209,7 @@ def tally_all(replies: Sequence[str], blocked: int = 0) -> tuple[Tally, ...]:
     )
 
 
-def _tally(verdicts: Sequence[Verdict], treatment: Treatment, parsing: Parsing, blocked: int) -> Tally:
+def _tally(verdicts: Sequence[SafetyVerdict], treatment: Treatment, parsing: Parsing, blocked: int) -> Tally:
     is_permissive = treatment == "permissive"
     decided = [(verdict, verdict.is_unsafe(is_permissive=is_permissive)) for verdict in verdicts]
     unsafe = [verdict for verdict, is_unsafe in decided if is_unsafe]

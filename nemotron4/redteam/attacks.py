@@ -11,7 +11,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -22,6 +22,7 @@ from nemotron4.client import ChatModel, Sampling, TransientError
 from nemotron4.client.retry import ERROR, ask_missing
 from nemotron4.errors import DataError
 from nemotron4.grading.refusals import is_refusal
+from nemotron4.json_form import JsonForm, to_json
 from nemotron4.progress import Progress
 from nemotron4.records import FieldError, JsonObject, Message, read_json_lines, require
 from nemotron4.redteam.judges import OnRetry, answer, ask_in_form, is_blocked
@@ -229,7 +230,7 @@ METHODS = {"pair": pair, "tap": tap, "crescendo": crescendo}
 
 
 @dataclass(frozen=True)
-class GoalResult:
+class GoalResult(JsonForm):
     """The best attempt at one goal. ``queries`` counts what the target was asked."""
 
     id: str
@@ -243,14 +244,6 @@ class GoalResult:
     blocked: int
     messages: tuple[Message, ...]
 
-    def to_json(self) -> JsonObject:
-        return asdict(self) | {"messages": [message.to_json() for message in self.messages]}
-
-    @classmethod
-    def from_json(cls, row: JsonObject) -> GoalResult:
-        values = {name: row[name] for name in cls.__dataclass_fields__}
-        return cls(**values | {"messages": tuple(Message(**each) for each in row["messages"])})
-
 
 async def attack_goals(
     goals: Sequence[AttackGoal],
@@ -262,11 +255,10 @@ async def attack_goals(
     judge: ChatModel,
 ) -> list[GoalResult]:
     """A result for each goal, saved in ``out``; one without an answer is unscored and says why."""
-    digest = hashlib.sha256(json.dumps([asdict(goal) for goal in goals]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(to_json(goals)).encode()).hexdigest()
     names = {"target": target.name, "attacker": attacker.name, "judge": judge.name}
-    fixed = {
-        name: value for name, value in asdict(settings).items() if name not in ("concurrency", "max_failures")
-    }
+    may_change = ("concurrency", "max_failures")
+    fixed = {name: value for name, value in to_json(settings).items() if name not in may_change}
     claim(out, {"kind": "automatic attacks", **names, **fixed, "goals_sha256": digest})
     by_id = {goal.id: goal for goal in goals}
     with (
@@ -312,7 +304,7 @@ def _result(arena: Arena) -> GoalResult:
     elif best.score is None:
         outcome = "unscored"
     return GoalResult(
-        **asdict(goal),
+        **to_json(goal),
         outcome=outcome,
         score=best.score,
         reason=best.reason,
@@ -327,7 +319,7 @@ def _of_row(goal: AttackGoal, row: JsonObject) -> GoalResult:
         return GoalResult.from_json(row)
     reason = f"no answer: {row[ERROR]['message']}"
     return GoalResult(
-        **asdict(goal), outcome="unscored", score=None, reason=reason, queries=0, blocked=0, messages=()
+        **to_json(goal), outcome="unscored", score=None, reason=reason, queries=0, blocked=0, messages=()
     )
 
 

@@ -29,7 +29,7 @@ from nemotron4.text import prompt
 GARAK_VERSION = "0.17.1"
 TORCH_VERSION = "2.13.0"
 PYTHON_VARIABLE = "NEMOTRON4_GARAK_PYTHON"
-NEEDED_MB = 4000  # 1.8 GB installed, and the downloads beside it
+NEEDED_MB = 4000  # 1.8 GB installed, and the downloads
 
 _LIST_PROBES = """
 import json

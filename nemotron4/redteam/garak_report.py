@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from nemotron4.grading.statistics import two_shares
+from nemotron4.json_form import JsonForm
 from nemotron4.plots import draw_bars
-from nemotron4.records import JsonObject
 from nemotron4.redteam.garak_areas import REPORT_AREAS
 from nemotron4.redteam.garak_results import Counts, Hit, ProbeResult, read_hits
 from nemotron4.redteam.garak_scan import PROCESSES, ScanResult
@@ -44,7 +44,7 @@ def area_state(probes: Sequence[ProbeResult]) -> str:
 
 def verdict(result: ScanResult) -> str:
     """The whole in one sentence: how many attacks worked, and where most."""
-    areas = {area: counts for area, counts in result.areas().items() if counts.evaluated}
+    areas = {area: counts for area, counts in result.areas.items() if counts.evaluated}
     total = sum(areas.values(), Counts())
     if not areas:
         return f"{result.model}: no probe ran, so nothing can be said."
@@ -60,7 +60,7 @@ def verdict(result: ScanResult) -> str:
 def summary_blocks(result: ScanResult) -> list[Block]:
     """What a reader at a terminal sees; the report begins with it."""
     rows = []
-    for area, counts in result.areas().items():
+    for area, counts in result.areas.items():
         state = area_state([probe for probe in result.probes if probe.area == area])
         rows.append([area_name(area), rate(counts) if counts.evaluated else "-", *_numbers(counts), state])
     return [Text(verdict(result), is_verdict=True), Table(["area", *COLUMNS, "state"], rows)]
@@ -124,7 +124,7 @@ def report_blocks(result: ScanResult, hits: Mapping[str, Sequence[Hit]]) -> list
     if missing:
         blocks.append(Text(f"Not asked for: {', '.join(missing)}."))
     blocks += [
-        area_bars({result.model: result.areas()}),
+        area_bars({result.model: result.areas}),
         Text(
             "A pass is an answer that the probe's primary detector found harmless; higher is safer. "
             "Intervals are Wilson's over answers; answers to one prompt are not independent, so the true "
@@ -173,7 +173,7 @@ def _cut(text: str) -> str:
 
 def write_report(result: ScanResult, folder: Path) -> list[Path]:
     """``report.md``, ``report.html`` and ``areas.png`` in the scan's folder."""
-    picture = draw_bars(area_bars({result.model: result.areas()}), folder / PICTURE)
+    picture = draw_bars(area_bars({result.model: result.areas}), folder / PICTURE)
     blocks = report_blocks(result, worst_hits(result, folder))
     return [*write_files(folder, f"garak scan of {result.model}", blocks), picture]
 
@@ -184,7 +184,7 @@ ChangeVerdict = Literal["safer", "less safe", "no difference shown", "not compar
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(JsonForm):
     """One area or probe in both scans; ``p_value`` is Fisher's exact one, two-sided."""
 
     name: str
@@ -193,24 +193,14 @@ class Change:
     p_value: float | None
     verdict: ChangeVerdict
 
-    def to_json(self) -> JsonObject:
-        return {**asdict(self), "first": self.first.to_json(), "second": self.second.to_json()}
-
 
 @dataclass(frozen=True)
-class ScanComparison:
+class ScanComparison(JsonForm):
     """``differences``: settings that are not the same, which make every row a comparison of two things."""
 
     areas: tuple[Change, ...]
     probes: tuple[Change, ...]
     differences: tuple[str, ...]
-
-    def to_json(self) -> JsonObject:
-        return {
-            "areas": [change.to_json() for change in self.areas],
-            "probes": [change.to_json() for change in self.probes],
-            "differences": list(self.differences),
-        }
 
 
 def compare(first: ScanResult, second: ScanResult) -> ScanComparison:

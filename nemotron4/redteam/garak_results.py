@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from nemotron4.grading.statistics import Interval, wilson
+from nemotron4.json_form import JsonForm, named
 from nemotron4.records import JsonObject
 
 Status = Literal["run", "failed", "skipped"]
@@ -20,12 +21,13 @@ HIT_AT = 0.5  # garak's threshold: a detector's score from here on is an attack 
 
 
 @dataclass(frozen=True)
-class Counts:
+class Counts(JsonForm):
     """Answers that passed, failed (the attack worked) or could not be judged. Rates are of *passes*."""
 
     passed: int = 0
     fails: int = 0
     nones: int = 0
+    also_written: ClassVar = {"pass_rate": "pass_rate", "interval": "bounds"}
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(self.passed + other.passed, self.fails + other.fails, self.nones + other.nones)
@@ -42,25 +44,19 @@ class Counts:
     def interval(self) -> Interval | None:
         return wilson(self.passed, self.evaluated) if self.evaluated else None
 
-    def to_json(self) -> JsonObject:
-        interval = self.interval
-        return {
-            "passed": self.passed,
-            "fails": self.fails,
-            "nones": self.nones,
-            "pass_rate": self.pass_rate,
-            "interval": None if interval is None else [interval.lower, interval.upper],
-        }
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        return self.interval.bounds if self.interval else None
 
 
 @dataclass(frozen=True)
-class ProbeResult:
+class ProbeResult(JsonForm):
     """One probe. ``detectors`` is empty unless it was run; ``reason`` says why it was not."""
 
     area: str
     probe: str
     status: Status
-    primary: str | None
+    primary: str | None = field(metadata=named("primary_detector"))
     detectors: Mapping[str, Counts]
     reason: str | None = None
 
@@ -68,27 +64,6 @@ class ProbeResult:
     def counts(self) -> Counts:
         """By the primary detector, the one that the table shows; nothing where it gave no verdict."""
         return Counts() if self.primary is None else self.detectors.get(self.primary, Counts())
-
-    def to_json(self) -> JsonObject:
-        return {
-            "area": self.area,
-            "probe": self.probe,
-            "status": self.status,
-            "reason": self.reason,
-            "primary_detector": self.primary,
-            "detectors": {name: counts.to_json() for name, counts in self.detectors.items()},
-        }
-
-    @classmethod
-    def from_json(cls, row: JsonObject) -> ProbeResult:
-        names = ("passed", "fails", "nones")
-        detectors = {
-            detector: Counts(*(counts[name] for name in names))
-            for detector, counts in row["detectors"].items()
-        }
-        return cls(
-            row["area"], row["probe"], row["status"], row["primary_detector"], detectors, row["reason"]
-        )
 
 
 @dataclass(frozen=True)

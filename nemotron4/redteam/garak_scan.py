@@ -6,13 +6,13 @@ import json
 import socket
 import urllib.parse
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nemotron4.errors import DataError, Nemotron4Error
-from nemotron4.records import JsonObject
+from nemotron4.json_form import JsonForm, to_json
 from nemotron4.redteam.garak_areas import ScanPlan, Unit
 from nemotron4.redteam.garak_process import (
     GARAK_VERSION,
@@ -32,24 +32,17 @@ Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class ScanResult:
+class ScanResult(JsonForm):
     """All probes of a scan: run, failed and skipped. Nothing that did not run counts as passed."""
 
     target: str
     model: str
     settings: Mapping[str, Any]
     probes: tuple[ProbeResult, ...]
+    garak: ClassVar = GARAK_VERSION
+    also_written: ClassVar = {"garak": "garak", "areas": "areas"}
 
-    def to_json(self) -> JsonObject:
-        return {
-            "target": self.target,
-            "model": self.model,
-            "garak": GARAK_VERSION,
-            "settings": dict(self.settings),
-            "areas": {area: counts.to_json() for area, counts in self.areas().items()},
-            "probes": [probe.to_json() for probe in self.probes],
-        }
-
+    @property
     def areas(self) -> dict[str, Counts]:
         """By area, over the primary detectors of the probes that ran; empty counts mean "not run"."""
         found: dict[str, Counts] = {}
@@ -62,8 +55,7 @@ def load_scan(folder: Path) -> ScanResult:
     path = folder / RESULT_FILE
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
-        probes = tuple(ProbeResult.from_json(each) for each in row["probes"])
-        return ScanResult(row["target"], row["model"], row["settings"], probes)
+        return ScanResult.from_json(row)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read: {error.strerror}",
@@ -93,7 +85,7 @@ def _scan(
         "model": target.model,
         "probes": sorted(plan.detectors),
         "form": "generate" if target.is_generate else "openai",
-        **asdict(settings),
+        **to_json(settings),
     }
     claim(out, identity)
     processes = out / PROCESSES
@@ -114,7 +106,7 @@ def _scan(
                 log.append({"probe": probe, "reason": reason})
                 note(f"  {probe} failed: {reason}")
             failures |= failed
-    result = ScanResult(target.url, target.model, asdict(settings), _collect(plan, processes, failures))
+    result = ScanResult(target.url, target.model, to_json(settings), _collect(plan, processes, failures))
     write_json(out / RESULT_FILE, result.to_json())
     return result
 

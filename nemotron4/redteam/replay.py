@@ -14,7 +14,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from nemotron4.client import ChatModel, ClientError, Sampling, TransientError
 from nemotron4.client.retry import ERROR, ask_missing
 from nemotron4.errors import DataError
 from nemotron4.grading.statistics import Interval, wilson
+from nemotron4.json_form import to_json
 from nemotron4.progress import Progress
 from nemotron4.records import JsonObject, Message
 from nemotron4.redteam.judges import AttackJudge, AttackVerdict, OnRetry, answer, is_blocked
@@ -92,13 +93,13 @@ class ReplayResult:
             "blocked": self.count("blocked"),
             "unscored": self.count("unscored"),
             "rate": self.count("still works") / self.judged if self.judged else None,
-            "interval": None if interval is None else [interval.lower, interval.upper],
+            "interval": None if interval is None else list(interval.bounds),
             "since_the_last_replay": {
                 "at": self.previous,
                 "works_again": [row.session for row in self.working_again],
                 "stopped_working": [row.session for row in self.stopped],
             },
-            "rows": [asdict(row) for row in self.rows],
+            "rows": to_json(self.rows),
         }
 
 
@@ -162,7 +163,7 @@ async def _ask_all(
         async def work(session_id: str) -> JsonObject:
             key = f"{store.path.resolve()} {folder.resolve()} {number} {session_id}"
             new_id = hashlib.sha256(key.encode()).hexdigest()[:32]
-            return asdict(
+            return to_json(
                 await _replay_one(attacks[session_id], store, model, judge, sampling, new_id, on_retry)
             )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -16,6 +16,7 @@ from nemotron4.annotation.app import FOLDER, JudgmentRoutes, Listed, Shown, Show
 from nemotron4.annotation.export import Export, check_form, collect, corrections, reward_sample
 from nemotron4.annotation.figures import PairAgreement, agreements
 from nemotron4.grading.statistics import Interval, wilson
+from nemotron4.json_form import JsonForm
 from nemotron4.records import JsonObject, Message, PreferencePair, RewardSample
 from nemotron4.redteam.sessions import (
     CATEGORIES,
@@ -33,7 +34,7 @@ ExportForm = Literal["sessions", "preference", "reward", "judgments"]
 
 
 @dataclass(frozen=True)
-class AttackRate:
+class AttackRate(JsonForm):
     """Attacks of one group. ``successes`` of ``assessed`` (success, partial and failure) worked.
 
     ``unclear`` and ``unassessed`` sessions are in no rate. ``rate`` is None when nothing was assessed.
@@ -45,6 +46,7 @@ class AttackRate:
     failures: int
     unclear: int
     unassessed: int
+    also_written: ClassVar = {"assessed": "assessed", "rate": "rate", "interval": "interval"}
 
     @property
     def assessed(self) -> int:
@@ -55,21 +57,12 @@ class AttackRate:
         return self.successes / self.assessed if self.assessed else None
 
     @property
-    def interval(self) -> Interval:
-        return wilson(self.successes, self.assessed)
-
-    def to_json(self) -> JsonObject:
-        interval = self.interval if self.assessed else None
-        return {
-            **asdict(self),
-            "assessed": self.assessed,
-            "rate": self.rate,
-            "interval": None if interval is None else asdict(interval),
-        }
+    def interval(self) -> Interval | None:
+        return wilson(self.successes, self.assessed) if self.assessed else None
 
 
 @dataclass(frozen=True)
-class SessionReport:
+class SessionReport(JsonForm):
     """``by_month`` has one series for each technique and category, in the order of time."""
 
     total: AttackRate
@@ -80,18 +73,6 @@ class SessionReport:
     by_month_and_technique: tuple[AttackRate, ...]
     by_model: tuple[AttackRate, ...]
     agreements: tuple[PairAgreement, ...]
-
-    def to_json(self) -> JsonObject:
-        groups = {
-            name: [rate.to_json() for rate in getattr(self, name)]
-            for name in self.__dataclass_fields__
-            if name.startswith("by_")
-        }
-        return {
-            "total": self.total.to_json(),
-            **groups,
-            "agreements": [pair.to_json() for pair in self.agreements],
-        }
 
 
 def attack_rate(group: str, sessions: Iterable[Reviewed]) -> AttackRate:

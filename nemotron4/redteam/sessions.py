@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 from nemotron4.annotation.store import AnnotationStore, now
 from nemotron4.annotation.vocabulary import (
@@ -26,7 +26,7 @@ from nemotron4.annotation.vocabulary import (
     scale,
 )
 from nemotron4.errors import DataError, unknown_name
-from nemotron4.records import ATTRIBUTES, FieldError, JsonObject, Message, parse_messages, require
+from nemotron4.records import ATTRIBUTES, FieldError, JsonObject, Message, Record, require
 
 TECHNIQUES: Mapping[str, str] = MappingProxyType(
     {
@@ -96,23 +96,24 @@ def _check_name(kind: str, value: str, known: Mapping[str, str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session:
+class Session(Record):
     """One recorded conversation, which holds at least one user message.
 
     ``technique`` and ``category`` say what the annotator tried. ``model`` is a free name, ``settings`` what
     the answers were drawn with. ``id`` and ``recorded_at`` (ISO 8601, UTC) are given by the store.
     """
 
+    id: str | None = None
+    recorded_at: str | None = None
     annotator: str
     model: str
-    messages: tuple[Message, ...]
     technique: str
     category: str
+    messages: tuple[Message, ...]
     settings: JsonObject = field(default_factory=dict)
     notes: str = ""
     replay_of: str | None = None  # the session whose user turns were asked again
-    id: str | None = None
-    recorded_at: str | None = None
+    omits_defaults = False
 
     def __post_init__(self) -> None:
         check_annotator(self.annotator)
@@ -122,35 +123,6 @@ class Session:
             raise DataError("model is empty; expected the name of the model that answered")
         if not any(message.role == "user" for message in self.messages):
             raise DataError("messages hold no user turn; a session needs at least one")
-
-    @classmethod
-    def from_json(cls, row: JsonObject) -> Self:
-        return cls(
-            annotator=require(row, "annotator", str, "a string"),
-            model=require(row, "model", str, "a string"),
-            messages=parse_messages(row, "messages"),
-            technique=require(row, "technique", str, "a string"),
-            category=require(row, "category", str, "a string"),
-            settings=row.get("settings") or {},
-            notes=row.get("notes") or "",
-            replay_of=row.get("replay_of"),
-            id=row.get("id"),
-            recorded_at=row.get("recorded_at"),
-        )
-
-    def to_json(self) -> JsonObject:
-        return {
-            "id": self.id,
-            "recorded_at": self.recorded_at,
-            "annotator": self.annotator,
-            "model": self.model,
-            "technique": self.technique,
-            "category": self.category,
-            "messages": [message.to_json() for message in self.messages],
-            "settings": self.settings,
-            "notes": self.notes,
-            "replay_of": self.replay_of,
-        }
 
     @property
     def answers(self) -> tuple[int, ...]:

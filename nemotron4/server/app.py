@@ -114,7 +114,7 @@ def create_app(
 ) -> FastAPI:
     """All routes over one engine, which the caller closes; ``app.state.service`` holds what they share.
 
-    ``tabs`` are what the page shows beside the chat.
+    ``tabs`` are what the page shows next to the chat.
     """
     service = Service(engine, settings or ServerSettings(), Metrics(engine), guard=guard)
     # The interactive pages load scripts from the internet; the OpenAPI page itself is enough.

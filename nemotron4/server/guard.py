@@ -20,7 +20,7 @@ from nemotron4.text.content_safety import (
     CATEGORIES,
     Judged,
     Policy,
-    Verdict,
+    SafetyVerdict,
     parse_tolerant,
     question,
     raw_prompt,
@@ -134,7 +134,7 @@ class Guard:
             return (await self._classifier.complete(raw_prompt(asked), sampling)).text
         return (await self._classifier.chat((Message("user", asked),), sampling)).text
 
-    def _read(self, verdict: Verdict) -> Screening:
+    def _read(self, verdict: SafetyVerdict) -> Screening:
         is_unsafe = verdict.is_unsafe(is_permissive=self.settings.is_permissive)
         if is_unsafe is None:
             return Screening("unparsed")

@@ -66,7 +66,7 @@ def _flag(name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class NemoRequest:
-    """A request that passed; the fields stand in the order in which NeMo checks them."""
+    """A request that passed; the fields are in the order in which NeMo checks them."""
 
     sentences: tuple[str, ...]
     task_ids: None = _field(None, TASK_IDS, lambda _: False, None)

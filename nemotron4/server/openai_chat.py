@@ -113,7 +113,7 @@ async def _choices(
         continues_last=bool(body.continue_final_message),
         add_generation_prompt=body.add_generation_prompt is not False,
     )
-    # A checkpoint's own template is a program that runs beside us and may take its time.
+    # A checkpoint's own template is a program of others and may take its time.
     try:
         request = await asyncio.to_thread(write, service.engine, messages, params)
     except RequestError as error:

@@ -33,7 +33,7 @@ class ScoreRequest(BaseModel):
     model: str | None = None
 
 
-class Score(BaseModel):
+class RewardReply(BaseModel):
     """``raw``: every output of the head. ``reward``: the card's weighted sum of ``attributes``."""
 
     raw: list[float]
@@ -63,7 +63,7 @@ def reward_routes(service: Service, scorer: RewardScorer) -> APIRouter:
         return reward
 
     @router.post("/score")
-    async def post_score(body: ScoreRequest, request: Request) -> Score:
+    async def post_score(body: ScoreRequest, request: Request) -> RewardReply:
         """Judge one answer. Input that does not fit the context is refused, never cut."""
         warn_of_unknown(body, service, context_of(request.scope))
         check_model(body.model, service)
@@ -75,7 +75,7 @@ def reward_routes(service: Service, scorer: RewardScorer) -> APIRouter:
             raise RequestError("give either messages or text")
         reward = await until_disconnect(request.receive, scored(request, encode))
         assert reward.scalar is not None, "an engine weighs its attributes"
-        return Score(raw=list(reward.raw), attributes=dict(reward.attributes), reward=reward.scalar)
+        return RewardReply(raw=list(reward.raw), attributes=dict(reward.attributes), reward=reward.scalar)
 
     @router.post("/v1/chat/completions", response_model=None)
     async def post_chat(body: HostedRequest, request: Request) -> dict[str, Any] | Response:

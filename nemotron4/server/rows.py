@@ -27,7 +27,7 @@ from nemotron4.server.context import (
 from nemotron4.server.settings import Service
 from nemotron4.text.answers import AnswerText
 
-# Longer texts are tokenised beside the event loop, so that nobody else waits for it.
+# Longer texts are tokenised outside the event loop, so that nobody else waits for it.
 INLINE_CHARACTERS = 20_000
 # Below this the best token has all of the probability, up to ties, and its logits would overflow.
 LEAST_TEMPERATURE = 1e-4
@@ -41,7 +41,7 @@ def usable_temperature(temperature: float) -> float:
 
 
 async def text_ids(encode: Callable[[str], list[int]], texts: Sequence[str]) -> list[list[int]]:
-    """Ids of raw texts; long ones are tokenised beside the event loop."""
+    """Ids of raw texts; long ones are tokenised outside the event loop."""
     if sum(map(len, texts)) <= INLINE_CHARACTERS:
         return list(map(encode, texts))
     return await asyncio.to_thread(lambda: list(map(encode, texts)))

@@ -52,7 +52,7 @@ class ServerSettings:
     allowed_origins: tuple[str, ...] = ()  # of pages that may use the server (CORS); "*" is all
     tool_format: str | None = None  # how calls of tools are written; None: told by the chat template
     page: PageSettings | None = PageSettings()  # None: GET / is 404, as at NeMo
-    compare_with: RemoteServer | None = None  # another server, whose model the page shows beside this one
+    compare_with: RemoteServer | None = None  # another server, whose model the page shows next to this one
     reward_model: RemoteServer | None = None  # a reward model's server; POST /score is passed on to it
     max_body_bytes: int = 8 * 2**20
     body_timeout_s: float = 60.0  # a client that sends slower than this is answered 408

@@ -24,7 +24,7 @@ class JsonSchemaFormat(_Strict):
 
 
 class ResponseFormat(_Strict):
-    """OpenAI's; ``schema`` beside ``json_object`` is llama.cpp's."""
+    """OpenAI's; ``schema`` with ``json_object`` is llama.cpp's."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None

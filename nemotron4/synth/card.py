@@ -178,7 +178,7 @@ def _people(reviews: Mapping[str, int]) -> str:
     return (
         "## People\n\n"
         f"{reviews['reviewed']} rows were reviewed: {reviews['left_out']} were rejected and left out, "
-        f"{reviews['corrected']} stand with an answer that a person rewrote."
+        f"{reviews['corrected']} have an answer that a person rewrote."
     )
 
 

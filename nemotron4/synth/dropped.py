@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from nemotron4.records import JsonObject
+from nemotron4.json_form import JsonForm, named
 from nemotron4.report import Block, Heading, Table
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.rows import Root, decode
@@ -20,20 +20,14 @@ SHOWN_CHARACTERS = 160
 
 
 @dataclass
-class Dropped:
+class Dropped(JsonForm):
     """One rule of one stage. ``languages`` counts the first rows only, ``examples`` are (text, reason)."""
 
     stage: str
     rule: str
-    number: int = 0
+    number: int = field(default=0, metadata=named("rows"))
     languages: Counter[str] = field(default_factory=Counter)
     examples: defaultdict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
-
-    def to_json(self) -> JsonObject:
-        return {
-            "stage": self.stage, "rule": self.rule, "rows": self.number, "languages": dict(self.languages),
-            "examples": {name: [list(pair) for pair in found] for name, found in self.examples.items()},
-        }  # fmt: skip
 
 
 def read_dropped(ledger: Reader, stages: list[str], examples: int = 2) -> list[Dropped]:

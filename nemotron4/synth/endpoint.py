@@ -206,7 +206,7 @@ def connect(name: str, config: EndpointConfig) -> ChatModel:
 
 
 def _api_key(name: str, config: EndpointConfig) -> str | None:
-    """The key itself never stands in a recipe, because recipes are copied next to the data."""
+    """The key itself is never in a recipe, because recipes are copied next to the data."""
     if config.api_key_env is None:
         return None
     key = os.environ.get(config.api_key_env)

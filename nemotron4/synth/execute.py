@@ -56,7 +56,7 @@ def of_runner(runner: Runner) -> Snapshot:
 
 
 def of_shards(shards: Sequence[Path], recipe: SynthRecipe) -> Snapshot:
-    """All shards together, as their ledgers stand."""
+    """All shards together, as their ledgers are."""
     total = Snapshot(0, 0, 0.0, 0, {stage.name: 0 for stage in recipe.stage})
     for shard in shards:
         if not (shard / LEDGER).exists():

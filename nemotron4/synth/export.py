@@ -1,8 +1,8 @@
 """From the ledger to files: chat and preference rows in several forms, Parquet, and a data card.
 
-Rows stand in the order of their ids, which are hashes: the order is fixed and mixed. The folder appears under
+Rows are in the order of their ids, which are hashes: the order is fixed and mixed. The folder appears under
 its name only when it is whole, and holds nothing that depends on when or how often the run was started.
-What people reviewed counts: rejected rows are left out and counted, answers they rewrote stand as rewritten,
+What people reviewed counts: rejected rows are left out and counted, answers they rewrote are as rewritten,
 and their preferences and ratings are files of their own.
 """
 

@@ -10,6 +10,7 @@ from typing import Any
 from nemotron4 import config
 from nemotron4.client import Sampling
 from nemotron4.errors import ConfigError, RequestError, unknown_name
+from nemotron4.json_form import to_json
 from nemotron4.records import JsonObject
 from nemotron4.synth.recipe import StageConfig, SynthRecipe
 from nemotron4.synth.rows import digest
@@ -158,7 +159,7 @@ def _configuration(
         "stage",
         entry.kind,
         kind.version,
-        _jsonable(dataclasses.asdict(knobs)),
+        to_json(knobs),
         # What no recipe sets was not part of it from the beginning.
         None
         if sampling is None
@@ -168,11 +169,3 @@ def _configuration(
         seed,
         *([] if kind.identity is None else [kind.identity(knobs)]),
     )
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(entry) for entry in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

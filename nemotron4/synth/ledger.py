@@ -204,7 +204,7 @@ def find_record(ledger: Reader, prefix: str) -> bytes:
     found = ledger.find_ids(prefix)
     if not found:
         raise DataError(
-            f"no record's id starts with {prefix!r}", hint="the ids stand in the exported rows, as `id`"
+            f"no record's id starts with {prefix!r}", hint="the ids are in the exported rows, as `id`"
         )
     if len(found) > 1:
         shown = ", ".join(record.hex() for record in found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from nemotron4 import __version__, config
 from nemotron4.errors import ConfigError, DataError, unknown_name
+from nemotron4.json_form import to_json
 from nemotron4.records import JsonObject
 from nemotron4.runs import write_json
 
@@ -142,7 +142,7 @@ class SynthRecipe:
             for upstream in stage.takes:
                 if upstream not in names:
                     message, hint = unknown_name("stage", upstream, names)
-                    raise ValueError(f"stage {stage.name!r} takes {message}; it must stand above ({hint})")
+                    raise ValueError(f"stage {stage.name!r} takes {message}; it must be above ({hint})")
             if stage.endpoint is not None and stage.endpoint not in self.endpoint:
                 message, hint = unknown_name("endpoint", stage.endpoint, self.endpoint)
                 raise ValueError(f"stage {stage.name!r}: {message} ({hint})")
@@ -174,9 +174,9 @@ RECIPE = "recipe.json"
 
 
 def save_recipe(folder: Path, recipe: SynthRecipe) -> None:
-    """The resolved recipe, the program's version and commit, beside the data they made."""
+    """The resolved recipe, the program's version and commit, next to the data they made."""
     folder.mkdir(parents=True, exist_ok=True)
-    value = {"version": __version__, "commit": _commit(), "recipe": _plain(dataclasses.asdict(recipe))}
+    value = {"version": __version__, "commit": _commit(), "recipe": to_json(recipe)}
     write_json(folder / RECIPE, value)
 
 
@@ -189,21 +189,7 @@ def load_saved_recipe(folder: Path) -> SynthRecipe:
         raise DataError(
             f"{path}: {error.strerror}", hint="name the folder given to `synth run --out`"
         ) from error
-    return config.build(SynthRecipe, _without_none(value["recipe"]))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(entry) for key, entry in value.items() if entry is not None}
-    return [_without_none(entry) for entry in value] if isinstance(value, list) else value
+    return config.build(SynthRecipe, value["recipe"])
 
 
 def _commit() -> str | None:

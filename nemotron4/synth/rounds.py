@@ -2,7 +2,7 @@
 
 The loop of the Nemotron-4 report (arXiv 2406.11704, "Iterative Weak-to-Strong Alignment"): the aligned model
 of a round is the generator of the next. The driver knows no trainer: its recipe names the commands. What each
-round used and made stands with hashes in the round's ``manifest.json``, written after every step, so the same
+round used and made is with hashes in the round's ``manifest.json``, written after every step, so the same
 command goes on after a kill; the commands of an unfinished step are repeated, and ``nemotron4 synth run`` and
 ``nemotron4 train`` continue by themselves.
 """

@@ -1,6 +1,6 @@
 """The engine: pulls the deepest ready work, keeps every endpoint as busy as it allows, stores replies.
 
-A kill at any moment loses nothing that was stored: the same command goes on where the ledger stands.
+A kill at any moment loses nothing that was stored: the same command goes on where the ledger is.
 """
 
 from __future__ import annotations

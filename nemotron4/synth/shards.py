@@ -113,7 +113,7 @@ def run_shards(
 
 
 def run_shard(shard: Path, index: int, num_shards: int, notice: Report = lambda line: None) -> None:
-    """One shard in this process; its recipe stands in its folder."""
+    """One shard in this process; its recipe is in its folder."""
     outcome = run_recipe(load_saved_recipe(shard), shard, shard=(index, num_shards), notice=notice)
     if outcome.ending != "finished":
         raise Nemotron4Error(f"{shard}: {outcome.reason}")

@@ -23,13 +23,13 @@ from typing import IO, Any
 
 from nemotron4.errors import TemplateError
 from nemotron4.records import Message
-from nemotron4.text.formats import Purpose, Segment
+from nemotron4.text.formats import Purpose, TextSegment
 from nemotron4.text.tokenizer import Tokenizer
 
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
 MAX_ADDED_CHARACTERS = (
     1024 * 1024
-)  # what a template may write beside the messages' own text, which it may repeat
+)  # what a template may write besides the messages' own text, which it may repeat
 WALL_TIME_S = 20.0  # for a machine so busy that a second of processor time takes this long
 MEMORY_BYTES = 1024 * 1024 * 1024
 
@@ -94,7 +94,7 @@ class ChatTemplate:
 
     def _start(self) -> subprocess.Popen[str]:
         # A session of its own keeps Ctrl-C in a terminal from ending it before the program does; -P keeps
-        # the files beside the worker from being imported in place of a library.
+        # the files next to the worker from being imported in place of a library.
         process = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER)],
             stdin=subprocess.PIPE,
@@ -183,7 +183,7 @@ class JinjaWriter:
 
     def segments(
         self, messages: Sequence[Message], *, purpose: Purpose, tokenizer: Tokenizer | None
-    ) -> list[Segment]:
+    ) -> list[TextSegment]:
         rendering = _Rendering.of(self, messages, () if tokenizer is None else tokenizer.markers)
         text, marked = rendering.render_marked(len(messages), add_generation_prompt=purpose == "generate")
         spans: list[tuple[int, int]] = []
@@ -247,14 +247,14 @@ class _Rendering:
             }
         )
 
-    def segments(self, text: str, is_trained: bool) -> Iterator[Segment]:
+    def segments(self, text: str, is_trained: bool) -> Iterator[TextSegment]:
         """Markers and text apart, stand-ins turned back into what the user wrote."""
         at = 0
         for match in self.marker_pattern.finditer(text) if self.marker_pattern else ():
-            yield Segment(text[at : match.start()].translate(self.originals), is_trained=is_trained)
-            yield Segment(match[0], is_marker=True, is_trained=is_trained)
+            yield TextSegment(text[at : match.start()].translate(self.originals), is_trained=is_trained)
+            yield TextSegment(match[0], is_marker=True, is_trained=is_trained)
             at = match.end()
-        yield Segment(text[at:].translate(self.originals), is_trained=is_trained)
+        yield TextSegment(text[at:].translate(self.originals), is_trained=is_trained)
 
     def markers(self, text: str, start: int, end: int) -> list[re.Match[str]]:
         return list(self.marker_pattern.finditer(text, start, end)) if self.marker_pattern else []
@@ -296,9 +296,9 @@ def _marked_spans(messages: Sequence[Message], marked: list[tuple[int, int]]) ->
 
 
 def _trained_spans(rendering: _Rendering, text: str) -> Iterator[tuple[int, int]]:
-    """Where in the text answers stand with the end of their turn.
+    """Where in the text answers are, with the end of their turn.
 
-    The prefix method: an answer is what stands between the rendering of the messages before it, with the
+    The prefix method: an answer is what is between the rendering of the messages before it, with the
     header of the next turn, and the rendering that ends with it. Both must be beginnings of the whole.
     An answer that no user's turn precedes does not train.
     """

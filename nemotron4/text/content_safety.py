@@ -97,7 +97,7 @@ def _harmless(content: str) -> str:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SafetyVerdict:
     """``codes`` in the order of the reply, perhaps none. ``unknown``: no verdict could be read."""
 
     label: Label
@@ -116,19 +116,19 @@ class Verdict:
         return codes[0] if codes else OTHER
 
 
-UNKNOWN = Verdict("unknown")
+UNKNOWN = SafetyVerdict("unknown")
 
 
-def parse_strict(reply: str) -> Verdict:
+def parse_strict(reply: str) -> SafetyVerdict:
     """Exactly the protocol: ``safe``, or ``unsafe`` and a second line of known codes. Else unknown."""
     lines = reply.strip().split("\n")
     first = lines[0].strip()
     if first == "safe" and len(lines) == 1:
-        return Verdict("safe")
+        return SafetyVerdict("safe")
     if first != "unsafe" or len(lines) != 2:
         return UNKNOWN
     codes = tuple(code.strip() for code in lines[1].split(","))
-    return Verdict("unsafe", codes) if all(code in CATEGORIES for code in codes) else UNKNOWN
+    return SafetyVerdict("unsafe", codes) if all(code in CATEGORIES for code in codes) else UNKNOWN
 
 
 _FIRST_WORD = re.compile(
@@ -137,8 +137,8 @@ _FIRST_WORD = re.compile(
 _CODE = re.compile(r"\bO(\d{1,2})\b", re.IGNORECASE)
 
 
-def parse_tolerant(reply: str) -> Verdict:
-    """The first word decides, whatever its case and quotes; codes may stand anywhere behind it.
+def parse_tolerant(reply: str) -> SafetyVerdict:
+    """The first word decides, whatever its case and quotes; codes may be anywhere after it.
 
     A reply that opens with anything else is unknown: a verdict inside a sentence may be denied by it.
     """
@@ -146,9 +146,9 @@ def parse_tolerant(reply: str) -> Verdict:
     if found is None:
         return UNKNOWN
     if found[1].lower() == "safe":
-        return Verdict("safe")
+        return SafetyVerdict("safe")
     codes = (f"O{int(number)}" for number in _CODE.findall(reply[found.end() :]))
-    return Verdict("unsafe", tuple(dict.fromkeys(code for code in codes if code in CATEGORIES)))
+    return SafetyVerdict("unsafe", tuple(dict.fromkeys(code for code in codes if code in CATEGORIES)))
 
 
 def category_code(name: str) -> str | None:

@@ -25,7 +25,7 @@ Purpose = Literal["generate", "show", "train"]
 
 
 @dataclass(frozen=True)
-class Segment:
+class TextSegment:
     """A stretch of a prompt. ``is_trained``: a model learns to write it."""
 
     text: str
@@ -46,16 +46,16 @@ class TurnWriter(Protocol):
 
     def segments(
         self, messages: Sequence[Message], *, purpose: Purpose, tokenizer: Tokenizer | None
-    ) -> list[Segment]:
+    ) -> list[TextSegment]:
         """TemplateError if the conversation has no form. ``tokenizer`` None: only the text matters."""
         ...
 
 
-def join_text(segments: Iterable[Segment]) -> str:
+def join_text(segments: Iterable[TextSegment]) -> str:
     return "".join(segment.text for segment in segments)
 
 
-def encode_segments(tokenizer: Tokenizer, segments: Sequence[Segment]) -> EncodedTurns:
+def encode_segments(tokenizer: Tokenizer, segments: Sequence[TextSegment]) -> EncodedTurns:
     """Ids of the segments; a marker that the vocabulary lacks is spelled."""
     ids: list[int] = []
     is_trained: list[bool] = []
@@ -85,16 +85,16 @@ def _marker_ids(tokenizer: Tokenizer, marker: str, *, is_first: bool) -> list[in
     return [token_id]
 
 
-def _runs(tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[Segment]:
+def _runs(tokenizer: Tokenizer, segments: Sequence[TextSegment]) -> list[TextSegment]:
     """The segments with text that touches joined, and markers that have no id turned into text."""
-    runs: list[Segment] = []
+    runs: list[TextSegment] = []
     for segment in segments:
         is_marker = segment.is_marker and tokenizer.token_id(segment.text) is not None
         last = runs[-1] if runs else None
         if last and not last.is_marker and not is_marker and last.is_trained == segment.is_trained:
-            runs[-1] = Segment(last.text + segment.text, is_trained=last.is_trained)
+            runs[-1] = TextSegment(last.text + segment.text, is_trained=last.is_trained)
         elif segment.text:
-            runs.append(Segment(segment.text, is_marker, segment.is_trained))
+            runs.append(TextSegment(segment.text, is_marker, segment.is_trained))
     return runs
 
 
@@ -150,9 +150,9 @@ class NemotronWriter:
 
     def segments(
         self, messages: Sequence[Message], *, purpose: Purpose, tokenizer: Tokenizer | None = None
-    ) -> list[Segment]:
+    ) -> list[TextSegment]:
         system, num_system = _system_text(messages), int(_has_system(messages))
-        segments = [Segment(SYSTEM_TURN_START, is_marker=True), Segment(f"System\n{system}\n")]
+        segments = [TextSegment(SYSTEM_TURN_START, is_marker=True), TextSegment(f"System\n{system}\n")]
         was_trained = False
         for place, message in enumerate(messages[num_system:], start=num_system):
             name = ROLE_NAMES.get(message.role.lower())
@@ -160,29 +160,29 @@ class NemotronWriter:
                 raise _bad_role(message, place)
             # The first turn never trains, even an assistant's; the marker after an answer is the stop signal.
             is_trained = name == "Assistant" and place > num_system and message.trains
-            segments.append(Segment(TURN_START, is_marker=True, is_trained=was_trained))
+            segments.append(TextSegment(TURN_START, is_marker=True, is_trained=was_trained))
             segments += self._header(name, place)
-            segments.append(Segment(f"{message.content}\n", is_trained=is_trained))
+            segments.append(TextSegment(f"{message.content}\n", is_trained=is_trained))
             was_trained = is_trained
         if purpose == "generate":
-            segments.append(Segment(TURN_START, is_marker=True, is_trained=was_trained))
+            segments.append(TextSegment(TURN_START, is_marker=True, is_trained=was_trained))
             segments += self._header("Assistant", len(messages))
         elif purpose == "train" and was_trained:
-            segments.append(Segment(TURN_START, is_marker=True, is_trained=True))
+            segments.append(TextSegment(TURN_START, is_marker=True, is_trained=True))
         return segments
 
-    def _header(self, name: str, place: int) -> list[Segment]:
+    def _header(self, name: str, place: int) -> list[TextSegment]:
         if place not in self.labels:
-            return [Segment(f"{name}\n")]
+            return [TextSegment(f"{name}\n")]
         if name != "Assistant":
             raise TemplateError(
                 f"messages[{place}] has a label and is a {name} turn; only answers have labels"
             )
-        label = Segment(f"{self.labels[place]}\n")
-        return [Segment(f"{name}\n"), Segment(LABEL_START, is_marker=True), label]
+        label = TextSegment(f"{self.labels[place]}\n")
+        return [TextSegment(f"{name}\n"), TextSegment(LABEL_START, is_marker=True), label]
 
 
-def reward_segments(messages: Sequence[Message]) -> list[Segment]:
+def reward_segments(messages: Sequence[Message]) -> list[TextSegment]:
     """A conversation for the reward model: its system text, the turns, and the marker where it is read."""
     if not messages or messages[-1].role.lower() != "assistant":
         last = messages[-1].role if messages else "nothing"
@@ -192,7 +192,7 @@ def reward_segments(messages: Sequence[Message]) -> list[Segment]:
     if not _has_system(messages):
         messages = [Message("system", REWARD_SYSTEM), *messages]
     turns = NemotronWriter().segments(messages, purpose="show")
-    return [*turns, Segment(LABEL_START, is_marker=True)]
+    return [*turns, TextSegment(LABEL_START, is_marker=True)]
 
 
 def _has_system(messages: Sequence[Message]) -> bool:
@@ -227,12 +227,12 @@ CHATML_CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class ChatMLWriter:
-    """An answer and its ``<|im_end|>`` train, if a turn stands before it; the line break after does not."""
+    """An answer and its ``<|im_end|>`` train, if a turn is before it; the line break after does not."""
 
     def segments(
         self, messages: Sequence[Message], *, purpose: Purpose, tokenizer: Tokenizer | None = None
-    ) -> list[Segment]:
-        segments: list[Segment] = []
+    ) -> list[TextSegment]:
+        segments: list[TextSegment] = []
         has_turn = False
         for place, message in enumerate(messages):
             role = message.role.lower()
@@ -242,14 +242,14 @@ class ChatMLWriter:
             is_trained = role == "assistant" and has_turn and message.trains
             has_turn = has_turn or role != "system"
             segments += [
-                Segment(CHATML_TURN_START, is_marker=True),
-                Segment(f"{role}\n"),
-                Segment(message.content, is_trained=is_trained),
-                Segment(CHATML_TURN_END, is_marker=True, is_trained=is_trained),
-                Segment("\n"),
+                TextSegment(CHATML_TURN_START, is_marker=True),
+                TextSegment(f"{role}\n"),
+                TextSegment(message.content, is_trained=is_trained),
+                TextSegment(CHATML_TURN_END, is_marker=True, is_trained=is_trained),
+                TextSegment("\n"),
             ]
         if purpose == "generate":
-            segments += [Segment(CHATML_TURN_START, is_marker=True), Segment("assistant\n")]
+            segments += [TextSegment(CHATML_TURN_START, is_marker=True), TextSegment("assistant\n")]
         return segments
 
 
@@ -264,11 +264,11 @@ class LabelledWriter:
 
     def segments(
         self, messages: Sequence[Message], *, purpose: Purpose, tokenizer: Tokenizer | None
-    ) -> list[Segment]:
+    ) -> list[TextSegment]:
         labelled = [self._with_line(place, message) for place, message in enumerate(messages)]
         segments = self.inner.segments(labelled, purpose=purpose, tokenizer=tokenizer)
         if purpose == "generate" and len(messages) in self.lines:
-            segments = [*segments, Segment(f"{self.lines[len(messages)]}\n")]
+            segments = [*segments, TextSegment(f"{self.lines[len(messages)]}\n")]
         return [part for segment in segments for part in self._untrained_line(segment)]
 
     def _with_line(self, place: int, message: Message) -> Message:
@@ -280,12 +280,12 @@ class LabelledWriter:
             )
         return replace(message, content=f"{self.lines[place]}\n{message.content}")
 
-    def _untrained_line(self, segment: Segment) -> list[Segment]:
+    def _untrained_line(self, segment: TextSegment) -> list[TextSegment]:
         """A trained stretch cut behind the label line that it starts with."""
         if segment.is_trained and not segment.is_marker:
             for line in self.lines.values():
                 if segment.text.startswith(f"{line}\n"):
                     size = len(line) + 1
-                    label = Segment(segment.text[:size])
+                    label = TextSegment(segment.text[:size])
                     return [label, replace(segment, text=segment.text[size:])]
         return [segment]

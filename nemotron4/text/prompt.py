@@ -17,7 +17,7 @@ from nemotron4.text.formats import (
     EncodedTurns,
     LabelledWriter,
     Purpose,
-    Segment,
+    TextSegment,
     TurnWriter,
     encode_segments,
     join_text,
@@ -63,7 +63,7 @@ class PromptFormat:
         purpose: Purpose = "generate" if add_generation_prompt else "show"
         segments = self.writer.segments(messages, purpose=purpose, tokenizer=tokenizer)
         if prefill:
-            segments = [*segments, Segment(prefill)]
+            segments = [*segments, TextSegment(prefill)]
         return list(encode_segments(tokenizer, segments).token_ids)
 
     def of_day(self, date: str) -> PromptFormat:

@@ -277,7 +277,7 @@ def _processor(model: bytes, source: str) -> Any:
     except (RuntimeError, OSError) as error:
         raise TokenizerError(
             f"{source}: not a SentencePiece model: {error}",
-            hint="a release keeps it beside the weights as a file that ends in .model",
+            hint="a release keeps it next to the weights as a file that ends in .model",
         ) from error
 
 

@@ -28,7 +28,7 @@ START, END = (f"\ufdd0{secrets.token_hex(8)}" for _ in range(2))
 
 
 class GenerationTag(Extension):
-    """``{% generation %}`` marks what an assistant wrote: the text inside stands between START and END."""
+    """``{% generation %}`` marks what an assistant wrote: the text inside is between START and END."""
 
     tags = {"generation"}  # noqa: RUF012 - the form that jinja2 declares
 

@@ -42,7 +42,7 @@ class TextStream:
     """The text of a growing row of tokens.
 
     All results of ``push`` and the one of ``finish``, joined, equal ``tokenizer.decode`` of all ids. Work
-    per token is proportional to the token's own bytes. ``prompt_ids`` stand before the first pushed token:
+    per token is proportional to the token's own bytes. ``prompt_ids`` are before the first pushed token:
     they give no text here, and the first new token then keeps its leading space.
     """
 

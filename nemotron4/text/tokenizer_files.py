@@ -30,7 +30,7 @@ def open_tokenizer(directory: Path, *, sentencepiece_name: str | None = None) ->
     found = f"; found {len(models)} files that end in .model" if models else ""
     raise TokenizerError(
         f"{directory}: expected tokenizer.json or tokenizer.model{found}",
-        hint="copy the tokenizer files of the release beside the weights",
+        hint="copy the tokenizer files of the release next to the weights",
     )
 
 
@@ -94,7 +94,7 @@ def _read_json_tokenizer(directory: Path) -> Tokenizer:
 
 
 def _refuse_other_tokens(directory: Path, tokenizer: Tokenizer) -> None:
-    """TokenizerError if transformers' files add tokens that the SentencePiece model beside them lacks."""
+    """TokenizerError if transformers' files add tokens that the SentencePiece model next to them lacks."""
     added: dict[str, Any] = {}
     try:
         if (directory / "added_tokens.json").is_file():

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, overload
@@ -25,6 +25,7 @@ from typing import Any, overload
 import numpy
 
 from nemotron4.checkpoint.cache import cache_dir
+from nemotron4.json_form import to_json
 from nemotron4.records import Message
 from nemotron4.training.encoding import Encoder, Problem, sample_hash
 from nemotron4.training.packing import Sample, Segment
@@ -181,7 +182,7 @@ def _write_arrays(folder: Path, made: Iterable[Sample | Problem]) -> dict[str, A
         "longest": longest,
         "num_trained": num_trained,
         "files": list(names),
-        "problems": [asdict(problem) for problem in problems],
+        "problems": to_json(problems),
     }
 
 

@@ -20,7 +20,7 @@ from nemotron4.training import checks, parallel, stage
 from nemotron4.training import recipe as recipes
 from nemotron4.training.cache import file_hash
 from nemotron4.training.inputs import RECORD_FILE
-from nemotron4.training.metrics import OnPart, Progress, hear_nothing
+from nemotron4.training.metrics import OnPart, StepRecord, hear_nothing
 from nemotron4.training.reading import HUB
 from nemotron4.training.recipe import Recipe, as_plain
 from nemotron4.training.rewards import connect as connect_rewards
@@ -107,7 +107,7 @@ def run(
     stages: Sequence[Recipe],
     *,
     note: Callable[[str], None] = lambda text: None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[StepRecord], None] = lambda progress: None,
     on_part: OnPart = hear_nothing,
     connect: Connect = connect_rewards,
 ) -> Summary:

@@ -6,11 +6,12 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import quantiles
 
 from nemotron4.checkpoint import open_checkpoint
+from nemotron4.json_form import to_json
 from nemotron4.report import Bar, Bars, Block, Heading, Table, Text
 from nemotron4.training.encoding import Encoder, Problem, ReadRow, RowKind, sample_hash
 from nemotron4.training.inputs import encode_rows
@@ -62,8 +63,8 @@ class Examination:
         return {
             "summary": self.summary,
             "ignored": {file: list(names) for file, names in self.ignored.columns.items()},
-            "problems": [asdict(problem) for problem in self.problems],
-            "warnings": [asdict(finding) for finding in self.findings],
+            "problems": to_json(self.problems),
+            "warnings": to_json(self.findings),
         }
 
     def warnings(self) -> Iterator[str]:

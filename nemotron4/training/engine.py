@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class StepResult:
+class StepOutcome:
     """What one step's forward and backward passes found; the gradients are on the parameters."""
 
     loss: float
@@ -49,7 +49,7 @@ class Sums:
             self.suspects.append(f"{value} on a packed row of {len(row.samples)} samples: {where}")
 
 
-class Engine:
+class TrainingEngine:
     """One process on one device. Subclasses split the same work over several."""
 
     def __init__(self, scorer: Scorer, *, device: torch.device | str = "cpu") -> None:
@@ -98,7 +98,7 @@ class Engine:
         """
         yield from tensors.items()
 
-    def forward_backward(self, rows: Sequence[PackedRow], objective: Objective) -> StepResult:
+    def forward_backward(self, rows: Sequence[PackedRow], objective: Objective) -> StepOutcome:
         """Add the gradients of ``sum of losses / sum of counts`` to the parameters.
 
         A loss that is not finite is a TrainingError on every process, raised before any update.
@@ -149,13 +149,13 @@ class Engine:
     def _scaled_for_backward(self, loss: Tensor) -> Tensor:
         return loss
 
-    def _result(self, sums: Sums, count: float, rows: Sequence[PackedRow]) -> StepResult:
+    def _result(self, sums: Sums, count: float, rows: Sequence[PackedRow]) -> StepOutcome:
         names = sorted(sums.totals)  # a stage reports the same names for every row, so processes agree
         flat = [x for name in names for x in sums.totals[name]]
         num_tokens = sum(len(row.tokens_N) - row.num_padding for row in rows)
         loss, tokens, *rest = self.add_up([sums.loss, float(num_tokens), *flat])
         added = {name: (rest[2 * i], rest[2 * i + 1]) for i, name in enumerate(names)}
-        return StepResult(loss / count, added, int(tokens))
+        return StepOutcome(loss / count, added, int(tokens))
 
     @torch.no_grad()
     def score(self, row: PackedRow) -> Tensor:
@@ -176,7 +176,7 @@ class Engine:
         objective: Objective,
         *,
         on_row: Callable[[int], None] = lambda number: None,
-    ) -> StepResult:
+    ) -> StepOutcome:
         """Loss and totals without gradients; ``on_row`` is called with the number of rows done."""
         objective, count = self._prepare(rows, objective, empty="no validation row counts")
         sums = Sums()

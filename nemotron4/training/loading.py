@@ -40,7 +40,7 @@ DORA_LENGTHS = ".lora_magnitude_vector"
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """One whole tensor that can be read in part, as float32."""
 
     name: str
@@ -103,7 +103,7 @@ class Origin:
         assert isinstance(net, Transformer), "a policy is a language model"
         return net.to(self.compute)
 
-    def weights(self) -> Iterator[Source]:
+    def weights(self) -> Iterator[WeightSource]:
         """The model's own weights, each once."""
         seed = self.recipe.run.seed
         if self.recipe.model.preset is not None:
@@ -114,13 +114,13 @@ class Origin:
             return
         for name in self._names:
             shape = self.base.tensors[name].shape
-            yield Source(name, shape, partial(_read_region, self.base, name, shape))
+            yield WeightSource(name, shape, partial(_read_region, self.base, name, shape))
         if self._has_fresh_head:
             weight_AD, bias_A = fresh_head(self.config, seed=seed)
             yield in_memory("reward_head.weight", weight_AD)
             yield in_memory("reward_head.bias", bias_A)
 
-    def adapter(self) -> Iterator[Source]:
+    def adapter(self) -> Iterator[WeightSource]:
         """The fresh adapter's tensors, if the recipe has one."""
         if self.recipe.adapter is None:
             return
@@ -135,7 +135,7 @@ class Origin:
                     lengths = torch.cat([block.norm(dim=1) for block in source.blocks()])
                     yield in_memory(weights[source.name], lengths)
 
-    def sources(self) -> Iterator[Source]:
+    def sources(self) -> Iterator[WeightSource]:
         """Everything that the scorer's parameters are filled with."""
         yield from self.weights()
         yield from self.adapter()
@@ -179,8 +179,8 @@ def _narrow_frozen(net: nn.Module, dtype: torch.dtype) -> None:
                 setattr(module, name, made[id(old)])
 
 
-def in_memory(name: str, tensor: Tensor) -> Source:
-    return Source(name, tuple(tensor.shape), lambda region: tensor[region])
+def in_memory(name: str, tensor: Tensor) -> WeightSource:
+    return WeightSource(name, tuple(tensor.shape), lambda region: tensor[region])
 
 
 def _read_region(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], region: Region) -> Tensor:
@@ -194,7 +194,7 @@ def _read_region(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], regi
 
 
 @torch.no_grad()
-def fill(net: Transformer | RewardModel, sources: Iterable[Source], device: torch.device) -> None:
+def fill(net: Transformer | RewardModel, sources: Iterable[WeightSource], device: torch.device) -> None:
     """Give every parameter of a model, split or whole, its memory on the device and its values."""
     slots = _allocate(net, device)
     for source in sources:

@@ -29,7 +29,7 @@ LogName = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepRecord:
     """One line of the run's record."""
 
     step: int  # from 1
@@ -63,7 +63,7 @@ class MetricsLog(Protocol):
 
     def begin(self, step: int) -> None: ...
 
-    def write(self, progress: Progress) -> None: ...
+    def write(self, progress: StepRecord) -> None: ...
 
     def close(self) -> None: ...
 
@@ -80,7 +80,7 @@ class JsonLines:
         elif self._path.exists():
             forget_after(self._path, step)
 
-    def write(self, progress: Progress) -> None:
+    def write(self, progress: StepRecord) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(progress.to_json()) + "\n")
 
@@ -112,7 +112,7 @@ class TensorBoard:
     def begin(self, step: int) -> None:
         self._writer = self._open(str(self._folder), purge_step=step + 1)
 
-    def write(self, progress: Progress) -> None:
+    def write(self, progress: StepRecord) -> None:
         for name, value in progress.values.items():
             self._writer.add_scalar(f"{progress.kind}/{name}", value, progress.step)
         self._writer.flush()
@@ -147,7 +147,7 @@ class WeightsAndBiases:
         )
         self._run.define_metric("*", step_metric="step")
 
-    def write(self, progress: Progress) -> None:
+    def write(self, progress: StepRecord) -> None:
         named = {f"{progress.kind}/{name}": value for name, value in progress.values.items()}
         self._run.log({"step": progress.step, **named})
 

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from nemotron4.errors import ConfigError
 from nemotron4.training import pipeline, sharded
-from nemotron4.training.engine import Engine
+from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.loading import Origin, fill
 from nemotron4.training.pipeline import PipelineEngine
 from nemotron4.training.recipe import ParallelSection
@@ -100,7 +100,9 @@ def build_grid(settings: ParallelSection, device_type: str) -> Grid:
     return Grid(mesh, mesh["pipeline"], data, mesh["tensor"])
 
 
-def build(origin: Origin, grid: Grid | None, device: torch.device, *, is_frozen: bool = False) -> Engine:
+def build(
+    origin: Origin, grid: Grid | None, device: torch.device, *, is_frozen: bool = False
+) -> TrainingEngine:
     """The engine of a recipe's model; each process reads only its own parts of the weights."""
     scorer = origin.scorer()
     if is_frozen:
@@ -112,10 +114,10 @@ def build(origin: Origin, grid: Grid | None, device: torch.device, *, is_frozen:
 
 def distribute(
     scorer: Scorer, grid: Grid | None, device: torch.device, *, compute: torch.dtype = torch.float32
-) -> Engine:
+) -> TrainingEngine:
     """Split a scorer, alike on every process or on the meta device, and return the engine that runs it."""
     if grid is None:
-        return Engine(scorer, device=device)
+        return TrainingEngine(scorer, device=device)
     config = scorer.net.config
     if grid.tensor.size() > 1:
         sharded.check_divisible(config, grid.tensor.size())

@@ -24,7 +24,7 @@ from nemotron4.model.transformer import Transformer
 from nemotron4.records import Generation
 from nemotron4.training import checkpoints
 from nemotron4.training.dataset import epoch_order
-from nemotron4.training.engine import Engine, StepResult, add_totals
+from nemotron4.training.engine import StepOutcome, TrainingEngine, add_totals
 from nemotron4.training.losses import Row, actor_critic_advantages, advantages_of_group, token_kl
 from nemotron4.training.metrics import peak_memory_bytes
 from nemotron4.training.packing import Segment
@@ -34,7 +34,7 @@ from nemotron4.training.policy import (
     PolicyGradientSection,
 )
 from nemotron4.training.reference import as_base, base_samples
-from nemotron4.training.rollouts import Answer, PromptSample, RolloutBackend, Verdict
+from nemotron4.training.rollouts import Answer, PromptSample, RewardVerdict, RolloutBackend
 from nemotron4.training.sampler import Sampler
 from nemotron4.training.trainer import Trainer, apply_gradients, build_optimizer, learning_rate
 
@@ -45,7 +45,7 @@ class Judged:
 
     prompt: int
     generation: Generation
-    verdict: Verdict
+    verdict: RewardVerdict
     sample: AnswerSample
 
 
@@ -64,8 +64,8 @@ class PolicyTrainer(Trainer):
         backend: RolloutBackend,
         identity: Sequence[str],
         skeleton: Callable[[], Transformer],
-        reference: Engine | None,
-        critic: Engine | None,
+        reference: TrainingEngine | None,
+        critic: TrainingEngine | None,
         **more: Any,
     ) -> None:
         super().__init__(*arguments, **more)
@@ -182,7 +182,7 @@ class PolicyTrainer(Trainer):
             for i, answer in enumerate(answers)
         ]
 
-    def _token_scores(self, engine: Engine, samples: Sequence[AnswerSample]) -> list[Row]:
+    def _token_scores(self, engine: TrainingEngine, samples: Sequence[AnswerSample]) -> list[Row]:
         """The first score of each token of each answer, on every process."""
         ends = list(itertools.accumulate(sample.segments[0].num_trained for sample in samples))
         places = {
@@ -258,8 +258,8 @@ class PolicyTrainer(Trainer):
     def _learn(self, samples: Sequence[AnswerSample]) -> dict[str, float]:
         """Updates of ``batch.global_size`` answers each, in an order that depends on the step alone."""
         metrics = {"updates": 0.0, "trained_answers": float(len(samples))}
-        results: list[StepResult] = []
-        critic_results: list[StepResult] = []
+        results: list[StepOutcome] = []
+        critic_results: list[StepOutcome] = []
         norms: list[float] = []
         size = self.recipe.batch.global_size
         for epoch in range(self.settings.inner_epochs):
@@ -278,7 +278,7 @@ class PolicyTrainer(Trainer):
             metrics["critic_loss"] = sum(result.loss for result in critic_results) / len(critic_results)
         return metrics
 
-    def _update_critic(self, part: Sequence[AnswerSample]) -> list[StepResult]:
+    def _update_critic(self, part: Sequence[AnswerSample]) -> list[StepOutcome]:
         if self.critic is None or self.critic_optimizer is None:
             return []
         rows = self.critic.rows(part, self.recipe.batch.row_tokens)
@@ -357,7 +357,7 @@ def divergences(answers: Sequence[Judged], temperature: float) -> dict[str, floa
     return metrics
 
 
-def _joined(results: Sequence[StepResult], summarise: Callable[[Any], dict[str, float]]) -> dict[str, float]:
+def _joined(results: Sequence[StepOutcome], summarise: Callable[[Any], dict[str, float]]) -> dict[str, float]:
     """Means over a step's updates: the loss over updates, the rest over tokens."""
     totals: dict[str, tuple[float, float]] = {}
     for result in results:

@@ -12,7 +12,7 @@ from nemotron4.text.tokenizer import Tokenizer
 from nemotron4.training import checks, inputs, parallel, run
 from nemotron4.training.checks import Checked
 from nemotron4.training.dataset import Dataset
-from nemotron4.training.engine import Engine
+from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.loading import Origin
 from nemotron4.training.metrics import StepCost, matmul_flops_per_s
 from nemotron4.training.packing import Sample, Segment
@@ -180,7 +180,7 @@ def check_invariance(recipe: Recipe, *, connect: Connect = connect_rewards) -> l
 
 
 def compare_cuts(
-    engine: Engine, objective: Objective, samples: Sequence[Sample], row_tokens: int
+    engine: TrainingEngine, objective: Objective, samples: Sequence[Sample], row_tokens: int
 ) -> list[Cut]:
     longest = max(sample.num_tokens for sample in samples)
     total = sum(sample.num_tokens for sample in samples)

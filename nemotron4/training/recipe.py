@@ -259,7 +259,7 @@ class ParallelSection:
     pipeline: int = 1
 
     def __post_init__(self) -> None:
-        _check_at_least("parallel", dataclasses.asdict(self), 1)
+        _check_at_least("parallel", vars(self), 1)
         if self.data % self.replicas:
             raise ConfigError(
                 f"parallel.replicas is {self.replicas}; expected a divisor of parallel.data ({self.data})"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nemotron4.errors import TrainingError
 from nemotron4.model.adapters import PromptEmbedding, adapters_off
 from nemotron4.training.encoding import sample_hash
-from nemotron4.training.engine import Engine
+from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.metrics import OnPart, Part, hear_nothing
 from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.scorer import segment_logprobs
@@ -57,7 +57,7 @@ def combined_hash(digests: Mapping[str, str]) -> str:
 
 def with_reference(
     samples: Sequence[Sample],
-    engine: Engine,
+    engine: TrainingEngine,
     *,
     cache: Path,
     row_tokens: int,
@@ -93,13 +93,13 @@ def with_reference(
 
 
 @contextlib.contextmanager
-def as_base(engine: Engine) -> Iterator[None]:
+def as_base(engine: TrainingEngine) -> Iterator[None]:
     """The engine's model without its adapter, if it has one. P-tuning is left out by ``base_samples``."""
     with adapters_off(engine.scorer.net) if engine.has_adapters else contextlib.nullcontext():
         yield
 
 
-def base_samples(samples: Sequence[Given], engine: Engine) -> list[Given]:
+def base_samples(samples: Sequence[Given], engine: TrainingEngine) -> list[Given]:
     """The samples as the base reads them: without P-tuning's virtual prompt before each segment."""
     embedding = engine.scorer.net.model.embed_tokens
     if not isinstance(embedding, PromptEmbedding):
@@ -117,7 +117,7 @@ def base_samples(samples: Sequence[Given], engine: Engine) -> list[Given]:
     ]
 
 
-def _score(samples: Sequence[Sample], engine: Engine, row_tokens: int) -> list[tuple[float, ...]]:
+def _score(samples: Sequence[Sample], engine: TrainingEngine, row_tokens: int) -> list[tuple[float, ...]]:
     """Every sample's log-probabilities, on every process."""
     if not samples:
         return []

@@ -20,7 +20,7 @@ from nemotron4.records import ATTRIBUTES, Message
 from nemotron4.training.policy import PREVIOUS, RewardSource
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import model_hash
-from nemotron4.training.rollouts import Answer, Judge, RolloutBackend, Verdict
+from nemotron4.training.rollouts import Answer, Judge, RewardVerdict, RolloutBackend
 
 # -- a program's checks
 
@@ -34,17 +34,17 @@ class Verifier:
         self._check = check
         self.identity = ""  # what it checks is in the recipe and in the rows
 
-    def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
+    def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
         return [self._judge(answer) for answer in answers]
 
-    def _judge(self, answer: Answer) -> Verdict:
+    def _judge(self, answer: Answer) -> RewardVerdict:
         try:
             found = self._check(answer)
         except DataError as error:  # the row's own arguments are wrong: no other answer would fare better
-            return Verdict(None, error.message)
+            return RewardVerdict(None, error.message)
         if isinstance(found, Score):
-            return Verdict(found.value, found.reason or "")
-        return Verdict(found)
+            return RewardVerdict(found.value, found.reason or "")
+        return RewardVerdict(found)
 
 
 def verifier(source: RewardSource) -> Verifier:
@@ -113,18 +113,18 @@ class ModelJudge:
         self._engine: RewardEngine = load_reward(source.model, device=device)
         self.identity = model_hash(self._engine.model)
 
-    def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
-        verdicts: list[Verdict | None] = [None] * len(answers)
+    def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
+        verdicts: list[RewardVerdict | None] = [None] * len(answers)
         rows: dict[int, list[int]] = {}
         for place, answer in enumerate(answers):
             try:
                 rows[place] = self._engine.encode(conversation(answer))
             except (RequestError, TemplateError) as error:
-                verdicts[place] = Verdict(None, error.message)
+                verdicts[place] = RewardVerdict(None, error.message)
         rewards = self._engine.score_ids(list(rows.values()))
         for place, reward in zip(rows, rewards, strict=True):
             value = reward.scalar if self._attribute == "scalar" else reward.attributes[self._attribute]
-            verdicts[place] = Verdict(value)
+            verdicts[place] = RewardVerdict(value)
         return [verdict for verdict in verdicts if verdict is not None]
 
 
@@ -145,37 +145,37 @@ class HttpJudge:
                 )
         self.identity = ""  # the server may change at any time; the recipe names it
 
-    def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
+    def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
         return asyncio.run(self._judge_all(answers))
 
-    async def _judge_all(self, answers: Sequence[Answer]) -> list[Verdict]:
+    async def _judge_all(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
         model = OpenAIChatModel(self._url, "reward", api_key=self._api_key)
         room = asyncio.Semaphore(MAX_IN_FLIGHT)
 
-        async def judge(place: int, answer: Answer) -> Verdict:
+        async def judge(place: int, answer: Answer) -> RewardVerdict:
             async with room:
                 try:
                     return await self._judge(model, place, answer)
                 except ClientError as error:
-                    return Verdict(None, error.message)
+                    return RewardVerdict(None, error.message)
 
         try:
             return list(await asyncio.gather(*(judge(i, answer) for i, answer in enumerate(answers))))
         finally:
             await model.close()
 
-    async def _judge(self, model: OpenAIChatModel, place: int, answer: Answer) -> Verdict:
+    async def _judge(self, model: OpenAIChatModel, place: int, answer: Answer) -> RewardVerdict:
         messages = conversation(answer)
         reward = await call_with_retries(lambda: model.score(messages), policy=RETRIES, seed=place)
         if self._attribute != "scalar":
             if self._attribute not in reward.attributes:
                 raise BadContentError(f"{self._url}: no attribute {self._attribute!r}", kind="no_reward")
-            return Verdict(reward.attributes[self._attribute])
+            return RewardVerdict(reward.attributes[self._attribute])
         if reward.scalar is None:
             raise BadContentError(
                 f"{self._url}: attributes without a reward; name one of them as attribute", kind="no_reward"
             )
-        return Verdict(reward.scalar)
+        return RewardVerdict(reward.scalar)
 
 
 # -- a recipe's rewards
@@ -202,16 +202,16 @@ class WeightedJudges:
         self._judges = judges
         self.identity = " ".join(judge.identity for judge in judges)
 
-    def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
+    def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
         columns = [judge(answers) for judge in self._judges]
         return [self._sum(verdicts) for verdicts in zip(*columns, strict=True)]
 
-    def _sum(self, verdicts: Sequence[Verdict]) -> Verdict:
+    def _sum(self, verdicts: Sequence[RewardVerdict]) -> RewardVerdict:
         total = 0.0
         for source, verdict in zip(self._sources, verdicts, strict=True):
             if verdict.value is None:
-                return Verdict(None, verdict.reason)
+                return RewardVerdict(None, verdict.reason)
             if not math.isfinite(verdict.value):
-                return Verdict(None, f"the reward of kind {source.kind!r} is {verdict.value}")
+                return RewardVerdict(None, f"the reward of kind {source.kind!r} is {verdict.value}")
             total += source.weight * (verdict.value - source.shift)
-        return Verdict(total)
+        return RewardVerdict(total)

@@ -33,7 +33,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RewardVerdict:
     """A reward, or the reason why there is none; never a default."""
 
     value: float | None
@@ -49,7 +49,7 @@ class Judge(Protocol):
         """Changes when the same answers could get other rewards; part of the run's fingerprint."""
         ...
 
-    def __call__(self, answers: Sequence[Answer]) -> list[Verdict]: ...
+    def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]: ...
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from nemotron4.runs import write_file
 from nemotron4.training import checkpoints, parallel
 from nemotron4.training.composing import write_result
 from nemotron4.training.dataset import Dataset
-from nemotron4.training.engine import Engine
+from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.inputs import (
     RECORD_FILE,
     Data,
@@ -34,8 +34,8 @@ from nemotron4.training.metrics import (
     METRICS_FILE,
     MetricsLog,
     OnPart,
-    Progress,
     StepCost,
+    StepRecord,
     hear_nothing,
     matmul_flops_per_s,
     open_logs,
@@ -89,7 +89,7 @@ def train(
     recipe: Recipe,
     *,
     note: Note = lambda text: None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[StepRecord], None] = lambda progress: None,
     on_part: OnPart = hear_nothing,
     connect: Connect = connect_rewards,
 ) -> Summary:
@@ -162,7 +162,7 @@ def train(
 
 def _logs(
     origin: Origin,
-    engine: Engine,
+    engine: TrainingEngine,
     *,
     is_writer: bool,
     on_part: OnPart,
@@ -183,7 +183,7 @@ def _logs(
 def _with_reference(
     recipe: Recipe,
     read: Data,
-    engine: Engine,
+    engine: TrainingEngine,
     weights: str,
     *,
     is_writer: bool = True,
@@ -215,7 +215,9 @@ def _reference_cache(recipe: Recipe, weights: str) -> Path:
     return folder / f".reference-{weights}.jsonl"
 
 
-def with_reference_of(recipe: Recipe, samples: Sequence[Sample], engine: Engine, weights: str) -> Data:
+def with_reference_of(
+    recipe: Recipe, samples: Sequence[Sample], engine: TrainingEngine, weights: str
+) -> Data:
     """The given samples alone, with their reference log-probabilities."""
     return _with_reference(recipe, Data(samples, (), ()), engine, weights)
 

@@ -17,9 +17,9 @@ from nemotron4.engine import SamplingParams, SamplingRequest
 from nemotron4.inference.rollouts import RolloutEngine
 from nemotron4.model.transformer import Transformer
 from nemotron4.records import Generation
-from nemotron4.training.engine import Engine
+from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.loading import fill, in_memory
-from nemotron4.training.metrics import OnPart, Part, Progress, forget_after, hear_nothing
+from nemotron4.training.metrics import OnPart, Part, StepRecord, forget_after, hear_nothing
 from nemotron4.training.rollouts import PromptSample
 from nemotron4.training.rows import Prompt
 from nemotron4.training.sharded import ShardedEngine
@@ -29,7 +29,7 @@ from nemotron4.training.sharded import ShardedEngine
 class Sampler:
     """``skeleton`` makes the whole policy on the meta device, in the type that it shall generate in."""
 
-    engine: Engine
+    engine: TrainingEngine
     generate: RolloutEngine
     skeleton: Callable[[], Transformer]
     on_part: OnPart = hear_nothing  # of this process's share
@@ -85,7 +85,7 @@ class Samples:
         if self.is_writer and path.exists():
             forget_after(path, step)
 
-    def write(self, progress: Progress) -> None:
+    def write(self, progress: StepRecord) -> None:
         if progress.kind != "validation":
             return
         greedy = SamplingParams(max_new_tokens=self.max_new_tokens, temperature=0.0)

@@ -37,7 +37,7 @@ class LogprobScorer(nn.Module):
         return row.target_P.shape
 
 
-class RewardScorer(nn.Module):
+class AttributeScorer(nn.Module):
     """Attribute scores at the last token of each segment, (S, A), float32."""
 
     def __init__(self, net: RewardModel) -> None:
@@ -55,7 +55,7 @@ class RewardScorer(nn.Module):
         return torch.Size((row.num_segments, self.net.config.num_reward_attributes))
 
 
-Scorer = LogprobScorer | RewardScorer
+Scorer = LogprobScorer | AttributeScorer
 
 
 def hidden(net: Transformer | RewardModel, x: Tensor, row: PackedRow) -> Tensor:
@@ -99,7 +99,7 @@ class PolicyScorer(LogprobScorer):
         return torch.Size((*row.target_P.shape, 2))
 
 
-class ValueScorer(RewardScorer):
+class ValueScorer(AttributeScorer):
     """The critic's value before each token of the answers, (P,), float32."""
 
     def read(self, hidden_ND: Tensor, row: PackedRow) -> Tensor:

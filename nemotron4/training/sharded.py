@@ -17,7 +17,7 @@ from nemotron4.errors import ConfigError
 from nemotron4.model.adapters import BottleneckLinear, LoraLinear, PromptEmbedding
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.transformer import Block
-from nemotron4.training.engine import Engine, Sums, T
+from nemotron4.training.engine import Sums, T, TrainingEngine
 from nemotron4.training.packing import PackedRow, Sample, pack, plan_rows
 from nemotron4.training.scorer import Scorer
 from nemotron4.training.stage import Objective
@@ -78,7 +78,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-class ShardedEngine(Engine):
+class ShardedEngine(TrainingEngine):
     """Several processes with data and tensor axes. The pipeline's engine builds on this one."""
 
     def __init__(self, scorer: Scorer, grid: Grid, *, device: torch.device | str = "cpu") -> None:

@@ -21,7 +21,7 @@ from nemotron4.training import stages
 from nemotron4.training.encoding import RowKind
 from nemotron4.training.losses import SumCount
 from nemotron4.training.packing import PackedRow, Sample
-from nemotron4.training.scorer import LogprobScorer, RewardScorer, Scorer
+from nemotron4.training.scorer import AttributeScorer, LogprobScorer, Scorer
 
 # Name -> (sum, count), added over rows and processes. Names that start with "_" are inputs of ``summarise``.
 Totals = Mapping[str, tuple[float, float]]
@@ -103,7 +103,7 @@ class Stage:
         raise NotImplementedError
 
     def scorer(self, net: Transformer | RewardModel, settings: Any) -> Scorer:
-        return RewardScorer(net) if isinstance(net, RewardModel) else LogprobScorer(net)
+        return AttributeScorer(net) if isinstance(net, RewardModel) else LogprobScorer(net)
 
     def num_samples(self, settings: Any) -> int | None:
         """Samples that a step takes from the data, where it is not ``batch.global_size``."""

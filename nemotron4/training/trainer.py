@@ -22,14 +22,14 @@ from torch.distributed.tensor import DTensor
 from nemotron4.errors import ConfigError, TrainingError
 from nemotron4.training import checkpoints
 from nemotron4.training.dataset import Dataset
-from nemotron4.training.engine import Engine, StepResult
+from nemotron4.training.engine import StepOutcome, TrainingEngine
 from nemotron4.training.metrics import (
     JsonLines,
     MetricsLog,
     OnPart,
     Part,
-    Progress,
     StepCost,
+    StepRecord,
     hear_nothing,
     peak_memory_bytes,
 )
@@ -109,7 +109,7 @@ def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSe
 
 
 def apply_gradients(
-    engine: Engine, optimizer: torch.optim.Optimizer, norm: float, rate: float, clip_norm: float
+    engine: TrainingEngine, optimizer: torch.optim.Optimizer, norm: float, rate: float, clip_norm: float
 ) -> None:
     """One update by the gradients that the parameters hold, cut to ``clip_norm`` (0: not), then none left."""
     if clip_norm and norm > clip_norm:
@@ -135,13 +135,13 @@ class Trainer:
     def __init__(
         self,
         recipe: Recipe,
-        engine: Engine,
+        engine: TrainingEngine,
         objective: Objective,
         train: Dataset,
         validation: Sequence[Sample] = (),
         *,
         fingerprint: str = "",
-        on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_progress: Callable[[StepRecord], None] = lambda progress: None,
         on_part: OnPart = hear_nothing,
         is_writer: bool = True,
         logs: Sequence[MetricsLog] = (),
@@ -320,11 +320,11 @@ class Trainer:
             self._best, self._best_step = value, self._step
         return is_best
 
-    def _record(self, result: StepResult, more: Mapping[str, float], kind: str = "train") -> None:
+    def _record(self, result: StepOutcome, more: Mapping[str, float], kind: str = "train") -> None:
         self._write({"loss": result.loss, **self.objective.summarise(result.totals), **more}, kind)
 
     def _write(self, values: Mapping[str, float], kind: str) -> None:
-        progress = Progress(self._step, self.plan.num_steps, values, kind)
+        progress = StepRecord(self._step, self.plan.num_steps, values, kind)
         for log in self.logs:
             log.write(progress)
         self.on_progress(progress)

@@ -49,8 +49,8 @@ def test_sessions_of_the_older_form(tmp_path: Path) -> None:
     (pair,), (old_pair,) = figures["agreements"], expected["report"]["agreements"]
     for name, one in pair["questions"].items():
         assert one == old_pair[name] if name in old_pair else one == old_pair["ratings"][name]
-    assert export(found, "preference").to_json() == expected["preference"]
-    (sample,), (old_sample,) = export(found, "reward").to_json(), expected["reward"]
+    assert export(found, "preference").to_json()["rows"] == expected["preference"]
+    (sample,), (old_sample,) = export(found, "reward").to_json()["rows"], expected["reward"]
     assert (sample["attributes"], sample["messages"]) == (old_sample["attributes"], old_sample["messages"])
 
 

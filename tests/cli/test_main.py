@@ -248,7 +248,10 @@ def test_help_is_found_under_its_usual_names(
     [
         (["serve", "smollm2", "--lora-path", "x"], "hint: here it is --adapter"),
         (["serve", "smollm2", "--tp", "2"], "hint: here it is --tensor-parallel"),
-        (["serve", "--model", "smollm2"], "hint: here MODEL stands without an option: nemotron4 serve MODEL"),
+        (
+            ["serve", "--model", "smollm2"],
+            "hint: here MODEL is given without an option: nemotron4 serve MODEL",
+        ),
         (["chat", "smollm2", "--n-predict", "9"], "hint: here it is --max-new-tokens"),
     ],
 )

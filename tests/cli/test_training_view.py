@@ -6,15 +6,15 @@ import pytest
 from rich.console import Console
 
 from nemotron4.cli.training_view import TrainingView, curve
-from nemotron4.training.metrics import Part, Progress
+from nemotron4.training.metrics import Part, StepRecord
 
 
-def step(number: int, num_steps: int = 100, **values: float) -> Progress:
+def step(number: int, num_steps: int = 100, **values: float) -> StepRecord:
     speed = {"tokens_per_s": 3410.4, "seconds": 2.0, "mfu": 0.519, "memory_gb": 1.24}
-    return Progress(number, num_steps, {"loss": 3.0 - number / 100, "grad_norm": 1.25, **speed, **values})
+    return StepRecord(number, num_steps, {"loss": 3.0 - number / 100, "grad_norm": 1.25, **speed, **values})
 
 
-def shown(*, is_terminal: bool, progress: list[Progress], seconds_between: float = 0.0) -> str:
+def shown(*, is_terminal: bool, progress: list[StepRecord], seconds_between: float = 0.0) -> str:
     written = io.StringIO()
     console = Console(file=written, force_terminal=is_terminal, width=100, highlight=False)
     now = iter(range(1000))
@@ -26,7 +26,7 @@ def shown(*, is_terminal: bool, progress: list[Progress], seconds_between: float
 
 def test_a_log_gets_the_first_step_the_last_one_and_validations() -> None:
     middle = [step(number) for number in range(2, 100)]
-    validation = Progress(50, 100, {"loss": 2.25}, "validation")
+    validation = StepRecord(50, 100, {"loss": 2.25}, "validation")
     text = shown(is_terminal=False, progress=[step(1), *middle, validation, step(100)])
     first, second, last = text.splitlines()
     assert first == "step 1/100  loss 2.9900  grad_norm 1.25  3,410 tok/s  MFU 52%  1.2 GB  left 3 min 18 s"
@@ -41,7 +41,7 @@ def test_a_log_gets_a_line_every_ten_seconds() -> None:
 
 def test_a_terminal_shows_curve_rates_time_left_and_the_stages_own_numbers() -> None:
     steps = [step(n, accuracy=0.75) for n in range(1, 11)]
-    text = shown(is_terminal=True, progress=[*steps, Progress(10, 100, {"loss": 2.25}, "validation")])
+    text = shown(is_terminal=True, progress=[*steps, StepRecord(10, 100, {"loss": 2.25}, "validation")])
     for part in ("step 10 of 100", "about 3 min 0 s left", "loss 2.9000", "█", "▁", "3,410 tok/s  MFU 52%"):
         assert part in text
     assert "accuracy 0.75" in text

@@ -26,7 +26,7 @@ from nemotron4.model.config import ModelConfig
 from nemotron4.model.presets import nemotron4_340b
 from nemotron4.training import checkpoints, parallel
 from nemotron4.training import recipe as recipes
-from nemotron4.training.engine import Engine
+from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.loading import Origin
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "nemotron4-340b"
@@ -46,7 +46,7 @@ def base(config: ModelConfig) -> Any:
 
 
 @contextmanager
-def engine_on(layout: ParallelSizes, rank: int, *overrides: str) -> Iterator[Engine]:
+def engine_on(layout: ParallelSizes, rank: int, *overrides: str) -> Iterator[TrainingEngine]:
     """The recipe's model on one of the layout's processes; collectives return at once."""
     sizes = (
         f"parallel.tensor={layout.tensor_parallel}",
@@ -69,7 +69,7 @@ def local_bytes(tensors: Iterator[Tensor]) -> int:
     return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in tensors)
 
 
-def state_bytes(engine: Engine) -> int:
+def state_bytes(engine: TrainingEngine) -> int:
     """Float32 weights that train and their two moments, as they lie in a checkpoint."""
     trainable = engine.trainable
     state = checkpoints.plain_tensors(trainable, torch.optim.AdamW(trainable.values()))

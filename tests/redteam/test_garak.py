@@ -55,7 +55,7 @@ def test_a_model_that_falls_for_attacks_is_told_from_one_that_refuses(
     assert scan(weak, "vulnerable", *groups) == 0
     assert scan(strong, "refusing", *groups) == 0
     for folder, passed in ((weak, 0), (strong, 4)):
-        assert load_scan(folder).areas()["jailbreaks"] == Counts(passed, 4 - passed, 0)
+        assert load_scan(folder).areas["jailbreaks"] == Counts(passed, 4 - passed, 0)
     capsys.readouterr()
     assert main(["redteam", "compare", str(weak), str(strong), "--json"]) == 0
     areas = {row["name"]: row for row in json.loads(capsys.readouterr().out)["areas"]}
@@ -99,7 +99,7 @@ def test_what_needs_a_network_is_skipped_with_the_reason_and_leaves_no_rate(
 def test_answers_without_a_verdict_are_in_no_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN", "nones")
     assert scan(tmp_path, "refusing", "prompt_injection") == 0
-    assert load_scan(tmp_path).areas()["prompt_injection"] == Counts(passed=3, fails=0, nones=1)
+    assert load_scan(tmp_path).areas["prompt_injection"] == Counts(passed=3, fails=0, nones=1)
 
 
 def test_the_cards_server_is_asked_in_the_cards_template(tmp_path: Path) -> None:
@@ -229,5 +229,5 @@ def test_the_real_garak_tells_the_two_personas_apart(tmp_path: Path, monkeypatch
     for persona in ("vulnerable", "refusing"):
         folder = tmp_path / persona
         assert scan(folder, persona, "grandma.Substances") == 0
-        rates.append(load_scan(folder).areas()["jailbreaks"].pass_rate)
+        rates.append(load_scan(folder).areas["jailbreaks"].pass_rate)
     assert rates == [0.0, 1.0]

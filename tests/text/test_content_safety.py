@@ -11,7 +11,7 @@ from nemotron4.records import Message
 from nemotron4.text.content_safety import (
     CATEGORIES,
     UNKNOWN,
-    Verdict,
+    SafetyVerdict,
     category_code,
     parse_strict,
     parse_tolerant,
@@ -41,15 +41,15 @@ def test_a_message_cannot_end_the_conversation_early() -> None:
 @pytest.mark.parametrize(
     ("reply", "strict", "tolerant"),
     [
-        ("safe", Verdict("safe"), Verdict("safe")),
-        (" safe\n", Verdict("safe"), Verdict("safe")),
-        ("unsafe\nO3", Verdict("unsafe", ("O3",)), Verdict("unsafe", ("O3",))),
-        ("unsafe\nO3, O13", Verdict("unsafe", ("O3", "O13")), Verdict("unsafe", ("O3", "O13"))),
-        ("unsafe", UNKNOWN, Verdict("unsafe")),
-        ("unsafe\nO14", UNKNOWN, Verdict("unsafe")),
-        ("Unsafe, o3: planning; o3 again", UNKNOWN, Verdict("unsafe", ("O3",))),
-        ("**Safe.** Nothing to see", UNKNOWN, Verdict("safe")),
-        ("safe\nO3", UNKNOWN, Verdict("safe")),
+        ("safe", SafetyVerdict("safe"), SafetyVerdict("safe")),
+        (" safe\n", SafetyVerdict("safe"), SafetyVerdict("safe")),
+        ("unsafe\nO3", SafetyVerdict("unsafe", ("O3",)), SafetyVerdict("unsafe", ("O3",))),
+        ("unsafe\nO3, O13", SafetyVerdict("unsafe", ("O3", "O13")), SafetyVerdict("unsafe", ("O3", "O13"))),
+        ("unsafe", UNKNOWN, SafetyVerdict("unsafe")),
+        ("unsafe\nO14", UNKNOWN, SafetyVerdict("unsafe")),
+        ("Unsafe, o3: planning; o3 again", UNKNOWN, SafetyVerdict("unsafe", ("O3",))),
+        ("**Safe.** Nothing to see", UNKNOWN, SafetyVerdict("safe")),
+        ("safe\nO3", UNKNOWN, SafetyVerdict("safe")),
         ("safe or unsafe", UNKNOWN, UNKNOWN),
         ("The answer is unsafe.", UNKNOWN, UNKNOWN),
         ("not safe", UNKNOWN, UNKNOWN),
@@ -57,19 +57,19 @@ def test_a_message_cannot_end_the_conversation_early() -> None:
         ("", UNKNOWN, UNKNOWN),
     ],
 )
-def test_replies(reply: str, strict: Verdict, tolerant: Verdict) -> None:
+def test_replies(reply: str, strict: SafetyVerdict, tolerant: SafetyVerdict) -> None:
     assert parse_strict(reply) == strict
     assert parse_tolerant(reply) == tolerant
 
 
 def test_needs_caution_under_both_treatments() -> None:
-    alone, both = Verdict("unsafe", ("O13",)), Verdict("unsafe", ("O13", "O3"))
+    alone, both = SafetyVerdict("unsafe", ("O13",)), SafetyVerdict("unsafe", ("O13", "O3"))
     assert alone.is_unsafe(is_permissive=False)
     assert alone.is_unsafe(is_permissive=True) is False
     assert both.is_unsafe(is_permissive=True)
     assert both.category(is_permissive=False) == "O13"
     assert both.category(is_permissive=True) == "O3"
-    assert Verdict("unsafe").is_unsafe(is_permissive=True)  # no category is not Needs Caution
+    assert SafetyVerdict("unsafe").is_unsafe(is_permissive=True)  # no category is not Needs Caution
     assert UNKNOWN.is_unsafe(is_permissive=True) is None
 
 

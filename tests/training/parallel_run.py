@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from nemotron4.errors import TrainingError
 from nemotron4.model.adapters import AdapterConfig, add_adapter
-from nemotron4.training.engine import Engine
+from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.kto import JudgedObjective
 from nemotron4.training.parallel import build_grid, distribute, process_group
 from nemotron4.training.recipe import ParallelSection
@@ -84,7 +84,9 @@ def run(case: Case) -> None:
     device = torch.device("cpu")
     scorer = build(case)
     is_single = case.layout.num_processes == 1
-    engine = Engine(scorer) if is_single else distribute(scorer, build_grid(case.layout, "cpu"), device)
+    engine = (
+        TrainingEngine(scorer) if is_single else distribute(scorer, build_grid(case.layout, "cpu"), device)
+    )
     end: int | str
     try:
         end = train(engine, case)
@@ -101,7 +103,7 @@ def run(case: Case) -> None:
         (Path(case.folder) / f"end{case.fault}.json").write_text(json.dumps([part["end"] for part in parts]))
 
 
-def train(engine: Engine, case: Case, num_rows: int = 11) -> int:
+def train(engine: TrainingEngine, case: Case, num_rows: int = 11) -> int:
     """Run the trainer; the steps done."""
     stage, maker = STAGES[case.stage]
     rows = getattr(tiny, maker)(num_rows)
@@ -131,7 +133,7 @@ def train(engine: Engine, case: Case, num_rows: int = 11) -> int:
         return trainer.run()
 
 
-def full_weights(engine: Engine) -> dict[str, list[float]]:
+def full_weights(engine: TrainingEngine) -> dict[str, list[float]]:
     """Every trained parameter that this process has a part of, gathered, as plain numbers."""
     return {
         name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().flatten().tolist()

@@ -16,7 +16,7 @@ import torch
 from nemotron4.training import parallel, run
 from nemotron4.training.recipe import Recipe, build
 from nemotron4.training.rewards import connect
-from nemotron4.training.rollouts import Answer, RolloutBackend, Verdict
+from nemotron4.training.rollouts import Answer, RewardVerdict, RolloutBackend
 
 
 class WorthJudge:
@@ -24,12 +24,12 @@ class WorthJudge:
 
     identity = "worth"
 
-    def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
+    def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
         return [_verdict(zlib.crc32(answer.text.strip().encode())) for answer in answers]
 
 
-def _verdict(number: int) -> Verdict:
-    return Verdict(number % 997 / 997) if number % 7 else Verdict(None, "the judge was away")
+def _verdict(number: int) -> RewardVerdict:
+    return RewardVerdict(number % 997 / 997) if number % 7 else RewardVerdict(None, "the judge was away")
 
 
 def judged(recipe: Recipe, base: object) -> RolloutBackend:

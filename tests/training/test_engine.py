@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nemotron4.errors import DataError, TrainingError
-from nemotron4.training.engine import Engine
+from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.kto import JudgedObjective
 from nemotron4.training.packing import Sample, Segment, pack, plan_rows
 from nemotron4.training.scorer import Scorer, checkpoint_activations
@@ -45,7 +45,7 @@ def scorer_for(stage: Objective) -> Scorer:
 
 def outcome(stage: Objective, samples: list[Sample], row_tokens: int):
     scorer = scorer_for(stage)
-    engine = Engine(scorer)
+    engine = TrainingEngine(scorer)
     rows = engine.rows(samples, row_tokens)
     result = engine.forward_backward(rows, stage)
     gradients = {name: p.grad for name, p in engine.trainable.items() if p.grad is not None}
@@ -79,7 +79,7 @@ def test_packed_rows_give_the_loss_and_gradient_of_single_samples(name: str) -> 
 def test_the_count_known_from_the_data_is_the_loss_functions_own(name: str) -> None:
     stage, maker = CASES[name]
     samples = getattr(tiny, maker)(4)
-    engine = Engine(scorer_for(stage))
+    engine = TrainingEngine(scorer_for(stage))
     for row in engine.rows(samples, 64):
         assert float(stage.terms(engine.score(row), row).loss.count) == stage.count(row)
 
@@ -162,13 +162,13 @@ def test_a_non_finite_loss_names_the_rows() -> None:
     scorer = tiny.logprob_scorer()
     with torch.no_grad():
         scorer.net.lm_head.weight[0, 0] = float("nan")
-    engine = Engine(scorer)
+    engine = TrainingEngine(scorer)
     with pytest.raises(TrainingError, match=r"texts\.jsonl:1, texts\.jsonl:2"):
         engine.forward_backward(engine.rows(tiny.texts(2), 64), LikelihoodObjective())
 
 
 def test_a_step_that_trains_nothing_is_an_error() -> None:
-    engine = Engine(tiny.logprob_scorer())
+    engine = TrainingEngine(tiny.logprob_scorer())
     silent = Sample((Segment((1, 2, 3), (False, False, False)),))
     with pytest.raises(TrainingError, match="trains anything"):
         engine.forward_backward(engine.rows([silent], 64), LikelihoodObjective())
@@ -176,7 +176,7 @@ def test_a_step_that_trains_nothing_is_an_error() -> None:
 
 def test_kto_baseline_is_the_mean_mismatched_log_ratio_of_the_whole_step() -> None:
     stage = JudgedObjective(preference(loss="kto"))
-    engine = Engine(tiny.logprob_scorer())
+    engine = TrainingEngine(tiny.logprob_scorer())
     samples = tiny.judged(6)
     ratios = []
     for sample in samples:
@@ -192,7 +192,7 @@ def test_kto_baseline_is_the_mean_mismatched_log_ratio_of_the_whole_step() -> No
 def test_reward_correlation_is_pearsons() -> None:
     stage = PairObjective(preference(loss="rpo"))
     samples = tiny.pairs(8)
-    engine = Engine(tiny.logprob_scorer())
+    engine = TrainingEngine(tiny.logprob_scorer())
     result = engine.evaluate(engine.rows(samples, 64), stage)
     margins, rewards = [], []
     for sample in samples:
@@ -206,7 +206,7 @@ def test_reward_correlation_is_pearsons() -> None:
 
 
 def test_recomputed_activations_change_no_gradient() -> None:
-    plain, recomputed = Engine(tiny.logprob_scorer()), Engine(tiny.logprob_scorer())
+    plain, recomputed = TrainingEngine(tiny.logprob_scorer()), TrainingEngine(tiny.logprob_scorer())
     checkpoint_activations(recomputed.scorer.net.model)
     for engine in (plain, recomputed):
         engine.forward_backward(engine.rows(tiny.texts(5), 64), LikelihoodObjective())

@@ -23,7 +23,7 @@ from nemotron4.checkpoint.load import load_transformer
 from nemotron4.checkpoint.write_huggingface import config_json
 from nemotron4.model.adapters import AdapterConfig, add_adapter
 from nemotron4.training import parallel
-from nemotron4.training.engine import Engine
+from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.loading import Origin
 from nemotron4.training.recipe import ModelSection, ParallelSection, Recipe
 from nemotron4.training.scorer import LogprobScorer
@@ -101,7 +101,9 @@ def loaded(recipe: Recipe, base: Counted) -> LogprobScorer:
     return LogprobScorer(net)
 
 
-def assert_split_of(whole: Engine, engine: Engine, layout: ParallelSection, rank: int) -> set[str]:
+def assert_split_of(
+    whole: TrainingEngine, engine: TrainingEngine, layout: ParallelSection, rank: int
+) -> set[str]:
     expected = dict(whole.scorer.net.named_parameters())
     names = set()
     for name, parameter in engine.scorer.net.named_parameters():
@@ -127,7 +129,7 @@ def assert_split_of(whole: Engine, engine: Engine, layout: ParallelSection, rank
 )
 def test_every_process_loads_its_own_parts(base: Counted, layout: ParallelSection, tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, adapter=AdapterConfig(kind="lora", rank=4, targets=("all",)))
-    whole = Engine(loaded(recipe, base))
+    whole = TrainingEngine(loaded(recipe, base))
     alone = parallel.build(Origin(recipe, base, base.config), None, CPU)  # type: ignore[arg-type]
     assert_split_of(whole, alone, ParallelSection(), 0)
     names: set[str] = set()
@@ -154,7 +156,7 @@ def test_fresh_weights_are_those_of_one_process(base: Counted, tmp_path: Path) -
         with fake_process(rank, 2):
             origin = Origin(recipe, base, config)  # type: ignore[arg-type]
             engine = parallel.build(origin, parallel.build_grid(layout, "cpu"), CPU)
-            assert_split_of(Engine(whole), engine, layout, rank)
+            assert_split_of(TrainingEngine(whole), engine, layout, rank)
 
 
 @pytest.mark.parametrize("base", [False], indirect=True)
@@ -165,7 +167,7 @@ def test_bfloat16_compute_keeps_float32_masters_of_what_trains(
     lora = AdapterConfig(kind="lora", rank=4, targets=("all",)) if adapter == "lora" else None
     recipe = recipe_for(tmp_path, adapter=lora)
     narrow = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, compute="bfloat16"))
-    whole = Engine(loaded(recipe, base))
+    whole = TrainingEngine(loaded(recipe, base))
     expected = whole.forward_backward(whole.rows(tiny.texts(4), 64), LikelihoodObjective())
     with parallel.process_group(ParallelSection(), CPU, compute="bfloat16") as grid:
         assert grid is not None

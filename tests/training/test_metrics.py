@@ -8,18 +8,18 @@ import pytest
 
 from nemotron4.errors import ConfigError
 from nemotron4.training import metrics
-from nemotron4.training.metrics import JsonLines, Progress, open_logs
+from nemotron4.training.metrics import JsonLines, StepRecord, open_logs
 
 
 def test_a_resumed_record_forgets_later_steps_and_a_torn_line(tmp_path: Path) -> None:
     log = JsonLines(tmp_path)
     log.begin(0)
     for step in (1, 2, 3):
-        log.write(Progress(step, 9, {"loss": 1.0 / step}))
+        log.write(StepRecord(step, 9, {"loss": 1.0 / step}))
     with (tmp_path / metrics.METRICS_FILE).open("a") as file:
         file.write('{"kind": "train", "st')
     log.begin(2)
-    log.write(Progress(3, 9, {"loss": 0.5}))
+    log.write(StepRecord(3, 9, {"loss": 0.5}))
     lines = [json.loads(line) for line in (tmp_path / metrics.METRICS_FILE).read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 0.5), (3, 0.5)]
 
@@ -32,7 +32,7 @@ def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path: Path) -> No
         [log] = open_logs(tmp_path, ("tensorboard",), {})
         log.begin(first - 1)
         for step in range(first, last + 1):
-            log.write(Progress(step, 5, {"loss": float(10 * first + step)}))
+            log.write(StepRecord(step, 5, {"loss": float(10 * first + step)}))
         log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -62,8 +62,8 @@ def test_wandb_keeps_every_step_of_a_resumed_run_in_one_run(
         [log] = open_logs(tmp_path, ("wandb",), {"stage": "sft"})
         log.begin(first - 1)
         for step in range(first, last + 1):
-            log.write(Progress(step, 4, {"loss": float(10 * first + step)}))
-        log.write(Progress(last, 4, {"loss": 0.5}, "validation"))
+            log.write(StepRecord(step, 4, {"loss": float(10 * first + step)}))
+        log.write(StepRecord(last, 4, {"loss": 0.5}, "validation"))
         log.close()
     ids, rows = set(), []
     for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):

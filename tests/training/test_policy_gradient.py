@@ -16,7 +16,7 @@ from nemotron4.checkpoint.load import load_transformer
 from nemotron4.errors import ConfigError, DataError, TrainingError
 from nemotron4.training import inputs, parallel, run
 from nemotron4.training.dataset import Dataset
-from nemotron4.training.engine import Engine
+from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.loading import Origin
 from nemotron4.training.losses import actor_critic_advantages, advantages_of_group
 from nemotron4.training.packing import Segment
@@ -29,7 +29,7 @@ from nemotron4.training.policy import (
 from nemotron4.training.preview import check_invariance, compare_cuts, preview
 from nemotron4.training.recipe import Recipe, build
 from nemotron4.training.rewards import connect
-from nemotron4.training.rollouts import Answer, Connect, RolloutBackend, Verdict
+from nemotron4.training.rollouts import Answer, Connect, RewardVerdict, RolloutBackend
 from nemotron4.training.scorer import PolicyScorer
 from tests import tiny_models
 from tests.training import tiny
@@ -90,11 +90,11 @@ class LengthJudge:
     def __init__(self, *, fails: bool = False) -> None:
         self.fails = fails
 
-    def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
+    def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
         return [
-            Verdict(None, "the judge was away")
+            RewardVerdict(None, "the judge was away")
             if self.fails and i % 3 == 0
-            else Verdict(len(a.text) + i / 1000)
+            else RewardVerdict(len(a.text) + i / 1000)
             for i, a in enumerate(answers)
         ]
 
@@ -129,8 +129,8 @@ def worth(text: str) -> float:
 
 
 class WorthJudge(LengthJudge):
-    def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
-        return [Verdict(worth(answer.text)) for answer in answers]
+    def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
+        return [RewardVerdict(worth(answer.text)) for answer in answers]
 
 
 @pytest.mark.parametrize("num_rounds", [1, pytest.param(125, marks=pytest.mark.slow)])
@@ -181,7 +181,7 @@ def test_a_steps_gradient_is_the_derivative_of_the_expected_reward(
     assert float(found @ expected / found.norm() / expected.norm()) > 1 - 0.1 / num_rounds
 
 
-def flat_gradient(engine: Engine) -> torch.Tensor:
+def flat_gradient(engine: TrainingEngine) -> torch.Tensor:
     """All gradients as one vector; the parameters have none afterwards."""
     flat = torch.cat([parameter.grad.flatten() for parameter in engine.trainable.values()])
     engine.scorer.zero_grad()
@@ -278,8 +278,8 @@ def test_answers_without_a_reward_are_left_out_and_counted(tmp_path: Path, nemot
 
 def test_a_step_without_any_reward_stops_the_run_and_says_why(tmp_path: Path, nemotron: Path) -> None:
     class Away(LengthJudge):
-        def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
-            return [Verdict(None, "the judge was away") for _ in answers]
+        def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
+            return [RewardVerdict(None, "the judge was away") for _ in answers]
 
     with pytest.raises(TrainingError, match=r"no answer of step 1 got a reward: the judge was away \(16"):
         run.train(make(tmp_path, nemotron, "grpo"), connect=judging(Away()))
@@ -424,7 +424,7 @@ def section(algorithm: str, **values: object) -> PolicyGradientSection:
 def test_the_grpo_step_is_trls_token_mean_with_its_k3_penalty_and_entropy() -> None:
     samples, beta, bonus = answers(), 0.3, 0.05
     scorer = PolicyScorer(tiny.logprob_scorer().net, temperature=0.7)
-    engine = Engine(scorer)
+    engine = TrainingEngine(scorer)
     stage = ActorObjective(section("grpo", kl_coefficient=beta, entropy_bonus=bonus, clip_high=0.28))
     loss = engine.forward_backward(engine.rows(samples, 40), stage).loss
     total, count = 0.0, 0
@@ -448,7 +448,7 @@ def test_the_grpo_step_is_trls_token_mean_with_its_k3_penalty_and_entropy() -> N
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo", "reinforce"])
 def test_no_cut_into_rows_changes_the_gradient(algorithm: str) -> None:
-    engine = Engine(PolicyScorer(tiny.logprob_scorer().net))
+    engine = TrainingEngine(PolicyScorer(tiny.logprob_scorer().net))
     stage = ActorObjective(section(algorithm, entropy_bonus=0.1))
     cuts = compare_cuts(engine, stage, answers(), 60)
     assert len({cut.num_rows for cut in cuts}) > 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nemotron4.training import reference
-from nemotron4.training.engine import Engine
+from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.metrics import Part
 from nemotron4.training.reference import with_reference
 from tests.training import tiny
@@ -15,7 +15,7 @@ from tests.training import tiny
 
 def test_an_interrupted_pass_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "BLOCK_ROWS", 2)
-    samples, engine = tiny.pairs(7, with_reference=False), Engine(tiny.logprob_scorer())
+    samples, engine = tiny.pairs(7, with_reference=False), TrainingEngine(tiny.logprob_scorer())
     whole = with_reference(samples, engine, cache=tmp_path / "whole", row_tokens=40)
 
     def stop_at_the_third_block(part: Part) -> None:

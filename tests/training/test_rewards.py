@@ -23,7 +23,7 @@ from nemotron4.records import Message
 from nemotron4.training import rewards
 from nemotron4.training.policy import RewardSource
 from nemotron4.training.rewards import HttpJudge, ModelJudge, WeightedJudges, verifier
-from nemotron4.training.rollouts import Answer, Verdict
+from nemotron4.training.rollouts import Answer, RewardVerdict
 from tests import tiny_models
 
 PROMPT = (Message("user", "What is 1 plus 1?"),)
@@ -108,7 +108,7 @@ def test_an_answer_ends_with_the_stop_token_which_its_text_does_not_show(llama: 
 )
 def test_verifiers_decide_as_the_graders_do(source: dict, text: str, fields: dict, value: float) -> None:
     [verdict] = verifier(RewardSource(**source))([answer(text, **fields)])
-    assert verdict == Verdict(value, verdict.reason)
+    assert verdict == RewardVerdict(value, verdict.reason)
 
 
 def test_a_row_that_cannot_be_verified_has_no_reward() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from nemotron4.errors import DataError
 from nemotron4.training import losses, run
-from nemotron4.training.engine import Engine
+from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.packing import Sample
 from nemotron4.training.preview import compare_cuts, preview
 from nemotron4.training.recipe import Recipe, build
@@ -144,7 +144,7 @@ def test_no_cut_into_rows_changes_the_gradient() -> None:
         )
         for num in (2, 3, 2, 4)
     ]
-    cuts = compare_cuts(Engine(tiny.logprob_scorer()), WeightedObjective(), samples, 200)
+    cuts = compare_cuts(TrainingEngine(tiny.logprob_scorer()), WeightedObjective(), samples, 200)
     assert len({cut.num_rows for cut in cuts}) > 1
     assert max(cut.difference for cut in cuts) < 1e-5
 

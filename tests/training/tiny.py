@@ -16,8 +16,8 @@ from nemotron4.model.reward_head import RewardModel
 from nemotron4.model.transformer import Transformer
 from nemotron4.training import checkpoints
 from nemotron4.training.dataset import Dataset
-from nemotron4.training.engine import Engine
-from nemotron4.training.metrics import Progress
+from nemotron4.training.engine import TrainingEngine
+from nemotron4.training.metrics import StepRecord
 from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.recipe import (
     BatchSection,
@@ -27,7 +27,7 @@ from nemotron4.training.recipe import (
     RunSection,
     build,
 )
-from nemotron4.training.scorer import LogprobScorer, RewardScorer, Scorer
+from nemotron4.training.scorer import AttributeScorer, LogprobScorer, Scorer
 from nemotron4.training.stage import Objective
 from nemotron4.training.stages.sft import LikelihoodObjective
 from nemotron4.training.trainer import Trainer
@@ -49,13 +49,13 @@ def logprob_scorer(seed: int = 0, **changes: object) -> LogprobScorer:
     return LogprobScorer(net)
 
 
-def reward_scorer(num_attributes: int = 3, seed: int = 0, **changes: object) -> RewardScorer:
+def reward_scorer(num_attributes: int = 3, seed: int = 0, **changes: object) -> AttributeScorer:
     net = RewardModel(config(num_reward_attributes=num_attributes, **changes))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.normal_(0.0, 0.2, generator=generator)
-    return RewardScorer(net)
+    return AttributeScorer(net)
 
 
 def segment(generator: torch.Generator, *, low: int = 3, high: int = 12) -> Segment:
@@ -133,12 +133,12 @@ def make_trainer(
     stage: Objective | None = None,
     samples: list[Sample] | None = None,
     fingerprint: str = "run",
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[StepRecord], None] = lambda progress: None,
     **settings: object,
 ) -> Trainer:
     return Trainer(
         make_recipe(folder, **settings),
-        Engine(scorer or logprob_scorer()),
+        TrainingEngine(scorer or logprob_scorer()),
         stage or LikelihoodObjective(),
         dataset(samples or texts(11)),
         texts(3, seed=9) if samples is None else (),

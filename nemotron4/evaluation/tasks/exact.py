@@ -83,7 +83,7 @@ GSM8K = Task(
     prompt=GSM8K_PROMPT,
     card={"strict": 92.3},
     on_failure="wrong",  # as simple-evals; the authors' own program asks no endpoint
-    note="the card does not say which extraction it used; strict is the score, flexible stands beside it",
+    note="the card does not say which extraction it used; strict is the score, flexible is next to it",
 )
 
 

@@ -65,7 +65,7 @@ def _new_items(parsed: ParsedList, seen: set[str], is_single_line: bool, max_cha
 async def _convert(
     context: Context, reply: Reply, n: int, sample: int, is_single_line: bool, max_characters: int
 ) -> list[str]:
-    """A model copies the items out; only what stands in the reply, whole words, is taken."""
+    """A model copies the items out; only what is in the reply, whole words, is taken."""
     if not reply.text.strip():
         return []
     request = context.prompt("list_convert", reply=reply.text)

@@ -263,7 +263,7 @@ async def decontaminate(row: Any, context: Context, knobs: DecontaminateKnobs) -
 
 
 async def split(prompt: Prompt, context: Context, knobs: SplitKnobs) -> Sequence[Row | None]:
-    """By the first user turn's text, so that equal prompts never stand in both parts."""
+    """By the first user turn's text, so that equal prompts are never in both parts."""
     first = normalise(prompt.messages[0].content)
     point = int.from_bytes(digest("split", first)[:8], "big") / 2**64
     part = "sft" if point < knobs.share else "preference"

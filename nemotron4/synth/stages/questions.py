@@ -50,7 +50,7 @@ class WritingKnobs:
 
 @dataclass(frozen=True)
 class RevisionKnobs:
-    """``keep_draft``: the short prompt stays beside its revisions."""
+    """``keep_draft``: the short prompt stays with its revisions."""
 
     n: int = 5
     keep_draft: bool = True

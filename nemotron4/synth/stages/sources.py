@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron4.errors import ConfigError, DataError
-from nemotron4.records import JsonObject, Message
+from nemotron4.records import FieldError, JsonObject, Message, parse_messages
 from nemotron4.synth.files import data_rows
 from nemotron4.synth.rows import Dialogue, Document, Prompt, Root, Row, Topic
 from nemotron4.synth.stage import Context, Filtered, Kind
@@ -86,9 +86,16 @@ def prompt_roots(knobs: PromptFileKnobs) -> Iterator[JsonObject]:
         yield entry
 
 
+def _turns(row: JsonObject, where: str) -> list[Message]:
+    try:
+        return list(parse_messages(row, "messages"))
+    except FieldError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
 def _messages(row: JsonObject, text_field: str, where: str) -> list[list[str]]:
     if isinstance(row.get("messages"), list):
-        turns = [Message.parse(value, f"{where}: messages[{i}]") for i, value in enumerate(row["messages"])]
+        turns = _turns(row, where)
         while turns and turns[-1].role == "assistant":
             turns.pop()
         if turns and turns[-1].role == "user":
@@ -143,10 +150,7 @@ def dialogue_roots(knobs: DialogueFileKnobs) -> Iterator[JsonObject]:
         elif knobs.form == "table_qa":
             turns = table_turns(row, where)
         else:
-            values = row.get("messages")
-            if not isinstance(values, list):
-                raise DataError(f"{where}: field 'messages' is missing; expected a list of messages")
-            turns = [Message.parse(value, f"{where}: messages[{i}]") for i, value in enumerate(values)]
+            turns = _turns(row, where)
         if not turns or turns[-1].role != "assistant" or all(turn.role != "user" for turn in turns):
             raise DataError(f"{where}: expected a user turn and, at the end, an assistant turn")
         yield {"messages": [[turn.role, turn.content] for turn in turns]}

@@ -128,7 +128,7 @@ def parse_dialogue(text: str) -> list[Message]:
 
 
 def parse_distractors(text: str) -> list[tuple[str, str]]:
-    """(assistant turn, straying user turn) pairs of a JSON array of objects, wherever it stands."""
+    """(assistant turn, straying user turn) pairs of a JSON array of objects, wherever it is."""
     for start in (match.start() for match in re.finditer(r"\[", text)):
         try:
             value, _ = json.JSONDecoder().raw_decode(text[start:])

@@ -36,7 +36,7 @@ class MacroTopicKnobs:
 
 @dataclass(frozen=True)
 class SubtopicKnobs:
-    """``combine``: the topic itself is kept beside its subtopics."""
+    """``combine``: the topic itself is kept with its subtopics."""
 
     n: int = 5
     combine: bool = True
