@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from nemotron4.errors import RequestError
-from nemotron4.records import Message
+from nemotron4.records import Generation, Message
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -342,6 +342,19 @@ class Reward:
     attributes: Mapping[str, float]  # the five named ones
     scalar: float | None = None  # their weighted sum
     raw: tuple[float, ...] = ()  # every output, in the head's order
+
+
+@runtime_checkable
+class TakesWeights(InferenceEngine, Protocol):
+    """An engine whose weights a trainer may exchange."""
+
+    def replace_weights(self, changed: Mapping[str, Any]) -> None:
+        """Answer by these tensors from now on. Blocks until the requests that run have finished."""
+        ...
+
+    def generate_each(self, requests: Sequence[SamplingRequest]) -> list[Generation]:
+        """One generation for each request, in order. Blocks."""
+        ...
 
 
 @runtime_checkable

@@ -78,6 +78,10 @@ def serve(
         str,
         typer.Option(help="strict: /generate as NeMo has it. fixed: refusals are HTTP 400, penalties count."),
     ] = ServerSettings.nemo_compat,
+    take_weights: Annotated[
+        bool,
+        typer.Option("--take-weights", help="Answer a trainer by the weights it sends (needs a key)."),
+    ] = False,
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Ask for one of the keys in this file, one a line.")
     ] = None,
@@ -149,6 +153,7 @@ def serve(
         allowed_hosts=tuple(allowed_host or ()),
         allowed_origins=tuple(allowed_origin or ()),
         tool_format=tool_format,
+        takes_weights=take_weights,
         max_body_bytes=int(max_body_mb * 1e6),
         compare_with=endpoint(compare_with, "NEMOTRON4_API_KEY"),
         reward_model=endpoint(reward_model, "NEMOTRON4_JUDGE_API_KEY"),

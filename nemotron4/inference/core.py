@@ -79,6 +79,8 @@ class EngineCore:
         self._wake = threading.Event()
         self._outbox: dict[asyncio.AbstractEventLoop, list[_Letter]] = defaultdict(list)
         self._is_closing = False
+        self._next_runner: StepRunner | None = None
+        self._exchanged = threading.Event()
         self._mask_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="nemotron4-grammar")
         self._num_prompt_tokens = self._num_reused = self._num_generated = self._num_finished = 0
         self._thread = threading.Thread(target=self._loop, name="nemotron4-engine", daemon=True)
@@ -167,6 +169,16 @@ class EngineCore:
             raise
         return results
 
+    def exchange(self, runner: StepRunner) -> None:
+        """Go on with another model of this shape, on the same cache, once no request runs.
+
+        Requests that wait are kept, and what the cache knows of prompts is forgotten. One call at a time.
+        """
+        self._exchanged.clear()
+        self._next_runner = runner
+        self._wake.set()
+        self._exchanged.wait()
+
     def close(self) -> None:
         """Stop the engine; requests in flight end with finish reason ``abort``."""
         self._is_closing = True
@@ -247,12 +259,17 @@ class EngineCore:
             if self._is_closing:  # looked at after the clearing: else a close between the two is never seen
                 break
             self._take_mail()
-            slices = self._scheduler.plan()
+            if self._next_runner is not None and not self._scheduler.running:
+                self._runner, self._next_runner = self._next_runner, None
+                self._scheduler.pool = BlockPool(self._runner.cache.num_blocks, self._runner.cache.block_size)
+                self._exchanged.set()
+            slices = self._scheduler.plan(admits=self._next_runner is None)
             if slices:
                 self._step(slices)
                 self._send()
             else:
                 self._wake.wait()
+        self._exchanged.set()
         self._take_mail()
         for request in list(self._requests.values()):
             self._end(request)

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+
 from nemotron4.engine import SamplingParams, SamplingRequest
-from nemotron4.errors import RequestError, unknown_name
+from nemotron4.errors import ConfigError, RequestError, unknown_name
 from nemotron4.inference.core import EngineCore
+from nemotron4.inference.runner import StepRunner
 from nemotron4.records import FieldError, Generation, Message
 from nemotron4.text.answers import chat_request, encode_text, finished, samples, text_request
 from nemotron4.text.messages import read_messages
@@ -16,11 +19,23 @@ from nemotron4.text.structured_output import json_schema
 
 # A text, its token ids, or a conversation (rendered in the model's own format).
 Prompt = str | Sequence[int] | Sequence[Message] | Sequence[Mapping[str, str]]
+Reload = Callable[[StepRunner, Mapping[str, torch.Tensor]], StepRunner]
 NAMED_APART = {"stop_strings": "stop", "prompt_logprobs": "score()", "full_logprobs": "logprobs"}
 
 
 class Engine(EngineCore):
     """A loaded model, for any thread and, through ``stream``, for asyncio. Close it or use ``with``."""
+
+    def __init__(self, *arguments: Any, reload: Reload | None = None, **more: Any) -> None:
+        """``reload``: from the model that runs and changed tensors to the next one."""
+        super().__init__(*arguments, **more)
+        self._reload = reload
+
+    def replace_weights(self, changed: Mapping[str, torch.Tensor]) -> None:
+        """Answer by these tensors from now on. Blocks until the requests that run have finished."""
+        if self._reload is None:
+            raise ConfigError("this engine's weights cannot be exchanged", hint="load a model by its name")
+        self.exchange(self._reload(self._runner, changed))
 
     def generate(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from nemotron4.checkpoint.adapter_base import adapter_format, check_base
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint, is_mergeable
+from nemotron4.checkpoint.updated import UpdatedCheckpoint
 from nemotron4.engine import ChatFormat, ModelInfo, Tokenizer
 from nemotron4.errors import CheckpointError, ConfigError, TemplateError, unknown_name
 from nemotron4.inference.engine import Engine
@@ -89,7 +91,25 @@ def load(
         max_waiting=max_waiting,
         max_step_tokens=max_step_tokens,
         num_virtual_tokens=num_virtual,
+        reload=None if beside is not None else _Reload(checkpoint, precision, chosen_device),
     )
+
+
+class _Reload:
+    """The model that runs with changed tensors, each time over those that were changed before."""
+
+    def __init__(self, checkpoint: Checkpoint, precision: Precision, device: torch.device) -> None:
+        self._checkpoint, self._precision, self._device = checkpoint, precision, device
+        self._changed: dict[str, torch.Tensor] = {}
+
+    def __call__(self, runner: StepRunner, changed: Mapping[str, torch.Tensor]) -> StepRunner:
+        updated = UpdatedCheckpoint(self._checkpoint, self._changed | dict(changed))
+        self._changed |= changed
+        if isinstance(runner, NativeRunner):
+            threads = torch.get_num_threads()
+            return NativeRunner(read_model(updated, self._precision.kind, runner.cache, num_threads=threads))
+        assert isinstance(runner, ModelRunner), "the two that loading makes"
+        return ModelRunner(_load_module(updated, self._precision.dtype, self._device, None), runner.cache)
 
 
 def _with_adapter(

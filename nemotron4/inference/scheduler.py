@@ -87,8 +87,8 @@ class Scheduler:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
 
-    def plan(self) -> list[Slice]:
-        """The slices of the next step; empty only if nothing waits and nothing runs."""
+    def plan(self, *, admits: bool = True) -> list[Slice]:
+        """The slices of the next step; empty only if nothing runs and nothing that waits may begin."""
         budget = self.max_step_tokens
         slices: list[Slice] = []
         for sequence in list(self.running):
@@ -103,7 +103,7 @@ class Scheduler:
         slices = [planned for planned in slices if planned.sequence in self.running]
         for planned in slices:
             self._publish(planned)
-        return slices + self._admit(budget)
+        return slices + (self._admit(budget) if admits else [])
 
     def _admit(self, budget: int) -> list[Slice]:
         slices: list[Slice] = []

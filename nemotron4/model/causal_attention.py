@@ -23,13 +23,29 @@ SHORTEST_BLOCKED, LONGEST_BLOCKED = 256, 1024
 
 
 def causal_attention(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor:
-    """(B, T, H, E): ``softmax(q k / sqrt(E)) v``, each position over itself and what is before it."""
-    is_wide = q_BTHE.dtype in (torch.float32, torch.float64)
-    if is_wide and q_BTHE.device.type == "cpu" and SHORTEST_BLOCKED <= q_BTHE.shape[1] <= LONGEST_BLOCKED:
-        return blocked(q_BTHE, k_BTKE, v_BTKE)
+    """(B, T, H, E): ``softmax(q k / sqrt(E)) v``, each position over itself and what is before it.
+
+    With more keys than queries, the queries are the last positions.
+    """
+    num_before = k_BTKE.shape[1] - q_BTHE.shape[1]
+    is_middling = num_before > 0 or SHORTEST_BLOCKED <= q_BTHE.shape[1] <= LONGEST_BLOCKED
+    if q_BTHE.device.type == "cpu" and is_middling:
+        # 16 bits go by float32 too: they would round the scores, and torch is slow in their backward pass.
+        wide = torch.float64 if q_BTHE.dtype == torch.float64 else torch.float32
+        return blocked(*(x.to(wide) for x in (q_BTHE, k_BTKE, v_BTKE))).to(q_BTHE.dtype)
     q_BHTE, k_BKTE, v_BKTE = (x.transpose(1, 2) for x in (q_BTHE, k_BTKE, v_BTKE))
-    has_groups = q_BTHE.shape[2] != k_BTKE.shape[2]
-    out_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, is_causal=True, enable_gqa=has_groups)
+    mask_TS = None
+    if num_before:
+        mask_TS = torch.ones(q_BTHE.shape[1], k_BTKE.shape[1], dtype=torch.bool, device=q_BTHE.device)
+        mask_TS = mask_TS.tril(num_before)
+    out_BHTE = F.scaled_dot_product_attention(
+        q_BHTE,
+        k_BKTE,
+        v_BKTE,
+        attn_mask=mask_TS,
+        is_causal=mask_TS is None,
+        enable_gqa=q_BTHE.shape[2] != k_BTKE.shape[2],
+    )
     return out_BHTE.transpose(1, 2)
 
 
@@ -46,7 +62,7 @@ class _Blocked(torch.autograd.Function):
     def forward(ctx: Any, q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor:
         ctx.save_for_backward(q_BTHE, k_BTKE, v_BTKE)
         q_CPE, k_CTE, v_CTE = (_by_kv_head(x, k_BTKE.shape[2]) for x in (q_BTHE, k_BTKE, v_BTKE))
-        for queries, keys, probs_Cps in _blocks(q_CPE, k_CTE):
+        for queries, keys, probs_Cps in _blocks(q_CPE, k_CTE, q_BTHE.shape[1]):
             # Over the block's queries, which have done their work.
             torch.bmm(probs_Cps, v_CTE[:, keys], out=q_CPE[:, queries])
         return _by_position(q_CPE, q_BTHE.shape)
@@ -58,8 +74,9 @@ class _Blocked(torch.autograd.Function):
             _by_kv_head(x, k_BTKE.shape[2]) for x in (q_BTHE, k_BTKE, v_BTKE, grad_BTHE)
         )
         grad_k_CTE, grad_v_CTE = torch.zeros_like(k_CTE), torch.zeros_like(v_CTE)
-        memory = _block_memory(q_CPE)
-        for queries, keys, probs_Cps in _blocks(q_CPE, k_CTE):
+        num_queries = q_BTHE.shape[1]
+        memory = _block_memory(q_CPE, k_CTE, num_queries)
+        for queries, keys, probs_Cps in _blocks(q_CPE, k_CTE, num_queries):
             grad_CpE = grad_CPE[:, queries]
             grad_v_CTE[:, keys] += torch.bmm(probs_Cps.mT, grad_CpE)
             slope_Cps = memory[: probs_Cps.numel()].view_as(probs_Cps)
@@ -77,28 +94,29 @@ class _Blocked(torch.autograd.Function):
         )
 
 
-def _blocks(q_CPE: Tensor, k_CTE: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+def _blocks(q_CPE: Tensor, k_CTE: Tensor, num_queries: int) -> Iterator[tuple[slice, slice, Tensor]]:
     """Each block's queries, the keys they see, and their probabilities: good until the next block."""
-    num_heads, num_positions, head_dim = k_CTE.shape
-    group = q_CPE.shape[1] // num_positions
-    memory = _block_memory(q_CPE)
+    num_heads, num_keys, head_dim = k_CTE.shape
+    group, before = q_CPE.shape[1] // num_queries, num_keys - num_queries
+    memory = _block_memory(q_CPE, k_CTE, num_queries)
     above_TT = q_CPE.new_full((BLOCK_POSITIONS, BLOCK_POSITIONS), -torch.inf).triu(1)
     mask_pT = above_TT.repeat_interleave(group, dim=0)
-    for start in range(0, num_positions, BLOCK_POSITIONS):
-        stop = min(start + BLOCK_POSITIONS, num_positions)
-        queries, keys = slice(start * group, stop * group), slice(stop)
+    for start in range(0, num_queries, BLOCK_POSITIONS):
+        stop = min(start + BLOCK_POSITIONS, num_queries)
+        queries, keys = slice(start * group, stop * group), slice(before + stop)
         q_CpE, k_CsE = q_CPE[:, queries], k_CTE[:, keys]
-        scores_Cps = memory[: num_heads * q_CpE.shape[1] * stop].view(num_heads, -1, stop)
+        scores_Cps = memory[: num_heads * q_CpE.shape[1] * keys.stop].view(num_heads, -1, keys.stop)
         torch.baddbmm(scores_Cps, q_CpE, k_CsE.mT, beta=0, alpha=head_dim**-0.5, out=scores_Cps)
-        scores_Cps[:, :, start:] += mask_pT[: q_CpE.shape[1], : stop - start]
+        scores_Cps[:, :, before + start :] += mask_pT[: q_CpE.shape[1], : stop - start]
         # In place: each number is read before it is written.
         torch.ops.aten._softmax.out(scores_Cps, -1, False, out=scores_Cps)
         yield queries, keys, scores_Cps
 
 
-def _block_memory(q_CPE: Tensor) -> Tensor:
+def _block_memory(q_CPE: Tensor, k_CTE: Tensor, num_queries: int) -> Tensor:
     """Room for the scores of any block: fresh memory for each would cost page faults."""
-    return q_CPE.new_empty(q_CPE.shape[0] * BLOCK_POSITIONS * q_CPE.shape[1])
+    group = q_CPE.shape[1] // num_queries
+    return q_CPE.new_empty(q_CPE.shape[0] * BLOCK_POSITIONS * group * k_CTE.shape[1])
 
 
 def _by_kv_head(x_BTHE: Tensor, num_kv_heads: int) -> Tensor:

@@ -15,7 +15,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from nemotron4 import __version__
-from nemotron4.engine import InferenceEngine, RewardScorer
+from nemotron4.engine import InferenceEngine, RewardScorer, TakesWeights
+from nemotron4.errors import ConfigError
 from nemotron4.server.context import (
     CONTENT_TYPE,
     METHOD_NOT_ALLOWED,
@@ -36,6 +37,7 @@ from nemotron4.server.nemo import nemo_routes
 from nemotron4.server.openai_api import openai_routes, validation_error
 from nemotron4.server.page import PageTab, page_routes
 from nemotron4.server.reward import forwarded_score_routes, reward_routes
+from nemotron4.server.rollouts import rollout_routes
 from nemotron4.server.settings import ServerSettings, Service
 from nemotron4.server.tokenizer_api import tokenizer_routes
 
@@ -132,6 +134,10 @@ def create_app(
     app.include_router(embedding_routes(service))
     app.include_router(tokenizer_routes(service))
     app.include_router(operator_routes(service))
+    if service.settings.takes_weights:
+        if not isinstance(engine, TakesWeights):
+            raise ConfigError("this engine takes no weights of a trainer", hint="serve with the own engine")
+        app.include_router(rollout_routes(service, engine))
     if service.settings.page is not None:
         app.include_router(page_routes(service, service.settings.page, tabs))
     for tab in tabs:

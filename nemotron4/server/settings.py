@@ -51,6 +51,7 @@ class ServerSettings:
     allowed_hosts: tuple[str, ...] = ()  # names a loopback server answers to, besides localhost and addresses
     allowed_origins: tuple[str, ...] = ()  # of pages that may use the server (CORS); "*" is all
     tool_format: str | None = None  # how calls of tools are written; None: told by the chat template
+    takes_weights: bool = False  # of a trainer, which asks for answers by them
     page: PageSettings | None = PageSettings()  # None: GET / is 404, as at NeMo
     compare_with: RemoteServer | None = None  # another server, whose model the page shows next to this one
     reward_model: RemoteServer | None = None  # a reward model's server; POST /score is passed on to it
@@ -64,6 +65,8 @@ class ServerSettings:
             raise ConfigError(f"nemo_compat is {self.nemo_compat!r}; expected 'strict' or 'fixed'")
         if self.unknown_fields not in ("warn", "refuse"):
             raise ConfigError(f"unknown_fields is {self.unknown_fields!r}; expected 'warn' or 'refuse'")
+        if self.takes_weights and not self.api_keys:
+            raise ConfigError("a server that takes weights must ask for a key", hint="set --api-key-file")
         for name in ("max_body_bytes", "body_timeout_s", "send_timeout_s", "max_full_logprob_values"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected more than 0")

@@ -20,9 +20,9 @@ from nemotron4.client import (
     TextLogprob,
     TransientError,
 )
+from nemotron4.client.own_code import OwnCode
 from nemotron4.records import JsonObject, Message
 from nemotron4.synth.endpoint import ModelEndpoint, StoppedError
-from nemotron4.synth.own_code import OwnCode
 from nemotron4.synth.recipe import Budget, RetryConfig
 from nemotron4.synth.rows import call_key, call_seed, digest
 from nemotron4.synth.stage import PromptBook

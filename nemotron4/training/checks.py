@@ -20,7 +20,7 @@ from nemotron4.training.loading import check_adapter
 from nemotron4.training.reading import HUB, files_of
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.run import output_folder, pick_device
-from nemotron4.training.trainer import Plan, plan_steps
+from nemotron4.training.schedule import Plan, plan_steps
 
 
 @dataclass(frozen=True)

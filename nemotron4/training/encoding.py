@@ -163,8 +163,8 @@ def fitting(sample: Sample, encoder: Encoder, *, trains_text: bool) -> Sample:
     if trains_text:
         require_trained(sample.segments)
     cut = _within_length(sample, encoder, trains_text=trains_text)
-    if encoder.row_tokens is not None and cut.num_tokens > encoder.row_tokens:
-        raise RowError(f"{cut.num_tokens} tokens together; batch.row_tokens is {encoder.row_tokens}")
+    if encoder.row_tokens is not None and cut.packed_tokens > encoder.row_tokens:
+        raise RowError(f"{cut.packed_tokens} tokens together; batch.row_tokens is {encoder.row_tokens}")
     return cut
 
 

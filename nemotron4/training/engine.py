@@ -67,7 +67,7 @@ class TrainingEngine:
 
     def rows(self, samples: Sequence[Sample], row_tokens: int) -> list[PackedRow]:
         """This process's share of a step, packed."""
-        plan = plan_rows([sample.num_tokens for sample in samples], row_tokens)
+        plan = plan_rows([sample.packed_tokens for sample in samples], row_tokens)
         return [pack([samples[i] for i in row]).to(self.device) for row in plan]
 
     def add_up(self, values: Sequence[float]) -> list[float]:
@@ -152,7 +152,7 @@ class TrainingEngine:
     def _result(self, sums: Sums, count: float, rows: Sequence[PackedRow]) -> StepOutcome:
         names = sorted(sums.totals)  # a stage reports the same names for every row, so processes agree
         flat = [x for name in names for x in sums.totals[name]]
-        num_tokens = sum(len(row.tokens_N) - row.num_padding for row in rows)
+        num_tokens = sum(sample.num_tokens for row in rows for sample in row.samples)
         loss, tokens, *rest = self.add_up([sums.loss, float(num_tokens), *flat])
         added = {name: (rest[2 * i], rest[2 * i + 1]) for i, name in enumerate(names)}
         return StepOutcome(loss / count, added, int(tokens))

@@ -18,6 +18,7 @@ from nemotron4.training import losses, rows
 from nemotron4.training.encoding import Encoder, ReadRow, RowError, RowKind
 from nemotron4.training.losses import SumCount
 from nemotron4.training.packing import PackedRow, Sample
+from nemotron4.training.rollout_settings import RolloutSection
 from nemotron4.training.rows import Fields, Prompt
 from nemotron4.training.scorer import segment_logprobs, trained_counts
 from nemotron4.training.stage import AddUp, Objective, Score, Terms
@@ -37,12 +38,18 @@ class PreferenceSection:
     average_logprobs: bool = False  # per token instead of summed over the answer
     desirable_weight: float = 1.0  # kto
     undesirable_weight: float = 1.0
+    pairs: Literal["rows", "online"] = "rows"  # online: the policy's best and worst answers to prompts
+    rollouts: RolloutSection | None = None  # of online pairs
 
     def __post_init__(self) -> None:
         if self.beta <= 0:
             raise ConfigError(f"preference.beta is {self.beta}; expected more than 0 (0 trains nothing)")
         if self.preference_weight == 0 and self.sft_weight == 0:
             raise ConfigError("preference.preference_weight and sft_weight are both 0: nothing would train")
+        if (self.pairs == "online") != (self.rollouts is not None):
+            raise ConfigError("preference.pairs = online goes with a table [preference.rollouts]")
+        if self.loss == "kto" and self.pairs == "online":
+            raise ConfigError("preference.pairs = online makes pairs; loss kto has none")
         if self.loss == "kto" and self.sft_weight:
             raise ConfigError("preference.sft_weight has no meaning for kto")
 

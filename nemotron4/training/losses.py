@@ -9,7 +9,6 @@ Log-probabilities are in nats. Everything is computed in the type given, at leas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,6 +16,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 MISSING_LABEL = -100.0
+Ratio = Literal["token", "sequence"]
+LossOver = Literal["tokens", "answers", "sums"]
 
 
 class SumCount(NamedTuple):
@@ -24,13 +25,6 @@ class SumCount(NamedTuple):
 
     sum: Tensor
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
-
-
-class Advantages(NamedTuple):
-    """What generalised advantage estimation returns, both B x T."""
-
-    advantages: Tensor
-    returns: Tensor
 
 
 class KlEstimators(NamedTuple):
@@ -189,6 +183,35 @@ def steerlm_weighted(
     return WeightedAnswers(_total(distance_G / mean_length_G), distance_G, 1 / w_GK.square().sum(dim=1))
 
 
+def policy_ratio(
+    logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor, *, per: Ratio = "token"
+) -> Tensor:
+    """policy / old policy of each token, B x T; per sequence it is the geometric mean over the answer.
+
+    The latter is GSPO's s_i (Zheng et al. 2025, eq. 7), repeated over the tokens of answer i.
+    """
+    # The exponential of a masked position could overflow and turn its zero gradient into nan.
+    log_BT = torch.where(mask_BT.bool(), _wide(logprobs_BT - old_logprobs_BT), 0.0)
+    if per == "sequence":
+        log_BT = (log_BT.sum(dim=1) / mask_BT.sum(dim=1).clamp(min=1))[:, None].expand_as(log_BT)
+    return log_BT.exp()
+
+
+def _per_token(advantages: Tensor) -> Tensor:
+    """One advantage for each answer (B,) or each token (B, T), as a factor of tokens."""
+    return advantages if advantages.dim() == 2 else advantages[:, None]
+
+
+def averaged(terms_BT: Tensor, mask_BT: Tensor, over: LossOver) -> SumCount:
+    """One number of a step's terms: their mean over tokens, the mean over answers of each one's mean, or of
+    each one's sum.
+    """
+    if over == "tokens":
+        return _masked_total(terms_BT, mask_BT)
+    sums_B = torch.where(mask_BT.bool(), _wide(terms_BT), 0.0).sum(dim=1)
+    return _total(sums_B if over == "sums" else sums_B / mask_BT.sum(dim=1).clamp(min=1))
+
+
 def ppo_actor(
     logprobs_BT: Tensor,
     old_logprobs_BT: Tensor,
@@ -197,26 +220,20 @@ def ppo_actor(
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    ratio: Ratio = "token",
+    loss_over: LossOver = "tokens",
+    weights_BT: Tensor | None = None,
+    kl_BT: Tensor | None = None,
 ) -> SumCount:
-    """Clipped surrogate max(-A rho, -A clip(rho)) (Schulman et al. 2017, eq. 7); count = unmasked tokens."""
-    return _masked_total(
-        _clipped_surrogate(logprobs_BT, old_logprobs_BT, advantages_BT, mask_BT, clip_low, clip_high), mask_BT
-    )
+    """Clipped surrogate max(-A rho, -A clip(rho)) (Schulman et al. 2017, eq. 7); count = unmasked tokens.
 
-
-def _clipped_surrogate(
-    logprobs_BT: Tensor,
-    old_logprobs_BT: Tensor,
-    advantages_BT: Tensor,
-    mask_BT: Tensor,
-    clip_low: float,
-    clip_high: float,
-) -> Tensor:
-    difference_BT = _wide(logprobs_BT - old_logprobs_BT)
-    # The exponential of a masked position could overflow and turn its zero gradient into nan.
-    ratio_BT = torch.where(mask_BT.bool(), difference_BT, torch.zeros_like(difference_BT)).exp()
+    ``weights_BT`` multiply it, ``kl_BT`` is added to it. ``loss_over``: see ``averaged``.
+    """
+    ratio_BT = policy_ratio(logprobs_BT, old_logprobs_BT, mask_BT, per=ratio)
     clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
-    return torch.maximum(-advantages_BT * ratio_BT, -advantages_BT * clipped_BT)
+    terms_BT = torch.maximum(-advantages_BT * ratio_BT, -advantages_BT * clipped_BT)
+    terms_BT = terms_BT if weights_BT is None else terms_BT * weights_BT
+    return averaged(terms_BT if kl_BT is None else terms_BT + kl_BT, mask_BT, loss_over)
 
 
 def ppo_critic(
@@ -229,74 +246,58 @@ def ppo_critic(
     return _masked_total(0.5 * errors_BT, mask_BT)
 
 
-def gae(
-    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, discount: float = 1.0, decay: float = 0.95
-) -> Advantages:
-    """Generalised advantage estimation (Schulman et al. 2015); the value after the last token is 0.
+def reinforce(
+    logprobs_BT: Tensor,
+    advantages: Tensor,
+    mask_BT: Tensor,
+    *,
+    loss_over: LossOver = "tokens",
+    weights_BT: Tensor | None = None,
+) -> SumCount:
+    """-log p * (reward - baseline) over the answer's tokens; count = unmasked tokens (NeMo-Aligner).
 
-    ``mask_BT`` marks the tokens of the answer, one contiguous run per row; the rest gets 0.
+    With ``loss_over`` sums it is -log p(answer) * (reward - baseline), a mean over answers: RLOO.
     """
-    mask_BT = mask_BT.bool()
-    values_BT = torch.where(mask_BT, _wide(values_BT), 0.0)
-    rewards_BT = torch.where(mask_BT, _wide(rewards_BT), 0.0)
-    advantages_BT = torch.zeros_like(values_BT)
-    carry_B = torch.zeros_like(values_BT[:, 0])
-    next_value_B = torch.zeros_like(carry_B)
-    for t in reversed(range(values_BT.shape[1])):
-        delta_B = rewards_BT[:, t] + discount * next_value_B - values_BT[:, t]
-        carry_B = torch.where(mask_BT[:, t], delta_B + discount * decay * carry_B, 0.0)
-        advantages_BT[:, t] = carry_B
-        next_value_B = values_BT[:, t]
-    return Advantages(advantages_BT, torch.where(mask_BT, advantages_BT + values_BT, 0.0))
-
-
-def reinforce(logprobs_BT: Tensor, advantage_B: Tensor, mask_BT: Tensor) -> SumCount:
-    """-log p * (reward - baseline) over the answer's tokens; count = unmasked tokens (NeMo-Aligner)."""
-    return _masked_total(-_wide(logprobs_BT) * advantage_B[:, None], mask_BT)
-
-
-def leave_one_out_advantages(rewards_GK: Tensor) -> Tensor:
-    """Reward minus the mean reward of the other answers to the same prompt (G x K); K >= 2."""
-    num_answers = rewards_GK.shape[1]
-    if num_answers < 2:
-        raise ValueError(f"{num_answers} answer per prompt; a leave-one-out baseline needs 2 or more")
-    others_GK = (rewards_GK.sum(dim=1, keepdim=True) - rewards_GK) / (num_answers - 1)
-    return rewards_GK - others_GK
-
-
-def group_advantages(rewards_GK: Tensor, *, epsilon: float = 1e-4) -> Tensor:
-    """(reward - group mean) / (group standard deviation + epsilon), Bessel-corrected (DeepSeekMath 2024).
-
-    0 for a group whose rewards are all equal: it says nothing about which answer was better.
-    """
-    centred_GK = rewards_GK - rewards_GK.mean(dim=1, keepdim=True)
-    if rewards_GK.shape[1] < 2:
-        raise ValueError(f"{rewards_GK.shape[1]} answer per prompt; group advantages need 2 or more")
-    return centred_GK / (rewards_GK.std(dim=1, keepdim=True) + epsilon)
+    terms_BT = -_wide(logprobs_BT) * _per_token(advantages)
+    return averaged(terms_BT if weights_BT is None else terms_BT * weights_BT, mask_BT, loss_over)
 
 
 def grpo(
     logprobs_BT: Tensor,
     old_logprobs_BT: Tensor,
-    advantage_B: Tensor,
+    advantages: Tensor,
     mask_BT: Tensor,
     *,
     reference_logprobs_BT: Tensor | None = None,
     kl_coefficient: float = 0.0,
+    kl_estimator: Literal["k2", "k3"] = "k3",
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    ratio: Ratio = "token",
+    loss_over: LossOver = "tokens",
+    weights_BT: Tensor | None = None,
 ) -> SumCount:
-    """PPO's clipped surrogate with one advantage per answer, plus k3 KL to the reference; count = tokens."""
-    advantages_BT = advantage_B[:, None].expand_as(logprobs_BT)
-    terms_BT = _clipped_surrogate(logprobs_BT, old_logprobs_BT, advantages_BT, mask_BT, clip_low, clip_high)
+    """PPO's clipped surrogate with one advantage per answer, plus a KL to the reference; count = tokens."""
+    kl_BT = None
     if kl_coefficient:
         if reference_logprobs_BT is None:
             raise ValueError(f"kl_coefficient {kl_coefficient} needs reference_logprobs_BT")
         keep = mask_BT.bool()
         policy_BT = torch.where(keep, logprobs_BT, 0.0)
-        reference_BT = torch.where(keep, reference_logprobs_BT, 0.0)
-        terms_BT = terms_BT + kl_coefficient * kl_estimators(policy_BT, reference_BT).k3
-    return _masked_total(terms_BT, mask_BT)
+        found = kl_estimators(policy_BT, torch.where(keep, reference_logprobs_BT, 0.0))
+        kl_BT = kl_coefficient * (found.k2 if kl_estimator == "k2" else found.k3)
+    return ppo_actor(
+        logprobs_BT,
+        old_logprobs_BT,
+        _per_token(advantages).expand_as(logprobs_BT),
+        mask_BT,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        ratio=ratio,
+        loss_over=loss_over,
+        weights_BT=weights_BT,
+        kl_BT=kl_BT,
+    )
 
 
 def kl_estimators(logprobs: Tensor, reference_logprobs: Tensor) -> KlEstimators:
@@ -306,56 +307,3 @@ def kl_estimators(logprobs: Tensor, reference_logprobs: Tensor) -> KlEstimators:
     """
     log_ratio = _wide(reference_logprobs - logprobs)
     return KlEstimators(-log_ratio, log_ratio**2 / 2, torch.expm1(log_ratio) - log_ratio)
-
-
-# ---- from rewards to advantages: plain numbers of one step's answers in, numbers for the losses out
-
-Row = tuple[float, ...]
-
-
-def advantages_of_group(rewards: Sequence[float], *, is_normalised: bool) -> list[float] | None:
-    """The advantage of each answer to one prompt; None if a single answer is left and nothing to compare.
-
-    ``is_normalised``: (reward - mean) / (standard deviation + 1e-4), GRPO; else the reward minus the mean
-    of the others, REINFORCE leave-one-out.
-    """
-    if len(rewards) < 2:
-        return None
-    rewards_GK = torch.tensor([list(rewards)], dtype=torch.float64)
-    compute = group_advantages if is_normalised else leave_one_out_advantages
-    advantages: list[float] = compute(rewards_GK)[0].tolist()
-    # Equal rewards may differ from their mean by a rounding error, which the division would magnify.
-    return [0.0] * len(rewards) if len(set(rewards)) == 1 else advantages
-
-
-def token_kl(logprobs: Row, reference: Row, *, is_absolute: bool) -> Row:
-    """log policy - log reference of each token, or its absolute value (NeMo-Aligner's use_absolute_kl)."""
-    differences = (p - q for p, q in zip(logprobs, reference, strict=True))
-    return tuple(abs(d) if is_absolute else d for d in differences)
-
-
-def actor_critic_advantages(
-    rewards: Sequence[Row], values: Sequence[Row], *, discount: float, decay: float, is_normalised: bool
-) -> tuple[list[Row], list[Row]]:
-    """Advantages and returns of each token by generalised advantage estimation.
-
-    ``is_normalised``: the advantages of all tokens together get mean 0 and variance 1 (uncorrected, with
-    1e-8 under the root, NeMo-Aligner).
-    """
-    mask_BT = _padded([[1.0] * len(row) for row in rewards]).bool()
-    found = gae(_padded(rewards), _padded(values), mask_BT, discount=discount, decay=decay)
-    advantages_BT = found.advantages
-    if is_normalised:
-        known = advantages_BT[mask_BT]
-        advantages_BT = (advantages_BT - known.mean()) * torch.rsqrt(known.var(correction=0) + 1e-8)
-    lengths = [len(row) for row in rewards]
-    return _rows(advantages_BT, lengths), _rows(found.returns, lengths)
-
-
-def _padded(rows: Sequence[Sequence[float]]) -> Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[0.0] * (longest - len(row))] for row in rows], dtype=torch.float64)
-
-
-def _rows(values_BT: Tensor, lengths: Sequence[int]) -> list[Row]:
-    return [tuple(row[:length]) for row, length in zip(values_BT.tolist(), lengths, strict=True)]

@@ -203,6 +203,8 @@ class StepCost:
                 forward += 2.0 * self.block_weights * length
                 forward += 2.0 * self.output_weights * segment.num_trained
                 forward += 2.0 * self.attention_width * length * length
+            shared, more = sample.num_shared, len(sample.segments) - 1
+            forward -= more * 2.0 * (self.block_weights * shared + self.attention_width * shared * shared)
         return self.num_passes * forward
 
 

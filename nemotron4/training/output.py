@@ -27,7 +27,7 @@ from nemotron4.text.json_tokenizer import JsonTokenizer
 from nemotron4.text.tokenizer_files import TEMPLATE_FILE
 from nemotron4.training.cache import source_hashes
 from nemotron4.training.inputs import DATE, RECORD_FILE, Data
-from nemotron4.training.recipe import Recipe, as_plain
+from nemotron4.training.recipe import Recipe, as_plain, build
 from nemotron4.training.trainer import Trainer
 
 
@@ -110,7 +110,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 # What may change within a run, because the gradient does not depend on it; of what the run starts from and of
 # the rows the contents count, not the names.
-FREE = ("run", "parallel", "samples", "model.device", "model.activation_checkpointing", "batch.row_tokens")
+FREE = (
+    "run", "parallel", "samples", "model.device", "model.activation_checkpointing", "batch.row_tokens",
+    "policy_gradient.servers", "policy_gradient.server_key_env",
+)  # fmt: skip
 NAMES = (
     "model.start",
     "model.adapter",
@@ -124,21 +127,26 @@ NAMES = (
 
 def run_facts(recipe: Recipe, read: Data, weights: str, date: str | None = None) -> dict[str, Any]:
     """Everything that decides the loss curve, by name."""
-    facts: dict[str, Any] = as_plain(recipe)
-    for name in (*FREE, *NAMES):
-        table, _, key = name.partition(".")
-        if key:
-            facts[table].pop(key, None)
-        else:
-            facts.pop(table, None)
+    facts = _settings(recipe)
     for name, group in zip(("train", "validation"), recipe.data.sources, strict=True):
         facts["data"][name] = [
             [as_plain(replace(source, path="")), *source_hashes(source).values()] for source in group
         ]
     if date is not None:
         facts[DATE] = date
-    weighed = {"start": {"weights": weights}, "rendered rows": read.fingerprint}
-    return facts | {"run": {"seed": recipe.run.seed}} | weighed
+    return facts | {"start": {"weights": weights}, "rendered rows": read.fingerprint}
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """Those of a recipe that decide the loss curve, but for what they name."""
+    facts: dict[str, Any] = as_plain(recipe)
+    for name in (*FREE, *NAMES):
+        table, _, key = name.partition(".")
+        if key:
+            facts.get(table, {}).pop(key, None)
+        else:
+            facts.pop(table, None)
+    return facts | {"run": {"seed": recipe.run.seed}}
 
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
@@ -152,10 +160,16 @@ def continued_fingerprint(folder: Path, facts: Mapping[str, Any]) -> str:
     if not any((folder / "checkpoints").glob("step-*")) or not record.is_file():
         return mine
     values = json.loads(record.read_text(encoding="utf-8"))
-    if "facts" not in values:  # of an earlier version, which recorded a hash alone
-        return mine
-    known = _plain_facts(values["facts"])
-    found = differences(known, _plain_facts(facts))
+    plain = _plain_facts(facts)
+    # A setting that the version that began the run did not have was at its default.
+    settings = _plain_facts(_settings(_recorded_recipe(values["recipe"])))
+    known = values["facts"] if "facts" in values else _facts_of_files(values, plain)
+    joined = {**settings, **known}
+    known = {
+        name: {**settings.get(name, {}), **entry} if isinstance(entry, dict) else entry
+        for name, entry in joined.items()
+    }
+    found = differences(known, plain)
     # A row's rendering depends on settings that have names of their own.
     found = [text for text in found if not text.startswith("rendered rows")] or found
     if found:
@@ -163,7 +177,27 @@ def continued_fingerprint(folder: Path, facts: Mapping[str, Any]) -> str:
             f"{folder} is of another run: {'; '.join(found[:6])}",
             hint="give the changed run a new run.directory, or undo the change to continue this one",
         )
-    return str(values["facts_fingerprint"])
+    return str(values.get("facts_fingerprint") or values["fingerprint"])
+
+
+def _recorded_recipe(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of a record, also one of a version that had other names."""
+    model = dict(values["model"])
+    if "recompute" in model:
+        model["activation_checkpointing"] = model.pop("recompute")
+    return build({**values, "model": model})
+
+
+def _facts_of_files(values: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What the records of version 0.1 know of start and rows: hashes of the weights and of each file."""
+    files = sorted(values["inputs"].values())
+    groups = (now["data"]["train"], now["data"]["validation"])
+    is_same = files == sorted(digest for group in groups for _, *digests in group for digest in digests)
+    found = {name: now[name] for name in ("rendered rows", DATE) if name in now}
+    found["start"] = {"weights": values["start_weights"]}
+    return found | {
+        "data": dict(zip(("train", "validation"), groups, strict=True)) if is_same else {"train": files}
+    }
 
 
 def _plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Samples of different lengths laid end to end in one row, without padding.
 
-Every micro-batch is one packed row: its segments share nothing, because attention stays within a segment and
-positions count from 0 in each. So packing changes how fast a step is and nothing else.
+Every micro-batch is one packed row: attention stays within a segment and positions count from 0 in each. The
+segments of one sample, as the two answers of a pair, have their common beginning once in the row, and each
+goes on from it. So packing changes how fast a step is and nothing else.
 
 Legend: N tokens of the row, P positions whose next token is trained, S segments of the row.
 """
@@ -9,14 +10,17 @@ Legend: N tokens of the row, P positions whose next token is trained, S segments
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from nemotron4.errors import DataError
 from nemotron4.model.causal_attention import causal_attention
+
+SHORTEST_SHARED = 16  # a shorter common beginning saves less than its pieces cost
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,31 @@ class Sample:
     def num_tokens(self) -> int:
         return sum(len(segment.tokens) for segment in self.segments)
 
+    @cached_property
+    def num_shared(self) -> int:
+        """Tokens that all segments begin with and none trains, if there are enough to be worth it."""
+        if len(self.segments) < 2:
+            return 0
+        num = min(len(segment.tokens) for segment in self.segments) - 1
+        first = self.segments[0].tokens
+        for segment in self.segments:
+            pairs = enumerate(zip(first[:num], segment.tokens, segment.is_trained, strict=False))
+            num = next((i for i, (a, b, trained) in pairs if a != b or (trained and i)), num)
+        return num if num >= SHORTEST_SHARED else 0
+
+    @property
+    def packed_tokens(self) -> int:
+        """What the sample takes of a row."""
+        return self.num_tokens - (len(self.segments) - 1) * self.num_shared
+
+
+# A common beginning, and what goes on from it; of a segment that shares nothing, its length alone.
+Run = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class PackedRow:
-    """A micro-batch. ``positions_N`` is 0 where a segment starts, so it also says where segments end."""
+    """A micro-batch."""
 
     samples: tuple[Sample, ...]
     tokens_N: Tensor
@@ -64,6 +89,7 @@ class PackedRow:
     target_P: Tensor  # id of the token to be predicted
     segment_P: Tensor  # segment of the row (0..S-1) of each predicted token
     last_S: Tensor  # index in the row of each segment's last token
+    runs: tuple[Run, ...]
     num_padding: int = field(default=0)
     # The loss's derivative to every log-probability of the row, where the stage knows it before.
     slope: float | None = None
@@ -77,30 +103,46 @@ class PackedRow:
             name: getattr(self, name).to(device)
             for name in ("tokens_N", "positions_N", "predict_P", "target_P", "segment_P", "last_S")
         }
-        return PackedRow(self.samples, num_padding=self.num_padding, **tensors)
+        return replace(self, **tensors)
 
 
-def pack(samples: Sequence[Sample], *, pad_to: int | None = None) -> PackedRow:
-    """Lay the samples' segments end to end; ``pad_to`` fills the row with a segment that trains nothing."""
+def pack(samples: Sequence[Sample], *, pad_to: int | None = None, shares: bool = True) -> PackedRow:
+    """Lay the samples' segments end to end; ``pad_to`` fills the row with a segment that trains nothing.
+
+    Without ``shares`` every segment has all of its tokens: slower, and the same result.
+    """
     tokens: list[int] = []
     positions: list[int] = []
     predict: list[int] = []
     target: list[int] = []
     owner: list[int] = []
     last: list[int] = []
-    for index, segment in enumerate(segment for sample in samples for segment in sample.segments):
-        start = len(tokens)
-        tokens.extend(segment.tokens)
-        positions.extend(range(len(segment.tokens)))
-        trained = [i for i, is_trained in enumerate(segment.is_trained) if is_trained and i > 0]
-        predict.extend(start + i - 1 for i in trained)
-        target.extend(segment.tokens[i] for i in trained)
-        owner.extend([index] * len(trained))
-        last.append(len(tokens) - 1)
+    runs: list[Run] = []
+    for sample in samples:
+        num_shared = sample.num_shared if shares else 0
+        beginning = len(tokens)
+        if num_shared:
+            tokens.extend(sample.segments[0].tokens[:num_shared])
+            positions.extend(range(num_shared))
+            runs.append((num_shared, *(len(segment.tokens) - num_shared for segment in sample.segments)))
+        for segment in sample.segments:
+            start = len(tokens) - num_shared  # where the segment would begin, had it all of its tokens
+            tokens.extend(segment.tokens[num_shared:])
+            positions.extend(range(num_shared, len(segment.tokens)))
+            trained = [i for i, is_trained in enumerate(segment.is_trained) if is_trained and i > 0]
+            # The first token behind the common beginning is predicted by the last one in it.
+            predict.extend((start if i > num_shared else beginning) + i - 1 for i in trained)
+            target.extend(segment.tokens[i] for i in trained)
+            owner.extend([len(last)] * len(trained))
+            last.append(len(tokens) - 1)
+            if not num_shared:
+                runs.append((len(segment.tokens),))
     num_padding = 0 if pad_to is None else pad_to - len(tokens)
     assert num_padding >= 0, f"{len(tokens)} tokens do not fit in a row of {pad_to}"
     tokens.extend([0] * num_padding)
     positions.extend(range(num_padding))
+    if num_padding:
+        runs.append((num_padding,))
     return PackedRow(
         samples=tuple(samples),
         tokens_N=torch.tensor(tokens, dtype=torch.long),
@@ -109,6 +151,7 @@ def pack(samples: Sequence[Sample], *, pad_to: int | None = None) -> PackedRow:
         target_P=torch.tensor(target, dtype=torch.long),
         segment_P=torch.tensor(owner, dtype=torch.long),
         last_S=torch.tensor(last, dtype=torch.long),
+        runs=tuple(runs),
         num_padding=num_padding,
     )
 
@@ -141,19 +184,28 @@ def plan_rows(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 class PackedAttend:
     """Causal attention within each segment of a packed row: the work is the sum of squares of the lengths."""
 
-    def __init__(self, positions_N: Tensor) -> None:
-        starts = (positions_N == 0).nonzero()[:, 0].tolist()
-        lengths = [stop - start for start, stop in pairwise([*starts, len(positions_N)])]
-        # Neighbours of one length are one batch.
-        self._runs = [(len(list(same)), length) for length, same in groupby(lengths)]
-        self._sizes = [count * length for count, length in self._runs]
+    def __init__(self, runs: Sequence[Run]) -> None:
+        # Neighbours of one form are one batch.
+        self._runs = [(len(list(same)), run) for run, same in groupby(runs)]
+        self._sizes = [count * sum(run) for count, run in self._runs]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(N, H, E), (N, K, E), (N, K, E) -> (N, H, E)."""
         # A split, because the gradient of slices is a whole tensor of zeros for each of them.
         parts = zip(*(torch.split(x, self._sizes) for x in (q, k, v)), strict=True)
         outputs = [
-            causal_attention(*(x.unflatten(0, run) for x in part)).flatten(0, 1)
-            for run, part in zip(self._runs, parts, strict=True)
+            _attend_run(run, *(x.unflatten(0, (count, sum(run))) for x in part)).flatten(0, 1)
+            for (count, run), part in zip(self._runs, parts, strict=True)
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _attend_run(run: Run, q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor:
+    """B runs of one form; what goes on from the common beginning sees that and itself."""
+    if len(run) == 1:
+        return causal_attention(q_BTHE, k_BTKE, v_BTKE)
+    qs, ks, vs = (torch.split(x, run, dim=1) for x in (q_BTHE, k_BTKE, v_BTKE))
+    outputs = [causal_attention(qs[0], ks[0], vs[0])]
+    for q, k, v in zip(qs[1:], ks[1:], vs[1:], strict=True):
+        outputs.append(causal_attention(q, torch.cat([ks[0], k], dim=1), torch.cat([vs[0], v], dim=1)))
+    return torch.cat(outputs, dim=1)

@@ -125,10 +125,10 @@ class PipelineEngine(ShardedEngine):
 
     def rows(self, samples: Sequence[Sample], row_tokens: int) -> list[PackedRow]:
         """Equally many and equally long rows on every data rank, at least one for each stage."""
-        plan = plan_rows([sample.num_tokens for sample in samples], row_tokens)
+        plan = plan_rows([sample.packed_tokens for sample in samples], row_tokens)
         smallest = self.num_data * self.num_stages
         plan += [[] for _ in range(max(smallest - len(plan), -len(plan) % self.num_data))]
-        longest = max(sum(samples[i].num_tokens for i in row) for row in plan)
+        longest = max(sum(samples[i].packed_tokens for i in row) for row in plan)
         return self._packed(samples, plan, pad_to=max(2, longest))
 
     # ---- training

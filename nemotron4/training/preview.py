@@ -16,12 +16,13 @@ from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.loading import Origin
 from nemotron4.training.metrics import StepCost, matmul_flops_per_s
 from nemotron4.training.packing import Sample, Segment
+from nemotron4.training.prompts import longest_answers
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import model_hash
 from nemotron4.training.rewards import connect as connect_rewards
 from nemotron4.training.rollouts import Connect
+from nemotron4.training.schedule import plan_steps
 from nemotron4.training.stage import Objective
-from nemotron4.training.trainer import plan_steps
 
 TOLERANCE = 1e-4  # relative, of loss and gradient in float32
 
@@ -75,12 +76,13 @@ def _preview(checked: Checked) -> Preview:
     if read is None or checked.plan is None or checked.base is None:
         return found
     samples = [read.train[i] for i in range(len(read.train))]
-    planned = recipe.kind.planned(recipe.settings, samples)
+    rollouts = recipe.kind.rollouts(recipe.settings)
+    planned = samples if rollouts is None else longest_answers(rollouts, samples)
     segments = [segment for sample in planned for segment in sample.segments]
     tokens = sum(len(segment.tokens) for segment in segments)
     cost = StepCost.of(checked.config, has_adapter=recipe.adapter is not None)
     flops = cost.flops(planned) * sum(checked.plan.sizes) / len(samples)
-    if planned is not samples:
+    if rollouts is not None:
         flops *= 2  # answering, and scoring by policy and reference, are a forward pass each
     tokenizer = checked.base.tokenizer()
     return replace(
@@ -156,11 +158,11 @@ def check_invariance(recipe: Recipe, *, connect: Connect = connect_rewards) -> l
     engine.scorer.eval()  # dropout draws by row, so it is left out of the comparison
     size = plan_steps(recipe, len(read.train)).sizes[0]
     samples = [read.train[i] for i in range(min(size, len(read.train)))]
-    if recipe.kind.has_reference:
+    if recipe.kind.has_reference(recipe.settings):
         read = run.with_reference_of(recipe, samples, engine, model_hash(engine.scorer.net))
         samples = list(read.train)
     objective = recipe.kind.objective(recipe.settings)
-    special = recipe.kind.trainer()
+    special = recipe.kind.trainer(recipe.settings)
     if special is not None:
         make = special(origin, None, engine.device, connect)
         samples = list(make(recipe, engine, objective, Dataset(read.train, recipe.run.seed)).first_samples())

@@ -217,6 +217,7 @@ class RunSection:
     directory: Path
     max_steps: int | None = None
     epochs: int | None = None
+    extend: int = 0  # steps after those, at the rate that the schedule ends with
     save_every: int = 100
     keep_checkpoints: int = 2
     validate_every: int = 0  # 0: only at the end
@@ -232,7 +233,10 @@ class RunSection:
             raise ConfigError("run needs exactly one of max_steps and epochs")
         _check_at_least("run", {"save_every": self.save_every, "keep_checkpoints": self.keep_checkpoints}, 1)
         _check_at_least("run", {"length": self.max_steps or self.epochs or 0}, 1)
-        if isinstance(self.result, int) and not 1 <= self.result <= (self.max_steps or self.result):
+        _check_at_least("run", {"extend": self.extend}, 0)
+        if isinstance(self.result, int) and not 1 <= self.result <= self.extend + (
+            self.max_steps or self.result
+        ):
             raise ConfigError(f"run.result is step {self.result} of a run of {self.max_steps} steps")
         if self.early_stop_after and not self.validate_every:
             raise ConfigError("run.early_stop_after needs run.validate_every")
@@ -294,6 +298,12 @@ class Recipe:
             )
         if self.adapter is not None and self.adapter.use_dora and self.parallel.tensor > 1:
             raise ConfigError("adapter.use_dora needs whole rows of a weight", hint="set parallel.tensor = 1")
+        if self.run.extend and self.end_rate == 0:
+            raise ConfigError(
+                f"run.extend trains {self.run.extend} steps at the rate 0, with which schedule "
+                f"{self.optimizer.schedule} ends",
+                hint="set optimizer.min_learning_rate before the run, or start another from its model",
+            )
         needs_validation = self.run.result == "best" or self.run.metric or self.run.early_stop_after
         if needs_validation and not self.data.validation:
             raise ConfigError("run.result best, metric and early_stop_after need data.validation")
@@ -305,6 +315,12 @@ class Recipe:
     def kind(self) -> Stage:
         """What the stage is."""
         return stage.find(self.stage)
+
+    @property
+    def end_rate(self) -> float:
+        """The rate that the schedule ends with."""
+        settings = self.optimizer
+        return settings.learning_rate if settings.schedule == "constant" else settings.min_learning_rate
 
     def _check_samples(self) -> None:
         if self.kind.has_reward_head:

@@ -25,7 +25,7 @@ from nemotron4.model.transformer import Transformer
 from nemotron4.training import checkpoints, checks, inputs, parallel
 from nemotron4.training.loading import Origin
 from nemotron4.training.recipe import Recipe
-from nemotron4.training.trainer import plan_steps
+from nemotron4.training.schedule import plan_steps
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,37 @@
-"""What answers are worth: a program's checks, a reward model, or a reward server, weighed together."""
+"""What answers are worth: a program's checks, the user's function, a reward model or server, a judge."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import os
 import re
+import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from nemotron4.checkpoint.interface import Checkpoint
-from nemotron4.client import BadContentError, ClientError, OpenAIChatModel, RetryPolicy, call_with_retries
+from nemotron4.client import (
+    BadContentError,
+    ClientError,
+    OpenAIChatModel,
+    RetryPolicy,
+    Sampling,
+    call_with_retries,
+)
+from nemotron4.client.own_code import OwnCode, split_name
 from nemotron4.errors import ConfigError, DataError, RequestError, TemplateError, unknown_name
 from nemotron4.grading import answers as grade
 from nemotron4.grading import instructions
+from nemotron4.grading.judgments import rating
 from nemotron4.grading.score import Score
 from nemotron4.inference.reward import RewardEngine, load_reward
 from nemotron4.inference.rollouts import RolloutEngine
 from nemotron4.records import ATTRIBUTES, Message
-from nemotron4.training.policy import PREVIOUS, RewardSource
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import model_hash
+from nemotron4.training.rollout_settings import PREVIOUS, RewardSource
 from nemotron4.training.rollouts import Answer, Judge, RewardVerdict, RolloutBackend
 
 # -- a program's checks
@@ -128,28 +140,35 @@ class ModelJudge:
         return [verdict for verdict in verdicts if verdict is not None]
 
 
+def key_of(source: RewardSource) -> str | None:
+    """The key of the judge's server."""
+    if source.api_key_env is None:
+        return None
+    key = os.environ.get(source.api_key_env)
+    if not key:
+        raise ConfigError(
+            f"reward of kind {source.kind!r}: the environment variable {source.api_key_env} is empty",
+            hint=f"export {source.api_key_env}=... before the run",
+        )
+    return key
+
+
 class HttpJudge:
     """``POST /score`` of a server. A call that fails is repeated; one that keeps failing gives no reward."""
 
     def __init__(self, source: RewardSource) -> None:
         assert source.url is not None, "the recipe has checked it"
-        self._url = source.url
+        self._url = source.url.rstrip("/").removesuffix("/v1")
+        self._model = source.model or "reward"
         self._attribute = _checked_attribute(source)
-        self._api_key = None
-        if source.api_key_env is not None:
-            self._api_key = os.environ.get(source.api_key_env)
-            if not self._api_key:
-                raise ConfigError(
-                    f"reward of kind 'http': the environment variable {source.api_key_env} is empty",
-                    hint=f"export {source.api_key_env}=... before the run",
-                )
+        self._api_key = key_of(source)
         self.identity = ""  # the server may change at any time; the recipe names it
 
     def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
         return asyncio.run(self._judge_all(answers))
 
     async def _judge_all(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
-        model = OpenAIChatModel(self._url, "reward", api_key=self._api_key)
+        model = OpenAIChatModel(self._url, self._model, api_key=self._api_key)
         room = asyncio.Semaphore(MAX_IN_FLIGHT)
 
         async def judge(place: int, answer: Answer) -> RewardVerdict:
@@ -178,12 +197,104 @@ class HttpJudge:
         return RewardVerdict(reward.scalar)
 
 
+RATING_PROMPT = """Rate how well the answer serves the request, from 1 to 10. Weigh helpfulness, \
+correctness and clarity; a longer answer is not a better one. First give your reasons in one or two \
+sentences, then the rating in this form: [[5]].
+
+[request]
+{prompt}
+[end of the request]
+
+[answer]
+{answer}
+[end of the answer]"""
+
+
+class GenerativeJudge(HttpJudge):
+    """A chat model behind an OpenAI route that writes a judgment with a rating from 1 to 10: ``[[7]]``."""
+
+    def __init__(self, source: RewardSource) -> None:
+        super().__init__(source)
+        self._prompt = RATING_PROMPT
+        if source.prompt is not None:
+            try:
+                self._prompt = Path(source.prompt).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"reward of kind 'genrm': {source.prompt}: {error}") from error
+        if "{answer}" not in self._prompt:
+            raise ConfigError("reward of kind 'genrm': its prompt has no {answer}")
+        self._sampling = Sampling(max_tokens=source.max_tokens)
+        self.identity = hashlib.sha256(self._prompt.encode()).hexdigest()
+
+    async def _judge(self, model: OpenAIChatModel, place: int, answer: Answer) -> RewardVerdict:
+        said = conversation(answer)[:-1]
+        shown = "\n\n".join(f"{message.role}: {message.content}" for message in said)
+        if len(said) == 1:
+            shown = said[0].content
+        values = {**answer.fields, "prompt": shown, "answer": answer.text}
+        # One pass: what an answer contains is not filled in again.
+        text = re.sub(r"\{(\w+)\}", lambda found: str(values.get(found[1], found[0])), self._prompt)
+        messages = [Message("user", text)]
+        reply = await call_with_retries(
+            lambda: model.chat(messages, self._sampling), policy=RETRIES, seed=place
+        )
+        found = rating(reply.text)
+        return RewardVerdict(found.value, found.reason or "")
+
+
+# -- the user's function
+
+
+class FunctionJudge:
+    """A function of prompt, answer and row, or of lists of them, in a process of its own.
+
+    It returns a number for each answer; None is no reward. A crash or a hang costs answers, not the run.
+    """
+
+    def __init__(self, source: RewardSource) -> None:
+        assert source.path is not None, "the recipe has checked it"
+        file, _ = split_name(source.path)
+        self.identity = hashlib.sha256(file.read_bytes()).hexdigest()
+        self._path = source.path
+        self._code = OwnCode(source.path, batch_size=MAX_IN_FLIGHT, timeout_s=source.timeout_s)
+        self._runner = asyncio.Runner()
+        weakref.finalize(self, _end, self._runner, self._code)
+
+    def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
+        return self._runner.run(self._judge_all(answers))
+
+    async def _judge_all(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
+        return list(await asyncio.gather(*(self._judge(answer) for answer in answers)))
+
+    async def _judge(self, answer: Answer) -> RewardVerdict:
+        prompt = answer.prompt
+        plain = prompt if isinstance(prompt, str) else [message.to_json() for message in prompt]
+        try:
+            value = await self._code.call(
+                {"prompt": plain, "answer": answer.text, "row": dict(answer.fields)}
+            )
+        except BadContentError as error:
+            return RewardVerdict(None, error.message)
+        if value is None:
+            return RewardVerdict(None, f"{self._path} gave no reward")
+        if isinstance(value, bool | int | float):
+            return RewardVerdict(float(value))
+        return RewardVerdict(None, f"{self._path} returned {value!r}; expected a number or None")
+
+
+def _end(runner: asyncio.Runner, code: OwnCode) -> None:
+    runner.run(code.close())
+    runner.close()
+
+
 # -- a recipe's rewards
 
 
 def connect(recipe: Recipe, base: Checkpoint) -> RolloutBackend:
     """The engine for the recipe's model and the sum of its judges; see ``rollouts.Connect``."""
-    sources: Sequence[RewardSource] = recipe.settings.rewards
+    rollouts = recipe.kind.rollouts(recipe.settings)
+    assert rollouts is not None, "the stage draws answers"
+    sources = rollouts.rewards
     judges = [_judge(source, recipe.model.device) for source in sources]
     return RolloutBackend(RolloutEngine(base), WeightedJudges(sources, judges))
 
@@ -191,11 +302,18 @@ def connect(recipe: Recipe, base: Checkpoint) -> RolloutBackend:
 def _judge(source: RewardSource, device: str) -> Judge:
     if source.kind == "reward_model":
         return ModelJudge(source, device)
+    if source.kind == "python":
+        return FunctionJudge(source)
+    if source.kind == "genrm":
+        return GenerativeJudge(source)
     return HttpJudge(source) if source.kind == "http" else verifier(source)
 
 
 class WeightedJudges:
-    """The sum of ``weight * (value - shift)``; an answer that one judge cannot judge has no reward."""
+    """The sum of ``weight * (value - shift)``; an answer that one judge cannot judge has no reward.
+
+    What a judge values less than its ``gate`` is not shown to the judges after it, which add nothing.
+    """
 
     def __init__(self, sources: Sequence[RewardSource], judges: Sequence[Judge]) -> None:
         self._sources = sources
@@ -203,15 +321,27 @@ class WeightedJudges:
         self.identity = " ".join(judge.identity for judge in judges)
 
     def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
-        columns = [judge(answers) for judge in self._judges]
-        return [self._sum(verdicts) for verdicts in zip(*columns, strict=True)]
+        totals = [RewardVerdict(0.0) for _ in answers]
+        open_places = list(range(len(answers)))
+        for source, judge in zip(self._sources, self._judges, strict=True):
+            if not open_places:
+                break
+            found = judge([answers[place] for place in open_places])
+            still_open = []
+            for place, verdict in zip(open_places, found, strict=True):
+                totals[place] = _added(totals[place], source, verdict)
+                if totals[place].value is None or verdict.value is None:
+                    continue
+                if source.gate is None or verdict.value >= source.gate:
+                    still_open.append(place)
+            open_places = still_open
+        return totals
 
-    def _sum(self, verdicts: Sequence[RewardVerdict]) -> RewardVerdict:
-        total = 0.0
-        for source, verdict in zip(self._sources, verdicts, strict=True):
-            if verdict.value is None:
-                return RewardVerdict(None, verdict.reason)
-            if not math.isfinite(verdict.value):
-                return RewardVerdict(None, f"the reward of kind {source.kind!r} is {verdict.value}")
-            total += source.weight * (verdict.value - source.shift)
-        return RewardVerdict(total)
+
+def _added(total: RewardVerdict, source: RewardSource, verdict: RewardVerdict) -> RewardVerdict:
+    if verdict.value is None:
+        return RewardVerdict(None, verdict.reason)
+    if not math.isfinite(verdict.value):
+        return RewardVerdict(None, f"the reward of kind {source.kind!r} is {verdict.value}")
+    assert total.value is not None, "answers without a reward are not judged further"
+    return RewardVerdict(total.value + source.weight * (verdict.value - source.shift))

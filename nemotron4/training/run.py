@@ -50,14 +50,15 @@ from nemotron4.training.output import (
     write_start,
 )
 from nemotron4.training.packing import Sample
+from nemotron4.training.prompts import PromptKind
 from nemotron4.training.reading import HUB, TrainingSource, files_of, refuse_too_many
 from nemotron4.training.recipe import Recipe, as_plain
 from nemotron4.training.reference import model_hash, with_reference
 from nemotron4.training.rewards import connect as connect_rewards
 from nemotron4.training.rollouts import Connect, PromptSample
 from nemotron4.training.sampler import Sampler, Samples
-from nemotron4.training.stages.policy_gradient import PromptKind
-from nemotron4.training.trainer import Trainer, learning_rate
+from nemotron4.training.schedule import learning_rate
+from nemotron4.training.trainer import Trainer
 
 Note = Callable[[str], None]
 
@@ -116,7 +117,8 @@ def train(
         weights = model_hash(engine.scorer.net) if grid is None else origin.hash()
         shown = on_part if is_writer else hear_nothing
         read = _with_reference(recipe, read, engine, weights, is_writer=is_writer, note=tell, on_part=shown)
-        special = recipe.kind.trainer()
+        has_reference = recipe.kind.has_reference(recipe.settings)
+        special = recipe.kind.trainer(recipe.settings)
         make = Trainer if special is None else special(origin, grid, device, connect)
         used = base.prompt_format()
         facts = run_facts(recipe, read, weights, None if used is None else used.date)
@@ -134,7 +136,7 @@ def train(
             logs=_logs(origin, engine, is_writer=is_writer, on_part=shown),
             cost=StepCost.of(config, has_adapter=recipe.adapter is not None),
             peak_flops_per_s=matmul_flops_per_s(device) * recipe.parallel.num_processes,
-            constants={"share_left_out": read.share_left_out} if recipe.kind.has_reference else {},
+            constants={"share_left_out": read.share_left_out} if has_reference else {},
         )
         if is_writer:
             for line in trainer.plan.notes:
@@ -190,7 +192,7 @@ def _with_reference(
     note: Note = lambda text: None,
     on_part: OnPart = hear_nothing,
 ) -> Data:
-    if not recipe.kind.has_reference:
+    if not recipe.kind.has_reference(recipe.settings):
         return read
     cache = _reference_cache(recipe, weights)
     done = [
@@ -272,13 +274,15 @@ def _say_new_rate(trainer: Trainer, note: Note) -> None:
     last = checkpoints.newest(trainer.checkpoints)
     if last is None or not record.is_file():
         return
-    step, planned = checkpoints.read_state(last).step, json.loads(record.read_text("utf-8"))["num_steps"]
-    num_steps = trainer.plan.num_steps
+    step, values = checkpoints.read_state(last).step, json.loads(record.read_text("utf-8"))
+    planned = values["num_steps"] - values["recipe"]["run"].get("extend", 0)
+    num_steps = trainer.plan.num_scheduled
     if planned == num_steps or step >= num_steps:
         return
     before, after = (learning_rate(min(step, n - 1), n, trainer.rates) for n in (planned, num_steps))
     if before != after:
         note(
             f"the run was planned for {planned} steps and now has {num_steps}: after step {step} the rate "
-            f"goes from {before:.3g} to {after:.3g} (schedule wsd repeats only its last steps)"
+            f"goes from {before:.3g} to {after:.3g} (run.extend would keep the rate, and schedule wsd "
+            "repeats only its last steps)"
         )

@@ -26,6 +26,14 @@ from nemotron4.training.sharded import ShardedEngine
 
 
 @dataclass(frozen=True)
+class DrawnAnswer:
+    """An answer, and how many updates of the policy came after the weights that wrote it."""
+
+    generation: Generation
+    staleness: int = 0
+
+
+@dataclass(frozen=True)
 class Sampler:
     """``skeleton`` makes the whole policy on the meta device, in the type that it shall generate in."""
 
@@ -44,6 +52,13 @@ class Sampler:
                 on_progress=lambda done, tokens: self.on_part(Part("answers", done, len(share), tokens)),
             )
         return self.engine.joined(found)
+
+    def begin(self, requests: Sequence[SamplingRequest]) -> Callable[[], list[DrawnAnswer]]:
+        """What gives the answers: here by the weights that the policy has when it is called."""
+        return lambda: [DrawnAnswer(each) for each in self(requests)]
+
+    def update(self) -> None:
+        """The policy has changed, and answers with it."""
 
     @contextlib.contextmanager
     def _policy(self) -> Iterator[Transformer]:

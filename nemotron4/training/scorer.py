@@ -60,7 +60,7 @@ Scorer = LogprobScorer | AttributeScorer
 
 def hidden(net: Transformer | RewardModel, x: Tensor, row: PackedRow) -> Tensor:
     """The decoder on a packed row: from token ids (N,), or what an earlier part made of them, to (N, D)."""
-    hidden_ND: Tensor = net.model(x, row.positions_N, PackedAttend(row.positions_N))
+    hidden_ND: Tensor = net.model(x, row.positions_N, PackedAttend(row.runs))
     return hidden_ND
 
 

@@ -89,7 +89,7 @@ class ShardedEngine(TrainingEngine):
 
     def rows(self, samples: Sequence[Sample], row_tokens: int) -> list[PackedRow]:
         """Every data rank gets equally many rows, because sharded layers work in step; some may be empty."""
-        plan = plan_rows([sample.num_tokens for sample in samples], row_tokens)
+        plan = plan_rows([sample.packed_tokens for sample in samples], row_tokens)
         plan += [[] for _ in range(-len(plan) % self.num_data)]
         return self._packed(samples, plan, pad_to=None)
 

@@ -20,7 +20,8 @@ from nemotron4.model.transformer import Transformer
 from nemotron4.training import stages
 from nemotron4.training.encoding import RowKind
 from nemotron4.training.losses import SumCount
-from nemotron4.training.packing import PackedRow, Sample
+from nemotron4.training.packing import PackedRow
+from nemotron4.training.rollout_settings import RolloutSection
 from nemotron4.training.scorer import AttributeScorer, LogprobScorer, Scorer
 
 # Name -> (sum, count), added over rows and processes. Names that start with "_" are inputs of ``summarise``.
@@ -81,7 +82,6 @@ class Stage:
     kinds: ClassVar[tuple[RowKind, ...]]  # the first is the usual one
     examples: ClassVar[dict[str, dict[str, Any]]]  # for `train --new`: name -> the table to begin with
     has_reward_head: ClassVar[bool] = False
-    has_reference: ClassVar[bool] = False  # samples need log-probabilities under the start
     reads_documents: ClassVar[bool] = False  # rows are texts, cut into windows
 
     @property
@@ -105,16 +105,21 @@ class Stage:
     def scorer(self, net: Transformer | RewardModel, settings: Any) -> Scorer:
         return AttributeScorer(net) if isinstance(net, RewardModel) else LogprobScorer(net)
 
-    def num_samples(self, settings: Any) -> int | None:
-        """Samples that a step takes from the data, where it is not ``batch.global_size``."""
+    def has_reference(self, settings: Any) -> bool:
+        """True if the rows need log-probabilities under the start before the first step."""
+        return False
+
+    def rollouts(self, settings: Any) -> RolloutSection | None:
+        """How answers are drawn, in a stage whose rows are prompts."""
         return None
 
-    def planned(self, settings: Any, samples: Sequence[Sample]) -> Sequence[Sample]:
-        """What a pass over the data computes on, for estimates of its time."""
-        return samples
+    def num_samples(self, settings: Any) -> int | None:
+        """Samples that a step takes from the data, where it is not ``batch.global_size``."""
+        rollouts = self.rollouts(settings)
+        return None if rollouts is None else rollouts.num_prompts
 
-    def trainer(self) -> Any:
-        """The trainer that takes what ``run.train`` gives it; None for the plain one."""
+    def trainer(self, settings: Any) -> Any:
+        """What makes the trainer from what ``run.train`` gives it; None for the plain one."""
         return None
 
 

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,56 +35,10 @@ from nemotron4.training.metrics import (
 )
 from nemotron4.training.packing import Sample
 from nemotron4.training.recipe import OptimizerSection, Recipe
+from nemotron4.training.schedule import learning_rate, plan_steps
 from nemotron4.training.stage import Objective
 
 HIGHER_IS_BETTER = frozenset(("reward", "accuracy", "margin_beta", "reward_correlation", "score_margin"))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Samples of each step, from the length of the run and the batch ramp, and the steps of warm-up.
-
-    ``notes`` say what was fitted to a short data set.
-    """
-
-    sizes: tuple[int, ...]
-    warmup_steps: int
-    notes: tuple[str, ...] = ()
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.sizes)
-
-
-def plan_steps(recipe: Recipe, num_samples: int) -> Plan:
-    """Step sizes; with epochs the last step may be smaller, which the loss law allows."""
-    if num_samples == 0:
-        raise TrainingError("no sample to train on", hint="see nemotron4 doctor data")
-    sizes: list[int] = []
-    notes: list[str] = []
-    seen = 0
-    warmup = recipe.optimizer.warmup_steps
-    if recipe.run.max_steps is not None:
-        for _ in range(recipe.run.max_steps):
-            sizes.append(recipe.samples_at(seen))
-            seen += sizes[-1]
-        if max(sizes) > num_samples:
-            notes.append(f"a step of {max(sizes)} samples has some of the {num_samples} rows more than once")
-        if warmup >= len(sizes):
-            notes.append(f"the warm-up of {warmup} steps is as long as the run: the full rate is not reached")
-        return Plan(tuple(sizes), warmup, tuple(notes))
-    total = num_samples * (recipe.run.epochs or 1)
-    while seen < total:
-        sizes.append(min(recipe.samples_at(seen), num_samples, total - seen))
-        seen += sizes[-1]
-    if recipe.samples_at(0) > num_samples:
-        notes.append(f"a step has {num_samples} samples, all there are; batch.global_size asks for more")
-    if warmup >= len(sizes):
-        warmup = len(sizes) // 10
-        notes.append(
-            f"the warm-up is {warmup} steps of {len(sizes)}; optimizer.warmup_steps is as long as the run"
-        )
-    return Plan(tuple(sizes), warmup, tuple(notes))
 
 
 def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSection) -> torch.optim.AdamW:
@@ -292,7 +246,7 @@ class Trainer:
                 f"the gradient's norm is {norm} at step {self._step + 1}; no update was made",
                 hint="lower optimizer.learning_rate, or resume from the last checkpoint with other data",
             )
-        rate = learning_rate(self._step, self.plan.num_steps, self.rates)
+        rate = learning_rate(self._step, self.plan.num_scheduled, self.rates)
         apply_gradients(self.engine, self.optimizer, norm, rate, self.recipe.optimizer.clip_norm)
         return norm
 
@@ -362,31 +316,3 @@ class Trainer:
         self._step, self._seen = state.step, state.samples_seen
         self._best, self._best_step = state.best_validation, state.best_step
         self._num_stale = state.num_stale
-
-
-# ---- the learning rate, a pure function of the step: a resumed run needs no state for it
-
-
-def learning_rate(step: int, num_steps: int, settings: OptimizerSection) -> float:
-    """The rate of step 0, 1, ..., num_steps - 1.
-
-    Warm-up is linear and never 0: ``(step + 1) / (warmup + 1)`` of the rate (NeMo without constant steps).
-    Then ``constant``; ``linear`` or ``cosine`` down to the minimum; ``wsd``, constant with a linear fall in
-    the last ``decay_steps``, so that a longer run repeats only those; or ``steep``, the square-root-shaped
-    fall ``1 - sqrt(progress)`` that drops fastest at its start, for continued training.
-    """
-    peak, low = settings.learning_rate, settings.min_learning_rate
-    if step < settings.warmup_steps:
-        return peak * (step + 1) / (settings.warmup_steps + 1)
-    if settings.schedule == "constant":
-        return peak
-    if settings.schedule == "wsd":
-        left = num_steps - 1 - step
-        return peak if left >= settings.decay_steps else low + (peak - low) * left / settings.decay_steps
-    progress = min(1.0, (step - settings.warmup_steps) / max(1, num_steps - 1 - settings.warmup_steps))
-    shape = {
-        "linear": 1 - progress,
-        "cosine": (1 + math.cos(math.pi * progress)) / 2,
-        "steep": 1 - math.sqrt(progress),
-    }[settings.schedule]
-    return low + (peak - low) * shape

@@ -71,6 +71,7 @@ def test_sequences_of_some_length_on_a_cpu_go_by_blocks_and_nothing_else(
     taken: list[int] = []
 
     def blocked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert q.dtype in (torch.float32, torch.float64)
         taken.append(q.shape[1])
         return by_torch(q, k, v)
 
@@ -79,23 +80,35 @@ def test_sequences_of_some_length_on_a_cpu_go_by_blocks_and_nothing_else(
     for length, dtype in [
         (shortest, torch.float32),
         (shortest - 1, torch.float32),
-        (shortest, torch.bfloat16),  # its scores would be rounded before the softmax
+        (shortest, torch.bfloat16),  # in float32, so that its scores are not rounded before the softmax
         (longest, torch.float64),
         (longest + 1, torch.float32),
     ]:
         qkv = inputs(1, length, 4, 2, dtype)
         assert CausalAttend()(0, *qkv).dtype == dtype
-    assert taken == [shortest, longest]
+    assert taken == [shortest, shortest, longest]
 
 
 def test_long_and_short_segments_of_a_row_are_those_of_rows_of_their_own() -> None:
     lengths = [300, 300, 20, 256]
     qkv = inputs(1, sum(lengths), 4, 2, torch.float32)
-    positions_N = torch.cat([torch.arange(length) for length in lengths])
-    together = PackedAttend(positions_N)(0, *(x[0] for x in qkv))
+    together = PackedAttend([(length,) for length in lengths])(0, *(x[0] for x in qkv))
     parts = zip(*(x.split(lengths, dim=1) for x in qkv), strict=True)
     alone = torch.cat([by_torch(*part)[0] for part in parts])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("before", [30, 300])
+def test_the_last_positions_alone_are_those_of_the_whole(before: int, dtype: torch.dtype) -> None:
+    q, k, v = inputs(2, before + 90, 4, 2, dtype)
+    whole = causal_attention.causal_attention(q, k, v)[:, before:]
+    last = causal_attention.causal_attention(q[:, before:], k, v)
+    close = 1e-9 if dtype == torch.float64 else 0.1
+    torch.testing.assert_close(last, whole, rtol=close, atol=close)
+    gradients = [torch.autograd.grad(out.double().sin().sum(), (q, k, v)) for out in (whole, last)]
+    for got, want in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(got, want, rtol=close, atol=close)
 
 
 def test_a_not_finite_number_is_not_hidden() -> None:

@@ -32,7 +32,7 @@ from nemotron4.training.stage import Objective
 from nemotron4.training.stages.preference import PairObjective, PreferenceSection
 from nemotron4.training.stages.reward import RegressionObjective
 from nemotron4.training.stages.sft import LikelihoodObjective
-from nemotron4.training.trainer import Progress, Trainer
+from nemotron4.training.trainer import StepRecord, Trainer
 from tests.training import tiny
 
 STAGES: dict[str, tuple[Objective, str]] = {
@@ -122,7 +122,7 @@ def train(engine: TrainingEngine, case: Case, num_rows: int = 11) -> int:
     )  # fmt: skip
     is_last = dist.is_initialized() and dist.get_rank() == dist.get_world_size() - 1
 
-    def on_progress(progress: Progress) -> None:
+    def on_progress(progress: StepRecord) -> None:
         if progress.step == case.steps:
             trainer.stop_requested.set()
         if progress.step == 2 and case.fault == "sigterm" and is_last:

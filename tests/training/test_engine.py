@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -129,6 +130,72 @@ def test_packed_logprobs_equal_the_plain_forward_pass() -> None:
             if is_trained
         ]
     torch.testing.assert_close(packed, torch.stack(expected), rtol=1e-6, atol=1e-6)
+
+
+def shared_pairs(num: int = 3, prompt: int = 24) -> list[Sample]:
+    """Pairs of one prompt each, and one pair whose segments have nothing in common."""
+    generator = torch.Generator().manual_seed(8)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(tiny.VOCABULARY, (length,), generator=generator).tolist())
+
+    made = []
+    for i in range(num):
+        asked = ids(prompt + i)
+        answers = [ids(3 + i), ids(6)]
+        segments = [
+            Segment((*asked, *answer), (*[False] * len(asked), *[True] * len(answer))) for answer in answers
+        ]
+        made.append(Sample(tuple(segments), labels=(1.0, -0.5), reference=(-20.0, -21.0)))
+    return [*made, *tiny.pairs(1)]
+
+
+@pytest.mark.parametrize("makes_scorer", [tiny.logprob_scorer, tiny.reward_scorer])
+def test_answers_that_share_their_prompt_have_the_numbers_of_answers_apart(
+    makes_scorer: Callable[[], Scorer],
+) -> None:
+    samples = shared_pairs()
+    scorer = makes_scorer()
+    rows = [pack(samples, shares=shares, pad_to=400) for shares in (True, False)]
+    used = [len(row.tokens_N) - row.num_padding for row in rows]
+    assert used[1] - used[0] == sum(24 + i for i in range(3))
+    assert used[0] == sum(sample.packed_tokens for sample in samples)
+    found = []
+    for row in rows:
+        scores = scorer(row)
+        loss = (scores * torch.linspace(-1, 2, scores.numel()).view_as(scores)).sum()
+        found.append((scores, *torch.autograd.grad(loss, list(scorer.parameters()), allow_unused=True)))
+    for shared, apart in zip(*found, strict=True):
+        assert (shared is None) == (apart is None)
+        if shared is not None:
+            torch.testing.assert_close(shared, apart, rtol=1e-5, atol=1e-5)
+
+
+def test_an_answer_that_trains_its_beginning_shares_no_trained_token() -> None:
+    tokens = tuple(range(1, 40))
+    segments = (
+        Segment((*tokens, 50, 51), (*[False] * 30, *[True] * 11)),
+        Segment((*tokens, 52), (*[False] * 33, *[True] * 7)),
+    )
+    assert Sample(segments).num_shared == 30
+    short = Sample(tuple(Segment(s.tokens[25:], s.is_trained[25:]) for s in segments))
+    assert short.num_shared == 0
+    scorer = tiny.logprob_scorer()
+    scores = [scorer(pack([Sample(segments)], shares=shares)) for shares in (True, False)]
+    torch.testing.assert_close(*scores, rtol=1e-5, atol=1e-6)
+
+
+def test_a_packed_preference_step_is_the_same_with_the_prompts_shared_or_not() -> None:
+    objective = PairObjective(PreferenceSection(loss="rpo", beta=0.3, sft_weight=0.1))
+    engine = TrainingEngine(tiny.logprob_scorer())
+    shared = engine.forward_backward([pack(shared_pairs())], objective)
+    gradients = [p.grad.clone() for p in engine.trainable.values()]
+    engine.scorer.zero_grad()
+    apart = engine.forward_backward([pack(shared_pairs(), shares=False)], objective)
+    assert shared.loss == pytest.approx(apart.loss, rel=1e-6)
+    assert shared.num_tokens == apart.num_tokens
+    for got, want in zip(gradients, engine.trainable.values(), strict=True):
+        torch.testing.assert_close(got, want.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_padding_a_row_changes_nothing() -> None:

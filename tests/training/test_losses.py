@@ -12,6 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nemotron4.training import losses
+from nemotron4.training.advantages import (
+    advantages_of_group,
+    gae,
+    group_advantages,
+    leave_one_out_advantages,
+    normalised,
+)
 
 EXTREMES = torch.tensor([-1000.0, -104.0, -30.0, -1.0, 0.0, 1.0, 30.0, 104.0, 1000.0])
 
@@ -260,7 +267,7 @@ def plain_gae(rewards: list[float], values: list[float], discount: float, decay:
 def test_gae_equals_its_definition_on_the_answer_and_is_zero_elsewhere() -> None:
     rewards, values = random(2, 6, seed=1), random(2, 6, seed=2)
     mask = torch.tensor([[0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1]])
-    result = losses.gae(rewards, values, mask, discount=0.9, decay=0.8)
+    result = gae(rewards, values, mask, discount=0.9, decay=0.8)
     for row in range(2):
         answer = mask[row].bool()
         expected = plain_gae(rewards[row][answer].tolist(), values[row][answer].tolist(), 0.9, 0.8)
@@ -272,7 +279,7 @@ def test_gae_equals_its_definition_on_the_answer_and_is_zero_elsewhere() -> None
 
 def test_gae_without_decay_and_values_is_the_reward_to_go() -> None:
     rewards = torch.tensor([[1.0, 2.0, 4.0]])
-    result = losses.gae(rewards, torch.zeros(1, 3), torch.ones(1, 3), discount=1.0, decay=1.0)
+    result = gae(rewards, torch.zeros(1, 3), torch.ones(1, 3), discount=1.0, decay=1.0)
     assert result.advantages.tolist() == [[7.0, 6.0, 4.0]]
 
 
@@ -321,20 +328,20 @@ def test_reinforce_weighs_the_answer_by_its_advantage() -> None:
 
 
 def test_leave_one_out_subtracts_the_mean_of_the_others() -> None:
-    advantages = losses.leave_one_out_advantages(torch.tensor([[1.0, 2.0, 6.0]]))
+    advantages = leave_one_out_advantages(torch.tensor([[1.0, 2.0, 6.0]]))
     assert advantages.tolist() == [[-3.0, -1.5, 4.5]]
 
 
 def test_group_advantages_are_standardised_and_zero_for_equal_rewards() -> None:
-    advantages = losses.group_advantages(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]), epsilon=1e-12)
+    advantages = group_advantages(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]), epsilon=1e-12)
     torch.testing.assert_close(advantages, torch.tensor([[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]))
 
 
 def test_a_group_of_one_is_refused() -> None:
     with pytest.raises(ValueError, match="2 or more"):
-        losses.group_advantages(torch.ones(3, 1))
+        group_advantages(torch.ones(3, 1))
     with pytest.raises(ValueError, match="2 or more"):
-        losses.leave_one_out_advantages(torch.ones(3, 1))
+        leave_one_out_advantages(torch.ones(3, 1))
 
 
 def test_grpo_is_the_clipped_surrogate_plus_k3() -> None:
@@ -345,6 +352,117 @@ def test_grpo_is_the_clipped_surrogate_plus_k3() -> None:
     k3 = (torch.exp(reference - new) - 1 - (reference - new))[mask.bool()].sum()
     assert float(loss.sum) == pytest.approx(float(surrogate.sum + 0.5 * k3), rel=1e-12)
     assert float(loss.count) == 4
+
+
+# Published methods on three answers of 3, 1 and 2 tokens to one prompt, each written out from its paper.
+
+MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]])
+REWARDS = [1.0, 0.0, 0.25]
+
+
+def ratios() -> tuple[torch.Tensor, torch.Tensor, list[list[float]]]:
+    """New and old log-probabilities, and the ratio of each token of each answer."""
+    new, old = (random(3, 3, seed=seed, scale=0.4) for seed in (1, 2))
+    found = [[math.exp(new[i, t] - old[i, t]) for t in range(3) if MASK[i, t]] for i in range(3)]
+    return new, old, found
+
+
+def clip(ratio: float, low: float, high: float) -> float:
+    return min(max(ratio, 1 - low), 1 + high)
+
+
+def mean_loss(found: losses.SumCount) -> float:
+    return float(found.sum / found.count)
+
+
+def test_dapo_clips_higher_and_averages_over_tokens() -> None:
+    """DAPO (Yu et al. 2025, eq. 8): 1 / sum |o_i| of min(r A, clip(r, 1 - 0.2, 1 + 0.28) A)."""
+    new, old, ratio = ratios()
+    mean = sum(REWARDS) / 3
+    deviation = (sum((r - mean) ** 2 for r in REWARDS) / 2) ** 0.5
+    advantage = [(r - mean) / (deviation + 1e-4) for r in REWARDS]
+    assert advantages_of_group(REWARDS, "group") == pytest.approx(advantage)
+    terms = [min(r * a, clip(r, 0.2, 0.28) * a) for rs, a in zip(ratio, advantage, strict=True) for r in rs]
+    found = losses.grpo(new, old, torch.tensor(advantage), MASK, clip_high=0.28)
+    assert mean_loss(found) == pytest.approx(-sum(terms) / 6, rel=1e-6)
+
+
+def test_dr_grpo_divides_neither_by_length_nor_by_deviation() -> None:
+    """Dr. GRPO (Liu et al. 2025): 1 / G sum_i sum_t min(r A, clip(r) A), A = R - mean R."""
+    new, old, ratio = ratios()
+    advantage = [r - sum(REWARDS) / 3 for r in REWARDS]
+    assert advantages_of_group(REWARDS, "centred") == pytest.approx(advantage)
+    terms = [min(r * a, clip(r, 0.2, 0.2) * a) for rs, a in zip(ratio, advantage, strict=True) for r in rs]
+    found = losses.grpo(new, old, torch.tensor(advantage), MASK, loss_over="sums")
+    assert mean_loss(found) == pytest.approx(-sum(terms) / 3, rel=1e-6)
+
+
+def test_grpos_paper_averages_each_answer_first() -> None:
+    """DeepSeekMath 2024, eq. 3 without its KL: 1 / G sum_i 1 / |o_i| sum_t min(r A, clip(r) A)."""
+    new, old, ratio = ratios()
+    advantage = [1.0, -2.0, 0.5]
+    answers = [
+        sum(min(r * a, clip(r, 0.2, 0.2) * a) for r in rs) / len(rs)
+        for rs, a in zip(ratio, advantage, strict=True)
+    ]
+    found = losses.grpo(new, old, torch.tensor(advantage), MASK, loss_over="answers")
+    assert mean_loss(found) == pytest.approx(-sum(answers) / 3, rel=1e-6)
+
+
+def test_gspo_has_one_ratio_for_an_answer() -> None:
+    """GSPO (Zheng et al. 2025, eq. 5 and 7): s_i = (prod r)^(1/|o_i|), 1 / G sum_i min(s A, clip(s) A)."""
+    new, old, ratio = ratios()
+    advantage = [1.0, -2.0, 0.5]
+    mean_ratio = [math.prod(rs) ** (1 / len(rs)) for rs in ratio]
+    terms = [min(s * a, clip(s, 3e-4, 4e-4) * a) for s, a in zip(mean_ratio, advantage, strict=True)]
+    found = losses.grpo(
+        new, old, torch.tensor(advantage), MASK,
+        ratio="sequence", loss_over="answers", clip_low=3e-4, clip_high=4e-4,
+    )  # fmt: skip
+    assert mean_loss(found) == pytest.approx(-sum(terms) / 3, rel=1e-6)
+
+
+def test_rloo_weighs_the_whole_answers_log_probability() -> None:
+    """RLOO (Ahmadian et al. 2024): 1 / k sum_i (R_i - mean of the others) log p(y_i)."""
+    new, _, _ = ratios()
+    advantage = [r - (sum(REWARDS) - r) / 2 for r in REWARDS]
+    assert advantages_of_group(REWARDS, "leave_one_out") == pytest.approx(advantage)
+    sums = [sum(float(new[i, t]) for t in range(3) if MASK[i, t]) for i in range(3)]
+    found = losses.reinforce(new, torch.tensor(advantage), MASK, loss_over="sums")
+    terms = [a * logp for a, logp in zip(advantage, sums, strict=True)]
+    assert mean_loss(found) == pytest.approx(-sum(terms) / 3, rel=1e-6)
+
+
+def test_reinforce_plus_plus_baseline_normalises_over_the_step_and_has_k2() -> None:
+    """REINFORCE++-baseline (Hu 2025): A' = R - mean of the group, A = (A' - mean A') / std A' of the step."""
+    centred = [r - sum(REWARDS) / 3 for r in REWARDS]
+    assert advantages_of_group(REWARDS, "batch") == pytest.approx(centred)
+    tokens = [a for a, length in zip(centred, (3, 1, 2), strict=True) for _ in range(length)]
+    mean = sum(tokens) / 6
+    deviation = (sum((a - mean) ** 2 for a in tokens) / 6) ** 0.5
+    expected = [(a - mean) / deviation for a in centred]
+    assert normalised(centred, [3, 1, 2]) == pytest.approx(expected, rel=1e-6)
+    new, old, ratio = ratios()
+    reference = random(3, 3, seed=7, scale=0.4)
+    k2 = sum(float(reference[i, t] - new[i, t]) ** 2 / 2 for i in range(3) for t in range(3) if MASK[i, t])
+    terms = [min(r * a, clip(r, 0.2, 0.2) * a) for rs, a in zip(ratio, expected, strict=True) for r in rs]
+    found = losses.grpo(
+        new, old, torch.tensor(expected), MASK,
+        reference_logprobs_BT=reference, kl_coefficient=0.1, kl_estimator="k2",
+    )  # fmt: skip
+    assert mean_loss(found) == pytest.approx((0.1 * k2 - sum(terms)) / 6, rel=1e-6)
+
+
+def test_importance_weights_multiply_the_surrogate_and_not_the_kl() -> None:
+    new, old, ratio = ratios()
+    weights = random(3, 3, seed=9).abs()
+    found = losses.grpo(
+        new, old, torch.ones(3), MASK,
+        reference_logprobs_BT=new - 1, kl_coefficient=0.1, weights_BT=weights, clip_low=9, clip_high=9,
+    )  # fmt: skip
+    flat = [float(weights[i, t]) for i in range(3) for t in range(3) if MASK[i, t]]
+    gains = [w * r for w, r in zip(flat, (r for rs in ratio for r in rs), strict=True)]
+    assert mean_loss(found) == pytest.approx(0.1 * math.exp(-1) - sum(gains) / 6, rel=1e-6)
 
 
 def test_kl_estimators_average_to_the_true_kl() -> None:

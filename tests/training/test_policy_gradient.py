@@ -15,22 +15,23 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.errors import ConfigError, DataError, TrainingError
 from nemotron4.training import inputs, parallel, run
+from nemotron4.training.advantages import actor_critic_advantages, advantages_of_group
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.loading import Origin
-from nemotron4.training.losses import actor_critic_advantages, advantages_of_group
 from nemotron4.training.packing import Segment
 from nemotron4.training.policy import (
     ActorObjective,
     AnswerSample,
     PolicyGradientSection,
-    RewardSource,
 )
 from nemotron4.training.preview import check_invariance, compare_cuts, preview
 from nemotron4.training.recipe import Recipe, build
 from nemotron4.training.rewards import connect
+from nemotron4.training.rollout_settings import RewardSource
 from nemotron4.training.rollouts import Answer, Connect, RewardVerdict, RolloutBackend
 from nemotron4.training.scorer import PolicyScorer
+from nemotron4.training.stages.policy_gradient import METHODS
 from tests import tiny_models
 from tests.training import tiny
 
@@ -153,7 +154,7 @@ def test_a_steps_gradient_is_the_derivative_of_the_expected_reward(
     prompts = inputs.read_data(recipe, inputs.build_encoder(recipe, base, config)).train
     origin, stage = Origin(recipe, base, config), recipe.kind.objective(recipe.settings)
     engine = parallel.build(origin, None, torch.device("cpu"))
-    make_trainer = recipe.kind.trainer()(origin, None, engine.device, judging(WorthJudge()))
+    make_trainer = recipe.kind.trainer(recipe.settings)(origin, None, engine.device, judging(WorthJudge()))
     found: torch.Tensor | float = 0.0
     for seed in range(num_rounds):
         recipe = replace(recipe, run=replace(recipe.run, seed=seed))
@@ -285,21 +286,130 @@ def test_a_step_without_any_reward_stops_the_run_and_says_why(tmp_path: Path, ne
         run.train(make(tmp_path, nemotron, "grpo"), connect=judging(Away()))
 
 
-def test_groups_of_equal_rewards_change_nothing_and_are_counted(tmp_path: Path, nemotron: Path) -> None:
+def test_a_run_whose_groups_never_differ_says_so_and_leaves_no_model(tmp_path: Path, nemotron: Path) -> None:
     anything = {"kind": "pattern", "pattern": ".*", "weight": 0.1}
     recipe = make(
         tmp_path, nemotron, "grpo", policy_gradient={"rewards": [anything]}, optimizer={"warmup_steps": 2}
     )
-    summary = run.train(recipe)
+    message = "in none of 2 steps two answers to one prompt had different rewards: nothing was learnt"
+    for _ in range(2):  # and so does the same command again
+        with pytest.raises(TrainingError, match=message):
+            run.train(recipe)
     for line in metrics(tmp_path / "run"):
         assert line["share_equal_groups"] == 1
         assert line["trained_answers"] == line["updates"] == 0
         assert "loss" not in line
     assert [line["learning_rate"] for line in metrics(tmp_path / "run")] == [1e-3 / 3, 2e-3 / 3]
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_dynamic_sampling_draws_prompts_until_enough_groups_differ(tmp_path: Path, nemotron: Path) -> None:
+    """The judge is fair to two of six prompts; of the four that a step takes others are passed over."""
+
+    class Fair(LengthJudge):
+        def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
+            fair = ("Add 1 and 1", "Add 4 and 4")
+            return [
+                RewardVerdict(i / 1000 if a.prompt[-1].content in fair else 0.0)
+                for i, a in enumerate(answers)
+            ]
+
+    recipe = make(tmp_path, nemotron, "grpo", policy_gradient={"num_prompts": 2, "max_resamples": 4})
+    run.train(recipe, connect=judging(Fair()))
+    for line in metrics(tmp_path / "run"):
+        assert line["trained_answers"] == 8
+        assert line["share_equal_groups"] == 0
+    # Of six prompts two differ, so two steps of two went through all of them twice.
+    assert line["samples_seen"] >= 8
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_published_method_takes_a_step_and_knows_its_prompts(
+    tmp_path: Path, nemotron: Path, method: str
+) -> None:
+    settings = {"critic": {"learning_rate": 1e-3}} if method == "ppo" else {}
+    recipe = make(
+        tmp_path, nemotron, METHODS[method]["algorithm"],
+        policy_gradient=METHODS[method] | settings, run={"max_steps": 1},
+    )  # fmt: skip
+    run.train(recipe, connect=judging(LengthJudge()))
+    [line] = metrics(tmp_path / "run")
+    assert line["updates"] == 1
+    assert line["ratio"] == pytest.approx(1, abs=1e-5)
+    assert line["grad_norm"] > 0
+
+
+# ---- pairs of the policy's own answers
+
+
+def online(folder: Path, start: Path, /, name: str = "run", **more: object) -> Recipe:
+    rollouts = {
+        "rewards": [PATTERN], "num_prompts": 4, "group_size": 4, "max_new_tokens": 6, "unfinished": "judge",
+    }  # fmt: skip
+    values: dict[str, object] = {
+        "stage": "preference",
+        "model": {"start": str(start), "device": "cpu"},
+        "data": {"train": [str(prompts(folder))], "max_length": 80},
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 0},
+        "batch": {"global_size": 64, "row_tokens": 400},
+        "run": {"directory": str(folder / name), "max_steps": 2, "save_every": 1},
+        "preference": {"loss": "rpo", "beta": 0.5, "pairs": "online", "rollouts": rollouts},
+    }
+    return build(values | more)
+
+
+@pytest.mark.parametrize("adapter", [None, {"kind": "lora", "rank": 2, "targets": ["all"]}])
+def test_online_pairs_are_the_best_and_worst_answers_against_the_start(
+    tmp_path: Path, nemotron: Path, adapter: dict | None
+) -> None:
+    more = {} if adapter is None else {"adapter": adapter}
+    recipe = online(tmp_path, nemotron, data={
+        "train": [str(prompts(tmp_path))], "validation": [str(prompts(tmp_path))], "max_length": 80,
+    }, **more)  # fmt: skip
+    summary = run.train(recipe, connect=judging(LengthJudge()))
+    first, second = metrics(tmp_path / "run")
+    # Before the first update the policy is the reference: no margin, as exact as the sampler agrees.
+    assert first["margin_beta"] == pytest.approx(0, abs=1e-4)
+    assert (first["trained_answers"], first["updates"]) == (4, 1)
+    assert first["sampler_gap"] < 1e-5
+    assert abs(second["margin_beta"]) > 1e-3
+    assert second["kl"] > 1e-7
+    assert [line["step"] for line in metrics(tmp_path / "run", "validation")] == [0, 2]
     assert summary.output is not None
-    before, _ = load_transformer(open_checkpoint(nemotron), dtype=torch.float32)
-    after, _ = load_transformer(open_checkpoint(summary.output), dtype=torch.float32)
-    assert all(torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters(), strict=True))
+
+
+def test_an_online_run_that_was_killed_has_the_same_curve(tmp_path: Path, nemotron: Path) -> None:
+    def die(progress: object) -> None:
+        if progress.step == 2:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+    for name in ("whole", "broken"):
+        recipe = online(tmp_path, nemotron, name=name, run={
+            "directory": str(tmp_path / name), "max_steps": 3, "save_every": 1,
+        })  # fmt: skip
+        if name == "broken":
+            with pytest.raises(KeyboardInterrupt):
+                run.train(recipe, connect=judging(LengthJudge()), on_progress=die)
+        run.train(recipe, connect=judging(LengthJudge()))
+    numbers = [[line.get("loss") for line in metrics(tmp_path / name)] for name in ("whole", "broken")]
+    assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": "kto"}, "loss kto has none"),
+        ({"pairs": "rows"}, "goes with a table"),
+        ({"rollouts": None}, "goes with a table"),
+        ({"rollouts": {"rewards": [PATTERN], "group_size": 1}}, r"rollouts.group_size is 1"),
+        ({"rollouts": {"rewards": [PATTERN], "max_new_tokens": 80}}, "leaves no room for a prompt"),
+    ],
+)
+def test_online_pairs_that_cannot_be_are_refused(tmp_path: Path, change: dict, message: str) -> None:
+    settings = {"loss": "dpo", "beta": 0.1, "pairs": "online", "rollouts": {"rewards": [PATTERN]}}
+    table = {name: value for name, value in (settings | change).items() if value is not None}
+    with pytest.raises(ConfigError, match=message):
+        online(tmp_path, Path("none"), preference=table)
 
 
 def test_unfinished_answers_are_left_out_by_default(tmp_path: Path, nemotron: Path) -> None:
@@ -366,15 +476,15 @@ def test_grpo_advantages_are_trls() -> None:
     mean = sum(rewards) / 4
     deviation = (sum((r - mean) ** 2 for r in rewards) / 3) ** 0.5
     expected = [(r - mean) / (deviation + 1e-4) for r in rewards]
-    assert advantages_of_group(rewards, is_normalised=True) == pytest.approx(expected, abs=1e-12)
+    assert advantages_of_group(rewards, "group") == pytest.approx(expected, abs=1e-12)
 
 
 def test_reinforce_advantages_are_trls_leave_one_out() -> None:
     rewards = [1.0, -2.0, 0.5]
     expected = [r - (sum(rewards) - r) / 2 for r in rewards]
-    assert advantages_of_group(rewards, is_normalised=False) == pytest.approx(expected, abs=1e-12)
-    assert advantages_of_group([0.1, 0.1, 0.1], is_normalised=True) == [0.0, 0.0, 0.0]
-    assert advantages_of_group([3.0], is_normalised=False) is None
+    assert advantages_of_group(rewards, "leave_one_out") == pytest.approx(expected, abs=1e-12)
+    assert advantages_of_group([0.1, 0.1, 0.1], "group") == [0.0, 0.0, 0.0]
+    assert advantages_of_group([3.0], "leave_one_out") is None
 
 
 def test_actor_critic_advantages_are_discounted_sums_of_errors() -> None:

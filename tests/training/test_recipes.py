@@ -19,7 +19,7 @@ from nemotron4.training.inputs import encoded
 from nemotron4.training.preview import preview_all
 from nemotron4.training.reading import TrainingSource
 from nemotron4.training.run import output_folder
-from nemotron4.training.trainer import plan_steps
+from nemotron4.training.schedule import plan_steps
 from tests import tiny_models
 
 FOLDER = Path(__file__).parents[2] / "recipes"

@@ -14,7 +14,7 @@ from nemotron4.cli.main import main
 from nemotron4.errors import ConfigError
 from nemotron4.training import run
 from nemotron4.training.recipe import OptimizerSection, Recipe, build
-from nemotron4.training.trainer import learning_rate, plan_steps
+from nemotron4.training.schedule import learning_rate, plan_steps
 from tests import tiny_models
 
 TOKENS = torch.tensor([[5, 6, 7, 8]])
@@ -177,6 +177,22 @@ def test_a_longer_schedule_says_what_happens_to_the_rate(tmp_path: Path, start: 
     run.train(recipe(tmp_path, start, **cosine))
     run.train(recipe(tmp_path, start, **cosine, run={"max_steps": 9}), note=notes.append)
     assert any("planned for 4 steps and now has 9" in note for note in notes)
+
+
+def test_extend_goes_on_at_the_rate_with_which_the_schedule_ended(tmp_path: Path, start: Path) -> None:
+    rates = {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "schedule": "cosine", "warmup_steps": 0}
+    said: list[str] = []
+    run.train(recipe(tmp_path, start, optimizer=rates, run={"max_steps": 3}))
+    longer = recipe(tmp_path, start, optimizer=rates, run={"max_steps": 3, "extend": 2})
+    assert run.train(longer, note=said.append).steps == 5
+    lines = [json.loads(line) for line in (longer.run.directory / "metrics.jsonl").read_text().splitlines()]
+    found = [line["learning_rate"] for line in lines if line["kind"] == "train"]
+    assert found == pytest.approx([1e-3, 5.5e-4, 1e-4, 1e-4, 1e-4])
+    assert not any("the rate goes" in text for text in said)
+    with pytest.raises(ConfigError, match="trains 2 steps at the rate 0, with which schedule cosine ends"):
+        recipe(
+            tmp_path, start, optimizer=rates | {"min_learning_rate": 0.0}, run={"max_steps": 3, "extend": 2}
+        )
 
 
 def test_the_rate_of_wsd_falls_in_the_last_steps_only() -> None:

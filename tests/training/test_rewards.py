@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,17 @@ from nemotron4.engine import SamplingParams, SamplingRequest
 from nemotron4.errors import ConfigError
 from nemotron4.inference.reward import load_reward
 from nemotron4.inference.rollouts import RolloutEngine
-from nemotron4.records import Message
+from nemotron4.records import JsonObject, Message
 from nemotron4.training import rewards
-from nemotron4.training.policy import RewardSource
-from nemotron4.training.rewards import HttpJudge, ModelJudge, WeightedJudges, verifier
+from nemotron4.training.rewards import (
+    FunctionJudge,
+    GenerativeJudge,
+    HttpJudge,
+    ModelJudge,
+    WeightedJudges,
+    verifier,
+)
+from nemotron4.training.rollout_settings import RewardSource
 from nemotron4.training.rollouts import Answer, RewardVerdict
 from tests import tiny_models
 
@@ -135,6 +143,92 @@ def test_rewards_add_up_and_a_missing_one_leaves_none() -> None:
     assert [verdict.value for verdict in verdicts] == [1.0, 0.0, None]
 
 
+# ---- chains: what fails a gate is not shown to the judges after it
+
+
+def test_a_gate_keeps_an_answer_from_the_judges_after_it() -> None:
+    seen: list[str] = []
+
+    class Watching:
+        identity = ""
+
+        def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
+            seen.extend(each.text for each in answers)
+            return [RewardVerdict(5.0) for _ in answers]
+
+    sources = [
+        RewardSource(kind="pattern", pattern=r"#### \d+", gate=1.0, weight=0.5),
+        RewardSource(kind="gsm8k", weight=2.0),
+    ]
+    judge = WeightedJudges(sources, [verifier(sources[0]), Watching()])
+    verdicts = judge([answer("#### 7"), answer("seven"), answer("#### 8")])
+    assert [verdict.value for verdict in verdicts] == [10.5, 0.0, 10.5]
+    assert seen == ["#### 7", "#### 8"]
+
+
+# ---- the user's function
+
+
+OWN = """
+import os, time
+
+calls = 0
+
+def score(prompts, answers, rows):
+    global calls
+    calls += 1
+    return [len(answer) + row["bonus"] + 100 * calls for answer, row in zip(answers, rows)]
+
+def one(prompt, answer, row):
+    if answer == "crash":
+        os._exit(3)
+    if answer == "hang":
+        time.sleep(60)
+    if answer == "bad":
+        raise KeyError("no such thing")
+    return {"none": None, "text": "seven"}.get(answer, prompt[0]["content"] == "What is 1 plus 1?")
+"""
+
+
+def test_a_function_judges_a_batch_in_a_process_that_stays(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(OWN)
+    judge = FunctionJudge(RewardSource(kind="python", path=f"{tmp_path}/rewards.py:score"))
+    assert [v.value for v in judge([answer("a", bonus=1), answer("bcd", bonus=2)])] == [102, 105]
+    assert [v.value for v in judge([answer("a", bonus=1)])] == [202]
+    (tmp_path / "rewards.py").write_text(OWN + "# changed")
+    changed = FunctionJudge(RewardSource(kind="python", path=f"{tmp_path}/rewards.py:score"))
+    assert changed.identity != judge.identity
+
+
+def test_what_the_function_does_wrong_costs_that_answer_its_reward_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(OWN)
+    judge = FunctionJudge(RewardSource(kind="python", path=f"{tmp_path}/rewards.py:one"))
+    texts = ["2", "crash", "bad", "none", "text", "3"]
+    verdicts = judge([answer(text) for text in texts])
+    assert [verdict.value for verdict in verdicts] == [1.0, None, None, None, None, 1.0]
+    reasons = [verdict.reason for verdict in verdicts]
+    assert "ended with status 3" in reasons[1]
+    assert "KeyError" in reasons[2]
+    assert "gave no reward" in reasons[3]
+    assert "returned 'seven'" in reasons[4]
+
+
+def test_a_function_that_takes_too_long_gives_no_reward(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(OWN)
+    judge = FunctionJudge(RewardSource(kind="python", path=f"{tmp_path}/rewards.py:one", timeout_s=1.5))
+    [verdict] = judge([answer("hang")])
+    assert verdict.value is None
+    assert "no answer within 1.5 s" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [("nowhere.py:score", "no such file"), ("score", "expected FILE.py:NAME")]
+)
+def test_a_function_that_is_not_there_is_refused_before_the_run(path: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FunctionJudge(RewardSource(kind="python", path=path))
+
+
 # ---- reward models
 
 
@@ -184,10 +278,9 @@ def test_an_unknown_attribute_is_refused_before_anything_loads() -> None:
         ModelJudge(source, "cpu")
 
 
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    """The fake reward server in a thread; it refuses what contains the word unfit."""
-    running = FakeServer(FakeBehaviour(hopeless="unfit"), port=0)
+@contextlib.contextmanager
+def serving(running: FakeServer) -> Iterator[FakeServer]:
+    """The server in a thread."""
     loop = asyncio.new_event_loop()
     started, stop = threading.Event(), asyncio.Event()
 
@@ -203,6 +296,13 @@ def server() -> Iterator[FakeServer]:
     loop.call_soon_threadsafe(stop.set)
     thread.join()
     loop.close()
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    """The fake reward server; it refuses what contains the word unfit."""
+    with serving(FakeServer(FakeBehaviour(hopeless="unfit"), port=0)) as running:
+        yield running
 
 
 def test_an_http_scorer_gives_the_servers_rewards_and_none_where_it_refuses(server: FakeServer) -> None:
@@ -230,3 +330,36 @@ def test_a_missing_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     source = RewardSource(kind="http", url="http://127.0.0.1:9", api_key_env="REWARD_KEY")
     with pytest.raises(ConfigError, match="REWARD_KEY is empty"):
         HttpJudge(source)
+
+
+# ---- a generative judge
+
+
+def rating_server(text: str) -> FakeServer:
+    """Answers every chat with one text and keeps what was asked."""
+    asked: list[str] = []
+
+    def odd(number: int, body: JsonObject) -> tuple[int, bytes, float | None]:
+        asked.append(body["messages"][-1]["content"])
+        message = {"role": "assistant", "content": text}
+        return 200, json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode(), None
+
+    server = FakeServer(port=0, odd=odd)
+    server.asked = asked  # type: ignore[attr-defined]
+    return server
+
+
+@pytest.mark.parametrize(("text", "value"), [("Fine, if dry. [[7]]", 7.0), ("Rather good.", None)])
+def test_a_generative_judge_gives_the_rating_it_wrote_or_none(
+    tmp_path: Path, text: str, value: float | None
+) -> None:
+    (tmp_path / "judge.txt").write_text("{prompt} / {answer} / {gold} / {other}: [[n]]?")
+    with serving(rating_server(text)) as server:
+        source = RewardSource(
+            kind="genrm", url=f"{server.url}/v1", model="judge", prompt=str(tmp_path / "judge.txt")
+        )
+        [verdict] = GenerativeJudge(source)([answer("{gold}", gold="2")])
+    assert verdict.value == value
+    assert value is not None or verdict.reason == "no rating"
+    # What the answer contains is not filled in.
+    assert server.asked == ["What is 1 plus 1? / {gold} / 2 / {other}: [[n]]?"]

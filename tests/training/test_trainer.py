@@ -16,7 +16,8 @@ from nemotron4.errors import CheckpointError, ConfigError, TrainingError
 from nemotron4.model.adapters import AdapterConfig, add_adapter
 from nemotron4.training import checkpoints
 from nemotron4.training.metrics import Part
-from nemotron4.training.trainer import Progress, Trainer, plan_steps
+from nemotron4.training.schedule import plan_steps
+from nemotron4.training.trainer import StepRecord, Trainer
 from tests.training import tiny
 from tests.training.tiny import make_recipe, make_trainer
 
@@ -50,7 +51,7 @@ def test_a_validation_tells_how_far_it_is(tmp_path: Path) -> None:
 
 
 def test_training_lowers_the_loss_and_records_every_step(tmp_path: Path) -> None:
-    seen: list[Progress] = []
+    seen: list[StepRecord] = []
     trainer = make_trainer(tmp_path, max_steps=12, learning_rate=1e-2, on_progress=seen.append)
     assert trainer.run() == 12
     lines = curve(tmp_path)

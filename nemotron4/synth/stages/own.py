@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nemotron4.client import BadContentError, Sampling
+from nemotron4.client.own_code import load_function, split_name
 from nemotron4.records import JsonObject, Message
 from nemotron4.synth.columns import MADE, check_fields, columns_of, fill, make_row, placeholders
 from nemotron4.synth.files import data_rows
-from nemotron4.synth.own_code import load_function, split_name
 from nemotron4.synth.rows import (
     Answered,
     ColumnRow,

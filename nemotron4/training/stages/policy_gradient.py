@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,75 +11,37 @@ import torch
 from nemotron4.errors import ConfigError
 from nemotron4.model.reward_head import RewardModel
 from nemotron4.model.transformer import Transformer
-from nemotron4.records import FieldError
-from nemotron4.training import parallel, rows
-from nemotron4.training.encoding import Encoder, RowError, RowKind
+from nemotron4.training import parallel, prompts
+from nemotron4.training.encoding import RowKind
 from nemotron4.training.loading import Origin, build_critic
-from nemotron4.training.packing import Sample, Segment
-from nemotron4.training.policy import PREVIOUS, ActorObjective, PolicyGradientSection
+from nemotron4.training.policy import ActorObjective, PolicyGradientSection
 from nemotron4.training.policy_trainer import PolicyTrainer
+from nemotron4.training.prompts import PromptKind
 from nemotron4.training.reference import model_hash
-from nemotron4.training.rollouts import Connect, PromptSample
-from nemotron4.training.rows import Fields, Prompt
+from nemotron4.training.rollouts import Connect
 from nemotron4.training.scorer import PolicyScorer, Scorer
 from nemotron4.training.sharded import Grid
 from nemotron4.training.stage import Objective, Stage
 
-
-@dataclass(frozen=True, kw_only=True)
-class PromptRow:
-    """A prompt to be answered, and the whole row, in which judges find what they compare with."""
-
-    prompt: Prompt
-    fields: dict[str, Any]
-    tools: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class PromptKind(RowKind):
-    """``prompt`` or ``messages``, a text or messages that end before an answer; a question; NeMo's ``text``.
-
-    A prompt leaves room for ``num_new`` tokens and has what its judges read: ``row_fields``.
-    """
-
-    name = "prompts"
-    trains_text = False
-    num_new: int = 0
-    needs_messages: bool = False
-    row_fields: tuple[str, ...] = ()
-
-    def parse(self, row: Fields) -> PromptRow:
-        prompt: Prompt | None = rows.asked(row)
-        name = "question" if "question" in row else "instruction"
-        if prompt is None:
-            name = next((name for name in ("prompt", "messages", "context", "text") if name in row), "")
-            if not name:
-                raise rows.no_form(row, "prompt, messages, question or text")
-            prompt = rows.prompt(row, name)
-        if not isinstance(prompt, str) and prompt[-1].role == "assistant":
-            raise FieldError(
-                f"field {name!r} ends with an assistant's message; expected the turn to be answered"
-            )
-        if not prompt:
-            raise FieldError(f"field {name!r} is empty; expected a prompt")
-        tools = rows.tools(row)
-        for other in row:  # the judges are given the whole row
-            row.get(other)
-        return PromptRow(prompt=prompt, fields=row.row, tools=tools)
-
-    def sample(self, row: PromptRow, encoder: Encoder) -> Sample:
-        if self.needs_messages and isinstance(row.prompt, str):
-            raise RowError("the prompt is rendered text; a reward model judges lists of messages")
-        missing = [name for name in self.row_fields if name not in row.fields]
-        if missing:
-            raise RowError(f"field {missing[0]!r} is missing; the reward compares with it")
-        segment = encoder.open_prompt(row.prompt, row.tools)
-        total = len(segment.tokens) + self.num_new
-        if total > encoder.max_length:
-            raise RowError(
-                f"{total} tokens with {self.num_new} new ones; data.max_length is {encoder.max_length}"
-            )
-        return PromptSample((segment,), prompt=row.prompt, fields=row.fields)
+GSM8K = [{"kind": "gsm8k"}]
+# Published methods as settings: docs/training.md has their equations.
+METHODS: dict[str, dict[str, Any]] = {
+    "grpo": {"algorithm": "grpo"},
+    "ppo": {"algorithm": "ppo"},
+    "reinforce": {"algorithm": "reinforce"},
+    "dapo": {"algorithm": "grpo", "clip_high": 0.28, "kl_coefficient": 0.0, "max_resamples": 4},
+    "dr_grpo": {"algorithm": "grpo", "advantage": "centred", "loss_over": "sums", "kl_coefficient": 0.0},
+    "gspo": {
+        "algorithm": "grpo",
+        "ratio": "sequence",
+        "loss_over": "answers",
+        "clip_low": 3e-4,
+        "clip_high": 4e-4,
+        "kl_coefficient": 0.0,
+    },
+    "rloo": {"algorithm": "reinforce", "loss_over": "sums", "kl_over": "sums", "absolute_kl": False},
+    "reinforce_plus_plus_baseline": {"algorithm": "grpo", "advantage": "batch", "kl_estimator": "k2"},
+}
 
 
 def policy_trainer(
@@ -117,50 +78,22 @@ class PolicyGradientStage(Stage):
     section = PolicyGradientSection
     needed = "algorithm and rewards"
     kinds = (PromptKind(),)
-    examples: ClassVar = {
-        name: {"algorithm": name, "rewards": [{"kind": "gsm8k"}]} for name in ("grpo", "ppo", "reinforce")
-    }
+    examples: ClassVar = {name: {**settings, "rewards": GSM8K} for name, settings in METHODS.items()}
 
     def check(self, recipe: Any) -> None:
         settings: PolicyGradientSection = recipe.settings
-        if recipe.batch.ramp:
-            raise ConfigError("batch.ramp has no meaning in stage policy-gradient")
+        prompts.check_rollouts(recipe, settings)
         if recipe.adapter is not None and recipe.adapter.modules_to_save and settings.kl_coefficient:
             raise ConfigError(
                 "adapter.modules_to_save changes what the KL is measured from",
                 hint="set policy_gradient.kl_coefficient = 0, or leave modules_to_save out",
             )
-        if settings.max_new_tokens >= recipe.data.max_length:
-            raise ConfigError(
-                f"policy_gradient.max_new_tokens ({settings.max_new_tokens}) leaves no room for a prompt in "
-                f"data.max_length ({recipe.data.max_length})"
-            )
 
     def named(self, table: dict[str, Any], reward_model: str | None) -> dict[str, Any]:
-        """The chain's reward model where ``rewards`` or the critic say "previous"."""
-
-        def name(each: Any, key: str) -> Any:
-            if not isinstance(each, dict) or each.get(key) != PREVIOUS:
-                return each
-            if reward_model is None:
-                raise ConfigError(
-                    f"{key} 'previous' is the model of a stage of kind reward; none is before this one"
-                )
-            return each | {key: reward_model}
-
-        changed = dict(table)
-        if isinstance(changed.get("rewards"), list):
-            changed["rewards"] = [name(each, "model") for each in changed["rewards"]]
-        if "critic" in changed:
-            changed["critic"] = name(changed["critic"], "start")
-        return changed
+        return prompts.with_reward_model(table, reward_model)
 
     def kind(self, settings: PolicyGradientSection) -> RowKind:
-        return PromptKind(
-            settings.max_new_tokens,
-            any(reward.needs_messages for reward in settings.rewards),
-            tuple(name for reward in settings.rewards for name in reward.row_fields),
-        )
+        return prompts.prompt_kind(settings)
 
     def objective(self, settings: PolicyGradientSection) -> Objective:
         return ActorObjective(settings)
@@ -169,21 +102,10 @@ class PolicyGradientStage(Stage):
         assert isinstance(net, Transformer), "a policy is a language model"
         return PolicyScorer(net, temperature=settings.temperature)
 
-    def num_samples(self, settings: PolicyGradientSection) -> int:
-        return settings.num_prompts
+    def rollouts(self, settings: PolicyGradientSection) -> PolicyGradientSection:
+        return settings
 
-    def planned(self, settings: PolicyGradientSection, samples: Sequence[Sample]) -> Sequence[Sample]:
-        """Answers to each prompt, at their longest."""
-        new = settings.max_new_tokens
-        answered = (
-            Sample(
-                (Segment((*s.segments[0].tokens, *[0] * new), (*s.segments[0].is_trained, *[True] * new)),)
-            )
-            for s in samples
-        )
-        return [sample for sample in answered for _ in range(settings.group_size)]
-
-    def trainer(self) -> Any:
+    def trainer(self, settings: PolicyGradientSection) -> Any:
         return policy_trainer
 
 

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from nemotron4.records import FieldError, Message
-from nemotron4.training import kto, losses, rows
+from nemotron4.training import kto, losses, prompts, rows
 from nemotron4.training.encoding import Encoder, RowError, RowKind
 from nemotron4.training.kto import PreferenceSection, reference_logprobs, sample_labels
 from nemotron4.training.losses import SumCount
+from nemotron4.training.online import online_pair_trainer
 from nemotron4.training.packing import PackedRow, Sample
+from nemotron4.training.prompts import PromptKind
+from nemotron4.training.rollout_settings import RolloutSection
 from nemotron4.training.rows import Fields, Prompt
 from nemotron4.training.scorer import segment_logprobs, trained_counts
 from nemotron4.training.stage import Objective, Stage, Terms, Totals, means
@@ -291,11 +294,38 @@ class PreferenceStage(Stage):
     name = "preference"
     section = PreferenceSection
     needed = "loss and beta"
-    kinds = (PairKind(), kto.JudgedKind())
-    examples: ClassVar = {loss: {"loss": loss, "beta": 0.1} for loss in ("dpo", "ipo", "rpo", "kto")}
-    has_reference = True
+    kinds = (PairKind(), kto.JudgedKind(), PromptKind())
+    examples: ClassVar = {loss: {"loss": loss, "beta": 0.1} for loss in ("dpo", "ipo", "rpo", "kto")} | {
+        f"online_{loss}": {
+            "loss": loss,
+            "beta": 0.1,
+            "pairs": "online",
+            "rollouts": {"rewards": [{"kind": "gsm8k"}]},
+        }
+        for loss in ("dpo", "rpo")
+    }
+
+    def check(self, recipe: Any) -> None:
+        if recipe.settings.rollouts is not None:
+            prompts.check_rollouts(recipe, recipe.settings.rollouts)
+
+    def named(self, table: dict[str, Any], reward_model: str | None) -> dict[str, Any]:
+        if not isinstance(table.get("rollouts"), dict):
+            return table
+        return table | {"rollouts": prompts.with_reward_model(table["rollouts"], reward_model)}
+
+    def has_reference(self, settings: PreferenceSection) -> bool:
+        return settings.rollouts is None
+
+    def rollouts(self, settings: PreferenceSection) -> RolloutSection | None:
+        return settings.rollouts
+
+    def trainer(self, settings: PreferenceSection) -> Any:
+        return None if settings.rollouts is None else online_pair_trainer
 
     def kind(self, settings: PreferenceSection) -> RowKind:
+        if settings.rollouts is not None:
+            return prompts.prompt_kind(settings.rollouts)
         if settings.loss == "kto":
             return kto.JudgedKind()
         return PairKind(needs_rewards=settings.loss == "rpo")

@@ -1,6 +1,6 @@
 """Functions of a recipe's author, each in a process of its own: a crash or a hang costs rows, not the run.
 
-    python -m nemotron4.synth.own_code FILE.py FUNCTION
+    python -m nemotron4.client.own_code FILE.py FUNCTION
 
 reads lists of rows as JSON lines and answers each with ``{"rows": [...]}`` or ``{"error": "..."}``.
 """
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from nemotron4.client import BadContentError
+from nemotron4.client.interface import BadContentError
 from nemotron4.errors import ConfigError
 from nemotron4.records import JsonObject
 
@@ -76,11 +76,11 @@ class OwnCode:
             batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
             try:
                 made = await asyncio.wait_for(self._ask([row for row, _ in batch]), self._timeout_s)
-            except (BadContentError, OSError, ValueError) as error:
-                await self._fail(batch, f"{self._name}: {error}")
-            except TimeoutError:
+            except TimeoutError:  # an OSError, so before it
                 await self._end()
                 await self._fail(batch, f"{self._name}: no answer within {self._timeout_s:g} s")
+            except (BadContentError, OSError, ValueError) as error:
+                await self._fail(batch, f"{self._name}: {error}")
             else:
                 for (_, future), value in zip(batch, made, strict=True):
                     if not future.done():
@@ -99,7 +99,7 @@ class OwnCode:
     async def _ask(self, rows: list[JsonObject]) -> list[Any]:
         if self._process is None:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "nemotron4.synth.own_code", str(self._file), self._name,
+                sys.executable, "-m", "nemotron4.client.own_code", str(self._file), self._name,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LIMIT,
             )  # fmt: skip
         assert self._process.stdin is not None
@@ -124,12 +124,13 @@ class OwnCode:
 
 
 def serve(function: Callable[..., Any], source: TextIO, sink: TextIO) -> None:
-    """Answer each list of rows. A function of ``rows`` gets the list, any other one row at a time."""
-    takes_list = next(iter(inspect.signature(function).parameters), "") == "rows"
+    """Answer each list of rows; see ``called``."""
+    parameters = inspect.signature(function).parameters.values()
+    names = tuple(p.name for p in parameters if p.default is p.empty)
     for line in source:
         rows = json.loads(line)
         try:
-            made = list(function(rows)) if takes_list else [function(row) for row in rows]
+            made = called(function, names, rows)
             if len(made) != len(rows):
                 raise ValueError(f"it made {len(made)} results for {len(rows)} rows")
             answer = json.dumps({"rows": made})
@@ -138,6 +139,18 @@ def serve(function: Callable[..., Any], source: TextIO, sink: TextIO) -> None:
             answer = json.dumps({"error": f"{type(error).__name__}: {error} (line {where.lineno})"})
         sink.write(answer + "\n")
         sink.flush()
+
+
+def called(function: Callable[..., Any], names: Sequence[str], rows: list[JsonObject]) -> list[Any]:
+    """A function of ``rows`` gets the list, one of a single other parameter one row at a time.
+
+    One of several gets fields of a row by their names; where all names have an s behind, lists of them.
+    """
+    if len(names) < 2:
+        return list(function(rows)) if names == ("rows",) else [function(row) for row in rows]
+    if all(name.endswith("s") and name[:-1] in row for name in names for row in rows):
+        return list(function(**{name: [row[name[:-1]] for row in rows] for name in names}))
+    return [function(**{name: row[name] for name in names}) for row in rows]
 
 
 def _main(file: str, name: str) -> None:

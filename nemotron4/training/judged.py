@@ -1,0 +1,98 @@
+"""Judged answers of a step, and the numbers that a step reports of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nemotron4.records import Generation
+from nemotron4.training.engine import StepOutcome, add_totals
+from nemotron4.training.packing import Segment
+from nemotron4.training.policy import AnswerSample
+from nemotron4.training.rollouts import PromptSample, RewardVerdict
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One answer of a step. ``prompt`` is the place of its prompt among the step's prompts."""
+
+    prompt: int
+    generation: Generation
+    verdict: RewardVerdict
+    sample: AnswerSample
+    staleness: int = 0  # updates of the policy after the weights that wrote it
+
+
+def answer_sample(prompt: PromptSample, generation: Generation) -> AnswerSample:
+    front = prompt.segments[0].tokens
+    answer = generation.token_ids
+    segment = Segment((*front, *answer), (*[False] * len(front), *[True] * len(answer)))
+    return AnswerSample((segment,), where=prompt.where)
+
+
+def groups_of(answers: Sequence[Judged]) -> list[list[Judged]]:
+    """The answers by their prompts."""
+    groups: dict[int, list[Judged]] = {}
+    for answer in answers:
+        groups.setdefault(answer.prompt, []).append(answer)
+    return list(groups.values())
+
+
+def differ(group: Sequence[Judged]) -> bool:
+    """Whether the answers to a prompt have different rewards, without which there is nothing to learn."""
+    return len({answer.verdict.value for answer in group}) > 1
+
+
+def rollout_metrics(answers: Sequence[Judged]) -> dict[str, float]:
+    """Reward, length, and the shares of answers and prompts that cannot teach anything."""
+    rewards = [answer.verdict.value for answer in answers if answer.verdict.value is not None]
+    lengths = [len(answer.generation.token_ids) for answer in answers]
+    metrics: dict[str, float] = {}
+    if rewards:
+        mean = sum(rewards) / len(rewards)
+        metrics["reward"] = mean
+        metrics["reward_std"] = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
+    groups: dict[int, list[float]] = {}
+    for answer in answers:
+        if answer.verdict.value is not None:
+            groups.setdefault(answer.prompt, []).append(answer.verdict.value)
+    metrics |= {
+        "length": sum(lengths) / len(lengths),
+        "share_unfinished": sum(a.generation.finish_reason != "stop" for a in answers) / len(answers),
+        "share_without_reward": 1 - len(rewards) / len(answers),
+    }
+    if len(rewards) > len(groups):
+        metrics["share_equal_groups"] = sum(len(set(g)) == 1 for g in groups.values()) / len(groups)
+    return metrics
+
+
+def divergences(answers: Sequence[Judged], temperature: float) -> dict[str, float]:
+    """KL to the reference (k3, per token), and how far sampler and trainer are apart."""
+    metrics: dict[str, float] = {}
+    rows = [answer for answer in answers if answer.sample.logprobs]
+    if rows and rows[0].sample.reference_logprobs:
+        policy = torch.tensor([x for a in rows for x in a.sample.logprobs], dtype=torch.float64)
+        reference = torch.tensor([x for a in rows for x in a.sample.reference_logprobs], dtype=torch.float64)
+        log_ratio = reference - policy
+        metrics["kl"] = float((torch.expm1(log_ratio) - log_ratio).mean())
+    if rows and temperature == 1:
+        pairs = [
+            (x, y) for a in rows for x, y in zip(a.sample.logprobs, a.generation.logprobs or (), strict=True)
+        ]
+        metrics["sampler_gap"] = max(abs(x - y) for x, y in pairs)
+    if any(answer.sample.weights for answer in rows):
+        weights = [weight for answer in rows for weight in answer.sample.weights]
+        metrics["importance"] = sum(weights) / len(weights)
+        metrics["staleness"] = sum(answer.staleness for answer in rows) / len(rows)
+    return metrics
+
+
+def joined(results: Sequence[StepOutcome], summarise: Callable[[Any], dict[str, float]]) -> dict[str, float]:
+    """Means over a step's updates: the loss over updates, the rest over tokens."""
+    totals: dict[str, tuple[float, float]] = {}
+    for result in results:
+        add_totals(totals, result.totals)
+    return {"loss": sum(result.loss for result in results) / len(results), **summarise(totals)}

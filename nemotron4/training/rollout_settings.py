@@ -1,0 +1,117 @@
+"""How answers are drawn and judged: the settings that policy gradients and online preference pairs share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from nemotron4.errors import ConfigError
+
+RewardKind = Literal["reward_model", "http", "genrm", "python", "gsm8k", "boxed", "pattern", "instructions"]
+# What each kind of judge cannot do without; only these kinds take it.
+NEEDED_SETTINGS = {
+    "reward_model": ("model",),
+    "http": ("url",),
+    "genrm": ("url", "model"),
+    "python": ("path",),
+    "pattern": ("pattern",),
+}
+PREVIOUS = "previous"  # in a chain: the last reward model before this stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSource:
+    """One judge of answers. With several, the reward is the sum of ``weight * (value - shift)``.
+
+    gsm8k and boxed compare with the prompt row's field ``answer_field``; instructions reads the row's
+    ``instruction_id_list`` and ``kwargs``, as IFEval has them; pattern is a regular expression that the
+    whole answer must match; python is a function of the user's; genrm asks a chat model for a rating. With
+    ``gate`` the judges form a chain: an answer worth less than it is not shown to those after this one.
+    """
+
+    kind: RewardKind
+    weight: float = 1.0
+    shift: float = 0.0
+    gate: float | None = None
+    model: str | None = None  # reward_model: a checkpoint; genrm: the name at the endpoint
+    url: str | None = None
+    api_key_env: str | None = None  # http and genrm: the environment variable that holds the key
+    attribute: str = "scalar"  # reward_model and http: the weighted sum, or one attribute's name
+    pattern: str | None = None
+    answer_field: str = "answer"
+    path: str | None = None  # python: FILE.py:FUNCTION
+    timeout_s: float = 60.0  # python: for one batch of answers
+    prompt: str | None = None  # genrm: a file with the judge's prompt; {prompt}, {answer} and row fields
+    max_tokens: int = 1024  # genrm: of its judgment
+
+    def __post_init__(self) -> None:
+        needed = NEEDED_SETTINGS.get(self.kind, ())
+        for name in sorted({name for names in NEEDED_SETTINGS.values() for name in names}):
+            if (getattr(self, name) is None) == (name in needed):
+                problem = "is missing" if name in needed else "has no meaning"
+                raise ConfigError(f"reward of kind {self.kind!r}: {name} {problem}")
+        if self.prompt is not None and self.kind != "genrm":
+            raise ConfigError(f"reward of kind {self.kind!r}: prompt has no meaning")
+        if self.weight == 0 and self.gate is None:
+            raise ConfigError(f"reward of kind {self.kind!r}: weight is 0, so it would judge nothing")
+        if self.timeout_s <= 0:
+            raise ConfigError(
+                f"reward of kind {self.kind!r}: timeout_s is {self.timeout_s}; expected above 0"
+            )
+
+    @property
+    def row_fields(self) -> tuple[str, ...]:
+        """Fields that every prompt row must have."""
+        if self.kind in ("gsm8k", "boxed"):
+            return (self.answer_field,)
+        return ("instruction_id_list", "kwargs") if self.kind == "instructions" else ()
+
+    @property
+    def needs_messages(self) -> bool:
+        """True for judges that read a conversation: a prompt given as rendered text has none."""
+        return self.kind in ("reward_model", "http", "genrm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSection:
+    """One step: answers to ``num_prompts`` prompts, rewards, updates of ``batch.global_size`` samples."""
+
+    table: ClassVar[str] = "preference.rollouts"
+    fewest_answers: ClassVar[int] = 2  # to one prompt
+
+    rewards: tuple[RewardSource, ...]
+    num_prompts: int = 64
+    group_size: int = 8  # answers to each prompt
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    unfinished: Literal["leave_out", "judge"] = "leave_out"  # answers that reach max_new_tokens
+    inner_epochs: int = 1  # how often a step's answers are gone through
+    servers: tuple[str, ...] = ()  # nemotron4 serve --take-weights; empty: this process writes the answers
+    server_key_env: str = "NEMOTRON4_API_KEY"  # the environment variable that holds their key
+    max_staleness: int = 0  # servers: steps by which the weights that answer may be behind
+    importance_cap: float = 2.0  # servers: of new / old probability of a token, which weighs its gradient
+    max_resamples: int = 0  # further draws of prompts, until num_prompts of them have answers that differ
+
+    def __post_init__(self) -> None:
+        if not self.rewards:
+            raise ConfigError(f"{self.table}.rewards names no judge")
+        if self.group_size < self.fewest_answers:
+            raise ConfigError(f"{self.table}.group_size is {self.group_size}; expected 2 or more")
+        for name, least in (
+            ("num_prompts", 1),
+            ("max_new_tokens", 1),
+            ("inner_epochs", 1),
+            ("max_staleness", 0),
+            ("max_resamples", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{self.table}.{name} is {getattr(self, name)}; expected {least} or more")
+        if self.max_staleness and (not self.servers or self.max_resamples):
+            raise ConfigError(f"{self.table}.max_staleness needs servers, and max_resamples = 0")
+        if self.servers and self.temperature != 1:
+            raise ConfigError(f"{self.table}.servers need temperature 1, at which probabilities compare")
+        if self.temperature <= 0:
+            raise ConfigError(
+                f"{self.table}.temperature is {self.temperature}; expected more than 0",
+                hint="greedy answers to one prompt are all equal",
+            )
