@@ -6,11 +6,17 @@ Each list of exceptions only shrinks: an entry that is no longer needed fails to
 from __future__ import annotations
 
 import ast
+import functools
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "nemotron4"
+from nemotron4.cli.commands import COMMANDS
+from tests.modules import TESTED_IN
+
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "nemotron4"
+MAX_STEPS = 3  # imports from a test file to the module that it is said to test
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
@@ -25,25 +31,7 @@ LONG_FUNCTIONS = {
 }
 CYCLES: set[str] = set()
 CLASS_NAMES_WITH_TWO_MEANINGS: set[str] = set()
-DEFAULTS_IN_TWO_PLACES = {
-    "chat.temperature",
-    "data.max_bad_rows",
-    "generate.max_in_flight",
-    "generate.max_new_tokens",
-    "generate.seed",
-    "generate.temperature",
-    "generate.top_k",
-    "generate.top_p",
-    "new.concurrency",
-    "new.max_tokens",
-    "new.seed",
-    "new.temperature",
-    "record.max_tokens",
-    "record.temperature",
-    "serve.nodes",
-    "serve.pipeline_parallel",
-    "serve.tensor_parallel",
-}
+DEFAULTS_IN_TWO_PLACES: set[str] = set()
 
 # What these write is not the dataclass's fields: figures for people, or another program's format.
 JSON_BY_HAND = {
@@ -204,3 +192,67 @@ def _reachable(graph: dict[str, set[str]], start: str) -> set[str]:
             found.add(module)
             waiting.extend(graph[module])
     return found
+
+
+def test_each_module_has_a_test_file() -> None:
+    """Of its name, or the one that ``tests/modules.py`` lists, which uses the module within three imports."""
+    listed = {module: file for file, modules in TESTED_IN.items() for module in modules.split()}
+    own = {module for module in MODULES if (TESTS / _test_file(module)).exists()}
+    modules = {_module(path) for path in TREES if path.name not in ("__init__.py", "__main__.py")}
+    assert not modules - own - listed.keys(), "name the test file of these in tests/modules.py"
+    assert not listed.keys() & own, "modules with a test file of their own"
+    assert not listed.keys() - modules, "modules that are gone"
+    far = [
+        f"{module} from {file}"
+        for module, file in listed.items()
+        if module not in _within(_tested(TESTS / file), MAX_STEPS)
+    ]
+    assert not far, "modules that their test file does not use"
+
+
+def _test_file(module: str) -> Path:
+    *folders, name = module.split(".")
+    return Path(*folders, f"test_{name}.py")
+
+
+def _tested(file: Path) -> set[str]:
+    """What a test file uses: its imports, those of the helpers it shares, and the commands that it names."""
+    found: set[str] = set()
+    files = [file, file.with_name("conftest.py")]
+    for each in files:
+        if not each.exists():
+            continue
+        tree = ast.parse(each.read_text(encoding="utf-8"))
+        found.update(_imports(tree))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tests":
+                names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+                helpers = [TESTS.parent / f"{name.replace('.', '/')}.py" for name in names]
+                files += [helper for helper in helpers if helper not in files]
+            elif isinstance(node, ast.Constant) and str(node.value).endswith(".py"):
+                files.append(each.parent / str(node.value))  # a program that the test starts
+            elif isinstance(node, ast.Constant) and node.value in COMMANDS:
+                found.add(COMMANDS[node.value].target.partition(":")[0].removeprefix("nemotron4."))
+    return found
+
+
+def _within(start: set[str], steps: int) -> set[str]:
+    """What the modules reach by so many imports."""
+    reached = set(start)
+    for _ in range(steps):
+        reached |= {other for module in reached for other in _uses().get(module, ())}
+    return reached
+
+
+@functools.cache
+def _uses() -> dict[str, set[str]]:
+    """Imports, a stage by ``training.stage``, and a program by the name of its file."""
+    uses = {_module(path): {*_imports(tree)} for path, tree in TREES.items()}
+    uses["nemotron4"] = uses["__init__"]
+    uses["training.stage"] |= {module for module in MODULES if module.startswith("training.stages.")}
+    for path, tree in TREES.items():
+        texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        uses[_module(path)] |= {
+            _module(other) for other in TREES if other.parent == path.parent and other.name in texts
+        }
+    return uses

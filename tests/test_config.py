@@ -1,0 +1,67 @@
+"""Settings from TOML: overrides, and errors that name the file, the line and the key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from nemotron4 import config
+from nemotron4.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.5
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rate < 0:
+            raise ValueError("rate is negative")
+
+
+@dataclass(frozen=True)
+class Settings:
+    steps: int
+    inner: Inner = field(default_factory=Inner)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "settings.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_with_overrides_becomes_settings(tmp_path: Path) -> None:
+    path = write(tmp_path, 'steps = 3\n[inner]\nnames = ["a"]\n')
+    found = config.load(Settings, path, ["inner.rate=2", "steps=4", "inner.names=['x', 'y']"])
+    assert found == Settings(4, Inner(2.0, ("x", "y")))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steps = 3\n[inner]\nrat = 1\n", ":3: unknown key 'inner.rat'"),
+        ("steps = 3\n[inner]\nrate = 'x'\n", ":3: inner.rate is 'x'; expected a number"),
+        ("[inner]\nrate = 1\n", ": field 'steps' is missing; expected an integer"),
+        ("steps = 3\n[inner]\nrate = -1\n", ": [inner]: rate is negative"),
+        ("steps = \n", ": not valid TOML"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, text: str, words: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        config.load(Settings, path)
+    assert caught.value.message.startswith(f"{path}{words}")
+
+
+def test_a_near_name_is_offered(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(Settings, write(tmp_path, "stps = 3\n"))
+    assert caught.value.hint == "did you mean 'steps'?"
+
+
+def test_an_override_without_a_value_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="override 'steps' has no '='"):
+        config.load(Settings, write(tmp_path, "steps = 3\n"), ["steps"])

@@ -1,0 +1,75 @@
+"""Rows on disk: each kind is written and read back, and a wrong row is named by file, line and field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron4 import records
+from nemotron4.errors import DataError
+from nemotron4.records import Conversation, Generation, Message, PreferencePair, Record, RewardSample
+
+TALK = (Message("user", "Hi"), Message("assistant", "Hello"))
+ROWS: list[tuple[Record, dict[str, Any]]] = [
+    (
+        Conversation(messages=TALK, id="a"),
+        {
+            "id": "a",
+            "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+        },
+    ),
+    (
+        PreferencePair(prompt=TALK[:1], chosen="x", rejected="y", chosen_reward=1.5),
+        {
+            "prompt": [{"role": "user", "content": "Hi"}],
+            "chosen": "x",
+            "rejected": "y",
+            "chosen_reward": 1.5,
+        },
+    ),
+    (
+        RewardSample(messages=TALK, attributes={"helpfulness": 3.0}, meta={"by": 2}),
+        {
+            "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+            "attributes": {"helpfulness": 3.0},
+            "meta": {"by": 2},
+        },
+    ),
+    (
+        Generation(text="x", token_ids=(1, 2), finish_reason="stop", num_prompt_tokens=3),
+        {"text": "x", "token_ids": [1, 2], "finish_reason": "stop", "num_prompt_tokens": 3},
+    ),
+]
+
+
+@pytest.mark.parametrize(("record", "row"), ROWS, ids=lambda value: type(value).__name__)
+def test_a_record_has_one_form(tmp_path: Path, record: Record, row: dict[str, Any]) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    assert records.write(path, [record, row]) == 2
+    assert [found for _, found in records.read_json_lines(path)] == [row, row]
+    assert list(records.read(path, type(record))) == [record, record]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": []}, "field 'messages' is empty; expected at least one message"),
+        ({"messages": [{"role": "user"}]}, "messages[0]: field 'content' is missing; expected a string"),
+        ({}, "field 'messages' is missing"),
+        ({"messages": "Hi"}, "field 'messages' is \"Hi\"; expected a list of messages"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n" + json.dumps(row) + "\n")
+    with pytest.raises(DataError) as caught:
+        list(records.read(path, Conversation))
+    assert caught.value.message.startswith(f"{path}:2: {words}")
+
+
+def test_an_attribute_without_a_value_is_not_trained() -> None:
+    row = {"messages": [{"role": "user", "content": "Hi"}], "attributes": {"coherence": 2, "verbosity": None}}
+    assert RewardSample.from_json(row).attributes == {"coherence": 2.0}
