@@ -1,6 +1,6 @@
 """Long runs over rows: whatever interrupts one, the same command continues it.
 
-``write_file``, ``write_json``   a file that is replaced whole, or not at all
+``write_file``, ``write_json``   a file that is replaced whole, or not at all; ``publish`` for a folder
 ``claim``, ``held``              a folder that belongs to one run, and to one process at a time
 ``RowLog``                       rows that are on the disk before they are reported as done
 ``in_flight``                    many rows at a time, with a bound
@@ -47,6 +47,14 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def publish(partial: Path, final: Path) -> None:
+    """Give a whole file or folder its name: all of it on the disk first, then one rename."""
+    for path in [*partial.rglob("*"), partial] if partial.is_dir() else [partial]:
+        flush(path)
+    partial.replace(final)
+    flush(final.parent)
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A stream for the new content of ``path``: on the disk under its name when the block ends, else gone."""
@@ -55,14 +63,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     try:
         with partial.open("wb") as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        publish(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
         _name(error, path)
         raise
-    flush(path.parent)
 
 
 def _name(error: BaseException, path: Path) -> None:

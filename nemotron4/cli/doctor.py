@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nemotron4.cli.console import group, note, print_json
-from nemotron4.cli.models import print_description
+from nemotron4.cli.models import description
 from nemotron4.cli.options import JsonOption, ModelArgument
 from nemotron4.errors import ConfigError, DataError, unknown_name
+from nemotron4.report import Table, print_report
 
 if TYPE_CHECKING:
     from nemotron4.training.doctor import Examination
@@ -51,7 +52,9 @@ def data(
     write_clean: Annotated[
         Path | None, typer.Option(help="Write the usable rows, each once, to this file.")
     ] = None,
-    max_bad_rows: Annotated[int, typer.Option(help="More bad rows than this end with status 1.")] = 0,
+    max_bad_rows: Annotated[
+        int | None, typer.Option(help="More bad rows than this end with status 1; as in a recipe if absent.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read every row of training data as training would, and name each problem by file, line and field.
@@ -76,11 +79,7 @@ def data(
     else:
         _print(found, show)
     _write(found, write_clean, report)
-    if len(found.problems) > max_bad_rows:
-        raise DataError(
-            f"{len(found.problems)} of {found.num_rows} rows cannot be used (--max-bad-rows {max_bad_rows})",
-            hint="repair them, or write the others with --write-clean",
-        )
+    _refuse_bad(found, max_bad_rows)
 
 
 @app.command("checkpoint")
@@ -115,12 +114,26 @@ def checkpoint(
     if as_json:
         print_json(values)
     else:
-        print_description(found)
-        print(f"{'smallest hardware':<18}{hardware} (one sequence of {found.config.context_length} tokens)")
         sizes = ", ".join(f"{form} {size / 1e9:.1f} GB" for form, size in needed.items())
-        print(f"{'a conversion':<18}writes {sizes}; {free / 1e9:.1f} GB are free there")
+        sequence = f"one sequence of {found.config.context_length} tokens"
+        more = (
+            ("smallest hardware", f"{hardware} ({sequence})"),
+            ("a conversion", f"writes {sizes}; {free / 1e9:.1f} GB are free there"),
+        )
+        print_report([description(found, *more)])
     if found.problems:
         raise typer.Exit(1)
+
+
+def _refuse_bad(found: Examination, limit: int | None) -> None:
+    from nemotron4.training.recipe import DataSection
+
+    limit = DataSection.max_bad_rows if limit is None else limit
+    if len(found.problems) > limit:
+        raise DataError(
+            f"{len(found.problems)} of {found.num_rows} rows cannot be used (--max-bad-rows {limit})",
+            hint="repair them, or write the others with --write-clean",
+        )
 
 
 def _write(found: Examination, clean: Path | None, folder: Path | None) -> None:
@@ -149,9 +162,8 @@ def _print(found: Examination, show: int) -> None:
         print(f"---- {sample.where}")
         for segment in sample.segments:
             print(_rendered(segment, found))
-    print("----")
-    for name, value in found.summary.items():
-        print(f"{name.replace('_', ' '):<18}{value:>12,}")
+    counts = [(name.replace("_", " "), f"{value:,}") for name, value in found.summary.items()]
+    print_report([Table(("what", "count"), counts)])
 
 
 def _rendered(segment: Segment, found: Examination) -> str:

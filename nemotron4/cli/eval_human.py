@@ -12,6 +12,7 @@ from nemotron4.cli.console import group, note, print_json
 from nemotron4.cli.judgments import PAGE_PORT, PortOption, serve_page, write_export
 from nemotron4.cli.options import JsonOption
 from nemotron4.errors import ConfigError, Nemotron4Error
+from nemotron4.evaluation.settings import StudySettings
 
 if TYPE_CHECKING:
     from nemotron4.evaluation.human import Study
@@ -35,10 +36,16 @@ def new(
             metavar="NAME=FROM,...", help='FROM: a file of {"id", "response"} rows, or the URL of a server.'
         ),
     ],
-    seed: Annotated[int, typer.Option(help="Of every random order.")] = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer of a server, in tokens.")] = 1024,
-    temperature: Annotated[float, typer.Option(min=0, help="Of a server; 0 is greedy.")] = 0.0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of every random order.")] = StudySettings.seed,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="The longest answer of a server, in tokens.")
+    ] = StudySettings.max_tokens,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Of a server; 0 is greedy.")
+    ] = StudySettings.temperature,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Requests under way at once.")
+    ] = StudySettings.concurrency,
 ) -> None:
     """Make a study: collect every model's answer to every prompt."""
     from nemotron4.client import Sampling

@@ -8,6 +8,7 @@ import typer
 
 from nemotron4.cli.console import group, note, print_json
 from nemotron4.cli.options import JsonOption, ModelArgument
+from nemotron4.report import Table, print_report
 
 if TYPE_CHECKING:
     from nemotron4.checkpoint.description import CheckpointDescription
@@ -40,7 +41,7 @@ def show(model: ModelArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(found.to_json())
     else:
-        print_description(found)
+        print_report([description(found)])
 
 
 @app.command("rm")
@@ -58,16 +59,18 @@ def remove_model(
         print(f"removed {name}: {freed / 1e6:,.1f} MB freed")
 
 
-def print_description(found: CheckpointDescription) -> None:
+def description(found: CheckpointDescription, *more: tuple[str, str]) -> Table:
+    """What a checkpoint is, and ``more`` of it."""
     values = found.to_json()
-    for name in ("path", "format", "family", "num_parameters", "context_length", "rope_scaling"):
-        print(f"{name.replace('_', ' '):<18}{values[name]}")
-    stored = ", ".join(f"{word} {size / 1e9:.3f} GB" for word, size in found.stored_types.items())
-    print(f"{'stored':<18}{stored}")
-    print(f"{'quantisation':<18}{values['quantization'] or 'none'}")
-    print(f"{'chat template':<18}{'yes' if found.has_template else 'no'}")
-    print(f"{'stop ids':<18}{', '.join(map(str, found.stop_ids)) or 'none'}")
-    for text in found.checkpoint.notes:
-        print(f"{'note':<18}{text}")
-    for text in found.problems:
-        print(f"{'problem':<18}{text}")
+    names = ("format", "family", "num_parameters", "context_length", "rope_scaling")
+    rows = [
+        *((name.replace("_", " "), str(values[name])) for name in names),
+        ("stored", ", ".join(f"{word} {size / 1e9:.3f} GB" for word, size in found.stored_types.items())),
+        ("quantisation", values["quantization"] or "none"),
+        ("chat template", "yes" if found.has_template else "no"),
+        ("stop ids", ", ".join(map(str, found.stop_ids)) or "none"),
+        *(("note", text) for text in found.checkpoint.notes),
+        *(("problem", text) for text in found.problems),
+        *more,
+    ]
+    return Table(("checkpoint", values["path"]), rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -15,12 +16,14 @@ from nemotron4.cluster.layout import (
     MFU_FORMULA,
     PREFILL_FORMULA,
     Method,
+    ParallelSizes,
     Train,
     largest,
     training_operations,
 )
 from nemotron4.cluster.plan import HardwarePlan, KvCacheDtype, Workload, make_plan
 from nemotron4.cluster.sizes import Shape
+from nemotron4.report import Block, Heading, Table, Text, print_report
 
 
 class Planned(NamedTuple):
@@ -86,7 +89,7 @@ def plan(
     if as_json:
         print_json({"model": model, "quantization": planned.quantization, **found.to_json()})
     else:
-        print(_text(model, found))
+        print_report(_blocks(model, found))
 
 
 def _gpu(name: str, gigabytes: float | None, terabytes_per_s: float | None) -> Gpu:
@@ -110,47 +113,41 @@ def planned_model(model: str) -> Planned:
     return Planned(found.config, dict(found.served_bytes), found.planned_dtype, method)
 
 
-def _text(model: str, plan: HardwarePlan) -> str:
+def _blocks(model: str, plan: HardwarePlan) -> list[Block]:
     values = plan.to_json()
     layout, work = plan.layout, plan.workload
     use = f"training ({work.train} {work.method})" if work.train else f"serving in {work.dtype}"
-    lines = [
-        f"{model}: {values['num_parameters']:,} parameters, {use}",
-        "",
-        "weights of the whole model",
-        *(f"  {part:<14}{_gigabytes(size)}" for part, size in values["weight_bytes"].items()),
-        "",
-        f"smallest layout: {_smallest_text(plan)}",
-    ]
+    smallest = (
+        f"none of {plan.gpu.name} fits" if plan.smallest is None else _layout(plan, plan.smallest.layout)
+    )
+    lines = [f"smallest layout: {smallest}"]
     if plan.smallest is not plan.chosen:
-        lines.append(f"layout asked for: {_layout_text(plan, layout.num_gpus)}")
-        lines.append(
-            f"  tensor parallel {layout.tensor_parallel}, pipeline parallel {layout.pipeline_parallel}"
-        )
+        lines.append(f"layout asked for: {_layout(plan, layout)}")
     if not values["fits"]:
-        lines.append(f"  does not fit: {values['problem']}")
+        lines.append(f"does not fit: {values['problem']}")
+    fullest = largest(list(plan.chosen.stages)).to_json()
     usable = f"{plan.usable_bytes / 1e9:.1f} of {plan.gpu.memory_bytes / 1e9:.1f} GB usable"
-    lines += [
-        "",
-        f"bytes of the fullest GPU ({usable})",
-        *(
-            f"  {name.replace('_', ' '):<14}{_gigabytes(size)}"
-            for name, size in largest(list(plan.chosen.stages)).to_json().items()
-            if size
-        ),
+    blocks: list[Block] = [
+        Heading(f"{model}: {values['num_parameters']:,} parameters, {use}"),
+        *map(Text, lines),
+        _sizes("weights of the whole model", values["weight_bytes"]),
+        _sizes(f"the fullest GPU ({usable})", {name: size for name, size in fullest.items() if size}),
     ]
     if plan.rejected:
-        lines += ["", "smaller layouts"]
-        lines += [f"  {a.layout.num_gpus} GPUs: {a.problem}" for a in plan.rejected]
-    return "\n".join([*lines, "", *_rate_lines(plan)])
+        rows = [(f"{each.layout.num_gpus} GPUs", str(each.problem)) for each in plan.rejected]
+        blocks.append(Table(("smaller layout", "why not"), rows))
+    return [*blocks, *map(Text, _rate_lines(plan))]
 
 
-def _smallest_text(plan: HardwarePlan) -> str:
-    if plan.smallest is None:
-        return f"none of {plan.gpu.name} fits"
-    layout = plan.smallest.layout
+def _sizes(title: str, sizes: Mapping[str, int]) -> Table:
+    return Table(
+        (title, "GB"), [(name.replace("_", " "), f"{size / 1e9:.3f}") for name, size in sizes.items()]
+    )
+
+
+def _layout(plan: HardwarePlan, layout: ParallelSizes) -> str:
     split = f"tensor parallel {layout.tensor_parallel}, pipeline parallel {layout.pipeline_parallel}"
-    return f"{_layout_text(plan, layout.num_gpus)}\n  {split}"
+    return f"{_layout_text(plan, layout.num_gpus)}, {split}"
 
 
 def _layout_text(plan: HardwarePlan, num_gpus: int) -> str:
@@ -165,7 +162,7 @@ def _rate_lines(plan: HardwarePlan) -> list[str]:
     operations = training_operations(plan.shape, batch=work.batch, context=work.context)
     rate = plan.gpu.rate("bf16")
     seconds = "" if rate is None else f", {operations / plan.layout.num_gpus / rate:.1f} s at the peak rate"
-    return [f"a step of {work.batch} sequences: {operations:.3g} operations{seconds}", f"  {MFU_FORMULA}"]
+    return [f"a step of {work.batch} sequences: {operations:.3g} operations{seconds}", MFU_FORMULA]
 
 
 def _serving_lines(plan: HardwarePlan) -> list[str]:
@@ -175,12 +172,8 @@ def _serving_lines(plan: HardwarePlan) -> list[str]:
     step = f"{1000 * rates.decode_step_s:.1f} ms a step, bound by {rates.decode_bound}"
     lines = [
         f"upper bounds with {work.concurrency} sequences of {work.context} tokens",
-        f"  decode   {rates.decode_tokens_per_s:,.0f} tokens/s, {step}",
+        f"decode {rates.decode_tokens_per_s:,.0f} tokens/s, {step}",
     ]
     if rates.prefill_tokens_per_s is not None:
-        lines.append(f"  prefill  {rates.prefill_tokens_per_s:,.0f} tokens/s")
-    return [*lines, f"  {DECODE_FORMULA}", f"  {PREFILL_FORMULA}"]
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:>10.3f} GB"
+        lines.append(f"prefill {rates.prefill_tokens_per_s:,.0f} tokens/s")
+    return [*lines, DECODE_FORMULA, PREFILL_FORMULA]

@@ -12,6 +12,7 @@ from nemotron4.cli.console import group, note, print_json
 from nemotron4.cli.judgments import PAGE_PORT, PortOption, serve_page, write_export
 from nemotron4.cli.options import JsonOption
 from nemotron4.errors import Nemotron4Error
+from nemotron4.redteam.settings import RecordSettings
 
 if TYPE_CHECKING:
     from nemotron4.client import ChatModel, Sampling
@@ -93,8 +94,10 @@ def record(
     ] = None,
     model_name: Annotated[str | None, typer.Option(help="The model's name at its server.")] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="The longest answer, in tokens.")
+    ] = RecordSettings.max_tokens,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = RecordSettings.temperature,
     source: Annotated[
         Path | None,
         typer.Option("--from", metavar="FILE", help="Take sessions from a file, as export writes them."),

@@ -60,9 +60,13 @@ def serve(
     engine: Annotated[
         EngineName, typer.Option(help="builtin: one device. vllm: many, when vLLM is installed.")
     ] = "builtin",
-    tensor_parallel: Annotated[int, typer.Option(help="Devices that share each layer (vllm).")] = 1,
-    pipeline_parallel: Annotated[int, typer.Option(help="Stages of layers, one after the other (vllm).")] = 1,
-    nodes: Annotated[int, typer.Option(help="Nodes; the same command runs on each (vllm).")] = 1,
+    tensor_parallel: Annotated[
+        int, typer.Option(help="Devices that share each layer (vllm).")
+    ] = Parallel.tensor,
+    pipeline_parallel: Annotated[
+        int, typer.Option(help="Stages of layers, one after the other (vllm).")
+    ] = Parallel.pipeline,
+    nodes: Annotated[int, typer.Option(help="Nodes; the same command runs on each (vllm).")] = Parallel.nodes,
     served_model_name: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="What /v1 calls the model; repeatable, answers carry the first."),

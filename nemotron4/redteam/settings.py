@@ -34,6 +34,14 @@ class AegisSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordSettings:
+    """How a model answers a person who attacks it."""
+
+    max_tokens: int = 512
+    temperature: float = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReplaySettings:
     max_tokens: int = 512
     temperature: float = 0.0

@@ -19,7 +19,7 @@ from typing import Any
 
 from nemotron4.errors import DataError
 from nemotron4.records import Conversation, JsonObject, Message, PreferencePair, write
-from nemotron4.runs import flush, write_json
+from nemotron4.runs import publish, write_json
 from nemotron4.synth.accounting import Accounting, read_accounting
 from nemotron4.synth.card import write_card
 from nemotron4.synth.columns import columns_of
@@ -71,10 +71,7 @@ def export(folder: Path, recipe: SynthRecipe, *, is_partial_allowed: bool = Fals
     old = folder / f".{EXPORT}.old"
     if target.exists():
         target.rename(old)
-    for file in partial.iterdir():
-        flush(file)
-    partial.rename(target)
-    flush(folder)
+    publish(partial, target)
     shutil.rmtree(old, ignore_errors=True)
     return Exported(target, counts)
 

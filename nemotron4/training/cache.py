@@ -27,6 +27,7 @@ import numpy
 from nemotron4.checkpoint.cache import cache_dir
 from nemotron4.json_form import to_json
 from nemotron4.records import Message
+from nemotron4.runs import publish
 from nemotron4.training.encoding import Encoder, Problem, sample_hash
 from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.reading import HUB, TrainingSource, files_of
@@ -136,7 +137,7 @@ def _write(folder: Path, made: Iterable[Sample | Problem], ignored: Callable[[],
         index = _write_arrays(partial, made)
         index["ignored"] = ignored()
         (partial / INDEX).write_text(json.dumps(index), encoding="utf-8")
-        partial.rename(folder)
+        publish(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from nemotron4.checkpoint.trained import STATE_FILE, WEIGHTS
 from nemotron4.errors import CheckpointError
-from nemotron4.runs import flush
+from nemotron4.runs import flush, publish
 
 Given = TypeVar("Given")
 FILES_PER_PROCESS = 8  # a file is serialised in memory before it is written
@@ -103,11 +103,8 @@ class Writer:
 
         def complete() -> None:
             (partial / STATE_FILE).write_text(json.dumps(state.__dict__), encoding="utf-8")
-            flush(partial / STATE_FILE)
-            flush(partial)
             shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            flush(self.folder)
+            publish(partial, final)
             prune(self.folder, self.keep, state.best_step, self.kept_step)
 
         is_first = _rank() == 0

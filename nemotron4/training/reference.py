@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nemotron4.errors import TrainingError
 from nemotron4.model.adapters import PromptEmbedding, adapters_off
+from nemotron4.runs import RowLog
 from nemotron4.training.encoding import sample_hash
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.metrics import OnPart, Part, hear_nothing
@@ -72,24 +73,31 @@ def with_reference(
     where it was.
     """
     hashes = [sample_hash(sample) for sample in samples]
-    # As the first process sees it: the others could read while it writes, and wait for rows it has.
-    known = engine.gathered(_read(cache) if is_writer else {})[0]
-    missing = [i for i, key in enumerate(hashes) if key not in known]
-    cached = [i for i, key in enumerate(hashes) if key in known]
-    checked = random.Random(0).sample(cached, min(NUM_CHECKED, len(cached)))
-    for i, values in zip(checked, _score([samples[i] for i in checked], engine, row_tokens), strict=True):
-        _compare(samples[i], known[hashes[i]], values, cache)
-    if missing:
-        note(f"reference log-probabilities: {len(missing)} rows to compute, {len(cached)} in {cache}")
-    for start in range(0, len(missing), BLOCK_ROWS):
-        on_part(Part("reference log-probabilities", start, len(missing)))
-        block = missing[start : start + BLOCK_ROWS]
-        computed = _score([samples[i] for i in block], engine, row_tokens)
-        new = {hashes[i]: values for i, values in zip(block, computed, strict=True)}
-        if is_writer:
-            _append(cache, new)
-        known |= new
+    with _kept(cache) if is_writer else contextlib.nullcontext() as log:
+        # As the first process sees it: the others could read while it writes, and wait for rows it has.
+        rows = {} if log is None else {str(row["row"]): tuple(row["logprobs"]) for row in log.rows}
+        known = engine.gathered(rows)[0]
+        missing = [i for i, key in enumerate(hashes) if key not in known]
+        cached = [i for i, key in enumerate(hashes) if key in known]
+        checked = random.Random(0).sample(cached, min(NUM_CHECKED, len(cached)))
+        for i, values in zip(checked, _score([samples[i] for i in checked], engine, row_tokens), strict=True):
+            _compare(samples[i], known[hashes[i]], values, cache)
+        if missing:
+            note(f"reference log-probabilities: {len(missing)} rows to compute, {len(cached)} in {cache}")
+        for start in range(0, len(missing), BLOCK_ROWS):
+            on_part(Part("reference log-probabilities", start, len(missing)))
+            block = missing[start : start + BLOCK_ROWS]
+            computed = _score([samples[i] for i in block], engine, row_tokens)
+            new = {hashes[i]: values for i, values in zip(block, computed, strict=True)}
+            if log is not None:
+                log.append(*({"row": key, "logprobs": values} for key, values in new.items()))
+            known |= new
     return [replace(s, reference=known[key]) for s, key in zip(samples, hashes, strict=True)]
+
+
+def _kept(cache: Path) -> RowLog:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    return RowLog(cache, key=itemgetter("row"))
 
 
 @contextlib.contextmanager
@@ -149,27 +157,3 @@ def _compare(sample: Sample, cached: Sequence[float], fresh: Sequence[float], ca
                 f"but the model gives {new:.4f}",
                 hint="delete the cache; it was made by other weights or other code",
             )
-
-
-def _read(cache: Path) -> dict[str, tuple[float, ...]]:
-    if not cache.exists():
-        return {}
-    known = {}
-    for line in cache.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-            known[str(row["row"])] = tuple(float(value) for value in row["logprobs"])
-        except (ValueError, KeyError, TypeError):
-            continue  # the line that was being written when a process was killed; it is computed again
-    return known
-
-
-def _append(cache: Path, new: dict[str, tuple[float, ...]]) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with cache.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # cut by a kill: what comes next needs a line of its own
-                file.write(b"\n")
-        for key, values in new.items():
-            file.write(json.dumps({"row": key, "logprobs": values}).encode() + b"\n")
