@@ -23,8 +23,7 @@ from nemotron4.cluster.layout import (
 )
 from nemotron4.cluster.sizes import Shape, WeightBytes, bytes_by_part, num_parameters
 from nemotron4.errors import ConfigError
-from nemotron4.plots import legend, new_figure, save, style
-from nemotron4.report import COLOURS
+from nemotron4.plots import draw_stacks
 
 KvCacheDtype = Literal["auto", "fp8"]
 USABLE = 0.92  # share of a GPU's memory that is planned for; the rest is fragmentation
@@ -273,25 +272,14 @@ def _attempt(shape: Shape, gpu: Gpu, workload: Workload, layout: ParallelSizes) 
 
 def draw(plan: HardwarePlan, path: Path, *, title: str) -> None:
     """Write the picture; the ending of the name decides the format."""
-    stages = plan.chosen.stages
-    figure = new_figure(1.6 + 0.4 * len(stages))
-    axes = figure.subplots()
-    names = [f"stage {i}" for i in range(len(stages))]
-    left = [0.0] * len(stages)
-    handles: dict[str, Any] = {}
-    for part in stages[0].to_json():
-        sizes = [stage.to_json()[part] / 1e9 for stage in stages]
-        if part == "total" or not any(sizes):
-            continue
-        handles[part.replace("_", " ")] = axes.barh(
-            names, sizes, left=left, color=COLOURS[len(handles) % len(COLOURS)]
-        )
-        left = [a + b for a, b in zip(left, sizes, strict=True)]
-    handles["usable"] = axes.axvline(plan.usable_bytes / 1e9, color="black", linestyle="--")
-    handles[plan.gpu.name] = axes.axvline(plan.gpu.memory_bytes / 1e9, color="black")
-    axes.invert_yaxis()
+    stages = [stage.to_json() for stage in plan.chosen.stages]
+    parts = {name: [stage[name] / 1e9 for stage in stages] for name in stages[0] if name != "total"}
     layout = plan.layout
-    split = f"TP {layout.tensor_parallel} x PP {layout.pipeline_parallel}"
-    style(axes, title=f"{title}: {layout.num_gpus} GPUs, {split}", x_label="GB on each GPU")
-    legend(figure, handles)
-    save(figure, path)
+    draw_stacks(
+        [f"stage {number}" for number in range(len(stages))],
+        {name: sizes for name, sizes in parts.items() if any(sizes)},
+        path,
+        title=f"{title}: {layout.num_gpus} GPUs, TP {layout.tensor_parallel} x PP {layout.pipeline_parallel}",
+        unit="GB on each GPU",
+        limits={plan.gpu.name: plan.gpu.memory_bytes / 1e9, "usable": plan.usable_bytes / 1e9},
+    )
