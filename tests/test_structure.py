@@ -23,9 +23,6 @@ MAX_FUNCTION_LINES = 60
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS = {
     "generate",
-    "aegis",
-    "garak",
-    "replay",
     "serve",
     "train",
 }
@@ -72,9 +69,18 @@ def test_no_function_is_longer_than_60_lines() -> None:
         node.name
         for path, tree in TREES.items()
         for node in ast.walk(tree)
-        if isinstance(node, Function) and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
+        if isinstance(node, Function) and _length(node) > MAX_FUNCTION_LINES
     }
     assert long == LONG_FUNCTIONS
+
+
+def _length(function: Function) -> int:
+    """Lines of the whole; a command's options are declarations and count in no function."""
+    arguments = function.args
+    options = [a for a in (*arguments.args, *arguments.kwonlyargs) if a.annotation is not None]
+    is_command = any("typer." in ast.unparse(a.annotation) for a in options if a.annotation is not None)
+    start = options[-1].end_lineno if is_command else function.lineno - 1
+    return (function.end_lineno or 0) - (start or 0)
 
 
 def test_a_class_name_has_one_meaning() -> None:

@@ -131,7 +131,7 @@ def test_four_bits_represent_a_four_bit_weight_exactly() -> None:
     assert error.abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("isa", [HERE[0], *(pytest.param(isa, marks=pytest.mark.slow) for isa in HERE[1:])])
 def test_a_whole_step_gives_the_same_bits_under(isa: str, tmp_path: Path) -> None:
     """In a process of its own; bfloat16 is left out, which has an order of its own with AMX."""
     code = (

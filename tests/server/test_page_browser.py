@@ -244,6 +244,7 @@ def test_markdown_has_tables_formulas_links_tasks_and_code_that_copies(
     assert browser.problems() == []
 
 
+@pytest.mark.slow
 def test_token_colours_keep_the_markdown(browser: Browser, chat: Running) -> None:
     _open(browser, chat)
     browser.click("#show-settings")
@@ -276,6 +277,7 @@ def test_a_page_closed_while_it_streams_loses_nothing(browser: Browser, chat: Ru
     browser.wait_gone("#stop")
 
 
+@pytest.mark.slow
 def test_edits_and_new_answers_are_versions_with_what_followed_them(browser: Browser, chat: Running) -> None:
     _open(browser, chat)
     for text in ("one", "two", "three"):
@@ -302,6 +304,7 @@ def test_edits_and_new_answers_are_versions_with_what_followed_them(browser: Bro
     browser.until(lambda: said() == ["one", "zwei"], "a version inside a version")
 
 
+@pytest.mark.slow
 def test_two_tabs_on_one_conversation_are_merged_by_turn(browser: Browser, chat: Running) -> None:
     _open(browser, chat)
     _say(browser, "start")
@@ -394,6 +397,7 @@ def test_conversations_are_found_renamed_imported_and_come_back_when_deleted(
     browser.wait_for("#toast", text="was not imported. Line 1 is not JSON.")
 
 
+@pytest.mark.slow
 def test_a_wrong_setting_is_not_sent_and_the_arrow_edits_the_last_message(
     browser: Browser, chat: Running
 ) -> None:
@@ -413,6 +417,7 @@ def test_a_wrong_setting_is_not_sent_and_the_arrow_edits_the_last_message(
     assert browser.find("form.editing textarea").get_attribute("value") == "hello"
 
 
+@pytest.mark.slow
 def test_a_narrow_window_closes_the_panels_and_shows_the_model(browser: Browser, chat: Running) -> None:
     _open(browser, chat)
     browser.click("#show-settings")
@@ -431,6 +436,7 @@ def test_a_narrow_window_closes_the_panels_and_shows_the_model(browser: Browser,
     browser.find("#settings")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_is_said_and_found_again(browser: Browser, chat: Running) -> None:
     _open(browser, chat)
     browser.run("window.real = fetch; window.fetch = () => Promise.reject(new TypeError('gone'))")
@@ -469,6 +475,7 @@ def test_two_models_answer_side_by_side_and_a_reward_model_judges_both(
             assert browser.problems() == []
 
 
+@pytest.mark.slow
 def test_raw_prompts_start_with_the_card_s_template(browser: Browser, chat: Running) -> None:
     browser.open(f"{chat.url}/#raw")
     browser.until(
@@ -498,6 +505,7 @@ def test_the_page_asks_for_the_key_and_forgets_it_with_the_tab(browser: Browser)
         assert ["the-key" in each for each in kept] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_the_picture_of_the_docs_shows_the_page_as_it_is(browser: Browser, tmp_path: Path) -> None:
     """Two settings side by side with token colours. NEMOTRON4_WRITE_PICTURES=1 writes docs/page.png."""
     picture = Path("docs/page.png") if os.environ.get("NEMOTRON4_WRITE_PICTURES") else tmp_path / "page.png"
