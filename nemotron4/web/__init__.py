@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,6 +43,11 @@ HEADERS = {
 }
 
 
+@functools.cache
+def _answer(path: Path) -> Response:
+    return Response(path.read_bytes(), headers={**HEADERS, "Content-Type": _TYPES[path.suffix]})
+
+
 def read_files(*folders: Path, extra: Iterable[Path] = ()) -> dict[str, Response]:
     """The answers for the files of these folders, the shared ones and ``extra``, by their path in the folder.
 
@@ -49,8 +55,4 @@ def read_files(*folders: Path, extra: Iterable[Path] = ()) -> dict[str, Response
     """
     found = {path.name: path for path in (*SHARED.iterdir(), *extra)}
     found |= {path.relative_to(folder).as_posix(): path for folder in folders for path in folder.rglob("*")}
-    return {
-        name: Response(path.read_bytes(), headers={**HEADERS, "Content-Type": _TYPES[path.suffix]})
-        for name, path in found.items()
-        if path.suffix in _TYPES
-    }
+    return {name: _answer(path) for name, path in found.items() if path.suffix in _TYPES}
