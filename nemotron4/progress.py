@@ -16,11 +16,19 @@ from typing import TYPE_CHECKING, Any, Self
 from nemotron4.errors import ConfigError, TerminatedError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.live import Live
 
 PLAIN_INTERVAL_S = 10.0
 FORM_VARIABLE = "NEMOTRON4_PROGRESS"
+
+
+def is_json() -> bool:
+    """What the variable asks for; ConfigError if it is no form."""
+    form = os.environ.get(FORM_VARIABLE, "")
+    if form not in ("", "auto", "json"):
+        raise ConfigError(f"{FORM_VARIABLE} is {form!r}; expected auto or json")
+    return form == "json"
 
 
 def open_console() -> Console:
@@ -30,19 +38,24 @@ def open_console() -> Console:
 
 
 class LiveText:
-    """One text that changes: redrawn on a terminal, repeated every ten seconds in a log."""
+    """One text that changes: redrawn on a terminal, repeated every ten seconds in a log.
+
+    ``panel``: what a terminal shows in place of the text; it stays when the run is over.
+    """
 
     def __init__(
         self,
         text: Callable[[], str],
         *,
+        panel: Callable[[], RenderableType] | None = None,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._text = text
+        self._panel = panel
         self._clock = clock
         self._console = console or open_console()
-        self._printed_s = clock()
+        self._printed_s = float("-inf") if panel else clock()  # a panel's first line comes at once
         self._live = self._open_live() if self._console.is_terminal else None
 
     def _open_live(self) -> Live:
@@ -51,9 +64,9 @@ class LiveText:
 
         return Live(
             console=self._console,
-            get_renderable=lambda: Text(self._text()),
+            get_renderable=self._panel or (lambda: Text(self._text())),
             refresh_per_second=4,
-            transient=True,
+            transient=self._panel is None,
         )
 
     @property
@@ -70,11 +83,11 @@ class LiveText:
 
     def changed(self) -> None:
         """Call it after every change: a log gets a line when it is time for one."""
-        if self._live is None and self._clock() - self._printed_s >= PLAIN_INTERVAL_S:
-            self.print(self._text())
+        if self._live is None and (now := self._clock()) - self._printed_s >= PLAIN_INTERVAL_S:
+            self.print(self._text(), now)
 
-    def print(self, text: str) -> None:
-        self._printed_s = self._clock()
+    def print(self, text: str, now: float | None = None) -> None:
+        self._printed_s = self._clock() if now is None else now
         self._console.print(text, soft_wrap=True, markup=False)
 
 
@@ -95,9 +108,6 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        form = os.environ.get(FORM_VARIABLE, "")
-        if form not in ("", "auto", "json"):
-            raise ConfigError(f"{FORM_VARIABLE} is {form!r}; expected auto or json")
         self.total = total
         self.num_done = num_done
         self.num_failed = 0
@@ -109,7 +119,7 @@ class Progress:
         self.more: dict[str, Any] = {}  # what else the JSON form has
         self._clock = clock
         self._started_s = clock()
-        self._is_json = form == "json"
+        self._is_json = is_json()
         self._shown = LiveText(self._text, console=console, clock=clock)
 
     def __enter__(self) -> Self:

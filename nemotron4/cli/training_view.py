@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections import deque
@@ -9,13 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nemotron4.progress import PLAIN_INTERVAL_S, duration
+from nemotron4.json_form import to_json
+from nemotron4.progress import LiveText, duration, is_json
 
 if TYPE_CHECKING:
     from nemotron4.training.metrics import Part, StepRecord
@@ -36,37 +37,35 @@ class TrainingView:
     def __init__(
         self, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
         self._clock = clock
-        self._last_printed = float("-inf")
+        self._is_json = is_json()
         self._curve: deque[float] = deque(maxlen=NUM_RECENT)
         self._seconds: deque[float] = deque(maxlen=NUM_RECENT)
+        self._newest: StepRecord | None = None
         self._last: StepRecord | None = None
         self._validation: StepRecord | None = None
         self._part: Part | None = None
         self._part_started = 0.0
-        self._live = (
-            Live(console=self._console, get_renderable=self.panel, refresh_per_second=4)
-            if self._console.is_terminal
-            else None
-        )
+        self._shown = LiveText(self._text, panel=self.panel, console=console, clock=clock)
 
     def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
+        self._shown.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._shown.stop()
 
     def show_part(self, part: Part) -> None:
         if self._part is None or part.name != self._part.name or part.done < self._part.done:
             self._part_started = self._clock()
         self._part = part
-        if self._live is None and self._clock() - self._last_printed >= PLAIN_INTERVAL_S:
-            self._last_printed = self._clock()
-            self._console.print(self.part_line(part), soft_wrap=True)
+        self._shown.changed()
+
+    def _text(self) -> str:
+        part, newest = self._part, self._newest
+        if self._is_json:
+            return json.dumps(to_json(part) if part is not None or newest is None else newest.to_json())
+        return self.part_line(part) if part is not None else self.line(newest) if newest else ""
 
     def part_line(self, part: Part) -> str:
         """``answers 12 of 64, 3,410 tokens`` or ``... 512 of 2,000, about 3 min left``"""
@@ -79,7 +78,7 @@ class TrainingView:
         return f"{line}, about {duration(left)} left"
 
     def show(self, progress: StepRecord) -> None:
-        self._part = None
+        self._part, self._newest = None, progress
         if progress.kind == "validation":
             self._validation = progress
         else:
@@ -90,15 +89,10 @@ class TrainingView:
             self._last = progress
             self._curve.append(headline(progress.values)[1])
             self._seconds.append(progress.values["seconds"])
-        if self._live is None:
-            self._print_now_and_then(progress)
-
-    def _print_now_and_then(self, progress: StepRecord) -> None:
-        now = self._clock()
-        is_always_shown = progress.kind == "validation" or progress.step == progress.num_steps
-        if is_always_shown or now - self._last_printed >= PLAIN_INTERVAL_S:
-            self._last_printed = now
-            self._console.print(self.line(progress), soft_wrap=True)
+        if self._shown.is_live or (progress.kind != "validation" and progress.step != progress.num_steps):
+            self._shown.changed()
+        else:
+            self._shown.print(self._text())
 
     def line(self, progress: StepRecord) -> str:
         """``step 3/100  loss 2.1312  grad_norm 1.2  3,410 tok/s  MFU 52%  1.2 GB  left 3 min 5 s``"""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -37,6 +38,13 @@ def test_a_log_gets_the_first_step_the_last_one_and_validations() -> None:
 def test_a_log_gets_a_line_every_ten_seconds() -> None:
     text = shown(is_terminal=False, progress=[step(n) for n in range(1, 31)], seconds_between=5.0)
     assert [line.split()[1] for line in text.splitlines()] == [f"{n}/100" for n in range(1, 31, 2)]
+
+
+def test_programs_get_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMOTRON4_PROGRESS", "json")
+    first, last = shown(is_terminal=False, progress=[step(1), step(100)]).splitlines()
+    assert json.loads(first)["step"] == 1
+    assert json.loads(last) == step(100).to_json()
 
 
 def test_a_terminal_shows_curve_rates_time_left_and_the_stages_own_numbers() -> None:
