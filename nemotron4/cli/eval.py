@@ -10,6 +10,7 @@ import typer
 from nemotron4.cli.console import group, note, print_json
 from nemotron4.cli.eval_human import app as human_app
 from nemotron4.cli.options import JsonOption
+from nemotron4.report import Table, print_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,10 +93,16 @@ def list_tasks(folder: DataFolder = None, as_json: JsonOption = False) -> None:
         ]
         print_json({"tasks": rows})
         return
-    for task in tasks:
-        card = "; card: " + ", ".join(f"{n} {v:g}" for n, v in task.card.items()) if task.card else ""
-        settings = "; --set " + ", ".join(task.options) if task.options else ""
-        print(f"{task.name:<20}{task.title}{card}{settings}")
+    lines = [
+        (
+            task.name,
+            task.title,
+            ", ".join(f"{name} {value:g}" for name, value in task.card.items()),
+            ", ".join(task.options),
+        )
+        for task in tasks
+    ]
+    print_report([Table(("task", "title", "card", "--set"), lines)])
 
 
 @data_app.command("check")
@@ -112,8 +119,8 @@ def check_data(
     if as_json:
         print_json({"folder": str(data_folder(folder)), "files": rows})
     else:
-        for row in rows:
-            print(f"{row['status']:<9}{row['path']}  ({row['licence']}; {row['source']})")
+        columns = ("status", "path", "licence", "source")
+        print_report([Table(columns, [[str(row[name]) for name in columns] for row in rows])])
     if any(row["status"] == "changed" for row in rows):
         raise typer.Exit(1)
 
@@ -155,7 +162,6 @@ def score(
     from nemotron4.evaluation.registry import find_task
     from nemotron4.evaluation.result import result_blocks, save
     from nemotron4.evaluation.scoring import score_files
-    from nemotron4.report import print_report
 
     found = find_task(task, data_folder(folder))
     result = score_files(
@@ -245,7 +251,6 @@ async def _run_all(
     from nemotron4.evaluation.result import result_blocks
     from nemotron4.evaluation.runner import run_task
     from nemotron4.evaluation.scoring import require_scored
-    from nemotron4.report import print_report
 
     results = []
     try:
@@ -291,7 +296,6 @@ def compare(
     from nemotron4.evaluation.compare import compare as compare_results
     from nemotron4.evaluation.compare import comparison_blocks
     from nemotron4.evaluation.result import load_result
-    from nemotron4.report import print_report
 
     comparison = compare_results(load_result(first), load_result(second))
     if as_json:

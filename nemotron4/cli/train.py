@@ -182,5 +182,5 @@ def _print_samples(run: Path) -> None:
         before = next(line for line in lines if line["step"] == first and line["prompt"] == after["prompt"])
         prompt = after["prompt"]
         note(f"prompt        {prompt if isinstance(prompt, str) else prompt[-1]['content']}")
-        note(f"  step {first:<6} {before['answer'].strip()}")
-        note(f"  step {last:<6} {after['answer'].strip()}")
+        note(f"  step {first}: {before['answer'].strip()}")
+        note(f"  step {last}: {after['answer'].strip()}")
