@@ -71,7 +71,7 @@ TESTED_IN: dict[str, str] = {
     "synth/test_export.py": "synth.card synth.merge",
     "synth/test_filters.py": "synth.dropped",
     "synth/test_methods.py": "cli.synth",
-    "synth/test_own.py": "synth.columns synth.own_code synth.schema",
+    "synth/test_own.py": "synth.columns synth.schema",
     "synth/test_parsing.py": "synth.list_marks",
     "synth/test_replies.py": "synth.graph synth.work",
     "synth/test_rounds.py": "cli.child_server cli.judgments",
@@ -95,20 +95,25 @@ TESTED_IN: dict[str, str] = {
     "training/test_chain.py": "training.checks training.output",
     "training/test_composing.py": "checkpoint.adapter_base",
     "training/test_doctor.py": "cli.doctor training.reading",
-    "training/test_engine.py": "training.kto training.packing",
+    "training/test_engine.py": "training.kto training.online training.packing",
     "training/test_formats.py": """
-        training.encoding training.rows training.stages.preference training.stages.reward
+        training.encoding training.prompts training.rows training.stages.preference training.stages.reward
         training.stages.sft""",
     "training/test_loading.py": "checkpoint.dcp checkpoint.trained training.sharded",
     "training/test_parallel.py": "training.pipeline",
     "training/test_policy_gradient.py": """
-        training.policy training.policy_trainer training.rollouts training.sampler
+        training.judged training.policy training.policy_trainer training.rollout_trainer
+        training.rollouts training.sampler
         training.stages.policy_gradient""",
     "training/test_published_rows.py": "training.cache training.dataset",
     "training/test_recipe.py": "training.new_recipe training.preview",
     "training/test_run.py": """
         cli.train model.reward_head training.inputs training.model_card training.scorer
         training.stages.pretrain""",
+    "training/test_remote_sampler.py": "checkpoint.updated server.rollouts training.rollout_settings",
+    "training/test_results.py": "training.schedule",
+    "training/test_rewards.py": "client.own_code",
+    "training/test_losses.py": "training.advantages",
     "training/test_steerlm.py": "training.stages.steerlm",
     "training/test_trainer.py": "training.checkpoints",
 }
