@@ -141,7 +141,7 @@ def from_json(kind: Any, value: Any, path: str = "") -> Any:
 
 def _read_dataclass(kind: type, value: Mapping[str, Any], path: str) -> Any:
     own = getattr(kind, "from_json", None)
-    if own is None or own.__func__ is JsonForm.from_json.__func__:  # type: ignore[attr-defined]
+    if own is None or own.__func__ is vars(JsonForm)["from_json"].__func__:
         return read_fields(kind, value, f"{path}.")
     try:
         return own(value)

@@ -73,7 +73,8 @@ def with_reference(
     where it was.
     """
     hashes = [sample_hash(sample) for sample in samples]
-    with _kept(cache) if is_writer else contextlib.nullcontext() as log:
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(_kept(cache)) if is_writer else None
         # As the first process sees it: the others could read while it writes, and wait for rows it has.
         rows = {} if log is None else {str(row["row"]): tuple(row["logprobs"]) for row in log.rows}
         known = engine.gathered(rows)[0]
