@@ -28,7 +28,14 @@ LONG_FUNCTIONS = {
 }
 CYCLES: set[str] = set()
 CLASS_NAMES_WITH_TWO_MEANINGS: set[str] = set()
-DEFAULTS_IN_TWO_PLACES: set[str] = set()
+DEFAULTS_IN_TWO_PLACES = {
+    "generate.max_in_flight",
+    "generate.max_new_tokens",
+    "generate.seed",
+    "generate.temperature",
+    "generate.top_k",
+    "generate.top_p",
+}
 
 # What these write is not the dataclass's fields: figures for people, or another program's format.
 JSON_BY_HAND = {

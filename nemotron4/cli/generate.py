@@ -19,40 +19,28 @@ from nemotron4.cli.options import (
     ModelArgument,
     QuantizeOption,
 )
-from nemotron4.engine import SamplingParams
 from nemotron4.records import read_json_lines
 
 if TYPE_CHECKING:
     from nemotron4.engine import InferenceEngine
-
-# A row may set its own.
-DEFAULTS = SamplingParams(max_new_tokens=256)
-SEED = 0  # the same command gives the same file
-MAX_IN_FLIGHT = 64
 
 
 def generate(
     model: ModelArgument,
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="JSON lines: one prompt each.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the answers go.")],
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="The longest answer, in tokens.")
-    ] = DEFAULTS.max_new_tokens,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = DEFAULTS.temperature,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
     top_p: Annotated[
         float, typer.Option(help="Draw from the likeliest tokens with this much probability.")
-    ] = DEFAULTS.top_p,
-    top_k: Annotated[
-        int, typer.Option(min=0, help="Draw from this many likeliest tokens; 0 is all.")
-    ] = DEFAULTS.top_k,
+    ] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from this many likeliest tokens; 0 is all.")] = 0,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End an answer here; repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds draw equal answers.")] = SEED,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds draw equal answers.")] = 0,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="Write each token's log-probability.")] = False,
-    max_in_flight: Annotated[
-        int, typer.Option(min=1, help="Rows that are answered at the same time.")
-    ] = MAX_IN_FLIGHT,
+    max_in_flight: Annotated[int, typer.Option(min=1, help="Rows that are answered at the same time.")] = 64,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
@@ -76,6 +64,7 @@ def generate(
     from nemotron4.cli import batch
     from nemotron4.cli.identity import file_digest, model_digest
     from nemotron4.cli.rows import read_schema
+    from nemotron4.engine import SamplingParams
 
     params = SamplingParams(
         max_new_tokens=max_new_tokens,
