@@ -20,6 +20,7 @@ BASE = {
     "plots",
     "web",
     "recipe",
+    "model_card",
 }
 # part -> the parts it may import; every part may import base and itself.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -34,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plots": set(),
     "web": set(),
     "recipe": set(),
+    "model_card": set(),
     "model": set(),
     "text": set(),
     "grading": set(),
