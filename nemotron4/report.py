@@ -114,13 +114,18 @@ def printable(text: str) -> str:
 
 
 _NUMBER = re.compile(r"[-+<±]?\d")
+_WORD = re.compile(r"[^\W\d_]{4}")  # longer than a unit
 
 
 def numeric_columns(table: Table) -> list[bool]:
-    """Columns in which every cell that says something starts with a number."""
+    """Columns in which every cell that says something is a number, perhaps with a unit or an interval."""
     columns = zip(*table.rows, strict=True) if table.rows else ([] for _ in table.columns)
     said = [[cell for cell in cells if cell not in ("", "-", "unscored", "none")] for cells in columns]
-    return [bool(cells) and all(_NUMBER.match(cell) for cell in cells) for cells in said]
+    return [bool(cells) and all(map(_is_number, cells)) for cells in said]
+
+
+def _is_number(cell: str) -> bool:
+    return bool(_NUMBER.match(cell)) and not _WORD.search(cell)
 
 
 # --- JSON
@@ -203,7 +208,7 @@ _STYLE = (
     "caption{text-align:left;font-weight:600;padding:.3rem 0}"
     "td,th{border:1px solid #d0d0d0;padding:.3rem .6rem;text-align:left;vertical-align:top}"
     ".sides{display:grid;gap:0 1rem;grid-template-columns:repeat(auto-fit,minmax(min(22rem,100%),1fr))}"
-    "th{background:#f3f5f1}.n{text-align:right}td.n{white-space:nowrap}img{max-width:100%}"
+    "th:first-child{min-width:6rem}th{background:#f3f5f1}.n{text-align:right}td.n{white-space:nowrap}img{max-width:100%}"
     "pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f6f4;padding:.6rem}summary{cursor:pointer}"
     "figure{margin:1.2rem 0}figcaption{font-weight:600}.bar{display:grid;grid-template-columns:minmax(6rem,"
     "14rem) 1fr minmax(5rem,13rem);gap:.2rem .8rem;align-items:center;margin:.3rem 0}"
@@ -211,7 +216,8 @@ _STYLE = (
     ".track b{position:absolute;top:50%;height:0;border-top:2px solid #1c1c1c}.key{margin-right:1rem}"
     ".key i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem}"
     "@media(max-width:600px){body{margin:1rem auto}.bar{grid-template-columns:1fr auto}.track{grid-row:2;"
-    "grid-column:1/-1}td,th{padding:.2rem .4rem}}"
+    "grid-column:1/-1}td,th{padding:.2rem .4rem}td:not(.n){min-width:8rem}"
+    "p:has(>img){overflow-x:auto}img{max-width:none;width:44rem}}"
 )
 
 

@@ -86,6 +86,8 @@ def test_columns_of_numbers_are_told_from_words() -> None:
     table = Table(["a", "b", "c"], [["x1", "1.5 %", "-"], ["2", "-", "-"]])
     assert numeric_columns(table) == [False, True, False]
     assert numeric_columns(Table(["a"], [])) == [False]
+    told = Table(["p", "left"], [["0.0033, McNemar, exact; 99 won", "3 min 5 s"], ["1.0", "+2 [-1, 5]"]])
+    assert numeric_columns(told) == [False, True]
 
 
 def test_a_share_without_items_is_unscored() -> None:

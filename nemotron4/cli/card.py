@@ -16,7 +16,7 @@ from nemotron4.errors import ConfigError, DataError, Nemotron4Error
 if TYPE_CHECKING:
     from nemotron4.checkpoint.description import CheckpointDescription
     from nemotron4.evaluation.result import Result
-    from nemotron4.model_card import Measured, CardContent
+    from nemotron4.model_card import CardContent, Measured
     from nemotron4.records import JsonObject
 
 CARD_FILE = "README.md"

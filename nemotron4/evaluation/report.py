@@ -212,10 +212,10 @@ def report_blocks(found: Sequence[Found], pictures: Sequence[Picture]) -> list[B
             " the model card. A star marks a sample of the benchmark, missing answers or another data file. A"
             " value inside another's interval is consistent with it, not equal to it."
         ),
+        *versus_blocks([(one.folder, one.result) for one in found]),
         Heading("Benchmarks next to the published ones"),
         _peer_table(found, published.PEER_TABLE, published.PEERS),
         *_base_blocks(found),
-        *versus_blocks([(one.folder, one.result) for one in found]),
         Heading("MT-Bench by category"),
         _mt_bench_table(found),
         *pictures,

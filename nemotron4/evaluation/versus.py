@@ -58,7 +58,9 @@ def _rows(found: PairedComparison) -> list[list[str]]:
         why = "not comparable: " + ", ".join(found.differences)
         return [[first.task, "", _name(first), _name(second), why, "", "", ""]]
     rows = []
-    for name, test in found.tests.items():
+    for name, test in sorted(
+        found.tests.items(), key=lambda entry: [*first.metrics, entry[0]].index(entry[0])
+    ):
         scale = 100 if {*_values(first, name), *_values(second, name)} <= {0.0, 1.0} else 1
         span = f"[{scale * test.interval.lower:+.2f}, {scale * test.interval.upper:+.2f}]"
         values = [_shown(result, name) for result in (first, second)]

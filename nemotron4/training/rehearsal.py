@@ -5,9 +5,10 @@ The trainer's own code splits the model over a group whose collectives return at
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +21,12 @@ from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from nemotron4.checkpoint.interface import TensorInfo
 from nemotron4.errors import ConfigError
+from nemotron4.model.adapters import AdapterConfig
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.transformer import Transformer
 from nemotron4.training import checkpoints, checks, inputs, parallel
 from nemotron4.training.loading import Origin
-from nemotron4.training.recipe import Recipe
+from nemotron4.training.recipe import ParallelSection, Recipe
 from nemotron4.training.schedule import plan_steps
 
 
@@ -56,13 +58,26 @@ def rehearse(recipe: Recipe, num_samples: int) -> Rehearsed:
     config = inputs.shape_config(recipe)
     sizes = plan_steps(recipe, num_samples).sizes
     last = recipe.parallel.num_processes - 1
-    states = {rank: _state_bytes(recipe, config, rank) for rank in sorted({0, last})}
+    split = _Split(recipe.parallel, config, recipe.adapter, recipe.kind.has_reward_head, recipe)
+    states = {rank: _state_bytes(split, rank) for rank in sorted({0, last})}
     trained = checks.trainable_parameters(recipe, config)
     return Rehearsed(config, last + 1, len(sizes), max(sizes), sum(sizes), states, 12 * trained)
 
 
-def _state_bytes(recipe: Recipe, config: ModelConfig, rank: int) -> int:
-    with _engine(recipe, config, rank) as engine:
+@dataclass(frozen=True)
+class _Split:
+    """What the bytes of a rank depend on, and a recipe that has it."""
+
+    parallel: ParallelSection
+    config: ModelConfig
+    adapter: AdapterConfig | None
+    has_reward_head: bool
+    recipe: Recipe = field(compare=False)
+
+
+@functools.lru_cache(maxsize=32)  # a build takes up to half a minute, and stages are split alike
+def _state_bytes(split: _Split, rank: int) -> int:
+    with _engine(split.recipe, split.config, rank) as engine:
         trainable = engine.trainable
         state = checkpoints.plain_tensors(trainable, torch.optim.AdamW(trainable.values()))
         return sum(_local(tensor).nbytes for name, tensor in state.items() if ".step." not in name)
