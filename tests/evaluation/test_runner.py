@@ -178,6 +178,7 @@ def test_mt_bench_asks_the_second_turn_after_the_models_own_answer(
     assert result["metrics"]["total"] == 6
     judgments = str(tmp_path / "out/mt_bench/judgments.jsonl")
     assert main(["eval", "score", "mt_bench", "--judgments", judgments, "--data", file, "--json"]) == 0
+    result["metrics"].pop("looping")  # of the answers, which are not read here
     assert json.loads(capsys.readouterr().out)["metrics"] == result["metrics"]
 
 
