@@ -277,6 +277,42 @@ def test_new_tokens_are_clipped_to_what_the_context_leaves_and_what_does_not_fit
     assert result["metrics"]["looping"] == pytest.approx(100 / 3)
 
 
+def _small_context(body: dict[str, Any]) -> str | dict[str, Any]:
+    """Four characters are a token; verdicts, ratings and letters for judges."""
+    prompt = len("".join(message["content"] for message in body["messages"])) // 4
+    if prompt + body["max_tokens"] > CONTEXT:
+        message = f"This model's maximum context length is {CONTEXT} tokens. Your prompt has {prompt} tokens."
+        return {"error": {"message": message, "code": "context_length_exceeded"}}
+    return "Rating: [[5]], so the verdict is [[A=B]]"
+
+
+@pytest.mark.parametrize("task", NINE)
+def test_every_benchmark_of_the_card_runs_in_its_context(task: str, tmp_path: Path, capsys: Any) -> None:
+    if "NEMOTRON4_SHARED" not in os.environ:
+        pytest.skip("set NEMOTRON4_SHARED to the folder that holds data/eval")
+    folder = Path(os.environ["NEMOTRON4_SHARED"]) / "data" / "eval"
+    command = [
+        "eval",
+        "run",
+        task,
+        "--limit",
+        "3",
+        "--data-dir",
+        str(folder),
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
+    if task == "tfeval":  # of which a sample is there
+        command += ["--data", str(folder / "tfeval_sample" / "topic_following_sample.jsonl.gz")]
+    with ScriptedServer(_small_context, wants_body=True) as server:
+        assert main([*command, "--model", server.url, "--judge", server.url]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["num_items"], result["unscored"]) == (3, 0)
+    is_clipped = any("got fewer new tokens" in note for note in result["notes"])
+    assert is_clipped == (task in ("arena_hard", "alpaca_eval"))
+
+
 @pytest.mark.parametrize(
     "message",
     [
