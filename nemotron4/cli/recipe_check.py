@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,6 +200,7 @@ def _write_scripts(checked: Sequence[CheckedStage], places: Places, folder: Path
             name=f"{number:02d}-{stage.name}",
             nodes=-(-num_gpus // GPUS_PER_NODE),
             gpus_per_node=min(num_gpus, GPUS_PER_NODE),
+            time=f"{1 + math.ceil(1.2 * (0 if each.cost is None else each.cost.hours))}:00:00",
         )
         commands = [places.command(command, stage)[1:] for command in stage.commands]
         if commands[0][0] == "train":

@@ -27,7 +27,7 @@ FORMULAS = (
     " 6 bytes a token written",
 )
 BYTES_PER_TOKEN = 6  # of a row in the ledger and in the export, with its prompt
-CHECKPOINT_BYTES_PER_S = 2e9  # that one node writes; ours, of a parallel file system
+NODE_BYTES_PER_S, FILE_SYSTEM_BYTES_PER_S = 2e9, 100e9  # of a checkpoint; ours
 RESTART_S = 600.0  # from a failure to the next step: notice, reschedule, load; ours
 CONCURRENCY = 64
 
@@ -50,9 +50,11 @@ class Cost:
 
     def goodput(self, source: str) -> Goodput:
         """With the published rate of failures of that name."""
-        write_s = self.checkpoint_bytes / (CHECKPOINT_BYTES_PER_S * max(1, self.gpus // 8))
+        speed = min(FILE_SYSTEM_BYTES_PER_S, NODE_BYTES_PER_S * max(1, self.gpus // 8))
         rate = GPU_HOURS_BETWEEN_FAILURES[source]
-        failures = Failures(gpu_hours_between=rate, write_s=max(5.0, write_s), restart_s=RESTART_S)
+        failures = Failures(
+            gpu_hours_between=rate, write_s=self.checkpoint_bytes / speed, restart_s=RESTART_S
+        )
         return simulate(failures, self.gpus, 3600 * self.hours)
 
 

@@ -101,6 +101,7 @@ def test_each_stage_has_a_batch_script_and_they_follow_each_other(
     train = (jobs / "01-train.sbatch").read_text()
     assert "--nodes=1" in train
     assert "--gpus-per-node=8" in train
+    assert "--time=2:00:00" in train
     assert "-m nemotron4 train" in train
     data = (jobs / "02-data.sbatch").read_text()
     assert (
