@@ -84,7 +84,9 @@ TESTED_IN: dict[str, str] = {
         synth.stages.genetic synth.stages.instructions synth.stages.judging synth.stages.own
         synth.stages.questions
         synth.stages.sources synth.stages.topic_following synth.stages.topics""",
-    "test_recipe.py": "cli.recipe cli.recipe_check cli.recipe_cost training.rehearsal",
+    "cli/test_recipe_cost.py": "cli.recipe_check training.rehearsal",
+    "test_model_card.py": "cli.card",
+    "test_recipe.py": "cli.recipe",
     "test_doors.py": "engine inference.rollouts",
     "test_config.py": "errors",
     "text/test_chat_template.py": "text.template_worker",
