@@ -193,7 +193,7 @@ def test_the_alpaca_judge_is_read_from_its_log_probabilities(data: Any, tmp_path
         assert main(command) == 0
         judged = [m[-1]["content"] for m in server.requests if len(m) == 2]
     result = json.loads(capsys.readouterr().out)
-    rows = [json.loads(line) for line in (tmp_path / "out/alpaca_eval/judgments.jsonl").open()]
+    rows = _rows(tmp_path / "out/alpaca_eval/judgments.jsonl")
     shown_first = {row["id"] for row in rows if row["model_shown"] == "m"}
     assert 0 < len(shown_first) < 6  # the scripted judge prefers m, so the order decides
     share = 1 / (1 + math.exp(-1.5))
