@@ -19,7 +19,7 @@ from nemotron4.cluster.hardware import Dtype, Gpu
 from nemotron4.cluster.sizes import Shape, TensorSize, WeightBytes, num_parameters, stage_tensors
 from nemotron4.json_form import JsonForm
 
-Train = Literal["full", "lora"]
+Train = Literal["full", "lora", "qlora"]
 Method = Literal["sft", "reward", "dpo", "rpo", "ppo"]
 
 PREFILL_TOKENS = 8192  # tokens of one prefill step, vLLM's default chunk
@@ -100,6 +100,8 @@ def training_bytes(
     """
     tp, pp = layout.tensor_parallel, layout.pipeline_parallel
     weights = policy = _weights(shape, layout, stage, WeightBytes("bf16"))
+    if train == "qlora":
+        weights = sum(_quantized_bytes(t, tp) for t in stage_tensors(shape, stage, pp))
     if train == "full":
         trained = policy // 2
     else:
@@ -134,6 +136,12 @@ def kv_bytes_per_token(shape: Shape, layout: ParallelSizes, kv_bytes: int = 2) -
 def _weights(shape: Shape, layout: ParallelSizes, stage: int, weights: WeightBytes) -> int:
     tensors = stage_tensors(shape, stage, layout.pipeline_parallel)
     return sum(weights.of(tensor, layout.tensor_parallel) for tensor in tensors)
+
+
+def _quantized_bytes(tensor: TensorSize, tensor_parallel: int) -> int:
+    """A frozen weight of a block in four bits, with two 16-bit numbers for 32 of them; else 16 bits."""
+    count = math.prod(tensor.local_shape(tensor_parallel))
+    return count * 5 // 8 if tensor.is_linear else 2 * count
 
 
 def _lora_parameters(tensor: TensorSize, tensor_parallel: int) -> int:

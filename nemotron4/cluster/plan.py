@@ -257,7 +257,9 @@ def _attempt(shape: Shape, gpu: Gpu, workload: Workload, layout: ParallelSizes) 
     usable = int(gpu.memory_bytes * USABLE)
     rank = largest(stages)
     problem = None
-    if rank.total > usable:
+    if workload.train == "qlora" and layout.num_gpus > 1:
+        problem = "a quantised base trains in one process"
+    elif rank.total > usable:
         first, *rest = sorted(
             ((name, size) for name, size in rank.to_json().items() if name != "total" and size),
             key=lambda item: -item[1],

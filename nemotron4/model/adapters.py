@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nemotron4.errors import ConfigError
+from nemotron4.model.quantized_weight import Bits, QuantizedLinear, QuantizedWeight
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -76,6 +77,7 @@ class LoraLinear(nn.Linear):
         self.scale = config.scale
         self.dropout = config.dropout
         self.is_enabled = True
+        self.quantized: QuantizedWeight | None = None  # in place of the weight
         self.lora_magnitude_vector: nn.Parameter | None
         self.register_parameter("lora_magnitude_vector", None)
         if config.use_dora:
@@ -83,7 +85,7 @@ class LoraLinear(nn.Linear):
             self.lora_magnitude_vector = nn.Parameter(length)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.linear(x, self.weight, self.bias)
+        y = self._plain(x)
         if not self.is_enabled:
             return y
         dropped = functional.dropout(x, self.dropout) if self.dropout and self.training else x
@@ -96,6 +98,12 @@ class LoraLinear(nn.Linear):
         changed: Tensor = (factor - 1) * plain + factor * update
         return y + changed
 
+    def _plain(self, x: Tensor) -> Tensor:
+        if self.quantized is None:
+            return functional.linear(x, self.weight, self.bias)
+        y: Tensor = self.quantized(x)
+        return y if self.bias is None else y + self.bias
+
     def initialise(self, generator: torch.Generator) -> None:
         nn.init.xavier_normal_(self.lora_A.weight, generator=generator)
         nn.init.zeros_(self.lora_B.weight)
@@ -107,7 +115,8 @@ class LoraLinear(nn.Linear):
     def _summed(self) -> Tensor:
         """W + scale B A, the product accumulated in float32."""
         update: Tensor = self.lora_B.weight.float() @ self.lora_A.weight.float()
-        return self.weight.float() + self.scale * update
+        weight = self.weight if self.quantized is None else self.quantized.whole(torch.float32)
+        return weight.float() + self.scale * update
 
     def merged_weight(self) -> Tensor:
         """What the layer multiplies by, rounded once."""
@@ -115,7 +124,7 @@ class LoraLinear(nn.Linear):
         if self.lora_magnitude_vector is not None:
             lengths = self.lora_magnitude_vector.float() / summed.norm(dim=1)
             summed = summed * lengths[:, None]
-        return summed.to(self.weight.dtype)
+        return summed.to(self.lora_A.weight.dtype if self.quantized is not None else self.weight.dtype)
 
 
 class BottleneckLinear(nn.Linear):
@@ -248,6 +257,20 @@ def add_adapter(model: nn.Module, config: AdapterConfig, *, seed: int) -> None:
             f"adapter targets {', '.join(unknown or sorted(names))} match no linear layer of the model",
             hint=f"linear layers: {', '.join(present)}; groups: {', '.join(GROUPS)}",
         )
+
+
+def quantize_frozen(model: nn.Module, bits: Bits) -> None:
+    """Put codes in place of the blocks' frozen weights, unfilled: for an adapted model on the meta device."""
+    for owner in list(model.modules()):
+        for name, child in list(owner.named_children()):
+            if not isinstance(child, nn.Linear) or name == "lm_head" or isinstance(owner, LoraLinear):
+                continue
+            if isinstance(child, LoraLinear):
+                with torch.device(child.weight.device):
+                    child.quantized = QuantizedWeight(child.out_features, child.in_features, bits)
+                child.register_parameter("weight", None)
+            elif not child.weight.requires_grad:
+                setattr(owner, name, QuantizedLinear(child, bits))
 
 
 def _adapted(

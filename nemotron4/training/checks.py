@@ -11,12 +11,13 @@ import torch
 
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import CheckpointError, ConfigError, Nemotron4Error
-from nemotron4.model.adapters import add_adapter
+from nemotron4.model.adapters import add_adapter, quantize_frozen
 from nemotron4.model.config import ModelConfig
+from nemotron4.model.quantized_weight import quantized_weights
 from nemotron4.model.transformer import Transformer
 from nemotron4.training import inputs, pipeline, sharded
 from nemotron4.training.inputs import Data
-from nemotron4.training.loading import check_adapter
+from nemotron4.training.loading import BITS, check_adapter
 from nemotron4.training.reading import HUB, files_of
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.run import output_folder, pick_device
@@ -88,21 +89,33 @@ def _check(recipe: Recipe, made: dict[str, Checked], by_shape: bool) -> Checked:
 
 def memory(recipe: Recipe, config: ModelConfig) -> tuple[int, int]:
     """Bytes of weights, and of gradients and AdamW's moments, on one process."""
-    trained = trainable_parameters(recipe, config)
     wide = 2 if recipe.model.compute == "bfloat16" else 4
-    weights = 4 * trained + wide * (config.num_parameters - min(trained, config.num_parameters))
+    trained = trainable_parameters(recipe, config)
+    frozen = codes = 0
+    if recipe.adapter is not None:
+        net = _adapted(recipe, config)
+        frozen = sum(p.numel() for p in net.parameters() if not p.requires_grad)
+        codes = sum(b.nbytes for weight in quantized_weights(net).values() for b in weight.buffers())
     shards = recipe.parallel.num_processes // recipe.parallel.replicas
-    return weights // shards, 12 * trained // shards
+    return (4 * trained + wide * frozen + codes) // shards, 12 * trained // shards
 
 
 def trainable_parameters(recipe: Recipe, config: ModelConfig) -> int:
-    """How many numbers have a gradient: all, or the adapter's (counted on the meta device)."""
+    """How many numbers have a gradient: all, or the adapter's."""
     if recipe.adapter is None:
         return config.num_parameters
+    return sum(p.numel() for p in _adapted(recipe, config).parameters() if p.requires_grad)
+
+
+def _adapted(recipe: Recipe, config: ModelConfig) -> Transformer:
+    """The model with its adapter, on the meta device."""
+    assert recipe.adapter is not None, "asked for runs that have one"
     with torch.device("meta"):
         net = Transformer(config)
         add_adapter(net, recipe.adapter, seed=0)
-    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+        if recipe.model.quantize is not None:
+            quantize_frozen(net, BITS[recipe.model.quantize])
+    return net
 
 
 def _refuse_too_large(recipe: Recipe, needed: int) -> None:

@@ -20,9 +20,10 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint, row_ranges
 from nemotron4.checkpoint.load import load_weights, match_weights
 from nemotron4.errors import ConfigError
-from nemotron4.model.adapters import add_adapter, fresh_adapter
+from nemotron4.model.adapters import add_adapter, fresh_adapter, quantize_frozen
 from nemotron4.model.attention import RotaryEmbedding
 from nemotron4.model.config import ModelConfig
+from nemotron4.model.quantized_weight import Bits, quantized_weights
 from nemotron4.model.reward_head import ATTRIBUTE_NAMES, CARD_WEIGHTS, RewardModel, fresh_head
 from nemotron4.model.transformer import Transformer
 from nemotron4.training.composing import check_composable
@@ -36,6 +37,7 @@ from nemotron4.training.scorer import (
 )
 
 Region = tuple[slice, ...]
+BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
 DORA_LENGTHS = ".lora_magnitude_vector"
 
 
@@ -92,6 +94,8 @@ class Origin:
             if isinstance(net, RewardModel):
                 # A head trains whole, with the adapter that shapes its input.
                 net.reward_head.requires_grad_(True)
+        if self.recipe.model.quantize is not None:
+            quantize_frozen(net, BITS[self.recipe.model.quantize])
         _narrow_frozen(net, self.compute)
         if self.recipe.model.activation_checkpointing:
             checkpoint_activations(net.model)
@@ -156,6 +160,13 @@ def check_adapter(recipe: Recipe, base: Checkpoint, config: ModelConfig) -> None
     one of two modules that share a weight.
     """
     check_composable(base, recipe.adapter)
+    is_plain = recipe.adapter is not None and recipe.adapter.kind == "lora" and not recipe.adapter.use_dora
+    if recipe.model.quantize is not None and (not is_plain or recipe.parallel.num_processes > 1):
+        raise ConfigError(
+            f"model.quantize = {recipe.model.quantize} is for an [adapter] of kind lora, without use_dora, "
+            "in one process",
+            hint="what trains cannot be quantised; leave model.quantize out",
+        )
     if recipe.adapter is None or not config.tie_embeddings:
         return
     named = (*recipe.adapter.target_names, *recipe.adapter.modules_to_save)
@@ -197,12 +208,23 @@ def _read_region(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], regi
 def fill(net: Transformer | RewardModel, sources: Iterable[WeightSource], device: torch.device) -> None:
     """Give every parameter of a model, split or whole, its memory on the device and its values."""
     slots = _allocate(net, device)
+    quantized = quantized_weights(net)
+    for module in quantized.values():
+        module.to_empty(device=device)
     for source in sources:
+        if source.name in quantized:
+            start = 0
+            for block in source.blocks():
+                quantized[source.name].put(start, block.to(device))
+                start += len(block)
+            del quantized[source.name]
+            continue
         parameter = slots.pop(source.name, None)
         if parameter is not None:
             local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
             local.copy_(source.read(_region(parameter)))
     assert not slots, f"no values for {sorted(slots)}"
+    assert not quantized, f"no values for {sorted(quantized)}"
     net.model.rotary = RotaryEmbedding(net.config).to(device)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nemotron4.errors import TrainingError
 from nemotron4.model.adapters import PromptEmbedding, adapters_off
+from nemotron4.model.quantized_weight import quantized_weights
 from nemotron4.runs import RowLog
 from nemotron4.training.encoding import sample_hash
 from nemotron4.training.engine import TrainingEngine
@@ -40,6 +41,8 @@ def model_hash(model: nn.Module) -> str:
     for name, tensor in model.named_parameters():
         if not any(part in name for part in ("lora_", "adapter_", "prompt_")):
             digests[name] = hash_values(tuple(tensor.shape), [tensor.detach().float().cpu()])
+    for name, weight in quantized_weights(model).items():
+        digests[name] = hash_values(weight.shape, [weight.whole(torch.float32).cpu()])
     return combined_hash(digests)
 
 

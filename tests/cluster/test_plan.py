@@ -58,6 +58,17 @@ def test_lora_fits_where_full_training_does_not() -> None:
     assert plan_for("h100-80gb", train="lora").layout.num_gpus == 16
 
 
+def test_a_base_of_four_bits_fits_one_gpu_where_the_whole_one_does_not() -> None:
+    config, gpu = PRESETS["nemotron4-15b"](), gpu_named("a100-40gb")
+    lora, qlora = (Workload(train=train, method="sft") for train in ("lora", "qlora"))
+    assert make_plan(config, gpu, lora).layout.num_gpus > 1
+    (rank,) = make_plan(config, gpu, qlora).chosen.stages
+    assert rank.weights < 0.75 * config.num_parameters * 2
+    assert rank.weights > 0.62 * config.num_parameters
+    with pytest.raises(ConfigError, match="one process"):
+        make_plan(PRESETS["nemotron4-340b"](), gpu, qlora)
+
+
 def test_ppo_needs_the_whole_policy_on_each_of_several_gpus_and_a_whole_critic() -> None:
     policy = 2 * 341_029_195_776
     with pytest.raises(ConfigError, match=rf"rollouts {policy / 1e9:.1f}"):
