@@ -39,7 +39,7 @@ STAGES: dict[str, tuple[Objective, str]] = {
     "sft": (LikelihoodObjective(), "texts"),
     "reward": (RegressionObjective(("a", "b", "c")), "scored"),
     "dpo": (PairObjective(PreferenceSection(loss="dpo", beta=0.3)), "pairs"),
-    "rpo": (PairObjective(PreferenceSection(loss="rpo", beta=0.3, sft_weight=0.1)), "pairs"),
+    "rpo": (PairObjective(PreferenceSection(loss="rpo", beta=0.3, sft_weight=0.1)), "shared_pairs"),
     "kto": (JudgedObjective(PreferenceSection(loss="kto", beta=0.3)), "judged"),
 }
 

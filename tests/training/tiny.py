@@ -86,6 +86,20 @@ def pairs(num: int, seed: int = 0, *, with_reference: bool = True) -> list[Sampl
     return made
 
 
+def shared_pairs(num: int, seed: int = 0) -> list[Sample]:
+    """Pairs of two answers to one prompt that is long enough to be computed once for both."""
+    made = []
+    for i, pair in enumerate(pairs(num, seed)):
+        generator = torch.Generator().manual_seed(1000 * seed + i)
+        prompt = tuple(torch.randint(VOCABULARY, (17,), generator=generator).tolist())
+        segments = tuple(
+            Segment((*prompt, *each.tokens[-8:]), (*[False] * 17, *[True] * len(each.tokens[-8:])))
+            for each in pair.segments
+        )
+        made.append(dataclasses.replace(pair, segments=segments))
+    return made
+
+
 def judged(num: int, seed: int = 0) -> list[Sample]:
     return [
         Sample(pair.segments, labels=(float(i % 2),), reference=pair.reference, where=pair.where)
