@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nemotron4.checkpoint.interface import Checkpoint, RawTensor
+from nemotron4.checkpoint.interface import Checkpoint, OwnOrChosenFormat, RawTensor
 from nemotron4.errors import CheckpointError
 from nemotron4.text.tokenizer import Tokenizer
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nemotron4.text.prompt import PromptFormat
 
 
-class UpdatedCheckpoint:
+class UpdatedCheckpoint(OwnOrChosenFormat):
     """The base with ``changed`` in place of its own tensors of those names. See ``interface.Checkpoint``."""
 
     def __init__(self, base: Checkpoint, changed: Mapping[str, torch.Tensor]) -> None:
@@ -59,5 +59,5 @@ class UpdatedCheckpoint:
     def tokenizer(self) -> Tokenizer:
         return self.base.tokenizer()
 
-    def prompt_format(self) -> PromptFormat | None:
+    def own_format(self) -> PromptFormat | None:
         return self.base.prompt_format()

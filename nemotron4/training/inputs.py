@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.cache import resolve
+from nemotron4.checkpoint.extended import ExtendedCheckpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.errors import ConfigError, TemplateError, unknown_name
@@ -49,6 +50,8 @@ def open_start(recipe: Recipe) -> Checkpoint:
     base = open_checkpoint(recipe.model.start or recipe.model.tokenizer or "")
     if recipe.model.adapter is not None:
         base = MergedCheckpoint(base, resolve(recipe.model.adapter))
+    if recipe.model.new_tokens:
+        base = ExtendedCheckpoint(base, recipe.model.new_tokens)
     choose_format(recipe, base)
     return base
 

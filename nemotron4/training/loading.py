@@ -160,6 +160,11 @@ def check_adapter(recipe: Recipe, base: Checkpoint, config: ModelConfig) -> None
     one of two modules that share a weight.
     """
     check_composable(base, recipe.adapter)
+    if recipe.model.new_tokens and recipe.adapter is not None:
+        raise ConfigError(
+            "model.new_tokens have rows that must train, and an adapter freezes them",
+            hint="train the whole model without [adapter] once, and put adapters on its result",
+        )
     is_plain = recipe.adapter is not None and recipe.adapter.kind == "lora" and not recipe.adapter.use_dora
     if recipe.model.quantize is not None and (not is_plain or recipe.parallel.num_processes > 1):
         raise ConfigError(

@@ -16,6 +16,7 @@ import torch
 
 from nemotron4 import __version__
 from nemotron4.checkpoint.convert_files import MANIFEST, read_manifest, small_file, write_files
+from nemotron4.checkpoint.extended import ExtendedCheckpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.nemo import NemoCheckpoint
 from nemotron4.checkpoint.trained import RUN_FILES, TrainedCheckpoint
@@ -69,6 +70,13 @@ def result_dtype(recipe: Recipe, base: Checkpoint) -> torch.dtype:
 def write_tokenizer(folder: Path, base: Checkpoint) -> None:
     """The tokenizer's files, copied or made from what the checkpoint carries."""
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(base, ExtendedCheckpoint):
+        base.base.chosen_format = base.chosen_format
+        write_tokenizer(folder, base.base)
+        whole = json.dumps(base.tokenizer().specification, ensure_ascii=False)
+        (folder / "tokenizer.json").write_text(whole, encoding="utf-8")
+        (folder / "tokenizer.model").unlink(missing_ok=True)  # it would not have the new tokens
+        return
     if base.chosen_format is not None:
         (folder / TEMPLATE_FILE).write_text(base.chosen_format.template, encoding="utf-8")
     if base.format == "huggingface":

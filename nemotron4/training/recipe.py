@@ -109,6 +109,7 @@ class ModelSection:
     prompt_format: str | None = None  # nemotron4, chatml or a file with a Jinja template, for the start's own
     device: str = "auto"  # auto: the GPU if there is one
     compute: Literal["float32", "bfloat16"] = "float32"
+    new_tokens: tuple[str, ...] = ()  # behind the vocabulary, with rows of their own
     quantize: Literal["int8", "int4"] | None = None  # of frozen weights in blocks, under an adapter (QLoRA)
     activation_checkpointing: bool = False  # blocks keep their inputs alone and run again for the gradient
 
