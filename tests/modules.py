@@ -113,6 +113,7 @@ TESTED_IN: dict[str, str] = {
         cli.train model.reward_head training.inputs training.model_card training.scorer
         training.stages.pretrain""",
     "training/test_remote_sampler.py": "checkpoint.updated server.rollouts training.rollout_settings",
+    "training/test_new_tokens.py": "checkpoint.extended",
     "training/test_results.py": "training.schedule",
     "training/test_rewards.py": "client.own_code",
     "training/test_losses.py": "training.advantages",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nemotron4.errors import ConfigError
-from nemotron4.model.quantized_weight import Bits, QuantizedLinear, QuantizedWeight
+from nemotron4.model.quantized_weight import Bits, CodedWeight, QuantizedLinear
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -77,7 +77,7 @@ class LoraLinear(nn.Linear):
         self.scale = config.scale
         self.dropout = config.dropout
         self.is_enabled = True
-        self.quantized: QuantizedWeight | None = None  # in place of the weight
+        self.quantized: CodedWeight | None = None  # in place of the weight
         self.lora_magnitude_vector: nn.Parameter | None
         self.register_parameter("lora_magnitude_vector", None)
         if config.use_dora:
@@ -267,7 +267,7 @@ def quantize_frozen(model: nn.Module, bits: Bits) -> None:
                 continue
             if isinstance(child, LoraLinear):
                 with torch.device(child.weight.device):
-                    child.quantized = QuantizedWeight(child.out_features, child.in_features, bits)
+                    child.quantized = CodedWeight(child.out_features, child.in_features, bits)
                 child.register_parameter("weight", None)
             elif not child.weight.requires_grad:
                 setattr(owner, name, QuantizedLinear(child, bits))

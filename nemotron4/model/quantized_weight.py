@@ -19,7 +19,7 @@ GROUP = 32
 Bits = Literal[8, 4]
 
 
-class QuantizedWeight(nn.Module):
+class CodedWeight(nn.Module):
     """The codes of a weight of that shape; filled by ``put``."""
 
     codes: Tensor
@@ -76,7 +76,7 @@ class _Product(torch.autograd.Function):
     """Keeps the codes alone: the backward pass makes the weight again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: QuantizedWeight) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: CodedWeight) -> Tensor:
         ctx.weight = weight
         return F.linear(x, weight.whole(x.dtype))
 
@@ -91,7 +91,7 @@ class QuantizedLinear(nn.Module):
     def __init__(self, base: nn.Linear, bits: Bits) -> None:
         super().__init__()
         with torch.device(base.weight.device):
-            self.quantized = QuantizedWeight(base.out_features, base.in_features, bits)
+            self.quantized = CodedWeight(base.out_features, base.in_features, bits)
         self.bias = base.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,10 +99,10 @@ class QuantizedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def quantized_weights(model: nn.Module) -> dict[str, QuantizedWeight]:
+def quantized_weights(model: nn.Module) -> dict[str, CodedWeight]:
     """Every quantised weight by the name that the whole one has."""
     return {
         f"{name.removesuffix('.quantized')}.weight": module
         for name, module in model.named_modules()
-        if isinstance(module, QuantizedWeight)
+        if isinstance(module, CodedWeight)
     }

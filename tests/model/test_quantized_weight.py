@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nemotron4.model.quantized_weight import QuantizedWeight
+from nemotron4.model.quantized_weight import CodedWeight
 
 
-def quantized(weight_RK: torch.Tensor, bits: int) -> QuantizedWeight:
-    made = QuantizedWeight(*weight_RK.shape, bits)  # type: ignore[arg-type]
+def quantized(weight_RK: torch.Tensor, bits: int) -> CodedWeight:
+    made = CodedWeight(*weight_RK.shape, bits)  # type: ignore[arg-type]
     half = len(weight_RK) // 2
     made.put(0, weight_RK[:half])
     made.put(half, weight_RK[half:])
