@@ -23,11 +23,11 @@ import httpx
 from nemotron4.cli.child_server import ChildServer, require_free_port, run_child
 from nemotron4.cli.console import note
 from nemotron4.cli.main import explained
+from nemotron4.cli.options import PORT
 from nemotron4.errors import Nemotron4Error
 from nemotron4.progress import Waiting
 
 HOST = "127.0.0.1"
-PORT = 1424
 MODEL = "smollm2"
 READY_S = 120.0
 QUESTION = "Write a poem on NVIDIA in the style of Shakespeare"

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+PORT = 1424  # of the model card's own job
+GPU = "h100-80gb"
+
 ModelArgument = Annotated[
     str,
     typer.Argument(

@@ -13,6 +13,7 @@ import typer
 from nemotron4.cli.console import show_notes
 from nemotron4.cli.engines import EngineName, Parallel, run_vllm
 from nemotron4.cli.options import (
+    PORT,
     AdapterOption,
     ChatTemplateOption,
     ContextOption,
@@ -38,7 +39,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")
     ] = ServerSettings.host,
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 1424,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = PORT,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
