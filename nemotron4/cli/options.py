@@ -22,10 +22,11 @@ QuantizeOption = Annotated[
     str | None, typer.Option(help="Quantise the weights while loading (CPU): int8 or int4.")
 ]
 AdapterOption = Annotated[
-    str | None,
+    str,
     typer.Option(
         metavar="PATH",
-        help="A trained adapter: a folder (LoRA, (IA)3, P-tuning, bottleneck), or NeMo's .nemo (LoRA).",
+        help="A trained adapter: a folder (LoRA, (IA)3, P-tuning, bottleneck), or NeMo's .nemo (LoRA). "
+        "auto: the one that ships for the model (smollm2: the card's prompt format). none: no adapter.",
     ),
 ]
 ForceAdapterOption = Annotated[

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nemotron4.cli.console import show_notes
+from nemotron4.checkpoint.shipped import AUTO, chosen_adapter, with_shipped
+from nemotron4.cli.console import note, show_notes
 from nemotron4.cli.engines import EngineName, Parallel, run_vllm
 from nemotron4.cli.options import (
     PORT,
@@ -43,7 +44,7 @@ def serve(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
-    adapter: AdapterOption = None,
+    adapter: AdapterOption = AUTO,
     force_adapter: ForceAdapterOption = False,
     chat_template: ChatTemplateOption = None,
     max_running: Annotated[int, typer.Option(min=1, help="Rows that generate at the same time.")] = 128,
@@ -200,7 +201,7 @@ def serve(
             max_running=max_running,
             dtype=dtype,
             device=device,
-            adapter=adapter,
+            adapter=chosen_adapter(model, adapter),
             cache_gb=cache_gb,
             context=context,
             kv_cache_dtype=kv_cache_dtype,
@@ -222,22 +223,23 @@ def serve(
         from nemotron4.inference.reward import load_reward
         from nemotron4.model.adapter_files import has_reward_head
 
-        checkpoint = open_checkpoint(model, context=context, revision=revision)
-        if checkpoint.config.num_reward_attributes or (adapter and has_reward_head(Path(adapter))):
+        opened, chosen = with_shipped(model, adapter, note)
+        checkpoint = open_checkpoint(opened, context=context, revision=revision)
+        if checkpoint.config.num_reward_attributes or (chosen and has_reward_head(chosen)):
             return load_reward(
                 checkpoint,
                 dtype=dtype,
                 device=device,
-                adapter=adapter,
+                adapter=chosen,
                 force_adapter=force_adapter,
                 max_waiting=max_waiting,
             )
-        opened = load(
+        ready = load(
             checkpoint,
             dtype=dtype,
             device=device,
             quantize=quantize,
-            adapter=adapter,
+            adapter=chosen,
             force_adapter=force_adapter,
             cache_gb=cache_gb,
             max_running=max_running,
@@ -245,8 +247,8 @@ def serve(
             memory_share=gpu_memory_utilization,
             chat_template=chat_template,
         )
-        show_notes(opened.info)
-        return opened
+        show_notes(ready.info)
+        return ready
 
     put_on_port(load_engine)
     return 0
