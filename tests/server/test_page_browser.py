@@ -487,6 +487,29 @@ def test_raw_prompts_start_with_the_card_s_template(browser: Browser, chat: Runn
     assert browser.problems() == []
 
 
+def test_a_raw_prompt_can_be_held_to_a_schema_and_its_tokens_saved(browser: Browser) -> None:
+    with serving(FakeEngine(None, name="free", prompt_format=nemotron4())) as running:
+        browser.open(f"{running.url}/#raw")
+        browser.click("#show-settings")
+        browser.fill("#schema", '{"enum": [')
+        browser.click(".raw .primary")
+        assert not browser.find_all(".raw-output .actions")  # a wrong setting is not sent
+        browser.fill("#schema", '{"enum": ["red", "blue"]}')
+        browser.click(".raw .primary")
+        answer = browser.until(lambda: browser.text(".raw-output .text .tokens"), "an answer")
+        assert json.loads(answer) in ("red", "blue")
+        browser.click("[aria-label='Save the token probabilities']")
+        saved = json.loads(browser.downloaded().read_text(encoding="utf-8"))
+        assert json.loads("".join(token["text"] for token in saved)) in ("red", "blue")
+        assert all(token["logprob"] <= 0 for token in saved)
+        browser.run(
+            "[...document.querySelectorAll('.raw button')].find(b => /Copy as/.test(b.textContent)).click()"
+        )
+        assert "POST " in browser.text("#snippet")
+        assert "v1/completions" in browser.text("#snippet")
+        assert browser.problems() == []
+
+
 def test_the_page_asks_for_the_key_and_forgets_it_with_the_tab(browser: Browser) -> None:
     engine = FakeEngine(_answers, name="locked", prompt_format=nemotron4())
     with serving(engine, ServerSettings(api_keys=("the-key",))) as running:
