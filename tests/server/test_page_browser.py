@@ -562,6 +562,16 @@ def test_axe_finds_no_serious_problem_and_a_phone_has_no_sideways_scroll(
     browser.find("#raw-prompt")
     browser.click("#show-settings")
     assert browser.accessibility_problems() == []
+    _open(browser, chat, dark=is_dark)
+    browser.click("#compare")
+    _say(browser, "a rich answer")
+    for side in (1, 2):
+        browser.wait_for(f".answer:nth-child({side}) .note", text="tokens/s")
+    browser.find("#settings")
+    assert browser.accessibility_problems() == []
+    browser.run("document.querySelector('[aria-label^=\"Copy as\"]').click()")
+    browser.find("#snippet")
+    assert browser.accessibility_problems() == []
 
 
 def test_a_red_team_session_is_recorded_rated_and_exported(browser: Browser, tmp_path: Path) -> None:
