@@ -84,7 +84,9 @@ class Reader:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of models where smollm2 is tiny."""
     folder = tmp_path_factory.mktemp("models")
-    tiny = nemotron_directory(folder / "tiny", head_dim=8, max_position_embeddings=2048)
+    # Blocks of GGUF need multiples of 32, llama.cpp that heads times their size are the width.
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "head_dim": 16}
+    tiny = nemotron_directory(folder / "tiny", max_position_embeddings=2048, **shape)
     assert main(["convert", str(tiny), str(folder / "cache" / "smollm2"), "--to", "gguf"]) == 0
     return folder / "cache"
 
