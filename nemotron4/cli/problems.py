@@ -23,6 +23,8 @@ def find_problems(error: Exception, words: list[str], command: str) -> list[Prob
 
 def _of_command(context: Any, words: list[str]) -> list[Problem]:
     command, found = context.command, []
+    if hasattr(command, "commands"):  # a group, whose only fault is the name of its command
+        return []
     given: dict[str, Any] | None = None
     order: list[Any] = []
     has_unknown = False

@@ -163,8 +163,8 @@ def test_every_problem_of_a_command_line_is_told_at_once(capsys: pytest.CaptureF
         "--context",
         "--port",
         "--dtype",
-        "--max-running",
         "--guard-mode",
+        "--max-running",
     ]
     assert main(["eval", "run", "--limit", "x", "--seeed", "1"]) == 2
     told = capsys.readouterr().err

@@ -109,7 +109,7 @@ def chat() -> Iterator[Running]:
 
 def _open(browser: Browser, running: Running, **options: Any) -> None:
     browser.open(running.url, **options)
-    browser.wait_for("#model-name", text=running.engine.info.name)
+    browser.wait_for("#model.ready", text=running.engine.info.name)  # buttons work from then on
 
 
 def _say(browser: Browser, text: str) -> None:
@@ -490,6 +490,7 @@ def test_raw_prompts_start_with_the_card_s_template(browser: Browser, chat: Runn
 def test_a_raw_prompt_can_be_held_to_a_schema_and_its_tokens_saved(browser: Browser) -> None:
     with serving(FakeEngine(None, name="free", prompt_format=nemotron4())) as running:
         browser.open(f"{running.url}/#raw")
+        browser.wait_for("#model.ready", text="free")
         browser.click("#show-settings")
         browser.fill("#schema", '{"enum": [')
         browser.click(".raw .primary")

@@ -94,7 +94,7 @@ def test_every_view_can_be_walked_and_the_walk_is_in_the_docs(browser: Browser, 
     ):
         browser.open(running.url)
         browser.command("Accessibility.enable")
-        browser.wait_for("#model-name", text="fake")
+        browser.wait_for("#model.ready", text="fake")
         browser.click("#show-settings")
         browser.fill("#prompt", "Say hello.")
         browser.press(Keys.ENTER)

@@ -37,7 +37,7 @@ export function numberControl(field, text, onChange) {
     number.value = slider.value;
     take(slider.value);
   });
-  return h("div", { class: "field" }, h("label", { for: id }, h("code", {}, field.name), range(field)), number, slider, note);
+  return h("div", { class: "field" }, h("label", { for: id }, h("code", {}, field.name), " ", range(field)), number, slider, note);
 }
 
 /** The values that a field takes, in short. */
