@@ -166,7 +166,7 @@ def test_every_problem_of_a_command_line_is_told_at_once(capsys: pytest.CaptureF
         "--guard-mode",
         "--max-running",
     ]
-    assert main(["eval", "run", "--limit", "x", "--seeed", "1"]) == 2
+    assert main(["eval", "run", "--limit", "x", "--seeed=1"]) == 2
     told = capsys.readouterr().err
     for problem in ("'--seeed'", "'--limit'", "missing argument 'tasks'", "missing option '--out'"):
         assert problem in told, problem
