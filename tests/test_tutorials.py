@@ -6,9 +6,11 @@ blocks in a process of their own; other blocks are output or need a network. Por
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from nemotron4.checkpoint import shipped
 from nemotron4.cli.child_server import ChildServer
 from nemotron4.cli.main import main
 from tests.fake_serving import serving
@@ -87,7 +90,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Blocks of GGUF need multiples of 32, llama.cpp that heads times their size are the width.
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "head_dim": 16}
     tiny = nemotron_directory(folder / "tiny", max_position_embeddings=2048, **shape)
-    assert main(["convert", str(tiny), str(folder / "cache" / "smollm2"), "--to", "gguf"]) == 0
+    smollm2 = folder / "cache" / "smollm2"
+    assert main(["convert", str(tiny), str(smollm2), "--to", "gguf"]) == 0
+    # The adapter that ships is of the real model's shape; a model that it was merged into is taken as it is.
+    version = hashlib.sha256(shipped.WEIGHTS.read_bytes()).hexdigest()[:16]
+    merged = smollm2 / f"with-adapter-{version}" / "smollm2.gguf"
+    merged.parent.mkdir()
+    shutil.copy(next(smollm2.glob("*.gguf")), merged)
     return folder / "cache"
 
 
