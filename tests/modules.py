@@ -24,7 +24,7 @@ TESTED_IN: dict[str, str] = {
     "cli/test_chat.py": "cli.conversation",
     "cli/test_demo.py": "cli.lifeline",
     "cli/test_generate.py": "cli.batch cli.identity",
-    "cli/test_main.py": "cli.commands cli.completion cli.console cli.options cli.synonyms cli.problems",
+    "cli/test_main.py": "cli.commands cli.completion cli.console cli.options cli.synonyms",
     "cli/test_serve.py": "cli.engines",
     "client/test_http.py": "client.fake_server client.interface client.remote client.retry",
     "client/test_odd_answers.py": "client.thoughts",
@@ -96,6 +96,7 @@ TESTED_IN: dict[str, str] = {
     "text/test_tools.py": "text.structured_output",
     "training/test_chain.py": "training.checks training.output",
     "training/test_composing.py": "checkpoint.adapter_base",
+    "training/test_corpus.py": "training.shuffling",
     "training/test_doctor.py": "cli.doctor training.reading",
     "training/test_engine.py": "training.kto training.online training.packing",
     "training/test_formats.py": """
@@ -118,5 +119,6 @@ TESTED_IN: dict[str, str] = {
     "training/test_rewards.py": "client.own_code",
     "training/test_losses.py": "training.advantages",
     "training/test_steerlm.py": "training.stages.steerlm",
+    "training/test_tokenizing.py": "cli.data text.parallel_encoding",
     "training/test_trainer.py": "training.checkpoints",
 }

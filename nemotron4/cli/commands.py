@@ -31,6 +31,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command("nemotron4.cli.train:train", "Train or align a model as a recipe says."),
     "recipe": Command("nemotron4.cli.recipe:app", "Run a recipe of stages: data, training, evaluation."),
     "card": Command("nemotron4.cli.card:card", "Write the model card of a folder."),
+    "data": Command("nemotron4.cli.data:app", "Tokenize a corpus for pre-training."),
     "doctor": Command("nemotron4.cli.doctor:app", "Look for what would go wrong later."),
     "synth": Command("nemotron4.cli.synth:app", "Make synthetic training data."),
     "eval": Command("nemotron4.cli.eval:app", "Measure a model by the card's benchmarks."),

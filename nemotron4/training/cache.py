@@ -29,6 +29,7 @@ from nemotron4.json_form import to_json
 from nemotron4.records import Message
 from nemotron4.runs import publish
 from nemotron4.training.encoding import Encoder, Problem, sample_hash
+from nemotron4.training.indexed import IndexedCorpus, is_corpus
 from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.reading import HUB, TrainingSource, files_of
 from nemotron4.training.rollouts import PromptSample
@@ -68,6 +69,8 @@ def source_hashes(source: TrainingSource) -> dict[str, str]:
     """A hash of each file's content; of a data set of the hub its name (its cache knows the version)."""
     if source.path.startswith(HUB):
         return {source.path: source.path}
+    if is_corpus(source.path):
+        return {source.path: IndexedCorpus(source.path).fingerprint}
     return {str(file): file_hash(file) for file in files_of(source.path)}
 
 
@@ -112,7 +115,7 @@ def stored(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not (folder / INDEX).is_file():
-            with _locked(folder.with_suffix(".lock")):
+            with locked(folder.with_suffix(".lock")):
                 if not (folder / INDEX).is_file():
                     _write(folder, make(), ignored)
         return StoredSamples(folder)
@@ -123,7 +126,7 @@ def stored(
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

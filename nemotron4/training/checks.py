@@ -16,6 +16,7 @@ from nemotron4.model.config import ModelConfig
 from nemotron4.model.quantized_weight import quantized_weights
 from nemotron4.model.transformer import Transformer
 from nemotron4.training import inputs, pipeline, sharded
+from nemotron4.training.indexed import IndexedCorpus, is_corpus
 from nemotron4.training.inputs import Data
 from nemotron4.training.loading import BITS, check_adapter
 from nemotron4.training.reading import HUB, files_of
@@ -139,7 +140,9 @@ def _missing(recipe: Recipe) -> list[str]:
     notes = [f"{name} is not here: checked with the shape {recipe.model.shape or recipe.model.preset}"]
     for source in (source for group in recipe.data.sources for source in group):
         try:
-            if not source.path.startswith(HUB):
+            if is_corpus(source.path):
+                IndexedCorpus(source.path)
+            elif not source.path.startswith(HUB):
                 files_of(source.path)
         except Nemotron4Error:
             notes.append(f"{source.path} is not here: its rows are not checked")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
-from typing import overload
+from typing import Protocol, overload
 
 import numpy
 import torch
@@ -14,62 +15,85 @@ from nemotron4.errors import ConfigError
 from nemotron4.training.packing import Sample, Segment
 
 
+class EpochOrder(Protocol):
+    """Which sample is at each place of an epoch."""
+
+    def __getitem__(self, place: int, /) -> int: ...
+
+
+BLOCK = 65_536
+
+
 @dataclass
 class Dataset:
-    """Samples in memory, visited in a fresh order each epoch, or in a weighted mixture of sources.
+    """Samples visited in a fresh order each epoch, or in a weighted mixture of sources.
 
-    With ``source_sizes`` and ``weights`` the source of each position is drawn by weight, and each source is
-    walked through in its own shuffled order, as often as it takes.
+    With ``source_sizes`` and ``weights`` each BLOCK of positions has every source in its share, in an order
+    that the seed and the block's number decide, so any position is found without those before it. Each
+    source is walked through in a shuffled order of its own (``orders``, or one in memory), as often as it
+    takes.
     """
 
     samples: Sequence[Sample]
     seed: int
     source_sizes: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
-    _orders: dict[tuple[int, int], list[int]] = field(default_factory=dict, repr=False)
-    _drawn: list[int] = field(default_factory=list, repr=False)
+    orders: Mapping[int, Callable[[int], EpochOrder]] = field(
+        default_factory=dict
+    )  # source -> order of an epoch
+    _orders: dict[tuple[int, int], EpochOrder] = field(default_factory=dict, repr=False)
+    _blocks: dict[int, tuple[numpy.ndarray, numpy.ndarray]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def at(self, position: int) -> Sample:
         """The sample at a global position, counted over the whole run from 0."""
+        source, visit, size, first = 0, position, len(self.samples), 0
         if self.weights:
-            return self.samples[self._mixed(position)]
-        epoch, offset = divmod(position, len(self.samples))
-        return self.samples[self._order(0, len(self.samples), epoch)[offset]]
+            source, visit = self._drawn(position)
+            size, first = self.source_sizes[source], sum(self.source_sizes[:source])
+        epoch, offset = divmod(visit, size)
+        return self.samples[first + self._order(source, size, epoch)[offset]]
 
-    def _order(self, source: int, size: int, epoch: int) -> list[int]:
+    def _order(self, source: int, size: int, epoch: int) -> EpochOrder:
         key = (source, epoch)
         if key not in self._orders:
             for old in [k for k in self._orders if k[0] == source and k[1] < epoch - 1]:
                 del self._orders[old]
-            self._orders[key] = epoch_order(size, seed=self.seed + 7919 * source, epoch=epoch)
+            if source in self.orders:
+                self._orders[key] = self.orders[source](epoch)
+            else:
+                self._orders[key] = epoch_order(size, seed=self.seed + 7919 * source, epoch=epoch)
         return self._orders[key]
 
-    def _mixed(self, position: int) -> int:
-        if position >= len(self._drawn):
-            # Drawn from the start each time it grows: a longer list has the shorter one as its beginning.
-            num = max(4096, 2 * (position + 1))
-            generator = torch.Generator().manual_seed(self.seed)
-            share = torch.rand(num, generator=generator, dtype=torch.float64)
-            edges = torch.tensor(self.weights, dtype=torch.float64).cumsum(0)
-            self._drawn = torch.searchsorted(edges / edges[-1], share, right=True).tolist()
-            self._visits = _visit_numbers(self._drawn)
-        source = self._drawn[position]
-        size = self.source_sizes[source]
-        epoch, offset = divmod(self._visits[position], size)
-        return sum(self.source_sizes[:source]) + self._order(source, size, epoch)[offset]
+    def _drawn(self, position: int) -> tuple[int, int]:
+        """The source of a position, and how often it was visited before."""
+        block, place = divmod(position, BLOCK)
+        counts = block_counts(self.weights)
+        if block not in self._blocks:
+            self._blocks.clear()
+            order = torch.tensor(epoch_order(BLOCK, seed=self.seed, epoch=block)).numpy()
+            sources = numpy.repeat(numpy.arange(len(counts)), counts)[order]
+            visits = numpy.empty(BLOCK, numpy.int64)
+            for source, count in enumerate(counts):
+                visits[sources == source] = numpy.arange(count)
+            self._blocks[block] = sources, visits
+        sources, visits = self._blocks[block]
+        source = int(sources[place])
+        return source, block * counts[source] + int(visits[place])
 
 
-def _visit_numbers(sources: Sequence[int]) -> list[int]:
-    """How often each position's source was visited before."""
-    seen: dict[int, int] = {}
-    numbers = []
-    for source in sources:
-        numbers.append(seen.get(source, 0))
-        seen[source] = numbers[-1] + 1
-    return numbers
+@cache
+def block_counts(weights: tuple[float, ...]) -> tuple[int, ...]:
+    """Positions of each source in a block: rounded by the largest remainder, none with a weight left out."""
+    exact = [BLOCK * weight / sum(weights) for weight in weights]
+    counts = [max(int(share), int(share > 0)) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
+    for source in by_remainder[: BLOCK - sum(counts)]:
+        counts[source] += 1
+    counts[counts.index(max(counts))] -= sum(counts) - BLOCK
+    return tuple(counts)
 
 
 def epoch_order(num_samples: int, *, seed: int, epoch: int) -> list[int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.cache import resolve
@@ -18,8 +18,10 @@ from nemotron4.model.config import ModelConfig
 from nemotron4.model.presets import PRESETS
 from nemotron4.text.prompt import chosen_format
 from nemotron4.training.cache import StoredSamples, cache_key, stored
-from nemotron4.training.dataset import ConcatDataset, TextWindows
+from nemotron4.training.corpus import CorpusWindows, Packing
+from nemotron4.training.dataset import ConcatDataset, EpochOrder, TextWindows
 from nemotron4.training.encoding import Encoder, Problem, ReadRow, RowError, RowKind, fitting
+from nemotron4.training.indexed import IndexedCorpus, is_corpus
 from nemotron4.training.packing import Sample
 from nemotron4.training.reading import Ignored, TrainingSource, read_rows, refuse_too_many
 from nemotron4.training.recipe import Recipe
@@ -42,6 +44,9 @@ class Data:
     source_sizes: tuple[int, ...] = ()
     share_left_out: float = 0.0  # of the training rows
     fingerprint: str = ""
+    orders: Mapping[int, Callable[[int], EpochOrder]] = field(
+        default_factory=dict
+    )  # of sources with their own
     ignored: Sequence[str] = ()  # a line for each file with columns that nothing reads
 
 
@@ -117,27 +122,59 @@ def build_encoder(recipe: Recipe, base: Checkpoint, config: ModelConfig) -> Enco
 
 def read_data(recipe: Recipe, encoder: Encoder) -> Data:
     """Every row read and encoded; DataError if more rows are bad than the recipe allows."""
-    parts = [[_read(recipe, source, encoder) for source in sources] for sources in recipe.data.sources]
+    groups = [
+        [
+            _corpus(recipe, source, encoder) if is_corpus(source.path) else _read(recipe, source, encoder)
+            for source in sources
+        ]
+        for sources in recipe.data.sources
+    ]
     problems: list[Problem] = []
-    for group in parts:
-        bad = [problem for part in group for problem in part.problems]
-        refuse_too_many(bad, sum(map(len, group)) + len(bad), recipe.data.max_bad_rows)
+    stored = [[part for part in group if isinstance(part, StoredSamples)] for group in groups]
+    for parts in stored:
+        bad = [problem for part in parts for problem in part.problems]
+        refuse_too_many(bad, sum(map(len, parts)) + len(bad), recipe.data.max_bad_rows)
         problems += bad
-    train, validation = ([_windows(recipe, part, encoder) for part in group] for group in parts)
-    total = sum(len(part) + len(part.problems) for part in parts[0])
+    train, validation = (
+        [_windows(recipe, part, encoder) if isinstance(part, StoredSamples) else part for part in group]
+        for group in groups
+    )
+    orders = {place: part.order for place, part in enumerate(train) if isinstance(part, CorpusWindows)}
+    if orders and len(train) > 1 and not recipe.data.shares:
+        raise ConfigError("data.train has an indexed corpus and more sources; give each a weight")
+    total = sum(len(part) + len(part.problems) for part in stored[0])
+    hashes = [
+        [part.facts["hash"] if isinstance(part, StoredSamples) else part.fingerprint for part in group]
+        for group in groups
+    ]
     return Data(
         ConcatDataset(train),
         ConcatDataset(validation),
         problems,
         tuple(len(part) for part in train),
-        share_left_out=sum(len(part.problems) for part in parts[0]) / total if total else 0.0,
-        fingerprint=hashlib.sha256(
-            repr([[part.facts["hash"] for part in group] for group in parts]).encode()
-        ).hexdigest(),
+        share_left_out=sum(len(part.problems) for part in stored[0]) / total if total else 0.0,
+        fingerprint=hashlib.sha256(repr(hashes).encode()).hexdigest(),
+        orders=orders,
         ignored=list(
-            dict.fromkeys(line for group in parts for part in group for line in part.facts["ignored"])
+            dict.fromkeys(line for parts in stored for part in parts for line in part.facts["ignored"])
         ),
     )
+
+
+def _corpus(recipe: Recipe, source: TrainingSource, encoder: Encoder) -> CorpusWindows:
+    if not recipe.kind.reads_documents:
+        raise ConfigError(f"{source.path}: an indexed corpus, which stage {recipe.stage} does not read")
+    given = [name for name in ("kind", "map", "ignore") if getattr(source, name)]
+    if given or source.encoding != "utf-8":
+        raise ConfigError(
+            f"{source.path}: an indexed corpus has tokens and no {given[0] if given else 'text'}"
+        )
+    if encoder.virtual_ids:
+        raise ConfigError(f"{source.path}: an indexed corpus; P-tuning trains on text here")
+    packing = Packing(
+        recipe.data.max_length, encoder.separator, encoder.tokenizer.vocab_size, recipe.data.cross_documents
+    )
+    return CorpusWindows(IndexedCorpus(source.path), packing, seed=recipe.run.seed, limit=source.limit)
 
 
 def _read(recipe: Recipe, source: TrainingSource, encoder: Encoder) -> StoredSamples:
@@ -205,4 +242,6 @@ def _windows(recipe: Recipe, part: StoredSamples, encoder: Encoder) -> Sequence[
     if not recipe.kind.reads_documents:
         return part
     starts = [0, *part.arrays["segments"].tolist()]
+    if recipe.data.cross_documents:
+        starts = [0, starts[-1]]
     return TextWindows(part.arrays["tokens"], starts, recipe.data.max_length, encoder.virtual_ids)

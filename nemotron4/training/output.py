@@ -142,6 +142,8 @@ def run_facts(recipe: Recipe, read: Data, weights: str, date: str | None = None)
         ]
     if date is not None:
         facts[DATE] = date
+    if recipe.data.shares:
+        facts["mixture"] = "blocks"  # how positions are drawn; earlier versions drew each by itself
     return facts | {"start": {"weights": weights}, "rendered rows": read.fingerprint}
 
 

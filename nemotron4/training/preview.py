@@ -24,6 +24,7 @@ from nemotron4.training.rollouts import Connect
 from nemotron4.training.schedule import plan_steps
 from nemotron4.training.stage import Objective
 
+LOOKED_AT = 512  # windows of an indexed corpus, evenly spaced, from which tokens and time are estimated
 TOLERANCE = 1e-4  # relative, of loss and gradient in float32
 
 
@@ -75,7 +76,8 @@ def _preview(checked: Checked) -> Preview:
     )
     if read is None or checked.plan is None or checked.base is None:
         return found
-    samples = [read.train[i] for i in range(len(read.train))]
+    num = len(read.train)
+    samples = [read.train[i] for i in range(0, num, -(-num // LOOKED_AT) if read.orders else 1)]
     rollouts = recipe.kind.rollouts(recipe.settings)
     planned = samples if rollouts is None else longest_answers(rollouts, samples)
     segments = [segment for sample in planned for segment in sample.segments]
@@ -87,11 +89,11 @@ def _preview(checked: Checked) -> Preview:
     tokenizer = checked.base.tokenizer()
     return replace(
         found,
-        num_samples=len(samples),
+        num_samples=num,
         num_validation=len(read.validation),
         num_left_out=len(read.problems),
         problems=tuple(str(problem) for problem in read.problems[:20]),
-        tokens_per_epoch=tokens,
+        tokens_per_epoch=tokens * num // len(samples),
         trained_share=sum(segment.num_trained for segment in segments) / max(1, tokens),
         longest=max(len(segment.tokens) for segment in segments),
         seconds=flops / matmul_flops_per_s(),

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from nemotron4.errors import ConfigError, DataError, import_optional
 from nemotron4.records import FieldError, numbered_lines, open_text
 from nemotron4.training.encoding import Problem, ReadRow, RowKind
+from nemotron4.training.indexed import is_corpus
 from nemotron4.training.rows import Fields
 
 HUB = "hub:"
@@ -133,6 +134,8 @@ def files_of(path: str | Path) -> list[Path]:
     one with several splits, of which one must be named.
     """
     folder = Path(path)
+    if is_corpus(str(path)):
+        raise DataError(f"{path}: an indexed corpus of tokens, which stage pretrain reads; rows are expected")
     if glob.has_magic(str(path)) and not folder.exists():
         found = sorted(Path(entry) for entry in glob.glob(str(path), recursive=True))
         if not found:

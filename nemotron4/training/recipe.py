@@ -133,6 +133,7 @@ class DataSection:
     validation: tuple[TrainingSource | str, ...] = ()
     weights: tuple[float, ...] = ()  # share of each source of train; empty: by size
     max_length: int = 1024
+    cross_documents: bool = False  # pretrain: whether a window's documents see those before them
     over_long: Literal["drop", "cut"] = "drop"  # cut: the end is removed, with its stop marker
     max_bad_rows: int = 0
 

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback: the calls that ``huggingface_hub`` makes for a snapshot."""
+"""A Hugging Face hub on loopback: the calls that ``huggingface_hub`` and ``datasets`` make."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class FakeHub:
-    """``repositories``: id -> file name -> content; ``downloads`` lists the files that were sent."""
+    """``repositories``: id -> file name -> content; ``downloads`` lists the files that were sent.
+
+    A data set's id begins with ``datasets/``.
+    """
 
     url: str
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -72,20 +75,30 @@ def _answer(hub: FakeHub, request: BaseHTTPRequestHandler) -> None:
         headers = {"X-Error-Code": hub.error_code, "X-Error-Message": "refused by the fake"}
         return _send(request, hub.status, b"{}", headers)
     parts = path.strip("/").split("/")
-    if parts[:2] == ["api", "models"]:
-        files = hub.repositories.get("/".join(parts[2:4]))
+    kind = parts.pop(0) + "/" if parts[0] == "datasets" else ""
+    if parts[0] == "api" and parts[1] in ("models", "datasets"):
+        kind = "" if parts[1] == "models" else "datasets/"
+        files = hub.repositories.get(kind + "/".join(parts[2:4]))
         if files is None:
             return _send(request, 404, b"{}", {"X-Error-Code": "RepoNotFound"})
         if len(parts) == 4 or parts[4:] == ["revision", COMMIT]:
             siblings = [_entry(name, content, "rfilename") for name, content in files.items()]
             info = {"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": siblings}
             return _send(request, 200, json.dumps(info).encode())
-        if parts[4:] == ["tree", COMMIT]:
+        if kind and parts[4:6] == ["revision", "main"]:
+            return _send(request, 200, json.dumps({"id": "/".join(parts[2:4]), "sha": COMMIT}).encode())
+        if parts[4:6] == ["tree", COMMIT]:
             tree = [_entry(name, content, "path") for name, content in files.items()]
             return _send(request, 200, json.dumps(tree).encode())
-    elif len(parts) >= 5 and parts[2:4] == ["resolve", COMMIT]:
+    elif len(parts) >= 5 and parts[2] == "resolve" and parts[3] in (COMMIT, "main"):
         name = "/".join(parts[4:])
-        content = hub.repositories["/".join(parts[:2])][name]
+        files = hub.repositories.get(kind + "/".join(parts[:2]))
+        if files is None:
+            return _send(request, 404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        if name not in files:
+            headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+            return _send(request, 404, b"{}", headers)
+        content = files[name]
         etag = hashlib.sha256(content).hexdigest() if _is_large(name) else hashlib.sha1(content).hexdigest()
         if name in hub.corrupt:
             content = bytes([content[0] ^ 1]) + content[1:]

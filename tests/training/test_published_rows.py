@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ from nemotron4.training.reading import Ignored, TrainingSource, read_rows
 from nemotron4.training.recipe import Recipe, build
 from nemotron4.training.rows import Fields
 from tests import tiny_models
+from tests.checkpoint.fake_hub import fake_hub
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 
@@ -441,6 +445,45 @@ def test_a_data_set_by_id_is_read_through_datasets(tmp_path: Path, monkeypatch: 
     assert texts_of(f"hub:{folder}:train") == ["train0", "train1", "train2"]
     with pytest.raises(DataError, match="with the splits"):
         texts_of(f"hub:{folder}")
+
+
+READ_HUB = """
+import sys
+from nemotron4.errors import DataError
+from nemotron4.training.reading import TrainingSource, read_rows
+from nemotron4.training.stages.sft import TextKind
+for name in sys.argv[1:]:
+    try:
+        for read in read_rows(TrainingSource(path=name), TextKind()):
+            print(read.where, read.row.text)
+    except DataError as error:
+        print(error.message, error.hint or "")
+"""
+
+
+def test_a_data_set_of_a_hub_is_fetched_once_and_read(tmp_path: Path) -> None:
+    """In a process of its own (3 s), because the libraries read the hub's address when they are imported."""
+    pytest.importorskip("datasets")
+    files = {
+        f"{split}.jsonl": "".join(f'{{"text": "{split}{i}"}}\n' for i in range(num)).encode()
+        for split, num in (("train", 2), ("test", 1))
+    }
+    with fake_hub() as hub:
+        hub.repositories["datasets/org/name"] = files
+        names = ["hub:org/name:test", "hub:org/name:train", "hub:org/name", "hub:org/other"]
+        done = subprocess.run(
+            [sys.executable, "-c", READ_HUB, *names],
+            env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert sorted(hub.downloads) == sorted(files)
+    said = done.stdout.splitlines()
+    assert said[:2] == ["hub:org/name:test:1 test0", "hub:org/name:train:1 train0"], done.stderr
+    assert said[2] == "hub:org/name:train:2 train1"
+    assert "with the splits" in said[3]
+    assert "hub:org/other: cannot be read" in said[4]
 
 
 def test_sources_are_mixed_by_weight_in_every_stage(tmp_path: Path) -> None:
