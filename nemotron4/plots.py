@@ -145,28 +145,53 @@ class Curve:
     is_dashed: bool = False
 
 
-def draw_curves(panels: Mapping[str, Sequence[Curve]], path: Path, *, x_label: str) -> Path:
-    """One panel for each name, two next to each other."""
-    num_columns = min(2, len(panels))
-    num_rows = math.ceil(len(panels) / num_columns)
-    figure = new_figure(2.7 * num_rows + 0.4)
-    grid = figure.subplots(num_rows, num_columns, squeeze=False)
-    handles: dict[str, Any] = {}
-    for at, (name, curves) in enumerate(panels.items()):
-        axes = grid[at // num_columns][at % num_columns]
-        for curve in curves:
-            colour, marker = COLOURS[curve.colour % len(COLOURS)], MARKERS[curve.colour % len(MARKERS)]
-            is_short = curve.is_dashed or len(curve.points) < 20
-            (handles[curve.label],) = axes.plot(
-                *zip(*curve.points, strict=True), color=colour, ls="--" if curve.is_dashed else "-", lw=1.5,
-                marker=marker if is_short else None, markersize=4,
-            )  # fmt: skip
+def smoothed(values: Sequence[float]) -> list[float]:
+    """An exponential mean over about a twentieth of the values, without the pull of its beginning."""
+    keep = 1 - 2 / (len(values) / 20 + 1) if len(values) > 20 else 0.0
+    total = weight = 0.0
+    found = []
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        found.append(total / weight)
+    return found
+
+
+def draw_curves(
+    panels: Mapping[str, Sequence[Curve]], path: Path, *, x_label: str, title: str = "", largest: str = ""
+) -> Path:
+    """One panel for each name, two in a row; ``largest`` is over both columns, with smoothed lines."""
+    rest = [name for name in panels if name != largest]
+    is_led = len(rest) < len(panels)
+    num_columns = min(2, max(1, len(rest)))
+    num_rows = math.ceil(len(rest) / num_columns)
+    figure = new_figure(2.7 * num_rows + 4.2 * is_led + 0.4)
+    heights = [*[1.6] * is_led, *[1.0] * num_rows]
+    grid = figure.add_gridspec(len(heights), num_columns, height_ratios=heights)
+    handles: dict[str, Any] = {curve.label: None for curves in panels.values() for curve in curves}
+    for at, name in enumerate([*[largest] * is_led, *rest]):
+        row, column = divmod(at - is_led, num_columns)
+        axes = figure.add_subplot(grid[0, :] if is_led and at == 0 else grid[row + is_led, column])
+        for curve in panels[name]:
+            handles[curve.label] = _draw_curve(axes, curve, is_smooth=is_led and at == 0)
         style(axes, title=words(name), x_label=x_label)
         axes.ticklabel_format(axis="y", useOffset=False)
-    for at in range(len(panels), num_rows * num_columns):
-        grid[at // num_columns][at % num_columns].set_axis_off()
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     legend(figure, handles)
     return save(figure, path)
+
+
+def _draw_curve(axes: Any, curve: Curve, *, is_smooth: bool) -> Any:
+    colour, marker = COLOURS[curve.colour % len(COLOURS)], MARKERS[curve.colour % len(MARKERS)]
+    is_short = curve.is_dashed or len(curve.points) < 20
+    xs, ys = zip(*curve.points, strict=True)
+    if is_smooth and not is_short:
+        axes.plot(xs, ys, color=colour, lw=0.8, alpha=0.3)
+        ys = tuple(smoothed(ys))
+    [line] = axes.plot(
+        xs, ys, color=colour, ls="--" if curve.is_dashed else "-", lw=1.5,
+        marker=marker if is_short else None, markersize=4,
+    )  # fmt: skip
+    return line
 
 
 def draw_stacks(

@@ -95,7 +95,7 @@ class Progress:
     """Rows (or bytes) done, failures, speed and the time left. Use it as a context manager.
 
     Rates count this process only, not the ``num_done`` of an earlier start. ``total`` may be unknown (None).
-    An interruption is answered with what is kept.
+    An interruption is answered with what is kept, unless nothing is (``is_kept``).
     """
 
     def __init__(
@@ -105,6 +105,7 @@ class Progress:
         *,
         name: str = "",
         unit: str = "rows",
+        is_kept: bool = True,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -112,7 +113,7 @@ class Progress:
         self.num_done = num_done
         self.num_failed = 0
         self.num_tokens = 0
-        self._name, self._unit = name, unit
+        self._name, self._unit, self._is_kept = name, unit, is_kept
         self._num_earlier = num_done
         self._num_repeated, self._trouble = 0, ""
         self._detail = ""
@@ -132,8 +133,10 @@ class Progress:
         self._shown.stop()
         if self.num_done > self._num_earlier or self._num_repeated:
             self._shown.print(self._text())
-        if kind is not None and issubclass(
-            kind, KeyboardInterrupt | TerminatedError | asyncio.CancelledError
+        if (
+            self._is_kept
+            and kind is not None
+            and issubclass(kind, KeyboardInterrupt | TerminatedError | asyncio.CancelledError)
         ):
             kept = f"{self.num_done:,} {self._unit}" if self._unit != "bytes" else _bytes(self.num_done)
             self.note(f"interrupted: {kept} are kept; the same command continues")

@@ -109,6 +109,8 @@ class StagedRecipe:
     port: int = 18350
 
     def __post_init__(self) -> None:
+        if not self.stage:
+            raise ValueError("there is no [[stage]]")
         for name, changed in self.preset.items():
             if unknown := set(changed) - set(self.values):
                 raise ValueError(f"preset.{name} has {sorted(unknown)}, which values does not have")
@@ -125,7 +127,7 @@ def load_staged(folder: Path, overrides: Sequence[str] = (), preset: str | None 
     """The recipe with the preset and the lists applied: every word holds only places."""
     recipe = config.load(StagedRecipe, folder / RECIPE_FILE if folder.is_dir() else folder, overrides)
     if preset is not None and preset not in recipe.preset:
-        raise unknown("preset", preset, recipe.preset)
+        raise unknown("preset", preset, recipe.preset or ["none, the recipe has no presets"])
     values = {**recipe.values, **(recipe.preset[preset] if preset else {})}
     stages: list[CommandStage] = []
     for stage in recipe.stage:

@@ -80,6 +80,18 @@ def test_a_card_of_somebody_else_stays(model: Path, capsys: pytest.CaptureFixtur
     assert (model / "CARD.md").read_text("utf-8").startswith(MARK)
 
 
+def test_a_folder_without_a_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["card", str(tmp_path)]) == 1
+    assert "no checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "README.md").exists()
+    (tmp_path / "adapter_config.json").write_text(
+        '{"base_model_name_or_path": "elsewhere/base", "peft_type": "LORA"}'
+    )
+    assert main(["card", str(tmp_path), "--licence", "MIT"]) == 0
+    text = (tmp_path / "README.md").read_text("utf-8")
+    assert "### Usage\nEmpty: the model cannot be opened here (" in text
+
+
 def test_an_empty_card_says_so_everywhere() -> None:
     text = render(CardContent(name="x"))
     assert re.findall(r"^### (.*)$", text, re.MULTILINE) == HEADINGS

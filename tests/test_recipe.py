@@ -204,6 +204,7 @@ def test_a_dry_run_refuses_a_wrong_command_line_and_runs_nothing(
     [
         ("{data}/rows", "{dta}/rows", "unknown placeholder of stage slow 'dta'"),
         ('"{slow}/copy"', '"{last-0}/0"', "unknown placeholder of stage last-0 'last-0'"),
+        ("[[stage]]", "[[stag]]", "unknown key 'stag'"),
         ('each = "seed"', 'each = "n"', "expected the name of a list"),
         ('each = "seed"\n', "", r"\{seed\} is a list"),
         ('seed = ["7"]', "sed = []", "which values does not have"),
@@ -221,3 +222,14 @@ def wait_for(is_true: object, log: Path) -> None:
     while not is_true():  # type: ignore[operator]
         assert time.monotonic() < deadline, log.read_text("utf-8")
         time.sleep(0.05)
+
+
+def test_a_recipe_without_stages_or_presets_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "recipe.toml").write_text('name = "x"\nstage = []\n')
+    assert main(["recipe", "run", str(folder), "--dry-run"]) == 1
+    assert "there is no [[stage]]" in capsys.readouterr().err
+    (folder / "recipe.toml").write_text(
+        RECIPE.split("[preset.minutes]")[0] + RECIPE[RECIPE.index("[[stage]]") :]
+    )
+    assert main(["recipe", "run", str(folder), "--dry-run", "--preset", "minutes"]) == 1
+    assert "the recipe has no presets" in capsys.readouterr().err

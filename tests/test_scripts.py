@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,9 +22,13 @@ case "$*" in
 "-c import torch" | "-c import pip") [ -e .venv/has-"${{2#import }}" ] ;;
 "-m pip"*)
     echo "$*" >>pip-calls
+    case "$FAKE_PIP $*" in
+    *--dry-run*) ;;
+    broken*) echo "ERROR: the wheel is broken"; exit 1 ;;
+    esac
     case "$FAKE_PIP" in
     offline) echo "ERROR: No matching distribution found for torch" >&2; exit 1 ;;
-    hang) echo $$ >pip-pid; sleep 600 ;;
+    hang) echo "Collecting torch"; echo $$ >pip-pid; sleep 600 ;;
     cuda) echo '{{"install": [{{"metadata": {{"name": "nvidia-cublas"}}}}]}}' >.venv/plan.json ;;
     *) echo '{{"install": [{{"metadata": {{"name": "torch"}}}}]}}' >.venv/plan.json ;;
     esac ;;
@@ -118,6 +123,28 @@ def test_no_network_is_explained(checkout: Checkout) -> None:
     assert status == 1
     assert "No matching distribution found" in err
     assert "hint: check the network" in err
+
+
+def test_the_installation_says_what_it_does_and_how_far_it_is(checkout: Checkout) -> None:
+    (checkout.folder / ".venv").mkdir()
+    (checkout.folder / ".venv" / "has-torch").touch()  # so that pip hangs where it installs
+    process = checkout.start(FAKE_PIP="hang", SETUP_REPORT_S="0.1")
+    assert process.stderr is not None
+    told = []
+    while "Collecting" not in (line := process.stderr.readline()):
+        assert line, told
+        told.append(line)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert "about 800 MB to fetch" in told[0]
+    assert told[1] == "1 of 2: torch (200 MB to fetch) ...\n"
+    assert re.fullmatch(r"  \d+ s, \d+ MB in .venv: Collecting torch\n", line)
+
+
+def test_pip_s_own_words_are_shown_when_it_fails(checkout: Checkout) -> None:
+    status, _, err = checkout.run(FAKE_PIP="broken")
+    assert status == 1
+    assert "ERROR: the wheel is broken\nerror: pip could not install the packages" in err
 
 
 def test_full_disk_is_explained_before_anything_is_made(checkout: Checkout) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -54,3 +56,18 @@ def test_lists_and_tables_are_shown_as_such(site: Path) -> None:
         article = page.read_text("utf-8").split("<article", 1)[-1].split("</article>")[0]
         text = re.sub(r"<pre.*?</pre>|<code.*?</code>", "", article, flags=re.DOTALL)
         assert not re.search(r"^(?:- |\d+\. |\|[^|\n]+\|)", text, flags=re.MULTILINE), page
+
+
+def test_the_picture_of_a_terminal_is_made_from_what_a_command_shows() -> None:
+    spec = importlib.util.spec_from_file_location("make_terminal", ROOT / "docs" / "make_terminal.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    picture = module.svg("$ nemotron4 chat smollm2\n> 1 < 2?\n" + "yes " * 40)
+    shown = [
+        element.text for element in ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}text")
+    ]
+    assert shown[:2] == ["$ nemotron4 chat smollm2", "> 1 < 2?"]
+    assert len(shown) == 4  # the answer is wrapped
+    assert "http" not in module.PICTURE.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")

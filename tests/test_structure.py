@@ -24,7 +24,6 @@ LONG_FILES: set[str] = set()
 LONG_FUNCTIONS = {
     "generate",
     "serve",
-    "train",
 }
 CYCLES: set[str] = set()
 CLASS_NAMES_WITH_TWO_MEANINGS: set[str] = set()

@@ -77,20 +77,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("case", choices=("shared", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--samples", type=int, help="of a step (shared: 2 pairs, bfloat16: 8 windows)")
     options = parser.parse_args()
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     torch.manual_seed(0)
     settings = OptimizerSection(learning_rate=1e-5)
     ways: dict[str, Callable[[], None]] = {}
     if options.case == "shared":
-        engine, samples = new_engine("float32"), pairs(2)
+        engine, samples = new_engine("float32"), pairs(options.samples or 2)
         optimizer = build_optimizer(engine.trainable, settings)
         objective = PairObjective(PreferenceSection(loss="dpo", beta=0.1))
         for name, shares in (("apart", False), ("shared", True)):
             rows = [pack([sample], shares=shares) for sample in samples]
             ways[name] = partial(step, engine, optimizer, objective, rows)
     else:
-        samples = windows(8)
+        samples = windows(options.samples or 8)
         for name in ("float32", "bfloat16"):
             engine = new_engine(name)
             optimizer = build_optimizer(engine.trainable, settings)

@@ -24,6 +24,7 @@ from nemotron4.checkpoint.convert_files import Blocks, OutputFile
 from nemotron4.checkpoint.gguf import ROPE_FACTORS, GgufCheckpoint, to_interleaved
 from nemotron4.checkpoint.gguf_quantize import kind_for, quantize_blocks
 from nemotron4.checkpoint.interface import BLOCK_VALUES, Checkpoint, blocks
+from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.checkpoint.nemo_files import as_bytes
 from nemotron4.checkpoint.write_quantized import ErrorSum
 from nemotron4.errors import CheckpointError
@@ -91,7 +92,7 @@ def gguf_files(
     split_bytes: int = SPLIT_BYTES,
 ) -> list[OutputFile]:
     """One file, or the numbered parts of about ``split_bytes`` that llama.cpp joins."""
-    source = checkpoint if isinstance(checkpoint, GgufCheckpoint) else None
+    source = _gguf_source(checkpoint)
     config = checkpoint.config
     is_nemotron = config.norm == "layernorm1p" and not config.num_reward_attributes
     if source is None and not (is_nemotron and sentencepiece_model is not None):
@@ -118,6 +119,12 @@ def gguf_files(
         parts[-1].append(name)
         filled += size
     return [_file(settings, part, number, parts) for number, part in enumerate(parts)]
+
+
+def _gguf_source(checkpoint: Checkpoint) -> GgufCheckpoint | None:
+    """The GGUF file that is read, also through an adapter."""
+    base = checkpoint.base if isinstance(checkpoint, MergedCheckpoint) else checkpoint
+    return base if isinstance(base, GgufCheckpoint) else None
 
 
 @dataclass(frozen=True)
@@ -237,7 +244,7 @@ def _stored(rows: torch.Tensor, name: str, settings: _Settings, error: ErrorSum)
 def _header(settings: _Settings, names: Sequence[str], number: int, parts: Sequence[Sequence[str]]) -> bytes:
     """Everything before the first weight, padded to the alignment; made by the ``gguf`` package."""
     checkpoint = settings.checkpoint
-    source = checkpoint if isinstance(checkpoint, GgufCheckpoint) else None
+    source = _gguf_source(checkpoint)
     family = ARCHITECTURE if source is None else source.metadata["general.architecture"]
     writer = gguf.GGUFWriter(None, family)
     if number == 0:

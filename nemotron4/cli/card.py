@@ -86,7 +86,10 @@ def _described(directory: Path, name: str) -> CardContent:
     made = CardContent(name=name)
     try:
         found = describe_checkpoint(directory)
-    except Nemotron4Error as error:  # the base of an adapter may be elsewhere: its own record is here
+    except Nemotron4Error as error:
+        if not (directory / ADAPTER_FILE).is_file():
+            raise
+        # The base of an adapter may be elsewhere: its own record is here.
         reason = f"the model cannot be opened here ({error.message})"
         made = replace(made, missing=dict.fromkeys(OF_THE_MODEL, reason))
     else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nemotron4.checkpoint.shipped import AUTO
 from nemotron4.cli.console import note, show_notes
 from nemotron4.cli.options import (
     AdapterOption,
@@ -44,7 +45,7 @@ def chat(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
-    adapter: AdapterOption = None,
+    adapter: AdapterOption = AUTO,
     chat_template: ChatTemplateOption = None,
     json_schema: JsonSchemaOption = None,
     keep: Annotated[bool, typer.Option(help="Keep the conversation in a file for /resume.")] = True,

@@ -12,7 +12,7 @@ import typer
 
 from nemotron4.cli.console import group, note, print_json
 from nemotron4.cli.models import description
-from nemotron4.cli.options import JsonOption, ModelArgument
+from nemotron4.cli.options import GPU, JsonOption, ModelArgument
 from nemotron4.errors import ConfigError, DataError, unknown_name
 from nemotron4.report import Table, print_report
 
@@ -85,7 +85,7 @@ def data(
 @app.command("checkpoint")
 def checkpoint(
     model: ModelArgument,
-    gpu: Annotated[str, typer.Option(help="The GPU to plan for.")] = "h100-80gb",
+    gpu: Annotated[str, typer.Option(help="The GPU to plan for.")] = GPU,
     as_json: JsonOption = False,
 ) -> None:
     """Describe a checkpoint from its headers, and name what would go wrong with it. No weight is read.

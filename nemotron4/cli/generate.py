@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nemotron4.checkpoint.shipped import AUTO
 from nemotron4.cli.console import note, print_json, show_notes
 from nemotron4.cli.options import (
     AdapterOption,
@@ -44,7 +45,7 @@ def generate(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
-    adapter: AdapterOption = None,
+    adapter: AdapterOption = AUTO,
     force_adapter: ForceAdapterOption = False,
     chat_template: ChatTemplateOption = None,
     json_schema: JsonSchemaOption = None,
@@ -61,11 +62,13 @@ def generate(
     and the exit status is then 1.
     """
     from nemotron4.checkpoint.cache import resolve
+    from nemotron4.checkpoint.shipped import chosen_adapter
     from nemotron4.cli import batch
     from nemotron4.cli.identity import file_digest, model_digest
     from nemotron4.cli.rows import read_schema
     from nemotron4.engine import SamplingParams
 
+    chosen = chosen_adapter(model, adapter)
     params = SamplingParams(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -82,7 +85,7 @@ def generate(
         "model_sha256": model_digest(resolve(model)),
         "dtype": dtype,
         "quantize": quantize,
-        "adapter_sha256": model_digest(Path(adapter)) if adapter else None,
+        "adapter_sha256": model_digest(chosen) if chosen else None,
         "sampling": batch.as_json(params),
     }
     if chat_template is not None:

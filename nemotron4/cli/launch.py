@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from nemotron4.cli.console import group, note
-from nemotron4.cli.options import ContextOption
+from nemotron4.cli.options import GPU, PORT, ContextOption
 from nemotron4.cluster import slurm as scripts
 from nemotron4.cluster.slurm import SlurmJob
 from nemotron4.errors import ConfigError
@@ -66,7 +66,7 @@ def slurm(
     job: Annotated[Literal["serve", "train", "synth"], typer.Option(help="What to run.")] = "serve",
     nodes: Annotated[int, typer.Option(help="Nodes of the job.")] = SlurmJob.nodes,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of each node.")] = 1,
-    gpu: Annotated[str, typer.Option(help="Their kind, to check that the model fits.")] = "h100-80gb",
+    gpu: Annotated[str, typer.Option(help="Their kind, to check that the model fits.")] = GPU,
     time: Annotated[str, typer.Option(help="Longest run: h:mm:ss or days-h:mm:ss.")] = SlurmJob.time,
     account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
@@ -86,7 +86,7 @@ def slurm(
         int | None, typer.Option(help="Serving: stages of layers; one for each node if absent.")
     ] = None,
     context: ContextOption = None,
-    port: Annotated[int, typer.Option(help="Port to serve on.")] = 1424,
+    port: Annotated[int, typer.Option(help="Port to serve on.")] = PORT,
     host: Annotated[str, typer.Option(help="Address to serve on.")] = "0.0.0.0",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where synthetic shards go.")] = None,
     shards: Annotated[int, typer.Option(help="Shards of a synthetic data run.")] = 8,

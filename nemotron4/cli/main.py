@@ -6,10 +6,8 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from nemotron4 import __version__
-from nemotron4.cli import synonyms
 from nemotron4.cli.commands import COMMANDS, HELP_NAMES, Command, load_app
 from nemotron4.errors import Nemotron4Error, TerminatedError, unknown_name
 
@@ -119,26 +117,12 @@ def _run(name: str, command: Command, arguments: list[str]) -> int:
     except typer.Abort:
         return INTERRUPTED
     except typer.TyperException as error:
-        return _fail(*_usage_problem(error, f"nemotron4 {name}"), status=USAGE_ERROR)
+        from nemotron4.cli.problems import find_problems
+
+        for problem in find_problems(error, arguments, f"nemotron4 {name}"):
+            _fail(*problem)
+        return USAGE_ERROR
     return result if isinstance(result, int) else 0
-
-
-def _usage_problem(error: Exception, command: str) -> tuple[str, str]:
-    """Message and hint for arguments that the parser refused."""
-    context: Any = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else command
-    option = getattr(error, "option_name", None)
-    if context is not None and option is not None and hasattr(error, "possibilities"):
-        known = [spelling for parameter in context.command.params for spelling in parameter.opts]
-        options = [*(spelling for spelling in known if spelling.startswith("-")), "--help"]
-        arguments = [
-            p.metavar for p in context.command.params if p.param_type_name == "argument" and p.metavar
-        ]
-        message, hint = unknown_name("option", option, options)
-        hint = synonyms.ours(option, path, options, arguments) or hint
-        return message, f"{hint} (see `{path} --help`)"
-    message = error.format_message() if hasattr(error, "format_message") else str(error)
-    return message[:1].lower() + message[1:].rstrip("."), f"see `{path} --help`"
 
 
 def _fail(message: str, hint: str | None, status: int = 1) -> int:

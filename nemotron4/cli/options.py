@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from nemotron4.errors import unknown_name
+
+PORT = 1424  # of the model card's own job
+GPU = "h100-80gb"
+
+
+def one_of(*names: str, **other_words: str) -> Callable[[str | None], str | None]:
+    """Checks a value while the command line is read; ``other_words`` of other tools mean one of the names."""
+
+    def check(value: str | None) -> str | None:
+        value = other_words.get(value or "", value)
+        if value is not None and value not in names:
+            message, hint = unknown_name("value", value, names)
+            raise typer.BadParameter(f"{message} ({hint})")
+        return value
+
+    return check
+
 
 ModelArgument = Annotated[
     str,
@@ -13,16 +33,39 @@ ModelArgument = Annotated[
         metavar="MODEL", help="A pulled name (smollm2), a directory, a .gguf or .nemo file, or a hub id."
     ),
 ]
-DtypeOption = Annotated[str, typer.Option(help="Type of the weights: auto, float32, bfloat16 or float16.")]
-DeviceOption = Annotated[str, typer.Option(help="Where to run: auto, cpu or cuda.")]
-QuantizeOption = Annotated[
-    str | None, typer.Option(help="Quantise the weights while loading (CPU): int8 or int4.")
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        callback=one_of(
+            "auto",
+            "float32",
+            "bfloat16",
+            "float16",
+            fp32="float32",
+            float="float32",
+            bf16="bfloat16",
+            fp16="float16",
+            half="float16",
+        ),
+        help="Type of the weights: auto, float32, bfloat16 or float16.",
+    ),
 ]
-AdapterOption = Annotated[
+DeviceOption = Annotated[
+    str,
+    typer.Option(callback=one_of("auto", "cpu", "cuda", gpu="cuda"), help="Where to run: auto, cpu or cuda."),
+]
+QuantizeOption = Annotated[
     str | None,
     typer.Option(
+        callback=one_of("int8", "int4"), help="Quantise the weights while loading (CPU): int8 or int4."
+    ),
+]
+AdapterOption = Annotated[
+    str,
+    typer.Option(
         metavar="PATH",
-        help="A trained adapter: a folder (LoRA, (IA)3, P-tuning, bottleneck), or NeMo's .nemo (LoRA).",
+        help="A trained adapter: a folder (LoRA, (IA)3, P-tuning, bottleneck), or NeMo's .nemo (LoRA). "
+        "auto: the one that ships for the model (smollm2: the card's prompt format). none: no adapter.",
     ),
 ]
 ForceAdapterOption = Annotated[

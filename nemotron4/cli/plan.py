@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from nemotron4.cli.console import note, print_json
-from nemotron4.cli.options import ContextOption, JsonOption
+from nemotron4.cli.options import GPU, ContextOption, JsonOption
 from nemotron4.cluster.hardware import Dtype, Gpu, gpu_named, gpu_of_memory
 from nemotron4.cluster.layout import (
     DECODE_FORMULA,
@@ -40,7 +40,7 @@ def plan(
         str,
         typer.Argument(metavar="MODEL", help="A preset (nemotron4-340b, llama-3.1-70b), or a checkpoint."),
     ],
-    gpu: Annotated[str, typer.Option(help="The GPU: h100-80gb, h200-141gb, mi300x-192gb ...")] = "h100-80gb",
+    gpu: Annotated[str, typer.Option(help="The GPU: h100-80gb, h200-141gb, mi300x-192gb ...")] = GPU,
     gpu_memory: Annotated[
         float | None, typer.Option(metavar="GB", help="Any other GPU, by its memory.")
     ] = None,

@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from nemotron4.cli.console import show_notes
+from nemotron4.checkpoint.shipped import AUTO, chosen_adapter, with_shipped
+from nemotron4.cli.console import note, show_notes
 from nemotron4.cli.engines import EngineName, Parallel, run_vllm
 from nemotron4.cli.options import (
+    PORT,
     AdapterOption,
     ChatTemplateOption,
     ContextOption,
@@ -29,6 +31,8 @@ from nemotron4.errors import ConfigError
 from nemotron4.server.settings import RemoteServer, ServerSettings, read_api_keys
 
 if TYPE_CHECKING:
+    from nemotron4.checkpoint.interface import Checkpoint
+    from nemotron4.engine import InferenceEngine
     from nemotron4.server.guard import Guard, GuardSettings
     from nemotron4.server.page import PageTab
 
@@ -38,11 +42,13 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")
     ] = ServerSettings.host,
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 1424,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = PORT,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
-    adapter: AdapterOption = None,
+    adapter: AdapterOption = AUTO,
     force_adapter: ForceAdapterOption = False,
     chat_template: ChatTemplateOption = None,
     max_running: Annotated[int, typer.Option(min=1, help="Rows that generate at the same time.")] = 128,
@@ -72,14 +78,14 @@ def serve(
         typer.Option(metavar="NAME", help="What /v1 calls the model; repeatable, answers carry the first."),
     ] = None,
     unknown_fields: Annotated[
-        str,
+        Literal["warn", "refuse"],
         typer.Option(help="warn: ignore what nobody knows in OpenAI bodies, with a header. refuse: 400."),
     ] = ServerSettings.unknown_fields,
     clip_max_tokens: Annotated[
         bool, typer.Option("--clip-max-tokens", help="Cut a max_tokens that the context has no room for.")
     ] = False,
     nemo_compat: Annotated[
-        str,
+        Literal["strict", "fixed"],
         typer.Option(help="strict: /generate as NeMo has it. fixed: refusals are HTTP 400, penalties count."),
     ] = ServerSettings.nemo_compat,
     take_weights: Annotated[
@@ -116,10 +122,12 @@ def serve(
     ] = None,
     guard_name: Annotated[str | None, typer.Option(help="The guard's name at its server.")] = None,
     guard_mode: Annotated[
-        str, typer.Option(help="block: refuse what is unsafe. annotate: only report it.")
+        Literal["block", "annotate"],
+        typer.Option(help="block: refuse what is unsafe. annotate: only report it."),
     ] = "block",
     guard_failure: Annotated[
-        str, typer.Option(help="closed: what gets no verdict is refused. open: it passes.")
+        Literal["closed", "open"],
+        typer.Option(help="closed: what gets no verdict is refused. open: it passes."),
     ] = "closed",
     guard_policy: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Policy text O1 to O13 instead of our wording.")
@@ -150,9 +158,9 @@ def serve(
     settings = ServerSettings(
         host=host,
         served_names=tuple(served_model_name or ()),
-        unknown_fields=unknown_fields,  # type: ignore[arg-type]  # checked there
+        unknown_fields=unknown_fields,
         clips_max_tokens=clip_max_tokens,
-        nemo_compat=nemo_compat,  # type: ignore[arg-type]  # checked there
+        nemo_compat=nemo_compat,
         api_keys=() if api_key_file is None else read_api_keys(api_key_file),
         allowed_hosts=tuple(allowed_host or ()),
         allowed_origins=tuple(allowed_origin or ()),
@@ -164,14 +172,13 @@ def serve(
     )
 
     from nemotron4.cluster.slurm import find_rank
-    from nemotron4.engine import InferenceEngine
     from nemotron4.server.guard import GuardSettings
     from nemotron4.server.run import run
     from nemotron4.text.content_safety import read_policy
 
     guard_settings = GuardSettings(
-        mode=guard_mode,  # type: ignore[arg-type]  # checked there
-        failure=guard_failure,  # type: ignore[arg-type]
+        mode=guard_mode,
+        failure=guard_failure,
         is_permissive=guard_permissive,
         is_raw=guard_raw,
         policy=read_policy(guard_policy),
@@ -199,7 +206,7 @@ def serve(
             max_running=max_running,
             dtype=dtype,
             device=device,
-            adapter=adapter,
+            adapter=chosen_adapter(model, adapter),
             cache_gb=cache_gb,
             context=context,
             kv_cache_dtype=kv_cache_dtype,
@@ -217,26 +224,32 @@ def serve(
 
     def load_engine() -> InferenceEngine:
         from nemotron4.checkpoint import open_checkpoint
+        from nemotron4.checkpoint.watched import watched
+
+        opened, chosen = with_shipped(model, adapter, note)
+        with watched(open_checkpoint(opened, context=context, revision=revision)) as checkpoint:
+            return load_opened(checkpoint, chosen)
+
+    def load_opened(checkpoint: Checkpoint, chosen: Path | None) -> InferenceEngine:
         from nemotron4.inference.load import load
         from nemotron4.inference.reward import load_reward
         from nemotron4.model.adapter_files import has_reward_head
 
-        checkpoint = open_checkpoint(model, context=context, revision=revision)
-        if checkpoint.config.num_reward_attributes or (adapter and has_reward_head(Path(adapter))):
+        if checkpoint.config.num_reward_attributes or (chosen and has_reward_head(chosen)):
             return load_reward(
                 checkpoint,
                 dtype=dtype,
                 device=device,
-                adapter=adapter,
+                adapter=chosen,
                 force_adapter=force_adapter,
                 max_waiting=max_waiting,
             )
-        opened = load(
+        ready = load(
             checkpoint,
             dtype=dtype,
             device=device,
             quantize=quantize,
-            adapter=adapter,
+            adapter=chosen,
             force_adapter=force_adapter,
             cache_gb=cache_gb,
             max_running=max_running,
@@ -244,8 +257,8 @@ def serve(
             memory_share=gpu_memory_utilization,
             chat_template=chat_template,
         )
-        show_notes(opened.info)
-        return opened
+        show_notes(ready.info)
+        return ready
 
     put_on_port(load_engine)
     return 0

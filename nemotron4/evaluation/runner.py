@@ -204,7 +204,7 @@ class _Run:
         """The rows of all conversations by id, in the order of the file, in which they are scored again."""
         by_id = {conversation.id: conversation for conversation in conversations}
         transient: list[ClientError] = []
-        num_answered = 0
+        num_answered = num_refused = 0
         with (
             RowLog(self._folder / file, key=_conversation_id) as log,
             RowLog(self._folder / FAILURES_FILE) as failed,
@@ -217,7 +217,7 @@ class _Run:
         ):
 
             async def work(conversation: ItemRequest) -> tuple[RowLog, JsonObject] | None:
-                nonlocal num_answered
+                nonlocal num_answered, num_refused
                 try:
                     answer = await hold(conversation, model, lambda error: progress.repeated(error.message))
                 except HopelessError as error:
@@ -226,11 +226,14 @@ class _Run:
                             f"{self._task.name}: request {conversation.id} failed: {error.message}",
                             hint=error.hint or "what was answered is kept; see --on-failure",
                         ) from error
+                    num_refused += 1
                     return failed, {"id": conversation.id, "kind": error.kind, "message": error.message}
                 except ClientError as error:
                     transient.append(error)
                     if error.kind == "quota" or len(transient) >= max(MIN_FAILURES_TO_STOP, num_answered):
-                        raise self._incomplete(len(by_id), len(by_id) - len(log), error) from error
+                        raise self._incomplete(
+                            len(by_id), len(left) - num_answered - num_refused, error
+                        ) from error
                     return None
                 num_answered += 1
                 return log, as_row(answer, conversation)

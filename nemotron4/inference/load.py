@@ -15,6 +15,7 @@ from nemotron4.checkpoint.adapter_base import adapter_format, check_base
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint, is_mergeable
+from nemotron4.checkpoint.shipped import AUTO, with_shipped
 from nemotron4.checkpoint.updated import UpdatedCheckpoint
 from nemotron4.engine import ChatFormat, ModelInfo, Tokenizer
 from nemotron4.errors import CheckpointError, ConfigError, TemplateError, unknown_name
@@ -40,7 +41,7 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     quantize: str | None = None,
-    adapter: str | Path | None = None,
+    adapter: str | Path | None = AUTO,
     force_adapter: bool = False,
     cache_gb: float | None = None,
     max_running: int = 128,
@@ -54,14 +55,15 @@ def load(
     ``quantize`` "int8" or "int4" quantises the weights while they are read (CPU). ``dtype`` "auto" takes the
     weights of a quantised GGUF file as they are stored, keeps bfloat16 weights where the processor multiplies
     them fast (a GPU, AMX), and is float32 otherwise.
-    ``adapter`` is a folder that training or PEFT wrote, or NeMo's LoRA. LoRA and (IA)3 are merged into the
-    weights as they are read, a bottleneck adapter runs next to them, P-tuning's table precedes every prompt.
+    ``adapter`` is a folder that training or PEFT wrote, or NeMo's LoRA; None is none, and "auto" the one that
+    ships for a pulled name (smollm2). LoRA and (IA)3 are merged into the weights as they are read, a
+    bottleneck adapter runs next to them, P-tuning's table precedes every prompt.
     ``force_adapter`` puts it on a base that is not the one it records.
     ``cache_gb`` bounds the keys and values of running requests; by default it is what ``max_running`` full
     contexts need, but at most ``memory_share`` of what is free: a quarter (CPU) or 85 % (GPU) if absent.
     ``chat_template`` is a format's name or a file with a Jinja template, in place of the checkpoint's own.
     """
-    checkpoint, beside = _with_adapter(open_checkpoint(model), adapter, force=force_adapter)
+    checkpoint, beside = _with_adapter(*with_shipped(model, adapter), force=force_adapter)
     chosen_device = find_device(device)
     precision = choose(
         checkpoint, chosen_device, dtype=dtype, quantize=quantize, has_adapter_beside=beside is not None
@@ -113,12 +115,12 @@ class _Reload:
 
 
 def _with_adapter(
-    checkpoint: Checkpoint, adapter: str | Path | None, *, force: bool
+    model: str | Path | Checkpoint, path: Path | None, *, force: bool
 ) -> tuple[Checkpoint, Path | None]:
     """The checkpoint with the adapter merged in, or the adapter that has to run next to it."""
-    if adapter is None:
+    checkpoint = open_checkpoint(model)
+    if path is None:
         return checkpoint, None
-    path = Path(adapter)
     if is_mergeable(path):
         return MergedCheckpoint(checkpoint, path, force=force), None
     check_base(path, checkpoint, force=force)

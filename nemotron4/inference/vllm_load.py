@@ -25,9 +25,7 @@ from nemotron4.inference.vllm_plugin import LOAD_FORMAT, PLUGIN_GROUP, PLUGIN_NA
 from nemotron4.model.kv_cache import KVCache
 from nemotron4.text.prompt import chosen_format
 
-INSTALL_HINT = (
-    "pip install 'nemotron4[vllm]', or scripts/vllm-env for a CPU build in an environment of its own"
-)
+INSTALL_HINT = "pip install 'vllm>=0.30', or scripts/vllm-env for a CPU build in an environment of its own"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nemotron4.errors import DataError
 from nemotron4.plots import Curve, draw_curves
+from nemotron4.training.inputs import RECORD_FILE
 from nemotron4.training.metrics import METRICS_FILE
 
 UNINTERESTING = ("step", "kind", "seconds", "samples_seen", "tokens")
@@ -45,5 +46,16 @@ def plot(runs: Sequence[Path], output: Path) -> list[str]:
                     is_validation = kind == "validation"
                     suffix = " validation" if is_validation else ""
                     curves.append(Curve(label + suffix, points, colour, is_validation))
-    draw_curves(panels, output, x_label="step")
+    draw_curves(panels, output, x_label="step", title=_settings(runs), largest="loss")
     return shown
+
+
+def _settings(runs: Sequence[Path]) -> str:
+    """What the run is, for the title; of several runs the legend tells them apart."""
+    record = runs[0] / RECORD_FILE
+    if len(runs) > 1 or not record.is_file():
+        return ""
+    recipe = json.loads(record.read_text(encoding="utf-8"))["recipe"]
+    start = recipe["model"].get("start") or recipe["model"].get("preset")
+    rate, size = recipe["optimizer"]["learning_rate"], recipe["batch"]["global_size"]
+    return f"{recipe['stage']} of {start}: rate {rate:g}, {size} samples a step, seed {recipe['run']['seed']}"

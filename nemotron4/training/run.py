@@ -117,26 +117,19 @@ def train(
         weights = model_hash(engine.scorer.net) if grid is None else origin.hash()
         shown = on_part if is_writer else hear_nothing
         read = _with_reference(recipe, read, engine, weights, is_writer=is_writer, note=tell, on_part=shown)
-        has_reference = recipe.kind.has_reference(recipe.settings)
-        special = recipe.kind.trainer(recipe.settings)
-        make = Trainer if special is None else special(origin, grid, device, connect)
         used = base.prompt_format()
         facts = run_facts(recipe, read, weights, None if used is None else used.date)
         run_fingerprint = continued_fingerprint(recipe.run.directory, facts)
-        trainer = make(
-            recipe,
+        special = recipe.kind.trainer(recipe.settings)
+        trainer = _trainer(
+            Trainer if special is None else special(origin, grid, device, connect),
+            origin,
             engine,
-            recipe.kind.objective(recipe.settings),
-            Dataset(read.train, recipe.run.seed, read.source_sizes, recipe.data.shares, read.orders),
-            list(read.validation),
+            read,
             fingerprint=run_fingerprint,
             on_progress=on_progress if is_writer else lambda progress: None,
             on_part=shown,
             is_writer=is_writer,
-            logs=_logs(origin, engine, is_writer=is_writer, on_part=shown),
-            cost=StepCost.of(config, has_adapter=recipe.adapter is not None),
-            peak_flops_per_s=matmul_flops_per_s(device) * recipe.parallel.num_processes,
-            constants={"share_left_out": read.share_left_out} if has_reference else {},
         )
         if is_writer:
             for line in trainer.plan.notes:
@@ -151,15 +144,38 @@ def train(
             output = _write_output(recipe, trainer, base, is_writer=is_writer, note=tell)
             if grid is not None:
                 parallel.wait_for_all()  # the next stage of a chain opens what this one has written
-        return Summary(
-            steps,
-            trainer.plan.num_steps,
-            output,
-            len(read.train),
-            len(read.problems),
-            recipe.run.directory,
-            is_writer,
-        )
+        counts = len(read.train), len(read.problems)
+        return Summary(steps, trainer.plan.num_steps, output, *counts, recipe.run.directory, is_writer)
+
+
+def _trainer(
+    make: Callable[..., Trainer],
+    origin: Origin,
+    engine: TrainingEngine,
+    read: Data,
+    *,
+    fingerprint: str,
+    on_progress: Callable[[StepRecord], None],
+    on_part: OnPart,
+    is_writer: bool,
+) -> Trainer:
+    recipe = origin.recipe
+    has_reference = recipe.kind.has_reference(recipe.settings)
+    return make(
+        recipe,
+        engine,
+        recipe.kind.objective(recipe.settings),
+        Dataset(read.train, recipe.run.seed, read.source_sizes, recipe.data.shares, read.orders),
+        list(read.validation),
+        fingerprint=fingerprint,
+        on_progress=on_progress,
+        on_part=on_part,
+        is_writer=is_writer,
+        logs=_logs(origin, engine, is_writer=is_writer, on_part=on_part),
+        cost=StepCost.of(origin.config, has_adapter=recipe.adapter is not None),
+        peak_flops_per_s=matmul_flops_per_s(engine.device) * recipe.parallel.num_processes,
+        constants={"share_left_out": read.share_left_out} if has_reference else {},
+    )
 
 
 def _logs(

@@ -108,7 +108,7 @@ def test_prints_both_answers_and_their_speed_then_stops_everything(demo: Demo) -
     assert out == f"{CARD_PROMPT}\nO NVIDIA, thy chips do shine.\nShall I compare \n"
     assert "7 tokens in" in err
     assert "3 tokens in" in err
-    assert "foreign to this ChatML model" in err
+    assert "the adapter that ships taught it the card's format" in err
     demo.assert_nothing_runs()
 
 

@@ -153,6 +153,31 @@ def test_wrong_usage_names_the_nearest_and_exits_2(
         assert words in captured.err
 
 
+def test_every_problem_of_a_command_line_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "--port 99999 --frob 3 --dtype bf17 --max-model-len 4 --guard-mode x --max-running abc --context"
+    assert main(["serve", *line.split()]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert [error.split(": ")[1].split("'")[1] for error in errors] == [
+        "--frob",
+        "--max-model-len",
+        "--context",
+        "--port",
+        "--dtype",
+        "--guard-mode",
+        "--max-running",
+    ]
+    assert main(["eval", "run", "--limit", "x", "--seeed=1"]) == 2
+    told = capsys.readouterr().err
+    for problem in ("'--seeed'", "'--limit'", "missing argument 'tasks'", "missing option '--out'"):
+        assert problem in told, problem
+
+
+@pytest.mark.parametrize("words", [["--dtype", "bf16"], ["--dtype", "half"], ["--device", "gpu"]])
+def test_values_of_other_tools_are_understood(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "no-such-model", "--port", "0", *words]) == 1
+    assert "no model 'no-such-model'" in capsys.readouterr().err
+
+
 def test_own_errors_print_message_and_hint_without_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("fail") == 1
     assert capsys.readouterr().err == "error: 7 rows given; expected 8\nhint: add one row\n"

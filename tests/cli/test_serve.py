@@ -26,9 +26,9 @@ CARD_PROMPT = (
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--nemo-compat", "loose"], "nemo_compat is 'loose'; expected 'strict' or 'fixed'"),
+        (["--nemo-compat", "loose"], "'--nemo-compat': 'loose' is not one of 'strict', 'fixed'"),
         (["--api-key-file", "/nonexistent/keys"], "/nonexistent/keys: cannot be read"),
-        (["--port", "70000"], "port is 70000"),
+        (["--port", "70000"], "'--port': should be less than or equal to 65535"),
         (["--max-body-mb", "0"], "max_body_bytes is 0"),
         (["--port", "0", "--host", "no such host"], "is no address"),
         (["--tensor-parallel", "2"], "tensor_parallel is 2, pipeline_parallel 1, nodes 1"),
@@ -41,7 +41,7 @@ CARD_PROMPT = (
 def test_a_wrong_option_is_refused_before_the_model(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert main(["serve", "/no/such/model", *arguments]) == 1
+    assert main(["serve", "/no/such/model", *arguments]) in (1, 2)
     assert message in capsys.readouterr().err
 
 

@@ -109,7 +109,7 @@ def chat() -> Iterator[Running]:
 
 def _open(browser: Browser, running: Running, **options: Any) -> None:
     browser.open(running.url, **options)
-    browser.wait_for("#model-name", text=running.engine.info.name)
+    browser.wait_for("#model.ready", text=running.engine.info.name)  # buttons work from then on
 
 
 def _say(browser: Browser, text: str) -> None:
@@ -487,6 +487,30 @@ def test_raw_prompts_start_with_the_card_s_template(browser: Browser, chat: Runn
     assert browser.problems() == []
 
 
+def test_a_raw_prompt_can_be_held_to_a_schema_and_its_tokens_saved(browser: Browser) -> None:
+    with serving(FakeEngine(None, name="free", prompt_format=nemotron4())) as running:
+        browser.open(f"{running.url}/#raw")
+        browser.wait_for("#model.ready", text="free")
+        browser.click("#show-settings")
+        browser.fill("#schema", '{"enum": [')
+        browser.click(".raw .primary")
+        assert not browser.find_all(".raw-output .actions")  # a wrong setting is not sent
+        browser.fill("#schema", '{"enum": ["red", "blue"]}')
+        browser.click(".raw .primary")
+        answer = browser.until(lambda: browser.text(".raw-output .text .tokens"), "an answer")
+        assert json.loads(answer) in ("red", "blue")
+        browser.click("[aria-label='Save the token probabilities']")
+        saved = json.loads(browser.downloaded().read_text(encoding="utf-8"))
+        assert json.loads("".join(token["text"] for token in saved)) in ("red", "blue")
+        assert all(token["logprob"] <= 0 for token in saved)
+        browser.run(
+            "[...document.querySelectorAll('.raw button')].find(b => /Copy as/.test(b.textContent)).click()"
+        )
+        assert "POST " in browser.text("#snippet")
+        assert "v1/completions" in browser.text("#snippet")
+        assert browser.problems() == []
+
+
 def test_the_page_asks_for_the_key_and_forgets_it_with_the_tab(browser: Browser) -> None:
     engine = FakeEngine(_answers, name="locked", prompt_format=nemotron4())
     with serving(engine, ServerSettings(api_keys=("the-key",))) as running:
@@ -538,6 +562,16 @@ def test_axe_finds_no_serious_problem_and_a_phone_has_no_sideways_scroll(
     browser.driver.refresh()
     browser.find("#raw-prompt")
     browser.click("#show-settings")
+    assert browser.accessibility_problems() == []
+    _open(browser, chat, dark=is_dark)
+    browser.click("#compare")
+    _say(browser, "a rich answer")
+    for side in (1, 2):
+        browser.wait_for(f".answer:nth-child({side}) .note", text="tokens/s")
+    browser.find("#settings")
+    assert browser.accessibility_problems() == []
+    browser.run("document.querySelector('[aria-label^=\"Copy as\"]').click()")
+    browser.find("#snippet")
     assert browser.accessibility_problems() == []
 
 

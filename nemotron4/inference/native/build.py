@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from nemotron4.checkpoint.cache import user_cache_dir
+from nemotron4.runs import publish
 
 SOURCE = Path(__file__).parent
 FLAGS = (
@@ -110,7 +111,7 @@ def build(
             list(pool.map(compile_one, jobs))
         objects = [f"{folder}/{output}" for _, output, _ in jobs]
         _run([compiler, "-shared", "-pthread", *extra, *objects, "-o", f"{folder}/library.so"])
-        os.replace(f"{folder}/library.so", target)
+        publish(Path(folder, "library.so"), target)
 
 
 def _run(command: list[str]) -> None:

@@ -52,7 +52,7 @@ class Page {
       },
     });
     this.#list.conversations = conversations;
-    this.#raw = new RawPrompt(byId("view-raw"), settings, info, fields.raw, { onSnippets: (body) => showSnippets(body, info, { isRaw: true }) });
+    this.#raw = new RawPrompt(byId("view-raw"), settings, info, fields, { onSnippets: (body, path) => showSnippets(body, info, path) });
     this.#addView("chat", "Chat", () => { this.#lanes.draw(this.#chat.conversation); byId("prompt").focus(); });
     this.#addView("raw", "Raw prompt", () => this.#raw.shown());
     for (const tab of info.tabs) await this.#addTab(tab);

@@ -37,7 +37,7 @@ export function numberControl(field, text, onChange) {
     number.value = slider.value;
     take(slider.value);
   });
-  return h("div", { class: "field" }, h("label", { for: id }, h("code", {}, field.name), range(field)), number, slider, note);
+  return h("div", { class: "field" }, h("label", { for: id }, h("code", {}, field.name), " ", range(field)), number, slider, note);
 }
 
 /** The values that a field takes, in short. */
@@ -55,6 +55,30 @@ export function textControl(id, label, text, onChange, { rows = 2, hint, placeho
   area.value = text;
   area.addEventListener("input", () => onChange(area.value));
   return h("div", { class: "field tall" }, h("label", { for: id }, label), area, hint ? h("p", { id: `${id}-hint`, class: "hint" }, hint) : null);
+}
+
+/** A JSON schema that the answer has to fit; `onChange` is called with whole ones only. */
+export function schemaControl(text, onChange) {
+  const note = h("p", { class: "alert", hidden: true });
+  const control = textControl("schema", "JSON schema of the answer", text, (now) => {
+    const wrong = problemOfSchema(now);
+    note.hidden = !wrong;
+    note.textContent = wrong ?? "";
+    control.querySelector("textarea").setAttribute("aria-invalid", String(Boolean(wrong)));
+    if (!wrong) onChange(now);
+  }, { rows: 3, placeholder: "Empty: any text" });
+  control.append(note);
+  return control;
+}
+
+function problemOfSchema(text) {
+  if (!text.trim()) return null;
+  try {
+    const value = JSON.parse(text);
+    return typeof value === "object" && value !== null && !Array.isArray(value) ? null : "must be a JSON object";
+  } catch (error) {
+    return `not JSON: ${error.message}`;
+  }
 }
 
 export function checkControl(id, label, isOn, onChange, hint) {

@@ -1,8 +1,11 @@
-/** Raw prompts: `PUT /generate`, the server's own contract, with the model card's template to start from. */
+/**
+ * Raw prompts: `PUT /generate`, the server's own contract, with the model card's template to start from. NeMo's
+ * request has no schema, so an answer that has to fit one comes from `POST /v1/completions`, equally without template.
+ */
 
 import { request } from "./api.js";
-import { checkControl, numberControl, textControl } from "./controls.js";
-import { announce, copyText, growing, h, iconButton } from "./dom.js";
+import { checkControl, numberControl, schemaControl, textControl } from "./controls.js";
+import { announce, copyText, growing, h, iconButton, save } from "./dom.js";
 import { drawTokens, tokenText } from "./tokens.js";
 
 const FIELDS = ["tokens_to_generate", "temperature", "top_k", "top_p", "repetition_penalty", "min_tokens_to_generate", "random_seed"];
@@ -22,11 +25,14 @@ export class RawPrompt {
   #isGreedy = true;
   #ends;
   #withLogprobs = true;
+  #hasSchema;
+  #schema = "";
   #text = "";
 
   constructor(root, settings, info, fields, { onSnippets }) {
     this.#info = info;
-    this.#fields = fields;
+    this.#fields = fields.raw;
+    this.#hasSchema = fields.hasSchema;
     this.#settings = settings;
     this.#onSnippets = onSnippets;
     this.#ends = info.card.end_strings.map(escaped).join("\n");
@@ -40,7 +46,7 @@ export class RawPrompt {
         this.#presets()),
       this.#prompt,
       h("div", { class: "row" }, this.#run, this.#stop,
-        h("button", { type: "button", class: "quiet", onclick: () => onSnippets(this.body()) }, "Copy as\u2026"),
+        h("button", { type: "button", class: "quiet", onclick: () => onSnippets(this.#body(), this.#path) }, "Copy as\u2026"),
         h("p", { class: "hint" }, h("code", {}, "PUT /generate"), " applies no template: markers such as ", h("code", {}, "<extra_id_1>"), " are yours to write.")),
       this.#output);
     form.addEventListener("keydown", (event) => {
@@ -93,34 +99,63 @@ export class RawPrompt {
       if (field) parts.push(numberControl(field, this.#values[name] ?? "", (text) => { this.#values[name] = text; }));
     }
     parts.push(textControl("end-strings", "End strings", this.#ends, (text) => { this.#ends = text; }, { rows: 5, hint: "One a line; \\n and \\x11 are written like that." }));
+    if (this.#hasSchema) parts.push(schemaControl(this.#schema, (text) => { this.#schema = text.trim(); }));
     parts.push(checkControl("raw-probabilities", "Token probabilities", this.#withLogprobs, (isOn) => { this.#withLogprobs = isOn; }));
     this.#settings.replaceChildren(...parts);
   }
 
-  body() {
+  get #path() {
+    return this.#schema ? "v1/completions" : "generate";
+  }
+
+  #body() {
     const numbers = Object.entries(this.#values).filter(([, text]) => text !== "").map(([name, text]) => [name, Number(text)]);
+    const ends = this.#ends.split("\n").filter((line) => line !== "").map(unescaped);
+    if (this.#schema) return this.#completion(Object.fromEntries(numbers), ends);
     return {
       sentences: [this.#prompt.value],
       ...Object.fromEntries(numbers),
       greedy: this.#isGreedy,
-      end_strings: this.#ends.split("\n").filter((line) => line !== "").map(unescaped),
+      end_strings: ends,
       compute_logprob: this.#withLogprobs,
+    };
+  }
+
+  /** The same settings under OpenAI's names. */
+  #completion({ tokens_to_generate: maxTokens, min_tokens_to_generate: minTokens, random_seed: seed, ...values }, stop) {
+    return {
+      model: this.#info.model,
+      prompt: this.#prompt.value,
+      max_tokens: maxTokens,
+      min_tokens: minTokens,
+      seed,
+      ...values,
+      ...(this.#isGreedy && { temperature: 0 }),
+      stop,
+      logprobs: this.#withLogprobs ? 1 : undefined,
+      response_format: { type: "json_schema", json_schema: { name: "answer", schema: JSON.parse(this.#schema) } },
     };
   }
 
   async generate() {
     if (this.#controller) return;
-    const body = this.body();
+    const wrong = this.#settings.querySelector("[aria-invalid=true]");
+    if (wrong) {
+      announce("A setting is wrong; nothing was sent.");
+      wrong.focus();
+      return;
+    }
+    const body = this.#body();
     this.#controller = new AbortController();
     this.#run.hidden = true;
     this.#stop.hidden = false;
     this.#output.replaceChildren(h("p", { class: "note running" }, "Generating\u2026"));
     const started = performance.now();
     try {
-      const response = await request("generate", { method: "PUT", body, signal: this.#controller.signal });
+      const response = await request(this.#path, { method: body.prompt === undefined ? "PUT" : "POST", body, signal: this.#controller.signal });
       const answer = await response.json();
       if (typeof answer === "string") throw new Error(answer); // NeMo refuses with status 200
-      this.#draw(body, answer, (performance.now() - started) / 1000);
+      this.#draw(answer.choices ? fromOpenAi(answer) : fromNemo(body, answer), (performance.now() - started) / 1000);
     } catch (error) {
       const text = error.name === "AbortError" ? "Stopped." : error.message;
       this.#output.replaceChildren(h("p", { class: "alert", role: "alert" }, text));
@@ -130,10 +165,8 @@ export class RawPrompt {
     this.#stop.hidden = true;
   }
 
-  #draw(body, answer, seconds) {
-    const completion = answer.sentences[0].slice(body.sentences[0].length);
-    this.#text = answer.sentences[0];
-    const tokens = body.compute_logprob ? completionTokens(answer, completion) : null;
+  #draw({ completion, tokens }, seconds) {
+    this.#text = this.#prompt.value + completion;
     const shown = tokens ? tokenText() : h("div", { class: "text plain" }, completion);
     if (tokens) drawTokens(shown, tokens);
     const copy = iconButton("copy", "Copy completion", () => copyText(completion, copy));
@@ -141,10 +174,22 @@ export class RawPrompt {
       h("h3", {}, "Completion"),
       h("div", { class: "text" }, shown),
       h("div", { class: "actions" }, copy,
+        tokens && iconButton("save", "Save the token probabilities", () => save("tokens.json", JSON.stringify(tokens, null, 1))),
         h("button", { type: "button", class: "link", onclick: () => { this.#prompt.value = this.#text; this.#fit(); this.#prompt.focus(); } }, "Continue from here"),
         h("p", { class: "note" }, `${seconds.toFixed(1)} s`)));
     announce("Generated");
   }
+}
+
+/** The text after the prompt, and its tokens where they were asked for. */
+function fromNemo(body, answer) {
+  const completion = answer.sentences[0].slice(body.sentences[0].length);
+  return { completion, tokens: body.compute_logprob ? completionTokens(answer, completion) : null };
+}
+
+function fromOpenAi({ choices: [{ text, logprobs }] }) {
+  const tokens = logprobs?.tokens.map((token, number) => ({ text: token, logprob: logprobs.token_logprobs[number], top: [] }));
+  return { completion: text, tokens: tokens?.map((token) => token.text).join("") === text ? tokens : null };
 }
 
 /**

@@ -1,6 +1,6 @@
 /** The settings of a conversation's lanes: model, system turn, sampling. */
 
-import { checkControl, arrowKeys, numberControl, selectControl, tabs, textControl } from "./controls.js";
+import { checkControl, arrowKeys, numberControl, schemaControl, selectControl, tabs, textControl } from "./controls.js";
 import { laneName, newLane } from "./conversation.js";
 import { h } from "./dom.js";
 
@@ -59,7 +59,7 @@ export class LaneSettings {
       if (field) parts.push(numberControl(field, lane.values[name] ?? "", (text) => { lane.values[name] = text; changed(); }));
     }
     parts.push(textControl("stop-strings", "Stop strings", lane.stop, (text) => { lane.stop = text; changed(); }, { hint: "One a line." }));
-    if (this.#hasSchema) parts.push(this.#schemaControl(lane, changed));
+    if (this.#hasSchema) parts.push(schemaControl(lane.schema ?? "", (text) => { lane.schema = text; changed(); }));
     parts.push(checkControl("probabilities", "Token probabilities", this.#preferences.get("probabilities"), (isOn) => this.#preferences.set("probabilities", isOn),
       "Colours each token of new answers by how unlikely it was. Point at one, or click it for its alternatives."));
     parts.push(h("button", { type: "button", class: "link", onclick: () => {
@@ -70,22 +70,6 @@ export class LaneSettings {
     this.#root.replaceChildren(...parts);
   }
 
-  /** A JSON schema that the answer has to fit. */
-  #schemaControl(lane, changed) {
-    const note = h("p", { class: "alert", hidden: true });
-    const control = textControl("schema", "JSON schema of the answer", lane.schema ?? "", (text) => {
-      const wrong = problemOfSchema(text);
-      note.hidden = !wrong;
-      note.textContent = wrong ?? "";
-      control.querySelector("textarea").setAttribute("aria-invalid", String(Boolean(wrong)));
-      if (wrong) return;
-      lane.schema = text;
-      changed();
-    }, { rows: 3, placeholder: "Empty: any text" });
-    control.append(note);
-    return control;
-  }
-
   #model(isOther) {
     return { isOther, model: isOther ? this.#info.other.name : this.#info.model };
   }
@@ -93,15 +77,5 @@ export class LaneSettings {
   /** What a second lane starts with: the other model if there is one, else a copy to change. */
   secondLane(first) {
     return this.#info.other?.name ? { ...structuredClone(first), ...this.#model(true) } : structuredClone(first);
-  }
-}
-
-function problemOfSchema(text) {
-  if (!text.trim()) return null;
-  try {
-    const value = JSON.parse(text);
-    return typeof value === "object" && value !== null && !Array.isArray(value) ? null : "must be a JSON object";
-  } catch (error) {
-    return `not JSON: ${error.message}`;
   }
 }

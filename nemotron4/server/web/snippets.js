@@ -6,15 +6,15 @@ import { copyText } from "./dom.js";
 
 const LANGUAGES = [["curl", "curl"], ["python", "Python"], ["call", "call JSON"]];
 
-/** Shows one request. `body` is a chat request, or with `isRaw` one of /generate. */
-export async function showSnippets(body, info, { isRaw = false } = {}) {
+/** Shows one request to a route of the server. */
+export async function showSnippets(body, info, path = "v1/chat/completions") {
   const dialog = document.getElementById("snippets");
   const list = dialog.querySelector("[role=tablist]");
   const shown = document.getElementById("snippet");
-  const call = isRaw ? body : await cardCall(body, info);
+  const call = body.messages ? await cardCall(body, info) : body;
   const texts = {
-    curl: isRaw ? curl("PUT", "generate", body) : curl("POST", "v1/chat/completions", body),
-    python: isRaw ? pythonGenerate(body) : pythonChat(body),
+    curl: curl(path === "generate" ? "PUT" : "POST", path, body),
+    python: path === "generate" ? pythonGenerate(body) : pythonOpenAi(body),
     call: JSON.stringify(call, null, 2),
   };
   let chosen = "curl";
@@ -42,8 +42,8 @@ function curl(method, path, body) {
 const python = (value) => JSON.stringify(value, null, 4)
   .replace(/("(?:[^"\\]|\\.)*")|\b(true|false|null)\b/g, (_, text, word) => text ?? { true: "True", false: "False", null: "None" }[word]);
 
-function pythonChat(body) {
-  const own = ["model", "messages", "temperature", "top_p", "max_tokens", "presence_penalty", "frequency_penalty", "seed", "stop"];
+function pythonOpenAi(body) {
+  const own = ["model", "messages", "prompt", "logprobs", "temperature", "top_p", "max_tokens", "presence_penalty", "frequency_penalty", "seed", "stop"];
   const entries = Object.entries(body);
   const extra = Object.fromEntries(entries.filter(([name]) => !own.includes(name)));
   const lines = entries.filter(([name]) => own.includes(name)).map(([name, value]) => `    ${name}=${indent(python(value))},`);
@@ -52,10 +52,10 @@ function pythonChat(body) {
   return `${hasKey() ? "import os\n\n" : ""}import openai
 
 client = openai.OpenAI(base_url="${address("v1")}", api_key=${key})
-answer = client.chat.completions.create(
+answer = client.${body.messages ? "chat.completions" : "completions"}.create(
 ${lines.join("\n")}
 )
-print(answer.choices[0].message.content)`;
+print(answer.choices[0].${body.messages ? "message.content" : "text"})`;
 }
 
 function pythonGenerate(body) {

@@ -1,0 +1,116 @@
+"""A walk through each view with the Tab key, and what a screen reader finds: written down in docs/page.md.
+
+NEMOTRON4_WRITE_PICTURES=1 writes that part of the page anew.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron4.inference.fake import FakeEngine
+from nemotron4.redteam.session_report import page_tab
+from nemotron4.redteam.sessions import SessionStore
+from nemotron4.server.page import PageTab
+from nemotron4.text.prompt import nemotron4
+from tests.browser import Browser, Keys
+from tests.server.conftest import serving
+
+PAGE = Path(__file__).parents[2] / "docs" / "page.md"
+LANDMARKS = (
+    "banner",
+    "navigation",
+    "main",
+    "complementary",
+    "region",
+    "form",
+    "heading",
+    "status",
+    "log",
+    "article",
+)
+MOST_STOPS = 60
+
+
+def _named(node: dict[str, Any]) -> str:
+    """``role "name"`` of one node of the accessibility tree."""
+    role, name = node["role"]["value"], node.get("name", {}).get("value", "").strip()
+    return f'{role} "{name}"' if name else role
+
+
+def _tree(browser: Browser) -> list[dict[str, Any]]:
+    nodes: list[dict[str, Any]] = browser.command("Accessibility.getFullAXTree")["nodes"]
+    return [node for node in nodes if not node["ignored"]]
+
+
+def _stops(browser: Browser) -> list[str]:
+    """Where the Tab key stops, from the top of the page to its end."""
+    browser.run("document.activeElement.blur(); window.scrollTo(0, 0)")
+    browser.run(
+        "const top = document.createElement('span'); top.tabIndex = -1;"
+        "document.body.prepend(top); top.focus()"
+    )
+    stops: list[str] = []
+    seen: set[int] = set()
+    for _ in range(MOST_STOPS):
+        browser.press(Keys.TAB)
+        found = browser.command("Runtime.evaluate", expression="document.activeElement")["result"]
+        if found.get("className") == "HTMLBodyElement":
+            break
+        [node] = browser.command(
+            "Accessibility.getPartialAXTree", objectId=found["objectId"], fetchRelatives=False
+        )["nodes"]
+        if node["backendDOMNodeId"] in seen:
+            break
+        seen.add(node["backendDOMNodeId"])
+        assert node.get("name", {}).get("value"), f"a {node['role']['value']} without a name"
+        stops.append(_named(node))
+    return stops
+
+
+def _landmarks(browser: Browser) -> list[str]:
+    return [_named(node) for node in _tree(browser) if node["role"]["value"] in LANDMARKS]
+
+
+def _view(title: str, browser: Browser) -> str:
+    stops, landmarks = _stops(browser), _landmarks(browser)
+    assert len(stops) > 5, title
+    return (
+        f"### {title}\n\n**Tab stops**: {', '.join(stops)}.\n\n"
+        f"**A screen reader finds**: {', '.join(landmarks)}."
+    )
+
+
+@pytest.mark.slow  # sixty key presses in four views
+def test_every_view_can_be_walked_and_the_walk_is_in_the_docs(browser: Browser, tmp_path: Path) -> None:
+    engine = FakeEngine("Hello.", name="fake", prompt_format=nemotron4())
+    with (
+        closing(SessionStore(tmp_path / "sessions.sqlite")) as store,
+        serving(engine, tabs=[PageTab(**page_tab(store))]) as running,
+    ):
+        browser.open(running.url)
+        browser.command("Accessibility.enable")
+        browser.wait_for("#model.ready", text="fake")
+        browser.click("#show-settings")
+        browser.fill("#prompt", "Say hello.")
+        browser.press(Keys.ENTER)
+        browser.wait_for(".answer .note", text="tokens")
+        views = [_view("Chat, settings open", browser)]
+        browser.click("#views button:nth-child(2)")
+        views.append(_view("Raw prompt, settings open", browser))
+        browser.click("#views button:nth-child(3)")
+        browser.find("#annotator")
+        views.append(_view("Red team", browser))
+        browser.click("#views button:nth-child(1)")
+        browser.click("#compare")
+        views.append(_view("Compare", browser))
+    walk = "\n\n".join(views)
+    text = PAGE.read_text(encoding="utf-8")
+    head = text.split("### Chat, settings open")[0].removesuffix("WALK\n")
+    if os.environ.get("NEMOTRON4_WRITE_PICTURES"):
+        PAGE.write_text(f"{head}{walk}\n", encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == f"{head}{walk}\n"
