@@ -14,7 +14,7 @@ TESTED_IN: dict[str, str] = {
         checkpoint.hf_config checkpoint.write_gguf checkpoint.write_huggingface
         checkpoint.write_safetensors cli.convert""",
     "checkpoint/test_gguf.py": "checkpoint.gguf_file checkpoint.gguf_types",
-    "checkpoint/test_load.py": "checkpoint.interface",
+    "checkpoint/test_load.py": "checkpoint.interface checkpoint.match",
     "checkpoint/test_nemo.py": """
         checkpoint.inflate checkpoint.nemo_config checkpoint.nemo_files checkpoint.nemo_torch_dist""",
     "checkpoint/test_nemo_adapter.py": "checkpoint.merge_adapter",
@@ -45,7 +45,8 @@ TESTED_IN: dict[str, str] = {
         evaluation.tasks.code evaluation.tasks.mmlu evaluation.tasks.mt_bench evaluation.tasks.rules""",
     "grading/test_answers.py": "grading.score",
     "grading/test_instructions.py": "grading.language",
-    "inference/test_engine.py": "inference.core inference.requests inference.runner model.kv_cache",
+    "inference/test_engine.py": """
+        inference.core inference.requests inference.runner inference.torch_runner model.kv_cache""",
     "inference/test_fake.py": "inference.fake_tokenizer",
     "inference/test_load.py": "inference.precision",
     "inference/test_native.py": """
@@ -53,7 +54,7 @@ TESTED_IN: dict[str, str] = {
     "inference/test_scheduler.py": "inference.blocks",
     "inference/test_vllm_load.py": "inference.vllm_engine inference.vllm_loader inference.vllm_sampling",
     "model/test_adapters.py": "model.adapter_files",
-    "model/test_transformer.py": "model.attention model.config model.layers model.presets",
+    "model/test_transformer.py": "model.attention model.config model.layers model.presets model.rotary",
     "redteam/test_aegis.py": "redteam.aegis_prompts redteam.aegis_report",
     "redteam/test_attacks.py": "cli.redteam_attack redteam.attack_report redteam.judges",
     "redteam/test_garak.py": """

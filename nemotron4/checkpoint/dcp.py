@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from nemotron4.checkpoint.nemo_files import NemoFiles, NemoTensor, open_nemo_files, read_rows_into
-from nemotron4.checkpoint.nemo_torch_dist import METADATA, read_torch_dist_index
+from nemotron4.checkpoint.nemo_torch_dist import read_torch_dist_index
 from nemotron4.errors import CheckpointError
 
 TITAN_NAMES = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
@@ -69,10 +69,6 @@ class DcpTensor:
         rows_RC = torch.empty((stop - start, columns), dtype=self.stored.dtype)
         read_rows_into(self.files, self.stored, (), start, rows_RC)
         return rows_RC if len(self.shape) == 2 else rows_RC[:, 0]
-
-
-def is_dcp(folder: Path) -> bool:
-    return (folder / METADATA).is_file()
 
 
 def dcp_tensors(folder: Path, *, head_dim: int) -> dict[str, DcpTensor]:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from gguf.constants import GGMLQuantizationType
 
 from nemotron4.checkpoint.cache import part_of
 from nemotron4.checkpoint.gguf_file import GgufFile, read_gguf
-from nemotron4.checkpoint.gguf_types import Array, dequantize
 from nemotron4.checkpoint.interface import (
+    Array,
     Format,
     OwnOrChosenFormat,
     RawTensor,
@@ -33,6 +32,8 @@ from nemotron4.text.gguf_vocabulary import from_gguf
 from nemotron4.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    import torch
+
     from nemotron4.text.prompt import PromptFormat
 
 
@@ -224,6 +225,35 @@ class GgufCheckpoint(OwnOrChosenFormat):
 
     def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Rows ``start:stop`` of a tensor: rows are quantised one by one."""
+        import torch
+
+        from nemotron4.checkpoint.gguf_types import dequantize
+
+        stored = self._file.tensors[self._stored_names[name]]
+        data = self._stored_rows(name, start, stop).reshape(-1)
+        part = replace(stored, shape=(stop - start, *stored.shape[1:]))
+        is_gamma = self._is_nemotron and name.endswith("norm.weight")
+        try:
+            tensor = dequantize(torch.from_numpy(data), part, torch.float32 if is_gamma else dtype)
+        except CheckpointError as error:
+            raise CheckpointError(f"{stored.path}: {error.message}", hint=error.hint) from error
+        if is_gamma:
+            tensor = tensor - 1  # GGUF stores gamma, Hugging Face gamma - 1
+        return tensor if dtype is None else tensor.to(dtype)
+
+    def raw_tensor(self, name: str, start: int = 0, stop: int | None = None) -> RawTensor | None:
+        stored = self._file.tensors[self._stored_names[name]]
+        is_gamma = self._is_nemotron and name.endswith("norm.weight")
+        if is_gamma and stored.kind.name != "F32":
+            return None
+        stop = stored.shape[0] if stop is None else stop
+        rows_RX = self._stored_rows(name, start, stop)
+        if is_gamma:
+            rows_RX = (rows_RX.view(np.float32) - 1).view(np.uint8)
+        return RawTensor(stored.kind.name, (stop - start, *stored.shape[1:]), rows_RX)
+
+    def _stored_rows(self, name: str, start: int, stop: int) -> Array:
+        """Bytes of each row, in Hugging Face's order."""
         stored = self._file.tensors[self._stored_names[name]]
         num_heads = self._num_interleaved_heads(name)
         first, last = start, stop
@@ -232,29 +262,10 @@ class GgufCheckpoint(OwnOrChosenFormat):
             first, last = start // head_dim * head_dim, -(-stop // head_dim) * head_dim
         row_bytes = stored.num_bytes // stored.shape[0]
         data = read_bytes(stored.path, name, stored.offset + first * row_bytes, (last - first) * row_bytes)
+        rows_RX = data.reshape(last - first, row_bytes)
         if num_heads is not None:
-            rows_RX = to_rotate_half(data.numpy().reshape(last - first, -1), self.config.head_dim)
-            data = torch.from_numpy(rows_RX[start - first : stop - first].reshape(-1))
-        part = replace(stored, shape=(stop - start, *stored.shape[1:]))
-        is_gamma = self._is_nemotron and name.endswith("norm.weight")
-        try:
-            tensor = dequantize(data, part, torch.float32 if is_gamma else dtype)
-        except CheckpointError as error:
-            raise CheckpointError(f"{stored.path}: {error.message}", hint=error.hint) from error
-        if is_gamma:
-            tensor = tensor - 1  # GGUF stores gamma, Hugging Face gamma - 1
-        return tensor if dtype is None else tensor.to(dtype)
-
-    def raw_tensor(self, name: str) -> RawTensor | None:
-        stored = self._file.tensors[self._stored_names[name]]
-        if len(stored.shape) != 2:
-            return None
-        num_rows, num_columns = stored.shape
-        shape = (num_rows, stored.num_bytes // num_rows)
-        data_RX: Array = np.memmap(stored.path, np.uint8, "r", offset=stored.offset, shape=shape)
-        if self._num_interleaved_heads(name) is not None:
-            data_RX = to_rotate_half(data_RX, self.config.head_dim)
-        return RawTensor(stored.kind.name, (num_rows, num_columns), data_RX)
+            rows_RX = to_rotate_half(rows_RX, self.config.head_dim)[start - first : stop - first]
+        return rows_RX
 
     def _num_interleaved_heads(self, name: str) -> int | None:
         """Heads of q and k of Llama models, whose rows llama.cpp orders in its own way; else None."""

@@ -7,21 +7,23 @@ that two threads which read two tensors seldom wait for the interpreter's lock.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf.quants
 import numpy as np
-import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from nemotron4.checkpoint.gguf_file import GgufTensor
 from nemotron4.errors import CheckpointError
 
+if TYPE_CHECKING:
+    import torch
+
 # N = blocks, X = bytes of a block, K = values of a block
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _Kind = GGMLQuantizationType
-_PLAIN = {_Kind.F32: torch.float32, _Kind.F16: torch.float16, _Kind.BF16: torch.bfloat16}
+_PLAIN = {_Kind.F32: "float32", _Kind.F16: "float16", _Kind.BF16: "bfloat16"}
 _VALUES_PER_STEP = 1 << 17  # 512 KB of float32
 
 
@@ -30,8 +32,10 @@ def dequantize(data: torch.Tensor, tensor: GgufTensor, dtype: torch.dtype | None
 
     Without ``dtype``: float32 for quantised kinds, the stored type for F32, F16 and BF16.
     """
+    import torch
+
     if tensor.kind in _PLAIN:
-        plain = data.view(_PLAIN[tensor.kind]).view(tensor.shape)
+        plain = data.view(getattr(torch, _PLAIN[tensor.kind])).view(tensor.shape)
         return plain if dtype is None else plain.to(dtype)
     block_size, block_bytes = GGML_QUANT_SIZES[tensor.kind]
     block_NX = data.numpy().reshape(-1, block_bytes)
@@ -41,22 +45,35 @@ def dequantize(data: torch.Tensor, tensor: GgufTensor, dtype: torch.dtype | None
     for start in range(0, len(block_NX), step):
         target_NK = values_NK[start : start + step]
         if values_NK.dtype is torch.float32:
-            _fill(block_NX[start : start + step], target_NK.numpy(), tensor)
+            _fill(block_NX[start : start + step], target_NK.numpy(), tensor.kind, tensor.name)
         else:
-            _fill(block_NX[start : start + step], float_NK[: len(target_NK)].numpy(), tensor)
+            part_NK = float_NK[: len(target_NK)]
+            _fill(block_NX[start : start + step], part_NK.numpy(), tensor.kind, tensor.name)
             target_NK.copy_(float_NK[: len(target_NK)])
     return values_NK.view(tensor.shape)
 
 
-def _fill(block_NX: Array, out_NK: Array, tensor: GgufTensor) -> None:
+def expand_rows(row_RX: Array, kind_name: str, name: str) -> Array:
+    """float32 values of stored rows of a quantised kind, (rows, columns), without torch."""
+    kind = _Kind[kind_name]
+    block_size, block_bytes = GGML_QUANT_SIZES[kind]
+    block_NX = np.ascontiguousarray(row_RX).reshape(-1, block_bytes)
+    values_NK = np.empty((len(block_NX), block_size), np.float32)
+    step = _VALUES_PER_STEP // block_size
+    for start in range(0, len(block_NX), step):
+        _fill(block_NX[start : start + step], values_NK[start : start + step], kind, name)
+    return values_NK.reshape(len(row_RX), -1)
+
+
+def _fill(block_NX: Array, out_NK: Array, kind: GGMLQuantizationType, name: str) -> None:
     """Write the blocks' values into ``out_NK``, float32."""
-    if tensor.kind in _FAST:
-        _FAST[tensor.kind](block_NX, out_NK)
+    if kind in _FAST:
+        _FAST[kind](block_NX, out_NK)
         return
     try:
-        out_NK[:] = gguf.quants.dequantize(block_NX, tensor.kind)
+        out_NK[:] = gguf.quants.dequantize(block_NX, kind)
     except NotImplementedError as error:
-        raise CheckpointError(f"tensor {tensor.name!r}: type {tensor.kind.name} cannot be read") from error
+        raise CheckpointError(f"tensor {name!r}: type {kind.name} cannot be read") from error
 
 
 def _halves(bytes_NX: Array) -> Array:

@@ -7,13 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from nemotron4.checkpoint.dcp import DcpTensor, dcp_tensors, is_dcp
 from nemotron4.checkpoint.hf_config import model_config
 from nemotron4.checkpoint.interface import (
+    PLAIN,
     Format,
     OwnOrChosenFormat,
+    RawTensor,
     TensorInfo,
     checked_tokenizer,
     end_token_ids,
@@ -28,11 +27,14 @@ from nemotron4.checkpoint.quantized import (
     require_expandable,
 )
 from nemotron4.checkpoint.safetensors import (
+    DTYPES,
     INDEX_FILE,
     SINGLE_FILE,
+    read_bytes,
     read_header,
     read_json,
     read_rows,
+    rows_of,
 )
 from nemotron4.errors import CheckpointError, unknown_name
 from nemotron4.model.config import ModelConfig
@@ -40,6 +42,9 @@ from nemotron4.text.tokenizer import Tokenizer
 from nemotron4.text.tokenizer_files import open_tokenizer, read_chat_template
 
 if TYPE_CHECKING:
+    import torch
+
+    from nemotron4.checkpoint.dcp import DcpTensor
     from nemotron4.text.prompt import PromptFormat
 
 
@@ -58,7 +63,9 @@ class HuggingFaceCheckpoint(OwnOrChosenFormat):
         self._files: dict[str, Place] = {}
         index_notes: list[str] = []
         self._assembled: dict[str, QuantizedWeight | DcpTensor] = {}
-        if is_dcp(path):
+        if (path / ".metadata").is_file():
+            from nemotron4.checkpoint.dcp import dcp_tensors
+
             self._assembled |= dcp_tensors(path, head_dim=self.config.head_dim)
         else:
             self._files, index_notes = _index(path)
@@ -70,9 +77,7 @@ class HuggingFaceCheckpoint(OwnOrChosenFormat):
             hidden = {part[1].name for weight in expanded.values() for part in weight.parts.values()}
             hidden |= set(left)
         self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(
-                name, stored.shape, str(stored.dtype).removeprefix("torch."), file, stored.num_bytes
-            )
+            name: TensorInfo(name, stored.shape, DTYPES[stored.word][0], file, stored.num_bytes)
             for name, (file, stored) in self._files.items()
             if name not in hidden
         } | {
@@ -100,8 +105,14 @@ class HuggingFaceCheckpoint(OwnOrChosenFormat):
             tensor = read_rows(*self._files[name], start, stop)
         return tensor if dtype is None else tensor.to(dtype)
 
-    def raw_tensor(self, name: str) -> None:
-        return None
+    def raw_tensor(self, name: str, start: int = 0, stop: int | None = None) -> RawTensor | None:
+        if name in self._assembled or self._files[name][1].word not in PLAIN:
+            return None
+        file, stored = self._files[name]
+        part = rows_of(stored, start, stored.shape[0] if stop is None else stop)
+        rows_RX = read_bytes(file, name, part.offset, part.num_bytes)
+        rows_RX = rows_RX.reshape(part.shape[0], stored.num_bytes // stored.shape[0])
+        return RawTensor(part.word, part.shape, rows_RX)
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:

@@ -12,19 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+import numpy as np
+
 from nemotron4.errors import CheckpointError, TokenizerError
 from nemotron4.model.config import ModelConfig
 from nemotron4.text.prompt import card_prompt
 from nemotron4.text.tokenizer import Tokenizer, check_round_trip
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from nemotron4.text.prompt import PromptFormat
 
 
 Format = Literal["huggingface", "gguf", "nemo"]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,14 @@ class TensorInfo:
 
 
 class RawTensor(NamedTuple):
-    """A matrix as a GGUF file stores it: ggml's name of the type, the shape, and the blocks of each row."""
+    """A tensor as its file stores it: the type by ggml's name, the shape, and the bytes of each row."""
 
-    kind: str  # "Q4_K", "Q8_0", ...
-    shape: tuple[int, int]
-    data_RX: np.ndarray[Any, np.dtype[Any]]  # uint8, read-only; a map of the file unless rows changed places
+    kind: str  # "Q4_K", "Q8_0", ..., or one of PLAIN
+    shape: tuple[int, ...]
+    data_RX: Array  # uint8, read-only
+
+
+PLAIN = ("F32", "F16", "BF16")
 
 
 class Checkpoint(Protocol):
@@ -103,8 +108,11 @@ class Checkpoint(Protocol):
         """Rows ``start:stop`` of one tensor, without the rest of it."""
         ...
 
-    def raw_tensor(self, name: str) -> RawTensor | None:
-        """The stored blocks of a GGUF matrix, rows in the order of ``read``; None for everything else."""
+    def raw_tensor(self, name: str, start: int = 0, stop: int | None = None) -> RawTensor | None:
+        """Stored bytes of rows ``start:stop`` in the order of ``read``: GGUF blocks, or plain numbers.
+
+        None where the values are not in the file as ``read`` gives them. ``float_rows`` reads both.
+        """
         ...
 
     def tokenizer(self) -> Tokenizer: ...
@@ -145,6 +153,28 @@ def blocks(checkpoint: Checkpoint, name: str, dtype: torch.dtype | None = None) 
     shape = checkpoint.tensors[name].shape
     for start, stop in row_ranges(0, shape[0], shape[1:]):
         yield checkpoint.read_rows(name, start, stop, dtype)
+
+
+def float_rows(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Array:
+    """Rows ``start:stop`` of one tensor as float32; torch is loaded for what only it can expand."""
+    raw = checkpoint.raw_tensor(name, start, stop)
+    values: Array
+    if raw is None:
+        import torch
+
+        values = checkpoint.read_rows(name, start, stop, torch.float32).contiguous().numpy()
+        return values
+    if raw.kind not in PLAIN:
+        from nemotron4.checkpoint.gguf_types import expand_rows
+
+        values = expand_rows(raw.data_RX, raw.kind, name)
+        return values
+    stored = np.ascontiguousarray(raw.data_RX)
+    if raw.kind == "BF16":
+        values = (stored.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    else:
+        values = stored.view(np.float32 if raw.kind == "F32" else np.float16).astype(np.float32)
+    return values.reshape(raw.shape)
 
 
 # A Nemotron chat model ends a turn with <extra_id_1>, although its configuration declares </s> only.

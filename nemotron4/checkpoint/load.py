@@ -12,7 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from nemotron4.checkpoint.interface import Checkpoint
-from nemotron4.errors import CheckpointError, unknown_name
+from nemotron4.checkpoint.match import check_shapes, check_tied_values, configured_tie, skip_reason
 from nemotron4.model.attention import RotaryEmbedding
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.reward_head import RewardModel
@@ -144,15 +144,16 @@ def _match(
     checkpoint.require_readable()
     slots = _slots(module)
     for name in checkpoint.tensors:
-        if name not in slots and name not in skipped and (reason := _skip_reason(name, checkpoint)):
+        if name not in slots and name not in skipped and (reason := skip_reason(name, checkpoint)):
             skipped[name] = reason
     for name in skipped.keys() - slots.keys() - checkpoint.tensors.keys():
         raise ValueError(f"skip names {name!r}, which neither the module nor the checkpoint has")
     wanted = {name: slot for name, slot in slots.items() if name not in skipped}
     tied = _tied_names(wanted)
-    _check(wanted, checkpoint, skipped, tied)
+    shapes = {name: tuple(tensor.shape) for name, (_, _, tensor) in wanted.items()}
+    check_shapes(shapes, checkpoint, skipped, tied)
     if compare_tied:
-        _check_tied_values(checkpoint, {**tied, **_configured_tie(checkpoint)})
+        check_tied_values(checkpoint, {**tied, **configured_tie(checkpoint)})
     return wanted, tied, skipped
 
 
@@ -188,55 +189,3 @@ def _tied_names(slots: Mapping[str, _Slot]) -> dict[str, str]:
         for name, slot in slots.items()
         if first.setdefault(id(slot[2]), name) != name
     }
-
-
-def _configured_tie(checkpoint: Checkpoint) -> dict[str, str]:
-    return {"lm_head.weight": "model.embed_tokens.weight"} if checkpoint.config.tie_embeddings else {}
-
-
-def _skip_reason(name: str, checkpoint: Checkpoint) -> str | None:
-    if name.endswith("rotary_emb.inv_freq"):
-        return "RoPE frequencies are computed from the configuration"
-    if name in _configured_tie(checkpoint):
-        return f"the same weight as {_configured_tie(checkpoint)[name]}"
-    return None
-
-
-def _check(
-    wanted: Mapping[str, _Slot],
-    checkpoint: Checkpoint,
-    skipped: Mapping[str, str],
-    tied: Mapping[str, str],
-) -> None:
-    stored = checkpoint.tensors
-    surplus = [name for name in stored if name not in wanted and name not in skipped]
-    missing = [name for name in wanted if name not in stored and name not in tied]
-    if missing:
-        guess = unknown_name("tensor", missing[0], surplus)[1] if surplus else None
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise CheckpointError(f"{checkpoint.path}: tensor {missing[0]!r} is missing{more}", hint=guess)
-    if surplus:
-        more = f" (and {len(surplus) - 1} more)" if len(surplus) > 1 else ""
-        raise CheckpointError(
-            f"{stored[surplus[0]].file}: tensor {surplus[0]!r} has no place in the model{more}",
-            hint="the configuration does not describe these weights",
-        )
-    for name, (_, _, tensor) in wanted.items():
-        if name in stored and stored[name].shape != tuple(tensor.shape):
-            raise CheckpointError(
-                f"{stored[name].file}: tensor {name!r} has shape {list(stored[name].shape)}; "
-                f"the configuration expects {list(tensor.shape)}"
-            )
-
-
-def _check_tied_values(checkpoint: Checkpoint, tied: Mapping[str, str]) -> None:
-    """A second copy of a tied weight must hold the same values; otherwise the configuration is wrong."""
-    for name, source in tied.items():
-        if name not in checkpoint.tensors:
-            continue
-        if not torch.equal(checkpoint.read(name), checkpoint.read(source)):
-            raise CheckpointError(
-                f"{checkpoint.tensors[name].file}: tensor {name!r} differs from {source!r}, "
-                "although the configuration ties them",
-                hint="set tie_word_embeddings to false in config.json",
-            )

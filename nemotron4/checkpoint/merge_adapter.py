@@ -284,9 +284,9 @@ class MergedCheckpoint(OwnOrChosenFormat):
             update(rows_RC, start, stop)
         return rows_RC.to(stored if dtype is None else dtype)
 
-    def raw_tensor(self, name: str) -> RawTensor | None:
+    def raw_tensor(self, name: str, start: int = 0, stop: int | None = None) -> RawTensor | None:
         is_changed = name in self._adapter.head or name in self._adapter.updates
-        return None if is_changed else self.base.raw_tensor(name)
+        return None if is_changed else self.base.raw_tensor(name, start, stop)
 
     def tokenizer(self) -> Tokenizer:
         return self.base.tokenizer()

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -47,11 +47,8 @@ from nemotron4.checkpoint.nemo_files import (
 )
 from nemotron4.checkpoint.nemo_torch_dist import METADATA, read_torch_dist_index
 from nemotron4.checkpoint.safetensors import (
-    INDEX_FILE,
-    SINGLE_FILE,
     StoredTensor,
     read_header,
-    read_json,
 )
 from nemotron4.errors import CheckpointError, TokenizerError
 from nemotron4.model.config import ModelConfig
@@ -143,7 +140,7 @@ class NemoCheckpoint(OwnOrChosenFormat):
         rows = rows_RC if len(source.shape) == 2 else rows_RC[:, 0]
         return rows if dtype is None else rows.to(dtype)
 
-    def raw_tensor(self, name: str) -> None:
+    def raw_tensor(self, name: str, start: int = 0, stop: int | None = None) -> None:
         return None
 
     def tokenizer(self) -> Tokenizer:
@@ -278,16 +275,6 @@ def read_safetensors_index(files: NemoFiles, folder: str) -> Mapping[str, NemoTe
         )
         plain[key] = NemoTensor(key, (len(found), *shape), dtype, chunks)
     return plain
-
-
-def has_megatron_names(folder: Path) -> bool:
-    """True for a directory whose safetensors have Megatron's names in place of Hugging Face's."""
-    index, single = folder / INDEX_FILE, folder / SINGLE_FILE
-    if index.is_file():
-        names: Any = read_json(index).get("weight_map") or ()
-    else:
-        names = read_header(single) if single.is_file() else ()
-    return any(".linear_qkv." in name for name in names)
 
 
 def _weight_folder(files: NemoFiles) -> str:

@@ -18,16 +18,17 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from nemotron4.checkpoint.safetensors import StoredTensor, read_json, read_rows, read_tensor
+from nemotron4.checkpoint.safetensors import DTYPES, StoredTensor, read_json, read_rows, read_tensor
 from nemotron4.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
 
 Place = tuple[Path, StoredTensor]
 
-EIGHT_BIT = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
+EIGHT_BIT = ("I8", "F8_E4M3", "F8_E5M2")
 EXPANDED = ("compressed-tensors", "fp8", "modelopt", "gptq", "awq")
 UNUSED = (
     *("input_scale", "output_scale", "k_scale", "v_scale", "q_scale", "prob_scale"),
@@ -144,9 +145,9 @@ def quantized_weights(
     weights: dict[str, QuantizedWeight] = {}
     for name, (file, tensor) in stored.items():
         stem, _, suffix = name.rpartition(".")
-        if suffix == "weight_packed" or (suffix == "weight" and tensor.dtype is torch.uint8):
+        if suffix == "weight_packed" or (suffix == "weight" and tensor.word == "U8"):
             weights[f"{stem}.weight"] = _packed(stored, stem, suffix)
-        elif suffix == "weight" and tensor.dtype in EIGHT_BIT:
+        elif suffix == "weight" and tensor.word in EIGHT_BIT:
             weights[name] = _eight_bit(stored, stem, file, tensor)
         elif suffix == "qweight":
             weights[f"{stem}.weight"] = _by_column(stored, stem, quantization)
@@ -183,7 +184,7 @@ def _eight_bit(stored: Mapping[str, Place], stem: str, file: Path, tensor: Store
         for n, size in zip(grid, shape, strict=True)
     ):
         raise CheckpointError(f"{file}: the scale of tensor {tensor.name!r} has shape {list(found)}")
-    word = str(tensor.dtype).removeprefix("torch.")
+    word = DTYPES[tensor.word][0]
     return QuantizedWeight(
         shape,
         word,
@@ -203,6 +204,8 @@ def _expand_eight_bit(parts: Mapping[str, Place], start: int, stop: int) -> torc
 
 def _spread(place: Place, num_rows: int, start: int, stop: int, num_columns: int) -> torch.Tensor:
     """The scales of rows ``start:stop``: [1, 1], [R, 1] or a value for each column."""
+    import torch
+
     scale = read_tensor(*place).float()
     scale = scale.reshape(-1, 1) if scale.dim() < 2 else scale
     if scale.shape[0] not in (1, num_rows):  # blocks of rows
@@ -221,7 +224,7 @@ def _spread(place: Place, num_rows: int, start: int, stop: int, num_columns: int
 
 def _packed(stored: Mapping[str, Place], stem: str, suffix: str) -> QuantizedWeight:
     file, tensor = stored[f"{stem}.{suffix}"]
-    if tensor.dtype is torch.uint8:
+    if tensor.word == "U8":
         whole = "weight_global_scale" if suffix == "weight_packed" else "weight_scale_2"
         parts = _parts(stored, stem, (suffix, "weight_scale", whole), ())
         return QuantizedWeight((tensor.shape[0], 2 * tensor.shape[1]), "nvfp4", parts, _expand_e2m1)
@@ -241,12 +244,16 @@ def _packed(stored: Mapping[str, Place], stem: str, suffix: str) -> QuantizedWei
 
 def _unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     """int32 [R, N] -> [R, N * 32 / bits], low bits first."""
+    import torch
+
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     values: torch.Tensor = (words.unsqueeze(-1) >> shifts) & (2**bits - 1)
     return values.flatten(1)
 
 
 def _expand_packed(parts: Mapping[str, Place], start: int, stop: int) -> torch.Tensor:
+    import torch
+
     place = parts["weight_packed"]
     num_rows, num_words = place[1].shape
     columns = num_words * 8
@@ -268,6 +275,8 @@ def _expand_packed(parts: Mapping[str, Place], start: int, stop: int) -> torch.T
 
 
 def _group_of_column(place: Place | None, columns: int, num_groups: int) -> torch.Tensor:
+    import torch
+
     if place is not None:
         index_C = read_tensor(*place).long()
         if bool((index_C >= 0).all()):
@@ -277,6 +286,8 @@ def _group_of_column(place: Place | None, columns: int, num_groups: int) -> torc
 
 def _expand_e2m1(parts: Mapping[str, Place], start: int, stop: int) -> torch.Tensor:
     """compressed-tensors divides by its global scale, ModelOpt multiplies with its ``weight_scale_2``."""
+    import torch
+
     name = "weight_packed" if "weight_packed" in parts else "weight"
     pairs_RX = read_rows(*parts[name], start, stop)
     nibbles_RC = torch.stack((pairs_RX & 15, pairs_RX >> 4), dim=-1).flatten(1)

@@ -12,33 +12,35 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from nemotron4.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 LFS_MARK = "version https://git-lfs.github.com/spec/"
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+# The format's word -> torch's name of the type, and its bytes.
 DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
 }
-
-
-WORD_OF_DTYPE = {dtype: word for word, dtype in DTYPES.items()}
+WORD_OF_DTYPE = {name: word for word, (name, _) in DTYPES.items()}
 
 
 def lfs_pointer(path: Path) -> CheckpointError:
@@ -65,14 +67,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_bytes(path: Path, tensor_name: str, offset: int, num_bytes: int) -> torch.Tensor:
+def read_bytes(path: Path, tensor_name: str, offset: int, num_bytes: int) -> np.ndarray[Any, np.dtype[Any]]:
     """The stored bytes of one tensor, as uint8 in memory of their own.
 
     A plain read, no mapping: a mapped file that shrinks later kills the process, and its pages count as
     resident memory.
     """
-    data = torch.empty(num_bytes, dtype=torch.uint8)
-    buffer, done = memoryview(data.numpy().data), 0
+    data = np.empty(num_bytes, dtype=np.uint8)
+    buffer, done = memoryview(data.data), 0
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(offset)
@@ -92,10 +94,17 @@ def read_bytes(path: Path, tensor_name: str, offset: int, num_bytes: int) -> tor
 @dataclass(frozen=True)
 class StoredTensor:
     name: str
-    dtype: torch.dtype
+    word: str  # of its type, a key of DTYPES
     shape: tuple[int, ...]
     offset: int  # bytes from the start of the file
     num_bytes: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        import torch  # here, because an engine that computes natively needs no torch
+
+        dtype: torch.dtype = getattr(torch, DTYPES[self.word][0])
+        return dtype
 
 
 def read_header(path: Path) -> Mapping[str, StoredTensor]:
@@ -150,25 +159,42 @@ def _stored_tensor(path: Path, name: str, entry: Any, data_start: int) -> Stored
         ) from error
     if word not in DTYPES:
         raise CheckpointError(f"{path}: tensor {name!r} has type {word}; readable: {', '.join(DTYPES)}")
-    expected = math.prod(shape) * DTYPES[word].itemsize
+    expected = math.prod(shape) * DTYPES[word][1]
     if min((*shape, start)) < 0 or end - start != expected:
         raise CheckpointError(
             f"{path}: tensor {name!r}: {end - start} bytes stored; {word} {list(shape)} needs {expected}"
         )
-    return StoredTensor(name, DTYPES[word], shape, data_start + start, expected)
+    return StoredTensor(name, word, shape, data_start + start, expected)
 
 
 def read_tensor(path: Path, tensor: StoredTensor) -> torch.Tensor:
     """The tensor as stored, in memory of its own."""
-    data = read_bytes(path, tensor.name, tensor.offset, tensor.num_bytes)
+    import torch
+
+    data = torch.from_numpy(read_bytes(path, tensor.name, tensor.offset, tensor.num_bytes))
     return data.view(tensor.dtype).view(tensor.shape)
 
 
 def read_rows(path: Path, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
     """Rows ``start:stop``; nothing else is read."""
+    return read_tensor(path, rows_of(tensor, start, stop))
+
+
+def rows_of(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
+    """Where rows ``start:stop`` are."""
     if not tensor.shape or (start, stop) == (0, tensor.shape[0]):
-        return read_tensor(path, tensor)
+        return tensor
     row_bytes = tensor.num_bytes // tensor.shape[0]
     shape = (stop - start, *tensor.shape[1:])
     offset = tensor.offset + start * row_bytes
-    return read_tensor(path, StoredTensor(tensor.name, tensor.dtype, shape, offset, shape[0] * row_bytes))
+    return StoredTensor(tensor.name, tensor.word, shape, offset, shape[0] * row_bytes)
+
+
+def has_megatron_names(folder: Path) -> bool:
+    """True for a directory whose safetensors have Megatron's names in place of Hugging Face's."""
+    index, single = folder / INDEX_FILE, folder / SINGLE_FILE
+    if index.is_file():
+        names: Any = read_json(index).get("weight_map") or ()
+    else:
+        names = read_header(single) if single.is_file() else ()
+    return any(".linear_qkv." in name for name in names)

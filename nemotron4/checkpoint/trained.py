@@ -81,6 +81,9 @@ class TrainedCheckpoint(HuggingFaceCheckpoint):
         }
         self._notes = (*notes, f"the weights are those of {step.name}")
 
+    def raw_tensor(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        return None
+
     def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
         self._info(name)
         rows = self._weights.read_rows(name, start, stop)

@@ -53,8 +53,8 @@ class UpdatedCheckpoint(OwnOrChosenFormat):
         rows = self._changed[name][start:stop]
         return rows.clone() if dtype is None else rows.to(dtype, copy=True)
 
-    def raw_tensor(self, name: str) -> RawTensor | None:
-        return None if name in self._changed else self.base.raw_tensor(name)
+    def raw_tensor(self, name: str, start: int = 0, stop: int | None = None) -> RawTensor | None:
+        return None if name in self._changed else self.base.raw_tensor(name, start, stop)
 
     def tokenizer(self) -> Tokenizer:
         return self.base.tokenizer()

@@ -40,8 +40,9 @@ class _Watched:
     def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self._counted(name, self._checkpoint.read_rows(name, start, stop, dtype))
 
-    def raw_tensor(self, name: str) -> RawTensor | None:
-        return self._counted(name, self._checkpoint.raw_tensor(name))
+    def raw_tensor(self, name: str, start: int = 0, stop: int | None = None) -> RawTensor | None:
+        raw = self._checkpoint.raw_tensor(name, start, stop)
+        return raw if stop == 0 else self._counted(name, raw)  # no row: only its kind is asked for
 
     def _counted(self, name: str, value: Value) -> Value:
         if value is not None and name not in self._seen:

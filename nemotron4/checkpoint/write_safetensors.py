@@ -91,7 +91,7 @@ def _header(entries: Sequence[Entry]) -> bytes:
     position = 0
     for entry in entries:
         values[entry.name] = {
-            "dtype": WORD_OF_DTYPE[entry.dtype],
+            "dtype": WORD_OF_DTYPE[str(entry.dtype).removeprefix("torch.")],
             "shape": list(entry.shape),
             "data_offsets": [position, position + entry.num_bytes],
         }

@@ -56,6 +56,10 @@ def serve(
     cache_gb: Annotated[
         float | None, typer.Option(help="Memory for keys and values; without it a share of what is free.")
     ] = None,
+    prefix_cache_gb: Annotated[
+        float | None,
+        typer.Option(min=0, help="Of it, the most that ended requests leave for later ones (0.25)."),
+    ] = None,
     context: ContextOption = None,
     kv_cache_dtype: KvCacheDtypeOption = "auto",
     gpu_memory_utilization: GpuMemoryOption = None,
@@ -231,11 +235,11 @@ def serve(
             return load_opened(checkpoint, chosen)
 
     def load_opened(checkpoint: Checkpoint, chosen: Path | None) -> InferenceEngine:
-        from nemotron4.inference.load import load
-        from nemotron4.inference.reward import load_reward
-        from nemotron4.model.adapter_files import has_reward_head
+        from nemotron4.inference.load import PREFIX_CACHE_GB, load
 
-        if checkpoint.config.num_reward_attributes or (chosen and has_reward_head(chosen)):
+        if checkpoint.config.num_reward_attributes or (chosen and _has_reward_head(chosen)):
+            from nemotron4.inference.reward import load_reward
+
             return load_reward(
                 checkpoint,
                 dtype=dtype,
@@ -252,6 +256,7 @@ def serve(
             adapter=chosen,
             force_adapter=force_adapter,
             cache_gb=cache_gb,
+            prefix_cache_gb=PREFIX_CACHE_GB if prefix_cache_gb is None else prefix_cache_gb,
             max_running=max_running,
             max_waiting=max_waiting,
             memory_share=gpu_memory_utilization,
@@ -285,3 +290,9 @@ def _tabs(sessions: Path | None) -> Iterator[list[PageTab]]:
 
     with closing(SessionStore(sessions)) as store:
         yield [PageTab(**page_tab(store))]
+
+
+def _has_reward_head(adapter: Path) -> bool:
+    from nemotron4.model.adapter_files import has_reward_head
+
+    return has_reward_head(adapter)

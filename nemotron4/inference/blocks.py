@@ -1,14 +1,16 @@
 """Which blocks of the cache belong to whom: allocation, sharing of prompt prefixes, eviction. No tensors.
 
 A block is free, in use by one or more sequences, or *kept*: unused, but holding a part of a prompt that a
-later request may share. Neighbouring positions are put into neighbouring blocks where possible, because
-attention then reads them without a copy. While there are free blocks, a kept one is given up to a sequence
-that grows into it; when there are none, the oldest kept ones go first.
+later request may share. There are two ways to choose a free one. Compact: the first, so that no more memory
+is touched than is used. Else neighbouring positions are put into neighbouring blocks where possible, because
+attention in PyTorch then reads them without a copy; a kept block is given up to a sequence that grows into
+it. When no block is free, the oldest kept ones go first.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,7 +21,12 @@ import numpy as np
 class BlockPool:
     """``num_blocks`` blocks of ``block_size`` positions, with reference counts."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, *, max_kept: int | None = None, is_compact: bool = False
+    ) -> None:
+        """``max_kept``: blocks that nobody uses and that may be kept; None: as many as there are."""
+        self._max_kept = num_blocks if max_kept is None else max_kept
+        self._first_free = list(range(num_blocks)) if is_compact else None  # a heap
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._is_free = np.ones(num_blocks, dtype=bool)
@@ -28,6 +35,11 @@ class BlockPool:
         self._kept: OrderedDict[int, None] = OrderedDict()  # oldest first
         self._block_of: dict[bytes, int] = {}
         self._digest_of: dict[int, bytes] = {}
+
+    def emptied(self) -> BlockPool:
+        """Another pool like this one when it was new."""
+        is_compact = self._first_free is not None
+        return BlockPool(self.num_blocks, self.block_size, max_kept=self._max_kept, is_compact=is_compact)
 
     @property
     def num_available(self) -> int:
@@ -46,6 +58,12 @@ class BlockPool:
         assert count <= self.num_available, "allocate() needs num_available >= count"
         taken: list[int] = []
         while len(taken) < count:
+            if self._first_free is not None:
+                if self._num_free == 0:
+                    self._evict(next(iter(self._kept)))
+                taken.append(heapq.heappop(self._first_free))
+                self._take(taken[-1])
+                continue
             block = (taken[-1] if taken else after if after is not None else -2) + 1
             if block in self._kept and self._num_free > 0:
                 self._evict(block)
@@ -53,11 +71,14 @@ class BlockPool:
                 if self._num_free == 0:
                     self._evict(next(iter(self._kept)))
                 block = self._roomy_start()
-            self._is_free[block] = False
-            self._num_free -= 1
-            self._num_users[block] = 1
+            self._take(block)
             taken.append(block)
         return taken
+
+    def _take(self, block: int) -> None:
+        self._is_free[block] = False
+        self._num_free -= 1
+        self._num_users[block] = 1
 
     def share(self, digests: Sequence[bytes]) -> list[int]:
         """The blocks of the longest known prefix of these digests; the caller becomes a user of each."""
@@ -86,6 +107,8 @@ class BlockPool:
                 continue
             if block in self._digest_of:
                 self._kept[block] = None
+                if len(self._kept) > self._max_kept:
+                    self._evict(next(iter(self._kept)))
             else:
                 self._free(block)
 
@@ -99,6 +122,8 @@ class BlockPool:
     def _free(self, block: int) -> None:
         self._is_free[block] = True
         self._num_free += 1
+        if self._first_free is not None:
+            heapq.heappush(self._first_free, block)
 
     def _evict(self, block: int) -> None:
         del self._kept[block]

@@ -13,8 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-
-import torch
+from typing import Any
 
 from nemotron4.engine import (
     ChatFormat,
@@ -29,7 +28,7 @@ from nemotron4.errors import EngineBusyError, Nemotron4Error, RequestError
 from nemotron4.inference import sampling
 from nemotron4.inference.blocks import BlockPool
 from nemotron4.inference.requests import Deliver, Request
-from nemotron4.inference.runner import StepRunner
+from nemotron4.inference.runner import Array, StepRunner
 from nemotron4.inference.scheduler import Scheduler, Slice
 from nemotron4.inference.scheduler import Sequence as ScheduledSequence
 from nemotron4.text.structured_output import GrammarVocabulary
@@ -61,8 +60,12 @@ class EngineCore:
         max_waiting: int,
         max_step_tokens: int,
         num_virtual_tokens: int = 0,
+        max_kept_blocks: int | None = None,
     ) -> None:
-        """``num_virtual_tokens``: ids behind the vocabulary that precede every prompt (P-tuning)."""
+        """``num_virtual_tokens``: ids behind the vocabulary that precede every prompt (P-tuning).
+
+        ``max_kept_blocks``: of ended requests, for prompts that begin like theirs; None: any number.
+        """
         # The output layer may be wider: an id without a piece can be neither sent, drawn nor listed.
         self.info = replace(info, vocab_size=min(info.vocab_size, tokenizer.vocab_size))
         self.tokenizer = tokenizer
@@ -71,7 +74,10 @@ class EngineCore:
         self._max_waiting = max_waiting
         width = runner.config.vocab_size
         self._virtual_ids = tuple(range(width, width + num_virtual_tokens))
-        pool = BlockPool(runner.cache.num_blocks, runner.cache.block_size)
+        cache = runner.cache
+        pool = BlockPool(
+            cache.num_blocks, cache.block_size, max_kept=max_kept_blocks, is_compact=cache.is_read_in_place
+        )
         self._scheduler = Scheduler(pool, max_running=max_running, max_step_tokens=max_step_tokens)
         self._requests: dict[ScheduledSequence, Request] = {}
         self._inbox: deque[Request] = deque()
@@ -252,7 +258,6 @@ class EngineCore:
 
     # -- for the engine's own thread -----------------------------------------------------------------------
 
-    @torch.inference_mode()
     def _loop(self) -> None:
         while True:
             self._wake.clear()
@@ -261,7 +266,7 @@ class EngineCore:
             self._take_mail()
             if self._next_runner is not None and not self._scheduler.running:
                 self._runner, self._next_runner = self._next_runner, None
-                self._scheduler.pool = BlockPool(self._runner.cache.num_blocks, self._runner.cache.block_size)
+                self._scheduler.pool = self._scheduler.pool.emptied()  # other weights, same cache
                 self._exchanged.set()
             slices = self._scheduler.plan(admits=self._next_runner is None)
             if slices:
@@ -307,27 +312,27 @@ class EngineCore:
             return
         finally:
             concurrent.futures.wait(masks.values())
-        argmax_R = sampling.argmax(result.logits_RV[:, : self.info.vocab_size])
-        drawn = iter(range(len(argmax_R)))
+        drawn_R = self._drawn(slices, result.logits_RV)
+        rows = iter(range(len(drawn_R)))
         for planned, first_row in zip(slices, result.first_rows, strict=True):
             request = self._requests[planned.sequence]
-            row = next(drawn) if planned.completes else None
+            row = next(rows) if planned.completes else None
             num_reused = planned.sequence.take_reused()
             self._num_reused += num_reused
             request.num_cached += num_reused
             try:
                 if request.needs_prompt_logits:
-                    rows = partial(self._prompt_logits, result.hidden_ND, first_row)
-                    request.observe_prompt(planned.start, rows, planned.end)
+                    logits_of = partial(self._prompt_logits, result.hidden_ND, first_row)
+                    request.observe_prompt(planned.start, logits_of, planned.end)
                 if request.params.hidden_mean:
-                    hidden_SD = result.hidden_ND[first_row:][: planned.end - planned.start]
+                    last_row = first_row + planned.end - planned.start
+                    hidden_SD = self._runner.hidden(result.hidden_ND, first_row, last_row)
                     request.observe_hidden(planned.start, hidden_SD)
                 planned.sequence.num_computed = planned.end
                 if row is not None:
                     if request in masks:
                         masks[request].result()
-                    argmax = argmax_R[row] if request.takes_argmax else None
-                    steps = request.advance(result.logits_RV[row], argmax)
+                    steps = request.advance(result.logits_RV[row], drawn_R[row])
                     self._num_generated += len(steps) if request.params.max_new_tokens > 0 else 0
                     if steps[-1].finish_reason is not None:
                         self._end(request)
@@ -336,12 +341,28 @@ class EngineCore:
             except Exception as error:
                 self._fail([planned], error)
 
+    def _drawn(self, slices: list[Slice], logits_RV: Array) -> list[int | None]:
+        """The next token of each row that needs nothing but its logits, all rows together; else None."""
+        requests = [self._requests[planned.sequence] for planned in slices if planned.completes]
+        tokens: list[int | None] = [None] * len(requests)
+        if any(request.takes_argmax for request in requests):
+            largest_R = sampling.argmax(logits_RV[:, : self.info.vocab_size])
+            tokens = [largest_R[row] if r.takes_argmax else None for row, r in enumerate(requests)]
+        plain = [row for row, request in enumerate(requests) if request.draws_plainly]
+        if plain:
+            draws = [requests[row].next_draw(logits_RV[row]) for row in plain]
+            for row, token_id in zip(
+                plain, sampling.draw_rows(draws, handle=self._runner.handle), strict=True
+            ):
+                tokens[row] = token_id
+        return tokens
+
     def _start_masks(self, slices: list[Slice]) -> dict[Request, Future[None]]:
         """What grammars allow next, computed while the model runs: the library needs no interpreter lock."""
         requests = [self._requests[planned.sequence] for planned in slices if planned.completes]
         return {r: self._mask_threads.submit(r.compute_mask) for r in requests if r.needs_mask}
 
-    def _prompt_logits(self, hidden_ND: torch.Tensor, first_row: int, i: int, j: int) -> torch.Tensor:
+    def _prompt_logits(self, hidden_ND: Any, first_row: int, i: int, j: int) -> Array:
         return self._runner.logits(hidden_ND, first_row + i, first_row + j)
 
     def _fail(self, slices: list[Slice], error: Exception) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
-
-import torch
+from typing import TYPE_CHECKING, Any, Self
 
 from nemotron4.engine import SamplingParams, SamplingRequest
 from nemotron4.errors import ConfigError, RequestError, unknown_name
@@ -17,9 +15,12 @@ from nemotron4.text.answers import chat_request, encode_text, finished, samples,
 from nemotron4.text.messages import read_messages
 from nemotron4.text.structured_output import json_schema
 
+if TYPE_CHECKING:
+    import torch
+
 # A text, its token ids, or a conversation (rendered in the model's own format).
 Prompt = str | Sequence[int] | Sequence[Message] | Sequence[Mapping[str, str]]
-Reload = Callable[[StepRunner, Mapping[str, torch.Tensor]], StepRunner]
+Reload = Callable[[StepRunner, "Mapping[str, torch.Tensor]"], StepRunner]
 NAMED_APART = {"stop_strings": "stop", "prompt_logprobs": "score()", "full_logprobs": "logprobs"}
 
 

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from nemotron4.checkpoint import open_checkpoint
-from nemotron4.checkpoint.adapter_base import adapter_format, check_base
 from nemotron4.checkpoint.interface import Checkpoint
-from nemotron4.checkpoint.load import load_transformer
-from nemotron4.checkpoint.merge_adapter import MergedCheckpoint, is_mergeable
 from nemotron4.checkpoint.shipped import AUTO, with_shipped
-from nemotron4.checkpoint.updated import UpdatedCheckpoint
 from nemotron4.engine import ChatFormat, ModelInfo, Tokenizer
 from nemotron4.errors import CheckpointError, ConfigError, TemplateError, unknown_name
 from nemotron4.inference.engine import Engine
 from nemotron4.inference.native.model import NativeCache, read_model
-from nemotron4.inference.packed_linear import can_pack, pack, pack_block, pack_output_layer
-from nemotron4.inference.precision import Precision, choose
-from nemotron4.inference.runner import ModelRunner, NativeRunner, StepRunner
-from nemotron4.model.adapter_files import load_adapter
-from nemotron4.model.adapters import PromptTableEmbedding
+from nemotron4.inference.precision import DTYPES, Precision, choose
+from nemotron4.inference.runner import NativeRunner, StepRunner
 from nemotron4.model.config import ModelConfig
-from nemotron4.model.kv_cache import KVCache
-from nemotron4.model.transformer import Transformer
 from nemotron4.records import Message
 from nemotron4.text.prompt import chosen_format
 
+if TYPE_CHECKING:
+    import torch
+
+PREFIX_CACHE_GB = 0.25
 SHARE_OF_FREE_MEMORY = {"cpu": 0.25, "cuda": 0.85}
 
 
@@ -44,6 +39,7 @@ def load(
     adapter: str | Path | None = AUTO,
     force_adapter: bool = False,
     cache_gb: float | None = None,
+    prefix_cache_gb: float = PREFIX_CACHE_GB,
     max_running: int = 128,
     max_waiting: int = 1024,
     max_step_tokens: int = 512,
@@ -61,20 +57,16 @@ def load(
     ``force_adapter`` puts it on a base that is not the one it records.
     ``cache_gb`` bounds the keys and values of running requests; by default it is what ``max_running`` full
     contexts need, but at most ``memory_share`` of what is free: a quarter (CPU) or 85 % (GPU) if absent.
+    ``prefix_cache_gb`` bounds what of that ended requests leave behind for prompts that begin like theirs.
     ``chat_template`` is a format's name or a file with a Jinja template, in place of the checkpoint's own.
     """
-    checkpoint, beside = _with_adapter(*with_shipped(model, adapter), force=force_adapter)
-    chosen_device = find_device(device)
+    checkpoint, beside = _opened(*with_shipped(model, adapter), force=force_adapter)
+    chosen_device = device_name(device)
     precision = choose(
         checkpoint, chosen_device, dtype=dtype, quantize=quantize, has_adapter_beside=beside is not None
     )
-    if checkpoint.config.num_reward_attributes:
-        raise CheckpointError(
-            f"{checkpoint.path}: a reward model, which scores and writes no text",
-            hint="load it with nemotron4.inference.reward.load_reward, or serve it and POST /score",
-        )
     num_blocks = cache_blocks(
-        checkpoint.config, precision.dtype, chosen_device, cache_gb, max_running, memory_share
+        checkpoint.config, DTYPES[precision.dtype], chosen_device, cache_gb, max_running, memory_share
     )
     runner, num_virtual, tokenizer, prompt_format = _read(
         checkpoint, precision, chosen_device, num_blocks, beside
@@ -94,43 +86,56 @@ def load(
         max_step_tokens=max_step_tokens,
         num_virtual_tokens=num_virtual,
         reload=None if beside is not None else _Reload(checkpoint, precision, chosen_device),
+        max_kept_blocks=int(prefix_cache_gb * 1e9) // block_bytes(checkpoint.config, DTYPES[precision.dtype]),
     )
 
 
 class _Reload:
     """The model that runs with changed tensors, each time over those that were changed before."""
 
-    def __init__(self, checkpoint: Checkpoint, precision: Precision, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, precision: Precision, device: str) -> None:
         self._checkpoint, self._precision, self._device = checkpoint, precision, device
         self._changed: dict[str, torch.Tensor] = {}
 
     def __call__(self, runner: StepRunner, changed: Mapping[str, torch.Tensor]) -> StepRunner:
+        from nemotron4.checkpoint.updated import UpdatedCheckpoint
+
         updated = UpdatedCheckpoint(self._checkpoint, self._changed | dict(changed))
         self._changed |= changed
         if isinstance(runner, NativeRunner):
-            threads = torch.get_num_threads()
-            return NativeRunner(read_model(updated, self._precision.kind, runner.cache, num_threads=threads))
-        assert isinstance(runner, ModelRunner), "the two that loading makes"
-        return ModelRunner(_load_module(updated, self._precision.dtype, self._device, None), runner.cache)
+            kind, cache = self._precision.kind, runner.cache
+            return NativeRunner(read_model(updated, kind, cache, num_threads=_num_threads()))
+        from nemotron4.inference.torch_runner import read_again
+
+        return read_again(runner, updated, self._precision.dtype, self._device)
 
 
-def _with_adapter(
+def _opened(
     model: str | Path | Checkpoint, path: Path | None, *, force: bool
 ) -> tuple[Checkpoint, Path | None]:
     """The checkpoint with the adapter merged in, or the adapter that has to run next to it."""
-    checkpoint = open_checkpoint(model)
-    if path is None:
-        return checkpoint, None
-    if is_mergeable(path):
-        return MergedCheckpoint(checkpoint, path, force=force), None
-    check_base(path, checkpoint, force=force)
-    return checkpoint, path
+    checkpoint, beside = open_checkpoint(model), None
+    if path is not None:
+        from nemotron4.checkpoint.adapter_base import check_base
+        from nemotron4.checkpoint.merge_adapter import MergedCheckpoint, is_mergeable
+
+        if is_mergeable(path):
+            checkpoint = MergedCheckpoint(checkpoint, path, force=force)
+        else:
+            check_base(path, checkpoint, force=force)
+            beside = path
+    if checkpoint.config.num_reward_attributes:
+        raise CheckpointError(
+            f"{checkpoint.path}: a reward model, which scores and writes no text",
+            hint="load it with nemotron4.inference.reward.load_reward, or serve it and POST /score",
+        )
+    return checkpoint, beside
 
 
 def _read(
     checkpoint: Checkpoint,
     precision: Precision,
-    device: torch.device,
+    device: str,
     num_blocks: int,
     adapter: Path | None,
 ) -> tuple[StepRunner, int, Tokenizer, ChatFormat | None]:
@@ -142,53 +147,33 @@ def _read(
         if precision.is_native:
             weights = pool.submit(_native_runner, checkpoint, precision, num_blocks)
         else:
-            weights = pool.submit(_torch_runner, checkpoint, precision, device, num_blocks, adapter)
-        tokenizer = checkpoint.tokenizer()
-        trained_in = None if adapter is None else adapter_format(adapter, tokenizer)
+            from nemotron4.inference.torch_runner import read_runner
+
+            weights = pool.submit(read_runner, checkpoint, precision.dtype, device, num_blocks, adapter)
+        tokenizer, trained_in = checkpoint.tokenizer(), None
+        if adapter is not None:
+            from nemotron4.checkpoint.adapter_base import adapter_format
+
+            trained_in = adapter_format(adapter, tokenizer)
         return *weights.result(), tokenizer, trained_in or checkpoint.prompt_format()
 
 
 def _native_runner(checkpoint: Checkpoint, precision: Precision, num_blocks: int) -> tuple[StepRunner, int]:
-    cache = NativeCache(checkpoint.config, num_blocks, dtype=precision.dtype)
-    model = read_model(checkpoint, precision.kind, cache, num_threads=torch.get_num_threads())
+    cache = NativeCache(checkpoint.config, num_blocks, is_bf16=precision.dtype == "bfloat16")
+    model = read_model(checkpoint, precision.kind, cache, num_threads=_num_threads())
     return NativeRunner(model), 0
 
 
-def _torch_runner(
-    checkpoint: Checkpoint,
-    precision: Precision,
-    device: torch.device,
-    num_blocks: int,
-    adapter: Path | None,
-) -> tuple[StepRunner, int]:
-    """And the number of virtual tokens that precede every prompt."""
-    module = _load_module(checkpoint, precision.dtype, device, adapter)
-    cache = KVCache(checkpoint.config, num_blocks, dtype=precision.dtype, device=device)
-    embedding = module.model.embed_tokens
-    num_virtual = embedding.num_virtual_tokens if isinstance(embedding, PromptTableEmbedding) else 0
-    return ModelRunner(module, cache), num_virtual
+def _num_threads() -> int:
+    """As many as torch would take, without loading it."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(wanted) if wanted.isdecimal() and int(wanted) > 0 else len(os.sched_getaffinity(0))
 
 
-def _load_module(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, adapter: Path | None
-) -> Transformer:
-    """The model, packed where that is possible; ``adapter``: one that stays next to the weights."""
-    is_packed = can_pack(dtype, device)
-    if adapter is not None:
-        module, _ = load_transformer(checkpoint, dtype=dtype, device=device)
-        load_adapter(module, adapter)
-        if is_packed:
-            pack(module)
-        return module
-    module, _ = load_transformer(
-        checkpoint, dtype=dtype, device=device, block_loaded=pack_block if is_packed else None
-    )
-    if is_packed:
-        pack_output_layer(module)
-    return module.requires_grad_(False)
-
-
-def describe(checkpoint: Checkpoint, dtype: torch.dtype | str, device: torch.device) -> ModelInfo:
+def describe(checkpoint: Checkpoint, dtype: torch.dtype | str, device: torch.device | str) -> ModelInfo:
     """What an engine tells about the checkpoint it has loaded."""
     config = checkpoint.config
     return ModelInfo(
@@ -228,44 +213,62 @@ def checked(
     return replace(info, eos_token_ids=ends, notes=(*info.notes, *notes)), prompt_format
 
 
-def find_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        message, hint = unknown_name("device", name, ("auto", "cpu", "cuda"))
+def device_name(wanted: str) -> str:
+    """The processor or the GPU; torch is asked only where a driver of NVIDIA's is running."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        message, hint = unknown_name("device", wanted, ("auto", "cpu", "cuda"))
         raise ConfigError(message, hint=hint)
-    if name == "cuda" and not torch.cuda.is_available():
+    if wanted == "cpu" or (wanted == "auto" and not Path("/dev/nvidiactl").exists() and os.name == "posix"):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted == "cuda":
         raise ConfigError("device is 'cuda', but torch sees no CUDA device", hint="use device 'cpu'")
-    return torch.device(name)
+    return "cpu"
+
+
+def find_device(wanted: str) -> torch.device:
+    """The same, for what PyTorch computes."""
+    import torch
+
+    return torch.device(device_name(wanted))
+
+
+def block_bytes(config: ModelConfig, bytes_per_element: int) -> int:
+    return NativeCache.block_size * config.kv_bytes_per_token(bytes_per_element)
 
 
 def cache_blocks(
     config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
+    bytes_per_element: int,
+    device: str,
     cache_gb: float | None,
     max_running: int,
     share: float | None = None,
 ) -> int:
     """How many blocks of keys and values there is memory for."""
-    block_bytes = KVCache.bytes_per_block(config, dtype)
+    one_block = block_bytes(config, bytes_per_element)
     if cache_gb is not None:
-        num_blocks = int(cache_gb * 1e9) // block_bytes
+        num_blocks = int(cache_gb * 1e9) // one_block
     else:
-        blocks_per_context = -(-config.context_length // KVCache.block_size)
-        affordable = int(_free_bytes(device) * (share or SHARE_OF_FREE_MEMORY[device.type])) // block_bytes
+        blocks_per_context = -(-config.context_length // NativeCache.block_size)
+        affordable = int(_free_bytes(device) * (share or SHARE_OF_FREE_MEMORY[device])) // one_block
         num_blocks = min(max_running * blocks_per_context, affordable)
     if num_blocks < 2:
         raise ConfigError(
-            f"{num_blocks * block_bytes / 1e6:.0f} MB of cache hold no request; one block is "
-            f"{block_bytes / 1e6:.1f} MB",
+            f"{num_blocks * one_block / 1e6:.0f} MB of cache hold no request; one block is "
+            f"{one_block / 1e6:.1f} MB",
             hint="give more memory with cache_gb",
         )
     return num_blocks
 
 
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
+def _free_bytes(device: str) -> int:
+    if device == "cuda":
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[0])
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else ():
         if line.startswith("MemAvailable:"):

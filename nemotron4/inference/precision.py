@@ -6,18 +6,19 @@ import os
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import torch
-
-from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.checkpoint.interface import PLAIN, Checkpoint
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.inference.native.build import BuildError
 from nemotron4.inference.native.library import Form, instruction_set
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # torch's names -> bytes
 QUANTISED = {"int8": Form.S8, "int4": Form.U4}
-_FLOATS = {torch.float32: Form.F32, torch.bfloat16: Form.BF16}
-_PLAIN_GGUF = ("F32", "F16", "BF16")
+_FLOATS = {"float32": Form.F32, "bfloat16": Form.BF16}
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,12 @@ class Precision:
     name: str
     is_native: bool
     kind: Form | None
-    dtype: torch.dtype  # of keys and values; in PyTorch of the weights too
+    dtype: str  # of keys and values; in PyTorch of the weights too
 
 
 def choose(
     checkpoint: Checkpoint,
-    device: torch.device,
+    device: str,
     *,
     dtype: str = "auto",
     quantize: str | None = None,
@@ -54,48 +55,50 @@ def choose(
     if quantize is not None:
         if obstacle is not None:
             raise ConfigError(f"quantize is {quantize!r}, which is not to be had here: {obstacle}")
-        return Precision(quantize, True, QUANTISED[quantize], torch.bfloat16)
+        return Precision(quantize, True, QUANTISED[quantize], "bfloat16")
     if obstacle is None and dtype == "auto":
         stored = _quantised_type(checkpoint)
         if stored is not None:
-            return Precision(stored, True, None, torch.bfloat16)
-    chosen = DTYPES[dtype] if dtype != "auto" else _default(checkpoint, device, is_native=obstacle is None)
-    name = str(chosen).removeprefix("torch.")
-    if obstacle is None and chosen in _FLOATS:
-        return Precision(name, True, _FLOATS[chosen], chosen)
-    return Precision(name, False, None, chosen)
+            return Precision(stored, True, None, "bfloat16")
+    name = dtype if dtype != "auto" else _default(checkpoint, device, is_native=obstacle is None)
+    if obstacle is None and name in _FLOATS:
+        return Precision(name, True, _FLOATS[name], name)
+    return Precision(name, False, None, name)
 
 
 def find_dtype(name: str, device: torch.device) -> torch.dtype:
     """Of a model that PyTorch computes."""
+    import torch
+
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if name not in DTYPES:
         message, hint = unknown_name("dtype", name, ("auto", *DTYPES))
         raise ConfigError(message, hint=hint)
-    return DTYPES[name]
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
-def _default(checkpoint: Checkpoint, device: torch.device, *, is_native: bool) -> torch.dtype:
+def _default(checkpoint: Checkpoint, device: str, *, is_native: bool) -> str:
     """bfloat16 where it loses nothing that the file has and the processor multiplies it; else float32."""
-    if device.type != "cpu":
-        return torch.bfloat16
+    if device != "cpu":
+        return "bfloat16"
     stored = checkpoint.tensors["model.layers.0.mlp.up_proj.weight"].dtype
     is_short = stored.lower() in ("bfloat16", "bf16")
-    return torch.bfloat16 if is_native and is_short and instruction_set() == "amx" else torch.float32
+    return "bfloat16" if is_native and is_short and instruction_set() == "amx" else "float32"
 
 
 def _quantised_type(checkpoint: Checkpoint) -> str | None:
     """The type of most weights of a quantised GGUF file."""
     name = "model.layers.0.mlp.up_proj.weight"
-    raw = checkpoint.raw_tensor(name)
-    return None if raw is None or raw.kind in _PLAIN_GGUF else raw.kind
+    raw = checkpoint.raw_tensor(name, 0, 0)
+    return None if raw is None or raw.kind in PLAIN else raw.kind
 
 
-def _obstacle(device: torch.device, *, has_adapter_beside: bool) -> str | None:
+def _obstacle(device: str, *, has_adapter_beside: bool) -> str | None:
     """Why the library cannot compute this model, in a few words."""
-    if device.type != "cpu":
-        return f"the kernels are for a CPU, not for {device.type}"
+    if device != "cpu":
+        return f"the kernels are for a CPU, not for {device}"
     if has_adapter_beside:
         return "an adapter next to the weights is computed in PyTorch"
     if os.environ.get("NEMOTRON4_NATIVE") == "0":

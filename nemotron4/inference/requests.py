@@ -6,11 +6,11 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from nemotron4.engine import PositionLogprobs, SamplingParams, Tokenizer, TokenStep
 from nemotron4.inference import sampling
+from nemotron4.inference.runner import Array
 from nemotron4.inference.scheduler import Sequence as ScheduledSequence
 from nemotron4.text.answers import StopCheck
 from nemotron4.text.structured_output import Follower
@@ -38,7 +38,7 @@ class Request:
         """``vocab_size``: ids from there on have rows in the logits and no piece; they are never drawn."""
         self.num_cached = 0  # positions found in the cache so far
         self._grammar = grammar
-        self._allowed_V: Tensor | None = None  # by the grammar, for the next token
+        self._allowed_V: Array | None = None  # by the grammar, for the next token
         self._forced: deque[int] = deque()  # tokens that the grammar leaves no choice about
         self._vocab_size = vocab_size
         self.params = params
@@ -50,10 +50,10 @@ class Request:
         )
         self._num_virtual = len(virtual_ids)
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        self._generator = torch.Generator().manual_seed(seed % 2**63)
+        self._points = sampling.Points(seed)
         self._stop = StopCheck(params, tokenizer, prompt_ids, grammar)
         self._prompt_logprobs: list[PositionLogprobs] = []
-        self._hidden_sum_D: Tensor | None = None
+        self._hidden_sum_D: Array | None = None
 
     @property
     def needs_prompt_logits(self) -> bool:
@@ -70,18 +70,32 @@ class Request:
         )
 
     @property
+    def draws_plainly(self) -> bool:
+        """True if the next token is drawn from the logits as they are."""
+        return (
+            self.params.temperature > 0
+            and self.params.max_new_tokens > 0
+            and self._grammar is None
+            and not sampling.changes_logits(self.params, len(self.sequence.new_ids))
+        )
+
+    def next_draw(self, logits_V: Array) -> tuple[Array, SamplingParams, float]:
+        """What ``sampling.draw_rows`` takes; uses up one random number."""
+        return logits_V[: self._vocab_size], self.params, self._points.next()
+
+    @property
     def needs_mask(self) -> bool:
         return self._grammar is not None and not self._forced and self.params.max_new_tokens > 0
 
     def compute_mask(self) -> None:
         """Which tokens the grammar allows next; called while the model runs, it takes as long as it takes."""
         assert self._grammar is not None
-        allowed_V = torch.from_numpy(self._grammar.allowed())
+        allowed_V = np.array(self._grammar.allowed())
         if self._grammar.may_end:
             allowed_V[list(self.params.stop_token_ids)] = True
         self._allowed_V = allowed_V
 
-    def observe_prompt(self, start: int, logits_of: Callable[[int, int], Tensor], end: int) -> None:
+    def observe_prompt(self, start: int, logits_of: Callable[[int, int], Array], end: int) -> None:
         """Score prompt tokens start+1 .. end with the logits of positions start .. end-1, all but the first.
 
         ``logits_of(i, j)`` gives rows i to j of the slice that began at ``start``, (j - i, V).
@@ -100,16 +114,17 @@ class Request:
                 is_full=self.params.full_logprobs,
             )
 
-    def observe_hidden(self, start: int, hidden_SD: Tensor) -> None:
+    def observe_hidden(self, start: int, hidden_SD: Array) -> None:
         """Add up the hidden states of positions ``start`` and on of the prompt."""
         if start == 0:  # also after a pre-emption, when all positions come again
-            self._hidden_sum_D = torch.zeros(hidden_SD.shape[1], dtype=torch.float64)
+            self._hidden_sum_D = np.zeros(hidden_SD.shape[1])
         assert self._hidden_sum_D is not None, "nothing of the prompt is shared, so it begins at 0"
-        own_SD = hidden_SD[max(0, self._num_virtual - start) :]
-        self._hidden_sum_D += own_SD.double().sum(dim=0).cpu()
+        self._hidden_sum_D += hidden_SD[max(0, self._num_virtual - start) :].sum(0, dtype=np.float64)
 
-    def advance(self, logits_V: Tensor, argmax: int | None) -> list[TokenStep]:
-        """Draw the next token from the logits of the last position; the last step says whether it is the end.
+    def advance(self, logits_V: Array, drawn: int | None) -> list[TokenStep]:
+        """Take the next token, drawn from the logits of the last position unless ``drawn`` is it.
+
+        The last step says whether it is the end.
 
         Tokens that a grammar forces follow at once, without a step of the model; one at a time where their
         log-probabilities are wanted.
@@ -123,7 +138,7 @@ class Request:
         if self._forced:
             token_id = self._forced.popleft()
         else:
-            token_id = self._draw(logits_V[: self._vocab_size]) if argmax is None else argmax
+            token_id = self._draw(logits_V[: self._vocab_size]) if drawn is None else drawn
         scored = None
         is_scored = params.logprobs is not None or params.full_logprobs
         if is_scored:
@@ -167,11 +182,11 @@ class Request:
             num_cached=self.num_cached if is_first else 0,
         )
 
-    def _draw(self, logits_V: Tensor) -> int:
+    def _draw(self, logits_V: Array) -> int:
         params, sequence = self.params, self.sequence
         if sampling.changes_logits(params, len(sequence.new_ids)):
             logits_V = sampling.adjust(logits_V, params, prompt_ids=self.prompt_ids, new_ids=sequence.new_ids)
         if self._grammar is not None:
             assert self._allowed_V is not None, "the mask is computed while the model runs"
-            logits_V = sampling.masked(logits_V, self._allowed_V.to(logits_V.device))
-        return sampling.draw(logits_V, params, self._generator)
+            logits_V = sampling.masked(logits_V, self._allowed_V)
+        return sampling.draw(logits_V, params, self._points)

@@ -9,7 +9,7 @@ from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.engine import ModelInfo, SamplingRequest
 from nemotron4.inference.engine import Engine
 from nemotron4.inference.load import describe
-from nemotron4.inference.runner import ModelRunner
+from nemotron4.inference.torch_runner import ModelRunner
 from nemotron4.model.adapters import PromptEmbedding
 from nemotron4.model.kv_cache import KVCache
 from nemotron4.model.transformer import Transformer

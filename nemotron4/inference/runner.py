@@ -7,27 +7,38 @@ V = vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from nemotron4.inference.native.library import CStep
-from nemotron4.inference.native.model import NativeCache, NativeModel
-from nemotron4.inference.packed_linear import LONE_ROW_COPIES
+from nemotron4.inference.native.model import NativeModel
 from nemotron4.inference.scheduler import Slice
 from nemotron4.model.config import ModelConfig
-from nemotron4.model.kv_cache import CachedAttend, CacheSegment, KVCache
-from nemotron4.model.transformer import Transformer
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class StepResult(NamedTuple):
-    hidden_ND: Tensor
+    hidden_ND: Any  # of the runner's own kind
     first_rows: list[int]  # of each slice
     logits_RV: (
-        Tensor  # of the last row of each slice that completes, float32; may be wider than the vocabulary
+        Array  # of the last row of each slice that completes, float32; may be wider than the vocabulary
     )
+
+
+class Cache(Protocol):
+    """Blocks of keys and values."""
+
+    num_blocks: int
+
+    @property
+    def block_size(self) -> int: ...
+
+    @property
+    def is_read_in_place(self) -> bool:
+        """False if blocks that do not lie side by side cost a copy."""
+        ...
 
 
 class StepRunner(Protocol):
@@ -37,11 +48,18 @@ class StepRunner(Protocol):
     def config(self) -> ModelConfig: ...
 
     @property
-    def cache(self) -> KVCache | NativeCache: ...
+    def cache(self) -> Cache: ...
+
+    @property
+    def handle(self) -> int | None:
+        """The library's engine, whose threads draw tokens, if there is one."""
+        ...
 
     def run(self, slices: Sequence[Slice]) -> StepResult: ...
 
-    def logits(self, hidden_ND: Tensor, start: int, end: int) -> Tensor: ...
+    def logits(self, hidden_ND: Any, start: int, end: int) -> Array: ...
+
+    def hidden(self, hidden_ND: Any, start: int, end: int) -> Array: ...
 
 
 class NativeRunner:
@@ -51,6 +69,7 @@ class NativeRunner:
         self.model = model
         self.config = model.config
         self.cache = model.cache
+        self.handle: int | None = model.handle
 
     def run(self, slices: Sequence[Slice]) -> StepResult:
         config = self.model.config
@@ -71,8 +90,8 @@ class NativeRunner:
         positions_N = np.concatenate(positions)
         # Only log-probabilities of a prompt need what is left of the other rows.
         needs_hidden = not all(planned.sequence.can_share_prefix for planned in slices)
-        hidden_ND = torch.empty(len(tokens) if needs_hidden else 0, config.hidden_size)
-        logits_RV = torch.empty(len(last_rows), config.vocab_size)
+        hidden_ND = np.empty((len(tokens) if needs_hidden else 0, config.hidden_size), np.float32)
+        logits_RV = np.empty((len(last_rows), config.vocab_size), np.float32)
         self.model.step(
             CStep(
                 len(tokens),
@@ -84,52 +103,14 @@ class NativeRunner:
                 first_blocks_S.ctypes.data,
                 blocks_array.ctypes.data,
                 last_rows_R.ctypes.data,
-                hidden_ND.data_ptr() if needs_hidden else None,
-                logits_RV.data_ptr(),
+                hidden_ND.ctypes.data if needs_hidden else None,
+                logits_RV.ctypes.data,
             )
         )
         return StepResult(hidden_ND, first_rows[:-1], logits_RV)
 
-    def logits(self, hidden_ND: Tensor, start: int, end: int) -> Tensor:
+    def logits(self, hidden_ND: Array, start: int, end: int) -> Array:
         return self.model.logits(hidden_ND[start:end])
 
-
-class ModelRunner:
-    """The same in PyTorch: on a GPU, with a bottleneck adapter, and where no library can be built."""
-
-    def __init__(self, model: Transformer, cache: KVCache) -> None:
-        self.model = model
-        self.config = model.config
-        self.cache = cache
-        self._device = cache.keys[0].device
-        self._dtype = cache.keys[0].dtype
-
-    def run(self, slices: Sequence[Slice]) -> StepResult:
-        tokens: list[int] = []
-        positions: list[np.ndarray] = []
-        segments: list[CacheSegment] = []
-        first_rows: list[int] = []
-        for planned in slices:
-            sequence = planned.sequence
-            first_rows.append(len(tokens))
-            tokens += sequence.token_ids(planned.start, planned.end)
-            positions.append(np.arange(planned.start, planned.end))
-            num_prompt = len(sequence.prompt_ids)
-            segments.append(CacheSegment(sequence.blocks, planned.start, planned.end, num_prompt))
-        # Products read the weights fastest for a few rows; a lone row gets company that attends to nothing.
-        missing = max(0, LONE_ROW_COPIES - len(tokens))
-        tokens_N = torch.tensor(tokens + [0] * missing, device=self._device)
-        positions_N = torch.from_numpy(np.concatenate([*positions, np.zeros(missing, np.int64)]))
-        positions_N = positions_N.to(self._device)
-        attend = CachedAttend(self.cache, segments, dtype=self._dtype)
-        hidden_ND = self.model.model(tokens_N, positions_N, attend)
-        last_rows = [
-            row + planned.end - planned.start - 1
-            for row, planned in zip(first_rows, slices, strict=True)
-            if planned.completes
-        ]
-        logits_RV = self.model.logits(hidden_ND[last_rows])
-        return StepResult(hidden_ND, first_rows, logits_RV)
-
-    def logits(self, hidden_ND: Tensor, start: int, end: int) -> Tensor:
-        return self.model.logits(hidden_ND[start:end])
+    def hidden(self, hidden_ND: Array, start: int, end: int) -> Array:
+        return hidden_ND[start:end]

@@ -1,4 +1,4 @@
-"""From the logits of one position to one token: penalties, filters, draw. Pure functions of tensors.
+"""From the logits of one position to one token: penalties, filters, draw. Pure functions of arrays.
 
 Shape suffixes: R = rows, V = vocabulary, C = candidates that survived the filters.
 """
@@ -6,22 +6,30 @@ Shape suffixes: R = rows, V = vocabulary, C = candidates that survived the filte
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from nemotron4.engine import PositionLogprobs, SamplingParams, TokenLogprob
-from nemotron4.inference.native.library import sampler
+from nemotron4.inference.native.library import CDraw, sampler
 
-# Top-p looks at this many of the most likely tokens first; only a flat distribution needs a full sort.
-NUCLEUS_GUESS = 512
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def argmax(logits_RV: Tensor) -> list[int]:
+class Points:
+    """A request's random numbers: float64 in [0, 1), those of ``torch.rand`` with this seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._words = np.random.RandomState(seed % 2**32)
+
+    def next(self) -> float:
+        high, low = self._words.randint(0, 2**32, size=2, dtype=np.uint32).tolist()
+        return ((high << 32 | low) & (2**53 - 1)) / 2**53
+
+
+def argmax(logits_RV: Array) -> list[int]:
     """The first largest of each row."""
-    # numpy compares many numbers at once, torch on a CPU one after the other.
-    largest_R = logits_RV.numpy().argmax(-1) if logits_RV.device.type == "cpu" else logits_RV.argmax(-1)
-    indices: list[int] = largest_R.tolist()
+    indices: list[int] = logits_RV.argmax(-1).tolist()
     return indices
 
 
@@ -37,116 +45,127 @@ def changes_logits(params: SamplingParams, num_new: int) -> bool:
 
 
 def adjust(
-    logits_V: Tensor, params: SamplingParams, *, prompt_ids: Sequence[int], new_ids: Sequence[int]
-) -> Tensor:
-    """Logit bias, minimum length, then the penalties; returns a new tensor.
+    logits_V: Array, params: SamplingParams, *, prompt_ids: Sequence[int], new_ids: Sequence[int]
+) -> Array:
+    """Logit bias, minimum length, then the penalties; returns a new array.
 
     The repetition penalty divides positive and multiplies negative logits of every token in the prompt or the
     new text (Keskar et al. 2019, with the sign rule that transformers uses). Presence and frequency penalties
     count new tokens only, as in the OpenAI API.
     """
-    logits_V = logits_V.clone()
+    logits_V = logits_V.copy()
     for token_id, bias in params.logit_bias.items():
         logits_V[token_id] += bias
     if len(new_ids) < params.min_new_tokens:
-        logits_V[list(params.min_tokens_masks)] = -torch.inf
+        logits_V[list(params.min_tokens_masks)] = -np.inf
     if params.repetition_penalty != 1:
-        seen = torch.tensor(sorted({*prompt_ids, *new_ids}), device=logits_V.device)
+        seen = np.unique([*prompt_ids, *new_ids])
         values = logits_V[seen]
-        penalty = params.repetition_penalty
-        logits_V[seen] = torch.where(values > 0, values / penalty, values * penalty)
+        penalty = np.float32(params.repetition_penalty)
+        logits_V[seen] = np.where(values > 0, values / penalty, values * penalty)
     if new_ids and (params.presence_penalty or params.frequency_penalty):
-        ids, counts = torch.unique(torch.tensor(new_ids, device=logits_V.device), return_counts=True)
-        logits_V[ids] -= params.presence_penalty + params.frequency_penalty * counts
+        ids, counts = np.unique(new_ids, return_counts=True)
+        penalties = params.presence_penalty + params.frequency_penalty * counts
+        logits_V[ids] -= penalties.astype(logits_V.dtype)
     return logits_V
 
 
-def masked(logits_V: Tensor, allowed_V: Tensor) -> Tensor:
+def masked(logits_V: Array, allowed_V: Array) -> Array:
     """Only the allowed tokens; a document that may only end does so before the minimum of tokens."""
-    left_V = torch.where(allowed_V, logits_V, -torch.inf)
-    return torch.where(allowed_V, 0.0, -torch.inf) if left_V.max() == -torch.inf else left_V
+    left_V = np.where(allowed_V, logits_V, np.float32(-np.inf))
+    return np.where(allowed_V, np.float32(0), np.float32(-np.inf)) if left_V.max() == -np.inf else left_V
 
 
-def draw(logits_V: Tensor, params: SamplingParams, generator: torch.Generator) -> int:
+def draw(logits_V: Array, params: SamplingParams, points: Points) -> int:
     """One token id from adjusted float32 logits; temperature 0 is the first largest.
 
-    The draw inverts the cumulative distribution of the candidates with one float64 from ``generator``.
+    The draw inverts the cumulative distribution of the candidates with one number of ``points``.
     """
     if params.temperature == 0:
         return int(logits_V.argmax())
-    point = torch.rand((), dtype=torch.float64, generator=generator)
-    kernels = sampler() if logits_V.device.type == "cpu" else None
+    return draw_rows([(np.ascontiguousarray(logits_V, np.float32), params, points.next())])[0]
+
+
+def draw_rows(rows: Sequence[tuple[Array, SamplingParams, float]], *, handle: int | None = None) -> list[int]:
+    """``draw_at`` for float32 rows whose temperature is not 0, by the threads of the library's ``handle``."""
+    kernels = sampler()
     if kernels is None:
-        return draw_at(logits_V, params, point)
-    logits_V = logits_V.float().contiguous()
-    token_id: int = kernels.native_draw(
-        logits_V.data_ptr(), len(logits_V), params.temperature, params.top_k, params.top_p, params.min_p,
-        float(point),
-    )  # fmt: skip
-    return token_id
+        return [draw_at(*row) for row in rows]
+    draws = (CDraw * len(rows))(
+        *(
+            (logits_V.ctypes.data, len(logits_V), p.top_k, p.temperature, p.top_p, p.min_p, point)
+            for logits_V, p, point in rows
+        )
+    )
+    kernels.native_draw(handle, draws, len(rows))
+    return [each.token for each in draws]
 
 
-def draw_at(logits_V: Tensor, params: SamplingParams, point: Tensor) -> int:
-    """The token at a point in [0, 1) of the cumulative distribution; the twin of ``native_draw``."""
-    ids_C, probabilities_C = candidates(logits_V / params.temperature, params)
-    cumulative_C = probabilities_C.double().cumsum(0)
-    scaled = point.to(cumulative_C.device) * cumulative_C[-1]
-    chosen = int(torch.searchsorted(cumulative_C, scaled, right=True).clamp(max=len(cumulative_C) - 1))
+def draw_at(logits_V: Array, params: SamplingParams, point: float) -> int:
+    """The token at a point in [0, 1) of the cumulative distribution; the twin of the library's."""
+    ids_C, probabilities_C = candidates(logits_V / np.float32(params.temperature), params)
+    cumulative_C = probabilities_C.astype(np.float64).cumsum()
+    chosen = int(np.searchsorted(cumulative_C, point * cumulative_C[-1], side="right"))
+    chosen = min(chosen, len(cumulative_C) - 1)
     return chosen if ids_C is None else int(ids_C[chosen])
 
 
-def candidates(scaled_V: Tensor, params: SamplingParams) -> tuple[Tensor | None, Tensor]:
+def candidates(scaled_V: Array, params: SamplingParams) -> tuple[Array | None, Array]:
     """Token ids and probabilities that survive top-k, top-p and min-p; ids None means the whole vocabulary.
 
     Top-k keeps every tie of the k-th largest. Top-p keeps tokens, most likely first, until the probability
     before a token exceeds p: the token that crosses p stays. Min-p keeps what has at least min_p times the
     largest probability.
     """
-    ids_C: Tensor | None = None
+    ids_C: Array | None = None
     if 0 < params.top_k < len(scaled_V):
-        smallest_kept = scaled_V.topk(params.top_k).values[-1]
-        ids_C = (scaled_V >= smallest_kept).nonzero()[:, 0]
+        smallest_kept = np.partition(scaled_V, -params.top_k)[-params.top_k]
+        ids_C = (scaled_V >= smallest_kept).nonzero()[0]
     values_C = scaled_V if ids_C is None else scaled_V[ids_C]
-    probabilities_C = torch.softmax(values_C, 0)
+    weights_C = np.exp(values_C - values_C.max())
+    probabilities_C: Array = weights_C / weights_C.sum()
     if params.top_p < 1:
         kept = _nucleus(probabilities_C, params.top_p)
         ids_C = kept if ids_C is None else ids_C[kept]
         probabilities_C = probabilities_C[kept]
     if params.min_p > 0:
-        kept = (probabilities_C >= params.min_p * probabilities_C.max()).nonzero()[:, 0]
+        kept = (probabilities_C >= params.min_p * probabilities_C.max()).nonzero()[0]
         ids_C = kept if ids_C is None else ids_C[kept]
         probabilities_C = probabilities_C[kept]
     return ids_C, probabilities_C
 
 
-def _nucleus(probabilities_C: Tensor, top_p: float) -> Tensor:
+def _nucleus(probabilities_C: Array, top_p: float) -> Array:
     """Indices of the smallest set of most likely candidates whose probability exceeds ``top_p``."""
-    guess = min(NUCLEUS_GUESS, len(probabilities_C))
-    values, indices = probabilities_C.topk(guess)
-    if values.double().sum() <= top_p:
-        values, indices = probabilities_C.sort(descending=True, stable=True)
-    before = values.double().cumsum(0) - values
-    return indices[before <= top_p]
+    order_C: Array = np.argsort(-probabilities_C, kind="stable")
+    values_C = probabilities_C[order_C]
+    before_C = values_C.astype(np.float64).cumsum() - values_C
+    return order_C[before_C <= top_p]
 
 
 def logprobs(
-    raw_logits_RW: Tensor, token_ids: Sequence[int], *, vocab_size: int, num_top: int, is_full: bool
+    raw_logits_RW: Array, token_ids: Sequence[int], *, vocab_size: int, num_top: int, is_full: bool
 ) -> list[PositionLogprobs]:
-    """Per row: log-probabilities of the raw model at temperature 1, in nats, computed in float32.
+    """Per row: log-probabilities of the raw model at temperature 1, in nats, sums in float64.
 
     W: the output layer's width, over which they are normalised; rows behind ``vocab_size`` are not listed.
     """
-    logprobs_RV = torch.log_softmax(raw_logits_RW.float(), -1)[:, :vocab_size]
-    chosen_R = logprobs_RV.gather(1, torch.tensor(token_ids, device=logprobs_RV.device)[:, None])[:, 0]
-    tops: list[tuple[TokenLogprob, ...]] = [()] * len(token_ids)
-    if num_top:
-        top = logprobs_RV.topk(min(num_top, logprobs_RV.shape[1]))
-        tops = [
-            tuple(map(TokenLogprob, ids, values))
-            for ids, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        ]
-    fulls = logprobs_RV.tolist() if is_full else [None] * len(token_ids)
-    return [
-        PositionLogprobs(TokenLogprob(token_id, chosen), top, full)
-        for token_id, chosen, top, full in zip(token_ids, chosen_R.tolist(), tops, fulls, strict=True)
-    ]
+    found: list[PositionLogprobs] = []
+    for logits_W, token_id in zip(raw_logits_RW, token_ids, strict=True):
+        largest = logits_W.max()
+        total = np.exp(logits_W - largest).sum(dtype=np.float64)
+        logprobs_V = logits_W[:vocab_size] - (largest + np.float32(np.log(total)))
+        top: tuple[TokenLogprob, ...] = ()
+        if num_top:
+            ids = _largest(logprobs_V, min(num_top, len(logprobs_V)))
+            top = tuple(map(TokenLogprob, ids.tolist(), logprobs_V[ids].tolist()))
+        chosen = TokenLogprob(token_id, float(logprobs_V[token_id]))
+        found.append(PositionLogprobs(chosen, top, logprobs_V.tolist() if is_full else None))
+    return found
+
+
+def _largest(values_V: Array, count: int) -> Array:
+    """Indices of the largest values, largest first, the first of equals first."""
+    smallest = np.partition(values_V, -count)[-count]
+    ids: Array = (values_V >= smallest).nonzero()[0]
+    return ids[np.argsort(-values_V[ids], kind="stable")][:count]

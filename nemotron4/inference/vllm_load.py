@@ -251,7 +251,7 @@ def _settings(
             source["adapter"] = str(Path(adapter).resolve())
         settings |= {"model": str(folder), "load_format": LOAD_FORMAT, "model_loader_extra_config": source}
     if limits.cache_gb is not None or device.type == "cpu":
-        blocks = cache_blocks(config, dtype, device, limits.cache_gb, limits.max_running)
+        blocks = cache_blocks(config, dtype.itemsize, device.type, limits.cache_gb, limits.max_running)
         total = blocks * KVCache.bytes_per_block(config, dtype)
         settings["kv_cache_memory_bytes"] = max(1, total // layout.num_devices)
     if device.type == "cpu" and layout.pipeline_parallel > 1:

@@ -6,7 +6,6 @@ H = query heads, K = key/value heads, E = head dim, R = rotated dims / 2, D = hi
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 import torch
@@ -14,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemotron4.model.causal_attention import causal_attention
-from nemotron4.model.config import ModelConfig, RopeScaling
+from nemotron4.model.config import ModelConfig
+from nemotron4.model.rotary import rotary_factor, rotary_frequencies
 
 
 class Rotation:
@@ -49,64 +49,11 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("inv_freq_R", rotary_frequencies(config), persistent=False)
+        self.register_buffer("inv_freq_R", torch.from_numpy(rotary_frequencies(config)), persistent=False)
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         angles = positions.float()[..., None, None] * self.inv_freq_R
         return Rotation(angles, dtype, factor=rotary_factor(self.config))
-
-
-def rotary_factor(config: ModelConfig) -> float:
-    """What cos and sin are multiplied with: not 1 in YaRN alone."""
-    scaling = config.rope_scaling
-    return scaling.attention_factor if scaling is not None and scaling.kind == "yarn" else 1.0
-
-
-def rotary_frequencies(config: ModelConfig) -> Tensor:
-    """Angle per position of each rotated pair, (R,), float32."""
-    # On the CPU explicitly: a module built on the meta device still needs these values.
-    exponent_R = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32, device="cpu") / config.rotary_dim
-    inv_freq_R = 1.0 / config.rope_theta**exponent_R
-    if config.rope_scaling is None:
-        return inv_freq_R
-    if config.rope_scaling.kind == "yarn":
-        return _yarn(inv_freq_R, config, config.rope_scaling)
-    return _scaled(inv_freq_R, config.rope_scaling)
-
-
-def _yarn(inv_freq_R: Tensor, config: ModelConfig, scaling: RopeScaling) -> Tensor:
-    """Pairs that turn often within the original context keep their frequency, slow ones are divided."""
-
-    def pair_that_turns(times: float) -> float:
-        length = scaling.original_context_length / (times * 2 * math.pi)
-        return config.rotary_dim * math.log(length) / (2 * math.log(config.rope_theta))
-
-    low, high = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
-    if scaling.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, config.rotary_dim - 1)
-    pair_R = torch.arange(len(inv_freq_R), dtype=torch.float32, device="cpu")
-    ramp_R = ((pair_R - low) / (high - low or 0.001)).clamp(0, 1)
-    return inv_freq_R / scaling.factor * ramp_R + inv_freq_R * (1 - ramp_R)
-
-
-def _scaled(inv_freq_R: Tensor, scaling: RopeScaling) -> Tensor:
-    if scaling.kind == "dynamic":
-        return inv_freq_R
-    if scaling.kind == "linear":
-        return inv_freq_R / scaling.factor
-    if scaling.kind == "factors":
-        return inv_freq_R / torch.tensor(scaling.factors, dtype=torch.float32, device="cpu")
-    # Llama 3.1: long wavelengths are divided by the factor, short ones kept, those between interpolated.
-    wavelength_R = 2 * math.pi / inv_freq_R
-    low = scaling.original_context_length / scaling.low_freq_factor
-    high = scaling.original_context_length / scaling.high_freq_factor
-    blend_R = (scaling.original_context_length / wavelength_R - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
-    )
-    blended_R = (1 - blend_R) * inv_freq_R / scaling.factor + blend_R * inv_freq_R
-    scaled_R = torch.where(wavelength_R > low, inv_freq_R / scaling.factor, blended_R)
-    return torch.where(wavelength_R < high, inv_freq_R, scaled_R)
 
 
 class Attend(Protocol):

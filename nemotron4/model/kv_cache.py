@@ -40,6 +40,7 @@ class KVCache:
     """
 
     block_size = TILE
+    is_read_in_place = False
 
     def __init__(
         self, config: ModelConfig, num_blocks: int, *, dtype: torch.dtype, device: torch.device

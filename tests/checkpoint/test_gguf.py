@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.gguf_file import GgufTensor, read_gguf
 from nemotron4.checkpoint.gguf_types import dequantize
+from nemotron4.checkpoint.interface import float_rows
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.errors import CheckpointError
 from nemotron4.model.config import RopeScaling
@@ -103,12 +104,16 @@ def test_stored_blocks_dequantise_to_what_is_read(tmp_path: Path, family: str) -
     checkpoint = open_checkpoint(write_gguf(source, tmp_path / "m.gguf", Kind.Q4_1))
     for name, info in checkpoint.tensors.items():
         raw = checkpoint.raw_tensor(name)
-        if len(info.shape) == 1:
-            assert raw is None, name
-            continue
         assert raw is not None
-        assert (raw.kind, raw.shape) == ("Q4_1", info.shape)
         expected = checkpoint.read(name).numpy()
+        if len(info.shape) == 1:
+            assert (raw.kind, raw.shape) == ("F32", info.shape)
+            np.testing.assert_array_equal(float_rows(checkpoint, name, 0, info.shape[0]), expected)
+            continue
+        assert (raw.kind, raw.shape) == ("Q4_1", info.shape)
+        part = checkpoint.raw_tensor(name, 3, 21)
+        assert part is not None
+        np.testing.assert_array_equal(part.data_RX, raw.data_RX[3:21], err_msg=name)
         np.testing.assert_array_equal(gguf_dequantize(raw.data_RX, Kind[raw.kind]), expected, err_msg=name)
 
 

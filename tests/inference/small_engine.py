@@ -14,7 +14,8 @@ from nemotron4.inference.engine import Engine
 from nemotron4.inference.native.library import Form
 from nemotron4.inference.native.model import NativeCache, read_model
 from nemotron4.inference.packed_linear import can_pack, pack
-from nemotron4.inference.runner import ModelRunner, NativeRunner, StepRunner
+from nemotron4.inference.runner import NativeRunner, StepRunner
+from nemotron4.inference.torch_runner import ModelRunner
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.kv_cache import KVCache
 from nemotron4.model.transformer import Transformer
@@ -91,7 +92,7 @@ class ModuleCheckpoint:
     def require_readable(self) -> None:
         """Every tensor is in memory."""
 
-    def raw_tensor(self, name: str) -> None:
+    def raw_tensor(self, name: str, start: int = 0, stop: int | None = None) -> None:
         return None
 
 
@@ -111,8 +112,7 @@ def small_runner(
     model: Transformer, path: EnginePath, num_blocks: int, *, num_threads: int = 2
 ) -> StepRunner:
     if path in _KINDS:
-        dtype = torch.float32 if path == "float32" else torch.bfloat16
-        cache = NativeCache(model.config, num_blocks, dtype=dtype)
+        cache = NativeCache(model.config, num_blocks, is_bf16=path != "float32")
         checkpoint = cast(Checkpoint, ModuleCheckpoint(model))
         return NativeRunner(read_model(checkpoint, _KINDS[path], cache, num_threads=num_threads))
     dtype = getattr(torch, path.removeprefix("torch-"))

@@ -95,7 +95,7 @@ def expected_greedy(
     scores = []
     while len(new) < params.max_new_tokens:
         logits = module(torch.tensor([prompt + new]))[0, -1]
-        adjusted = sampling.adjust(logits, params, prompt_ids=prompt, new_ids=new)
+        adjusted = sampling.adjust(logits.numpy(), params, prompt_ids=prompt, new_ids=new)
         new.append(int(adjusted.argmax()))
         scores.append(float(logits.log_softmax(-1)[new[-1]]))
     return new, scores

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from gguf.constants import GGMLQuantizationType as Kind
 
 import nemotron4
 from nemotron4.checkpoint import open_checkpoint
@@ -15,6 +18,7 @@ from nemotron4.errors import CheckpointError, ConfigError, Nemotron4Error
 from nemotron4.inference.engine import Engine
 from nemotron4.model.adapter_files import save_adapter
 from nemotron4.model.adapters import AdapterConfig, add_adapter
+from tests.checkpoint.gguf_files import write_gguf
 from tests.tiny_models import nemotron_directory
 
 ROW = [7, 40, 41, 42, 43, 44, 45, 46]
@@ -121,3 +125,19 @@ def test_what_cannot_be_loaded_is_refused(
 ) -> None:
     with pytest.raises(kind, match=words):
         nemotron4.load(tiny, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["directory", "gguf"])
+def test_a_model_is_loaded_and_generates_without_torch(tiny: Path, tmp_path: Path, kind: str) -> None:
+    """Importing torch takes longer than everything else from the start to the first token."""
+    model = tiny
+    if kind == "gguf":
+        source = nemotron_directory(tmp_path / "wider", hidden_size=64, intermediate_size=96, head_dim=32)
+        model = write_gguf(source, tmp_path / "tiny.gguf", Kind.Q8_0)
+    program = (
+        "import sys, nemotron4; engine = nemotron4.load(sys.argv[1]);"
+        "engine.generate('hello', max_new_tokens=4, seed=1, top_p=0.9, logprobs=2); engine.close();"
+        "print('torch' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(model)], capture_output=True, text=True)
+    assert ended.stdout.split() == ["False"], ended.stderr

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from nemotron4.inference.native import build, library, twin
 from nemotron4.inference.native.library import Form
 from nemotron4.inference.native.model import STORED, Weight
 from nemotron4.inference.scheduler import Sequence, Slice
-from tests.inference.small_engine import random_model, random_prompts, small_engine, small_runner
+from nemotron4.model.config import RopeScaling
+from tests.inference.small_engine import SMALL, random_model, random_prompts, small_engine, small_runner
 
 LIBRARY = library.library()
 BEST = library.instruction_set()
@@ -36,12 +38,11 @@ def packed(weight_RK: torch.Tensor, kind: Form) -> Weight:
 
 
 def product(x_MK: torch.Tensor, weight: Weight, isa: str = BEST, *, is_wide: bool = False) -> torch.Tensor:
+    weight.is_wide = is_wide
     out_MR = torch.empty(len(x_MK), weight.rows)
     x_MK = x_MK.contiguous()
     target = ctypes.byref(weight.as_c())
-    assert LIBRARY.native_product(
-        target, x_MK.data_ptr(), len(x_MK), is_wide, isa.encode(), out_MR.data_ptr()
-    )
+    assert LIBRARY.native_product(target, x_MK.data_ptr(), len(x_MK), isa.encode(), out_MR.data_ptr())
     return out_MR
 
 
@@ -155,7 +156,7 @@ def scores(path: str) -> torch.Tensor:
     [prompt] = random_prompts(50)
     sequence = Sequence(tuple(prompt), blocks=[3, 1])
     runner.run([Slice(sequence, 0, 32)])
-    return runner.run([Slice(sequence, 32, 50)]).logits_RV.clone()
+    return torch.from_numpy(runner.run([Slice(sequence, 32, 50)]).logits_RV)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
@@ -166,7 +167,7 @@ def test_the_number_of_threads_changes_no_bit(num_threads: int) -> None:
     expected = small_runner(random_model(), "int8", 4, num_threads=1)
     whole = [Slice(sequence, 0, 64)]
     for _ in range(30):  # the threads may divide the work differently each time
-        assert torch.equal(runner.run(whole).logits_RV, expected.run(whole).logits_RV)
+        assert (runner.run(whole).logits_RV == expected.run(whole).logits_RV).all()
 
 
 def test_without_a_compiler_the_reason_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -192,6 +193,14 @@ def test_greedy_tokens_of_float32_equal_those_of_the_plain_model() -> None:
     assert texts[0] == texts[1]
 
 
+def test_yarn_is_computed_as_in_the_plain_model() -> None:
+    scaling = RopeScaling(kind="yarn", factor=4.0, original_context_length=64, attention_factor=1.3)
+    model, prompts = random_model(replace(SMALL, rope_scaling=scaling)), random_prompts(90)
+    with small_engine(model, path="float32") as engine, small_engine(model, path="torch-float32") as plain:
+        scores = [e.score(token_ids=prompts)[0] for e in (engine, plain)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -213,10 +222,8 @@ def test_draws_are_those_of_the_twin(settings: dict[str, float], size: int) -> N
         logits = torch.randn(size, generator=generator) * spread
         logits[::7] = -torch.inf
         for point in (0.0, 0.1, 0.33, 0.5, 0.77, 0.9, 0.97):
-            expected = sampling.draw_at(logits, params, torch.tensor(point, dtype=torch.float64))
-            actual = LIBRARY.native_draw(
-                logits.data_ptr(), size, 0.7, params.top_k, params.top_p, params.min_p, point
-            )
+            expected = sampling.draw_at(logits.numpy(), params, point)
+            [actual] = sampling.draw_rows([(logits.numpy(), params, point)])
             same_value = float(logits[actual]) == pytest.approx(float(logits[expected]), abs=0.01)
             assert actual == expected or same_value, (spread, point)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -34,9 +35,9 @@ def slow_distribution(logits_V: Tensor, params: SamplingParams) -> Tensor:
 
 
 def fast_distribution(logits_V: Tensor, params: SamplingParams) -> Tensor:
-    ids_C, probabilities_C = sampling.candidates(logits_V / params.temperature, params)
+    ids_C, probabilities_C = sampling.candidates((logits_V / params.temperature).numpy(), params)
     out_V = torch.zeros(len(logits_V), dtype=torch.float64)
-    out_V[slice(None) if ids_C is None else ids_C] = probabilities_C.double()
+    out_V[slice(None) if ids_C is None else ids_C] = torch.from_numpy(probabilities_C).double()
     return out_V / out_V.sum()
 
 
@@ -60,30 +61,37 @@ def test_candidates_equal_the_full_sort(
 
 
 def test_top_k_keeps_every_tie() -> None:
-    ids, _ = sampling.candidates(torch.tensor([1.0, 3.0, 2.0, 2.0, 2.0]), SamplingParams(top_k=2))
+    ids, _ = sampling.candidates(np.array([1.0, 3.0, 2.0, 2.0, 2.0]), SamplingParams(top_k=2))
     assert ids is not None
     assert ids.tolist() == [1, 2, 3, 4]
 
 
 def test_top_p_keeps_the_crossing_token() -> None:
-    logits = torch.tensor([0.5, 0.3, 0.2]).log()
+    logits = np.log([0.5, 0.3, 0.2])
     ids, _ = sampling.candidates(logits, SamplingParams(top_p=0.6))
     assert ids is not None
     assert ids.tolist() == [0, 1]
 
 
 def test_greedy_takes_the_first_largest() -> None:
-    logits = torch.tensor([1.0, 3.0, 3.0])
+    logits = np.array([1.0, 3.0, 3.0])
     params = SamplingParams(temperature=0, top_k=1, top_p=0.1)
-    assert sampling.draw(logits, params, torch.Generator()) == 1
+    assert sampling.draw(logits, params, sampling.Points(0)) == 1
 
 
 def test_draws_follow_the_distribution() -> None:
     logits_V = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.tensor([sampling.draw(logits_V, SamplingParams(), generator) for _ in range(4000)])
+    points = sampling.Points(0)
+    draws = torch.tensor([sampling.draw(logits_V.numpy(), SamplingParams(), points) for _ in range(4000)])
     shares = torch.bincount(draws, minlength=4) / 4000
     torch.testing.assert_close(shares, logits_V.exp(), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 + 5, 2**63 - 1])
+def test_random_numbers_of_a_seed_are_those_of_torch(seed: int) -> None:
+    generator, points = torch.Generator().manual_seed(seed), sampling.Points(seed)
+    for _ in range(700):  # more than the 624 words of the generator's state
+        assert points.next() == float(torch.rand((), dtype=torch.float64, generator=generator))
 
 
 def test_repetition_penalty_equals_transformers() -> None:
@@ -91,20 +99,21 @@ def test_repetition_penalty_equals_transformers() -> None:
     prompt, new = [1, 5, 5], [7, 1]
     params = SamplingParams(repetition_penalty=1.7)
     expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([prompt + new]), logits_V[None].clone())
-    assert torch.equal(sampling.adjust(logits_V, params, prompt_ids=prompt, new_ids=new), expected[0])
+    adjusted = sampling.adjust(logits_V.numpy(), params, prompt_ids=prompt, new_ids=new)
+    assert torch.equal(torch.from_numpy(adjusted), expected[0])
 
 
 def test_presence_and_frequency_count_new_tokens_only() -> None:
     params = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25)
-    adjusted = sampling.adjust(torch.zeros(4), params, prompt_ids=[0], new_ids=[1, 2, 2])
+    adjusted = sampling.adjust(np.zeros(4), params, prompt_ids=[0], new_ids=[1, 2, 2])
     assert adjusted.tolist() == [0.0, -0.75, -1.0, 0.0]
 
 
 def test_bias_and_minimum_length() -> None:
     params = SamplingParams(logit_bias={0: 2.0}, min_new_tokens=2, min_tokens_masks=frozenset({3}))
-    early = sampling.adjust(torch.zeros(4), params, prompt_ids=[0], new_ids=[1])
-    late = sampling.adjust(torch.zeros(4), params, prompt_ids=[0], new_ids=[1, 1])
-    assert early.tolist() == [2.0, 0.0, 0.0, -torch.inf]
+    early = sampling.adjust(np.zeros(4), params, prompt_ids=[0], new_ids=[1])
+    late = sampling.adjust(np.zeros(4), params, prompt_ids=[0], new_ids=[1, 1])
+    assert early.tolist() == [2.0, 0.0, 0.0, -np.inf]
     assert late.tolist() == [2.0, 0.0, 0.0, 0.0]
 
 
@@ -112,7 +121,7 @@ def test_bias_and_minimum_length() -> None:
 def test_logprobs_are_log_softmax(num_top: int) -> None:
     logits_RV = torch.randn(2, 9)
     expected = torch.log_softmax(logits_RV, -1)
-    rows = sampling.logprobs(logits_RV, [4, 8], vocab_size=logits_RV.shape[1], num_top=num_top, is_full=True)
+    rows = sampling.logprobs(logits_RV.numpy(), [4, 8], vocab_size=9, num_top=num_top, is_full=True)
     for i, row in enumerate(rows):
         assert row.chosen.logprob == pytest.approx(float(expected[i, [4, 8][i]]))
         assert [t.token_id for t in row.top] == expected[i].topk(num_top).indices.tolist()

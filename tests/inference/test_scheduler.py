@@ -98,6 +98,24 @@ def test_kept_prefixes_are_given_up_oldest_first() -> None:
     assert pool.share([b"c", b"d"]) == new
 
 
+def test_kept_prefixes_are_bounded() -> None:
+    pool = BlockPool(8, 4, max_kept=2)
+    blocks = pool.allocate(3)
+    for block, digest in zip(blocks, (b"a", b"b", b"c"), strict=True):
+        pool.publish(block, digest)
+    pool.release(blocks)
+    assert pool.share([b"a", b"b", b"c"]) == blocks[:2]  # the last block goes first
+
+
+def test_no_more_blocks_are_touched_than_are_used_at_once() -> None:
+    pool = BlockPool(64, 4, max_kept=1, is_compact=True)
+    for i in range(20):
+        blocks = pool.allocate(3)
+        pool.publish(blocks[0], b"%d" % i)
+        pool.release(blocks)
+        assert max(blocks) <= 4
+
+
 def test_neighbours_and_room_to_grow() -> None:
     pool = BlockPool(64, 4)
     starts = [pool.allocate(1)[0] for _ in range(4)]

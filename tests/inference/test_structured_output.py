@@ -19,7 +19,7 @@ from nemotron4.engine import ModelInfo, SamplingParams
 from nemotron4.errors import RequestError
 from nemotron4.inference.engine import Engine
 from nemotron4.inference.fake_tokenizer import FakeTokenizer
-from nemotron4.inference.runner import ModelRunner
+from nemotron4.inference.torch_runner import ModelRunner
 from nemotron4.model.kv_cache import KVCache
 from nemotron4.records import Message
 from nemotron4.text import structured_output

@@ -457,21 +457,42 @@ void swiglu(const float *gate, const float *up, int size, float *out) {
     }
 }
 
-double weights(const float *x, int size, float least, float *out) {
+double weights(const float *x, int size, float temperature, float least, float *out) {
     V most = all(-__builtin_inff());
     int i = 0;
     for (; i + 16 <= size; i += 16) most = maximum(most, load(x + i));
     float largest = max16(most);
     for (; i < size; i++) largest = x[i] > largest ? x[i] : largest;
+    largest /= temperature; // dividing keeps the order
     double total = 0;
     for (i = 0; i < size; i += 16) {
-        const V v = load_part(x + i, size - i);
+        const V v = load_part(x + i, size - i) / all(temperature);
         V w = exponential(v - all(largest));
         w = (V)((I)w & (v >= all(least)));
         store_part(out + i, w, size - i);
         total += sum16(only_first(w, size - i));
     }
     return total;
+}
+
+double mass(const float *x, int size, float least) {
+    double total = 0;
+    for (int i = 0; i < size; i += 16) {
+        const V v = only_first(load_part(x + i, size - i), size - i);
+        total += sum16((V)((I)v & (v >= all(least))));
+    }
+    return total;
+}
+
+int above(const float *x, int size, float least, int32_t *ids) {
+    int count = 0;
+    for (int i = 0; i < size; i += 16) {
+        const int end = size - i < 16 ? size : i + 16;
+        if (end == i + 16 && max16(load(x + i)) < least) continue;
+        for (int j = i; j < end; j++)
+            if (x[j] >= least) ids[count++] = j;
+    }
+    return count;
 }
 
 // ---- attention ------------------------------------------------------------------------------------------
@@ -579,6 +600,6 @@ void attend(const AttendTask &t, float *out) { return t.is_bf16 ? attend_all<tru
 #define TEXT2(a) #a
 #define TEXT(a) TEXT2(a)
 const Kernels *JOIN(kernels_, ISA)() {
-    static const Kernels table = {TEXT(ISA), product, norm, quantise, to_bf16, relu2, swiglu, weights, attend};
+    static const Kernels table = {TEXT(ISA), product, norm, quantise, to_bf16, relu2, swiglu, weights, mass, above, attend};
     return &table;
 }

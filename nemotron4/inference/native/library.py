@@ -11,7 +11,7 @@ from functools import lru_cache
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.inference.native.build import BuildError, load_library
 
-VERSION = 1
+VERSION = 2
 GROUP = 32  # input columns that share a scale
 PANEL = 16  # output rows that lie side by side
 BLOCK = 32  # positions of a block of the cache
@@ -29,7 +29,7 @@ class Form(IntEnum):
 
 class CWeight(ctypes.Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("kind", "rows", "cols", "panels", "padded")),
+        *((name, c_int32) for name in ("kind", "rows", "cols", "panels", "padded", "is_wide")),
         ("codes", c_void_p),
         ("scales", c_void_p),
         ("bias", c_void_p),
@@ -56,7 +56,7 @@ class CLayer(ctypes.Structure):
 class CModel(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("num_layers", "hidden", "ffn", "heads", "kv_heads", "head_dim")),
-        *((name, c_int32) for name in ("vocab", "rotary_dim", "is_gated", "is_wide")),
+        *((name, c_int32) for name in ("vocab", "rotary_dim", "is_gated")),
         ("eps", c_float),
         ("layers", POINTER(CLayer)),
         ("final_norm", CNorm),
@@ -65,10 +65,22 @@ class CModel(ctypes.Structure):
         ("embedding_is_bf16", c_int32),
         ("virtual_rows", c_void_p),
         ("inverse_frequency", c_void_p),
+        ("rotary_factor", c_float),
         ("cache_is_bf16", c_int32),
         ("keys", c_void_p),
         ("values", c_void_p),
         ("num_blocks", c_int64),
+    )
+
+
+class CDraw(ctypes.Structure):
+    _fields_ = (
+        ("logits", c_void_p),
+        ("size", c_int32),
+        ("top_k", c_int32),
+        ("temperature", c_float),
+        *((name, c_double) for name in ("top_p", "min_p", "point")),
+        ("token", c_int32),
     )
 
 
@@ -98,8 +110,9 @@ def library() -> ctypes.CDLL:
     found.native_logits.restype = None
     found.native_pack.argtypes = (POINTER(CWeight), c_void_p, c_int32, c_int32)
     found.native_pack.restype = None
-    found.native_product.argtypes = (POINTER(CWeight), c_void_p, c_int32, c_int32, c_char_p, c_void_p)
-    found.native_draw.argtypes = (c_void_p, c_int32, c_float, c_int32, c_double, c_double, c_double)
+    found.native_product.argtypes = (POINTER(CWeight), c_void_p, c_int32, c_char_p, c_void_p)
+    found.native_draw.argtypes = (c_void_p, POINTER(CDraw), c_int32)
+    found.native_draw.restype = None
     found.native_pack_gguf.argtypes = (POINTER(CWeight), c_int32, c_void_p, c_int32, c_int32)
     return found
 

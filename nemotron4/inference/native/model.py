@@ -5,7 +5,9 @@ Shape suffixes: N = packed rows, R = rows with logits, D = hidden size, V = voca
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 import weakref
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,17 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from nemotron4.checkpoint.interface import Checkpoint
-from nemotron4.checkpoint.load import match_weights
+from nemotron4.checkpoint.interface import Array, Checkpoint, float_rows
+from nemotron4.checkpoint.match import check_language_model
 from nemotron4.inference.native import library as c
 from nemotron4.inference.native.library import Form
-from nemotron4.model.attention import rotary_frequencies
 from nemotron4.model.config import ModelConfig
-from nemotron4.model.kv_cache import zeros
-from nemotron4.model.transformer import Transformer
+from nemotron4.model.rotary import rotary_factor, rotary_frequencies
 
 # Kinds of GGUF blocks that are taken as they are stored -> their number there and the kind they become.
 STORED = {
@@ -42,9 +40,10 @@ class Weight:
     kind: Form
     rows: int
     cols: int
-    codes: Tensor
-    scales: Tensor | None
-    bias: Tensor | None
+    codes: Array
+    scales: Array | None
+    bias: Array | None
+    is_wide: bool = False  # what enters has fifteen bits instead of eight
 
     @staticmethod
     def empty(kind: Form, rows: int, cols: int) -> Weight:
@@ -59,39 +58,52 @@ class Weight:
         scales = None
         if kind in (Form.S8, Form.U4):
             per_group = 1 if kind == Form.S8 else 2
-            scales = torch.zeros(numbers // c.GROUP * per_group, dtype=torch.int16)
-        return Weight(kind, rows, cols, torch.zeros(size, dtype=torch.uint8), scales, None)
+            scales = zeros((numbers // c.GROUP * per_group,), np.uint16)
+        return Weight(kind, rows, cols, zeros((size,), np.uint8, is_weight=True), scales, None)
 
     def as_c(self) -> c.CWeight:
         panels, padded = -(-self.rows // c.PANEL), -(-self.cols // c.GROUP) * c.GROUP
         return c.CWeight(
-            self.kind, self.rows, self.cols, panels, padded, pointer(self.codes), pointer(self.scales),
-            pointer(self.bias),
+            self.kind, self.rows, self.cols, panels, padded, self.is_wide, pointer(self.codes),
+            pointer(self.scales), pointer(self.bias),
         )  # fmt: skip
 
     @property
     def num_bytes(self) -> int:
-        return sum(
-            t.numel() * t.element_size() for t in (self.codes, self.scales, self.bias) if t is not None
-        )
+        return sum(array.nbytes for array in (self.codes, self.scales, self.bias) if array is not None)
 
 
-def pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def pointer(array: Array | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def zeros(shape: tuple[int, ...], dtype: Any, *, is_weight: bool = False) -> Array:
+    """Memory that begins at a page, reads as zeros and is taken from the system when first written.
+
+    Weights are read from front to back and get large pages where the system has them.
+    """
+    count = int(np.prod(shape))
+    memory = mmap.mmap(-1, max(1, count * np.dtype(dtype).itemsize))
+    if is_weight and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
 class NativeCache:
     """``num_blocks`` blocks of 32 positions; keys lie by dimension, values by position, both by head."""
 
     block_size = c.BLOCK
+    is_read_in_place = True
 
-    def __init__(self, config: ModelConfig, num_blocks: int, *, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, num_blocks: int, *, is_bf16: bool) -> None:
         self.num_blocks = num_blocks
-        self.dtype = dtype
+        self.is_bf16 = is_bf16
+        dtype = np.uint16 if is_bf16 else np.float32
         wide = -(-config.head_dim // 16) * 16
         shape = (config.num_layers, num_blocks, config.num_kv_heads, c.BLOCK)
-        self.keys = zeros((*shape, config.head_dim), dtype, torch.device("cpu"))
-        self.values = zeros((*shape, wide), dtype, torch.device("cpu"))
+        self.keys = zeros((*shape, config.head_dim), dtype)
+        self.values = zeros((*shape, wide), dtype)
 
 
 class NativeModel:
@@ -101,20 +113,18 @@ class NativeModel:
         self,
         config: ModelConfig,
         weights: dict[str, Weight],
-        norms: dict[str, tuple[Tensor, Tensor | None]],
-        embedding: Tensor | None,
+        norms: dict[str, tuple[Array, Array | None]],
+        embedding: Array | None,
         cache: NativeCache,
         *,
         num_threads: int,
-        is_wide: bool = False,
-        virtual_rows: Tensor | None = None,
+        virtual_rows: Array | None = None,
     ) -> None:
-        """``is_wide``: what enters a quantised product has fifteen bits instead of eight."""
         self.config = config
         self.cache = cache
         self.weights = weights
         self._library = c.library()
-        frequencies = rotary_frequencies(config).contiguous()
+        frequencies = rotary_frequencies(config)
         self._kept: list[Any] = [weights, norms, embedding, virtual_rows, frequencies, cache]
         layers = (c.CLayer * config.num_layers)()
         for i, layer in enumerate(layers):
@@ -123,11 +133,11 @@ class NativeModel:
         model = c.CModel(
             config.num_layers, config.hidden_size, config.ffn_hidden_size, config.num_heads,
             config.num_kv_heads, config.head_dim, config.vocab_size, config.rotary_dim,
-            config.mlp == "swiglu", is_wide, config.norm_eps, layers, _norm(norms["model.norm"]),
+            config.mlp == "swiglu", config.norm_eps, layers, _norm(norms["model.norm"]),
             weights["lm_head"].as_c(), pointer(embedding),
-            embedding is not None and embedding.dtype == torch.bfloat16, pointer(virtual_rows),
-            pointer(frequencies), cache.dtype == torch.bfloat16, pointer(cache.keys), pointer(cache.values),
-            cache.num_blocks,
+            embedding is not None and embedding.dtype == np.uint16, pointer(virtual_rows),
+            pointer(frequencies), rotary_factor(config), cache.is_bf16, pointer(cache.keys),
+            pointer(cache.values), cache.num_blocks,
         )  # fmt: skip
         self.handle = self._library.native_open(ctypes.byref(model), num_threads, c.wanted_isa())
         assert self.handle, "the instruction set was checked before"
@@ -136,20 +146,20 @@ class NativeModel:
     def step(self, step: c.CStep) -> None:
         self._library.native_step(self.handle, ctypes.byref(step))
 
-    def logits(self, hidden_RD: Tensor) -> Tensor:
+    def logits(self, hidden_RD: Array) -> Array:
         """(R, D) after the final norm -> (R, V)."""
-        hidden_RD = hidden_RD.contiguous()
-        out_RV = torch.empty(len(hidden_RD), self.config.vocab_size)
-        self._library.native_logits(self.handle, hidden_RD.data_ptr(), len(hidden_RD), out_RV.data_ptr())
+        hidden_RD = np.ascontiguousarray(hidden_RD)
+        out_RV = np.empty((len(hidden_RD), self.config.vocab_size), np.float32)
+        self._library.native_logits(self.handle, pointer(hidden_RD), len(hidden_RD), pointer(out_RV))
         return out_RV
 
 
-def _norm(pair: tuple[Tensor, Tensor | None]) -> c.CNorm:
+def _norm(pair: tuple[Array, Array | None]) -> c.CNorm:
     return c.CNorm(pointer(pair[0]), pointer(pair[1]))
 
 
 def _fill_layer(
-    layer: c.CLayer, prefix: str, weights: dict[str, Weight], norms: dict[str, tuple[Tensor, Tensor | None]]
+    layer: c.CLayer, prefix: str, weights: dict[str, Weight], norms: dict[str, tuple[Array, Array | None]]
 ) -> None:
     layer.attention_norm = _norm(norms[prefix + "input_layernorm"])
     layer.mlp_norm = _norm(norms[prefix + "post_attention_layernorm"])
@@ -167,7 +177,7 @@ def _fill_layer(
 
 def read_model(
     checkpoint: Checkpoint, kind: Form | None, cache: NativeCache, *, num_threads: int,
-    virtual_rows: Tensor | None = None,
+    virtual_rows: Array | None = None,
 ) -> NativeModel:  # fmt: skip
     """Every weight of the checkpoint; ``kind`` None takes the blocks of a GGUF file as they are stored.
 
@@ -175,8 +185,7 @@ def read_model(
     that meet stored blocks are wide, so that the result is that of the stored values.
     """
     config = checkpoint.config
-    with torch.device("meta"):
-        names = set(match_weights(Transformer(config), checkpoint))
+    names = set(check_language_model(checkpoint))
     reader = _Reader(checkpoint, kind)
     jobs: dict[str, list[str]] = {}
     for i in range(config.num_layers):
@@ -199,11 +208,9 @@ def read_model(
     }
     embedding = None
     if not config.tie_embeddings:
-        dtype = torch.float32 if kind == Form.F32 else torch.bfloat16
-        embedding = checkpoint.read("model.embed_tokens.weight", dtype)
+        embedding = reader.embedding(is_bf16=kind != Form.F32)
     return NativeModel(
-        config, weights, norms, embedding, cache, num_threads=num_threads, is_wide=kind is None,
-        virtual_rows=virtual_rows,
+        config, weights, norms, embedding, cache, num_threads=num_threads, virtual_rows=virtual_rows,
     )  # fmt: skip
 
 
@@ -215,7 +222,7 @@ class _Reader:
 
     def kind_of(self, name: str, *, is_head: bool = False) -> Form:
         if self._kind is None:
-            raw = self._checkpoint.raw_tensor(name + ".weight")
+            raw = self._checkpoint.raw_tensor(name + ".weight", 0, 0)
             return Form.S8 if raw is None else STORED.get(raw.kind, (0, Form.S8))[1]
         return Form.S8 if is_head and self._kind == Form.U4 else self._kind
 
@@ -235,32 +242,49 @@ class _Reader:
         weight = Weight.empty(
             self.kind_of(names[0], is_head=is_head), sum(i.shape[0] for i in infos), infos[0].shape[1]
         )
+        weight.is_wide = self._kind is None
         row = 0
         for name, info in zip(names, infos, strict=True):
             self._pack(weight, name + ".weight", row, info.shape[0])
             row += info.shape[0]
         biases = [f"{name}.bias" for name in names]
         if any(bias in all_names for bias in biases):
-            weight.bias = torch.cat([checkpoint.read(bias, torch.float32) for bias in biases])
+            weight.bias = np.concatenate([self._floats(bias) for bias in biases])
         return weight
 
     def _pack(self, weight: Weight, name: str, first: int, count: int) -> None:
         checkpoint, target = self._checkpoint, weight.as_c()
-        raw = checkpoint.raw_tensor(name) if self._kind is None else None
-        if raw is not None and raw.kind in STORED:
-            blocks_RX = np.ascontiguousarray(raw.data_RX)
-            is_known = self._library.native_pack_gguf(
-                target, STORED[raw.kind][0], blocks_RX.ctypes.data, first, count
-            )
-            assert is_known, raw.kind
-            return
         for start in range(0, count, ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, count)
-            rows = checkpoint.read_rows(name, start, stop, torch.float32).contiguous()
-            self._library.native_pack(target, rows.data_ptr(), first + start, stop - start)
+            raw = checkpoint.raw_tensor(name, start, stop) if self._kind is None else None
+            if raw is not None and raw.kind in STORED:
+                blocks_RX = np.ascontiguousarray(raw.data_RX)
+                is_known = self._library.native_pack_gguf(
+                    target, STORED[raw.kind][0], pointer(blocks_RX), first + start, stop - start
+                )
+                assert is_known, raw.kind
+                continue
+            rows = float_rows(checkpoint, name, start, stop)
+            self._library.native_pack(target, pointer(rows), first + start, stop - start)
 
-    def norm(self, name: str) -> tuple[Tensor, Tensor | None]:
-        weight = self._checkpoint.read(name + ".weight", torch.float32)
+    def _floats(self, name: str) -> Array:
+        return float_rows(self._checkpoint, name, 0, self._checkpoint.tensors[name].shape[0])
+
+    def embedding(self, *, is_bf16: bool) -> Array:
+        """The rows of the tokens; float32, or the upper half of it, rounded to the nearest."""
+        name = "model.embed_tokens.weight"
+        rows, columns = self._checkpoint.tensors[name].shape
+        table = np.empty((rows, columns), np.uint16 if is_bf16 else np.float32)
+        for start in range(0, rows, ROWS_AT_ONCE):
+            values = float_rows(self._checkpoint, name, start, min(start + ROWS_AT_ONCE, rows))
+            if is_bf16:
+                bits = values.view(np.uint32)
+                values = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+            table[start : start + ROWS_AT_ONCE] = values
+        return table
+
+    def norm(self, name: str) -> tuple[Array, Array | None]:
+        weight = self._floats(name + ".weight")
         if self._checkpoint.config.norm == "rmsnorm":
-            return weight.contiguous(), None
-        return weight + 1, self._checkpoint.read(name + ".bias", torch.float32).contiguous()
+            return weight, None
+        return weight + 1, self._floats(name + ".bias")

@@ -18,6 +18,7 @@ enum { GROUP = 32, PANEL = 16, BLOCK = 32 }; // columns to a scale, outputs to a
 struct Weight {
     int32_t kind, rows, cols; // as in the checkpoint
     int32_t panels, padded;   // panels of 16 rows; columns padded to a multiple of 32
+    int32_t is_wide;          // rows enter a quantised product with fifteen bits instead of eight
     const void *codes;        // panels side by side
     const uint16_t *scales;   // W_S8: [panel][group][16] float16; W_U4: [panel][group][16 scales, 16 minima]
     const float *bias;        // or null
@@ -37,7 +38,6 @@ struct Layer {
 struct Model {
     int32_t num_layers, hidden, ffn, heads, kv_heads, head_dim, vocab, rotary_dim;
     int32_t is_gated; // SwiGLU, else squared ReLU
-    int32_t is_wide;  // rows enter quantised products with fifteen bits instead of eight
     float eps;
     const Layer *layers;
     Norm final_norm;
@@ -46,6 +46,7 @@ struct Model {
     int32_t embedding_is_bf16;
     const float *virtual_rows;    // [ids from vocab on][hidden], or null
     const float *inverse_frequency; // [rotary_dim / 2]
+    float rotary_factor;            // of cos and sin
     int32_t cache_is_bf16;
     void *keys, *values; // [layer][block][kv head][head_dim][32 positions], [...][32 positions][head_dim]
     int64_t num_blocks;
@@ -86,6 +87,14 @@ struct AttendTask { // queries of one key/value head and neighbouring rows of on
     float scale;
 };
 
+struct Draw { // one token of one row: ``point`` in [0, 1) inverts the cumulative distribution
+    const float *logits;
+    int32_t size, top_k;
+    float temperature;
+    double top_p, min_p, point;
+    int32_t token; // out
+};
+
 struct Kernels {
     const char *name;
     // out[row][16 * num_panels] = rows first .. first + count times the panels' weights, without bias
@@ -96,8 +105,10 @@ struct Kernels {
     void (*to_bf16)(const float *x, int size, uint16_t *out);
     void (*relu2)(float *x, int size);
     void (*swiglu)(const float *gate, const float *up, int size, float *out);
-    // e^(x - largest x), 0 where x is below ``least``; returns their sum
-    double (*weights)(const float *x, int size, float least, float *out);
+    // With y = x / temperature: e^(y - largest y), 0 where y is below ``least``; returns their sum
+    double (*weights)(const float *x, int size, float temperature, float least, float *out);
+    double (*mass)(const float *x, int size, float least);          // sum of what is not below ``least``
+    int (*above)(const float *x, int size, float least, int32_t *ids); // where that is; how many
     void (*attend)(const AttendTask &task, float *out); // out[row][heads_per_kv][head_dim]
 };
 

@@ -2,13 +2,10 @@
 #include "pack.h"
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <functional>
 #include <vector>
 
 namespace {
-
-constexpr int BUCKETS = 1024, BUCKET_BITS = 20; // eight to a factor of two
 
 struct Candidate {
     float p;
@@ -28,69 +25,79 @@ float kth_largest(const float *x, int size, int k) {
     return heap.front();
 }
 
-int bucket(float p) { // of a weight between 0 and 1, by the bits of its exponent: 0 holds the largest
-    int32_t bits;
-    memcpy(&bits, &p, 4);
-    return std::min((0x3f800000 - bits) >> BUCKET_BITS, BUCKETS - 1);
-}
-
 // The most likely candidates, in that order, until the share before one exceeds top_p: what crosses it stays.
-void take_nucleus(const float *weights, int size, double total, double top_p, std::vector<Candidate> &taken) {
-    double mass[BUCKETS] = {};
-    for (int i = 0; i < size; i++)
-        if (weights[i] > 0) mass[bucket(weights[i])] += weights[i];
-    int last = 0;
-    for (double before = mass[0]; last + 1 < BUCKETS && before <= top_p * total; before += mass[++last]) {
-    }
-    for (int i = 0; i < size; i++)
-        if (weights[i] > 0 && bucket(weights[i]) <= last) taken.push_back({weights[i], i});
+// Only what is above a bound is sorted; the bound falls until enough is above it. The largest weight is 1.
+void take_nucleus(const Kernels *kernels, const float *weights, int size, double wanted, std::vector<int32_t> &ids,
+                  std::vector<Candidate> &taken) {
+    float least = 1.0f / 64;
+    while (least > 1e-30f && kernels->mass(weights, size, least) <= wanted) least /= 64;
+    const int count = kernels->above(weights, size, least > 1e-30f ? least : 1e-38f, ids.data());
+    for (int i = 0; i < count; i++) taken.push_back({weights[ids[(size_t)i]], ids[(size_t)i]});
     std::stable_sort(taken.begin(), taken.end(), [](const Candidate &a, const Candidate &b) { return a.p > b.p; });
     double before = 0;
-    size_t count = 0;
-    while (count < taken.size() && before <= top_p * total) before += taken[count++].p;
-    taken.resize(count);
+    size_t kept = 0;
+    while (kept < taken.size() && before <= wanted) before += taken[kept++].p;
+    taken.resize(kept);
+}
+
+// The first place up to which more than ``wanted`` lies; sums of 64 values at a time, then one by one.
+int place_of(const float *weights, int size, double wanted) {
+    double sum = 0;
+    int i = 0;
+    for (; i + 64 <= size; i += 64) {
+        double parts[8] = {};
+        for (int j = 0; j < 64; j += 8)
+            for (int k = 0; k < 8; k++) parts[k] += weights[i + j + k];
+        const double block = ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + (parts[6] + parts[7]));
+        if (sum + block > wanted) break;
+        sum += block;
+    }
+    int last = 0;
+    for (; i < size; i++)
+        if (weights[i] > 0) {
+            last = i;
+            if ((sum += weights[i]) > wanted) return i;
+        }
+    while (last == 0 && i-- > 0)
+        if (weights[i] > 0) return i;
+    return last;
 }
 
 } // namespace
 
-extern "C" {
-
-// ``point`` in [0, 1) inverts the cumulative distribution of what top-k, top-p and min-p leave.
-int native_draw(const float *logits, int size, float temperature, int top_k, double top_p, double min_p, double point) {
-    thread_local std::vector<float> scaled, weights;
-    scaled.resize((size_t)size);
-    weights.resize((size_t)size);
-    for (int i = 0; i < size; i++) scaled[(size_t)i] = logits[i] / temperature;
-    const float least = top_k > 0 && top_k < size ? kth_largest(scaled.data(), size, top_k) : -INFINITY;
-    static const Kernels *kernels = kernels_named(nullptr);
-    double total = kernels->weights(scaled.data(), size, least, weights.data());
-    const bool cuts = top_p < 1 || min_p > 0 || (top_k > 0 && top_k < size);
-    if (!cuts) {
-        double sum = 0;
-        int chosen = 0;
-        for (int i = 0; i < size; i++) {
-            if (weights[(size_t)i] > 0) chosen = i;
-            if ((sum += weights[(size_t)i]) > point * total) break;
-        }
-        return chosen;
-    }
+void draw(Draw &d) {
+    thread_local std::vector<float> weights;
+    thread_local std::vector<int32_t> ids;
     thread_local std::vector<Candidate> all;
+    weights.resize((size_t)d.size);
+    ids.resize((size_t)d.size);
+    const bool has_k = d.top_k > 0 && d.top_k < d.size;
+    const float least = has_k ? kth_largest(d.logits, d.size, d.top_k) / d.temperature : -INFINITY;
+    static const Kernels *kernels = kernels_named(nullptr);
+    double total = kernels->weights(d.logits, d.size, d.temperature, least, weights.data());
+    if (d.top_p >= 1 && d.min_p <= 0 && !has_k) {
+        d.token = place_of(weights.data(), d.size, d.point * total);
+        return;
+    }
     all.clear();
-    if (top_p < 1)
-        take_nucleus(weights.data(), size, total, top_p, all);
-    else
-        for (int i = 0; i < size; i++)
-            if (weights[(size_t)i] > 0) all.push_back({weights[(size_t)i], i});
+    if (d.top_p < 1)
+        take_nucleus(kernels, weights.data(), d.size, d.top_p * total, ids, all);
+    else {
+        const float bound = std::max(1e-38f, (float)d.min_p);
+        const int count = kernels->above(weights.data(), d.size, bound, ids.data());
+        for (int i = 0; i < count; i++) all.push_back({weights[(size_t)ids[(size_t)i]], ids[(size_t)i]});
+    }
     float largest = 0;
     for (const auto &c : all) largest = std::max(largest, c.p);
     total = 0;
     size_t count = 0;
     for (const auto &c : all)
-        if (min_p <= 0 || c.p >= min_p * largest) total += c.p, all[count++] = c;
+        if (d.min_p <= 0 || c.p >= d.min_p * largest) total += c.p, all[count++] = c;
     double sum = 0;
     for (size_t i = 0; i < count; i++)
-        if ((sum += all[i].p) > point * total) return all[i].id;
-    return all[count - 1].id;
+        if ((sum += all[i].p) > d.point * total) {
+            d.token = all[i].id;
+            return;
+        }
+    d.token = all[count - 1].id;
 }
-
-} // extern "C"

@@ -20,7 +20,7 @@ int rounded(int count, int multiple) { return (count + multiple - 1) / multiple 
 
 struct Buffers { // of one step, by rows
     float *x, *wide, *small, *gated, *cosine, *sine;
-    int8_t *codes, *low; // low null: rows are not wide
+    int8_t *codes, *low; // low: of wide rows
     uint16_t *bf16;
     float *scales, *scaled_sums, *values;
     int32_t *sums;
@@ -68,7 +68,7 @@ struct Engine {
         b.cosine = spans[3].get<float>(n * model.rotary_dim / 2);
         b.sine = spans[4].get<float>(n * model.rotary_dim / 2);
         b.codes = spans[5].get<int8_t>(n * w);
-        b.low = model.is_wide ? spans[11].get<int8_t>(n * w) : nullptr;
+        b.low = spans[11].get<int8_t>(n * w);
         b.bf16 = spans[6].get<uint16_t>(n * w);
         b.scales = spans[7].get<float>(n * w / GROUP);
         b.sums = spans[8].get<int32_t>(n * w / GROUP);
@@ -89,7 +89,7 @@ struct Entering { // rows that become the input of a product
     int64_t stride;
     const int32_t *chosen; // rows taken, or null
     const Norm *norm;      // or null
-    int size, padded, kind;
+    int size, padded, kind, is_wide;
     float eps;
     float *normed; // [rows][size]: a copy for the caller, or null
     int num_rows;
@@ -116,7 +116,7 @@ struct Entering { // rows that become the input of a product
         } else {
             const int64_t at = (int64_t)(r / 16) * (padded / GROUP) * 16 + r % 16;
             kernels->quantise(in, size, padded, b.codes + (int64_t)r * padded,
-                              b.low ? b.low + (int64_t)r * padded : nullptr, b.scales + at, b.sums + at,
+                              is_wide ? b.low + (int64_t)r * padded : nullptr, b.scales + at, b.sums + at,
                               b.scaled_sums + at);
         }
     }
@@ -252,6 +252,14 @@ struct Attend {
     }
 };
 
+struct Drawing {
+    Draw *draws;
+    void compute(int, float *) const {}
+    void commit(int i, const float *) const { draw(draws[i]); }
+};
+
+void enters(Entering &t, const Weight &w) { t.kind = w.kind, t.is_wide = w.is_wide; }
+
 void enter(Engine &e, Entering t) {
     t.kernels = e.kernels;
     t.b = e.b;
@@ -265,7 +273,8 @@ void enter(Engine &e, Entering t) {
 
 void multiply(Engine &e, const Weight &w, int num_rows, float *out, int64_t stride, Use use) {
     const Buffers &b = e.b;
-    Product p = {e.kernels, &w, {num_rows, w.padded, b.values, b.bf16, b.codes, b.low, b.scales, b.sums, b.scaled_sums},
+    const int8_t *low = w.is_wide ? b.low : nullptr;
+    Product p = {e.kernels, &w, {num_rows, w.padded, b.values, b.bf16, b.codes, low, b.scales, b.sums, b.scaled_sums},
                  out, stride, use, 0, 1, num_rows};
     if (num_rows > 256) { // what enters, and what leaves, has to stay near
         p.rows_per_tile = 128;
@@ -309,7 +318,7 @@ void run_layer(Engine &e, const Plan &plan, int n, int layer) {
     in.x = b.x;
     in.stride = in.size = m.hidden;
     in.norm = &l.attention_norm;
-    in.kind = l.qkv[0].kind;
+    enters(in, l.qkv[0]);
     enter(e, in);
     for (int part = 0, column = 0; part < l.num_qkv; column += l.qkv[part++].rows)
         multiply(e, l.qkv[part], n, b.wide + column, qkv_size, STORE);
@@ -327,14 +336,14 @@ void run_layer(Engine &e, const Plan &plan, int n, int layer) {
     in.x = b.small;
     in.stride = in.size = m.heads * m.head_dim;
     in.norm = nullptr;
-    in.kind = l.out.kind;
+    enters(in, l.out);
     enter(e, in);
     multiply(e, l.out, n, b.x, m.hidden, ADD);
 
     in.x = b.x;
     in.stride = in.size = m.hidden;
     in.norm = &l.mlp_norm;
-    in.kind = l.up[0].kind;
+    enters(in, l.up[0]);
     enter(e, in);
     const int up_size = m.is_gated ? 2 * m.ffn : m.ffn;
     for (int part = 0, column = 0; part < l.num_up; column += l.up[part++].rows)
@@ -345,7 +354,7 @@ void run_layer(Engine &e, const Plan &plan, int n, int layer) {
     in.size = m.ffn;
     in.stride = up_size;
     in.norm = nullptr;
-    in.kind = l.down.kind;
+    enters(in, l.down);
     enter(e, in);
     multiply(e, l.down, n, b.x, m.hidden, ADD);
 }
@@ -372,7 +381,7 @@ void make_plan(const Step &s, Plan &plan) {
 
 extern "C" {
 
-int native_version() { return 1; }
+int native_version() { return 2; }
 
 Engine *native_open(const Model *model, int num_threads, const char *isa) {
     const Kernels *kernels = kernels_named(isa);
@@ -399,8 +408,8 @@ void native_step(Engine *e, const Step *step) {
         embed(*e, s.tokens[r], b.x + (int64_t)r * m.hidden);
         for (int i = 0; i < half; i++) {
             const float angle = (float)s.positions[r] * m.inverse_frequency[i];
-            b.cosine[(int64_t)r * half + i] = std::cos(angle);
-            b.sine[(int64_t)r * half + i] = std::sin(angle);
+            b.cosine[(int64_t)r * half + i] = std::cos(angle) * m.rotary_factor;
+            b.sine[(int64_t)r * half + i] = std::sin(angle) * m.rotary_factor;
         }
     }
     for (int layer = 0; layer < m.num_layers; layer++) run_layer(*e, plan, n, layer);
@@ -415,26 +424,34 @@ void native_step(Engine *e, const Step *step) {
     in.stride = in.size = m.hidden;
     in.chosen = s.logit_rows;
     in.norm = &m.final_norm;
-    in.kind = m.head.kind;
+    enters(in, m.head);
     enter(*e, in);
     multiply(*e, m.head, s.num_logits, s.logits, m.vocab, STORE);
 }
 
+// Tokens of many rows, by the threads of ``e``, or by the caller's alone if it is null.
+void native_draw(Engine *e, Draw *draws, int count) {
+    const Drawing drawing = {draws};
+    if (e && count > 1)
+        e->pool->run(count, 0, drawing);
+    else
+        for (int i = 0; i < count; i++) drawing.commit(i, nullptr);
+}
+
 // Rows times one weight: [num_rows][cols] -> [num_rows][rows of the weight]. False without kernels for ``isa``.
-int native_product(const Weight *w, const float *x, int num_rows, int is_wide, const char *isa, float *out) {
+int native_product(const Weight *w, const float *x, int num_rows, const char *isa, float *out) {
     Engine e;
     e.kernels = kernels_named(isa);
     if (!e.kernels) return 0;
     e.pool.reset(new Pool(1));
     e.model = {};
-    e.model.is_wide = is_wide;
     e.model.hidden = e.model.ffn = w->cols;
     e.reserve(num_rows);
     Entering in = {};
     in.num_rows = num_rows;
     in.x = x;
     in.stride = in.size = w->cols;
-    in.kind = w->kind;
+    enters(in, *w);
     enter(e, in);
     multiply(e, *w, num_rows, out, w->rows, STORE);
     return 1;
@@ -447,7 +464,7 @@ void native_logits(Engine *e, const float *hidden, int num_rows, float *logits) 
     in.num_rows = num_rows;
     in.x = hidden;
     in.stride = in.size = e->model.hidden;
-    in.kind = e->model.head.kind;
+    enters(in, e->model.head);
     enter(*e, in);
     multiply(*e, e->model.head, num_rows, logits, e->model.vocab, STORE);
 }

@@ -1,0 +1,61 @@
+"""What a peer measures: the same prompts, the same clock. A peer gives ``generate(prompts, num_new)``."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+Prompts = list[list[int]]
+NEW = 128
+
+
+def prompts(count: int, length: int, vocabulary: int) -> Prompts:
+    return [[random.Random(seed).randrange(300, vocabulary) for _ in range(length)] for seed in range(count)]
+
+
+def since_start() -> float:
+    """Seconds since this process began."""
+    ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+    return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def run(cell: str, vocabulary: int, version: str, generate: Callable[[Prompts, int], Prompts]) -> None:
+    """Print the cell's figure. ``generate`` gives so many new tokens of each prompt, greedily."""
+    if cell == "start":
+        generate(prompts(1, 16, vocabulary), 1)
+        answer(version, since_start())
+        return
+    if cell == "tokens":
+        print(json.dumps({"tokens": generate(prompts(4, 64, vocabulary), 32)}))
+        return
+    generate(prompts(1, 20, vocabulary), 2)  # what happens once is not measured
+    asked = prompts(
+        1 if cell in ("one", "prefill") else int(cell), 1024 if cell == "prefill" else 128, vocabulary
+    )
+    began = time.perf_counter()
+    if cell == "prefill":
+        generate(asked, 1)
+        answer(version, len(asked[0]) / (time.perf_counter() - began))
+    elif cell == "one":
+        generate(asked, 1)
+        first = time.perf_counter() - began
+        other = [asked[0][::-1]]  # nothing of it is in a cache
+        began = time.perf_counter()
+        num_new = len(generate(other, NEW)[0])
+        answer(version, (num_new - 1) / (time.perf_counter() - began - first))
+    else:
+        num_new = sum(map(len, generate(asked, NEW)))
+        answer(version, num_new / (time.perf_counter() - began))
+
+
+def answer(version: str, value: float) -> None:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(line for line in lines if line.startswith("VmHWM"))
+    print(json.dumps({"value": value, "version": version, "memory_mb": int(peak.split()[1]) * 1024 / 1e6}))
+    sys.stdout.flush()
+    os._exit(0)  # how long a peer takes to end is not its figure

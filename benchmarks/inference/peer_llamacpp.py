@@ -1,0 +1,55 @@
+"""usage: peer_llamacpp.py MODEL.gguf PRECISION CELL; by llama-cpp-python's low-level calls, in batches."""
+
+import os
+import sys
+
+import cells
+import llama_cpp as llama
+import numpy as np
+
+MOST = 2048  # tokens of one call
+
+path, _, cell = sys.argv[1:]
+llama.llama_backend_init()
+silent = llama.llama_log_callback(lambda *_: None)
+llama.llama_log_set(silent, None)
+model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
+vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+batch = llama.llama_batch_init(MOST, 0, 1)
+
+
+def decode(context: object, tokens: list[tuple[int, int, int, bool]]) -> list[int]:
+    """(token, position, sequence, whether its logits are wanted) -> the largest of those that are."""
+    found: list[int] = []
+    for start in range(0, len(tokens), MOST):
+        part = tokens[start : start + MOST]
+        batch.n_tokens, wanted = len(part), 0
+        for i, (token, position, sequence, is_wanted) in enumerate(part):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, 1, is_wanted
+            batch.seq_id[i][0] = sequence
+            wanted += is_wanted
+        assert llama.llama_decode(context, batch) == 0
+        if wanted:
+            logits = np.ctypeslib.as_array(llama.llama_get_logits(context), (wanted, vocabulary))
+            found += logits.argmax(1).tolist()
+    return found
+
+
+def generate(prompts: cells.Prompts, num_new: int) -> cells.Prompts:
+    params = llama.llama_context_default_params()
+    params.n_ctx, params.n_seq_max = len(prompts) * (len(prompts[0]) + num_new + 8), len(prompts)
+    params.n_threads = params.n_threads_batch = int(os.environ["OMP_NUM_THREADS"])
+    params.n_batch, params.n_ubatch = MOST, 512
+    context = llama.llama_init_from_model(model, params)
+    last = len(prompts[0]) - 1
+    rows = [(t, i, s, i == last) for s, prompt in enumerate(prompts) for i, t in enumerate(prompt)]
+    new = [[token] for token in decode(context, rows)]
+    for step in range(1, num_new):
+        drawn = decode(context, [(row[-1], last + step, s, True) for s, row in enumerate(new)])
+        for row, token in zip(new, drawn, strict=True):
+            row.append(token)
+    llama.llama_free(context)
+    return new
+
+
+cells.run(cell, vocabulary, f"llama-cpp-python {llama.__version__}", generate)
