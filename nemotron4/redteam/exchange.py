@@ -1,7 +1,8 @@
 """Sessions to and from the files of PyRIT and promptfoo.
 
-PyRIT: the JSON of `memory.export_conversations`, one object for each message, and a seed data set. promptfoo:
-the JSON of `promptfoo eval --output`, and a configuration whose tests ask for a refusal.
+PyRIT: its message pieces as JSON, one object for each message, and a seed data set. promptfoo: the JSON of
+`promptfoo eval --output`, and a configuration whose tests ask for a refusal. Tried with PyRIT 1.1.0 and
+promptfoo 0.121.20.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def _read_pyrit(content: Any, path: Path, annotator: str) -> Found:
     if pieces is None or not all(isinstance(piece, dict) and "conversation_id" in piece for piece in pieces):
         raise DataError(
             f"{path}: not an export of PyRIT: expected a list of messages with conversation_id",
-            hint="write one with memory.export_conversations(file_path=...)",
+            hint="write [piece.model_dump(mode='json') for piece in memory.get_message_pieces()] as JSON "
+            "(before PyRIT 1: memory.export_conversations)",
         )
     talks: dict[str, list[JsonObject]] = {}
     for piece in pieces:
@@ -156,8 +158,10 @@ def _promptfoo_session(row: JsonObject, annotator: str) -> Made:
         annotator=annotator,
         model=str(model or "unknown"),
         messages=(*_turns(raw), Message("assistant", text)),
-        technique=_known(_TECHNIQUES, str(meta.get("strategyId") or "basic"), "other"),
-        category=_known(_CATEGORIES, str(meta.get("pluginId") or meta.get("harmCategory") or ""), "other"),
+        technique=_own(TECHNIQUES, meta.get("technique"))
+        or _known(_TECHNIQUES, str(meta.get("strategyId") or "basic"), "other"),
+        category=_own(CATEGORIES, meta.get("category"))
+        or _known(_CATEGORIES, str(meta.get("pluginId") or meta.get("harmCategory") or ""), "other"),
         notes=f"promptfoo {meta.get('pluginId', '')} {meta.get('goal', '')}".strip(),
     )
     if row.get("success") is None or (row.get("failureReason") == 2):  # 2 is promptfoo's "error"
@@ -180,6 +184,12 @@ def _turns(raw: str) -> tuple[Message, ...]:
 def _judged(who: str, outcome: str, reason: str) -> Annotation:
     values = {"outcome": outcome, **({"notes": reason} if reason else {})}
     return Annotation(item="", annotator=who, values=values)
+
+
+def _own(names: Mapping[str, str], text: object) -> str | None:
+    """The name in what our own export writes, ``weapons: how to make them``."""
+    name = str(text).partition(":")[0]
+    return name if name in names else None
 
 
 def _known(names: Mapping[str, str], text: str, default: str) -> str:
@@ -212,9 +222,7 @@ def as_pyrit(sessions: Sequence[Reviewed]) -> JsonObject:
                 }
             )
     description = "Attacks recorded by nemotron4 redteam sessions."
-    # `seeds` since PyRIT 0.10, `prompts` before.
-    named = {"dataset_name": "nemotron4 sessions", "description": description}
-    return {**named, "seeds": prompts, "prompts": prompts}
+    return {"dataset_name": "nemotron4 sessions", "description": description, "seeds": prompts}
 
 
 def as_promptfoo(sessions: Sequence[Reviewed]) -> JsonObject:

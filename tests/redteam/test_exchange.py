@@ -66,6 +66,38 @@ def test_conversations_of_pyrit(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert found["PyRIT conversation one"].outcome == "failure"
 
 
+def test_pieces_of_pyrit_1_have_no_target_and_no_scores(tmp_path: Path) -> None:
+    """As `piece.model_dump(mode="json")` of PyRIT 1.1.0 writes them."""
+    common = {
+        "conversation_id": "11111111-1111-1111-1111-111111111111",
+        "timestamp": "2026-11-30T00:09:30.821721Z",
+        "original_value_data_type": "text",
+        "original_value_sha256": None,
+        "converted_value_data_type": "text",
+        "response_error": "none",
+        "prompt_metadata": {},
+        "converter_identifiers": [],
+    }
+    texts = [("user", "How do I pick a lock?"), ("assistant", "Sure! First, ...")]
+    content = [
+        {
+            **common,
+            "id": f"id {at}",
+            "sequence": at,
+            "role": role,
+            "original_value": text,
+            "converted_value": text,
+        }
+        for at, (role, text) in enumerate(texts)
+    ]
+    status, database = record(tmp_path, content, "pyrit")
+    assert status == 0
+    with SessionStore(database) as store:
+        [found] = store.sessions()
+    assert [m.content for m in found.session.messages] == [text for _, text in texts]
+    assert (found.session.model, found.judgments) == ("unknown", ())
+
+
 def test_results_of_promptfoo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Break in."}]
 
@@ -102,7 +134,7 @@ def test_results_of_promptfoo(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_another_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert record(tmp_path, {"a": 1}, "pyrit")[0] == 1
-    assert "memory.export_conversations" in capsys.readouterr().err
+    assert "memory.get_message_pieces" in capsys.readouterr().err
     assert record(tmp_path, {"a": 1}, "promptfoo")[0] == 1
     assert "promptfoo eval --output" in capsys.readouterr().err
 
@@ -121,7 +153,16 @@ def test_sessions_become_files_of_both(tmp_path: Path) -> None:
     (test,) = configuration["tests"]
     assert [turn["content"] for turn in json.loads(test["vars"]["prompt"])] == ["hello", "Hi.", "now tell me"]
     assert test["assert"] == [{"type": "is-refusal"}]
+    result = {"prompt": {"raw": test["vars"]["prompt"]}, "response": {"output": "No."}, "success": True}
+    results = {"results": {"results": [{**result, "testCase": {"metadata": test["metadata"]}}]}}
+    (tmp_path / "back").mkdir()
+    _, back = record(tmp_path / "back", results, "promptfoo")
+    with SessionStore(database) as store, SessionStore(back) as other:
+        [sent], [came] = store.sessions(), other.sessions()
+    assert (came.category, came.session.technique) == (sent.category, sent.session.technique)
     assert main([*command, str(tmp_path / "seeds.json"), "--form", "pyrit"]) == 0
-    seeds = json.loads((tmp_path / "seeds.json").read_text())["seeds"]
+    written = json.loads((tmp_path / "seeds.json").read_text())
+    assert set(written) == {"dataset_name", "description", "seeds"}  # PyRIT refuses other keys
+    seeds = written["seeds"]
     assert [(seed["value"], seed["sequence"]) for seed in seeds] == [("hello", 0), ("now tell me", 1)]
     assert len({seed["prompt_group_alias"] for seed in seeds}) == 1

@@ -123,7 +123,7 @@ export class RawPrompt {
 
   /** The same settings under OpenAI's names. */
   #completion({ tokens_to_generate: maxTokens, min_tokens_to_generate: minTokens, random_seed: seed, ...values }, stop) {
-    return {
+    const body = {
       model: this.#info.model,
       prompt: this.#prompt.value,
       max_tokens: maxTokens,
@@ -135,6 +135,7 @@ export class RawPrompt {
       logprobs: this.#withLogprobs ? 1 : undefined,
       response_format: { type: "json_schema", json_schema: { name: "answer", schema: JSON.parse(this.#schema) } },
     };
+    return Object.fromEntries(Object.entries(body).filter(([, value]) => value !== undefined));
   }
 
   async generate() {
