@@ -211,13 +211,14 @@ class Places:
     def inputs(self, stage: CommandStage) -> dict[str, Path]:
         """What exists of the paths and models that the commands name, but for what the stage makes itself."""
         found: dict[str, Path] = {}
+        made = [Path(self.fill(text, stage)) for text in stage.makes]
         for word in (*(w for command in (*stage.commands, stage.serve) for w in command[1:]), *stage.uses):
             for part in _paths_in(word):
                 path = Path(self.fill(part, stage))
                 if "{folder}" in part or part in ("{out}", "{recipe}", ".", "/"):
                     continue
                 place = path if path.exists() else self.find_model(str(path))
-                if place is not None:
+                if place is not None and not any(each.is_relative_to(path) for each in made):
                     found[part] = place
         return found
 

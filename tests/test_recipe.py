@@ -233,3 +233,15 @@ def test_a_recipe_without_stages_or_presets_says_so(folder: Path, capsys: pytest
     )
     assert main(["recipe", "run", str(folder), "--dry-run", "--preset", "minutes"]) == 1
     assert "the recipe has no presets" in capsys.readouterr().err
+
+
+def test_a_stage_may_add_to_the_folder_of_an_earlier_one(folder: Path, tmp_path: Path) -> None:
+    changed = RECIPE.replace(
+        '"{slow}/copy", "{folder}/{seed}"]]', '"{slow}/copy", "{slow}/{seed}", "{slow}"]]'
+    )
+    (folder / "recipe.toml").write_text(
+        changed.replace('makes = ["{folder}/{seed}"]', 'makes = ["{slow}/{seed}"]')
+    )
+    words = finished(folder, tmp_path / "out")
+    assert main(words) == 0
+    assert main(words) == 0  # the folder is another one than when the stage began
