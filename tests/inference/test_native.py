@@ -15,14 +15,17 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, quants
 
+from nemotron4.checkpoint import open_checkpoint
 from nemotron4.engine import SamplingParams
 from nemotron4.inference import sampling
 from nemotron4.inference.native import build, library, twin
 from nemotron4.inference.native.library import Form
-from nemotron4.inference.native.model import STORED, Weight
+from nemotron4.inference.native.model import STORED, NativeCache, Weight, read_model
 from nemotron4.inference.scheduler import Sequence, Slice
 from nemotron4.model.config import RopeScaling
+from tests.checkpoint.gguf_files import write_gguf
 from tests.inference.small_engine import SMALL, random_model, random_prompts, small_engine, small_runner
+from tests.tiny_models import llama_directory
 
 LIBRARY = library.library()
 BEST = library.instruction_set()
@@ -257,3 +260,14 @@ def test_processes_that_start_together_compile_once(tmp_path: Path) -> None:
 def _kinds() -> dict[str, tuple[str, ...]]:
     machine = platform.machine().lower()
     return build.INSTRUCTION_SETS[{"amd64": "x86_64"}.get(machine, machine)]
+
+
+def test_what_enters_attention_and_the_output_layer_of_a_stored_file_is_wide(tmp_path: Path) -> None:
+    shape = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32, "num_attention_heads": 4}
+    source = llama_directory(tmp_path / "source", num_hidden_layers=5, **shape)
+    checkpoint = open_checkpoint(write_gguf(source, tmp_path / "m.gguf", GGMLQuantizationType.Q8_0))
+    cache = NativeCache(checkpoint.config, 2, is_bf16=True)
+    weights = read_model(checkpoint, None, cache, num_threads=1).weights
+    narrow = {name for name, weight in weights.items() if not weight.is_wide}
+    assert narrow == {f"model.layers.{i}.mlp.{part}" for i in (3, 4) for part in ("up.0", "down_proj")}
+    assert not any(w.is_wide for w in read_model(checkpoint, Form.S8, cache, num_threads=1).weights.values())

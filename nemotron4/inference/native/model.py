@@ -30,6 +30,7 @@ STORED = {
     "Q8_0": (8, Form.S8),
     "Q4_K": (12, Form.U4),
 }
+NUM_WIDE_LAYERS = 3  # the first ones, whose feed-forward blocks have the largest values
 ROWS_AT_ONCE = 4096  # rows of a weight that are float32 at the same time
 
 
@@ -181,8 +182,7 @@ def read_model(
 ) -> NativeModel:  # fmt: skip
     """Every weight of the checkpoint; ``kind`` None takes the blocks of a GGUF file as they are stored.
 
-    The output layer has eight bits where the others have four: it is what four bits would hurt most. Rows
-    that meet stored blocks are wide, so that the result is that of the stored values.
+    The output layer has eight bits where the others have four: it is what four bits would hurt most.
     """
     config = checkpoint.config
     names = set(check_language_model(checkpoint))
@@ -201,6 +201,8 @@ def read_model(
     with ThreadPoolExecutor(max_workers=num_threads) as pool:
         made = pool.map(lambda job: reader.weight(job[1], names, is_head=job[0] == "lm_head"), jobs.items())
         weights = dict(zip(jobs, made, strict=True))
+    for name, weight in weights.items():
+        weight.is_wide = kind is None and keeps_wide(name)
     norms = {
         name.removesuffix(".weight"): reader.norm(name.removesuffix(".weight"))
         for name in names
@@ -212,6 +214,15 @@ def read_model(
     return NativeModel(
         config, weights, norms, embedding, cache, num_threads=num_threads, virtual_rows=virtual_rows,
     )  # fmt: skip
+
+
+def keeps_wide(name: str) -> bool:
+    """Whether rows have fifteen bits when they meet this stored weight, and not eight.
+
+    That is where eight would hurt most for the time they save: docs/engine.md has the figures.
+    """
+    _, is_mlp, _ = name.partition(".mlp.")
+    return not is_mlp or int(name.split(".")[2]) < NUM_WIDE_LAYERS
 
 
 class _Reader:
@@ -242,7 +253,6 @@ class _Reader:
         weight = Weight.empty(
             self.kind_of(names[0], is_head=is_head), sum(i.shape[0] for i in infos), infos[0].shape[1]
         )
-        weight.is_wide = self._kind is None
         row = 0
         for name, info in zip(names, infos, strict=True):
             self._pack(weight, name + ".weight", row, info.shape[0])
