@@ -70,6 +70,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None  # the same for each prompt token after the first
     full_logprobs: bool = False  # the whole vocabulary per position (NeMo's all_probs)
     hidden_mean: bool = False  # an embedding of the prompt, in the last step
+    adapter: str | None = None  # one that the engine has loaded next to the model; None: the model alone
 
     def __post_init__(self) -> None:
         checks = (
@@ -320,6 +321,21 @@ class InferenceEngine(Protocol):
     def close(self) -> None:
         """Stop the engine; requests in flight end with finish reason ``abort``."""
         ...
+
+
+@runtime_checkable
+class AdapterHost(Protocol):
+    """An engine that can compute each request with an adapter of its own."""
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """What ``SamplingParams.adapter`` may say."""
+
+    def load_adapter(self, name: str, path: str) -> None:
+        """A LoRA adapter of this model under a name. Blocks; raises CheckpointError and ConfigError."""
+
+    def unload_adapter(self, name: str) -> None:
+        """Requests that run with it go on."""
 
 
 @runtime_checkable

@@ -24,6 +24,7 @@ TESTED_IN: dict[str, str] = {
     "cli/test_chat.py": "cli.conversation",
     "cli/test_demo.py": "cli.lifeline",
     "cli/test_generate.py": "cli.batch cli.identity",
+    "cli/test_generate_samples.py": "cli.answering cli.batch_rows cli.scoring",
     "cli/test_main.py": "cli.commands cli.completion cli.console cli.options cli.synonyms cli.problems",
     "cli/test_serve.py": "cli.engines",
     "client/test_http.py": "client.fake_server client.interface client.remote client.retry",

@@ -17,6 +17,7 @@ import torch
 import nemotron4
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.load import load_transformer
+from nemotron4.cli.answering import Wanted
 from nemotron4.cli.batch import Output, answer_file
 from nemotron4.cli.conversation import Chat
 from nemotron4.client import EngineChatModel, GenerateChatModel, OpenAIChatModel, Reply, Sampling
@@ -166,8 +167,9 @@ def by_generate_command(engine: InferenceEngine, ask: Ask, folder: Path) -> list
     source = folder / "rows.jsonl"
     row = {**prompt, "min_new_tokens": ask.min_new_tokens}
     source.write_text("".join(json.dumps(row) + "\n" for _ in range(ask.n)))
+    wanted = Wanted(params=_params(ask))
     with Output(folder / "answers.jsonl", {}) as output:
-        answer_file(lambda: _Kept(engine), source, output, _params(ask), max_in_flight=4)  # type: ignore[arg-type,return-value]
+        answer_file(lambda: _Kept(engine), source, output, wanted, max_in_flight=4)  # type: ignore[arg-type,return-value]
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     return [
         Outcome(

@@ -31,9 +31,6 @@ DEFAULTS_IN_TWO_PLACES = {
     "generate.max_in_flight",
     "generate.max_new_tokens",
     "generate.seed",
-    "generate.temperature",
-    "generate.top_k",
-    "generate.top_p",
 }
 
 # What these write is not the dataclass's fields: figures for people, or another program's format.

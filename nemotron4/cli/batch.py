@@ -7,7 +7,6 @@ appears whole, with ``answers.jsonl.run.json`` (what the run was made of), and t
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -16,22 +15,17 @@ from pathlib import Path
 from typing import Any, Self
 
 from nemotron4 import records
+from nemotron4.cli.answering import RowAnswers, Wanted, is_failed
 from nemotron4.cli.console import note
-from nemotron4.cli.rows import SEED_RULE, carried, parse_json, read_request, row_seed
-from nemotron4.engine import InferenceEngine, SamplingParams, SamplingRequest
-from nemotron4.errors import (
-    DataError,
-    EngineBusyError,
-    Nemotron4Error,
-    RequestError,
-    TemplateError,
-    TokenizerError,
-)
+from nemotron4.cli.rows import SEED_RULE
+from nemotron4.client.interface import TransientError
+from nemotron4.engine import InferenceEngine, SamplingParams
+from nemotron4.errors import DataError, Nemotron4Error
 from nemotron4.json_form import to_json
 from nemotron4.progress import Progress
-from nemotron4.records import FieldError, Generation, JsonObject
+from nemotron4.records import JsonObject
 from nemotron4.runs import RowLog, differences, in_flight, run_stoppable, write_json
-from nemotron4.text.answers import EngineStoppedError, run
+from nemotron4.text.answers import EngineStoppedError
 
 
 class Output:
@@ -70,7 +64,7 @@ class Output:
         log = self._log
         numbers = sorted(number for number in log.keys if isinstance(number, int))
         write_json(self._record, self._run)
-        records.write(self.path, (log[number]["value"] for number in numbers))
+        records.write(self.path, (line for number in numbers for line in _lines(log[number]["value"])))
         self._partial.unlink()
 
     def _recorded(self) -> Mapping[str, Any] | None:
@@ -100,6 +94,11 @@ class Output:
         return True
 
 
+def _lines(value: JsonObject | list[JsonObject]) -> list[JsonObject]:
+    """A row's output lines; earlier versions kept the one line itself."""
+    return value if isinstance(value, list) else [value]
+
+
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Line number (from 1) and bytes of every line that is not blank."""
     try:
@@ -118,16 +117,14 @@ def as_json(params: SamplingParams) -> JsonObject:
         for field in dataclasses.fields(params)
         if getattr(params, field.name) != getattr(SamplingParams(), field.name)
     }
-    if params.grammar is not None:
-        changed["grammar"] = to_json(params.grammar)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
+    return {name: to_json(value) for name, value in changed.items()}
 
 
 def answer_file(
     load_engine: Callable[[], InferenceEngine],
     path: Path,
     output: Output,
-    defaults: SamplingParams,
+    wanted: Wanted,
     *,
     max_in_flight: int,
 ) -> None:
@@ -144,10 +141,10 @@ def answer_file(
         engine = load_engine()
         try:
             with Progress(num_rows, len(log)) as progress:
-                run_stoppable(
-                    _answer_rows(engine, path, output, defaults, progress, max_in_flight=max_in_flight)
-                )
-        except EngineStoppedError as error:
+                rule, count = output.seed_rule, progress.add_token
+                rows = RowAnswers(engine, wanted, seed_rule=rule, count_token=count)
+                run_stoppable(_answer_rows(rows, path, log, progress, max_in_flight=max_in_flight))
+        except (EngineStoppedError, TransientError) as error:
             raise Nemotron4Error(
                 error.message, hint="the finished rows are kept: repeat the command"
             ) from error
@@ -157,55 +154,20 @@ def answer_file(
 
 
 async def _answer_rows(
-    engine: InferenceEngine,
-    path: Path,
-    output: Output,
-    defaults: SamplingParams,
-    progress: Progress,
-    *,
-    max_in_flight: int,
+    rows: RowAnswers, path: Path, log: RowLog, progress: Progress, *, max_in_flight: int
 ) -> None:
     """A row that cannot be served becomes an error record in its place. An engine that fails ends the run."""
-    log = output.log
-    assert log is not None
 
     async def answer(item: tuple[int, bytes]) -> JsonObject:
         number, line = item
-        own = dataclasses.replace(defaults, seed=row_seed(defaults.seed, number, output.seed_rule))
-        return {"row": number, "value": await _answer(engine, number, line, own, progress.add_token)}
+        return {"row": number, "value": await rows.answer(number, line)}
 
-    def keep(rows: list[JsonObject]) -> None:
-        log.append(*rows)
-        progress.add(len(rows), num_failed=sum("error" in row["value"] for row in rows))
+    def keep(finished: list[JsonObject]) -> None:
+        log.append(*finished)
+        progress.add(len(finished), num_failed=sum(any(map(is_failed, row["value"])) for row in finished))
 
     todo = (item for item in numbered_lines(path) if item[0] not in log)
-    await in_flight(todo, answer, keep, limit=max_in_flight)
-
-
-async def _answer(
-    engine: InferenceEngine,
-    number: int,
-    line: bytes,
-    defaults: SamplingParams,
-    count_token: Callable[[], None],
-) -> JsonObject:
-    """The row's answer or error record."""
-    row: JsonObject = {}
     try:
-        row = parse_json(line)
-        generation = await _generate(engine, read_request(engine, row, defaults), count_token)
-    except (FieldError, RequestError, TemplateError, TokenizerError) as error:
-        message = error.message if isinstance(error, Nemotron4Error) else str(error)
-        return {**carried(row), "line": number, "error": message}
-    return {**carried(row), **generation.to_json()}
-
-
-async def _generate(
-    engine: InferenceEngine, request: SamplingRequest, count_token: Callable[[], None]
-) -> Generation:
-    while True:
-        try:
-            answer = await run(engine, request, on_text=lambda _: count_token())
-            return answer.generation()
-        except EngineBusyError as busy:
-            await asyncio.sleep(busy.retry_after_s)
+        await in_flight(todo, answer, keep, limit=max_in_flight)
+    finally:
+        await rows.close()

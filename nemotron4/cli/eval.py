@@ -73,6 +73,7 @@ Concurrency = Annotated[int, typer.Option(min=1, help="Requests under way at onc
 def list_tasks(folder: DataFolder = None, as_json: JsonOption = False) -> None:
     """List the benchmarks and the own tasks of the data folder, with published values and settings."""
     from nemotron4.evaluation.data import data_folder
+    from nemotron4.evaluation.options import settable
     from nemotron4.evaluation.registry import all_tasks
 
     tasks = all_tasks(data_folder(folder))
@@ -87,7 +88,7 @@ def list_tasks(folder: DataFolder = None, as_json: JsonOption = False) -> None:
                 "max_new_tokens": task.sampling.max_tokens,
                 "temperature": task.sampling.temperature,
                 "on_failure": task.on_failure,
-                "settings": dict(task.options),
+                "settings": settable(task),
             }
             for task in tasks
         ]
@@ -98,7 +99,7 @@ def list_tasks(folder: DataFolder = None, as_json: JsonOption = False) -> None:
             task.name,
             task.title,
             ", ".join(f"{name} {value:g}" for name, value in task.card.items()),
-            ", ".join(task.options),
+            ", ".join(settable(task)),
         )
         for task in tasks
     ]

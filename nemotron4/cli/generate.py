@@ -20,7 +20,9 @@ from nemotron4.cli.options import (
     ModelArgument,
     QuantizeOption,
 )
-from nemotron4.records import read_json_lines
+from nemotron4.engine import SamplingParams
+from nemotron4.errors import ConfigError
+from nemotron4.records import FieldError, read_json_lines
 
 if TYPE_CHECKING:
     from nemotron4.engine import InferenceEngine
@@ -28,17 +30,59 @@ if TYPE_CHECKING:
 
 def generate(
     model: ModelArgument,
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="JSON lines: one prompt each.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="JSON lines: one prompt each; - is the standard input.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the answers go.")],
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Samples of each row.")] = 1,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL|MODEL",
+            help="A reward model, served or loaded here; its reward is written with each sample.",
+        ),
+    ] = None,
+    best: Annotated[bool, typer.Option("--best", help="Keep the sample with the highest reward.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = SamplingParams.temperature,
     top_p: Annotated[
         float, typer.Option(help="Draw from the likeliest tokens with this much probability.")
-    ] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Draw from this many likeliest tokens; 0 is all.")] = 0,
+    ] = SamplingParams.top_p,
+    top_k: Annotated[
+        int, typer.Option(min=0, help="Draw from this many likeliest tokens; 0 is all.")
+    ] = SamplingParams.top_k,
+    min_p: Annotated[
+        float, typer.Option(help="Draw from tokens with this share of the likeliest one's probability.")
+    ] = SamplingParams.min_p,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="More than 1 makes tokens of prompt and answer less likely.")
+    ] = SamplingParams.repetition_penalty,
+    presence_penalty: Annotated[
+        float, typer.Option(help="Taken from the logits of tokens that the answer has.")
+    ] = SamplingParams.presence_penalty,
+    frequency_penalty: Annotated[
+        float, typer.Option(help="The same for each time that it has them.")
+    ] = SamplingParams.frequency_penalty,
+    logit_bias_: Annotated[
+        list[str] | None,
+        typer.Option("--logit-bias", metavar="ID=NUMBER", help="Add to a token's logit; repeatable."),
+    ] = None,
+    min_new_tokens: Annotated[
+        int, typer.Option(min=0, help="No answer ends by itself before.")
+    ] = SamplingParams.min_new_tokens,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End an answer here; repeatable.")
     ] = None,
+    stop_token_id: Annotated[
+        list[int] | None, typer.Option(metavar="ID", help="End an answer at this token; repeatable.")
+    ] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on where the model would end.")
+    ] = False,
+    include_stop_str_in_output: Annotated[
+        bool, typer.Option("--include-stop-str-in-output", help="Keep what ended an answer in its text.")
+    ] = False,
+    skip_special_tokens: Annotated[bool, typer.Option(help="Leave control tokens out of the text.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds draw equal answers.")] = 0,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="Write each token's log-probability.")] = False,
     max_in_flight: Annotated[int, typer.Option(min=1, help="Rows that are answered at the same time.")] = 64,
@@ -49,38 +93,59 @@ def generate(
     force_adapter: ForceAdapterOption = False,
     chat_template: ChatTemplateOption = None,
     json_schema: JsonSchemaOption = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="What batch rows may call the model; repeatable."),
+    ] = None,
     json_: JsonOption = False,
 ) -> int:
     """Answer a file of prompts, in continuous batches.
 
     A row of INPUT is {"prompt": TEXT}, {"prompt": [TOKEN IDS]} or {"messages": [{"role":
     ..., "content": ...}]}. Its "id" and "meta" are copied; sampling settings in it
-    ("temperature": 0, ...) hold for that row alone.
+    ("temperature": 0, "n": 4, "json_schema": {...}, ...) hold for that row alone. A row of
+    OpenAI's batch files ("custom_id", "method", "url", "body") is answered in their form.
 
-    Answers are in input order. Killed at any moment, the same command continues where it
-    stopped. A row that cannot be answered becomes {"line": ..., "error": ...} in its place,
-    and the exit status is then 1.
+    Answers are in input order, the samples of a row side by side. Killed at any moment, the
+    same command continues where it stopped. A row that cannot be answered becomes {"line":
+    ..., "error": ...} in its place, and the exit status is then 1.
     """
     from nemotron4.checkpoint.cache import resolve
     from nemotron4.checkpoint.shipped import chosen_adapter
     from nemotron4.cli import batch
+    from nemotron4.cli.answering import Wanted
     from nemotron4.cli.identity import file_digest, model_digest
-    from nemotron4.cli.rows import read_schema
-    from nemotron4.engine import SamplingParams
+    from nemotron4.cli.rows import logit_bias, read_schema
+    from nemotron4.cli.scoring import input_file, judge_identity, open_judge
 
     chosen = chosen_adapter(model, adapter)
+    if best and score is None:
+        raise ConfigError("--best needs rewards to compare", hint="add --score URL or --score MODEL")
+    try:
+        bias = logit_bias(logit_bias_ or ())
+    except FieldError as error:
+        raise ConfigError(str(error)) from error
     params = SamplingParams(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=bias,
+        min_new_tokens=min_new_tokens,
         stop_strings=tuple(stop or ()),
+        stop_token_ids=frozenset(stop_token_id or ()),
+        ignore_eos=ignore_eos,
+        shows_stop=include_stop_str_in_output,
+        shows_special=not skip_special_tokens,
         seed=seed,
         logprobs=0 if logprobs else None,
         grammar=read_schema(json_schema),
     )
     run = {
-        "input_sha256": file_digest(source),
         "model": model,
         "model_sha256": model_digest(resolve(model)),
         "dtype": dtype,
@@ -88,6 +153,10 @@ def generate(
         "adapter_sha256": model_digest(chosen) if chosen else None,
         "sampling": batch.as_json(params),
     }
+    # What earlier versions did not know is recorded where it is asked for: their runs go on.
+    more = {"n": n if n > 1 else None, "best": best or None, "served_names": served_model_name}
+    more["score"] = None if score is None else judge_identity(score)
+    run |= {name: value for name, value in more.items() if value is not None}
     if chat_template is not None:
         path = Path(chat_template)
         run["chat_template"] = file_digest(path) if path.is_file() else chat_template
@@ -108,21 +177,28 @@ def generate(
         show_notes(engine.info)
         return engine
 
-    with batch.Output(output, run) as answers:
-        if answers.log is None:
-            note(f"{output} is complete already")
-        else:
-            batch.answer_file(load_engine, source, answers, params, max_in_flight=max_in_flight)
+    with input_file(source) as rows:
+        run["input_sha256"] = file_digest(rows)
+        with batch.Output(output, run) as answers:
+            if answers.log is None:
+                note(f"{output} is complete already")
+            else:
+                with open_judge(score, device=device) as judge:
+                    names = tuple(served_model_name or ())
+                    wanted = Wanted(params=params, n=n, judge=judge, keeps_best=best, served_names=names)
+                    batch.answer_file(load_engine, rows, answers, wanted, max_in_flight=max_in_flight)
     return _report(output, is_json=json_)
 
 
 def _report(output: Path, *, is_json: bool) -> int:
     """Say what the finished file holds; the exit status."""
+    from nemotron4.cli.answering import is_failed, num_tokens
+
     num_rows = num_failed = num_new_tokens = 0
     for _, row in read_json_lines(output):
         num_rows += 1
-        num_failed += "error" in row
-        num_new_tokens += len(row.get("token_ids", ()))
+        num_failed += is_failed(row)
+        num_new_tokens += num_tokens(row)
     if is_json:
         print_json(
             {"output": str(output), "rows": num_rows, "failed": num_failed, "new_tokens": num_new_tokens}

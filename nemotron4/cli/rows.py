@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from nemotron4.engine import Grammar, InferenceEngine, SamplingParams, SamplingR
 from nemotron4.errors import DataError, unknown_name
 from nemotron4.records import FieldError, JsonObject, optional_number, require
 from nemotron4.text import structured_output
-from nemotron4.text.answers import chat_request, text_request
+from nemotron4.text.answers import chat_request, samples, text_request
 from nemotron4.text.messages import read_messages
 
 # What a row may say about its own sampling; every other row follows the command's options.
-INTEGERS = ("max_new_tokens", "min_new_tokens", "top_k", "seed")
+INTEGERS = ("max_new_tokens", "min_new_tokens", "top_k", "seed", "n")
 NUMBERS = (
     "temperature",
     "top_p",
@@ -26,16 +26,33 @@ NUMBERS = (
     "presence_penalty",
     "frequency_penalty",
 )
+# The form of the answer: one of these.
+FORMS: Mapping[str, tuple[Any, str, Callable[[Any], Grammar]]] = {
+    "json_schema": ((dict, str), "a JSON schema", structured_output.json_schema),
+    "regex": (str, "a regular expression", structured_output.regex),
+    "choice": (list, "a list of texts", structured_output.choice),
+    "grammar": (str, "a grammar", structured_output.grammar),
+}
+# True or false, by vLLM's names -> the setting here, and whether it says the opposite.
+SWITCHES = {
+    "ignore_eos": ("ignore_eos", False),
+    "include_stop_str_in_output": ("shows_stop", False),
+    "skip_special_tokens": ("shows_special", True),
+}
+MAX_DEPTH = 200  # of a row's brackets: what is copied into an answer must be written and read again
 PROMPTS = ("prompt", "messages")
 CARRIED = ("id", "meta")
 SEED_RULE = 2  # rows are samples of the run's seed: ``derive_seed``
-FIELDS = (*PROMPTS, *CARRIED, *INTEGERS, *NUMBERS, "stop", "logprobs", "json_schema")
+FIELDS = (
+    *(*PROMPTS, *CARRIED, *INTEGERS, *NUMBERS, *SWITCHES, *FORMS),
+    *("stop", "stop_token_ids", "logit_bias", "logprobs"),
+)
 
 
 def parse_json(line: bytes) -> JsonObject:
     try:
         row = json.loads(line, parse_constant=_not_json)
-        json.dumps(row, ensure_ascii=False).encode()
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise FieldError(f"not UTF-8 text: {error.reason}") from error
     except RecursionError as error:
@@ -44,7 +61,16 @@ def parse_json(line: bytes) -> JsonObject:
         raise FieldError(f"not valid JSON: {error}") from error
     if not isinstance(row, dict):
         raise FieldError("the line is not a JSON object")
+    if _is_deeper(row, MAX_DEPTH):
+        raise FieldError(f"it nests too deeply; the limit is {MAX_DEPTH} brackets")
     return row
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return limit == 0 or any(_is_deeper(each, limit - 1) for each in inner)
 
 
 def _not_json(name: str) -> None:
@@ -63,15 +89,56 @@ def read_request(engine: InferenceEngine, row: JsonObject, defaults: SamplingPar
     changes: dict[str, Any] = {
         name: require(row, name, int, "an integer") for name in INTEGERS if name in row
     }
+    changes.pop("n", None)
     changes |= {name: optional_number(row, name) for name in NUMBERS if row.get(name) is not None}
     if "stop" in row:
         changes["stop_strings"] = (*defaults.stop_strings, *_stop_strings(row))
     if "logprobs" in row:
         changes["logprobs"] = 0 if require(row, "logprobs", bool, "true or false") else None
-    if row.get("json_schema") is not None:
-        schema = require(row, "json_schema", (dict, str), "a JSON schema")
-        changes["grammar"] = structured_output.json_schema(schema)
+    if row.get("stop_token_ids") is not None:
+        ids = require(row, "stop_token_ids", list, "a list of token ids")
+        if not all(type(token_id) is int for token_id in ids):
+            raise FieldError("field 'stop_token_ids' holds something else than integers")
+        changes["stop_token_ids"] = defaults.stop_token_ids.union(ids)
+    if row.get("logit_bias") is not None:
+        given = require(row, "logit_bias", dict, "an object of token ids and numbers")
+        changes["logit_bias"] = logit_bias(f"{name}={value}" for name, value in given.items())
+    for name, (setting, is_opposite) in SWITCHES.items():
+        if row.get(name) is not None:
+            changes[setting] = require(row, name, bool, "true or false") != is_opposite
+    forms = [name for name in FORMS if row.get(name) is not None]
+    if len(forms) > 1:
+        raise FieldError(f"{' and '.join(forms)} both ask for a form; give one of them")
+    for name in forms:
+        kind, expected, make = FORMS[name]
+        changes["grammar"] = make(require(row, name, kind, expected))
     return _request(engine, row, dataclasses.replace(defaults, **changes))
+
+
+def row_samples(
+    request: SamplingRequest, row: JsonObject, n: int, *, run_seed: int | None, number: int
+) -> list[SamplingRequest]:
+    """The samples of line ``number``. No two of a run share a seed, unless rows bring seeds of their own."""
+    n = row.get("n", n)
+    if n < 1:
+        raise FieldError(f"field 'n' is {n}; expected 1 or more")
+    if row.get("seed") is not None:
+        return samples(request, n)
+    seeds = [request.params.seed, *(derive_seed(run_seed, number - 1, i) for i in range(1, n))]
+    params = [dataclasses.replace(request.params, seed=seed) for seed in seeds]
+    return [dataclasses.replace(request, params=each) for each in params]
+
+
+def logit_bias(given: Iterable[str]) -> dict[int, float]:
+    """What is added to the logits of tokens: ``ID=NUMBER`` each."""
+    bias = {}
+    for each in given:
+        name, _, value = each.partition("=")
+        try:
+            bias[int(name)] = float(value)
+        except ValueError:
+            raise FieldError(f"logit_bias has {each[:60]!r}; expected a token id and a number") from None
+    return bias
 
 
 def read_schema(path: Path | None) -> Grammar | None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from nemotron4.checkpoint.shipped import AUTO, chosen_adapter, with_shipped
+from nemotron4.checkpoint.shipped import AUTO, NONE, chosen_adapter, with_shipped
 from nemotron4.cli.console import note, show_notes
 from nemotron4.cli.engines import EngineName, Parallel, run_vllm
 from nemotron4.cli.options import (
     PORT,
-    AdapterOption,
     ChatTemplateOption,
     ContextOption,
     DeviceOption,
@@ -48,7 +47,18 @@ def serve(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
-    adapter: AdapterOption = AUTO,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]PATH",
+            help="A trained adapter in the weights; with NAME a LoRA next to them that requests choose by "
+            "their model, repeatable. auto (default): the one that ships for the model (smollm2: the card's "
+            "prompt format). none: no adapter.",
+        ),
+    ] = None,
+    enable_lora: Annotated[
+        bool, typer.Option("--enable-lora", help="Let POST /v1/load_lora_adapter add named adapters.")
+    ] = False,
     force_adapter: ForceAdapterOption = False,
     chat_template: ChatTemplateOption = None,
     max_running: Annotated[int, typer.Option(min=1, help="Rows that generate at the same time.")] = 128,
@@ -175,6 +185,8 @@ def serve(
         reward_model=endpoint(reward_model, "NEMOTRON4_JUDGE_API_KEY"),
     )
 
+    merged, named = split_adapters(adapter or (), is_enabled=enable_lora)
+
     from nemotron4.cluster.slurm import find_rank
     from nemotron4.server.guard import GuardSettings
     from nemotron4.server.run import run
@@ -195,6 +207,8 @@ def serve(
 
     parallel = Parallel(tensor=tensor_parallel, pipeline=pipeline_parallel, nodes=nodes)
     if engine == "vllm":
+        if named is not None:
+            raise ConfigError("vLLM runs here with one adapter, without a name", hint="--adapter PATH")
         if quantize is not None:
             raise ConfigError(
                 f"quantize is {quantize!r}; vLLM reads weights that are quantised already",
@@ -210,7 +224,7 @@ def serve(
             max_running=max_running,
             dtype=dtype,
             device=device,
-            adapter=chosen_adapter(model, adapter),
+            adapter=chosen_adapter(model, merged),
             cache_gb=cache_gb,
             context=context,
             kv_cache_dtype=kv_cache_dtype,
@@ -230,7 +244,7 @@ def serve(
         from nemotron4.checkpoint import open_checkpoint
         from nemotron4.checkpoint.watched import watched
 
-        opened, chosen = with_shipped(model, adapter, note)
+        opened, chosen = with_shipped(model, merged, note)
         with watched(open_checkpoint(opened, context=context, revision=revision)) as checkpoint:
             return load_opened(checkpoint, chosen)
 
@@ -240,6 +254,8 @@ def serve(
         if checkpoint.config.num_reward_attributes or (chosen and _has_reward_head(chosen)):
             from nemotron4.inference.reward import load_reward
 
+            if named is not None:
+                raise ConfigError("a reward model has one adapter, without a name", hint="--adapter PATH")
             return load_reward(
                 checkpoint,
                 dtype=dtype,
@@ -255,6 +271,7 @@ def serve(
             quantize=quantize,
             adapter=chosen,
             force_adapter=force_adapter,
+            adapters=named,
             cache_gb=cache_gb,
             prefix_cache_gb=PREFIX_CACHE_GB if prefix_cache_gb is None else prefix_cache_gb,
             max_running=max_running,
@@ -267,6 +284,27 @@ def serve(
 
     put_on_port(load_engine)
     return 0
+
+
+def split_adapters(given: Sequence[str], *, is_enabled: bool = False) -> tuple[str, dict[str, str] | None]:
+    """The adapter that is merged into the weights (auto, none), and those next to them: None for no room."""
+    named: dict[str, str] = {}
+    merged: list[str] = []
+    for each in given:
+        name, sign, path = each.partition("=")
+        if not sign or Path(each).exists():
+            merged.append(each)
+        elif not name or not path or name in named:
+            raise ConfigError(f"adapter is {each!r}; expected NAME=PATH, each name once")
+        else:
+            named[name] = path
+    has_room = bool(named) or is_enabled
+    if len(merged) > 1 or (has_room and merged not in ([], [NONE])):
+        raise ConfigError(
+            f"adapter is {', '.join(given)}; one alone is merged into the weights",
+            hint="give each a name: --adapter NAME=PATH",
+        )
+    return (merged[0] if merged else NONE if has_room else AUTO), (named if has_room else None)
 
 
 def _connect_guard(url: str, name: str | None, settings: GuardSettings) -> Guard:

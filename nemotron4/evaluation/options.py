@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.evaluation.data import DataSource
-from nemotron4.evaluation.task import Item, Task
+from nemotron4.evaluation.task import Item, JudgeRequest, Task
 from nemotron4.records import Message
+
+VERDICT = "verdict"  # text: what the judge writes is read; choice: it can write a verdict alone
 
 
 class Changes(NamedTuple):
@@ -30,9 +32,14 @@ def with_changes(task: Task, changes: Changes) -> Task:
     changed: dict[str, Any] = {}
     if options:
         values = _parsed(task, options)
-        changed |= {name: value for name, value in values.items() if value != task.options[name]}
-        assert task.with_options is not None, "a task with options can be made with others"
-        task = task.with_options({**task.options, **values})
+        changed |= {name: value for name, value in values.items() if value != settable(task)[name]}
+        verdict = values.pop(VERDICT, "text") if task.verdicts else "text"
+        if values:
+            assert task.with_options is not None, "a task with options can be made with others"
+            task = task.with_options({**task.options, **values})
+        if verdict not in ("text", "choice"):
+            raise ConfigError(f"{task.name}: {VERDICT} is {verdict!r}; expected text or choice")
+        task = _held(task) if verdict == "choice" else task
     sampling = {"max_tokens": changes.max_tokens, "temperature": changes.temperature}
     asked = {name: value for name, value in sampling.items() if value is not None}
     if asked and not task.is_generative:
@@ -47,6 +54,25 @@ def with_changes(task: Task, changes: Changes) -> Task:
     return replace(task, sampling=replace(task.sampling, **different), changed={**task.changed, **changed})
 
 
+def settable(task: Task) -> dict[str, Any]:
+    """What ``--set`` may change, with its values."""
+    return {**task.options, **({VERDICT: "text"} if task.verdicts else {})}
+
+
+def _held(task: Task) -> Task:
+    """The judge can say a verdict and nothing else, so that there is always one."""
+    ask = task.judge
+    assert ask is not None, "only a judge has verdicts"
+
+    def judge(
+        items: Sequence[Item], responses: Mapping[str, Sequence[str]], source: DataSource
+    ) -> list[JudgeRequest]:
+        asked = ask(items, responses, source)
+        return [replace(each, sampling=replace(each.sampling, choice=task.verdicts)) for each in asked]
+
+    return replace(task, judge=judge)
+
+
 def _parsed(task: Task, settings: Sequence[str]) -> dict[str, Any]:
     """Values by name, of the types that the task's own have."""
     found: dict[str, Any] = {}
@@ -54,12 +80,13 @@ def _parsed(task: Task, settings: Sequence[str]) -> dict[str, Any]:
         name, separator, text = setting.partition("=")
         if not separator:
             raise ConfigError(f"setting {setting!r} has no '='", hint="write it as name=value")
-        if name not in task.options:
-            if not task.options:
+        known = settable(task)
+        if name not in known:
+            if not known:
                 raise ConfigError(f"{task.name} has nothing that can be set; given {name!r}")
-            message, hint = unknown_name(f"setting of {task.name}", name, task.options)
+            message, hint = unknown_name(f"setting of {task.name}", name, known)
             raise ConfigError(message, hint=hint)
-        expected = type(task.options[name])
+        expected = type(known[name])
         try:
             value = tomllib.loads(f"x = {text}")["x"]
         except tomllib.TOMLDecodeError:

@@ -95,6 +95,7 @@ def open_folder(folder: Path, settings: Sequence[str] = ()) -> Task:
         sampling=Sampling(max_tokens=own.max_tokens, temperature=own.temperature, stop=own.stop),
         prompt="\n\n".join(str(value) for value in vars(own).values()),
         judge=partial(_judge, own) if is_judged else None,
+        verdicts=judgments.RATINGS if is_judged else (),
         needs_sandbox=own.grader == "code",
         needs_responses=not is_judged,
         options={"prompt": own.prompt, "rubric": own.rubric} if is_judged else {"prompt": own.prompt},

@@ -27,6 +27,7 @@ _RATING_LOOSE = re.compile(r"\[(\d+\.?\d*)\]")
 _VERDICT = re.compile(r"\[\[([AB<>=]+)\]\]")
 
 Which = Literal["first", "last"]
+RATINGS = tuple(f"Rating: [[{value}]]" for value in range(1, 11))
 
 
 def rating(judgment: str, which: Which = "last") -> Score:
@@ -60,6 +61,9 @@ _VERDICTS: Mapping[str, tuple[float, int]] = {  # label -> (share of A, battles)
     "B>A": (0.0, 1),
     "B>>A": (0.0, 3),
 }
+
+
+LABELS = tuple(f"[[{label}]]" for label in _VERDICTS)
 
 
 def verdict_labels(judgment: str) -> set[str]:

@@ -151,10 +151,10 @@ def _most_aligned(start: int, end: int) -> int:
     return -(-start // power) * power
 
 
-def prefix_digests(token_ids: Sequence[int], block_size: int) -> list[bytes]:
-    """One digest per full block of a prompt; each covers all tokens up to its end."""
+def prefix_digests(token_ids: Sequence[int], block_size: int, *, salt: bytes = b"") -> list[bytes]:
+    """One digest per full block of a prompt; each covers all tokens up to its end, and the salt."""
     digests: list[bytes] = []
-    previous = b""
+    previous = salt
     for start in range(0, len(token_ids) - block_size + 1, block_size):
         tokens = array("q", token_ids[start : start + block_size]).tobytes()
         previous = hashlib.blake2b(previous + tokens, digest_size=16).digest()

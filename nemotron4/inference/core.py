@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemotron4.engine import (
     ChatFormat,
@@ -32,6 +32,9 @@ from nemotron4.inference.runner import Array, StepRunner
 from nemotron4.inference.scheduler import Scheduler, Slice
 from nemotron4.inference.scheduler import Sequence as ScheduledSequence
 from nemotron4.text.structured_output import GrammarVocabulary
+
+if TYPE_CHECKING:
+    from nemotron4.inference.adapters import AdapterBank
 
 PROGRESS_INTERVAL_S = 1.0
 _Letter = tuple["asyncio.Queue[TokenStep | Exception]", TokenStep | Exception]
@@ -61,11 +64,14 @@ class EngineCore:
         max_step_tokens: int,
         num_virtual_tokens: int = 0,
         max_kept_blocks: int | None = None,
+        adapters: AdapterBank | None = None,
     ) -> None:
         """``num_virtual_tokens``: ids behind the vocabulary that precede every prompt (P-tuning).
 
         ``max_kept_blocks``: of ended requests, for prompts that begin like theirs; None: any number.
+        ``adapters``: those that requests may name; without a bank none can be loaded.
         """
+        self._adapters = adapters
         # The output layer may be wider: an id without a piece can be neither sent, drawn nor listed.
         self.info = replace(info, vocab_size=min(info.vocab_size, tokenizer.vocab_size))
         self.tokenizer = tokenizer
@@ -185,6 +191,24 @@ class EngineCore:
         self._wake.set()
         self._exchanged.wait()
 
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """See ``AdapterHost``."""
+        return self._adapters.names if self._adapters is not None else ()
+
+    def load_adapter(self, name: str, path: str) -> None:
+        """See ``AdapterHost``."""
+        self._bank().load(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """See ``AdapterHost``."""
+        self._bank().unload(name)
+
+    def _bank(self) -> AdapterBank:
+        if self._adapters is None:
+            raise RequestError("the engine runs without adapters", hint="serve --adapter NAME=PATH")
+        return self._adapters
+
     def close(self) -> None:
         """Stop the engine; requests in flight end with finish reason ``abort``."""
         self._is_closing = True
@@ -236,6 +260,7 @@ class EngineCore:
             virtual_ids=self._virtual_ids,
             vocab_size=self.info.vocab_size,
             grammar=None if params.grammar is None else self._grammars.follow(params.grammar),
+            adapter=None if params.adapter is None else self._bank()[params.adapter],
         )
 
     @functools.cached_property

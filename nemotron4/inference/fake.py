@@ -274,6 +274,8 @@ class FakeEngine:
     def _check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         if not prompt_ids:
             raise RequestError("the prompt has no tokens", hint="give at least one token")
+        if params.adapter is not None:
+            raise RequestError("the fake has no adapters")
         if params.grammar is not None:
             self._grammars.follow(params.grammar)
         vocab_size = self._info.vocab_size

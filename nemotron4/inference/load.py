@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint
-from nemotron4.checkpoint.shipped import AUTO, with_shipped
+from nemotron4.checkpoint.shipped import AUTO, NONE, with_shipped
 from nemotron4.engine import ChatFormat, ModelInfo, Tokenizer
 from nemotron4.errors import CheckpointError, ConfigError, TemplateError, unknown_name
 from nemotron4.inference.engine import Engine
@@ -26,6 +26,8 @@ from nemotron4.text.prompt import chosen_format
 if TYPE_CHECKING:
     import torch
 
+    from nemotron4.inference.adapters import AdapterBank
+
 PREFIX_CACHE_GB = 0.25
 SHARE_OF_FREE_MEMORY = {"cpu": 0.25, "cuda": 0.85}
 
@@ -38,6 +40,7 @@ def load(
     quantize: str | None = None,
     adapter: str | Path | None = AUTO,
     force_adapter: bool = False,
+    adapters: Mapping[str, str | Path] | None = None,
     cache_gb: float | None = None,
     prefix_cache_gb: float = PREFIX_CACHE_GB,
     max_running: int = 128,
@@ -55,27 +58,28 @@ def load(
     ships for a pulled name (smollm2). LoRA and (IA)3 are merged into the weights as they are read, a
     bottleneck adapter runs next to them, P-tuning's table precedes every prompt.
     ``force_adapter`` puts it on a base that is not the one it records.
+    ``adapters`` are LoRA adapters by name that requests choose from (``SamplingParams.adapter``), next to the
+    weights and in PyTorch; an empty mapping lets them be loaded later (``Engine.load_adapter``).
     ``cache_gb`` bounds the keys and values of running requests; by default it is what ``max_running`` full
     contexts need, but at most ``memory_share`` of what is free: a quarter (CPU) or 85 % (GPU) if absent.
     ``prefix_cache_gb`` bounds what of that ended requests leave behind for prompts that begin like theirs.
     ``chat_template`` is a format's name or a file with a Jinja template, in place of the checkpoint's own.
     """
+    if adapters is not None:
+        adapter = _none_merged(adapter)
     checkpoint, beside = _opened(*with_shipped(model, adapter), force=force_adapter)
+    is_adapted = beside is not None or adapters is not None
     chosen_device = device_name(device)
     precision = choose(
-        checkpoint, chosen_device, dtype=dtype, quantize=quantize, has_adapter_beside=beside is not None
+        checkpoint, chosen_device, dtype=dtype, quantize=quantize, has_adapter_beside=is_adapted
     )
     num_blocks = cache_blocks(
         checkpoint.config, DTYPES[precision.dtype], chosen_device, cache_gb, max_running, memory_share
     )
-    runner, num_virtual, tokenizer, prompt_format = _read(
-        checkpoint, precision, chosen_device, num_blocks, beside
-    )
-    if chat_template is not None:
-        prompt_format = chosen_format(chat_template, tokenizer)
-    info, usable_format = checked(
-        describe(checkpoint, precision.name, chosen_device), tokenizer, prompt_format
-    )
+    runner, num_virtual, tokenizer, own = _read(checkpoint, precision, chosen_device, num_blocks, beside)
+    prompt_format = own if chat_template is None else chosen_format(chat_template, tokenizer)
+    described = describe(checkpoint, precision.name, chosen_device)
+    info, usable_format = checked(described, tokenizer, prompt_format)
     return Engine(
         runner,
         replace(info, context_length=info.context_length - num_virtual),
@@ -85,7 +89,8 @@ def load(
         max_waiting=max_waiting,
         max_step_tokens=max_step_tokens,
         num_virtual_tokens=num_virtual,
-        reload=None if beside is not None else _Reload(checkpoint, precision, chosen_device),
+        adapters=None if adapters is None else _bank(runner, checkpoint, adapters, force=force_adapter),
+        reload=None if is_adapted else _Reload(checkpoint, precision, chosen_device),
         max_kept_blocks=int(prefix_cache_gb * 1e9) // block_bytes(checkpoint.config, DTYPES[precision.dtype]),
     )
 
@@ -108,6 +113,21 @@ class _Reload:
         from nemotron4.inference.torch_runner import read_again
 
         return read_again(runner, updated, self._precision.dtype, self._device)
+
+
+def _none_merged(adapter: str | Path | None) -> str:
+    """Under named adapters is the bare model."""
+    if adapter not in (None, AUTO, NONE):
+        raise ConfigError("adapter is merged, adapters run next to the weights", hint="name them all")
+    return NONE
+
+
+def _bank(
+    runner: StepRunner, checkpoint: Checkpoint, adapters: Mapping[str, str | Path], *, force: bool
+) -> AdapterBank:
+    from nemotron4.inference.torch_runner import add_adapters
+
+    return add_adapters(runner, checkpoint, adapters, force=force)
 
 
 def _opened(

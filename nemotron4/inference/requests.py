@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from nemotron4.inference.runner import Array
 from nemotron4.inference.scheduler import Sequence as ScheduledSequence
 from nemotron4.text.answers import StopCheck
 from nemotron4.text.structured_output import Follower
+
+if TYPE_CHECKING:
+    from nemotron4.inference.adapters import LoadedAdapter
 
 Deliver = Callable[[TokenStep | Exception], None]
 
@@ -34,6 +38,7 @@ class Request:
         vocab_size: int,
         virtual_ids: tuple[int, ...] = (),
         grammar: Follower | None = None,
+        adapter: LoadedAdapter | None = None,
     ) -> None:
         """``vocab_size``: ids from there on have rows in the logits and no piece; they are never drawn."""
         self.num_cached = 0  # positions found in the cache so far
@@ -47,6 +52,8 @@ class Request:
         self.sequence = ScheduledSequence(
             (*virtual_ids, *prompt_ids),
             can_share_prefix=params.prompt_logprobs is None and not params.hidden_mean,
+            adapter=adapter,
+            salt=adapter.salt if adapter else b"",
         )
         self._num_virtual = len(virtual_ids)
         seed = secrets.randbits(63) if params.seed is None else params.seed

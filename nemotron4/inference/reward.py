@@ -1,6 +1,6 @@
 """The reward model behind the server: packed passes over many conversations, each read at its last token.
 
-Shape suffixes: N = packed positions of all conversations, D = hidden size, H = heads, E = head size.
+Shape suffixes: N = packed positions of all conversations, D = hidden size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint
@@ -25,8 +24,8 @@ from nemotron4.engine import ChatFormat, EngineStats, ModelInfo, Reward, Samplin
 from nemotron4.errors import CheckpointError, EngineBusyError, Nemotron4Error, RequestError
 from nemotron4.inference.load import checked, describe, find_device
 from nemotron4.inference.precision import find_dtype
+from nemotron4.inference.shared_rows import PackedRows
 from nemotron4.model.attention import RotaryEmbedding
-from nemotron4.model.causal_attention import causal_attention
 from nemotron4.model.reward_head import ATTRIBUTE_NAMES, CARD_WEIGHTS, RewardModel
 from nemotron4.records import ATTRIBUTES, Message
 from nemotron4.text.prompt import encode_judged
@@ -46,8 +45,7 @@ class RewardEngine:
     """Implements ``InferenceEngine``, whose ``stream`` refuses, and ``RewardScorer``.
 
     One thread owns the model. It takes what waits, in the order of arrival, up to BATCH_TOKENS at a time,
-    whoever asked for it. There is no padding: the products are over the packed rows, and attention is
-    computed for each conversation alone.
+    whoever asked for it. There is no padding, and a prompt that several answers have is computed once.
     """
 
     def __init__(
@@ -196,25 +194,10 @@ class RewardEngine:
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Sequence[int]]) -> list[Reward]:
-        device = self.model.reward_head.weight.device
-        lengths = [len(ids) for ids in rows]
-        tokens_N = torch.tensor([token_id for ids in rows for token_id in ids], device=device)
-        positions_N = torch.cat([torch.arange(length, device=device) for length in lengths])
-        hidden_ND = self.model.model(tokens_N, positions_N, _PackedAttend(lengths))
-        last = torch.tensor(lengths, device=device).cumsum(0) - 1
-        scores: list[list[float]] = self.model(hidden_ND[last]).tolist()
+        packed = PackedRows(rows, self.model.reward_head.weight.device)
+        hidden_ND = self.model.model(packed.ids_N, packed.positions_N, packed)
+        scores: list[list[float]] = self.model(hidden_ND[packed.ends]).tolist()
         return [_reward(values) for values in scores]
-
-
-class _PackedAttend:
-    """Causal attention within each of the conversations that are packed one behind the other."""
-
-    def __init__(self, lengths: Sequence[int]) -> None:
-        self._lengths = list(lengths)
-
-    def __call__(self, layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
-        parts = zip(*(torch.split(each, self._lengths) for each in (q_NHE, k_NKE, v_NKE)), strict=True)
-        return torch.cat([causal_attention(q[None], k[None], v[None])[0] for q, k, v in parts])
 
 
 def _reward(values: Sequence[float]) -> Reward:

@@ -25,6 +25,8 @@ class Sequence:
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
+    adapter: object = None  # what the runner computes its positions with, besides the model
+    salt: bytes = b""  # only sequences with the same one share prefixes
     num_reused: int = 0  # positions found in the cache at the last admission and not yet counted
 
     @property
@@ -76,7 +78,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         if sequence.can_share_prefix:
-            sequence.digests = prefix_digests(sequence.prompt_ids, self.pool.block_size)
+            sequence.digests = prefix_digests(sequence.prompt_ids, self.pool.block_size, salt=sequence.salt)
         self.waiting.append(sequence)
 
     def finish(self, sequence: Sequence) -> None:

@@ -6,7 +6,7 @@ V = vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import load_transformer
+from nemotron4.inference.adapters import AdapterBank
 from nemotron4.inference.packed_linear import (
     LONE_ROW_COPIES,
     can_pack,
@@ -38,6 +39,7 @@ class ModelRunner:
         self.config = model.config
         self.cache = cache
         self.handle: int | None = None
+        self.adapters: AdapterBank | None = None
         self._device = cache.keys[0].device
         self._dtype = cache.keys[0].dtype
 
@@ -60,6 +62,8 @@ class ModelRunner:
         positions_N = torch.from_numpy(np.concatenate([*positions, np.zeros(missing, np.int64)]))
         positions_N = positions_N.to(self._device)
         attend = CachedAttend(self.cache, segments, dtype=self._dtype)
+        if self.adapters is not None:
+            self.adapters.begin(slices, first_rows)
         hidden_ND = self.model.model(tokens_N, positions_N, attend)
         last_rows = [
             row + planned.end - planned.start - 1
@@ -91,6 +95,18 @@ def read_runner(
     embedding = module.model.embed_tokens
     num_virtual = embedding.num_virtual_tokens if isinstance(embedding, PromptTableEmbedding) else 0
     return ModelRunner(module, cache), num_virtual
+
+
+def add_adapters(
+    runner: StepRunner, checkpoint: Checkpoint, adapters: Mapping[str, str | Path], *, force: bool
+) -> AdapterBank:
+    """Room for adapters next to the weights, with the first of them."""
+    assert isinstance(runner, ModelRunner), "such adapters are an obstacle to the library"
+    bank = AdapterBank(runner.model, checkpoint)
+    for name, path in adapters.items():
+        bank.load(name, path, force=force)
+    runner.adapters = bank
+    return bank
 
 
 def read_again(runner: StepRunner, checkpoint: Checkpoint, dtype_name: str, device: str) -> StepRunner:

@@ -31,6 +31,10 @@ def vllm_params(params: SamplingParams, *, vocab_size: int, width: int) -> Any:
             "vLLM gives no hidden states of a model that writes text",
             hint="leave out --engine vllm, or serve an embedding model with vLLM itself",
         )
+    if params.adapter is not None:
+        raise RequestError(
+            "vLLM runs here with one adapter, merged at its start", hint="serve --adapter PATH"
+        )
     stop_ids = params.stop_token_ids
     if params.min_new_tokens and params.min_tokens_masks:
         # vLLM masks all ids that stop it, so it is told of those alone; the others stop on our side.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from fastapi import APIRouter, FastAPI
@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from nemotron4 import __version__
 from nemotron4.engine import InferenceEngine, RewardScorer, TakesWeights
 from nemotron4.errors import ConfigError
+from nemotron4.server.adapters import adapter_routes
 from nemotron4.server.context import (
     CONTENT_TYPE,
     METHOD_NOT_ALLOWED,
@@ -24,6 +25,7 @@ from nemotron4.server.context import (
     AccessLog,
     ApiError,
     Metrics,
+    RequestContext,
     error_object,
     error_response,
     html_error,
@@ -110,7 +112,7 @@ def create_app(
     engine: InferenceEngine,
     settings: ServerSettings | None = None,
     *,
-    access_log: AccessLog | None = None,
+    access_log: Callable[[RequestContext, list[str]], None] | None = None,
     tabs: Sequence[PageTab] = (),
     guard: Guard | None = None,
 ) -> FastAPI:
@@ -132,6 +134,7 @@ def create_app(
     app.include_router(nemo_routes(service))
     app.include_router(openai_routes(service))
     app.include_router(embedding_routes(service))
+    app.include_router(adapter_routes(service))
     app.include_router(tokenizer_routes(service))
     app.include_router(operator_routes(service))
     if service.settings.takes_weights:

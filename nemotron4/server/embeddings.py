@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from fastapi import APIRouter
@@ -67,7 +68,8 @@ def embedding_routes(service: Service) -> APIRouter:
         inputs = await _ids(body, service)
         for ids in inputs:
             check_length(service.engine, len(ids), 0, param="input")
-        rows = [text_request(service.engine, ids, EMBEDDING) for ids in inputs]
+        params = replace(EMBEDDING, adapter=service.adapter_of(body.model))
+        rows = [text_request(service.engine, ids, params) for ids in inputs]
         work = collect(service.engine, rows, context, service.metrics)
         vectors = [answer.embedding() for answer in await until_disconnect(request.receive, work)]
         if body.dimensions not in (None, len(vectors[0])):

@@ -24,6 +24,8 @@ from starlette.responses import Response
 
 from nemotron4.engine import InferenceEngine, RewardScorer
 from nemotron4.errors import RequestError
+from nemotron4.server.context import context_of
+from nemotron4.server.reward import score_rows
 from nemotron4.server.rows import until_disconnect
 from nemotron4.server.settings import Service
 from nemotron4.text.answers import encode_text
@@ -172,7 +174,8 @@ def kserve_routes(service: Service, scorer: RewardScorer) -> APIRouter:
             raise RequestError(f"{LENGTH_HEADER} is {header!r}; expected a number")
         asked, inputs = read_request(await request.body(), None if header is None else int(header))
         rows = await asyncio.to_thread(rows_of, inputs, service.engine)
-        rewards = await until_disconnect(request.receive, scorer.score_async(rows))
+        work = score_rows(service, scorer, rows, context_of(request.scope))
+        rewards = await until_disconnect(request.receive, work)
         values = [value for reward in rewards for value in reward.raw]
         outputs = {
             "rewards": Tensor("FP32", (len(rows), NUM_ATTRIBUTES), values),

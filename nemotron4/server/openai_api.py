@@ -52,11 +52,12 @@ def openai_routes(service: Service) -> APIRouter:
 
     def card(name: str) -> ModelCard:
         length = service.engine.info.context_length
-        return ModelCard(id=name, created=created, context_length=length, max_model_len=length)
+        parent = service.model_names[0] if service.adapter_of(name) else None
+        return ModelCard(id=name, created=created, context_length=length, max_model_len=length, parent=parent)
 
     @router.get("/v1/models", responses=ERRORS)
     async def list_models() -> ModelList:
-        """The model that this server has, under each of its names."""
+        """The model that this server has, under each of its names, and its adapters."""
         return ModelList(data=list(map(card, service.model_names)))
 
     @router.get("/v1/models/{model:path}", responses=ERRORS)

@@ -118,6 +118,7 @@ def sampling_params(
         shows_stop=bool(body.include_stop_str_in_output),
         shows_special=body.skip_special_tokens is False,
         grammar=grammar_of(body),
+        adapter=service.adapter_of(body.model),
         seed=None if body.seed is None else body.seed % 2**63,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,

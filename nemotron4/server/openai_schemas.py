@@ -283,6 +283,7 @@ class ModelCard(BaseModel):
     owned_by: str = "nemotron4"
     context_length: int
     max_model_len: int = Field(description="The same, as vLLM calls it.")
+    parent: str | None = Field(None, description="The base of an adapter.")
 
 
 class ModelList(BaseModel):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from starlette.responses import Response
 
 from nemotron4.engine import Reward, RewardScorer
 from nemotron4.errors import RequestError
-from nemotron4.server.context import context_of
+from nemotron4.server.context import RequestContext, context_of
 from nemotron4.server.openai_choices import Identity, check_model, warn_of_unknown
 from nemotron4.server.openai_schemas import Messages
 from nemotron4.server.page import Proxy
@@ -51,15 +52,25 @@ class HostedRequest(BaseModel):
     stream: bool | None = None
 
 
+async def score_rows(
+    service: Service, scorer: RewardScorer, rows: Sequence[Sequence[int]], context: RequestContext
+) -> list[Reward]:
+    """The rows' rewards, counted and timed as generated rows are: the first token is the score."""
+    context.num_prompt_tokens += sum(map(len, rows))
+    started = time.monotonic()
+    rewards = await scorer.score_async(rows)
+    for _ in rows:
+        service.metrics.row_ended(started, time.monotonic(), 1)
+        context.finish_reasons.append("stop")
+    return rewards
+
+
 def reward_routes(service: Service, scorer: RewardScorer) -> APIRouter:
     router = APIRouter()
 
     async def scored(request: Request, encode: Callable[[], list[int]]) -> Reward:
-        context = context_of(request.scope)
         ids = await asyncio.to_thread(encode)
-        context.num_prompt_tokens += len(ids)
-        [reward] = await scorer.score_async([ids])
-        context.finish_reasons.append("stop")
+        [reward] = await score_rows(service, scorer, [ids], context_of(request.scope))
         return reward
 
     @router.post("/score")

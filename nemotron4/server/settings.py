@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from nemotron4.engine import AdapterHost
 from nemotron4.errors import ConfigError
 
 if TYPE_CHECKING:  # the command line asks for the defaults before anything else is loaded
@@ -125,4 +126,13 @@ class Service:
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        return self.settings.served_names or (self.engine.info.name,)
+        """What ``model`` may say: the names of the base, then those of the adapters."""
+        return (*(self.settings.served_names or (self.engine.info.name,)), *self.adapter_names)
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        return self.engine.adapter_names if isinstance(self.engine, AdapterHost) else ()
+
+    def adapter_of(self, model: str | None) -> str | None:
+        """The adapter that a request's ``model`` chooses."""
+        return model if model in self.adapter_names else None

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from nemotron4.cli.answering import Wanted
 from nemotron4.cli.batch import Output, answer_file
 from nemotron4.cli.rows import SEED_RULE, row_seed
 from nemotron4.engine import SamplingParams, derive_seed
@@ -41,10 +42,16 @@ class Run:
         self.output = folder / "answers.jsonl"
 
     def start(
-        self, engine: FakeEngine, params: SamplingParams = PARAMS, *, max_in_flight: int = 4
+        self,
+        engine: FakeEngine,
+        params: SamplingParams = PARAMS,
+        *,
+        max_in_flight: int = 4,
+        **settings: Any,
     ) -> list[dict[str, Any]]:
         with Output(self.output, {"run": 1}) as output:
-            answer_file(lambda: engine, self.source, output, params, max_in_flight=max_in_flight)
+            wanted = Wanted(params=params, **settings)
+            answer_file(lambda: engine, self.source, output, wanted, max_in_flight=max_in_flight)
         return _read(self.output)
 
 
@@ -205,7 +212,7 @@ def test_failing_engine_ends_the_run_and_keeps_what_is_done(tmp_path: Path) -> N
 def test_nothing_is_loaded_when_nothing_is_left_to_answer(tmp_path: Path) -> None:
     run = Run(tmp_path, [])
     with Output(run.output, {"run": 1}) as output:
-        answer_file(_never, run.source, output, PARAMS, max_in_flight=1)
+        answer_file(_never, run.source, output, Wanted(params=PARAMS), max_in_flight=1)
     assert run.output.read_text() == ""
 
 
@@ -216,16 +223,17 @@ def _never() -> FakeEngine:
 PROGRAM = """
     import sys
     from pathlib import Path
+    from nemotron4.cli.answering import Wanted
     from nemotron4.cli.batch import Output, answer_file
     from nemotron4.cli.main import explained
     from nemotron4.inference.fake import FakeEngine
     from nemotron4.engine import SamplingParams
 
     def run() -> int:
-        params = SamplingParams(max_new_tokens=5, seed=3)
+        wanted = Wanted(params=SamplingParams(max_new_tokens=5, seed=3))
         with Output(Path(sys.argv[2]), {"run": 1}) as output:
             engine = FakeEngine(delay_s=0.002)
-            answer_file(lambda: engine, Path(sys.argv[1]), output, params, max_in_flight=8)
+            answer_file(lambda: engine, Path(sys.argv[1]), output, wanted, max_in_flight=8)
         return 0
 
     sys.exit(explained(run))
@@ -282,7 +290,7 @@ def test_a_journal_of_an_earlier_version_is_continued(tmp_path: Path) -> None:
         assert opened.log.num_torn_bytes == len('{"row": 7, "val')
         kept = len(opened.log)
         engine = FakeEngine()
-        answer_file(lambda: engine, OLD / "prompts.jsonl", opened, PARAMS, max_in_flight=2)
+        answer_file(lambda: engine, OLD / "prompts.jsonl", opened, Wanted(params=PARAMS), max_in_flight=2)
     assert engine.stats().requests_finished_total == 8 - kept
     assert _read(output)[:kept] == _read(OLD / "whole.jsonl")[:kept]
     assert len(_read(output)) == 8

@@ -321,6 +321,17 @@ def test_rows_of_many_requests_share_passes_and_equal_single_ones(engine: Reward
         assert reward.raw == pytest.approx(expected, abs=1e-5)
 
 
+def test_scored_rows_are_in_metrics(client: TestClient) -> None:
+    def count() -> float:
+        lines = client.get("/metrics").text.splitlines()
+        [line] = [line for line in lines if line.startswith("nemotron4_row_seconds_count")]
+        return float(line.split()[-1])
+
+    before = count()
+    assert client.post("/score", json={"messages": TURNS}).status_code == 200
+    assert count() == before + 1
+
+
 def test_a_call_that_is_given_up_frees_its_rows_and_a_full_queue_is_busy(engine: RewardEngine) -> None:
     row = engine.tokenizer.encode("the quick fox<extra_id_2>")
     started, go_on = threading.Event(), threading.Event()

@@ -153,6 +153,7 @@ ARENA_HARD = Task(
     on_failure="wrong",  # arena-hard-auto judges what it writes in place of a failed answer
     judge=judge_requests,
     card_judge="gpt-4-1106-preview",
+    verdicts=judgments.LABELS,
     needs_responses=False,
 )
 ARENA_HARD_SAMPLED = replace(

@@ -169,6 +169,7 @@ def _task(name: str, which: judgments.Which) -> Task:
         on_failure="wrong",  # FastChat judges what it writes in place of a failed answer
         judge=judge_requests,
         card_judge="gpt-4-0125-preview",
+        verdicts=judgments.RATINGS,
         needs_responses=False,
     )
 

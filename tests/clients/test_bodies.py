@@ -1,0 +1,42 @@
+"""What programs send that cannot run here is answered, without a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from io import StringIO
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from nemotron4.server.app import create_app
+from nemotron4.server.context import AccessLog
+from nemotron4.server.settings import ServerSettings
+from tests.clients.bodies import PROGRAMS
+from tests.clients.scripted import scripted_engine
+
+CASES = [(name, route, body) for name, cases in PROGRAMS.items() for route, body in cases]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    settings = ServerSettings(served_names=("nemotron",), unknown_fields="refuse")
+    app = create_app(scripted_engine(), settings, access_log=AccessLog(StringIO()))
+    with TestClient(app, base_url="http://localhost") as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("name", "route", "body"), CASES, ids=[f"{n}-{i}" for i, (n, _, _) in enumerate(CASES)]
+)
+def test_the_body_is_answered(client: TestClient, name: str, route: str, body: dict[str, Any]) -> None:
+    answer = client.post(route, json={"model": "nemotron", **body})
+    assert answer.status_code == 200, answer.text
+    assert "warning" not in answer.headers
+    if body.get("stream"):
+        assert answer.text.endswith("data: [DONE]\n\n")
+        assert ("tool_calls" in answer.text) == (
+            bool(body.get("tools")) and body["messages"][-1]["role"] != "tool"
+        )
+    else:
+        assert answer.json()["choices"][0]["finish_reason"] in ("stop", "length", "tool_calls")

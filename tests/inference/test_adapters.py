@@ -1,0 +1,112 @@
+"""Several adapters beside one base: each row as if its own adapter were merged, whoever runs next to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import nemotron4
+from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.load import load_transformer
+from nemotron4.errors import CheckpointError, ConfigError, RequestError
+from nemotron4.inference.engine import Engine
+from nemotron4.model.adapter_files import save_adapter
+from nemotron4.model.adapters import AdapterConfig, add_adapter
+from tests import tiny_models
+
+BASES = {"llama": tiny_models.llama_directory, "nemotron": tiny_models.nemotron_directory}
+PROMPTS = [list(range(40 + 9 * i, 40 + 9 * i + length)) for i, length in enumerate((3, 70, 33, 64))]
+
+
+def write_lora(base: Path, folder: Path, *, seed: int, **config: Any) -> Path:
+    """A LoRA whose update is as large as the weights."""
+    model, _ = load_transformer(open_checkpoint(base), dtype=torch.float32, device=torch.device("cpu"))
+    settings = AdapterConfig(kind="lora", **{"rank": 4, "targets": ("all",), **config})
+    if base.name == "nemotron" and settings.targets == ("all",):
+        settings = dataclasses.replace(settings, targets=("attention", "up_proj", "down_proj"))
+    add_adapter(model, settings, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5, generator=generator)
+    save_adapter(folder, model, settings, base=str(base))
+    return folder
+
+
+@pytest.fixture(params=list(BASES))
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return BASES[request.param](tmp_path / request.param)
+
+
+@pytest.fixture
+def adapters(base: Path, tmp_path: Path) -> dict[str, Path]:
+    narrow: dict[str, Any] = {"targets": ("q_proj", "v_proj", "down_proj"), "rank": 3, "alpha": 7.0}
+    return {
+        "wide": write_lora(base, tmp_path / "wide", seed=1),
+        "narrow": write_lora(base, tmp_path / "narrow", seed=2, **narrow),
+    }
+
+
+def answers(engine: Engine, names: list[str | None]) -> list[Any]:
+    """Each prompt with each adapter, all in one batch."""
+    params = [engine_params(name) for name in names]
+    requests = [engine.request(prompt, each) for prompt in PROMPTS for each in params]
+    return engine.generate_each(requests)
+
+
+def engine_params(name: str | None) -> nemotron4.engine.SamplingParams:
+    settings = {"max_new_tokens": 8, "temperature": 0.0, "ignore_eos": True, "logprobs": 0}
+    return nemotron4.engine.SamplingParams(**settings, adapter=name)  # type: ignore[arg-type]
+
+
+def test_each_row_has_its_own_adapter_as_if_it_were_merged(base: Path, adapters: dict[str, Path]) -> None:
+    names: list[str | None] = [None, "wide", "narrow"]
+    with nemotron4.load(base, dtype="float32", adapters=adapters, max_running=5) as engine:
+        found = answers(engine, names)
+        again = answers(engine, names)  # from the prefix cache, which keeps adapters apart
+    assert [each.token_ids for each in again] == [each.token_ids for each in found]
+    for place, name in enumerate(names):
+        path = None if name is None else adapters[name]
+        with nemotron4.load(base, dtype="float32", adapter=path) as merged:
+            expected = merged.generate(PROMPTS, max_new_tokens=8, temperature=0, ignore_eos=True, logprobs=0)
+        own = found[place :: len(names)]
+        assert [each.token_ids for each in own] == [each.token_ids for each in expected]
+        for one, other in zip(own, expected, strict=True):
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    assert len({each.token_ids for each in found}) > len(PROMPTS)
+
+
+def test_adapters_come_and_go_while_requests_run(base: Path, adapters: dict[str, Path]) -> None:
+    with nemotron4.load(base, adapters={}) as engine:
+        assert engine.adapter_names == ()
+        with pytest.raises(RequestError, match="no adapter 'wide' is loaded"):
+            answers(engine, ["wide"])
+        engine.load_adapter("wide", str(adapters["wide"]))
+        first = answers(engine, ["wide"])
+        with pytest.raises(ConfigError, match="loaded already"):
+            engine.load_adapter("wide", str(adapters["narrow"]))
+        engine.unload_adapter("wide")
+        engine.load_adapter("wide", str(adapters["narrow"]))  # another one under the same name
+        assert answers(engine, ["wide"]) != first
+        with pytest.raises(ConfigError, match="no adapter 'other' is loaded"):
+            engine.unload_adapter("other")
+
+
+def test_what_cannot_stand_beside_the_base_is_refused(tmp_path: Path) -> None:
+    base = tiny_models.llama_directory(tmp_path / "llama")
+    dora = write_lora(base, tmp_path / "dora", seed=1, use_dora=True)
+    other = tiny_models.llama_directory(tmp_path / "other", seed=5, hidden_size=96)
+    foreign = write_lora(other, tmp_path / "foreign", seed=1)
+    with nemotron4.load(base, adapters={}) as engine:
+        with pytest.raises(CheckpointError, match="more than LoRA"):
+            engine.load_adapter("dora", str(dora))
+        with pytest.raises(CheckpointError, match=r"other|factors"):
+            engine.load_adapter("foreign", str(foreign))
+    with nemotron4.load(base) as engine, pytest.raises(RequestError, match="without adapters"):
+        engine.load_adapter("x", str(dora))
+    with pytest.raises(ConfigError, match="name them all"):
+        nemotron4.load(base, adapter=dora, adapters={})
