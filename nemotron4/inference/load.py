@@ -65,9 +65,8 @@ def load(
     ``prefix_cache_gb`` bounds what of that ended requests leave behind for prompts that begin like theirs.
     ``chat_template`` is a format's name or a file with a Jinja template, in place of the checkpoint's own.
     """
-    if adapters is not None:
-        adapter = _none_merged(adapter)
-    checkpoint, beside = _opened(*with_shipped(model, adapter), force=force_adapter)
+    only = _merged(adapter, adapters)
+    checkpoint, beside = _opened(*with_shipped(model, only), force=force_adapter)
     is_adapted = beside is not None or adapters is not None
     chosen_device = device_name(device)
     precision = choose(
@@ -115,8 +114,10 @@ class _Reload:
         return read_again(runner, updated, self._precision.dtype, self._device)
 
 
-def _none_merged(adapter: str | Path | None) -> str:
-    """Under named adapters is the bare model."""
+def _merged(adapter: str | Path | None, adapters: Mapping[str, str | Path] | None) -> str | Path | None:
+    """The adapter that is merged: under named ones is the bare model."""
+    if adapters is None:
+        return adapter
     if adapter not in (None, AUTO, NONE):
         raise ConfigError("adapter is merged, adapters run next to the weights", hint="name them all")
     return NONE
