@@ -15,6 +15,9 @@ The protocol, written before the training that ships:
   format: all verse, all answers to own questions, the first 8 of other forms. Every sixth follows another
   question and its answer as a second turn, and every sixth is there a second time in the model's own format.
 - Training: card_format.toml, last step, one seed.
+- Added when that adapter still repeated verse (see docs/results/smollm2.md): it answers 110 of the poem
+  prompts greedily; what stands before the first repetition, of two lines or more, is its target in a second,
+  short training, with 30, 100 and 30 rows (verse, others, own format) of the first.
 - Measured on every held-out prompt as raw text for `/generate`, greedy and sampled (temperature 1, top_p
   0.95, seed 1), up to 256 tokens: the share of answers that end by the card's marker, and the share that
   loop, with 95 % Wilson intervals; the same, greedy, in the model's own format, to see what changed there.
@@ -25,6 +28,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -192,6 +196,41 @@ def select(out: Path) -> None:
     print(f"{len(kept)} answers of {len(samples)} kept, {len(rows)} rows")
 
 
+def write_verse(out: Path, limit: int) -> None:
+    """Poem prompts for the adapter to answer in the card's format."""
+    out.mkdir(parents=True, exist_ok=True)
+    poems = [question for question in FORM_OF if "poem" in question]
+    random.Random(1).shuffle(poems)
+    row = {"max_new_tokens": 90, "temperature": 0.0, "stop": [MARKER]}
+    write_rows(
+        out / "verse.jsonl",
+        (
+            {"prompt": render([Message("user", question)]), "meta": {"question": question}, **row}
+            for question in poems[:limit]
+        ),
+    )
+
+
+def mix(out: Path, first: Path) -> None:
+    """What stands before the adapter's repetitions, with rows of the first training."""
+    rows: list[dict[str, object]] = []
+    for row in read_rows(out / "answers.jsonl"):
+        answer = before_repetition(row["text"], is_whole=row["finish_reason"] == "stop").rstrip(",;")
+        if sum(bool(line.strip()) for line in answer.splitlines()) >= 2 and len(answer.split()) >= 12:
+            prompt = render([Message("user", row["meta"]["question"])])
+            rows.append({"prompt": prompt, "completion": f"{answer}\n{MARKER}"})
+    groups: dict[str, list[dict[str, object]]] = {"verse": [], "other": [], "own": []}
+    for earlier in read_rows(first):
+        is_verse = re.search("poem|rhyme", str(earlier.get("prompt")), re.IGNORECASE)
+        groups["own" if "messages" in earlier else "verse" if is_verse else "other"].append(earlier)
+    draw = random.Random(2)
+    for name, number in (("verse", 30), ("other", 100), ("own", 30)):
+        rows += draw.sample(groups[name], min(number, len(groups[name])))
+    draw.shuffle(rows)
+    write_rows(out / "sft.jsonl", rows)
+    print(f"{len(rows)} rows")
+
+
 def measure(out: Path, adapter: str | None, limit: int) -> None:
     """How answers to held-out prompts end, in the card's format and in the model's own."""
     questions = [CARD_QUESTION, *prompts(HELD_OUT[:limit])]
@@ -222,10 +261,11 @@ def _share(flags: Sequence[bool]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("step", choices=("openings", "prompts", "select", "measure"))
+    parser.add_argument("step", choices=("openings", "prompts", "select", "verse", "mix", "measure"))
     parser.add_argument("out", type=Path)
     parser.add_argument("--limit", type=int, help="openings to continue, or topics to ask about")
     parser.add_argument("--adapter", help="measure with it; the bare model if absent")
+    parser.add_argument("--first", type=Path, help="rows of the first training, for mix")
     options = parser.parse_args()
     if options.step == "openings":
         write_openings(options.out, options.limit or 300)
@@ -233,6 +273,10 @@ def main() -> None:
         write_prompts(options.out, options.limit or len(TOPICS))
     elif options.step == "select":
         select(options.out)
+    elif options.step == "verse":
+        write_verse(options.out, options.limit or 110)
+    elif options.step == "mix":
+        mix(options.out, options.first)
     else:
         measure(options.out, options.adapter, options.limit or len(HELD_OUT))
 

@@ -11,7 +11,7 @@ import nemotron4
 from nemotron4.checkpoint import shipped
 from nemotron4.checkpoint.adapter_base import BASE_FILE
 from nemotron4.checkpoint.shipped import AUTO, FOLDER, NONE, WEIGHTS, chosen_adapter, with_shipped
-from nemotron4.text.prompt import card_prompt
+from nemotron4.text.prompt import CARD_QUESTION, card_prompt
 
 MARKER = "<extra_id_1>"
 
@@ -34,14 +34,14 @@ def test_it_is_small_licensed_and_names_its_base_without_a_path() -> None:
 
 @pytest.mark.demo_model
 def test_answers_in_the_cards_format_end_by_its_marker(demo_model: Path) -> None:
-    questions = ["What is the capital of France?", "Give me three facts about gravity."]
+    questions = [CARD_QUESTION, "What is the capital of France?", "Give me three facts about gravity."]
     with nemotron4.load("smollm2") as engine:
         answers = engine.generate(
             [card_prompt(question) for question in questions], max_new_tokens=256, temperature=0, stop=MARKER
         )
-    assert [answer.finish_reason for answer in answers] == ["stop"] * 2
-    assert all(answer.text.endswith("\n") and answer.text.strip() for answer in answers)
-    assert "Paris" in answers[0].text
+    assert [answer.finish_reason for answer in answers] == ["stop"] * 3
+    assert all(answer.text.strip() for answer in answers)
+    assert "Paris" in answers[1].text
 
 
 @pytest.mark.demo_model
