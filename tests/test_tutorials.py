@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from nemotron4.checkpoint import shipped
+from nemotron4.checkpoint.hub import SMOLLM2
 from nemotron4.cli.child_server import ChildServer
 from nemotron4.cli.main import main
 from tests.fake_serving import serving
@@ -92,11 +93,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = nemotron_directory(folder / "tiny", max_position_embeddings=2048, **shape)
     smollm2 = folder / "cache" / "smollm2"
     assert main(["convert", str(tiny), str(smollm2), "--to", "gguf"]) == 0
+    pulled = smollm2 / Path(SMOLLM2.member).name  # so that `pull` finds it there
+    next(smollm2.glob("*.gguf")).rename(pulled)
     # The adapter that ships is of the real model's shape; a model that it was merged into is taken as it is.
     version = hashlib.sha256(shipped.WEIGHTS.read_bytes()).hexdigest()[:16]
     merged = smollm2 / f"with-adapter-{version}" / "smollm2.gguf"
     merged.parent.mkdir()
-    shutil.copy(next(smollm2.glob("*.gguf")), merged)
+    shutil.copy(pulled, merged)
     return folder / "cache"
 
 
