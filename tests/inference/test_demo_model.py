@@ -33,7 +33,7 @@ def transformers_model(path: Path) -> LlamaForCausalLM:
 def test_greedy_tokens_equal_transformers_for_mixed_lengths(demo_model: Path) -> None:
     texts = ["The capital of France is", card_prompt(), "def fibonacci(n):", "Once upon a time " * 12]
     peer = transformers_model(demo_model)
-    with nemotron4.load(demo_model) as engine:
+    with nemotron4.load(demo_model, dtype="float32") as engine:
         generations = engine.generate(texts, max_new_tokens=24, temperature=0, ignore_eos=True)
         prompts = [encode_text(engine, text) for text in texts]
     for prompt, generation in zip(prompts, generations, strict=True):

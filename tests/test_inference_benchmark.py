@@ -1,0 +1,69 @@
+"""The record and the page of ``benchmarks/inference/run``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks" / "inference"
+
+
+def loaded(name: str, file: str) -> ModuleType:
+    loader = SourceFileLoader(name, str(FOLDER / file))
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def run() -> ModuleType:
+    return loaded("inference_run", "run")
+
+
+def entry(cell: str, median: float | None, *, unit: str = "tokens/s", processor: str = "a") -> dict[str, Any]:
+    return {
+        "model": "nano", "cell": cell, "peer": "ours", "precision": "int8", "processor": processor,
+        "unit": unit, "median": median, "date": "2026-11-30", "version": "nemotron4 1", "load": 0.5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cell", "unit", "before", "after", "is_slower"),
+    [
+        ("one", "tokens/s", 100.0, 89.0, True),
+        ("one", "tokens/s", 100.0, 92.0, False),
+        ("one", "tokens/s", 100.0, 150.0, False),
+        ("start", "s", 1.0, 1.2, True),
+        ("start", "s", 1.0, 0.5, False),
+        ("one", "tokens/s", 100.0, None, False),
+    ],
+)
+def test_what_got_slower_than_a_tenth_is_named(
+    run: ModuleType, tmp_path: Path, cell: str, unit: str, before: float, after: float | None, is_slower: bool
+) -> None:
+    old = [
+        entry(cell, before, unit=unit),
+        entry(cell, 1e9 if unit != "s" else 1e-9, unit=unit, processor="b"),
+    ]
+    (tmp_path / "record.json").write_text(json.dumps(old))
+    record = run.Record(tmp_path / "record.json")
+    record.add(entry(cell, after, unit=unit))
+    assert bool(record.slower()) == is_slower
+    assert len(json.loads((tmp_path / "record.json").read_text())) == 3
+
+
+def test_the_page_has_a_table_and_says_that_the_machine_was_busy(tmp_path: Path) -> None:
+    entries = [entry("one", 123.4), {**entry("one", 60.0), "peer": "llamacpp", "load": 9.0}]
+    loaded("inference_report", "report.py").write(entries, tmp_path / "page.md", command="run")
+    page = (tmp_path / "page.md").read_text()
+    assert "| one stream, tokens/s | 123.4 | 60 |" in page
+    assert "Other programs ran at the same time" in page
+    assert (tmp_path / "page.png").stat().st_size > 1000
