@@ -24,7 +24,7 @@ class Points:
 
     def next(self) -> float:
         high, low = self._words.randint(0, 2**32, size=2, dtype=np.uint32).tolist()
-        return ((high << 32 | low) & (2**53 - 1)) / 2**53
+        return float((high << 32 | low) & (2**53 - 1)) / 2**53
 
 
 def argmax(logits_RV: Array) -> list[int]:
@@ -93,7 +93,7 @@ def draw_rows(rows: Sequence[tuple[Array, SamplingParams, float]], *, handle: in
         return [draw_at(*row) for row in rows]
     draws = (CDraw * len(rows))(
         *(
-            (logits_V.ctypes.data, len(logits_V), p.top_k, p.temperature, p.top_p, p.min_p, point)
+            CDraw(logits_V.ctypes.data, len(logits_V), p.top_k, p.temperature, p.top_p, p.min_p, point)
             for logits_V, p, point in rows
         )
     )

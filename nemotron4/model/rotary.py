@@ -48,7 +48,8 @@ def _yarn(inv_freq_R: Array, config: ModelConfig, scaling: RopeScaling) -> Array
     pair_R = np.arange(len(inv_freq_R), dtype=np.float32)
     ramp_R = ((pair_R - np.float32(low)) / np.float32(high - low or 0.001)).clip(0, 1)
     slow_R: Array = inv_freq_R / np.float32(scaling.factor)
-    return slow_R * ramp_R + inv_freq_R * (1 - ramp_R)
+    blended_R: Array = slow_R * ramp_R + inv_freq_R * (1 - ramp_R)
+    return blended_R
 
 
 def _scaled(inv_freq_R: Array, scaling: RopeScaling) -> Array:
