@@ -78,8 +78,8 @@ class ExtendedCheckpoint(OwnOrChosenFormat):
             total += self.base.read_rows(name, start, stop, torch.float32).double().sum(dim=0)
         return (total / self._num_known).float()
 
-    def raw_tensor(self, name: str) -> RawTensor | None:
-        return None if name in GROWING else self.base.raw_tensor(name)
+    def raw_tensor(self, name: str, start: int = 0, stop: int | None = None) -> RawTensor | None:
+        return None if name in GROWING else self.base.raw_tensor(name, start, stop)
 
     def tokenizer(self) -> JsonTokenizer:
         return self._tokenizer

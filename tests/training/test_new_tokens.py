@@ -11,6 +11,7 @@ import torch
 
 import nemotron4
 from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.interface import float_rows
 from nemotron4.errors import ConfigError
 from nemotron4.training import inputs, run
 from nemotron4.training.recipe import Recipe, build
@@ -54,6 +55,9 @@ def test_new_rows_are_the_mean_of_the_known_ones(tmp_path: Path, start: Path) ->
         assert len(whole) == found.config.vocab_size
         assert torch.equal(whole[:known], old)
         torch.testing.assert_close(whole[known], old.mean(dim=0), rtol=1e-5, atol=1e-6)
+    for name, info in found.tensors.items():  # what an engine that computes natively reads
+        values = torch.from_numpy(float_rows(found, name, 0, info.shape[0]))
+        assert torch.equal(values, found.read(name, torch.float32)), name
 
 
 def test_a_model_with_new_tokens_trains_and_its_result_has_them(tmp_path: Path, start: Path) -> None:
