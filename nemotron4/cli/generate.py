@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,10 +22,14 @@ from nemotron4.cli.options import (
 )
 from nemotron4.engine import SamplingParams
 from nemotron4.errors import ConfigError
-from nemotron4.records import FieldError, read_json_lines
+from nemotron4.records import FieldError, JsonObject, read_json_lines
 
 if TYPE_CHECKING:
     from nemotron4.engine import InferenceEngine
+
+MAX_NEW_TOKENS = 256
+SEED = 0  # the same command gives the same file
+MAX_IN_FLIGHT = 64
 
 
 def generate(
@@ -43,7 +47,9 @@ def generate(
         ),
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="Keep the sample with the highest reward.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="The longest answer, in tokens.")
+    ] = MAX_NEW_TOKENS,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = SamplingParams.temperature,
     top_p: Annotated[
         float, typer.Option(help="Draw from the likeliest tokens with this much probability.")
@@ -83,9 +89,11 @@ def generate(
         bool, typer.Option("--include-stop-str-in-output", help="Keep what ended an answer in its text.")
     ] = False,
     skip_special_tokens: Annotated[bool, typer.Option(help="Leave control tokens out of the text.")] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds draw equal answers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds draw equal answers.")] = SEED,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="Write each token's log-probability.")] = False,
-    max_in_flight: Annotated[int, typer.Option(min=1, help="Rows that are answered at the same time.")] = 64,
+    max_in_flight: Annotated[
+        int, typer.Option(min=1, help="Rows that are answered at the same time.")
+    ] = MAX_IN_FLIGHT,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
@@ -110,15 +118,12 @@ def generate(
     same command continues where it stopped. A row that cannot be answered becomes {"line":
     ..., "error": ...} in its place, and the exit status is then 1.
     """
-    from nemotron4.checkpoint.cache import resolve
-    from nemotron4.checkpoint.shipped import chosen_adapter
     from nemotron4.cli import batch
     from nemotron4.cli.answering import Wanted
-    from nemotron4.cli.identity import file_digest, model_digest
+    from nemotron4.cli.identity import file_digest
     from nemotron4.cli.rows import logit_bias, read_schema
     from nemotron4.cli.scoring import input_file, judge_identity, open_judge
 
-    chosen = chosen_adapter(model, adapter)
     if best and score is None:
         raise ConfigError("--best needs rewards to compare", hint="add --score URL or --score MODEL")
     try:
@@ -145,37 +150,15 @@ def generate(
         logprobs=0 if logprobs else None,
         grammar=read_schema(json_schema),
     )
-    run = {
-        "model": model,
-        "model_sha256": model_digest(resolve(model)),
-        "dtype": dtype,
-        "quantize": quantize,
-        "adapter_sha256": model_digest(chosen) if chosen else None,
-        "sampling": batch.as_json(params),
-    }
+    run = _recorded(model, params, dtype=dtype, quantize=quantize, adapter=adapter, template=chat_template)
     # What earlier versions did not know is recorded where it is asked for: their runs go on.
     more = {"n": n if n > 1 else None, "best": best or None, "served_names": served_model_name}
     more["score"] = None if score is None else judge_identity(score)
     run |= {name: value for name, value in more.items() if value is not None}
-    if chat_template is not None:
-        path = Path(chat_template)
-        run["chat_template"] = file_digest(path) if path.is_file() else chat_template
 
     def load_engine() -> InferenceEngine:
-        from nemotron4.inference.load import load
-
-        note(f"loading {model} ...")
-        engine: InferenceEngine = load(
-            model,
-            dtype=dtype,
-            device=device,
-            quantize=quantize,
-            adapter=adapter,
-            chat_template=chat_template,
-            force_adapter=force_adapter,
-        )
-        show_notes(engine.info)
-        return engine
+        options = {"adapter": adapter, "chat_template": chat_template, "force_adapter": force_adapter}
+        return _load(model, dtype=dtype, device=device, quantize=quantize, **options)
 
     with input_file(source) as rows:
         run["input_sha256"] = file_digest(rows)
@@ -188,6 +171,45 @@ def generate(
                     wanted = Wanted(params=params, n=n, judge=judge, keeps_best=best, served_names=names)
                     batch.answer_file(load_engine, rows, answers, wanted, max_in_flight=max_in_flight)
     return _report(output, is_json=json_)
+
+
+def _recorded(
+    model: str,
+    params: SamplingParams,
+    *,
+    dtype: str,
+    quantize: str | None,
+    adapter: str | None,
+    template: str | None,
+) -> JsonObject:
+    """What a run is made of: another one is refused under the same output."""
+    from nemotron4.checkpoint.cache import resolve
+    from nemotron4.checkpoint.shipped import chosen_adapter
+    from nemotron4.cli import batch
+    from nemotron4.cli.identity import file_digest, model_digest
+
+    chosen = chosen_adapter(model, adapter)
+    run: JsonObject = {
+        "model": model,
+        "model_sha256": model_digest(resolve(model)),
+        "dtype": dtype,
+        "quantize": quantize,
+        "adapter_sha256": model_digest(chosen) if chosen else None,
+        "sampling": batch.as_json(params),
+    }
+    if template is not None:
+        path = Path(template)
+        run["chat_template"] = file_digest(path) if path.is_file() else template
+    return run
+
+
+def _load(model: str, **options: Any) -> InferenceEngine:
+    from nemotron4.inference.load import load
+
+    note(f"loading {model} ...")
+    engine: InferenceEngine = load(model, **options)
+    show_notes(engine.info)
+    return engine
 
 
 def _report(output: Path, *, is_json: bool) -> int:

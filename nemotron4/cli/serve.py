@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,7 +30,6 @@ from nemotron4.errors import ConfigError
 from nemotron4.server.settings import RemoteServer, ServerSettings, read_api_keys
 
 if TYPE_CHECKING:
-    from nemotron4.checkpoint.interface import Checkpoint
     from nemotron4.engine import InferenceEngine
     from nemotron4.server.guard import Guard, GuardSettings
     from nemotron4.server.page import PageTab
@@ -165,10 +164,6 @@ def serve(
     requests end and refuses new ones; a second signal exits at once. Keys for the other servers come from
     NEMOTRON4_API_KEY (--compare-with) and NEMOTRON4_JUDGE_API_KEY (--reward-model).
     """
-
-    def endpoint(url: str | None, key_variable: str) -> RemoteServer | None:
-        return None if url is None else RemoteServer(url, os.environ.get(key_variable))
-
     settings = ServerSettings(
         host=host,
         served_names=tuple(served_model_name or ()),
@@ -181,8 +176,8 @@ def serve(
         tool_format=tool_format,
         takes_weights=take_weights,
         max_body_bytes=int(max_body_mb * 1e6),
-        compare_with=endpoint(compare_with, "NEMOTRON4_API_KEY"),
-        reward_model=endpoint(reward_model, "NEMOTRON4_JUDGE_API_KEY"),
+        compare_with=_endpoint(compare_with, "NEMOTRON4_API_KEY"),
+        reward_model=_endpoint(reward_model, "NEMOTRON4_JUDGE_API_KEY"),
     )
 
     merged, named = split_adapters(adapter or (), is_enabled=enable_lora)
@@ -205,85 +200,79 @@ def serve(
         with _tabs(redteam) as tabs:
             run(load, port=port, settings=settings, guard=screen, tabs=tabs)
 
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "cache_gb": cache_gb}
+    options |= {"max_running": max_running, "max_waiting": max_waiting, "chat_template": chat_template}
     parallel = Parallel(tensor=tensor_parallel, pipeline=pipeline_parallel, nodes=nodes)
     if engine == "vllm":
-        if named is not None:
-            raise ConfigError("vLLM runs here with one adapter, without a name", hint="--adapter PATH")
-        if quantize is not None:
-            raise ConfigError(
-                f"quantize is {quantize!r}; vLLM reads weights that are quantised already",
-                hint=f"nemotron4 convert {model} DST --to hf --quantize {quantize}, then serve DST",
-            )
+        _check_vllm(model, named, quantize)
         return run_vllm(
             model,
             find_rank(os.environ),
             parallel,
             put_on_port,
             port=port,
-            max_waiting=max_waiting,
-            max_running=max_running,
-            dtype=dtype,
-            device=device,
             adapter=chosen_adapter(model, merged),
-            cache_gb=cache_gb,
             context=context,
             kv_cache_dtype=kv_cache_dtype,
             gpu_memory_utilization=gpu_memory_utilization,
             revision=revision,
             start_timeout_s=start_timeout_s,
-            chat_template=chat_template,
+            **options,
         )
     parallel.require_one_device()
+    _check_builtin(kv_cache_dtype)
+    options |= {"quantize": quantize, "force_adapter": force_adapter, "memory_share": gpu_memory_utilization}
+    put_on_port(lambda: _load_builtin(model, merged, named, context=context, revision=revision, **options))
+    return 0
+
+
+def _endpoint(url: str | None, key_variable: str) -> RemoteServer | None:
+    return None if url is None else RemoteServer(url, os.environ.get(key_variable))
+
+
+def _check_vllm(model: str, named: dict[str, str] | None, quantize: str | None) -> None:
+    if named is not None:
+        raise ConfigError("vLLM runs here with one adapter, without a name", hint="--adapter PATH")
+    if quantize is not None:
+        raise ConfigError(
+            f"quantize is {quantize!r}; vLLM reads weights that are quantised already",
+            hint=f"nemotron4 convert {model} DST --to hf --quantize {quantize}, then serve DST",
+        )
+
+
+def _check_builtin(kv_cache_dtype: str) -> None:
     if kv_cache_dtype != "auto":
         raise ConfigError(
             f"kv_cache_dtype is {kv_cache_dtype!r}; the built-in engine keeps the model's type",
             hint="leave it out, or add --engine vllm",
         )
 
-    def load_engine() -> InferenceEngine:
-        from nemotron4.checkpoint import open_checkpoint
-        from nemotron4.checkpoint.watched import watched
 
-        opened, chosen = with_shipped(model, merged, note)
-        with watched(open_checkpoint(opened, context=context, revision=revision)) as checkpoint:
-            return load_opened(checkpoint, chosen)
+def _load_builtin(
+    model: str,
+    adapter: str,
+    named: dict[str, str] | None,
+    *,
+    context: int | None,
+    revision: str | None,
+    **options: Any,
+) -> InferenceEngine:
+    """A chat model, or a reward model where the checkpoint or its adapter has a reward head."""
+    from nemotron4.checkpoint import open_checkpoint
+    from nemotron4.inference.load import load
+    from nemotron4.inference.reward import load_reward
+    from nemotron4.model.adapter_files import has_reward_head
 
-    def load_opened(checkpoint: Checkpoint, chosen: Path | None) -> InferenceEngine:
-        from nemotron4.inference.load import PREFIX_CACHE_GB, load
-
-        if checkpoint.config.num_reward_attributes or (chosen and _has_reward_head(chosen)):
-            from nemotron4.inference.reward import load_reward
-
-            if named is not None:
-                raise ConfigError("a reward model has one adapter, without a name", hint="--adapter PATH")
-            return load_reward(
-                checkpoint,
-                dtype=dtype,
-                device=device,
-                adapter=chosen,
-                force_adapter=force_adapter,
-                max_waiting=max_waiting,
-            )
-        ready = load(
-            checkpoint,
-            dtype=dtype,
-            device=device,
-            quantize=quantize,
-            adapter=chosen,
-            force_adapter=force_adapter,
-            adapters=named,
-            cache_gb=cache_gb,
-            prefix_cache_gb=PREFIX_CACHE_GB if prefix_cache_gb is None else prefix_cache_gb,
-            max_running=max_running,
-            max_waiting=max_waiting,
-            memory_share=gpu_memory_utilization,
-            chat_template=chat_template,
-        )
-        show_notes(ready.info)
-        return ready
-
-    put_on_port(load_engine)
-    return 0
+    opened, chosen = with_shipped(model, adapter, note)
+    checkpoint = open_checkpoint(opened, context=context, revision=revision)
+    if checkpoint.config.num_reward_attributes or (chosen and has_reward_head(chosen)):
+        if named is not None:
+            raise ConfigError("a reward model has one adapter, without a name", hint="--adapter PATH")
+        taken = ("dtype", "device", "force_adapter", "max_waiting")
+        return load_reward(checkpoint, adapter=chosen, **{name: options[name] for name in taken})
+    ready = load(checkpoint, adapter=chosen, adapters=named, **options)
+    show_notes(ready.info)
+    return ready
 
 
 def split_adapters(given: Sequence[str], *, is_enabled: bool = False) -> tuple[str, dict[str, str] | None]:
