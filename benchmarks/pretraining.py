@@ -65,15 +65,15 @@ def _command(file: Path, model: str, workers: int) -> float:
 
 
 class Imagined:
-    """Documents of 3,488 to 4,511 tokens, computed and not stored."""
+    """Documents of 7,488 to 8,511 tokens, computed and not stored."""
 
     prefix = fingerprint = "imagined"
 
     def __init__(self, num_tokens: float) -> None:
-        self.num_documents = int(num_tokens / 3999.5)
+        self.num_documents = int(num_tokens / 7999.5)
 
     def lengths(self, documents: numpy.ndarray) -> numpy.ndarray:
-        return 3488 + (documents * 2_654_435_761 >> 7) % 1024
+        return 7488 + (documents * 2_654_435_761 >> 7) % 1024
 
     def tokens(self, document: int, start: int = 0, stop: int | None = None) -> numpy.ndarray:
         length = int(self.lengths(numpy.array([document]))[0])
