@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
@@ -20,6 +19,9 @@ from nemotron4.errors import Nemotron4Error
 from nemotron4.server.context import ApiError
 from nemotron4.server.settings import Service
 from nemotron4.text.answers import text_request, turn_request
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RolloutRequest(BaseModel):
@@ -73,6 +75,8 @@ class _Received:
 
     def take(self) -> dict[str, torch.Tensor]:
         """The tensors, which are then forgotten; ApiError for one that is not whole."""
+        import torch  # here: a server that takes no weights starts without it
+
         sent, self._tensors = self._tensors, {}
         found = {}
         for name, (part, data) in sent.items():

@@ -127,6 +127,12 @@ def test_what_cannot_be_loaded_is_refused(
         nemotron4.load(tiny, **settings)  # type: ignore[arg-type]
 
 
+def test_a_server_is_built_without_torch() -> None:
+    program = "import sys, nemotron4.server.run, nemotron4.cli.serve; print('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.stdout.split() == ["False"], ended.stderr
+
+
 @pytest.mark.parametrize("kind", ["directory", "gguf"])
 def test_a_model_is_loaded_and_generates_without_torch(tiny: Path, tmp_path: Path, kind: str) -> None:
     """Importing torch takes longer than everything else from the start to the first token."""
