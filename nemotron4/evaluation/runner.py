@@ -181,14 +181,15 @@ class _Run:
             kinds = Counter(refused.values())
             named = ", ".join(list(refused)[:5]) + (" ..." if len(refused) > 5 else "")
             counted = ", ".join(with_failures({}, "", kinds))
+            missing: str | None = None
             if file == JUDGMENTS_FILE:
                 what, missing = "judgments left out", "no judgment"
             elif self._on_failure != "wrong" or not result.num_items - len(refused):
                 what, missing = "left out", "no response" if self._task.judge is None else None
             elif self._task.judge is None:
-                what, missing = "requests count as wrong", None
+                what = "requests count as wrong"
             else:
-                what, missing = "requests were judged as empty answers", None
+                what = "requests were judged as empty answers"
             if kinds:
                 notes.append(f"{len(refused)} {what} ({counted}): {named}")
                 unscored = unscored if missing is None else with_failures(unscored, missing, kinds)

@@ -163,9 +163,10 @@ async def _ask_all(
         async def work(session_id: str) -> JsonObject:
             key = f"{store.path.resolve()} {folder.resolve()} {number} {session_id}"
             new_id = hashlib.sha256(key.encode()).hexdigest()[:32]
-            return to_json(
+            record: JsonObject = to_json(
                 await _replay_one(attacks[session_id], store, model, judge, sampling, new_id, on_retry)
             )
+            return record
 
         return await ask_missing(
             log,

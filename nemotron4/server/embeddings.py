@@ -97,7 +97,7 @@ async def _ids(body: EmbeddingsRequest, service: Service) -> list[list[int]]:
         raise ApiError(400, f"input: {len(given)} texts; expected 1 to {MAX_INPUTS}", param="input")
     texts = [each for each in given if isinstance(each, str)]
     encoded = iter(await text_ids(lambda text: encode_text(service.engine, text), texts))
-    inputs = [next(encoded) if isinstance(each, str) else list(each) for each in given]
+    inputs = [list(each) if isinstance(each, list) else next(encoded) for each in given]
     if [] in inputs:
         raise ApiError(400, f"input: text {inputs.index([])} is empty", param="input")
     if body.truncate_prompt_tokens is not None:

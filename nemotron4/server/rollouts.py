@@ -121,7 +121,7 @@ def rollout_routes(service: Service, engine: TakesWeights) -> APIRouter:
             )
             own = engine.prompt_format
             requests.append(
-                turn_request(engine, own, each.prompt_ids, params)
+                turn_request(engine, own, tuple(each.prompt_ids), params)
                 if own
                 else text_request(engine, each.prompt_ids, params)
             )

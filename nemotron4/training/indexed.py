@@ -50,8 +50,8 @@ class IndexedCorpus:
         for file in (self.index, self.data):
             if not file.is_file():
                 raise DataError(f"{file}: there is no such file; an indexed corpus is a .bin and an .idx")
-        with self.index.open("rb") as file:
-            header = file.read(34)
+        with self.index.open("rb") as stream:
+            header = stream.read(34)
         if len(header) < 34 or header[:9] != MAGIC:
             raise DataError(f"{self.index}: not an index of Megatron's: it does not begin with {MAGIC!r}")
         version, code, self.num_sequences, num_ends = struct.unpack("<QBQQ", header[9:])

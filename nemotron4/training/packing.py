@@ -204,7 +204,7 @@ def _attend_run(run: Run, q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Ten
     """B runs of one form; what goes on from the common beginning sees that and itself."""
     if len(run) == 1:
         return causal_attention(q_BTHE, k_BTKE, v_BTKE)
-    qs, ks, vs = (torch.split(x, run, dim=1) for x in (q_BTHE, k_BTKE, v_BTKE))
+    qs, ks, vs = (torch.split(x, list(run), dim=1) for x in (q_BTHE, k_BTKE, v_BTKE))
     outputs = [causal_attention(qs[0], ks[0], vs[0])]
     for q, k, v in zip(qs[1:], ks[1:], vs[1:], strict=True):
         outputs.append(causal_attention(q, torch.cat([ks[0], k], dim=1), torch.cat([vs[0], v], dim=1)))
