@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import subprocess
 import sys
 import tempfile
 import textwrap
@@ -15,11 +16,29 @@ from html import escape
 from pathlib import Path
 
 PICTURE = Path(__file__).with_name("terminal.svg")
-QUESTION = "Why is the sky blue? Answer in two sentences."
 OPTIONS = ["--temperature", "0", "--max-new-tokens", "120"]
+# Waiting, times (which say nothing of a busy machine) and the path of the cache.
+WAITING = re.compile(
+    r"(loading the model|generating up to .* tokens)( \.\.\.|: .*)|ready after .*|\d+ tokens in .*|/.*|"
+    r"(real|user|sys)\t.*"
+)
 PROMPT = "\n> "
 COLUMNS = 88
 CHARACTER, LINE, MARGIN, BAR = 8.4, 20, 18, 34  # pixels
+
+
+def demo() -> str:
+    """What scripts/demo shows, without the lines about waiting and time."""
+    command = [sys.executable, "-m", "nemotron4.cli.demo", "--port", "1424"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout)
+    return without_waiting(done.stdout)
+
+
+def without_waiting(text: str) -> str:
+    kept = [line for line in text.splitlines() if not WAITING.fullmatch(line)]
+    return "$ scripts/demo\n" + re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
 
 
 def record(question: str, options: list[str]) -> str:
@@ -63,7 +82,7 @@ def svg(text: str) -> str:
     height = BAR + 2 * MARGIN + LINE * len(lines)
     rows = []
     for number, line in enumerate(lines):
-        style = ' font-weight="bold" fill="#9be28f"' if line.startswith(("$ ", "> ")) else ""
+        style = ' font-weight="bold" fill="#9be28f"' if line.startswith(("$ ", "> ", "--- ")) else ""
         y = BAR + MARGIN + LINE * number + 14
         rows.append(f'<text x="{MARGIN}" y="{y}" xml:space="preserve"{style}>{escape(line)}</text>')
     dots = "".join(f'<circle cx="{20 + 18 * n}" cy="17" r="5.5" fill="#5c6370"/>' for n in range(3))
@@ -78,5 +97,5 @@ def svg(text: str) -> str:
 
 
 if __name__ == "__main__":
-    question, *options = sys.argv[1:] or [QUESTION]
-    PICTURE.write_text(svg(record(question, options or OPTIONS)), encoding="utf-8")
+    shown = record(sys.argv[1], sys.argv[2:] or OPTIONS) if sys.argv[1:] else demo()
+    PICTURE.write_text(svg(shown), encoding="utf-8")
