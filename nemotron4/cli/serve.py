@@ -27,6 +27,7 @@ from nemotron4.cli.options import (
     RevisionOption,
 )
 from nemotron4.errors import ConfigError
+from nemotron4.inference import PREFIX_CACHE_GB
 from nemotron4.server.settings import RemoteServer, ServerSettings, read_api_keys
 
 if TYPE_CHECKING:
@@ -66,9 +67,8 @@ def serve(
         float | None, typer.Option(help="Memory for keys and values; without it a share of what is free.")
     ] = None,
     prefix_cache_gb: Annotated[
-        float | None,
-        typer.Option(min=0, help="Of it, the most that ended requests leave for later ones (0.25)."),
-    ] = None,
+        float, typer.Option(min=0, help="Of it, the most that ended requests leave for later ones.")
+    ] = PREFIX_CACHE_GB,
     context: ContextOption = None,
     kv_cache_dtype: KvCacheDtypeOption = "auto",
     gpu_memory_utilization: GpuMemoryOption = None,
@@ -181,7 +181,6 @@ def serve(
     )
 
     merged, named = split_adapters(adapter or (), is_enabled=enable_lora)
-
     from nemotron4.cluster.slurm import find_rank
     from nemotron4.server.guard import GuardSettings
     from nemotron4.server.run import run
@@ -222,6 +221,7 @@ def serve(
     parallel.require_one_device()
     _check_builtin(kv_cache_dtype)
     options |= {"quantize": quantize, "force_adapter": force_adapter, "memory_share": gpu_memory_utilization}
+    options["prefix_cache_gb"] = prefix_cache_gb
     put_on_port(lambda: _load_builtin(model, merged, named, context=context, revision=revision, **options))
     return 0
 
@@ -259,18 +259,19 @@ def _load_builtin(
 ) -> InferenceEngine:
     """A chat model, or a reward model where the checkpoint or its adapter has a reward head."""
     from nemotron4.checkpoint import open_checkpoint
+    from nemotron4.checkpoint.watched import watched
     from nemotron4.inference.load import load
-    from nemotron4.inference.reward import load_reward
-    from nemotron4.model.adapter_files import has_reward_head
 
     opened, chosen = with_shipped(model, adapter, note)
-    checkpoint = open_checkpoint(opened, context=context, revision=revision)
-    if checkpoint.config.num_reward_attributes or (chosen and has_reward_head(chosen)):
-        if named is not None:
-            raise ConfigError("a reward model has one adapter, without a name", hint="--adapter PATH")
-        taken = ("dtype", "device", "force_adapter", "max_waiting")
-        return load_reward(checkpoint, adapter=chosen, **{name: options[name] for name in taken})
-    ready = load(checkpoint, adapter=chosen, adapters=named, **options)
+    with watched(open_checkpoint(opened, context=context, revision=revision)) as checkpoint:
+        if checkpoint.config.num_reward_attributes or (chosen and _has_reward_head(chosen)):
+            if named is not None:
+                raise ConfigError("a reward model has one adapter, without a name", hint="--adapter PATH")
+            from nemotron4.inference.reward import load_reward  # with torch, which a language model needs not
+
+            taken = ("dtype", "device", "force_adapter", "max_waiting")
+            return load_reward(checkpoint, adapter=chosen, **{name: options[name] for name in taken})
+        ready = load(checkpoint, adapter=chosen, adapters=named, **options)
     show_notes(ready.info)
     return ready
 

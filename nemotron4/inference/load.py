@@ -15,6 +15,7 @@ from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.shipped import AUTO, NONE, with_shipped
 from nemotron4.engine import ChatFormat, ModelInfo, Tokenizer
 from nemotron4.errors import CheckpointError, ConfigError, TemplateError, unknown_name
+from nemotron4.inference import PREFIX_CACHE_GB
 from nemotron4.inference.engine import Engine
 from nemotron4.inference.native.model import NativeCache, read_model
 from nemotron4.inference.precision import DTYPES, Precision, choose
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from nemotron4.inference.adapters import AdapterBank
 
-PREFIX_CACHE_GB = 0.25
 SHARE_OF_FREE_MEMORY = {"cpu": 0.25, "cuda": 0.85}
 
 
