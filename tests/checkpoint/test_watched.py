@@ -9,17 +9,17 @@ import pytest
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.watched import watched
-from nemotron4.inference.load import load
+from nemotron4.cli.serve import _load_builtin
 from tests.tiny_models import nemotron_directory
 
 
-def test_a_model_that_loads_says_how_much_is_read(
+def test_a_model_that_serve_loads_says_how_much_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NEMOTRON4_PROGRESS", "json")
     path = nemotron_directory(tmp_path / "tiny")
     capsys.readouterr()
-    with watched(open_checkpoint(path)) as checkpoint, load(checkpoint):
+    with _load_builtin(str(path), "none", None, context=None, revision=None):
         pass
     told = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
     assert told[-1]["name"] == "loading tiny"
