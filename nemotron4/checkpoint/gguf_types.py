@@ -55,7 +55,7 @@ def dequantize(data: torch.Tensor, tensor: GgufTensor, dtype: torch.dtype | None
 
 def expand_rows(row_RX: Array, kind_name: str, name: str) -> Array:
     """float32 values of stored rows of a quantised kind, (rows, columns), without torch."""
-    kind = _Kind[kind_name]
+    kind = GGMLQuantizationType[kind_name]
     block_size, block_bytes = GGML_QUANT_SIZES[kind]
     block_NX = np.ascontiguousarray(row_RX).reshape(-1, block_bytes)
     values_NK = np.empty((len(block_NX), block_size), np.float32)
