@@ -163,8 +163,8 @@ def _prompts(found: CheckpointDescription) -> dict[str, str]:
 def _with_training(made: CardContent, directory: Path) -> CardContent:
     """With what the run recorded next to the folder, if it was trained here."""
     from nemotron4.training.inputs import RECORD_FILE
+    from nemotron4.training.metrics import METRICS_FILE
     from nemotron4.training.model_card import overview, training_blocks
-    from nemotron4.training.run import METRICS_FILE
 
     path = directory / RECORD_FILE
     folder = directory if path.is_file() else directory.resolve().parent
@@ -256,7 +256,8 @@ def _aegis_line(row: JsonObject) -> str:
     reading = next(r for r in row["readings"] if (r["treatment"], r["parsing"]) == wanted)
     if reading["unsafe_rate"] is None:
         return f"{row['num_prompts']} prompts, no answer was judged."
-    shown = percent(reading["unsafe_rate"], Interval(*reading["interval"], "Wilson"))
+    lower, upper = reading["interval"]
+    shown = percent(reading["unsafe_rate"], Interval(lower, upper, "Wilson"))
     return (
         f"{shown} of the judged answers to {row['num_prompts']} prompts are unsafe, by {row['classifier']}."
     )

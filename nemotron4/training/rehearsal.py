@@ -99,7 +99,7 @@ def _engine(recipe: Recipe, config: ModelConfig, rank: int) -> Iterator[Any]:
     if size == 1:
         yield parallel.distribute(origin.scorer(), None, torch.device("cpu"), compute=origin.compute)
         return
-    _clear_sharding_prop_cache()  # it would hand on the rank of the process before
+    _clear_sharding_prop_cache()  # type: ignore[no-untyped-call]  # it would hand on the rank of the process before
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
     try:
         grid = parallel.build_grid(recipe.parallel, "cpu")

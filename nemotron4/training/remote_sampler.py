@@ -140,12 +140,10 @@ class RemoteSampler:
                 await server.close()
 
     async def _post(self, servers: Sequence[HttpEndpoint], body: Mapping[str, Any]) -> None:
-        await asyncio.gather(
-            *(
-                call_with_retries(lambda each=each: each.request("POST", "/weights", body), policy=RETRIES)
-                for each in servers
-            )
-        )
+        async def send(server: HttpEndpoint) -> None:
+            await call_with_retries(lambda: server.request("POST", "/weights", body), policy=RETRIES)
+
+        await asyncio.gather(*(send(each) for each in servers))
 
     def _merged(self, *, is_first: bool) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights one after the other, LoRA in them; all of them, or those that have changed."""
@@ -183,5 +181,5 @@ def _parts(name: str, tensor: Tensor) -> Iterator[dict[str, Any]]:
             "shape": list(tensor.shape),
             "dtype": str(kind).removeprefix("torch."),
             "start": start,
-            "data": base64.b64encode(data[start : start + PART_BYTES]).decode(),
+            "data": base64.b64encode(data[start : start + PART_BYTES].tobytes()).decode(),
         }
