@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.evaluation.test_own_tasks import write
 
 from nemotron4.client import EngineChatModel
 from nemotron4.errors import ConfigError
@@ -21,6 +20,7 @@ from nemotron4.grading import judgments
 from nemotron4.grading.score import Score
 from nemotron4.inference.fake import FakeEngine
 from nemotron4.text.prompt import nemotron4
+from tests.evaluation.test_own import write
 
 JUDGED = 'name = "mine"\nprompt = "{q}"\ngrader = "judge"\nrubric = "Is it short?"\n'
 
