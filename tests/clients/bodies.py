@@ -1,7 +1,8 @@
 """Bodies as programs send them that are no Python library, or whose library is too large for a test.
 
 Written from the sources of NeMo-Skills (nemo_skills/inference/model/vllm.py at 101a1da), the Vercel AI SDK
-(packages/openai-compatible at 03955ee), and the requests of open-webui 0.6 and LibreChat 0.8.
+(packages/openai-compatible at 03955ee). Those of open-webui and LibreChat are from partial reading.
+None is recorded off the wire.
 """
 
 from __future__ import annotations
