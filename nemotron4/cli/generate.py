@@ -152,7 +152,11 @@ def generate(
     )
     run = _recorded(model, params, dtype=dtype, quantize=quantize, adapter=adapter, template=chat_template)
     # What earlier versions did not know is recorded where it is asked for: their runs go on.
-    more = {"n": n if n > 1 else None, "best": best or None, "served_names": served_model_name}
+    more: dict[str, object] = {
+        "n": n if n > 1 else None,
+        "best": best or None,
+        "served_names": served_model_name,
+    }
     more["score"] = None if score is None else judge_identity(score)
     run |= {name: value for name, value in more.items() if value is not None}
 

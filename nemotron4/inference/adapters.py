@@ -195,7 +195,8 @@ def _products(block: Block, config: ModelConfig) -> Iterator[tuple[nn.Module, st
     """(module, attribute, width of each weight in it) of every product of a block."""
     hidden, ffn = config.hidden_size, config.ffn_hidden_size
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    attention, mlp = block.self_attn, block.mlp
+    attention = block.self_attn
+    mlp: nn.Module = block.mlp  # perhaps replaced by its packed form
     widths = {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}
     if isinstance(attention, PackedAttention):
         yield attention, "qkv_proj", widths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_own_tasks_of_the_data_folder_are_listed_and_found_by_name(tmp_path: Pat
         [{"q": 1, "answer": 2}],
     )
     assert main(["eval", "list", "--data-dir", str(tmp_path)]) == 0
-    assert "capitals            Capitals; --set prompt" in capsys.readouterr().out
+    assert re.search(r"^ capitals +Capitals .* prompt *$", capsys.readouterr().out, re.M)
     (folder / "r.jsonl").write_text('{"id": 0, "response": "2"}\n')
     scoring = ["--responses", str(folder / "r.jsonl"), "--data-dir", str(tmp_path), "--json"]
     assert main(["eval", "score", "capitals", *scoring]) == 0

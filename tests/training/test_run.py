@@ -389,8 +389,19 @@ def test_over_long_rows_are_left_out_with_a_count_or_refused(tmp_path: Path, nem
 
 
 def test_a_pair_that_no_row_can_hold_is_found_before_the_run(tmp_path: Path, nemotron: Path) -> None:
+    # Each answer fits with its prompt, but both together do not, though they share it.
+    rows = write(
+        tmp_path / "pairs.jsonl",
+        [
+            {
+                "prompt": question(0),
+                "chosen": "It is one of them. " * 2,
+                "rejected": "I do not know that. " * 2,
+            }
+        ],
+    )
     recipe = make(
-        tmp_path, nemotron, "preference", pairs(tmp_path), preference={"loss": "dpo", "beta": 0.3},
+        tmp_path, nemotron, "preference", rows, preference={"loss": "dpo", "beta": 0.3},
         data={"max_length": 70}, batch={"row_tokens": 70},
     )  # fmt: skip
     with pytest.raises(DataError, match=r"pairs\.jsonl:1: \d+ tokens together; batch.row_tokens is 70"):
