@@ -76,6 +76,8 @@ class Browser:
         origin = "/".join(url.split("/")[:3])
         self.command("Storage.clearDataForOrigin", origin=origin, storageTypes="all")
         self.problems()
+        for file in self.downloads.iterdir():  # of an earlier test
+            file.unlink()
         width, height = size
         self.command(
             "Emulation.setDeviceMetricsOverride",
