@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import re
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -283,8 +284,20 @@ class FunctionJudge:
 
 
 def _end(runner: asyncio.Runner, code: OwnCode) -> None:
-    runner.run(code.close())
-    runner.close()
+    """Called when the judge is collected, which may be while another loop runs in this thread."""
+
+    def close() -> None:
+        runner.run(code.close())
+        runner.close()
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        close()
+    else:
+        thread = threading.Thread(target=close)
+        thread.start()
+        thread.join()
 
 
 # -- a recipe's rewards

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -211,6 +212,18 @@ def test_what_the_function_does_wrong_costs_that_answer_its_reward_and_no_other(
     assert "KeyError" in reasons[2]
     assert "gave no reward" in reasons[3]
     assert "returned 'seven'" in reasons[4]
+
+
+def test_a_judge_may_be_collected_while_another_loop_runs(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(OWN)
+    kept = [FunctionJudge(RewardSource(kind="python", path=f"{tmp_path}/rewards.py:one"))]
+    assert kept[0]([answer("2")])[0].value == 1.0
+
+    async def drop() -> None:
+        kept.clear()  # an error in there would be an unraisable one, which fails the test
+        gc.collect()
+
+    asyncio.run(drop())
 
 
 def test_a_function_that_takes_too_long_gives_no_reward(tmp_path: Path) -> None:
