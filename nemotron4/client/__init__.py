@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nemotron4.client.engine import EngineChatModel
 from nemotron4.client.fake import FakeBehaviour, FakeChatModel
+from nemotron4.client.http import api_key
 from nemotron4.client.interface import (
     BadContentError,
     ChatModel,
@@ -38,5 +39,6 @@ __all__ = [
     "Sampling",
     "TextLogprob",
     "TransientError",
+    "api_key",
     "call_with_retries",
 ]

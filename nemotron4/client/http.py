@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import email.utils
 import json
+import os
 import time
 import urllib.parse
 import urllib.request
@@ -19,6 +20,7 @@ import aiohttp
 import orjson
 
 from nemotron4.client.interface import BadContentError, ClientError, HopelessError, TransientError
+from nemotron4.errors import ConfigError
 
 _CONTEXT_WORDS = (
     "context length",
@@ -37,6 +39,19 @@ _STATUS_WORDS = (
     (400, ("invalid_request", "bad request", *_CONTEXT_WORDS)),
 )
 _COUNTS = ("prompt_tokens", "completion_tokens")
+
+
+def api_key(variable: str | None, asker: str) -> str | None:
+    """The key that an environment variable holds: never in a recipe, which is copied next to the data."""
+    if variable is None:
+        return None
+    key = os.environ.get(variable)
+    if not key:
+        raise ConfigError(
+            f"{asker}: the environment variable {variable} is empty",
+            hint=f"export {variable}=... before the run",
+        )
+    return key
 
 
 class HttpEndpoint:

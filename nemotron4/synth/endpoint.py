@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from nemotron4.client import (
     OpenAIChatModel,
     RateLimit,
     TransientError,
+    api_key,
 )
 from nemotron4.errors import ConfigError, Nemotron4Error
 from nemotron4.synth.recipe import EndpointConfig, RetryConfig
@@ -198,21 +198,8 @@ def connect(name: str, config: EndpointConfig) -> ChatModel:
     return OpenAIChatModel(
         config.url,
         config.model,
-        api_key=_api_key(name, config),
+        api_key=api_key(config.api_key_env, f"endpoint {name!r}"),
         timeout_s=config.timeout_s,
         extra_body=config.extra_body,
         reward_form=config.reward_form,
     )
-
-
-def _api_key(name: str, config: EndpointConfig) -> str | None:
-    """The key itself is never in a recipe, because recipes are copied next to the data."""
-    if config.api_key_env is None:
-        return None
-    key = os.environ.get(config.api_key_env)
-    if not key:
-        raise ConfigError(
-            f"endpoint {name!r}: the environment variable {config.api_key_env} is empty",
-            hint=f"export {config.api_key_env}=... before the run",
-        )
-    return key

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemotron4.client import ClientError, RetryPolicy, call_with_retries
+from nemotron4.client import ClientError, RetryPolicy, api_key, call_with_retries
 from nemotron4.client.http import HttpEndpoint
 from nemotron4.engine import SamplingRequest
 from nemotron4.errors import ConfigError, TrainingError
@@ -39,12 +38,7 @@ class RemoteSampler:
 
     def __init__(self, engine: TrainingEngine, settings: RolloutSection) -> None:
         self._engine, self._settings = engine, settings
-        self._key = os.environ.get(settings.server_key_env)
-        if not self._key:
-            raise ConfigError(
-                f"the environment variable {settings.server_key_env} is empty",
-                hint="it holds the key of the servers that write the answers",
-            )
+        self._key = api_key(settings.server_key_env, "policy_gradient.servers")
         kinds = {type(module) for module in adapted_modules(engine.scorer.net).values()}
         if kinds - {LoraLinear}:
             raise ConfigError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-import os
 import re
 import threading
 import weakref
@@ -19,6 +18,7 @@ from nemotron4.client import (
     OpenAIChatModel,
     RetryPolicy,
     Sampling,
+    api_key,
     call_with_retries,
 )
 from nemotron4.client.own_code import OwnCode, split_name
@@ -141,19 +141,6 @@ class ModelJudge:
         return [verdict for verdict in verdicts if verdict is not None]
 
 
-def key_of(source: RewardSource) -> str | None:
-    """The key of the judge's server."""
-    if source.api_key_env is None:
-        return None
-    key = os.environ.get(source.api_key_env)
-    if not key:
-        raise ConfigError(
-            f"reward of kind {source.kind!r}: the environment variable {source.api_key_env} is empty",
-            hint=f"export {source.api_key_env}=... before the run",
-        )
-    return key
-
-
 class HttpJudge:
     """``POST /score`` of a server. A call that fails is repeated; one that keeps failing gives no reward."""
 
@@ -162,7 +149,7 @@ class HttpJudge:
         self._url = source.url.rstrip("/").removesuffix("/v1")
         self._model = source.model or "reward"
         self._attribute = _checked_attribute(source)
-        self._api_key = key_of(source)
+        self._api_key = api_key(source.api_key_env, f"reward of kind {source.kind!r}")
         self.identity = ""  # the server may change at any time; the recipe names it
 
     def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
