@@ -100,7 +100,7 @@ TESTED_IN: dict[str, str] = {
     "training/test_composing.py": "checkpoint.adapter_base",
     "training/test_corpus.py": "training.shuffling",
     "training/test_doctor.py": "cli.doctor training.reading",
-    "training/test_engine.py": "training.kto training.online training.packing",
+    "training/test_engine.py": "training.kto training.online training.packing training.samples",
     "training/test_formats.py": """
         training.encoding training.prompts training.rows training.stages.preference training.stages.reward
         training.stages.sft""",

@@ -23,8 +23,9 @@ from nemotron4.model.transformer import Transformer
 from nemotron4.training import parallel
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.kto import PreferenceSection
-from nemotron4.training.packing import PackedRow, Sample, Segment, pack
+from nemotron4.training.packing import PackedRow, pack
 from nemotron4.training.recipe import OptimizerSection, ParallelSection
+from nemotron4.training.samples import Sample, Segment
 from nemotron4.training.scorer import LogprobScorer
 from nemotron4.training.stage import Objective
 from nemotron4.training.stages.preference import PairObjective

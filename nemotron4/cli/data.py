@@ -8,21 +8,14 @@ from typing import Annotated
 import typer
 
 from nemotron4.cli.console import group, note, print_json
-from nemotron4.cli.options import JsonOption
+from nemotron4.cli.options import JsonOption, RowFilesArgument
 
 app = group("Make and look at corpora for pre-training.")
 
 
 @app.command("tokenize")
 def tokenize(
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FILE...",
-            help="JSON lines, a JSON list, CSV, TSV, text (.gz, .zst), Parquet, Arrow, a folder, a pattern, "
-            "or hub:ORG/NAME:split.",
-        ),
-    ],
+    files: RowFilesArgument,
     model: Annotated[str, typer.Option(help="The model whose tokenizer is used.")],
     out: Annotated[str, typer.Option(help="PREFIX of the corpus: PREFIX.bin and PREFIX.idx are written.")],
     column: Annotated[str, typer.Option(help="The column with the texts.")] = "text",
@@ -83,8 +76,8 @@ def show(
     }
     if model is not None and corpus.num_documents:
         from nemotron4.checkpoint import open_checkpoint
-        from nemotron4.training.packing import Segment
         from nemotron4.training.preview import marked
+        from nemotron4.training.samples import Segment
 
         ids = tuple(corpus.tokens(0, 0, 200).tolist())
         segment = Segment(ids, (True,) * len(ids))

@@ -12,27 +12,20 @@ import typer
 
 from nemotron4.cli.console import group, note, print_json
 from nemotron4.cli.models import description
-from nemotron4.cli.options import GPU, JsonOption, ModelArgument
+from nemotron4.cli.options import GPU, JsonOption, ModelArgument, RowFilesArgument
 from nemotron4.errors import ConfigError, DataError, unknown_name
 from nemotron4.report import Table, print_report
 
 if TYPE_CHECKING:
     from nemotron4.training.doctor import Examination
-    from nemotron4.training.packing import Segment
+    from nemotron4.training.samples import Segment
 
 app = group("Look for what would go wrong later.")
 
 
 @app.command("data")
 def data(
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FILE...",
-            help="JSON lines, a JSON list, CSV, TSV, text (.gz, .zst), Parquet, Arrow, a folder, a pattern, "
-            "or hub:ORG/NAME:split.",
-        ),
-    ],
+    files: RowFilesArgument,
     kind: Annotated[str, typer.Option(help="What the rows are: sft, preference, kto, reward, prompts, ...")],
     model: Annotated[str, typer.Option(help="The model whose tokenizer and prompt format apply.")],
     max_length: Annotated[

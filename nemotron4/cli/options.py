@@ -33,6 +33,14 @@ ModelArgument = Annotated[
         metavar="MODEL", help="A pulled name (smollm2), a directory, a .gguf or .nemo file, or a hub id."
     ),
 ]
+RowFilesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILE...",
+        help="JSON lines, a JSON list, CSV, TSV, text (.gz, .zst), Parquet, Arrow, a folder, a pattern, "
+        "or hub:ORG/NAME:split.",
+    ),
+]
 DtypeOption = Annotated[
     str,
     typer.Option(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from collections.abc import Sequence
 
 from nemotron4.engine import Tokenizer as Tokenizer
@@ -18,6 +20,11 @@ def check_encodable(text: str) -> None:
             "one half of a surrogate pair; expected valid Unicode",
             hint="send the whole character, or U+FFFD in its place",
         ) from error
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """Changes with anything that changes the ids."""
+    return hashlib.sha256(pickle.dumps(tokenizer)).hexdigest()
 
 
 def check_round_trip(tokenizer: Tokenizer, text: str) -> None:

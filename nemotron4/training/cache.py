@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import tempfile
 from array import array
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy
 
@@ -28,11 +27,12 @@ from nemotron4.checkpoint.cache import cache_dir
 from nemotron4.json_form import to_json
 from nemotron4.records import Message
 from nemotron4.runs import publish
+from nemotron4.text.tokenizer import tokenizer_hash
 from nemotron4.training.encoding import Encoder, Problem, sample_hash
 from nemotron4.training.indexed import IndexedCorpus, is_corpus
-from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.reading import HUB, TrainingSource, files_of
 from nemotron4.training.rollouts import PromptSample
+from nemotron4.training.samples import Sample, SampleSequence, Segment
 
 TYPES = {
     "tokens": "i", "trained": "b", "segments": "q", "samples": "q", "labels": "d", "label_ends": "q",
@@ -55,7 +55,7 @@ def cache_key(sources: Sequence[TrainingSource], kind: object, encoder: Encoder)
             replace(source, weight=None).__dict__ | {"files": source_hashes(source)} for source in sources
         ],
         "kind": repr(kind) if hasattr(kind, "__dataclass_fields__") else type(kind).__qualname__,
-        "tokenizer": hashlib.sha256(pickle.dumps(encoder.tokenizer)).hexdigest(),
+        "tokenizer": tokenizer_hash(encoder.tokenizer),
         "format": None if used is None else [used.name, used.template, used.date or today],
         "encoder": [
             encoder.max_length, encoder.over_long, encoder.bos_id, encoder.virtual_ids, encoder.row_tokens
@@ -199,7 +199,7 @@ def _extra(sample: Sample) -> bytes:
     return json.dumps({"prompt": prompt, "fields": sample.fields}, default=str).encode() + b"\n"
 
 
-class StoredSamples(Sequence[Sample]):
+class StoredSamples(SampleSequence):
     """Samples in a folder of the cache; one is made when it is asked for."""
 
     def __init__(self, folder: Path) -> None:
@@ -216,15 +216,7 @@ class StoredSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return int(self.facts["num"])
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def sample(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
         segments = tuple(self._segment(i) for i in range(*self._span("samples", index)))

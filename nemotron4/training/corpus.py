@@ -8,10 +8,9 @@ table has 8 bytes for each GROUP documents: 1 MB for 8 billion, made by one pass
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy
 
@@ -19,7 +18,7 @@ from nemotron4.errors import DataError
 from nemotron4.runs import replacing
 from nemotron4.training.cache import cache_folder, locked
 from nemotron4.training.indexed import Numbers
-from nemotron4.training.packing import Sample, Segment
+from nemotron4.training.samples import Sample, SampleSequence, Segment
 from nemotron4.training.shuffling import Permutation, key_of
 
 GROUP = 65_536
@@ -62,7 +61,7 @@ class _Group:
     ends: Numbers  # of each document in the group's stream
 
 
-class CorpusWindows(Sequence[Sample]):
+class CorpusWindows(SampleSequence):
     """The windows of the first ``limit`` documents, in the seed's order."""
 
     def __init__(self, corpus: Documents, packing: Packing, *, seed: int, limit: int | None = None) -> None:
@@ -90,15 +89,7 @@ class CorpusWindows(Sequence[Sample]):
         """In which order an epoch visits the windows: group after group, shuffled within each."""
         return WindowOrder(self._ends, key_of("windows", self._seed, epoch))
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def sample(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = int(numpy.searchsorted(self._ends, index, side="right"))

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy
 import torch
 
 from nemotron4.errors import ConfigError
-from nemotron4.training.packing import Sample, Segment
+from nemotron4.training.samples import Sample, SampleSequence, Segment
 
 
 class EpochOrder(Protocol):
@@ -103,7 +103,7 @@ def epoch_order(num_samples: int, *, seed: int, epoch: int) -> list[int]:
     return order
 
 
-class TextWindows(Sequence[Sample]):
+class TextWindows(SampleSequence):
     """Documents laid end to end and cut into windows; a window's pieces do not see each other.
 
     ``stream`` holds the documents' tokens and ``starts`` where each begins, with the stream's length behind
@@ -132,15 +132,7 @@ class TextWindows(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._windows)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def sample(self, index: int) -> Sample:
         segments = []
         for start, stop in self._windows[index]:
             tokens = tuple(self._stream[start:stop].tolist())
@@ -149,7 +141,7 @@ class TextWindows(Sequence[Sample]):
         return Sample(tuple(segments), where=f"window {index}")
 
 
-class ConcatDataset(Sequence[Sample]):
+class ConcatDataset(SampleSequence):
     """Several sequences of samples as one, without copying them."""
 
     def __init__(self, parts: Sequence[Sequence[Sample]]) -> None:
@@ -158,15 +150,7 @@ class ConcatDataset(Sequence[Sample]):
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def sample(self, index: int) -> Sample:
         for part in self._parts:
             if index < len(part):
                 return part[index]

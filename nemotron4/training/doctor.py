@@ -15,8 +15,8 @@ from nemotron4.json_form import to_json
 from nemotron4.report import Bar, Bars, Block, Heading, Table, Text
 from nemotron4.training.encoding import Encoder, Problem, ReadRow, RowKind, sample_hash
 from nemotron4.training.inputs import encode_rows
-from nemotron4.training.packing import Sample
 from nemotron4.training.reading import Ignored, TrainingSource, read_rows
+from nemotron4.training.samples import Sample
 
 NUM_GRAM_WORDS = 13  # a text with a run of so many words of a benchmark has seen it
 NUM_BARS = 12

@@ -18,8 +18,8 @@ from nemotron4.text.prompt import (
     with_tools,
 )
 from nemotron4.text.tokenizer import Tokenizer
-from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.rows import Fields, Prompt
+from nemotron4.training.samples import Sample, Segment
 
 
 class RowError(Exception):
@@ -226,3 +226,21 @@ class RowKind:
     def numbers(self, row: Any) -> Mapping[str, float]:
         """Numbers of a row whose distribution ``doctor data`` reports: turns, rewards, attributes."""
         return {}
+
+
+# -- plain text, which several stages and the tokenizer of a corpus read
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRow:
+    text: str
+
+
+class PlainText(RowKind):
+    """``text``: a document that trains whole. A stage that reads it gives it a name."""
+
+    def parse(self, row: Fields) -> TextRow:
+        return TextRow(text=row.text("text"))
+
+    def sample(self, row: TextRow, encoder: Encoder) -> Sample:
+        return Sample((encoder.document(row.text),))

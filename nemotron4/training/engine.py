@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from nemotron4.errors import TrainingError
 from nemotron4.model.adapters import adapted_modules
-from nemotron4.training.packing import PackedRow, Sample, pack, plan_rows
+from nemotron4.training.packing import PackedRow, pack, plan_rows
+from nemotron4.training.samples import Sample
 from nemotron4.training.scorer import Scorer
 from nemotron4.training.stage import Objective, Totals
 

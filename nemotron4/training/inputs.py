@@ -22,10 +22,10 @@ from nemotron4.training.corpus import CorpusWindows, Packing
 from nemotron4.training.dataset import ConcatDataset, EpochOrder, TextWindows
 from nemotron4.training.encoding import Encoder, Problem, ReadRow, RowError, RowKind, fitting
 from nemotron4.training.indexed import IndexedCorpus, is_corpus
-from nemotron4.training.packing import Sample
 from nemotron4.training.reading import Ignored, TrainingSource, read_rows, refuse_too_many
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.rows import ALL_ATTRIBUTES
+from nemotron4.training.samples import Sample
 
 RECORD_FILE = "run.json"
 DATE = "date in the prompt"  # what the record calls it

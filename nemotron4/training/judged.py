@@ -10,9 +10,9 @@ import torch
 
 from nemotron4.records import Generation
 from nemotron4.training.engine import StepOutcome, add_totals
-from nemotron4.training.packing import Segment
 from nemotron4.training.policy import AnswerSample
 from nemotron4.training.rollouts import PromptSample, RewardVerdict
+from nemotron4.training.samples import Segment
 
 
 @dataclass(frozen=True)

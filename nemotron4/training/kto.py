@@ -17,9 +17,10 @@ from nemotron4.records import FieldError
 from nemotron4.training import losses, rows
 from nemotron4.training.encoding import Encoder, ReadRow, RowError, RowKind
 from nemotron4.training.losses import SumCount
-from nemotron4.training.packing import PackedRow, Sample
+from nemotron4.training.packing import PackedRow
 from nemotron4.training.rollout_settings import RolloutSection
 from nemotron4.training.rows import Fields, Prompt
+from nemotron4.training.samples import Sample
 from nemotron4.training.scorer import segment_logprobs, trained_counts
 from nemotron4.training.stage import AddUp, Objective, Score, Terms
 from nemotron4.training.stages.sft import merging, never_stops

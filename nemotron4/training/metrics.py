@@ -21,7 +21,7 @@ import torch
 from nemotron4.errors import import_optional
 from nemotron4.model.config import ModelConfig
 from nemotron4.runs import write_file
-from nemotron4.training.packing import Sample
+from nemotron4.training.samples import Sample
 
 METRICS_FILE = "metrics.jsonl"
 WANDB_ID_FILE = "wandb-id.txt"

@@ -15,9 +15,9 @@ import torch
 from nemotron4.training import parallel
 from nemotron4.training.judged import Judged, differ, groups_of
 from nemotron4.training.loading import Origin
-from nemotron4.training.packing import Sample
 from nemotron4.training.rollout_trainer import RolloutTrainer
 from nemotron4.training.rollouts import Connect
+from nemotron4.training.samples import Sample
 from nemotron4.training.sharded import Grid
 
 

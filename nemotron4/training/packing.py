@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import groupby
 
 import torch
@@ -19,60 +18,7 @@ from torch import Tensor
 
 from nemotron4.errors import DataError
 from nemotron4.model.causal_attention import causal_attention
-
-SHORTEST_SHARED = 16  # a shorter common beginning saves less than its pieces cost
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One token sequence; ``is_trained[i]`` says whether token i is a target (the first never is)."""
-
-    tokens: tuple[int, ...]
-    is_trained: tuple[bool, ...]
-
-    def __post_init__(self) -> None:
-        assert len(self.tokens) == len(self.is_trained), "one flag per token"
-
-    @property
-    def num_trained(self) -> int:
-        """Trained tokens that have a predecessor to be predicted from."""
-        return sum(self.is_trained[1:])
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One unit of the loss: a text, a pair (chosen, rejected), or an answer with its mismatched twin.
-
-    ``labels`` are the stage's own numbers: rewards of a pair, attributes, desirability. ``where`` is the
-    row's ``file:line`` for messages.
-    """
-
-    segments: tuple[Segment, ...]
-    labels: tuple[float, ...] = ()
-    where: str = ""
-    reference: tuple[float, ...] = ()  # log-probability of each segment under the reference model, nats
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(segment.tokens) for segment in self.segments)
-
-    @cached_property
-    def num_shared(self) -> int:
-        """Tokens that all segments begin with and none trains, if there are enough to be worth it."""
-        if len(self.segments) < 2:
-            return 0
-        num = min(len(segment.tokens) for segment in self.segments) - 1
-        first = self.segments[0].tokens
-        for segment in self.segments:
-            pairs = enumerate(zip(first[:num], segment.tokens, segment.is_trained, strict=False))
-            num = next((i for i, (a, b, trained) in pairs if a != b or (trained and i)), num)
-        return num if num >= SHORTEST_SHARED else 0
-
-    @property
-    def packed_tokens(self) -> int:
-        """What the sample takes of a row."""
-        return self.num_tokens - (len(self.segments) - 1) * self.num_shared
-
+from nemotron4.training.samples import Sample
 
 # A common beginning, and what goes on from it; of a segment that shares nothing, its length alone.
 Run = tuple[int, ...]

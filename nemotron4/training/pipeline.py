@@ -26,7 +26,8 @@ from nemotron4.model.reward_head import RewardModel
 from nemotron4.model.transformer import Transformer
 from nemotron4.training import sharded
 from nemotron4.training.engine import Sums
-from nemotron4.training.packing import PackedRow, Sample, plan_rows
+from nemotron4.training.packing import PackedRow, plan_rows
+from nemotron4.training.samples import Sample
 from nemotron4.training.scorer import Scorer, hidden
 from nemotron4.training.sharded import Grid, ShardedEngine, shard, whole
 from nemotron4.training.stage import Objective

@@ -17,8 +17,9 @@ from nemotron4.errors import ConfigError
 from nemotron4.training import losses
 from nemotron4.training.advantages import AdvantageKind, Row
 from nemotron4.training.losses import LossOver, Ratio, SumCount
-from nemotron4.training.packing import PackedRow, Sample
+from nemotron4.training.packing import PackedRow
 from nemotron4.training.rollout_settings import RolloutSection
+from nemotron4.training.samples import Sample
 from nemotron4.training.scorer import trained_counts
 from nemotron4.training.stage import Objective, Terms
 

@@ -15,12 +15,12 @@ from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.loading import Origin
 from nemotron4.training.metrics import StepCost, matmul_flops_per_s
-from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.prompts import longest_answers
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import model_hash
 from nemotron4.training.rewards import connect as connect_rewards
 from nemotron4.training.rollouts import Connect
+from nemotron4.training.samples import Sample, Segment
 from nemotron4.training.schedule import plan_steps
 from nemotron4.training.stage import Objective
 

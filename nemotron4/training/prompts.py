@@ -10,10 +10,10 @@ from nemotron4.errors import ConfigError
 from nemotron4.records import FieldError
 from nemotron4.training import rows
 from nemotron4.training.encoding import Encoder, RowError, RowKind
-from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.rollout_settings import PREVIOUS, RolloutSection
 from nemotron4.training.rollouts import PromptSample
 from nemotron4.training.rows import Fields, Prompt
+from nemotron4.training.samples import Sample, Segment
 
 
 @dataclass(frozen=True, kw_only=True)

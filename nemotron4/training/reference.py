@@ -26,7 +26,7 @@ from nemotron4.runs import RowLog
 from nemotron4.training.encoding import sample_hash
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.metrics import OnPart, Part, hear_nothing
-from nemotron4.training.packing import Sample, Segment
+from nemotron4.training.samples import Sample, Segment
 from nemotron4.training.scorer import segment_logprobs
 
 NUM_CHECKED = 32

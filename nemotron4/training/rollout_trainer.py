@@ -37,13 +37,13 @@ from nemotron4.training.judged import (
     rollout_metrics,
 )
 from nemotron4.training.metrics import peak_memory_bytes
-from nemotron4.training.packing import Sample
 from nemotron4.training.policy import AnswerSample
 from nemotron4.training.reference import as_base, base_samples
 from nemotron4.training.remote_sampler import RemoteSampler
 from nemotron4.training.rollout_settings import RolloutSection
 from nemotron4.training.rollouts import Answer, PromptSample, RolloutBackend
 from nemotron4.training.sampler import DrawnAnswer, Sampler
+from nemotron4.training.samples import Sample
 from nemotron4.training.schedule import learning_rate
 from nemotron4.training.trainer import Trainer
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.inference.rollouts import RolloutEngine
-from nemotron4.training.packing import Sample
 from nemotron4.training.rows import Prompt
+from nemotron4.training.samples import Sample
 
 if TYPE_CHECKING:
     from nemotron4.training.recipe import Recipe

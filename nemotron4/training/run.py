@@ -49,7 +49,6 @@ from nemotron4.training.output import (
     write_record,
     write_start,
 )
-from nemotron4.training.packing import Sample
 from nemotron4.training.prompts import PromptKind
 from nemotron4.training.reading import HUB, TrainingSource, files_of, refuse_too_many
 from nemotron4.training.recipe import Recipe, as_plain
@@ -57,6 +56,7 @@ from nemotron4.training.reference import model_hash, with_reference
 from nemotron4.training.rewards import connect as connect_rewards
 from nemotron4.training.rollouts import Connect, PromptSample
 from nemotron4.training.sampler import Sampler, Samples
+from nemotron4.training.samples import Sample
 from nemotron4.training.schedule import learning_rate
 from nemotron4.training.trainer import Trainer
 

@@ -18,7 +18,8 @@ from nemotron4.model.adapters import BottleneckLinear, LoraLinear, PromptEmbeddi
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.transformer import Block
 from nemotron4.training.engine import Sums, T, TrainingEngine
-from nemotron4.training.packing import PackedRow, Sample, pack, plan_rows
+from nemotron4.training.packing import PackedRow, pack, plan_rows
+from nemotron4.training.samples import Sample
 from nemotron4.training.scorer import Scorer
 from nemotron4.training.stage import Objective
 

@@ -6,9 +6,7 @@ what it was made of.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,11 +19,10 @@ from nemotron4.json_form import to_json
 from nemotron4.progress import Progress
 from nemotron4.runs import RowLog, differences, write_json
 from nemotron4.text.parallel_encoding import BATCH_CHARACTERS, encode_batches
-from nemotron4.text.tokenizer import Tokenizer
-from nemotron4.training.encoding import Problem
+from nemotron4.text.tokenizer import Tokenizer, tokenizer_hash
+from nemotron4.training.encoding import PlainText, Problem
 from nemotron4.training.indexed import CorpusWriter, token_type
 from nemotron4.training.reading import HUB, Ignored, TrainingSource, files_of, read_rows, refuse_too_many
-from nemotron4.training.stages.sft import TextKind
 
 KEEP_BYTES = 2**26  # of tokens, between two records of how far the corpus is
 
@@ -93,7 +90,7 @@ def _settings(sources: Sequence[TrainingSource], tokenizer: Tokenizer, end_id: i
     return {
         "sources": [to_json(source) for source in sources],
         "files": files,
-        "tokenizer": hashlib.sha256(pickle.dumps(tokenizer)).hexdigest(),
+        "tokenizer": tokenizer_hash(tokenizer),
         "end_of_document": end_id,
         "type": token_type(tokenizer.vocab_size),
     }
@@ -175,7 +172,7 @@ def _batches(sources: Sequence[TrainingSource], ignored: Ignored, num_done: int)
     problems: list[Problem] = []
     number = size = 0
     for source in sources:
-        for read in read_rows(replace(source, kind=None), TextKind(), ignored):
+        for read in read_rows(replace(source, kind=None), PlainText(), ignored):
             number += 1
             if number <= num_done:
                 continue

@@ -33,8 +33,8 @@ from nemotron4.training.metrics import (
     hear_nothing,
     peak_memory_bytes,
 )
-from nemotron4.training.packing import Sample
 from nemotron4.training.recipe import OptimizerSection, Recipe
+from nemotron4.training.samples import Sample
 from nemotron4.training.schedule import learning_rate, plan_steps
 from nemotron4.training.stage import Objective
 

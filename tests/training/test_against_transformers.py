@@ -12,8 +12,8 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.cache import resolve
 from nemotron4.errors import Nemotron4Error
 from nemotron4.training import inputs, run
-from nemotron4.training.packing import Sample
 from nemotron4.training.recipe import Recipe, build
+from nemotron4.training.samples import Sample
 from tests import tiny_models
 
 transformers = pytest.importorskip("transformers")

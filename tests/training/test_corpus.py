@@ -17,8 +17,8 @@ from nemotron4.training import run
 from nemotron4.training.corpus import CorpusWindows, Packing
 from nemotron4.training.dataset import BLOCK, Dataset, block_counts
 from nemotron4.training.indexed import CorpusWriter, IndexedCorpus
-from nemotron4.training.packing import Segment
 from nemotron4.training.recipe import Recipe, build
+from nemotron4.training.samples import Segment
 from nemotron4.training.shuffling import Permutation
 from tests import tiny_models
 

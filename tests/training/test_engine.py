@@ -11,7 +11,8 @@ import torch
 from nemotron4.errors import DataError, TrainingError
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.kto import JudgedObjective
-from nemotron4.training.packing import Sample, Segment, pack, plan_rows
+from nemotron4.training.packing import pack, plan_rows
+from nemotron4.training.samples import Sample, Segment
 from nemotron4.training.scorer import Scorer, checkpoint_activations
 from nemotron4.training.stage import Objective
 from nemotron4.training.stages.preference import PairObjective, PreferenceSection

@@ -19,7 +19,6 @@ from nemotron4.training.advantages import actor_critic_advantages, advantages_of
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.loading import Origin
-from nemotron4.training.packing import Segment
 from nemotron4.training.policy import (
     ActorObjective,
     AnswerSample,
@@ -30,6 +29,7 @@ from nemotron4.training.recipe import Recipe, build
 from nemotron4.training.rewards import connect
 from nemotron4.training.rollout_settings import RewardSource
 from nemotron4.training.rollouts import Answer, Connect, RewardVerdict, RolloutBackend
+from nemotron4.training.samples import Segment
 from nemotron4.training.scorer import PolicyScorer
 from nemotron4.training.stages.policy_gradient import METHODS
 from tests import tiny_models

@@ -450,11 +450,11 @@ def test_a_data_set_by_id_is_read_through_datasets(tmp_path: Path, monkeypatch: 
 READ_HUB = """
 import sys
 from nemotron4.errors import DataError
+from nemotron4.training.encoding import PlainText
 from nemotron4.training.reading import TrainingSource, read_rows
-from nemotron4.training.stages.sft import TextKind
 for name in sys.argv[1:]:
     try:
-        for read in read_rows(TrainingSource(path=name), TextKind()):
+        for read in read_rows(TrainingSource(path=name), PlainText()):
             print(read.where, read.row.text)
     except DataError as error:
         print(error.message, error.hint or "")

@@ -15,8 +15,9 @@ from nemotron4.errors import ConfigError
 from nemotron4.model.quantized_weight import quantized_weights
 from nemotron4.training import checks, inputs, parallel, run
 from nemotron4.training.loading import Origin
-from nemotron4.training.packing import Sample, Segment, pack
+from nemotron4.training.packing import pack
 from nemotron4.training.recipe import Recipe, build
+from nemotron4.training.samples import Sample, Segment
 from tests import tiny_models
 
 

@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nemotron4.model.transformer import Transformer
 from nemotron4.training.metrics import StepCost
-from nemotron4.training.packing import Sample, Segment
+from nemotron4.training.samples import Sample, Segment
 from tests.training import tiny
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from nemotron4.training.encoding import RowError, RowKind
 from nemotron4.training.losses import SumCount
-from nemotron4.training.packing import Sample
+from nemotron4.training.samples import Sample
 from nemotron4.training.scorer import segment_logprobs
 from nemotron4.training.stage import Objective, Stage, Terms
 

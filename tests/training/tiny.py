@@ -18,7 +18,6 @@ from nemotron4.training import checkpoints
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.metrics import StepRecord
-from nemotron4.training.packing import Sample, Segment
 from nemotron4.training.recipe import (
     BatchSection,
     OptimizerSection,
@@ -27,6 +26,7 @@ from nemotron4.training.recipe import (
     RunSection,
     build,
 )
+from nemotron4.training.samples import Sample, Segment
 from nemotron4.training.scorer import AttributeScorer, LogprobScorer, Scorer
 from nemotron4.training.stage import Objective
 from nemotron4.training.stages.sft import LikelihoodObjective

@@ -19,10 +19,11 @@ from nemotron4.training.encoding import Encoder, RowError, RowKind
 from nemotron4.training.kto import PreferenceSection, reference_logprobs, sample_labels
 from nemotron4.training.losses import SumCount
 from nemotron4.training.online import online_pair_trainer
-from nemotron4.training.packing import PackedRow, Sample
+from nemotron4.training.packing import PackedRow
 from nemotron4.training.prompts import PromptKind
 from nemotron4.training.rollout_settings import RolloutSection
 from nemotron4.training.rows import Fields, Prompt
+from nemotron4.training.samples import Sample
 from nemotron4.training.scorer import segment_logprobs, trained_counts
 from nemotron4.training.stage import Objective, Stage, Terms, Totals, means
 from nemotron4.training.stages.sft import merging, never_stops

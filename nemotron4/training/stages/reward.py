@@ -15,8 +15,9 @@ from torch import Tensor
 from nemotron4.records import FieldError, Message
 from nemotron4.training import losses, rows
 from nemotron4.training.encoding import Encoder, RowError, RowKind
-from nemotron4.training.packing import PackedRow, Sample
+from nemotron4.training.packing import PackedRow
 from nemotron4.training.rows import ALL_ATTRIBUTES, MISSING, Fields, Prompt
+from nemotron4.training.samples import Sample
 from nemotron4.training.stage import Objective, Stage, Terms
 from nemotron4.training.stages.preference import PairRow, read_pair
 

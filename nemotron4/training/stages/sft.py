@@ -11,9 +11,10 @@ from torch import Tensor
 
 from nemotron4.records import FieldError, Message
 from nemotron4.training import losses, rows
-from nemotron4.training.encoding import Encoder, RowKind
-from nemotron4.training.packing import PackedRow, Sample
+from nemotron4.training.encoding import Encoder, PlainText, RowKind
+from nemotron4.training.packing import PackedRow
 from nemotron4.training.rows import Fields
+from nemotron4.training.samples import Sample
 from nemotron4.training.stage import Objective, Stage, Terms
 
 
@@ -32,11 +33,6 @@ class AnswerRow:
 
     prompt: str
     answer: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextRow:
-    text: str
 
 
 class ChatKind(RowKind):
@@ -124,16 +120,8 @@ def _check_mask(row: Fields, roles: set[str]) -> None:
         raise FieldError(f"field 'mask' is {row['mask']!r}: it masks the assistant, so nothing would train")
 
 
-class TextKind(RowKind):
-    """``text``: a document that trains whole."""
-
+class TextKind(PlainText):
     name = "pretrain"
-
-    def parse(self, row: Fields) -> TextRow:
-        return TextRow(text=row.text("text"))
-
-    def sample(self, row: TextRow, encoder: Encoder) -> Sample:
-        return Sample((encoder.document(row.text),))
 
 
 class LikelihoodObjective(Objective):

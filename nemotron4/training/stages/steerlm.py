@@ -16,8 +16,9 @@ from nemotron4.records import FieldError, Message
 from nemotron4.training import losses, rows
 from nemotron4.training.encoding import Encoder, RowKind
 from nemotron4.training.losses import SumCount
-from nemotron4.training.packing import PackedRow, Sample
+from nemotron4.training.packing import PackedRow
 from nemotron4.training.rows import Fields
+from nemotron4.training.samples import Sample
 from nemotron4.training.scorer import segment_logprobs, trained_counts
 from nemotron4.training.stage import Objective, Stage, Terms
 from nemotron4.training.stages.sft import ChatKind, ChatRow, LikelihoodObjective, conversation
