@@ -22,7 +22,9 @@ def tokenize(
     ignore: Annotated[
         list[str] | None, typer.Option(help="A column that carries meaning elsewhere and is left here.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; default one for each processor.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default one for each processor.")
+    ] = None,
     latin_1: Annotated[bool, typer.Option("--latin-1", help="The files are Latin-1, not UTF-8.")] = False,
     max_bad_rows: Annotated[
         int | None, typer.Option(help="More bad rows than this end with status 1; 0 if absent.")

@@ -180,7 +180,7 @@ def serve(
         reward_model=_endpoint(reward_model, "NEMOTRON4_JUDGE_API_KEY"),
     )
 
-    merged, named = split_adapters(adapter or (), is_enabled=enable_lora)
+    merged, named = _that_exist(split_adapters(adapter or (), is_enabled=enable_lora))
     from nemotron4.cluster.slurm import find_rank
     from nemotron4.server.guard import GuardSettings
     from nemotron4.server.run import run
@@ -274,6 +274,14 @@ def _load_builtin(
         ready = load(checkpoint, adapter=chosen, adapters=named, **options)
     show_notes(ready.info)
     return ready
+
+
+def _that_exist(adapters: tuple[str, dict[str, str] | None]) -> tuple[str, dict[str, str] | None]:
+    """The same; a named one that is not there is told before the model is loaded."""
+    for name, path in (adapters[1] or {}).items():
+        if not Path(path).exists():
+            raise ConfigError(f"adapter {name!r}: there is no {path}", hint="name the adapter's folder")
+    return adapters
 
 
 def split_adapters(given: Sequence[str], *, is_enabled: bool = False) -> tuple[str, dict[str, str] | None]:

@@ -163,7 +163,11 @@ def has_reward_head(folder: Path) -> bool:
 def read_values(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read: {error.strerror}", hint="an adapter is a folder with this file"
+        ) from error
+    except ValueError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(values).__name__}")

@@ -208,7 +208,7 @@ def raw_rows(path: str | Path, *, encoding: str = "utf-8") -> Iterator[tuple[str
         byte = error.object[error.start]
         raise DataError(
             f"{path}: not UTF-8: byte 0x{byte:02x}, which is {bytes([byte]).decode('latin-1')!r} in Latin-1",
-            hint='say so if it is: data.train = [{ path = "...", encoding = "latin-1" }]',
+            hint='say so if it is: --latin-1, or in a recipe { path = "...", encoding = "latin-1" }',
         ) from error
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error

@@ -73,7 +73,14 @@ def tokenize(
     Path(prefix).absolute().parent.mkdir(parents=True, exist_ok=True)
     with RowLog(Path(f"{prefix}.run.partial"), settings=settings) as log:
         last = max(log.rows, key=lambda row: row["id"], default=None)
-        found = _write(sources, tokenizer, end_id, prefix, log, last, num_workers, max_bad_rows, keep_bytes)
+        try:
+            found = _write(
+                sources, tokenizer, end_id, prefix, log, last, num_workers, max_bad_rows, keep_bytes
+            )
+        except BaseException:
+            if not any(row["documents"] for row in log.rows):
+                log.path.unlink()  # nothing is lost, and the corrected command is not another run
+            raise
         write_json(record, {**settings, **to_json(found)})
         log.path.unlink()
     return found

@@ -31,6 +31,7 @@ CARD_PROMPT = (
         (["--port", "70000"], "'--port': should be less than or equal to 65535"),
         (["--max-body-mb", "0"], "max_body_bytes is 0"),
         (["--port", "0", "--host", "no such host"], "is no address"),
+        (["--adapter", "one=/no/such/adapter"], "adapter 'one': there is no /no/such/adapter"),
         (["--tensor-parallel", "2"], "tensor_parallel is 2, pipeline_parallel 1, nodes 1"),
         (["--kv-cache-dtype", "fp8"], "kv_cache_dtype is 'fp8'; the built-in engine"),
         (["--engine", "vllm", "--quantize", "int8"], "vLLM reads weights that are quantised already"),

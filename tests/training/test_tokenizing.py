@@ -104,3 +104,28 @@ def test_more_bad_rows_than_allowed_end_without_a_corpus(
     assert not (tmp_path / "a.idx").exists()
     assert main([*command, "--out", str(tmp_path / "b"), "--max-bad-rows", "1"]) == 0
     assert IndexedCorpus(str(tmp_path / "b")).num_documents == 1
+
+
+def test_what_the_command_cannot_do_is_told_with_its_own_options(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
+    command = [
+        "data",
+        "tokenize",
+        str(tmp_path / "latin.jsonl"),
+        "--model",
+        str(model),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main([*command, "--workers", "-1"]) == 2
+    assert "'--workers'" in capsys.readouterr().err
+    assert main([*command, "--workers", "1"]) == 1
+    assert "--latin-1" in capsys.readouterr().err
+    assert main([*command, "--workers", "1", "--latin-1"]) == 0
+
+
+def test_a_corpus_is_tokenized_without_torch() -> None:
+    code = "import sys; import nemotron4.training.tokenizing; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
