@@ -33,6 +33,11 @@ class Output:
 
     def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
         """Start or continue the run; refused: an output of another run, or of another process."""
+        if str(path) == "-":
+            raise DataError(
+                "output is -: answers go to a file, where a kill loses none of them",
+                hint="name a file and print it afterwards",
+            )
         self.path = path
         self._run = dict(run)
         self._partial = path.with_name(path.name + ".partial")

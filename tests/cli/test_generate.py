@@ -73,6 +73,11 @@ def test_answers_stand_in_input_order_with_what_the_rows_carry(tmp_path: Path) -
     }
 
 
+def test_an_output_on_stdout_is_refused() -> None:
+    with pytest.raises(DataError, match="answers go to a file"):
+        Output(Path("-"), {})
+
+
 def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
     answers = Run(tmp_path, [{"prompt": "a"}, "", "   ", {"prompt": "b"}]).start(FakeEngine("x"))
     assert len(answers) == 2
