@@ -30,6 +30,7 @@ from nemotron4.errors import CheckpointError, ConfigError, unknown_name
 from nemotron4.model.config import ModelConfig, RopeScaling, yarn_attention
 from nemotron4.text.gguf_vocabulary import from_gguf
 from nemotron4.text.tokenizer import Tokenizer
+from nemotron4.text.tokenizer_files import TOOL_USE, joined_templates
 
 if TYPE_CHECKING:
     import torch
@@ -297,7 +298,10 @@ class GgufCheckpoint(OwnOrChosenFormat):
     @property
     def _template(self) -> str | None:
         template = self._metadata.get("tokenizer.chat_template")
-        return template if isinstance(template, str) else None
+        tool_use = self._metadata.get(f"tokenizer.chat_template.{TOOL_USE}")
+        if not isinstance(template, str):
+            return None
+        return joined_templates(template, tool_use if isinstance(tool_use, str) else None)
 
     @cached_property
     def _prompt_format(self) -> PromptFormat | None:

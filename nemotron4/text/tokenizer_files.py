@@ -12,6 +12,7 @@ from nemotron4.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from nemotron4.text.tokenizer import Tokenizer
 
 TEMPLATE_FILE = "chat_template.jinja"
+TOOL_USE = "tool_use"  # what a second template for conversations with tools is called
 
 
 def open_tokenizer(directory: Path, *, sentencepiece_name: str | None = None) -> Tokenizer:
@@ -38,18 +39,38 @@ def read_chat_template(directory: Path) -> str | None:
     """The checkpoint's chat template: chat_template.jinja, else that of tokenizer_config.json, else None."""
     path = directory / TEMPLATE_FILE
     if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise TokenizerError(f"{path}: cannot be read: {error}") from error
+        more = directory / "additional_chat_templates" / f"{TOOL_USE}.jinja"
+        return joined_templates(_read_text(path), _read_text(more) if more.is_file() else None)
     template = read_tokenizer_config(directory).get("chat_template")
     if isinstance(template, list):
         # Several templates with names; the one for conversations is called default.
-        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
-        template = named[0].get("template") if named else None
+        named = {e.get("name"): e.get("template") for e in template if isinstance(e, dict)}
+        template = named.get("default")
+        if isinstance(template, str) and isinstance(named.get(TOOL_USE), str):
+            return joined_templates(template, named[TOOL_USE])
     if template is not None and not isinstance(template, str):
         raise TokenizerError(f"{directory / 'tokenizer_config.json'}: chat_template is not a string")
     return template
+
+
+def joined_templates(default: str, tool_use: str | None) -> str:
+    """One template of two: transformers renders the second where a conversation has tools."""
+    if tool_use is None or tool_use == default:
+        return default
+    # Jinja drops the line break behind a block and the last one of a template; "+" keeps spaces before one.
+    tool_use, default = (text.removesuffix("\n") for text in (tool_use, default))
+    return (
+        f"{{% if tools %}}\n{tool_use}{{%+ else %}}\n{{% if messages | selectattr('tool_calls') | list %}}"
+        "{{ raise_exception('the messages have tool_calls, and there are no tools') }}{% endif %}\n"
+        f"{default}{{%+ endif %}}"
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{path}: cannot be read: {error}") from error
 
 
 def read_json(path: Path) -> Any:

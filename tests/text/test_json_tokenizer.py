@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
-from nemotron4.errors import TokenizerError
+from nemotron4.errors import TemplateError, TokenizerError
+from nemotron4.text.chat_template import ChatTemplate
 from nemotron4.text.json_tokenizer import JsonTokenizer
 from nemotron4.text.tokenizer import check_round_trip
 from nemotron4.text.tokenizer_files import open_tokenizer, read_chat_template
@@ -223,6 +225,30 @@ def test_the_chat_template_is_found(tmp_path: Path) -> None:
     assert read_chat_template(tmp_path) == "three"
     (tmp_path / "chat_template.jinja").write_text("four")
     assert read_chat_template(tmp_path) == "four"
+
+
+@pytest.mark.parametrize("as_files", [True, False])
+def test_a_template_of_its_own_for_tools_renders_conversations_with_tools(
+    tmp_path: Path, as_files: bool
+) -> None:
+    usual, for_tools = "  {% if true %}\nplain\n{% endif %}  \n", "\n {{ tools[0].name }}\n  "
+    if as_files:
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text(for_tools)
+        (tmp_path / "chat_template.jinja").write_text(usual)
+    else:
+        named = [{"name": "tool_use", "template": for_tools}, {"name": "default", "template": usual}]
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    source = read_chat_template(tmp_path)
+    assert source is not None
+    template = ChatTemplate(source)
+    for tools in (None, [{"name": "add"}]):
+        (expected,), _ = render_jinja_template(
+            [[{"role": "user", "content": "x"}]], tools=tools, chat_template=for_tools if tools else usual
+        )
+        assert template.render({"messages": [{"role": "user", "content": "x"}], "tools": tools}) == expected
+    with pytest.raises(TemplateError, match="there are no tools"):
+        template.render({"messages": [{"role": "assistant", "tool_calls": [{}]}], "tools": None})
 
 
 def test_a_copy_in_another_process_spells_and_parses_alike(directory: Path) -> None:
