@@ -107,11 +107,56 @@ def special_token(config: dict[str, Any], name: str) -> str | None:
 def _read_json_tokenizer(directory: Path) -> Tokenizer:
     config = read_tokenizer_config(directory)
     return JsonTokenizer(
-        read_json(directory / "tokenizer.json"),
+        _with_declared(read_json(directory / "tokenizer.json"), config, directory),
         source=str(directory / "tokenizer.json"),
         bos=special_token(config, "bos_token"),
         eos=special_token(config, "eos_token"),
     )
+
+
+def _with_declared(spec: Any, config: dict[str, Any], directory: Path) -> Any:
+    """The tokenizer with the added tokens that tokenizer_config.json alone declares, as in transformers.
+
+    ``added_tokens_decoder`` replaces what tokenizer.json says of a token; BOS and EOS become markers where
+    they are only words of the vocabulary.
+    """
+    listed = spec.get("added_tokens") or [] if isinstance(spec, dict) else None
+    if not isinstance(listed, list) or not isinstance(spec.get("model"), dict):
+        return spec  # refused by its reader
+    words = spec["model"].get("vocab") or {}
+    vocab = {entry[0]: i for i, entry in enumerate(words)} if isinstance(words, list) else words
+    added = {token.get("content"): token for token in listed if isinstance(token, dict)}
+    found = dict(added)
+    for token_id, content, flags in _declared(config, directory):
+        if content not in vocab and content not in added and token_id < len(vocab):
+            raise TokenizerError(
+                f"{directory / 'tokenizer_config.json'}: the token {content!r} has id {token_id}, which "
+                "another piece of tokenizer.json has"
+            )
+        own = added.get(content, {}).get("id", vocab.get(content, token_id))
+        found[content] = {**_FLAGS, **added.get(content, {}), **flags, "content": content, "id": own}
+    for name in ("bos_token", "eos_token"):
+        word = special_token(config, name)
+        if word is not None and word not in found and word in vocab:
+            found[word] = {**_FLAGS, "content": word, "id": vocab[word], "special": True}
+    if found == added:
+        return spec
+    return {**spec, "added_tokens": sorted(found.values(), key=lambda token: token["id"])}
+
+
+def _declared(config: dict[str, Any], directory: Path) -> list[tuple[int, str, dict[str, bool]]]:
+    """Id, text and flags of each token in ``added_tokens_decoder``."""
+    try:
+        entries = sorted((int(key), token) for key, token in config.get("added_tokens_decoder", {}).items())
+        return [(i, str(t["content"]), {n: bool(t[n]) for n in _FLAGS if n in t}) for i, t in entries]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TokenizerError(
+            f"{directory}: added_tokens_decoder in tokenizer_config.json is not a table of tokens and ids: "
+            f"{error}"
+        ) from error
+
+
+_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
 
 
 def _refuse_other_tokens(directory: Path, tokenizer: Tokenizer) -> None:
@@ -120,13 +165,9 @@ def _refuse_other_tokens(directory: Path, tokenizer: Tokenizer) -> None:
     try:
         if (directory / "added_tokens.json").is_file():
             added |= read_json(directory / "added_tokens.json")
-        for token_id, token in read_tokenizer_config(directory).get("added_tokens_decoder", {}).items():
-            added[token["content"]] = int(token_id)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TokenizerError(
-            f"{directory}: added_tokens.json or added_tokens_decoder in tokenizer_config.json is not "
-            f"a table of tokens and ids: {error}"
-        ) from error
+    except TypeError as error:
+        raise TokenizerError(f"{directory}: added_tokens.json is not a table of tokens and ids") from error
+    added |= {text: token_id for token_id, text, _ in _declared(read_tokenizer_config(directory), directory)}
     for content, token_id in added.items():
         if tokenizer.token_id(content) != token_id:
             raise TokenizerError(

@@ -206,6 +206,30 @@ def test_an_end_token_outside_the_vocabulary_is_refused(tmp_path: Path, corpus: 
         open_tokenizer(tmp_path)
 
 
+def test_tokens_that_only_the_configuration_declares_are_added_as_in_transformers(
+    tmp_path: Path, corpus: tuple[str, ...]
+) -> None:
+    library = byte_level_bpe(corpus)
+    library.add_tokens(["<|later|>"])
+    spec = json.loads(library.to_str())
+    size = len(spec["model"]["vocab"])
+    removed = [token for token in spec["added_tokens"] if token["content"] != "<|im_start|>"]
+    spec["added_tokens"] = [token for token in removed if token["content"] != "<|later|>"]
+    flags = {"lstrip": False, "normalized": False, "rstrip": True, "single_word": False, "special": True}
+    declared = {"1": {"content": "<|im_start|>", **flags}, str(size): {"content": "<|later|>", **flags}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    config = {"added_tokens_decoder": declared, "tokenizer_class": "PreTrainedTokenizerFast"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, theirs = open_tokenizer(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    text = "a <|im_start|>  b<|later|> c<|im_end|>"
+    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+    assert ours.markers == (*CHATML_MARKERS, "<|later|>")
+    config["added_tokens_decoder"]["7"] = {"content": "<|no|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(TokenizerError, match=r"'<\|no\|>' has id 7, which another piece"):
+        open_tokenizer(tmp_path)
+
+
 def test_a_tokenizer_that_loses_text_of_the_card_is_refused(
     tmp_path: Path, corpus: tuple[str, ...], card_prompt: str
 ) -> None:
