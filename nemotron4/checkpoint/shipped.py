@@ -1,6 +1,6 @@
 """The adapter that ships with the package, and the model that it makes with its base.
 
-``adapters/smollm2`` teaches the demo model the card's prompt format (recipes/smollm2/card_format.py made it).
+``adapters/smollm2`` teaches the demo model the card's prompt format (recipes/smollm2 made it).
 Base and adapter are merged once, in float32, rounded to eight bits and kept with the pulled model, so that
 later starts read a file whose blocks the engine computes with.
 """

@@ -1,0 +1,143 @@
+"""The recipe of the adapter that ships: what it asks, what it keeps, and (slow) the whole of it in small."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from nemotron4.cli.main import main
+from nemotron4.grading import instructions
+from nemotron4.runs import read_rows
+from nemotron4.text.prompt import CARD_QUESTION
+
+FOLDER = Path(__file__).parents[1] / "recipes" / "smollm2"
+VERSE = """The bees are out in early light,
+They hum about the lane,
+And home they come before the night
+With honey made of rain."""
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    for name in ("steps", "tasks", "edits"):
+        sys.modules.pop(name, None)
+    import steps as module  # type: ignore[import-not-found]
+
+    return module  # type: ignore[no-any-return]
+
+
+def sample(task: dict[str, Any], text: str, finish_reason: str = "stop") -> dict[str, Any]:
+    return {"meta": {"task": task}, "text": text, "finish_reason": finish_reason}
+
+
+@pytest.mark.parametrize("preset", [[], ["--preset", "minutes"]], ids=["whole", "minutes"])
+def test_every_command_line_is_right(preset: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe", "run", str(FOLDER), "--dry-run", *preset]) == 0
+    assert "rpo-2" in capsys.readouterr().out
+
+
+def test_nothing_held_out_is_trained_on(steps: ModuleType, tmp_path: Path) -> None:
+    held_out = {task["question"] for task in steps.held_out()}
+    assert len(steps.held_out()) == 129
+    assert CARD_QUESTION in held_out
+    trained = {task["question"] for task in steps.tasks.tasks(16)}
+    for which in range(3):
+        steps.ask(tmp_path, which, 160)
+        trained |= {row["task"]["question"] for row in read_rows(tmp_path / "ask.jsonl")}
+    assert not trained & held_out
+    functions = {task["check"]["function"] for task in steps.held_out() if task["kind"] == "code"}
+    assert not any(
+        f" {name}(" in question or f" named {name} " in question for name in functions for question in trained
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "check", "right", "wrong"),
+    [
+        ("verse", {"topic": "bees"}, VERSE, VERSE.replace("bees", "dogs")),
+        ("sum", {"answer": "42"}, "17 + 25 is 42.", "It is 41."),
+        ("reading", {"answer": "Friday"}, "On Friday.", "On Monday."),
+        ("list 3", {"topic": "bees"}, "1. Fly\n2. Hum\n3. Sting", "1. Fly\n2. Hum"),
+        ("code", {"function": "add", "tests": ["assert add(1, 2) == 3"]},
+         "```python\ndef add(a, b):\n    return a + b\n```", "```python\ndef add(a, b):\n    return a\n```"),
+        ("instruction", {"ids": ["punctuation:no_comma"], "kwargs": [{}]}, "No such mark.", "One, two."),
+    ],
+)  # fmt: skip
+def test_what_a_program_can_say(
+    steps: ModuleType, kind: str, check: dict[str, Any], right: str, wrong: str
+) -> None:
+    task = {"kind": kind, "question": "?", "check": check}
+    assert steps.tasks.value(task, right) == 1.0
+    assert steps.tasks.value(task, wrong) == pytest.approx(0.3)
+    assert steps.tasks.value(task, "") == steps.tasks.value(task, right, is_ended=False) == 0.0
+    assert steps.tasks.score(["?"], [f"{right}\n<extra_id_1>"], [{"task": task}]) == [1.0]
+    assert steps.tasks.score(["?"], [right], [{"task": task}]) == [0.0]  # it never ended
+
+
+def test_an_edited_answer_follows_its_instruction(steps: ModuleType) -> None:
+    task = {"kind": "prose", "question": "What is interesting about bees?", "check": {"topic": "bees"}}
+    answer = (
+        "The bees build combs from yellow wax, one by one. They dance to show others the way. Some sting."
+    )
+    made = steps.edited([(task, answer)], 1)
+    assert {row["check"]["ids"][0] for row, _ in made} > {"startend:quotation", "detectable_format:title"}
+    for row, text in made:
+        assert instructions.follows(text, row["check"]["ids"], row["check"]["kwargs"]) == (True,)
+
+
+def test_the_best_answer_that_holds_is_kept_and_ends_with_the_marker(
+    steps: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEMOTRON4_EVAL_DATA", str(tmp_path / "none"))
+    bees = steps.tasks.form_task("Write a short poem about {}.", "bees")
+    program = {
+        "kind": "code",
+        "question": "Write add(a, b).",
+        "check": {"function": "add", "tests": ["assert add(1, 2) == 3"]},
+    }
+    steps.write_rows(
+        tmp_path / "samples.jsonl",
+        [
+            sample(bees, "A dog.\nA dog.\nA dog.", "length"),
+            sample(bees, f"{VERSE}\nThe bees are out in early light,", "length"),
+            sample(program, "Sure.\n```python\ndef add(a, b):\n    return a + b\n```\nIt adds."),
+            sample(program | {"question": "Never right"}, "```python\ndef add(a, b):\n    return 0\n```"),
+        ],
+    )
+    steps.select(tmp_path, tmp_path / "samples.jsonl")
+    rows = {row["prompt"]: row["completion"] for row in read_rows(tmp_path / "sft.jsonl") if "prompt" in row}
+    assert len(rows) == 2
+    assert all("<extra_id_1>User" in prompt for prompt in rows)
+    assert f"{VERSE}\n<extra_id_1>" in rows.values()
+    assert "Sure.\n```python\ndef add(a, b):\n    return a + b\n```\n<extra_id_1>" in rows.values()
+
+
+def test_a_pair_is_the_best_and_the_worst(steps: ModuleType, tmp_path: Path) -> None:
+    task = {"kind": "sum", "question": "What is 1 + 1?", "check": {"answer": "2"}}
+    even = task | {"question": "What is 2 + 2?", "check": {"answer": "4"}}
+    drawn = [
+        sample(task, "3"),
+        sample(task, "It is 2."),
+        sample(task, "and so on", "length"),
+        sample(even, "4"),
+    ]
+    steps.write_rows(tmp_path / "drawn.jsonl", drawn)
+    steps.pair(tmp_path)
+    [row] = read_rows(tmp_path / "pairs.jsonl")
+    assert (row["chosen"], row["chosen_reward"]) == ("It is 2.\n<extra_id_1>", 1.0)
+    assert (row["rejected"], row["rejected_reward"]) == ("and so on", 0.0)
+
+
+@pytest.mark.slow  # ten minutes on two cores: every stage of the chain on the demo model
+@pytest.mark.demo_model
+def test_the_chain_runs_from_end_to_end(tmp_path: Path) -> None:
+    assert main(["recipe", "run", str(FOLDER), "--preset", "minutes", "--out", str(tmp_path)]) == 0
+    for stage in ("bare", "sft", "dpo", "rpo-1", "rpo-2", "grpo"):
+        measured = json.loads((tmp_path / "measured" / f"{stage}.json").read_text("utf-8"))
+        assert set(measured["groups"]["all"]) == {"prompts", "tokens", "ends", "empty", "loops", "holds"}
