@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,15 +22,19 @@ if TYPE_CHECKING:
     from nemotron4.training.samples import Segment
 
 app = group("Look for what would go wrong later.")
+# Named here, so that a wrong one is told before PyTorch is loaded.
+KINDS = (
+    "sft", "preference", "kto", "reward", "reward_pairs", "prompts", "pretrain", "steerlm", "steerlm_weighted"
+)  # fmt: skip
 
 
 @app.command("data")
 def data(
     files: RowFilesArgument,
-    kind: Annotated[str, typer.Option(help="What the rows are: sft, preference, kto, reward, prompts, ...")],
+    kind: Annotated[str, typer.Option(help=f"What the rows are: {', '.join(KINDS)}.")],
     model: Annotated[str, typer.Option(help="The model whose tokenizer and prompt format apply.")],
     max_length: Annotated[
-        int | None, typer.Option(help="Tokens of a sequence; default the model's context.")
+        int | None, typer.Option(min=1, help="Tokens of a sequence; default the model's context.")
     ] = None,
     show: Annotated[int, typer.Option(help="Rendered samples to print, with the trained text marked.")] = 1,
     benchmark: Annotated[
@@ -56,16 +61,15 @@ def data(
     a stop marker that never trains, inverted or missing rewards, duplicates, prompts and answers that merge,
     texts of a benchmark.
     """
-    from nemotron4.training import doctor, stage
     from nemotron4.training.reading import TrainingSource
 
-    kinds = stage.kinds()
-    if kind not in kinds:
-        message, hint = unknown_name("kind", kind, kinds)
-        raise ConfigError(message, hint=hint)
+    _check(files, kind, model, benchmark or (), write_clean)
     sources = [TrainingSource(path=path) for path in files]
     if latin_1:
         sources = [replace(source, encoding="latin-1") for source in sources]
+    from nemotron4.training import doctor, stage
+
+    kinds = stage.kinds()
     found = doctor.examine(sources, kinds[kind], model, max_length=max_length, benchmarks=benchmark or ())
     if as_json:
         print_json(found.to_json())
@@ -89,6 +93,7 @@ def checkpoint(
     from nemotron4.cluster.hardware import gpu_named
     from nemotron4.cluster.plan import Workload, make_plan
 
+    known_gpu = gpu_named(gpu)
     found = describe_checkpoint(model)
     values = found.to_json()
     try:
@@ -98,7 +103,7 @@ def checkpoint(
             concurrency=1,
             stored=found.served_bytes,
         )
-        layout = make_plan(found.config, gpu_named(gpu), work).layout
+        layout = make_plan(found.config, known_gpu, work).layout
         hardware = f"{layout.num_gpus} x {gpu}"
     except ConfigError as error:
         hardware = error.message
@@ -116,6 +121,24 @@ def checkpoint(
         print_report([description(found, *more)])
     if found.problems:
         raise typer.Exit(1)
+
+
+def _check(
+    files: Sequence[str], kind: str, model: str, benchmarks: Sequence[Path], clean: Path | None
+) -> None:
+    """What can be told before PyTorch is loaded and before a row is read."""
+    from nemotron4.checkpoint.cache import resolve
+    from nemotron4.training.reading import HUB, files_of
+
+    if kind not in KINDS:
+        message, hint = unknown_name("kind", kind, KINDS)
+        raise ConfigError(message, hint=hint)
+    resolve(model)
+    for path in (*files, *map(str, benchmarks)):
+        if not path.startswith(HUB):
+            files_of(path)
+    if clean is not None and not clean.parent.is_dir():
+        raise DataError(f"{clean}: the folder {clean.parent} does not exist")
 
 
 def _refuse_bad(found: Examination, limit: int | None) -> None:

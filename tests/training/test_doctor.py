@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from nemotron4.cli.doctor import KINDS
 from nemotron4.cli.main import main
 from nemotron4.training import stage
 from nemotron4.training.doctor import examine as examine_sources
@@ -119,3 +122,28 @@ def test_an_unknown_kind_names_the_known_ones(
     path = write(tmp_path / "x.jsonl", [])
     assert main(["doctor", "data", str(path), "--kind", "preferences", "--model", model]) == 1
     assert "did you mean 'preference'?" in capsys.readouterr().err
+
+
+def test_a_wrong_argument_or_file_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
+    rows = write(tmp_path / "x.jsonl", [])
+    commands = [
+        ["data", str(tmp_path / "no.jsonl"), "--kind", "sft", "--model", str(tmp_path)],
+        ["data", str(rows), "--kind", "stf", "--model", str(tmp_path)],
+        ["data", str(rows), "--kind", "sft", "--model", "no model"],
+        ["data", str(rows), "--kind", "sft", "--model", str(tmp_path), "--benchmark", str(tmp_path / "no")],
+        ["checkpoint", str(tmp_path / "no")],
+        ["checkpoint", str(tmp_path), "--gpu", "h101"],
+    ]
+    program = (
+        "import json, sys; from nemotron4.cli.main import main\n"
+        "print([main(['doctor', *c]) for c in json.loads(sys.argv[1])], 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(commands)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"{[1] * len(commands)} False"
+    assert done.stderr.count("error: ") == len(commands)
+
+
+def test_the_named_kinds_are_those_of_the_stages() -> None:
+    assert set(KINDS) == set(stage.kinds())
