@@ -36,6 +36,8 @@ class Examination:
     """What the files hold. ``clean`` are the raw rows without problem and not seen before."""
 
     encoder: Encoder
+    about: str = ""
+    benchmarks: Sequence[Path] = ()
     num_rows: int = 0
     problems: list[Problem] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -97,7 +99,9 @@ def examine(
         max_length or checkpoint.config.context_length,
         bos_id=checkpoint.bos_token_id if checkpoint.adds_bos else None,
     )
-    found = Examination(encoder)
+    files = ", ".join(source.path for source in sources)
+    about = f"{files}: rows of kind {kind.name}, with the tokenizer and the prompt format of {model}"
+    found = Examination(encoder, about, benchmarks)
     first_seen: dict[str, str] = {}
     grams = _grams_of(benchmarks)
 
@@ -131,14 +135,21 @@ def examine(
 
 
 def report(found: Examination) -> list[Block]:
-    """How lengths, turns and rewards are distributed, and what is wrong how often."""
+    """How lengths, turns and rewards are distributed, and what is wrong where and how often."""
     summary = found.summary
     verdict = f"{summary['usable']:,} of {summary['rows']:,} rows can train"
-    counts = Counter(finding.topic.replace("_", " ") for finding in found.findings)
-    rows = [(name, f"{count:,}") for name, count in sorted(counts.items())]
-    blocks: list[Block] = [Heading("Training data"), Text(verdict, is_verdict=True)]
-    if rows:
-        blocks.append(Table(("warning", "rows"), rows))
+    blocks: list[Block] = [Heading("Training data"), Text(verdict, is_verdict=True), Text(found.about)]
+    first = {finding.topic: f"{finding.where}: {finding.message}" for finding in reversed(found.findings)}
+    if found.problems:
+        first["bad"] = str(found.problems[0])
+    searched = ", ".join(map(str, found.benchmarks))
+    first.setdefault(
+        "contamination", f"compared with {searched}" if searched else "not looked for: --benchmark"
+    )
+    counts = {"bad": 0, "duplicates": 0, "contamination": 0} | Counter(f.topic for f in found.findings)
+    counts["bad"] = len(found.problems)
+    rows = [(name.replace("_", " "), f"{n:,}", first.get(name, "")) for name, n in counts.items()]
+    blocks.append(Table(("what is wrong", "rows", "the first"), rows))
     measured = [(name, values) for name, values in found.numbers.items() if len(values) > 1]
     columns = ("", "lowest", "5 %", "median", "95 %", "highest", "mean")
     blocks.append(Table(columns, [_distribution(name, values) for name, values in measured]))
@@ -150,7 +161,7 @@ def report(found: Examination) -> list[Block]:
 def _distribution(name: str, values: Sequence[float]) -> tuple[str, ...]:
     cuts = quantiles(values, n=20)
     found = (min(values), cuts[0], cuts[9], cuts[18], max(values), sum(values) / len(values))
-    return (name, *(f"{value:,.5g}" for value in found))
+    return (name, *(f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}" for value in found))
 
 
 def histogram(name: str, values: Sequence[float]) -> Bars:
@@ -159,11 +170,21 @@ def histogram(name: str, values: Sequence[float]) -> Bars:
     if len(whole) <= NUM_BARS:
         bars = [(f"{value:g}", count) for value, count in sorted(whole.items())]
     else:
-        low, high = min(values), max(values)
-        size = (high - low) / NUM_BARS
-        places = Counter(min(NUM_BARS - 1, math.floor((value - low) / size)) for value in values)
-        bars = [(f"{low + i * size:,.4g} to {low + (i + 1) * size:,.4g}", places[i]) for i in range(NUM_BARS)]
-    return Bars(name, "rows", [Bar(label, float(count), label=f"{count:,}") for label, count in bars])
+        size = _round_size((max(values) - min(values)) / NUM_BARS)
+        places = Counter(math.floor(value / size) for value in values)
+        bars = [
+            (f"{place * size:,.12g} to {(place + 1) * size:,.12g}", places[place])
+            for place in range(min(places), max(places) + 1)
+        ]
+    return Bars(
+        name.capitalize(), "rows", [Bar(label, float(count), label=f"{count:,}") for label, count in bars]
+    )
+
+
+def _round_size(least: float) -> float:
+    """The next of 1, 2, 5, 10, 20, ... and their tenths."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
 
 
 # ---- contamination

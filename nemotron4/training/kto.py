@@ -5,7 +5,7 @@ Legend: S segments, B samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -106,6 +106,10 @@ class JudgedKind(RowKind):
     def findings(self, row: JudgedRow, sample: Sample, encoder: Encoder) -> Iterator[tuple[str, str]]:
         yield from never_stops(sample, encoder)
         yield from merging(row.prompt, [row.answer], encoder)
+
+    def numbers(self, row: JudgedRow) -> Mapping[str, float]:
+        turns = {} if isinstance(row.prompt, str) else {"turns": float(len(row.prompt) + 1)}
+        return turns | {"desirable": float(row.is_desirable)}
 
 
 # ---- the objective

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,9 @@ class PromptKind(RowKind):
                 f"{total} tokens with {self.num_new} new ones; data.max_length is {encoder.max_length}"
             )
         return PromptSample((segment,), prompt=row.prompt, fields=row.fields)
+
+    def numbers(self, row: PromptRow) -> Mapping[str, float]:
+        return {} if isinstance(row.prompt, str) else {"turns": float(len(row.prompt))}
 
 
 def prompt_kind(settings: RolloutSection) -> PromptKind:

@@ -47,6 +47,12 @@ MEANINGFUL = frozenset(
         "rewards",
         "chosen_reward",
         "rejected_reward",
+        "chosen_score",
+        "rejected_score",
+        "chosen_rating",
+        "rejected_rating",
+        "rating_chosen",
+        "rating_rejected",
         "rating",
         "margin",
         "preference",
@@ -102,6 +108,7 @@ class Fields(Mapping[str, Any]):
         self.row = row
         self.is_text = is_text
         self._read: set[str] = set()
+        self._inside: dict[str, None] = {}  # unread fields of the objects in it
 
     def __getitem__(self, name: str) -> Any:
         self._read.add(name)
@@ -139,19 +146,23 @@ class Fields(Mapping[str, Any]):
             raise FieldError(f"field {name!r} is {value}; expected a finite number")
         return value
 
+    def left_inside(self, name: str, unread: Sequence[str]) -> None:
+        """Count fields of the objects in column ``name`` as unread."""
+        self._inside.update(dict.fromkeys(f"{name}[].{each}" for each in unread))
+
     def unread(self) -> list[str]:
         """Columns that nothing has read and that hold something; FieldError for one that carries meaning."""
         left = [
             name for name in self.row if name not in self._read and self.row[name] not in (None, "", [], {})
         ]
-        meaningful = [name for name in left if name in MEANINGFUL]
+        meaningful = [name for name in left if name.lower().replace("-", "_") in MEANINGFUL]
         if meaningful:
             raise FieldError(
                 f"field {meaningful[0]!r} carries meaning, and nothing reads it in a row of this form "
                 f"(read: {', '.join(sorted(self._read & self.row.keys())) or 'nothing'}); name it in the "
                 "source's map or ignore"
             )
-        return left
+        return [*left, *self._inside]
 
 
 def _from_text(value: str, kind: type | tuple[type, ...]) -> Any:
@@ -170,16 +181,17 @@ def messages(row: Fields, name: str) -> tuple[Message, ...]:
     values = row.require(name, list, "a list of messages")
     if not values:
         raise FieldError(f"field {name!r} is empty; expected at least one message")
-    return tuple(message(value, f"{name}[{i}]") for i, value in enumerate(values))
+    return tuple(message(value, f"{name}[{i}]", row) for i, value in enumerate(values))
 
 
-def message(value: object, where: str) -> Message:
+def message(value: object, where: str, row: Fields) -> Message:
+    """One message of the row; what nothing reads of it is counted there."""
     if not isinstance(value, dict):
         raise FieldError(f"{where} is {json.dumps(value)[:60]}; expected an object with role and content")
     fields = Fields(value)
     try:
         found = _message(fields)
-        fields.unread()
+        row.left_inside(where.partition("[")[0], fields.unread())
     except FieldError as error:
         raise FieldError(f"{where}: {error}") from None
     return found

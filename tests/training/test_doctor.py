@@ -13,6 +13,7 @@ from nemotron4.cli.doctor import KINDS
 from nemotron4.cli.main import main
 from nemotron4.training import stage
 from nemotron4.training.doctor import examine as examine_sources
+from nemotron4.training.doctor import histogram
 from nemotron4.training.reading import TrainingSource
 from tests import tiny_models
 
@@ -147,3 +148,12 @@ def test_a_wrong_argument_or_file_is_told_before_torch_is_loaded(tmp_path: Path)
 
 def test_the_named_kinds_are_those_of_the_stages() -> None:
     assert set(KINDS) == set(stage.kinds())
+
+
+def test_a_histogram_has_round_spans_that_hold_every_value() -> None:
+    bars = histogram("tokens", [81.0, *(float(7 * i) for i in range(12, 120)), 989.0]).bars
+    assert [bar.name for bar in bars[:2]] == ["0 to 100", "100 to 200"]
+    assert sum(bar.value or 0 for bar in bars) == 110
+    bars = histogram("reward", [i / 8 - 1 for i in range(20)]).bars
+    assert bars[0].name == "-1 to -0.8"
+    assert sum(bar.value or 0 for bar in bars) == 20

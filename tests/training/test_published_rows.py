@@ -99,6 +99,15 @@ PAIRS = {
         },
         [("user", "Q")], ("A", "B"), (8.5, 4.0, None),
     ),
+    "ultrafeedback, cleaned": (
+        {
+            "source": "evol", "prompt": "Q", "chosen-rating": 5.0, "chosen-model": "x",
+            "rejected-rating": 2.5,
+            "chosen": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}],
+            "rejected": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "B"}],
+        },
+        [("user", "Q")], ("A", "B"), (5.0, 2.5, None),
+    ),
     "helpsteer2-preference": (
         {
             "split": "train", "prompt": "Q", "response_1": "A", "response_2": "B", "preference_strength": -2,
@@ -174,6 +183,8 @@ def test_turn_markers_in_a_prompt_of_helpsteer2_are_turns() -> None:
         ("sft", {"messages": [USER, ANSWER], "history": [["a", "b"]]}, "history"),
         ("sft", {"messages": [USER, ANSWER], "rejected": "B"}, "rejected"),
         ("sft", {"messages": [USER, {**ANSWER, "reward": 3}]}, "reward"),
+        ("sft", {"messages": [USER, ANSWER], "chosen-rating": 3}, "chosen-rating"),
+        ("sft", {"messages": [USER, ANSWER], "Weight": 3}, "Weight"),
         ("preference", {"prompt": [USER], "chosen": "A", "rejected": "B", "weight": 0.5}, "weight"),
         ("reward", {"prompt": "Q", "response": "A", "helpfulness": 3, "score": 1}, "score"),
         ("kto", {"prompt": "Q", "completion": "A", "label": True, "images": ["x.png"]}, "images"),
@@ -190,11 +201,11 @@ def test_a_column_that_means_something_is_used_or_refused_by_name(kind: str, row
 
 def test_columns_without_meaning_are_named_once_a_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    row = {"messages": [USER, ANSWER], "source": "web", "id": 1}
+    row = {"messages": [USER, {**ANSWER, "model": "x", "refusal": None}], "source": "web", "id": 1}
     path.write_text(f"{json.dumps(row)}\n" * 3)
     ignored = Ignored()
     assert len(list(read_rows(TrainingSource(path=str(path)), stage.kinds()["sft"], ignored))) == 3
-    assert ignored.lines() == [f"{path}: ignored: source, id"]
+    assert ignored.lines() == [f"{path}: ignored: source, id, messages[].model"]
 
 
 @pytest.fixture(scope="module")
@@ -402,6 +413,8 @@ def test_repeated_warnings_are_one_line(
     page = (tmp_path / "report" / "report.html").read_text()
     assert "trained tokens" in page
     assert "15 of 15 rows can train" in page
+    assert f"compared with {benchmark}" in page
+    assert "without rewards" in page
 
 
 def test_a_row_that_repeats_a_benchmark_is_found(tmp_path: Path, tools_model: Path) -> None:

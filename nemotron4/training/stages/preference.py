@@ -80,6 +80,15 @@ class PairKind(RowKind):
 
 # ---- forms of pairs
 
+REWARD_NAMES = (
+    ("chosen_reward", "rejected_reward"),
+    ("score_chosen", "score_rejected"),  # UltraFeedback binarized
+    ("chosen-rating", "rejected-rating"),  # its cleaned form
+    ("rating_chosen", "rating_rejected"),  # Capybara's pairs
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+)
+
 
 def read_pair(row: Fields) -> PairRow:
     """Ours and TRL's, NeMo-Aligner's, NeMo-RL's, UltraFeedback's, HelpSteer2's and 3's, HH, Orca, PKU."""
@@ -108,9 +117,8 @@ def read_pair(row: Fields) -> PairRow:
 
 
 def _rewarded(row: Fields, prompt: Prompt, chosen: str, rejected: str) -> PairRow:
-    """The pair with its rewards; ``score_chosen`` and ``score_rejected`` are UltraFeedback's."""
-    ours = "chosen_reward" in row or "rejected_reward" in row
-    names = ("chosen_reward", "rejected_reward") if ours else ("score_chosen", "score_rejected")
+    """The pair with its rewards, by the first pair of names of which the row has one."""
+    names = next((both for both in REWARD_NAMES if any(name in row for name in both)), REWARD_NAMES[0])
     return PairRow(
         prompt=prompt,
         chosen=chosen,
@@ -166,7 +174,7 @@ def _nemo_rl_pair(row: Fields) -> PairRow:
         tools=rows.tools(row),
     )
     for item in fields:
-        item.unread()
+        row.left_inside("completions", item.unread())
     return pair
 
 

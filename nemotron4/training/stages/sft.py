@@ -95,7 +95,7 @@ def conversation(row: Fields) -> ChatRow:
     for i, turn in enumerate(turns):
         given = dict(turn) if isinstance(turn, dict) else turn
         label = given.pop("label", None) if isinstance(given, dict) else None
-        messages.append(rows.message(given, f"conversations[{i}]"))
+        messages.append(rows.message(given, f"conversations[{i}]", row))
         if label is not None and kind is None:
             raise FieldError(f"conversations[{i}] has a label; it trains with type 'VALUE_TO_TEXT'")
         if label is not None:

@@ -85,7 +85,7 @@ class WeightedKind(RowKind):
         return WeightedRow(
             prompt=prompt,
             labels=rows.label_values(row.get("label"), "field 'label'"),
-            responses=tuple(_response(value, f"responses[{i}]") for i, value in enumerate(responses)),
+            responses=tuple(_response(value, f"responses[{i}]", row) for i, value in enumerate(responses)),
         )
 
     def sample(self, row: WeightedRow, encoder: Encoder) -> Sample:
@@ -97,10 +97,10 @@ class WeightedKind(RowKind):
         return {"turns": float(len(row.prompt) + 1), "answers": float(len(row.responses))}
 
 
-def _response(value: object, where: str) -> WeightedResponse:
+def _response(value: object, where: str, row: Fields) -> WeightedResponse:
     given = dict(value) if isinstance(value, dict) else value
     weights = Fields({n: given.pop(n, None) for n in WEIGHT_FIELDS} if isinstance(given, dict) else {})
-    message = rows.message(given, where)
+    message = rows.message(given, where, row)
     if message.role != "assistant":
         raise FieldError(f"{where} is from {message.role}; expected the assistant")
     numbers = []
