@@ -52,6 +52,12 @@ IGNORED = frozenset(
     use_sliding_window neftune_noise_alpha
 """)
 )
+ROPE_READ = frozenset(
+    _words("""
+    rope_type type rope_theta partial_rotary_factor factor low_freq_factor high_freq_factor
+    original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim truncate
+""")
+)
 # Keys of other models that would change the result: refused unless they are off.
 FOREIGN = frozenset(
     _words("""
@@ -191,7 +197,12 @@ def _refuse_unsupported(reader: _Reader, kind: str, values: Mapping[str, Any]) -
             f"sliding_window is {window} and the context {context}; attention here is full",
             f"to use {window} tokens: set sliding_window to null and max_position_embeddings to {window}",
         )
+    if kind != "mistral" and window is not None and window < context:
+        reader.notes.append(f"config.json: sliding_window is not used: a {kind} model attends to everything")
     unknown = sorted(values.keys() - READ - IGNORED - FOREIGN)
+    scaling = values.get("rope_scaling") or values.get("rope_parameters")
+    for name in sorted(scaling.keys() - ROPE_READ) if isinstance(scaling, Mapping) else ():
+        reader.notes.append(f"config.json: {name} in the RoPE scaling is not known here and not used")
     wrong_eps = [
         name for name in ("layer_norm_eps", "layer_norm_epsilon", "layernorm_epsilon") if name in unknown
     ]

@@ -322,6 +322,11 @@ def test_an_activation_may_be_called_swish(tmp_path: Path) -> None:
         ({"rope_percent": 0.25}, "rope_percent counts"),
         ({"layer_norm_eps": 0.1}, "layer_norm_eps is not used: norm_eps counts"),
         ({"frobnicate": 3}, "not known here and not used: frobnicate"),
+        ({"sliding_window": 32}, "sliding_window is not used: a nemotron model attends to everything"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0, "finetuned": True}},
+            "finetuned in the RoPE scaling is not known here",
+        ),
     ],
 )
 def test_keys_that_transformers_does_not_read_are_told(
