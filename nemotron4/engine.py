@@ -164,6 +164,7 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]  # end-of-text and end-of-turn ids of the checkpoint's generation config
     adds_bos: bool = False  # the model expects BOS before a raw text
     notes: tuple[str, ...] = ()  # assumptions made where the checkpoint is silent, a sentence each
+    checkpoint: str = ""  # its form, size and stored types, a sentence
 
 
 @dataclass(frozen=True)

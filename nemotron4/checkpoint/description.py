@@ -57,6 +57,17 @@ class CheckpointDescription:
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     @property
+    def stored_text(self) -> str:
+        return ", ".join(f"{word} {size / 1e9:.3f} GB" for word, size in self.stored_types.items())
+
+    @property
+    def summary(self) -> str:
+        """The same in one sentence, which convert, the engines and the web page show."""
+        quantised = "" if self.quantization is None else f", quantised ({self.quantization.method})"
+        size = f"{self.config.num_parameters:,} parameters"
+        return f"{self.format}, {size} stored as {self.stored_text}{quantised}"
+
+    @property
     def stored_bytes(self) -> int:
         return sum(self.stored_types.values())
 

@@ -50,6 +50,7 @@ def convert(
     from nemotron4.checkpoint.convert import ConvertOptions
     from nemotron4.checkpoint.convert import convert as write
     from nemotron4.checkpoint.convert import verify as compare
+    from nemotron4.checkpoint.description import describe_checkpoint
     from nemotron4.checkpoint.opening import open_checkpoint
 
     split = {} if tensor_parallel is None else {"tensor_parallel": tensor_parallel}
@@ -63,6 +64,7 @@ def convert(
         **split,
     )
     checkpoint = open_checkpoint(source)
+    note(f"{source}: {describe_checkpoint(checkpoint).summary}")
     for text in checkpoint.notes:
         note(f"note: {text}")
     finished = write(checkpoint, destination, options, is_shown=True)

@@ -65,7 +65,7 @@ def description(found: CheckpointDescription, *more: tuple[str, str]) -> Table:
     names = ("format", "family", "num_parameters", "context_length", "rope_scaling")
     rows = [
         *((name.replace("_", " "), str(values[name])) for name in names),
-        ("stored", ", ".join(f"{word} {size / 1e9:.3f} GB" for word, size in found.stored_types.items())),
+        ("stored", found.stored_text),
         ("quantisation", values["quantization"] or "none"),
         ("chat template", "yes" if found.has_template else "no"),
         ("stop ids", ", ".join(map(str, found.stop_ids)) or "none"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.description import describe_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.shipped import AUTO, NONE, with_shipped
 from nemotron4.engine import ChatFormat, ModelInfo, Tokenizer
@@ -196,9 +197,10 @@ def _num_threads() -> int:
 
 def describe(checkpoint: Checkpoint, dtype: torch.dtype | str, device: torch.device | str) -> ModelInfo:
     """What an engine tells about the checkpoint it has loaded."""
-    config = checkpoint.config
+    found = describe_checkpoint(checkpoint)
+    config = found.config
     return ModelInfo(
-        name=checkpoint.name,
+        name=found.name,
         context_length=config.context_length,
         vocab_size=config.vocab_size,
         num_parameters=config.num_parameters,
@@ -207,6 +209,7 @@ def describe(checkpoint: Checkpoint, dtype: torch.dtype | str, device: torch.dev
         eos_token_ids=checkpoint.eos_token_ids,
         adds_bos=checkpoint.adds_bos,
         notes=checkpoint.notes,
+        checkpoint=found.summary,
     )
 
 

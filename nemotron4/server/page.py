@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from nemotron4.engine import RewardScorer
+from nemotron4.engine import ModelInfo, RewardScorer
 from nemotron4.server.context import NOT_FOUND, ApiError, html_error
 from nemotron4.server.openai_schemas import Messages
 from nemotron4.server.rows import until_disconnect
@@ -141,6 +141,7 @@ class PageInfo(BaseModel):
     model: str
     sampling: dict[str, float]
     context_length: int
+    checkpoint: str
     has_chat: bool
     has_reward: bool
     is_reward_model: bool
@@ -179,6 +180,7 @@ def page_routes(service: Service, page: PageSettings, tabs: Sequence[PageTab] = 
             model=engine.info.name,
             sampling=CHAT_SAMPLING,
             context_length=engine.info.context_length,
+            checkpoint=_computed(engine.info),
             has_chat=engine.prompt_format is not None and not is_reward_model,
             has_reward=settings.reward_model is not None,
             is_reward_model=is_reward_model,
@@ -204,6 +206,11 @@ def page_routes(service: Service, page: PageSettings, tabs: Sequence[PageTab] = 
             return await other.forward(request, "/v1/chat/completions")
 
     return router
+
+
+def _computed(info: ModelInfo) -> str:
+    """The checkpoint in a sentence, and how it is computed; "" for an engine without one."""
+    return info.checkpoint and f"Checkpoint: {info.checkpoint}; computed in {info.dtype} on {info.device}."
 
 
 async def _describe(other: Proxy) -> OtherModel:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import nemotron4
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.convert import ConvertOptions, convert
 from nemotron4.checkpoint.description import describe_checkpoint
@@ -117,6 +118,20 @@ def test_a_gguf_model_is_expanded_to_16_bits_on_gpus(tmp_path: Path) -> None:
     assert sum(found.served_bytes.values()) == 2 * found.config.num_parameters
     assert found.stored_bytes < found.config.num_parameters
     assert (found.planned_dtype, next(iter(found.stored_types))) == ("bf16", "Q4_0")
+
+
+def test_engine_page_and_convert_show_the_one_description(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = nemotron_directory(tmp_path / "m")
+    summary = describe_checkpoint(folder).summary
+    assert summary == "huggingface, 89,568 parameters stored as float32 0.000 GB"
+    assert main(["convert", str(folder), str(tmp_path / "out"), "--to", "hf", "--quantize", "fp8"]) == 0
+    assert f"{folder}: {summary}" in capsys.readouterr().err
+    with nemotron4.load(tmp_path / "out") as engine:
+        info = engine.info
+    assert info.checkpoint == describe_checkpoint(tmp_path / "out").summary
+    assert info.checkpoint.endswith(", quantised (compressed-tensors)")
 
 
 def test_doctor_describes_a_healthy_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

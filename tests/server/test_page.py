@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,19 @@ def test_the_page_learns_the_card_s_prompt_from_the_server(make_app: App) -> Non
     app = make_app(prompt_format=nemotron4())
     info = app.request("GET", "/page/info").json()
     assert info["card"]["prompt"].startswith("<extra_id_0>System\n\n<extra_id_1>User\nWrite a poem")
+    assert info["checkpoint"] == ""  # of the fake engine
+
+
+def test_the_page_shows_the_description_of_the_checkpoint(make_app: App) -> None:
+    app = make_app()
+    described = replace(app.engine.info, checkpoint="gguf, 5 parameters stored as Q4_0 0.000 GB")
+    app.engine._info = described
+    expected = f"Checkpoint: {described.checkpoint}; computed in {described.dtype} on {described.device}."
+    assert app.request("GET", "/page/info").json()["checkpoint"] == expected
+
+
+def test_the_page_writes_the_card_s_prompt(make_app: App) -> None:
+    app = make_app(prompt_format=nemotron4())
     messages = [
         {"role": "system", "content": "s"},
         {"role": "user", "content": [{"type": "text", "text": "q"}]},

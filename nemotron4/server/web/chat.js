@@ -242,7 +242,7 @@ export class Chat {
   }
 
   #welcome() {
-    const { model, has_chat, is_reward_model, context_length } = this.#info;
+    const { model, has_chat, is_reward_model, context_length, checkpoint } = this.#info;
     if (is_reward_model) {
       return h("div", { class: "welcome" }, h("h2", {}, model),
         h("p", {}, "This is a reward model: it judges answers and writes none. Start a chat model with --reward-model and this server's address, and its answers come with scores."));
@@ -254,6 +254,7 @@ export class Chat {
     return h("div", { class: "welcome" },
       h("h2", {}, model),
       h("p", {}, `Runs on the server that sent you this page, with a context of ${context_length.toLocaleString("en")} tokens.`),
+      checkpoint && h("p", { class: "checkpoint" }, checkpoint),
       h("ul", {}, ...ideas.map((idea) => h("li", {}, h("button", { type: "button", class: "idea", onclick: () => this.send(idea) }, idea)))));
   }
 
