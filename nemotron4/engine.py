@@ -1,9 +1,8 @@
 """What an engine is: our own, vLLM, and the fake that ships for tests. No tensor, no torch.
 
-Everything talks to models through this file. A request goes in as token ids and ``SamplingParams``; it comes
-back as a stream of ``TokenStep`` (one per new token), the last of which carries a finish reason.
-``text.answers`` makes requests of texts and texts of steps; only stop strings are the engine's business,
-which must test them while it generates.
+A request goes in as token ids and ``SamplingParams``; it comes back as a stream of ``TokenStep`` (one per new
+token), the last of which carries a finish reason. ``text.answers`` makes requests of texts and texts of
+steps; only stop strings are the engine's business, which must test them while it generates.
 """
 
 from __future__ import annotations
