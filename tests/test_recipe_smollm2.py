@@ -138,6 +138,23 @@ def test_a_pair_is_the_best_and_the_worst(steps: ModuleType, tmp_path: Path) -> 
 @pytest.mark.demo_model
 def test_the_chain_runs_from_end_to_end(tmp_path: Path) -> None:
     assert main(["recipe", "run", str(FOLDER), "--preset", "minutes", "--out", str(tmp_path)]) == 0
-    for stage in ("bare", "sft", "dpo", "rpo-1", "rpo-2", "grpo"):
-        measured = json.loads((tmp_path / "measured" / f"{stage}.json").read_text("utf-8"))
+    for name in ("before", "measured-sft", "measured-dpo", "measured-rpo-2", "measured-grpo"):
+        measured = json.loads((tmp_path / name / "measured.json").read_text("utf-8"))
         assert set(measured["groups"]["all"]) == {"prompts", "tokens", "ends", "empty", "loops", "holds"}
+    assert "| rpo-2 |" in (tmp_path / "report" / "report.md").read_text("utf-8")
+
+
+def test_the_report_shows_every_stage(steps: ModuleType, tmp_path: Path) -> None:
+    shares = {name: [1, 0.1, 0.9] for name in ("ends", "empty", "loops", "holds")}
+    for name in steps.STAGES:
+        folder = tmp_path / (name if name == "before" else f"measured-{name}")
+        folder.mkdir()
+        measured = {
+            "groups": {"all": {"prompts": 2, "tokens": 9, **shares}},
+            "answers": [{"prompt": "?", "text": "Yes."}],
+        }
+        (folder / "measured.json").write_text(json.dumps(measured), "utf-8")
+    steps.report(tmp_path, tmp_path)
+    page = (tmp_path / "report.md").read_text("utf-8")
+    assert "| grpo | 50.0 % [9.5, 90.5] |" in page
+    assert "sft: answers to the first ten prompts" in page

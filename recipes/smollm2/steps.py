@@ -48,6 +48,7 @@ import nemotron4
 from nemotron4.grading.repetition import is_looping
 from nemotron4.grading.statistics import wilson
 from nemotron4.records import Message
+from nemotron4.report import Bar, Bars, Folded, Table, as_markdown, percent, write_report
 from nemotron4.runs import read_rows, write_file, write_json
 from nemotron4.synth.filters import load_benchmarks
 from nemotron4.text.prompt import render
@@ -64,6 +65,9 @@ DRAWS = {
 }
 PAIR_SAMPLES, MIN_GAP = 4, 0.25
 MAX_WORDS, MAX_SUMS, EDITS_EACH, EVERY = 110, 60, 8, 6
+STAGES = ("before", "sft", "dpo", "rpo-1", "rpo-2", "grpo")
+KINDS = ("code", "sum", "reading", "instruction")
+SHOWN = {"ends": ("all", "forms", "code"), "loops": ("all",), "holds": ("verse", *KINDS)}
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
@@ -190,7 +194,7 @@ def measure(out: Path, adapter: str | None, limit: int | None) -> None:
             "empty": not answer.text.strip(), "loops": is_looping(answer.text, answer.finish_reason),
             "holds": is_ended and tasks.holds(task, answer.text.strip()), "tokens": len(answer.token_ids),
         })  # fmt: skip
-    first = [row for row in rows if row["kind"] not in ("code", "sum", "reading", "instruction")]
+    first = [row for row in rows if row["kind"] not in KINDS]
     groups = {"forms": first, "verse": [row for row in first if row["kind"] in ("verse", "rhyme")]}
     groups |= {
         kind: [row for row in rows if row["kind"] == kind]
@@ -209,6 +213,46 @@ def _shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, object]:
         interval = wilson(count, len(rows))
         made[name] = [count, round(interval.lower, 3), round(interval.upper, 3)]
     return made
+
+
+def report(out: Path, run: Path) -> None:
+    """A table of all stages, a picture, and the answers to the first ten prompts, as they came."""
+    columns = [(metric, group) for metric, groups in SHOWN.items() for group in groups]
+    rows: list[list[str]] = []
+    bars: list[Bar] = []
+    texts: list[Folded] = []
+    for name in STAGES:
+        path = run / (name if name == "before" else f"measured-{name}") / "measured.json"
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        rows.append([name])
+        for metric, group in columns:
+            found = measured["groups"].get(group)
+            if found is None:  # a short run has no prompt of this kind
+                rows[-1].append("")
+                continue
+            share, interval = found[metric][0] / found["prompts"], wilson(found[metric][0], found["prompts"])
+            rows[-1].append(percent(share, interval))
+            ends = (100 * number for number in (share, interval.lower, interval.upper))
+            bars.append(Bar(f"{metric}: {group}", *ends, series=name))
+        rows[-1] += _ifeval(run / f"ifeval-{name}" / "run" / "ifeval" / "result.json")
+        answers = [(answer["prompt"], answer["text"]) for answer in measured["answers"][:10]]
+        texts.append(Folded(f"{name}: answers to the first ten prompts", answers))
+    names = [f"{metric}: {group}" for metric, group in columns]
+    table = Table(["stage", *names, "IFEval prompt, strict", "IFEval instruction, strict"], rows)
+    blocks = [table, Bars("Held-out prompts", "%", bars, limit=100.0), *texts]
+    write_report(out, "From a ChatML model to the card's format", blocks)
+    print(as_markdown([table]))
+
+
+def _ifeval(path: Path) -> list[str]:
+    if not path.is_file():
+        return ["", ""]
+    result = json.loads(path.read_text(encoding="utf-8"))
+    cells = []
+    for metric in ("prompt_strict", "instruction_strict"):
+        interval = result["intervals"][metric]
+        cells.append(f"{result['metrics'][metric]:.1f} % [{interval['lower']:.1f}, {interval['upper']:.1f}]")
+    return cells
 
 
 def ask(out: Path, which: int, size: int) -> None:
@@ -260,9 +304,10 @@ def _reward(found: tuple[float, str, bool]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("step", choices=("prompts", "select", "ask", "pair", "measure"))
+    parser.add_argument("step", choices=("prompts", "select", "ask", "pair", "measure", "report"))
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", type=int, default=16, help="topics to ask about; the rest grows with it")
+    parser.add_argument("--run", type=Path, help="the folder of the recipe's run, for report")
     parser.add_argument("--samples", type=Path, help="the answers to select from")
     parser.add_argument("--round", type=int, default=0, help="which prompts to ask")
     parser.add_argument("--limit", type=int, help="held-out prompts, the first ones")
@@ -276,6 +321,8 @@ def main() -> None:
         ask(options.out, options.round, options.size)
     elif options.step == "pair":
         pair(options.out)
+    elif options.step == "report":
+        report(options.out, options.run)
     else:
         measure(options.out, options.adapter, options.limit)
 
