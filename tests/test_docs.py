@@ -160,4 +160,4 @@ def test_the_architecture_names_files_that_are_there_and_short_journeys() -> Non
     journeys = text.split("## Journeys", 1)[1].split("## Layers")[0].split("\n**")[1:]
     assert len(journeys) == 5
     for journey in journeys:
-        assert len(set(re.findall(r"`[\w/]+\.(?:py|cpp)`", journey))) <= 12, journey.splitlines()[0]
+        assert len(set(re.findall(r"`[\w/]+\.(?:py|cpp)`", journey))) <= 10, journey.splitlines()[0]
