@@ -1,10 +1,15 @@
-"""Writes docs/cli.md from the `--help` of every sub-command; tests/test_docs.py compares the two."""
+"""Writes docs/cli.md from the `--help` of every sub-command; tests/test_docs.py compares the two.
+
+What several commands say in the same words is on the page once, at its end.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,15 +19,22 @@ from nemotron4.cli.commands import COMMANDS, load_app
 from nemotron4.cli.main import help_text, main
 
 PAGE = Path(__file__).with_name("cli.md")
+SHARED = "[Shared](#shared-options)"
+NUM_SHARED = 3  # commands that describe an option in the same words, from which it is described once
 
 
 def page() -> str:
     """The whole page."""
+    helps = {path: _help(path) for name in COMMANDS for path in command_paths(name)}
+    entries = Counter(entry for text in helps.values() for entry in set(_entries(text)))
+    often = [entry for entry, number in entries.items() if number >= NUM_SHARED]
+    meanings = Counter(names.split()[0] for names, _ in often)
+    shared = {entry for entry in often if meanings[entry[0].split()[0]] == 1}
     sections = ["# Command line", "Written by `docs/make_cli.py`; do not edit.", _block(help_text())]
-    for name in COMMANDS:
-        for path in command_paths(name):
-            sections += [f"{'#' * (len(path) + 1)} nemotron4 {' '.join(path)}", _block(_help(path))]
-    return "\n\n".join(sections) + "\n"
+    for path, text in helps.items():
+        sections += [f"{'#' * (len(path) + 1)} nemotron4 {' '.join(path)}", *_own(text, shared)]
+    lines = [f"  {names}  {meaning}" for names, meaning in sorted(shared, key=lambda entry: entry[0].lower())]
+    return "\n\n".join([*sections, "## Shared options", _block("\n".join(lines), is_indented=True)]) + "\n"
 
 
 def command_paths(name: str) -> Iterator[tuple[str, ...]]:
@@ -48,8 +60,54 @@ def _help(path: tuple[str, ...]) -> str:
     return printed.getvalue()
 
 
-def _block(text: str) -> str:
-    return f"```\n{text.strip()}\n```"
+def _paragraphs(text: str) -> list[list[str]]:
+    return [part.splitlines() for part in text.strip().split("\n\n")]
+
+
+def _rows(lines: list[str]) -> Iterator[list[str]]:
+    """The lines of each option or argument below a heading."""
+    row: list[str] = []
+    for line in lines:
+        if re.match(r"  \S", line) and row:
+            yield row
+            row = []
+        row.append(line)
+    yield row
+
+
+def _entry(row: list[str]) -> tuple[str, str]:
+    """Names and meaning of an option, however wide the column of its command is."""
+    names, meaning = re.split(r"\s{2,}", "  ".join(line.strip() for line in row), maxsplit=1)
+    return names, " ".join(meaning.split())
+
+
+def _entries(text: str) -> Iterator[tuple[str, str]]:
+    for lines in _paragraphs(text):
+        if lines[0] in ("Arguments:", "Options:"):
+            yield from map(_entry, _rows(lines[1:]))
+
+
+def _own(text: str, shared: set[tuple[str, str]]) -> list[str]:
+    """The help of one command without what others say too; of a group its purpose alone."""
+    kept: list[str] = []
+    left_out: list[str] = []
+    parts = _paragraphs(text)
+    if ["Commands:"] in [lines[:1] for lines in parts]:
+        return [" ".join(line.strip() for line in parts[1])]
+    for lines in parts:
+        if lines[0] not in ("Arguments:", "Options:"):
+            kept.append("\n".join(lines))
+            continue
+        rows = list(_rows(lines[1:]))
+        own = [line for row in rows if _entry(row) not in shared for line in row]
+        left_out += [_entry(row)[0] for row in rows if _entry(row) in shared]
+        kept += ["\n".join([lines[0], *own])] if own else []
+    names = [f"`{name.split(' ')[0].rstrip(',')}`" for name in left_out if "--help" not in name]
+    return [_block("\n\n".join(kept)), *([f"{SHARED}: {', '.join(names)}."] if names else [])]
+
+
+def _block(text: str, *, is_indented: bool = False) -> str:
+    return f"```\n{text.rstrip() if is_indented else text.strip()}\n```"
 
 
 if __name__ == "__main__":
