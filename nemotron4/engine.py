@@ -49,9 +49,7 @@ class SamplingParams:
     presence_penalty: float = 0.0  # over generated tokens only, as in the OpenAI API
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    min_new_tokens: int = (
-        0  # until then ``min_tokens_masks`` cannot be drawn and new_text strings do not stop
-    )
+    min_new_tokens: int = 0  # until then ``min_tokens_masks`` cannot be drawn, new_text strings do not stop
     stop_token_ids: frozenset[int] = frozenset()  # the token stays in ``token_ids``
     # What ``text.answers`` makes of them: none of the model's own ends; the text with what ended it; control
     # pieces by name.
@@ -67,6 +65,7 @@ class SamplingParams:
     seed: int | None = None  # None draws a fresh seed from the system
     logprobs: int | None = None  # None: none; 0: of the chosen token; k: and of the k most likely
     prompt_logprobs: int | None = None  # the same for each prompt token after the first
+    prompt_logprobs_from: int = 0  # so many of them are left out; what is before may come from the cache
     full_logprobs: bool = False  # the whole vocabulary per position (NeMo's all_probs)
     hidden_mean: bool = False  # an embedding of the prompt, in the last step
     adapter: str | None = None  # one that the engine has loaded next to the model; None: the model alone

@@ -78,11 +78,10 @@ class EngineChatModel:
         ids = encode_text(self._engine, prompt + continuation)
         if ids[: len(start_ids)] != start_ids:
             raise BadContentError("prompt and continuation share a token", kind="token_boundary")
-        answer = await self._run(
-            SamplingRequest(tuple(ids), SamplingParams(max_new_tokens=0, prompt_logprobs=0))
-        )
-        # Entry 0 belongs to token 1.
-        return tuple(map(self._logprob, answer.prompt_logprobs[len(start_ids) - 1 :]))
+        # Entry 0 belongs to token 1. The prompt, which other continuations have too, may come from the cache.
+        params = SamplingParams(max_new_tokens=0, prompt_logprobs=0, prompt_logprobs_from=len(start_ids) - 1)
+        answer = await self._run(SamplingRequest(tuple(ids), params))
+        return tuple(map(self._logprob, answer.prompt_logprobs))
 
     async def score(self, messages: Sequence[Message]) -> Reward:
         if not isinstance(self._engine, RewardScorer):

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # A text, its token ids, or a conversation (rendered in the model's own format).
 Prompt = str | Sequence[int] | Sequence[Message] | Sequence[Mapping[str, str]]
 Reload = Callable[[StepRunner, "Mapping[str, torch.Tensor]"], StepRunner]
-NAMED_APART = {"stop_strings": "stop", "prompt_logprobs": "score()", "full_logprobs": "logprobs"}
+NAMED_APART = {"stop_strings": "stop", "full_logprobs": "logprobs"}
+NAMED_APART |= dict.fromkeys(("prompt_logprobs", "prompt_logprobs_from"), "score()")
 
 
 class Engine(EngineCore):

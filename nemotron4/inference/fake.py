@@ -355,7 +355,7 @@ class FakeEngine:
         if params.prompt_logprobs is None:
             return None
         positions = []
-        for end in range(1, len(prompt_ids)):
+        for end in range(1 + params.prompt_logprobs_from, len(prompt_ids)):
             logits_V = self._walk_logits(prompt_ids[max(0, end - 2) : end])
             positions.append(
                 position_logprobs(

@@ -51,7 +51,7 @@ class Request:
         self.prompt_ids = tuple(prompt_ids)
         self.sequence = ScheduledSequence(
             (*virtual_ids, *prompt_ids),
-            can_share_prefix=params.prompt_logprobs is None and not params.hidden_mean,
+            max_shared=self._max_shared(len(virtual_ids)),
             adapter=adapter,
             salt=adapter.salt if adapter else b"",
         )
@@ -62,9 +62,15 @@ class Request:
         self._prompt_logprobs: list[PositionLogprobs] = []
         self._hidden_sum_D: Array | None = None
 
+    def _max_shared(self, num_virtual: int) -> int | None:
+        if self.params.hidden_mean:
+            return 0
+        is_scored = self.params.prompt_logprobs is not None
+        return num_virtual + self.params.prompt_logprobs_from if is_scored else None
+
     @property
     def needs_prompt_logits(self) -> bool:
-        num_wanted = len(self.prompt_ids) - 1
+        num_wanted = len(self.prompt_ids) - 1 - self.params.prompt_logprobs_from
         return self.params.prompt_logprobs is not None and len(self._prompt_logprobs) < num_wanted
 
     @property
@@ -103,12 +109,13 @@ class Request:
         self._allowed_V = allowed_V
 
     def observe_prompt(self, start: int, logits_of: Callable[[int, int], Array], end: int) -> None:
-        """Score prompt tokens start+1 .. end with the logits of positions start .. end-1, all but the first.
+        """Score prompt tokens start+1 .. end with the logits of start .. end-1, where they are wanted.
 
         ``logits_of(i, j)`` gives rows i to j of the slice that began at ``start``, (j - i, V).
         """
         ids = self.sequence.prompt_ids
-        first = self._num_virtual + len(self._prompt_logprobs)  # after a pre-emption positions come again
+        wanted = self._num_virtual + self.params.prompt_logprobs_from
+        first = wanted + len(self._prompt_logprobs)  # after a pre-emption positions come again
         last = min(end, len(ids) - 1)
         assert self.params.prompt_logprobs is not None
         for i in range(max(first, start), last, LOGPROB_ROWS):

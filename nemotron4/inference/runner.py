@@ -89,7 +89,7 @@ class NativeRunner:
         tokens_N, first_rows_S, first_blocks_S, blocks_array, last_rows_R = arrays
         positions_N = np.concatenate(positions)
         # Only log-probabilities of a prompt need what is left of the other rows.
-        needs_hidden = not all(planned.sequence.can_share_prefix for planned in slices)
+        needs_hidden = any(planned.sequence.max_shared is not None for planned in slices)
         hidden_ND = np.empty((len(tokens) if needs_hidden else 0, config.hidden_size), np.float32)
         logits_RV = np.empty((len(last_rows), config.vocab_size), np.float32)
         self.model.step(

@@ -18,9 +18,7 @@ class Sequence:
     """One request's tokens and how far they are computed."""
 
     prompt_ids: tuple[int, ...]
-    can_share_prefix: bool = (
-        True  # False if every prompt position must be computed (prompt log-probabilities)
-    )
+    max_shared: int | None = None  # positions before the first whose output is wanted; None: only the last is
     new_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -77,7 +75,7 @@ class Scheduler:
         return self._blocks_for(num_tokens) <= self.pool.num_blocks
 
     def add(self, sequence: Sequence) -> None:
-        if sequence.can_share_prefix:
+        if sequence.max_shared != 0:
             sequence.digests = prefix_digests(sequence.prompt_ids, self.pool.block_size, salt=sequence.salt)
         self.waiting.append(sequence)
 
@@ -112,7 +110,8 @@ class Scheduler:
         while self.waiting and budget > 0 and len(self.running) < self.max_running:
             sequence = self.waiting[0]
             # The last token is always computed: its logits give the next one.
-            num_full = (sequence.length - 1) // self.pool.block_size
+            most = sequence.length - 1 if sequence.max_shared is None else sequence.max_shared
+            num_full = most // self.pool.block_size
             shared = self.pool.share(sequence.digests[:num_full])
             needed = self._blocks_for(sequence.length + 1) - len(shared)
             # A block in hand for each running sequence delays the first pre-emption.

@@ -118,5 +118,5 @@ def prompt_positions(entries: Any, prompt_ids: list[int], params: SamplingParams
             num_top=params.prompt_logprobs,
             is_full=params.full_logprobs,
         )
-        for place in range(1, len(prompt_ids))
+        for place in range(1 + params.prompt_logprobs_from, len(prompt_ids))
     )

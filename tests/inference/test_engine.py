@@ -129,6 +129,20 @@ def test_shared_prefixes_are_computed_once_and_change_no_bit(path: EnginePath) -
         assert engine.generate(prompts, **SETTINGS) == expected  # type: ignore[arg-type]
 
 
+@every_path
+def test_endings_of_one_prompt_are_scored_without_computing_it_again(path: EnginePath) -> None:
+    [prompt] = random_prompts(100)
+    rows = [prompt + ending for ending in random_prompts(1, 3, 40, seed=1)]
+    asked = {"max_new_tokens": 0, "prompt_logprobs": 0}
+    with small_engine(path=path) as engine:
+        for row in rows:
+            [whole] = asyncio.run(steps_of(engine, row, **asked))
+            [last] = asyncio.run(steps_of(engine, row, **asked, prompt_logprobs_from=99))
+            assert last.prompt_logprobs == (whole.prompt_logprobs or ())[99:]
+            assert len(last.prompt_logprobs or ()) == len(row) - 100
+        assert engine.stats().prompt_tokens_reused_total == 2 * 96
+
+
 @pytest.mark.parametrize("path", ["torch-bfloat16", "torch-float16", "bfloat16", "int8"])
 def test_short_types_score_near_float32(path: EnginePath) -> None:
     rows = random_prompts(5, 40, 70)
