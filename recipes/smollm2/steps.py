@@ -262,7 +262,7 @@ def ask(out: Path, which: int, size: int) -> None:
     new = tasks.constrained(False, 1 + size // 50, types=tuple(EDITS), seed=200 + which)
     chosen = draw.sample(plain, min(size - size // 3, len(plain))) + draw.sample(new, size // 3)
     draw.shuffle(chosen)
-    settings = {"n": PAIR_SAMPLES, "max_new_tokens": 120, "temperature": 1.0, "stop": [MARKER], "seed": which}
+    settings = {"n": PAIR_SAMPLES, "max_new_tokens": 120, "temperature": 1.0, "stop": [MARKER]}
     write_rows(
         out / "ask.jsonl",
         (
