@@ -51,7 +51,7 @@ TESTED_IN: dict[str, str] = {
     "inference/test_fake.py": "inference.fake_tokenizer",
     "inference/test_load.py": "inference.precision",
     "inference/test_native.py": """
-        inference.native.build inference.native.library inference.native.model inference.native.twin""",
+        inference.native.build inference.native.library inference.native.model""",
     "inference/test_scheduler.py": "inference.blocks",
     "inference/test_vllm_load.py": "inference.vllm_engine inference.vllm_loader inference.vllm_sampling",
     "model/test_adapters.py": "model.adapter_files",

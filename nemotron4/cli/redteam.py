@@ -23,7 +23,6 @@ app.command("garak")(garak)
 app.command("compare")(compare)
 app.add_typer(sessions_app, name="sessions")
 
-MaxTokensOption = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
 TemperatureOption = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
 ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Requests under way at once.")]
 MaxFailuresOption = Annotated[

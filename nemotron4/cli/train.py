@@ -13,6 +13,7 @@ from nemotron4.cli.options import JsonOption
 from nemotron4.json_form import to_json
 
 if TYPE_CHECKING:
+    from nemotron4.report import Block
     from nemotron4.training.preview import Preview
     from nemotron4.training.recipe import Recipe
 
@@ -85,38 +86,40 @@ def _dry_run(stages: list[Recipe], *, as_json: bool) -> None:
     if as_json:
         print_json(to_json(found[0]) if len(found) == 1 else {"stages": to_json(found)})
         return
+    from nemotron4.report import print_report
+
     for place, each in enumerate(found):
-        if len(found) > 1:
-            print(f"{'' if place == 0 else chr(10)}stage {place + 1}      {each.stage}")
-        _print_preview(each)
+        print_report(_preview_blocks(each, f"stage {place + 1}" if len(found) > 1 else "stage"))
+        if each.first_sample:
+            print("first sample, trained stretches between [[ and ]]:")
+            print(each.first_sample)
 
 
-def _print_preview(found: Preview) -> None:
+def _preview_blocks(found: Preview, title: str) -> list[Block]:
+    from nemotron4.report import Table, Text
+
+    rows = []
     if found.num_samples is not None:
-        print(
-            f"samples      {found.num_samples:,} to train on, {found.num_validation:,} to validate on, "
-            f"{found.num_left_out:,} rows left out"
+        left_out = f"{found.num_left_out:,} rows left out"
+        rows.append(
+            (
+                "samples",
+                f"{found.num_samples:,} to train on, {found.num_validation:,} to validate on, {left_out}",
+            )
         )
-    for problem in found.problems:
-        print(f"  {problem}")
     if found.tokens_per_epoch is not None:
-        print(
-            f"tokens       {found.tokens_per_epoch:,} per epoch, {found.trained_share:.0%} of them trained; "
-            f"the longest sequence has {found.longest:,}"
-        )
-    print(f"steps        {'as many as the rows make' if found.num_steps is None else f'{found.num_steps:,}'}")
+        share = f"{found.trained_share:.0%} of them trained; the longest sequence has {found.longest:,}"
+        rows.append(("tokens", f"{found.tokens_per_epoch:,} per epoch, {share}"))
+    steps = "as many as the rows make" if found.num_steps is None else f"{found.num_steps:,}"
     each = f" on each of {found.num_processes} processes" if found.num_processes > 1 else ""
-    print(
-        f"memory       {found.weights_bytes / 1e9:.2f} GB weights, {found.optimizer_bytes / 1e9:.2f} GB "
-        f"gradients and AdamW moments{each}; activations come on top"
-    )
+    state = f"{found.optimizer_bytes / 1e9:.2f} GB gradients and AdamW moments{each}; activations come on top"
+    rows += [("steps", steps), ("memory", f"{found.weights_bytes / 1e9:.2f} GB weights, {state}")]
     if found.seconds is not None:
-        print(f"time         {found.seconds / 60:,.1f} minutes at this machine's full matrix-product speed")
-    for line in found.notes:
-        print(f"note         {line}")
-    if found.first_sample:
-        print("first sample, trained stretches between [[ and ]]:")
-        print(found.first_sample)
+        rows.append(
+            ("time", f"{found.seconds / 60:,.1f} minutes at this machine's full matrix-product speed")
+        )
+    rows += [("note", line) for line in found.notes]
+    return [Table((title, found.stage), rows), *map(Text, found.problems)]
 
 
 def _check_invariance(settings: Recipe, *, as_json: bool) -> None:

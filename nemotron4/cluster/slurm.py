@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from nemotron4.errors import ConfigError
 
@@ -147,7 +146,6 @@ def wait_for_leader_to_end(rank: Rank, port: int, *, connect_s: float = CONNECT_
             connection.recv(1)
 
 
-Job = Literal["serve", "train", "synth"]
 RENDEZVOUS_PORT = 29500
 
 

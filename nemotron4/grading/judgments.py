@@ -3,8 +3,7 @@ preferences, and RewardBench's sections.
 
 Every parser returns a Score whose value is the judgment, or says why there is none; a judgment that cannot
 be read is never a number. Arena-Hard has a single opponent, so its Bradley-Terry model is saturated: the win
-probability is the share of weighted battles won, ties counting half. ``fit_bradley_terry`` is the general
-fit, kept as the slow twin.
+probability is the share of weighted battles won, ties counting half.
 
 B = battles (a game of weight 3 is three battles), R = bootstrap rounds
 """
@@ -20,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nemotron4.grading.score import Score, passed, unscored
-from nemotron4.grading.statistics import Array, Interval
+from nemotron4.grading.statistics import Interval
 
 _RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
 _RATING_LOOSE = re.compile(r"\[(\d+\.?\d*)\]")
@@ -178,26 +177,6 @@ def battle_interval(outcomes_B: Sequence[float], *, rounds: int = 100, seed: int
 
 def _win_probability(rating: float) -> float:
     return 1 / (1 + math.exp(-rating / _ELO_PER_LOGIT))
-
-
-def fit_bradley_terry(wins_MM: Array, *, iterations: int = 10_000, tolerance: float = 1e-12) -> Array:
-    """Strengths (mean log 0) from ``wins[i, j]`` = wins of i over j, ties split in halves.
-
-    Minorisation-maximisation (Hunter 2004, eq. 4). Every model must have won and lost.
-    """
-    games_MM = wins_MM + wins_MM.T
-    won_M = wins_MM.sum(axis=1)
-    if not (won_M > 0).all() or not (wins_MM.sum(axis=0) > 0).all():
-        raise ValueError("every model needs at least one win and one loss for a finite rating")
-    strength_M = np.ones(len(won_M))
-    for _ in range(iterations):
-        expected_MM = games_MM / (strength_M[:, None] + strength_M[None, :])
-        updated_M = won_M / expected_MM.sum(axis=1)
-        updated_M /= np.exp(np.log(updated_M).mean())
-        if np.abs(np.log(updated_M / strength_M)).max() < tolerance:
-            return np.asarray(np.log(updated_M))
-        strength_M = updated_M
-    return np.asarray(np.log(strength_M))
 
 
 SECTIONS: Mapping[str, Mapping[str, int]] = {

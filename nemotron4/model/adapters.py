@@ -312,15 +312,3 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     finally:
         for module in modules:
             module.is_enabled = True
-
-
-@torch.no_grad()
-def merge_lora(model: nn.Module) -> None:
-    """Fold every LoRA update into its weight and put plain linear layers back."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, LoraLinear):
-                plain = nn.Linear.__new__(nn.Linear)
-                _adopt(plain, child)
-                plain.weight = nn.Parameter(child.merged_weight(), requires_grad=False)
-                setattr(parent, name, plain)

@@ -79,22 +79,19 @@ class Hit:
 
 @dataclass(frozen=True)
 class ReportFile:
-    """One garak report: finished probes with their counts, whether it ended properly, the last probe seen."""
+    """One garak report: finished probes with their counts, and whether it ended properly."""
 
     probes: Mapping[str, Mapping[str, Counts]]
     is_whole: bool
-    last_probe: str | None
 
 
 def read_report(path: Path) -> ReportFile:
     """A report that was cut short gives the probes that were finished."""
     counts: dict[str, dict[str, Counts]] = {}
     finished: list[str] = []
-    is_whole, last = False, None
+    is_whole = False
     for entry in _entries(path):
         match entry.get("entry_type"):
-            case "attempt":
-                last = entry.get("probe_classname", last)
             case "eval":
                 # Reports before 0.14 say `total` where later ones say `total_evaluated`.
                 total = "total_evaluated" if "total_evaluated" in entry else "total"
@@ -106,7 +103,7 @@ def read_report(path: Path) -> ReportFile:
                 finished.append(entry["probe"])
             case "completion":
                 is_whole = True
-    return ReportFile({name: counts.get(name, {}) for name in finished}, is_whole, last)
+    return ReportFile({name: counts.get(name, {}) for name in finished}, is_whole)
 
 
 def read_hits(path: Path, detectors: Mapping[str, str | None]) -> Iterator[Hit]:

@@ -69,6 +69,11 @@ def _relation(draw: random.Random) -> tuple[str, str]:
     return draw.choice((("at least", "at least"), ("less than", "fewer than")))
 
 
+def _fixed(text: str) -> Callable[[random.Random, str], Drawn]:
+    """A constraint without parameters."""
+    return lambda draw, prompt: ({}, text)
+
+
 def _existence(draw: random.Random, prompt: str) -> Drawn:
     words = _words(prompt, draw, draw.randint(1, 3))
     return {"keywords": words}, f"Use the following words in your answer: {', '.join(words)}."
@@ -150,10 +155,6 @@ def _bullets(draw: random.Random, prompt: str) -> Drawn:
     )
 
 
-def _constrained(draw: random.Random, prompt: str) -> Drawn:
-    return {}, "Answer with one of these: 'My answer is yes.', 'My answer is no.', 'My answer is maybe.'"
-
-
 def _highlights(draw: random.Random, prompt: str) -> Drawn:
     number = draw.randint(2, 4)
     return (
@@ -171,18 +172,6 @@ def _sections(draw: random.Random, prompt: str) -> Drawn:
     )
 
 
-def _json(draw: random.Random, prompt: str) -> Drawn:
-    return {}, "Write the whole answer as valid JSON. A code fence around it is allowed."
-
-
-def _title(draw: random.Random, prompt: str) -> Drawn:
-    return {}, "Give the answer a title in double angle brackets, as in <<a day at sea>>."
-
-
-def _two_responses(draw: random.Random, prompt: str) -> Drawn:
-    return {}, "Give two different answers and put six asterisks (******) between them, and nowhere else."
-
-
 def _repeat(draw: random.Random, prompt: str) -> Drawn:
     return (
         {"prompt_to_repeat": prompt},
@@ -198,28 +187,12 @@ def _ending(draw: random.Random, prompt: str) -> Drawn:
     }, f'End the answer with exactly this sentence and nothing after it: "{phrase}"'
 
 
-def _quotation(draw: random.Random, prompt: str) -> Drawn:
-    return {}, "Put the whole answer between double quotation marks."
-
-
 def _capital_words(draw: random.Random, prompt: str) -> Drawn:
     (relation, said), number = _relation(draw), draw.randint(2, 8)
     return (
         {"capital_relation": relation, "capital_frequency": number},
         f"Write {said} {number} words wholly in capital letters.",
     )
-
-
-def _capitals(draw: random.Random, prompt: str) -> Drawn:
-    return {}, "Write the whole answer in English and in capital letters only."
-
-
-def _lowercase(draw: random.Random, prompt: str) -> Drawn:
-    return {}, "Write the whole answer in English and in lowercase letters only."
-
-
-def _no_comma(draw: random.Random, prompt: str) -> Drawn:
-    return {}, "Do not use any comma."
 
 
 DRAWERS: Mapping[str, Callable[[random.Random, str], Drawn]] = {
@@ -235,19 +208,29 @@ DRAWERS: Mapping[str, Callable[[random.Random, str], Drawn]] = {
     "detectable_content:number_placeholders": _placeholders,
     "detectable_content:postscript": _postscript,
     "detectable_format:number_bullet_lists": _bullets,
-    "detectable_format:constrained_response": _constrained,
+    "detectable_format:constrained_response": _fixed(
+        "Answer with one of these: 'My answer is yes.', 'My answer is no.', 'My answer is maybe.'"
+    ),
     "detectable_format:number_highlighted_sections": _highlights,
     "detectable_format:multiple_sections": _sections,
-    "detectable_format:json_format": _json,
-    "detectable_format:title": _title,
-    "combination:two_responses": _two_responses,
+    "detectable_format:json_format": _fixed(
+        "Write the whole answer as valid JSON. A code fence around it is allowed."
+    ),
+    "detectable_format:title": _fixed(
+        "Give the answer a title in double angle brackets, as in <<a day at sea>>."
+    ),
+    "combination:two_responses": _fixed(
+        "Give two different answers and put six asterisks (******) between them, and nowhere else."
+    ),
     "combination:repeat_prompt": _repeat,
     "startend:end_checker": _ending,
-    "startend:quotation": _quotation,
+    "startend:quotation": _fixed("Put the whole answer between double quotation marks."),
     "change_case:capital_word_frequency": _capital_words,
-    "change_case:english_capital": _capitals,
-    "change_case:english_lowercase": _lowercase,
-    "punctuation:no_comma": _no_comma,
+    "change_case:english_capital": _fixed("Write the whole answer in English and in capital letters only."),
+    "change_case:english_lowercase": _fixed(
+        "Write the whole answer in English and in lowercase letters only."
+    ),
+    "punctuation:no_comma": _fixed("Do not use any comma."),
 }
 
 _LONE = frozenset({"detectable_format:constrained_response", "combination:repeat_prompt"})

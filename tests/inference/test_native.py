@@ -18,12 +18,13 @@ from gguf import GGMLQuantizationType, quants
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.engine import SamplingParams
 from nemotron4.inference import sampling
-from nemotron4.inference.native import build, library, twin
+from nemotron4.inference.native import build, library
 from nemotron4.inference.native.library import Form
 from nemotron4.inference.native.model import STORED, NativeCache, Weight, read_model
 from nemotron4.inference.scheduler import Sequence, Slice
 from nemotron4.model.config import RopeScaling
 from tests.checkpoint.gguf_files import write_gguf
+from tests.inference import native_twin as twin
 from tests.inference.small_engine import SMALL, random_model, random_prompts, small_engine, small_runner
 from tests.tiny_models import llama_directory
 

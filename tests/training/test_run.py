@@ -458,6 +458,7 @@ def test_the_command_previews_checks_trains_and_plots(
     assert main(["train", path, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "6 to train on" in shown
+    assert "────" in shown  # the table of every other report
     assert "[[It is" in shown
     assert main(["train", path, "--check-invariance", "--json"]) == 0
     cuts = json.loads(capsys.readouterr().out)["cuts"]
