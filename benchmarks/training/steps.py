@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 
 def new_engine(compute: str) -> TrainingEngine:
     """The engine that a run with this ``model.compute`` has; its process group stays until the end."""
-    group = parallel.process_group(ParallelSection(), CPU, compute=compute)
+    group = parallel.process_group(ParallelSection(), CPU)
     grid = group.__enter__()
     net = Transformer(CONFIG)
     net.initialise(seed=0)

@@ -30,9 +30,7 @@ def causal_attention(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor:
     num_before = k_BTKE.shape[1] - q_BTHE.shape[1]
     is_middling = num_before > 0 or SHORTEST_BLOCKED <= q_BTHE.shape[1] <= LONGEST_BLOCKED
     if q_BTHE.device.type == "cpu" and is_middling:
-        # 16 bits go by float32 too: they would round the scores, and torch is slow in their backward pass.
-        wide = torch.float64 if q_BTHE.dtype == torch.float64 else torch.float32
-        return blocked(*(x.to(wide) for x in (q_BTHE, k_BTKE, v_BTKE))).to(q_BTHE.dtype)
+        return blocked(q_BTHE, k_BTKE, v_BTKE)
     q_BHTE, k_BKTE, v_BKTE = (x.transpose(1, 2) for x in (q_BTHE, k_BTKE, v_BTKE))
     mask_TS = None
     if num_before:
@@ -56,7 +54,10 @@ def blocked(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor:
 
 
 class _Blocked(torch.autograd.Function):
-    """Keeps queries, keys and values; the backward pass makes each block's probabilities again."""
+    """Keeps queries, keys and values; the backward pass makes each block's probabilities again.
+
+    Of 16-bit inputs the scores and probabilities are float32, the other products 16 bits.
+    """
 
     @staticmethod
     def forward(ctx: Any, q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ class _Blocked(torch.autograd.Function):
         q_CPE, k_CTE, v_CTE = (_by_kv_head(x, k_BTKE.shape[2]) for x in (q_BTHE, k_BTKE, v_BTKE))
         for queries, keys, probs_Cps in _blocks(q_CPE, k_CTE, q_BTHE.shape[1]):
             # Over the block's queries, which have done their work.
-            torch.bmm(probs_Cps, v_CTE[:, keys], out=q_CPE[:, queries])
+            torch.bmm(probs_Cps.to(v_CTE.dtype), v_CTE[:, keys], out=q_CPE[:, queries])
         return _by_position(q_CPE, q_BTHE.shape)
 
     @staticmethod
@@ -73,24 +74,29 @@ class _Blocked(torch.autograd.Function):
         q_CPE, k_CTE, v_CTE, grad_CPE = (
             _by_kv_head(x, k_BTKE.shape[2]) for x in (q_BTHE, k_BTKE, v_BTKE, grad_BTHE)
         )
-        grad_k_CTE, grad_v_CTE = torch.zeros_like(k_CTE), torch.zeros_like(v_CTE)
+        wide = _wide(q_CPE.dtype)
+        grad_k_CTE, grad_v_CTE = (torch.zeros_like(x, dtype=wide) for x in (k_CTE, v_CTE))
         num_queries = q_BTHE.shape[1]
         memory = _block_memory(q_CPE, k_CTE, num_queries)
         for queries, keys, probs_Cps in _blocks(q_CPE, k_CTE, num_queries):
             grad_CpE = grad_CPE[:, queries]
-            grad_v_CTE[:, keys] += torch.bmm(probs_Cps.mT, grad_CpE)
+            grad_v_CTE[:, keys] += torch.bmm(probs_Cps.to(q_CPE.dtype).mT, grad_CpE)
             slope_Cps = memory[: probs_Cps.numel()].view_as(probs_Cps)
-            torch.bmm(grad_CpE, v_CTE[:, keys].mT, out=slope_Cps)
+            if wide == q_CPE.dtype:
+                torch.bmm(grad_CpE, v_CTE[:, keys].mT, out=slope_Cps)
+            else:
+                slope_Cps.copy_(torch.bmm(grad_CpE, v_CTE[:, keys].mT))
             # d scores = p (d p - sum(p d p))
-            torch._softmax_backward_data(slope_Cps, probs_Cps, -1, slope_Cps.dtype, grad_input=slope_Cps)
+            torch._softmax_backward_data(slope_Cps, probs_Cps, -1, wide, grad_input=slope_Cps)
+            slope_Cps = slope_Cps.to(q_CPE.dtype)
             grad_k_CTE[:, keys] += torch.bmm(slope_Cps.mT, q_CPE[:, queries])
             # The gradient of the block's queries in their place: they have done their work.
             torch.bmm(slope_Cps, k_CTE[:, keys], out=q_CPE[:, queries])
         scale = q_BTHE.shape[-1] ** -0.5
         return (
             _by_position(q_CPE.mul_(scale), q_BTHE.shape),
-            _by_position(grad_k_CTE.mul_(scale), k_BTKE.shape),
-            _by_position(grad_v_CTE, v_BTKE.shape),
+            _by_position(grad_k_CTE.mul_(scale).to(k_BTKE.dtype), k_BTKE.shape),
+            _by_position(grad_v_CTE.to(v_BTKE.dtype), v_BTKE.shape),
         )
 
 
@@ -99,12 +105,13 @@ def _blocks(q_CPE: Tensor, k_CTE: Tensor, num_queries: int) -> Iterator[tuple[sl
     num_heads, num_keys, head_dim = k_CTE.shape
     group, before = q_CPE.shape[1] // num_queries, num_keys - num_queries
     memory = _block_memory(q_CPE, k_CTE, num_queries)
-    above_TT = q_CPE.new_full((BLOCK_POSITIONS, BLOCK_POSITIONS), -torch.inf).triu(1)
+    above_TT = memory.new_full((BLOCK_POSITIONS, BLOCK_POSITIONS), -torch.inf).triu(1)
+    k_CTE = k_CTE.to(memory.dtype)  # a product in 16 bits would round the scores
     mask_pT = above_TT.repeat_interleave(group, dim=0)
     for start in range(0, num_queries, BLOCK_POSITIONS):
         stop = min(start + BLOCK_POSITIONS, num_queries)
         queries, keys = slice(start * group, stop * group), slice(before + stop)
-        q_CpE, k_CsE = q_CPE[:, queries], k_CTE[:, keys]
+        q_CpE, k_CsE = q_CPE[:, queries].to(memory.dtype), k_CTE[:, keys]
         scores_Cps = memory[: num_heads * q_CpE.shape[1] * keys.stop].view(num_heads, -1, keys.stop)
         torch.baddbmm(scores_Cps, q_CpE, k_CsE.mT, beta=0, alpha=head_dim**-0.5, out=scores_Cps)
         scores_Cps[:, :, before + start :] += mask_pT[: q_CpE.shape[1], : stop - start]
@@ -116,7 +123,12 @@ def _blocks(q_CPE: Tensor, k_CTE: Tensor, num_queries: int) -> Iterator[tuple[sl
 def _block_memory(q_CPE: Tensor, k_CTE: Tensor, num_queries: int) -> Tensor:
     """Room for the scores of any block: fresh memory for each would cost page faults."""
     group = q_CPE.shape[1] // num_queries
-    return q_CPE.new_empty(q_CPE.shape[0] * BLOCK_POSITIONS * group * k_CTE.shape[1])
+    size = q_CPE.shape[0] * BLOCK_POSITIONS * group * k_CTE.shape[1]
+    return q_CPE.new_empty(size, dtype=_wide(q_CPE.dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _by_kv_head(x_BTHE: Tensor, num_kv_heads: int) -> Tensor:

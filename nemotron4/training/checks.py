@@ -98,7 +98,9 @@ def memory(recipe: Recipe, config: ModelConfig) -> tuple[int, int]:
         frozen = sum(p.numel() for p in net.parameters() if not p.requires_grad)
         codes = sum(b.nbytes for weight in quantized_weights(net).values() for b in weight.buffers())
     shards = recipe.parallel.num_processes // recipe.parallel.replicas
-    return (4 * trained + wide * frozen + codes) // shards, 12 * trained // shards
+    # One process keeps the 16-bit copies of what trains; several gather them block by block.
+    copies = 2 * trained if wide == 2 and recipe.parallel.num_processes == 1 else 0
+    return copies + (4 * trained + wide * frozen + codes) // shards, 12 * trained // shards
 
 
 def trainable_parameters(recipe: Recipe, config: ModelConfig) -> int:

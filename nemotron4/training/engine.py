@@ -6,9 +6,11 @@ before its backward pass. So neither rows, accumulation, packing nor processes c
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from nemotron4.errors import TrainingError
 from nemotron4.model.adapters import adapted_modules
+from nemotron4.training.mixed_precision import NarrowCopies
 from nemotron4.training.packing import PackedRow, pack, plan_rows
 from nemotron4.training.samples import Sample
 from nemotron4.training.scorer import Scorer
@@ -51,11 +54,17 @@ class Sums:
 
 
 class TrainingEngine:
-    """One process on one device. Subclasses split the same work over several."""
+    """One process on one device. Subclasses split the same work over several.
 
-    def __init__(self, scorer: Scorer, *, device: torch.device | str = "cpu") -> None:
+    ``compute`` is the type of products and activations; weights, their gradients and a head stay float32.
+    """
+
+    def __init__(
+        self, scorer: Scorer, *, device: torch.device | str = "cpu", compute: torch.dtype = torch.float32
+    ) -> None:
         self.scorer = scorer
         self.device = torch.device(device)
+        self.compute = compute
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -127,11 +136,21 @@ class TrainingEngine:
 
     def _backward(self, rows: Sequence[PackedRow], objective: Objective, count: float) -> Sums:
         sums = Sums()
-        for row in self._with_slopes(rows, objective, count):
-            terms = objective.terms(self.scorer(row), row)
-            torch.autograd.backward(self._scaled_for_backward(terms.loss.sum / count))
-            sums.add(terms.loss.sum, terms.totals, row)
+        with self._computing():
+            for row in self._with_slopes(rows, objective, count):
+                terms = objective.terms(self.scorer(row), row)
+                torch.autograd.backward(self._scaled_for_backward(terms.loss.sum / count))
+                sums.add(terms.loss.sum, terms.totals, row)
         return sums
+
+    def _computing(self) -> contextlib.AbstractContextManager[None]:
+        """The scorer's weights are in the type of ``compute`` within."""
+        return contextlib.nullcontext() if self._copies is None else self._copies.in_place()
+
+    @cached_property
+    def _copies(self) -> NarrowCopies | None:
+        """Made for the first pass, when the weights are there."""
+        return None if self.compute == torch.float32 else NarrowCopies(self.scorer, self.compute)
 
     def _with_slopes(
         self, rows: Sequence[PackedRow], objective: Objective, count: float
@@ -163,7 +182,8 @@ class TrainingEngine:
         """A row's scores without gradients, in evaluation mode."""
         was_training = self.scorer.training
         self.scorer.eval()
-        scores: Tensor = self.scorer(row)
+        with self._computing():
+            scores: Tensor = self.scorer(row)
         self.scorer.train(was_training)
         return scores
 

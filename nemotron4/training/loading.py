@@ -146,11 +146,15 @@ class Origin:
 
     def hash(self) -> str:
         """``reference.model_hash`` of the model; the processes share the reading of it."""
+        is_alone = not dist.is_initialized()
+        size, rank = (1, 0) if is_alone else (dist.get_world_size(), dist.get_rank())
         mine = {}
         for number, source in enumerate(self.weights()):
-            if number % dist.get_world_size() == dist.get_rank():
+            if number % size == rank:
                 mine[source.name] = hash_values(source.shape, source.blocks())
-        parts: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+        if is_alone:
+            return combined_hash(mine)
+        parts: list[dict[str, str]] = [{} for _ in range(size)]
         dist.all_gather_object(parts, mine)
         return combined_hash({name: text for part in parts for name, text in part.items()})
 

@@ -13,7 +13,6 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 
 from nemotron4.errors import ConfigError
@@ -34,10 +33,8 @@ def num_processes() -> int:
 
 
 @contextlib.contextmanager
-def process_group(
-    settings: ParallelSection, device: torch.device, *, compute: str = "float32"
-) -> Iterator[Grid | None]:
-    """The processes of this run. None for one process in float32."""
+def process_group(settings: ParallelSection, device: torch.device) -> Iterator[Grid | None]:
+    """The processes of this run. None for one process."""
     launched = num_processes()
     if settings.num_processes != launched:
         raise ConfigError(
@@ -45,19 +42,11 @@ def process_group(
             f"{settings.num_processes} processes, but {launched} were launched",
             hint=f"torchrun --nproc-per-node {settings.num_processes} -m nemotron4 train ...",
         )
-    if launched == 1 and compute == "float32":
+    if launched == 1:
         yield None
         return
-    if launched > 1:
-        with launch(device):
-            yield build_grid(settings, device.type)
-        return
-    # FSDP2, which makes the 16-bit copies, wants a group.
-    dist.init_process_group(_backend(device), store=HashStore(), rank=0, world_size=1)
-    try:
+    with launch(device):
         yield build_grid(settings, device.type)
-    finally:
-        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -117,7 +106,7 @@ def distribute(
 ) -> TrainingEngine:
     """Split a scorer, alike on every process or on the meta device, and return the engine that runs it."""
     if grid is None:
-        return TrainingEngine(scorer, device=device)
+        return TrainingEngine(scorer, device=device, compute=compute)
     config = scorer.net.config
     if grid.tensor.size() > 1:
         sharded.check_divisible(config, grid.tensor.size())

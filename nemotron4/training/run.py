@@ -103,7 +103,7 @@ def train(
     base = open_start(recipe)
     config = model_config(recipe, base)
     read = read_data(recipe, build_encoder(recipe, base, config))
-    with parallel.process_group(recipe.parallel, device, compute=recipe.model.compute) as grid:
+    with parallel.process_group(recipe.parallel, device) as grid:
         is_writer = parallel.is_first()
         tell: Note = note if is_writer else lambda text: None
         tell(
@@ -114,7 +114,7 @@ def train(
             tell(line)
         origin = Origin(recipe, base, config)
         engine = parallel.build(origin, grid, device)
-        weights = model_hash(engine.scorer.net) if grid is None else origin.hash()
+        weights = _hash_of_start(origin, engine, grid)
         shown = on_part if is_writer else hear_nothing
         read = _with_reference(recipe, read, engine, weights, is_writer=is_writer, note=tell, on_part=shown)
         used = base.prompt_format()
@@ -146,6 +146,12 @@ def train(
                 parallel.wait_for_all()  # the next stage of a chain opens what this one has written
         counts = len(read.train), len(read.problems)
         return Summary(steps, trainer.plan.num_steps, output, *counts, recipe.run.directory, is_writer)
+
+
+def _hash_of_start(origin: Origin, engine: TrainingEngine, grid: parallel.Grid | None) -> str:
+    """The same for every layout; read again where memory holds a part of the weights, or 16 bits of them."""
+    is_as_read = grid is None and engine.compute == torch.float32
+    return model_hash(engine.scorer.net) if is_as_read else origin.hash()
 
 
 def _trainer(
