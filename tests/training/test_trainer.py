@@ -169,9 +169,12 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    trainer.on_progress = lambda p: (
-        monkeypatch.setattr(checkpoints, "save_tensors", full) if p.step == 3 else None
-    )
+    def fill_disk_at_step_3(progress: StepRecord) -> None:
+        if progress.step == 3:
+            trainer._writer.wait()  # step 2 is written meanwhile
+            monkeypatch.setattr(checkpoints, "save_tensors", full)
+
+    trainer.on_progress = fill_disk_at_step_3
     with pytest.raises(CheckpointError, match="no space left"):
         trainer.run()
     path = checkpoints.newest(tmp_path / "checkpoints")
