@@ -32,7 +32,7 @@ def page() -> str:
     shared = {entry for entry in often if meanings[entry[0].split()[0]] == 1}
     sections = ["# Command line", "Written by `docs/make_cli.py`; do not edit.", _block(help_text())]
     for path, text in helps.items():
-        sections += [f"{'#' * (len(path) + 1)} nemotron4 {' '.join(path)}", *_own(text, shared)]
+        sections += [f"{'#' * (len(path) + 1)} {_usage(text)}", *_own(text, shared)]
     lines = [f"  {names}  {meaning}" for names, meaning in sorted(shared, key=lambda entry: entry[0].lower())]
     return "\n\n".join([*sections, "## Shared options", _block("\n".join(lines), is_indented=True)]) + "\n"
 
@@ -58,6 +58,12 @@ def _help(path: tuple[str, ...]) -> str:
     finally:
         os.environ.pop("COLUMNS") if earlier is None else os.environ.update(COLUMNS=earlier)
     return printed.getvalue()
+
+
+def _usage(text: str) -> str:
+    """``nemotron4 models rm NAME``; without braces, which Markdown would take for attributes."""
+    words = " ".join(_paragraphs(text)[0]).removeprefix("Usage: ").replace(" [OPTIONS]", "")
+    return words.split(" COMMAND")[0].translate(str.maketrans("", "", "{}"))
 
 
 def _paragraphs(text: str) -> list[list[str]]:
@@ -94,9 +100,9 @@ def _own(text: str, shared: set[tuple[str, str]]) -> list[str]:
     parts = _paragraphs(text)
     if ["Commands:"] in [lines[:1] for lines in parts]:
         return [" ".join(line.strip() for line in parts[1])]
-    for lines in parts:
+    for lines in parts[1:]:
         if lines[0] not in ("Arguments:", "Options:"):
-            kept.append("\n".join(lines))
+            kept.append("\n".join(line.strip() for line in lines))
             continue
         rows = list(_rows(lines[1:]))
         own = [line for row in rows if _entry(row) not in shared for line in row]

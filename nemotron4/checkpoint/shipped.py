@@ -8,13 +8,13 @@ later starts read a file whose blocks the engine computes with.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemotron4.checkpoint.cache import DEMO_NAME, locked_partial, model_dir, resolve
 from nemotron4.errors import DownloadError
+from nemotron4.runs import publish
 
 if TYPE_CHECKING:
     from nemotron4.checkpoint.interface import Checkpoint
@@ -67,5 +67,5 @@ def _merge(merged: Path) -> None:
         options = ConvertOptions(to="gguf", quantize="q8_0", adapter=FOLDER)
         [written] = convert(open_checkpoint(DEMO_NAME), partial, options)
         merged.parent.mkdir(exist_ok=True)
-        os.replace(partial / written.name, merged)
+        publish(partial / written.name, merged)
         (partial / "manifest.json").unlink()

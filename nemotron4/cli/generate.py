@@ -109,14 +109,12 @@ def generate(
 ) -> int:
     """Answer a file of prompts, in continuous batches.
 
-    A row of INPUT is {"prompt": TEXT}, {"prompt": [TOKEN IDS]} or {"messages": [{"role":
-    ..., "content": ...}]}. Its "id" and "meta" are copied; sampling settings in it
-    ("temperature": 0, "n": 4, "json_schema": {...}, ...) hold for that row alone. A row of
-    OpenAI's batch files ("custom_id", "method", "url", "body") is answered in their form.
+    A row of INPUT is {"prompt": TEXT}, {"prompt": [TOKEN IDS]}, {"messages": [...]} or a row of OpenAI's
+    batch files. Its "id" and "meta" are copied; sampling settings in it ("temperature": 0, "n": 4,
+    "json_schema": {...}, ...) hold for that row alone.
 
-    Answers are in input order, the samples of a row side by side. Killed at any moment, the
-    same command continues where it stopped. A row that cannot be answered becomes {"line":
-    ..., "error": ...} in its place, and the exit status is then 1.
+    Killed at any moment, the same command continues. A row that cannot be answered becomes {"line": ...,
+    "error": ...} in its place, and the exit status is then 1.
     """
     from nemotron4.cli import batch
     from nemotron4.cli.answering import Wanted

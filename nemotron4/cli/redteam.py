@@ -27,9 +27,7 @@ TemperatureOption = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
 ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Requests under way at once.")]
 MaxFailuresOption = Annotated[
     int | None,
-    typer.Option(
-        min=0, help="More prompts without an answer than this make no report. Default: one answer is enough."
-    ),
+    typer.Option(min=0, help="More prompts without an answer than this make no report; default: any number."),
 ]
 
 

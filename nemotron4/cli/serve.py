@@ -51,9 +51,8 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]PATH",
-            help="A trained adapter in the weights; with NAME a LoRA next to them that requests choose by "
-            "their model, repeatable. auto (default): the one that ships for the model (smollm2: the card's "
-            "prompt format). none: no adapter.",
+            help="A trained adapter in the weights; with NAME (repeatable) one that requests choose. "
+            "auto (default): the one that ships for the model. none: no adapter.",
         ),
     ] = None,
     enable_lora: Annotated[
@@ -92,7 +91,7 @@ def serve(
     ] = None,
     unknown_fields: Annotated[
         Literal["warn", "refuse"],
-        typer.Option(help="warn: ignore what nobody knows in OpenAI bodies, with a header. refuse: 400."),
+        typer.Option(help="warn: ignore unknown fields of OpenAI bodies, with a header. refuse: 400."),
     ] = ServerSettings.unknown_fields,
     clip_max_tokens: Annotated[
         bool, typer.Option("--clip-max-tokens", help="Cut a max_tokens that the context has no room for.")
@@ -110,7 +109,7 @@ def serve(
     ] = None,
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Answer to this name too when listening on loopback; repeatable."),
+        typer.Option(metavar="NAME", help="Answer to this host name too; repeatable."),
     ] = None,
     allowed_origin: Annotated[
         list[str] | None,
@@ -123,11 +122,11 @@ def serve(
     max_body_mb: Annotated[float, typer.Option(help="Largest request body, in MB.")] = 8.0,
     compare_with: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Another server, whose model the page shows next to this one."),
+        typer.Option(metavar="URL", help="Another server to compare with on the page."),
     ] = None,
     reward_model: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="A server of a reward model, which judges the answers on the page."),
+        typer.Option(metavar="URL", help="A reward model's server, to score answers on the page."),
     ] = None,
     guard: Annotated[
         str | None,
@@ -153,16 +152,13 @@ def serve(
     ] = False,
     redteam: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Show the red-team tab; what is recorded there goes into this file."
-        ),
+        typer.Option(metavar="FILE", help="Show the red-team tab; it records into this file."),
     ] = None,
 ) -> int:
     """Serve a model: PUT /generate (NeMo), /v1 (OpenAI) and a web page on one port.
 
-    The port opens when the model can generate; a line on stderr then says so. SIGTERM or Ctrl-C lets running
-    requests end and refuses new ones; a second signal exits at once. Keys for the other servers come from
-    NEMOTRON4_API_KEY (--compare-with) and NEMOTRON4_JUDGE_API_KEY (--reward-model).
+    The port opens when the model can generate. SIGTERM or Ctrl-C lets running requests end; a second signal
+    exits at once. Keys: NEMOTRON4_API_KEY (--compare-with), NEMOTRON4_JUDGE_API_KEY (--reward-model).
     """
     settings = ServerSettings(
         host=host,

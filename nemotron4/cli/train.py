@@ -45,9 +45,8 @@ def train(
 ) -> None:
     """Train as a recipe says, or continue the run that it started.
 
-    The run's folder receives metrics, checkpoints, the resolved recipe and at the end the model or adapter.
-    Repeat the same command after an interruption: the loss curve is the one of an uninterrupted run. On
-    several processes: torchrun --nproc-per-node N -m nemotron4 train RECIPE parallel.data=N.
+    Repeat the command after an interruption. On several processes: torchrun --nproc-per-node N -m nemotron4
+    train RECIPE parallel.data=N.
     """
     if plot:
         _plot([recipe, *(overrides or [])], output, as_json=as_json)
