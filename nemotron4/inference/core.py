@@ -370,9 +370,6 @@ class EngineCore:
         """The next token of each row that needs nothing but its logits, all rows together; else None."""
         requests = [self._requests[planned.sequence] for planned in slices if planned.completes]
         tokens: list[int | None] = [None] * len(requests)
-        if any(request.takes_argmax for request in requests):
-            largest_R = sampling.argmax(logits_RV[:, : self.info.vocab_size])
-            tokens = [largest_R[row] if r.takes_argmax else None for row, r in enumerate(requests)]
         plain = [row for row, request in enumerate(requests) if request.draws_plainly]
         if plain:
             draws = [requests[row].next_draw(logits_RV[row]) for row in plain]

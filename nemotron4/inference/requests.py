@@ -74,27 +74,18 @@ class Request:
         return self.params.prompt_logprobs is not None and len(self._prompt_logprobs) < num_wanted
 
     @property
-    def takes_argmax(self) -> bool:
-        """True if the next token is simply the largest logit."""
-        return (
-            self.params.temperature == 0
-            and self._grammar is None
-            and not sampling.changes_logits(self.params, len(self.sequence.new_ids))
-        )
-
-    @property
     def draws_plainly(self) -> bool:
         """True if the next token is drawn from the logits as they are."""
         return (
-            self.params.temperature > 0
-            and self.params.max_new_tokens > 0
+            self.params.max_new_tokens > 0
             and self._grammar is None
             and not sampling.changes_logits(self.params, len(self.sequence.new_ids))
         )
 
     def next_draw(self, logits_V: Array) -> tuple[Array, SamplingParams, float]:
-        """What ``sampling.draw_rows`` takes; uses up one random number."""
-        return logits_V[: self._vocab_size], self.params, self._points.next()
+        """What ``sampling.draw_rows`` takes; uses up one random number unless the temperature is 0."""
+        point = self._points.next() if self.params.temperature > 0 else 0.0
+        return logits_V[: self._vocab_size], self.params, point
 
     @property
     def needs_mask(self) -> bool:

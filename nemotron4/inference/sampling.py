@@ -27,12 +27,6 @@ class Points:
         return float((high << 32 | low) & (2**53 - 1)) / 2**53
 
 
-def argmax(logits_RV: Array) -> list[int]:
-    """The first largest of each row."""
-    indices: list[int] = logits_RV.argmax(-1).tolist()
-    return indices
-
-
 def changes_logits(params: SamplingParams, num_new: int) -> bool:
     """Whether ``adjust`` would do anything at this position."""
     return bool(
@@ -87,7 +81,7 @@ def draw(logits_V: Array, params: SamplingParams, points: Points) -> int:
 
 
 def draw_rows(rows: Sequence[tuple[Array, SamplingParams, float]], *, handle: int | None = None) -> list[int]:
-    """``draw_at`` for float32 rows whose temperature is not 0, by the threads of the library's ``handle``."""
+    """``draw_at`` for float32 rows, by the threads of the library's ``handle``."""
     kernels = sampler()
     if kernels is None:
         return [draw_at(*row) for row in rows]
@@ -103,6 +97,8 @@ def draw_rows(rows: Sequence[tuple[Array, SamplingParams, float]], *, handle: in
 
 def draw_at(logits_V: Array, params: SamplingParams, point: float) -> int:
     """The token at a point in [0, 1) of the cumulative distribution; the twin of the library's."""
+    if params.temperature == 0:
+        return int(logits_V.argmax())
     ids_C, probabilities_C = candidates(logits_V / np.float32(params.temperature), params)
     cumulative_C = probabilities_C.astype(np.float64).cumsum()
     chosen = int(np.searchsorted(cumulative_C, point * cumulative_C[-1], side="right"))

@@ -50,3 +50,18 @@ def product(
             sums_M1 = x_scale_MG1[:, g] * x_MG32[:, g].sum(-1, keepdim=True)
             out_MR = (sums_M1.double() * least_RG1[:, g].T.double() + out_MR).float().double()
     return out_MR.float()
+
+
+def product_bf16(x_MK: Tensor, weight_RK: Tensor) -> Tensor:
+    """(M, R), in the order of AMX's tiles: of 32 columns the even ones, the odd ones, then both sums."""
+    x_MK, weight_RK = (
+        F.pad(t, (0, -t.shape[1] % 32)).bfloat16().double() for t in (x_MK, weight_RK)
+    )  # fmt: skip
+    out_MR = torch.zeros(len(x_MK), len(weight_RK))
+    for k in range(0, x_MK.shape[1], 32):
+        sums = [torch.zeros_like(out_MR) for _ in range(2)]
+        for i in range(k, k + 32):
+            products_MR = x_MK[:, i, None] * weight_RK[:, i]  # exact in float64, so one rounding
+            sums[i % 2] = (products_MR + sums[i % 2].double()).float()
+        out_MR += sums[0] + sums[1]
+    return out_MR

@@ -76,15 +76,18 @@ def test_every_instruction_set_gives_the_same_bits(kind: Form, rows: int, cols: 
     weight = packed(random(outputs, cols, seed=1), kind)
     x_MK = random(rows, cols)
     for is_wide in (False, True):
-        check_instruction_sets({isa: product(x_MK, weight, isa, is_wide=is_wide) for isa in HERE}, kind)
+        found = {isa: product(x_MK, weight, isa, is_wide=is_wide) for isa in HERE}
+        for isa, out in found.items():
+            assert torch.equal(out, found[HERE[0]]), isa
 
 
-def check_instruction_sets(found: dict[str, torch.Tensor], kind: Form) -> None:
-    for isa, out in found.items():
-        if kind == Form.BF16 and isa == "amx":  # its tiles add in an order of their own
-            torch.testing.assert_close(out, found["avx2"], rtol=1e-4, atol=1e-3 * float(out.abs().max()))
-        else:
-            assert torch.equal(out, found["avx2"]), isa
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize(("rows", "cols", "outputs"), [(3, 100, 33), (17, 64, 40), (33, 160, 80)])
+def test_bfloat16_products_equal_their_twin_to_the_last_bit(
+    isa: str, rows: int, cols: int, outputs: int
+) -> None:
+    x_MK, weight_RK = random(rows, cols), random(outputs, cols, seed=1)
+    assert torch.equal(product(x_MK, packed(weight_RK, Form.BF16), isa), twin.product_bf16(x_MK, weight_RK))
 
 
 @pytest.mark.parametrize("isa", HERE)
@@ -138,10 +141,10 @@ def test_four_bits_represent_a_four_bit_weight_exactly() -> None:
 
 @pytest.mark.parametrize("isa", [HERE[0], *(pytest.param(isa, marks=pytest.mark.slow) for isa in HERE[1:])])
 def test_a_whole_step_gives_the_same_bits_under(isa: str, tmp_path: Path) -> None:
-    """In a process of its own; bfloat16 is left out, which has an order of its own with AMX."""
+    """In a process of its own."""
     code = (
         "from tests.inference.test_native import scores; import torch, sys;"
-        "torch.save({p: scores(p) for p in ('float32', 'int8', 'int4')}, sys.argv[1])"
+        "torch.save({p: scores(p) for p in ('float32', 'bfloat16', 'int8', 'int4')}, sys.argv[1])"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "found.pt")],

@@ -55,7 +55,9 @@ def library_path() -> Path:
     kinds = INSTRUCTION_SETS.get({"amd64": "x86_64"}.get(machine, machine))
     if kinds is None or sys.platform == "win32":
         raise BuildError(f"no kernels for {machine} on {sys.platform}")
-    ready = SOURCE / "library.so"  # a wheel may carry it
+    ready = (
+        SOURCE / "kernels.so"
+    )  # a wheel may carry it; not library.so, which Python would import for library.py
     if ready.exists():
         return ready
     compiler = _compiler()

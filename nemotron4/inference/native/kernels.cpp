@@ -1,12 +1,13 @@
 // The arithmetic of a step, compiled once for each instruction set (ISA is the name); native.h has the table.
-// Every kernel does the same operations in the same order per element, so that all give the same bits; only
-// products of bfloat16 weights differ between AMX and the others.
+// Every kernel does the same operations in the same order per element, so that all give the same bits.
 #include "vector.h"
 #if defined(__AMX_INT8__)
 #define HAS_AMX 1
 #endif
 
 namespace {
+
+[[maybe_unused]] constexpr int FEW = 1; // rows up to which vectors multiply bfloat16 faster than tiles
 
 // ---- products -------------------------------------------------------------------------------------------
 
@@ -61,6 +62,10 @@ INLINE PanelOf panel_of(const Weight &w, int panel) {
     return {(const uint8_t *)w.codes + panel * bytes, w.scales + panel * groups * (w.kind == W_U4 ? 32 : 16)};
 }
 
+INLINE const int8_t *row_codes(const Rows &rows, const int8_t *codes, int row) { // its groups are 512 apart
+    return codes + (size_t)(row / 16) * 16 * rows.padded + row % 16 * 32;
+}
+
 // MR rows, all of one block of sixteen, times one panel.
 template <int KIND, bool WIDE, int MR>
 INLINE void few_rows(const Weight &w, const Rows &rows, int row, PanelOf panel, float *out, int stride) {
@@ -69,8 +74,8 @@ INLINE void few_rows(const Weight &w, const Rows &rows, int row, PanelOf panel, 
     const int8_t *x[MR], *y[MR];
     V sum[MR];
     for (int r = 0; r < MR; r++) {
-        x[r] = rows.codes + (size_t)(row + r) * rows.padded;
-        y[r] = WIDE ? rows.low + (size_t)(row + r) * rows.padded : nullptr;
+        x[r] = row_codes(rows, rows.codes, row + r);
+        y[r] = WIDE ? row_codes(rows, rows.low, row + r) : nullptr;
         sum[r] = V{};
     }
     for (int g = 0; g < groups; g++) {
@@ -82,34 +87,30 @@ INLINE void few_rows(const Weight &w, const Rows &rows, int row, PanelOf panel, 
         }
         if (KIND == W_S8) {
             const uint8_t *codes = panel.codes + (size_t)g * 512;
-#if defined(__AVX2__)
             if (MR <= 2)
-                for (int i = 0; i < 512; i += 64) _mm_prefetch((const char *)codes + i + 4096, _MM_HINT_T0);
-#endif
+                for (int i = 0; i < 512; i += 64) prefetch(codes + i + 4096);
 #pragma GCC unroll 8
             for (int i = 0; i < 8; i++) {
                 I c = load_codes(codes + i * 64) ^ (int32_t)0x80808080; // unsigned: 128 more, which sums take back
                 for (int r = 0; r < MR; r++) {
-                    dots[r] = dot4(dots[r], c, four_of(x[r] + g * 32 + i * 4));
-                    if (WIDE) lows[r] = dot4(lows[r], c, four_of(y[r] + g * 32 + i * 4));
+                    dots[r] = dot4(dots[r], c, four_of(x[r] + g * 512 + i * 4));
+                    if (WIDE) lows[r] = dot4(lows[r], c, four_of(y[r] + g * 512 + i * 4));
                 }
             }
         } else {
             const uint8_t *codes = panel.codes + (size_t)g * 256;
-#if defined(__AVX2__)
             if (MR <= 2)
-                for (int i = 0; i < 256; i += 64) _mm_prefetch((const char *)codes + i + 3072, _MM_HINT_T0);
-#endif
+                for (int i = 0; i < 256; i += 64) prefetch(codes + i + 3072);
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++) {
                 I both = load_codes(codes + i * 64);
                 I low = both & 0x0f0f0f0f, high = (both >> 4) & 0x0f0f0f0f;
                 for (int r = 0; r < MR; r++) {
-                    dots[r] = dot4(dots[r], low, four_of(x[r] + g * 32 + i * 8));
-                    dots[r] = dot4(dots[r], high, four_of(x[r] + g * 32 + i * 8 + 4));
+                    dots[r] = dot4(dots[r], low, four_of(x[r] + g * 512 + i * 8));
+                    dots[r] = dot4(dots[r], high, four_of(x[r] + g * 512 + i * 8 + 4));
                     if (WIDE) {
-                        lows[r] = dot4(lows[r], low, four_of(y[r] + g * 32 + i * 8));
-                        lows[r] = dot4(lows[r], high, four_of(y[r] + g * 32 + i * 8 + 4));
+                        lows[r] = dot4(lows[r], low, four_of(y[r] + g * 512 + i * 8));
+                        lows[r] = dot4(lows[r], high, four_of(y[r] + g * 512 + i * 8 + 4));
                     }
                 }
             }
@@ -149,6 +150,12 @@ INLINE void configure(const TileConfig &config) {
     _tile_loadconfig(&config);
 }
 
+TileConfig float_tiles(int rows) { // 0-3 sums, 4 and more of ``rows`` rows; 5-7 weights, keys or values
+    TileConfig c;
+    for (int t = 0; t < 8; t++) c.rows[t] = (uint8_t)(t < 5 ? rows : 16), c.row_bytes[t] = 64;
+    return c;
+}
+
 TileConfig quantised_tiles() { // 0-3 sums of 16 x 16, 4-5 rows of 32 codes, 6-7 panels of 32 columns
     TileConfig c;
     for (int t = 0; t < 8; t++) {
@@ -171,18 +178,65 @@ INLINE void add_group(const int32_t *dots, const Rows &rows, size_t place, const
     }
 }
 
-// Sums of one group into ``to``, in tiles of its own: a tile is not free before it is stored.
-#define GROUP_IN_TILES(C, A, B, rows_, codes_, to)                                                                     \
+#define GROUP_IN_TILES(C, A, B, rows_, codes_)                                                                         \
     _tile_zero(C);                                                                                                     \
-    _tile_loadd(A, rows_, rows.padded);                                                                                \
+    _tile_loadd(A, rows_, 32);                                                                                         \
     _tile_loadd(B, codes_, 64);                                                                                        \
-    _tile_dpbssd(C, A, B);                                                                                             \
-    _tile_stored(C, to, 64)
+    _tile_dpbssd(C, A, B)
+
+// Sixteen rows times one panel, by turns of two groups of columns, or of one of wide rows. Tiles are stored one
+// turn after they were computed, and what is stored is added another turn later: else each waits for the other.
+template <int KIND, bool WIDE>
+INLINE void sixteen_rows(const Weight &w, const Rows &rows, int row, const uint8_t *codes, const uint16_t *scales,
+                         V (&sum)[16]) {
+    constexpr int STEP = WIDE ? 1 : 2, WORDS = KIND == W_U4 ? 32 : 16;
+    const int groups = w.padded / GROUP, turns = groups / STEP;
+    const int8_t *x = row_codes(rows, rows.codes, row), *y = WIDE ? row_codes(rows, rows.low, row) : nullptr;
+    const size_t at = (size_t)(row / 16) * groups * 16;
+    alignas(64) int32_t dots[2][512];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; r++) sum[r] = V{};
+    auto add = [&](int turn) __attribute__((always_inline)) {
+        for (int i = 0; i < STEP; i++) {
+            const size_t g = (size_t)turn * STEP + i;
+            add_group<KIND, WIDE>(dots[turn % 2] + i * 256, rows, at + g * 16, scales + g * WORDS, sum);
+        }
+    };
+    for (int turn = 0; turn <= turns; turn++) {
+        const size_t g = (size_t)turn * STEP * 512;
+        const int8_t *a = x + g, *b = WIDE ? y + g : a + 512;
+        const uint8_t *c = codes + g, *d = WIDE ? c : c + 512;
+        if (turn % 2 == 0) {
+            if (turn < turns) {
+                GROUP_IN_TILES(0, 4, 6, a, c);
+                GROUP_IN_TILES(1, 5, 7, b, d);
+            }
+            if (turn > 0) {
+                _tile_stored(2, dots[1], 64);
+                _tile_stored(3, dots[1] + 256, 64);
+            }
+        } else {
+            if (turn < turns) {
+                GROUP_IN_TILES(2, 4, 6, a, c);
+                GROUP_IN_TILES(3, 5, 7, b, d);
+            }
+            _tile_stored(0, dots[0], 64);
+            _tile_stored(1, dots[0] + 256, 64);
+        }
+        if (turn > 1) add(turn - 2);
+    }
+    if (turns > 0) add(turns - 1);
+    if (turns * STEP < groups) { // one group of columns is left
+        const size_t g = (size_t)groups - 1;
+        GROUP_IN_TILES(0, 4, 6, x + g * 512, codes + g * 512);
+        _tile_stored(0, dots[0], 64);
+        add_group<KIND, WIDE>(dots[0], rows, at + g * 16, scales + g * WORDS, sum);
+    }
+}
 
 template <int KIND, bool WIDE>
 void tiles_quantised(const Weight &w, const Rows &rows, int first, int count, PanelOf panel, float *out, int stride,
                      uint8_t *unpacked) {
-    const int groups = w.padded / GROUP;
     const uint8_t *codes = panel.codes;
     if (KIND == W_U4) {
         for (size_t i = 0; i < (size_t)w.padded * 8; i += 64) {
@@ -192,37 +246,9 @@ void tiles_quantised(const Weight &w, const Rows &rows, int first, int count, Pa
         }
         codes = unpacked;
     }
-    const size_t step = KIND == W_U4 ? 32 : 16;
-    constexpr int STEP = WIDE ? 2 : 4; // groups that are in tiles at the same time
-    alignas(64) int32_t dots[4][256];
     for (int r0 = 0; r0 < count; r0 += 16) {
-        const int row = first + r0;
-        const int8_t *x = rows.codes + (size_t)row * rows.padded;
-        const int8_t *y = WIDE ? rows.low + (size_t)row * rows.padded : nullptr;
-        const size_t at = (size_t)(row / 16) * groups * 16;
         V sum[16];
-#pragma GCC unroll 16
-        for (int r = 0; r < 16; r++) sum[r] = V{};
-        int g = 0;
-        for (; g + STEP <= groups; g += STEP) {
-            const uint8_t *c = codes + (size_t)g * 512;
-            const int8_t *a = x + g * 32, *b = WIDE ? y + g * 32 : a + 64;
-            GROUP_IN_TILES(0, 4, 6, a, c, dots[0]);
-            GROUP_IN_TILES(1, 5, 7, WIDE ? b : a + 32, c + (WIDE ? 0 : 512), dots[1]);
-            GROUP_IN_TILES(2, 4, 6, WIDE ? a + 32 : b, c + (WIDE ? 512 : 1024), dots[2]);
-            GROUP_IN_TILES(3, 5, 7, b + 32, c + (WIDE ? 512 : 1536), dots[3]);
-#pragma GCC unroll 4
-            for (int i = 0; i < STEP; i++)
-                add_group<KIND, WIDE>(dots[WIDE ? 2 * i : i], rows, at + (size_t)(g + i) * 16,
-                                      panel.scales + (size_t)(g + i) * step, sum);
-        }
-        for (; g < groups; g++) {
-            GROUP_IN_TILES(0, 4, 6, x + g * 32, codes + (size_t)g * 512, dots[0]);
-            if (WIDE) {
-                GROUP_IN_TILES(1, 5, 7, y + g * 32, codes + (size_t)g * 512, dots[1]);
-            }
-            add_group<KIND, WIDE>(dots[0], rows, at + (size_t)g * 16, panel.scales + (size_t)g * step, sum);
-        }
+        sixteen_rows<KIND, WIDE>(w, rows, first + r0, codes, panel.scales, sum);
 #pragma GCC unroll 16
         for (int r = 0; r < 16; r++)
             if (r0 + r < count) store(out + (size_t)(r0 + r) * stride, sum[r]);
@@ -309,41 +335,48 @@ void product_float(const Weight &w, const Rows &rows, int first, int count, int 
     for (; r < count; r++) float_rows<1>(w, rows, first + r, panel, num_panels, out + r * stride);
 }
 
+// The order of AMX's tiles: of 32 columns the even ones are summed and the odd ones, then both are added.
 template <int MR>
 INLINE void bf16_rows(const Weight &w, const Rows &rows, int row, const char *b, float *out, int stride) {
     V sum[MR] = {};
-    for (int k = 0; k < w.padded; k += 2) {
-        I pair = load_codes((const uint8_t *)b + (size_t)k * 32);
-        V low = (V)(pair << 16), high = (V)(pair & (int32_t)0xffff0000);
-        for (int r = 0; r < MR; r++) {
-            const uint16_t *x = rows.bf16 + (size_t)(row + r) * rows.padded + k;
-            union {
-                uint32_t u;
-                float f;
-            } x0 = {(uint32_t)x[0] << 16}, x1 = {(uint32_t)x[1] << 16};
-            sum[r] = fma(x0.f, low, sum[r]);
-            sum[r] = fma(x1.f, high, sum[r]);
+    const uint16_t *x = rows.bf16 + (size_t)row * rows.padded;
+    for (int k = 0; k < w.padded; k += 32) {
+        V even[MR] = {}, odd[MR] = {};
+#pragma GCC unroll 16
+        for (int i = k; i < k + 32; i += 2) {
+            const I pair = load_codes((const uint8_t *)b + (size_t)i * 32);
+            prefetch(b + (size_t)i * 32 + 4096);
+            for (int r = 0; r < MR; r++) {
+                const I two = alli(four_of((const int8_t *)(x + (size_t)r * rows.padded + i)));
+                even[r] = fma(lower(two), lower(pair), even[r]);
+                odd[r] = fma(upper(two), upper(pair), odd[r]);
+            }
         }
+        for (int r = 0; r < MR; r++) sum[r] += even[r] + odd[r];
     }
     for (int r = 0; r < MR; r++) store(out + (size_t)r * stride, sum[r]);
 }
 
-[[maybe_unused]] void product_bf16(const Weight &w, const Rows &rows, int first, int count, int panel, int num_panels,
-                                   float *out) {
+void product_bf16(const Weight &w, const Rows &rows, int first, int count, int panel, int num_panels, float *out) {
+    const FlushSubnormals flush;
     const int stride = num_panels * PANEL;
+#if defined(HAS_AMX)
+    if (count > FEW) return tiles_bf16(w, rows, first, count, panel, num_panels, out);
+#endif
     for (int p = 0; p < num_panels; p++) {
         const char *b = (const char *)w.codes + (size_t)(panel + p) * w.padded * PANEL * 2;
         int r = 0;
-        for (; r + 8 <= count; r += 8) bf16_rows<8>(w, rows, first + r, b, out + (size_t)r * stride + p * 16, stride);
+        for (; r + 4 <= count; r += 4) bf16_rows<4>(w, rows, first + r, b, out + (size_t)r * stride + p * 16, stride);
         for (; r < count; r++) bf16_rows<1>(w, rows, first + r, b, out + (size_t)r * stride + p * 16, stride);
     }
 }
 
 void product(const Weight &w, const Rows &rows, int first, int count, int panel, int num_panels, float *out) {
     if (w.kind == W_F32) return product_float(w, rows, first, count, panel, num_panels, out);
+    if (w.kind == W_BF16) return product_bf16(w, rows, first, count, panel, num_panels, out);
 #if defined(HAS_AMX)
-    if (w.kind == W_BF16) return tiles_bf16(w, rows, first, count, panel, num_panels, out);
-    const int in_tiles = count < 8 ? 0 : count % 16 < 8 ? count / 16 * 16 : count;
+    const int least = w.kind == W_U4 ? 12 : 8; // rows from which tiles are faster
+    const int in_tiles = count % 16 < least ? count / 16 * 16 : count;
     if (in_tiles) configure(quantised_tiles());
     thread_local uint8_t *unpacked = nullptr;
     thread_local size_t unpacked_size = 0;
@@ -352,7 +385,6 @@ void product(const Weight &w, const Rows &rows, int first, int count, int panel,
         unpacked = new uint8_t[unpacked_size = (size_t)w.padded * PANEL];
     }
 #else
-    if (w.kind == W_BF16) return product_bf16(w, rows, first, count, panel, num_panels, out);
     const int in_tiles = 0;
 #endif
     const int stride = num_panels * PANEL;
@@ -423,10 +455,10 @@ void quantise(const float *x, int size, int padded, int8_t *codes, int8_t *low, 
         for (int half = 0; half < 2; half++) {
             const I high = low ? (whole[half] + 64) >> 7 : whole[half];
             const C c = __builtin_convertvector(high, C);
-            memcpy(codes + g * GROUP + half * 16, &c, 16);
+            memcpy(codes + g * 512 + half * 16, &c, 16);
             if (!low) continue;
             const C rest = __builtin_convertvector(whole[half] - (high << 7), C);
-            memcpy(low + g * GROUP + half * 16, &rest, 16);
+            memcpy(low + g * 512 + half * 16, &rest, 16);
         }
         const int32_t total = sum16(whole[0] + whole[1]);
         scales[g * 16] = scale;
@@ -435,18 +467,18 @@ void quantise(const float *x, int size, int padded, int8_t *codes, int8_t *low, 
     }
 }
 
-void to_bf16(const float *x, int size, uint16_t *out) {
-    for (int i = 0; i < size; i++) {
-        uint32_t u;
-        memcpy(&u, x + i, 4);
-        out[i] = (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
-    }
+void to_bf16(const float *x, int size, int padded, uint16_t *out) {
+    for (int i = 0; i < padded; i += 16)
+        store_bf16(out + i, i < size ? rounded_bf16(load_part(x + i, size - i)) : V{});
 }
 
-void relu2(float *x, int size) {
-    for (int i = 0; i < size; i += 16) {
-        V v = maximum(load_part(x + i, size - i), V{});
-        store_part(x + i, v * v, size - i);
+void finish(const float *from, int count, const float *bias, Use use, float *to) {
+    for (int i = 0; i < count; i += 16) {
+        V y = load_part(from + i, count - i);
+        if (bias) y += load_part(bias + i, count - i);
+        if (use == ADD) y += load_part(to + i, count - i);
+        if (use == RELU2) y = maximum(y, V{}), y *= y;
+        store_part(to + i, y, count - i);
     }
 }
 
@@ -455,6 +487,25 @@ void swiglu(const float *gate, const float *up, int size, float *out) {
         V g = load_part(gate + i, size - i), u = load_part(up + i, size - i);
         store_part(out + i, g / (exponential(-g) + 1.0f) * u, size - i);
     }
+}
+
+int largest(const float *x, int size) {
+    const I lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    V most = all(-__builtin_inff());
+    I place = lanes;
+    int i = 0;
+    for (; i + 16 <= size; i += 16) {
+        const V v = load(x + i);
+        const I is_more = v > most;
+        most = is_more ? v : most;
+        place = is_more ? lanes + i : place;
+    }
+    int found = i > 0 ? place[0] : 0;
+    for (int lane = 1; i > 0 && lane < 16; lane++)
+        if (most[lane] > x[found] || (most[lane] == x[found] && place[lane] < found)) found = place[lane];
+    for (; i < size; i++)
+        if (x[i] > x[found]) found = i;
+    return found;
 }
 
 double weights(const float *x, int size, float temperature, float least, float *out) {
@@ -495,103 +546,7 @@ int above(const float *x, int size, float least, int32_t *ids) {
     return count;
 }
 
-// ---- attention ------------------------------------------------------------------------------------------
-
-template <bool BF16> INLINE V load_cached(const char *p, int index) {
-    return BF16 ? load_bf16((const uint16_t *)p + index) : load((const float *)p + index);
-}
-
-// QB queries of one key/value head over the cache, block by block, softmax on the way. A query does the same
-// operations whatever is computed next to it.
-template <int QB, bool BF16>
-void attend_queries(const AttendTask &t, const float *const *q, const int *position, float *const *out, float *work) {
-    const int dim = t.head_dim, wide = (dim + 15) / 16 * 16;
-    const size_t element = BF16 ? 2 : 4;
-    float largest[QB];
-    V weight[QB];
-    for (int j = 0; j < QB; j++) {
-        largest[j] = -__builtin_inff();
-        weight[j] = V{};
-    }
-    memset(work, 0, sizeof(float) * QB * wide);
-    const int last = position[QB - 1];
-    const I lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    for (int start = 0; start <= last; start += BLOCK) {
-        const char *keys = t.keys + t.blocks[start / BLOCK] * t.key_block;
-        const char *values = t.values + t.blocks[start / BLOCK] * t.value_block;
-        V s0[QB] = {}, s1[QB] = {};
-        for (int e = 0; e < dim; e++) {
-            const V k0 = load_cached<BF16>(keys, e * BLOCK), k1 = load_cached<BF16>(keys, e * BLOCK + 16);
-            for (int j = 0; j < QB; j++) {
-                s0[j] = fma(q[j][e], k0, s0[j]);
-                s1[j] = fma(q[j][e], k1, s1[j]);
-            }
-        }
-        alignas(64) float p[QB][BLOCK];
-        int num_seen = 0;
-        V shrink[QB];
-        for (int j = 0; j < QB; j++) {
-            const int seen = position[j] + 1 - start; // of this block's positions
-            if (seen > num_seen) num_seen = seen < BLOCK ? seen : BLOCK;
-            V a = s0[j] * all(t.scale), b = s1[j] * all(t.scale);
-            if (seen < BLOCK) {
-                a = lanes < seen ? a : all(-__builtin_inff());
-                b = lanes + 16 < seen ? b : all(-__builtin_inff());
-            }
-            float now = max16(maximum(a, b));
-            now = now > largest[j] ? now : largest[j];
-            shrink[j] = exponential(all(largest[j] - now));
-            largest[j] = now;
-            a = exponential(a - all(now));
-            b = exponential(b - all(now));
-            weight[j] = fma(weight[j], shrink[j], a + b);
-            store(p[j], a);
-            store(p[j] + 16, b);
-        }
-        for (int e = 0; e < wide; e += 16) {
-            V sum[QB];
-            for (int j = 0; j < QB; j++) sum[j] = load(work + j * wide + e) * shrink[j];
-            const char *column = values + element * e;
-            for (int i = 0; i < num_seen; i++) {
-                const V v = load_cached<BF16>(column, i * wide);
-                for (int j = 0; j < QB; j++) sum[j] = fma(p[j][i], v, sum[j]);
-            }
-            for (int j = 0; j < QB; j++) store(work + j * wide + e, sum[j]);
-        }
-    }
-    for (int j = 0; j < QB; j++) {
-        const V inverse = all(1.0f / sum16(weight[j]));
-        for (int e = 0; e < dim; e += 16) store_part(out[j] + e, load(work + j * wide + e) * inverse, dim - e);
-    }
-}
-
-template <bool BF16> void attend_all(const AttendTask &t, float *out) {
-    const int total = t.num_rows * t.heads_per_kv;
-    alignas(64) float work[6 * 512];
-    for (int i = 0; i < total;) {
-        const int count = total - i >= 6 ? 6 : total - i;
-        const float *q[6];
-        float *to[6];
-        int position[6];
-        for (int j = 0; j < count; j++) {
-            const int row = (i + j) / t.heads_per_kv, head = (i + j) % t.heads_per_kv;
-            q[j] = t.q + row * t.q_stride + head * t.head_dim;
-            to[j] = out + (size_t)(i + j) * t.head_dim;
-            position[j] = t.first_position + row;
-        }
-        switch (count) {
-        case 6: attend_queries<6, BF16>(t, q, position, to, work); break;
-        case 5:
-        case 4: attend_queries<4, BF16>(t, q, position, to, work); break;
-        case 3: attend_queries<3, BF16>(t, q, position, to, work); break;
-        case 2: attend_queries<2, BF16>(t, q, position, to, work); break;
-        default: attend_queries<1, BF16>(t, q, position, to, work);
-        }
-        i += count == 5 ? 4 : count;
-    }
-}
-
-void attend(const AttendTask &t, float *out) { return t.is_bf16 ? attend_all<true>(t, out) : attend_all<false>(t, out); }
+#include "attention.h"
 
 } // namespace
 
@@ -600,6 +555,6 @@ void attend(const AttendTask &t, float *out) { return t.is_bf16 ? attend_all<tru
 #define TEXT2(a) #a
 #define TEXT(a) TEXT2(a)
 const Kernels *JOIN(kernels_, ISA)() {
-    static const Kernels table = {TEXT(ISA), product, norm, quantise, to_bf16, relu2, swiglu, weights, mass, above, attend};
+    static const Kernels table = {TEXT(ISA), product, norm, quantise, to_bf16, finish, swiglu, largest, weights, mass, above, attend};
     return &table;
 }

@@ -48,7 +48,7 @@ class Weight:
 
     @staticmethod
     def empty(kind: Form, rows: int, cols: int) -> Weight:
-        panels, padded = -(-rows // c.PANEL), -(-cols // c.GROUP) * c.GROUP
+        panels, padded = -(-rows // c.PANEL), _to(c.GROUP, cols)
         numbers = panels * c.PANEL * padded
         size = {
             Form.F32: 4 * numbers,
@@ -63,7 +63,7 @@ class Weight:
         return Weight(kind, rows, cols, zeros((size,), np.uint8, is_weight=True), scales, None)
 
     def as_c(self) -> c.CWeight:
-        panels, padded = -(-self.rows // c.PANEL), -(-self.cols // c.GROUP) * c.GROUP
+        panels, padded = -(-self.rows // c.PANEL), _to(c.GROUP, self.cols)
         return c.CWeight(
             self.kind, self.rows, self.cols, panels, padded, self.is_wide, pointer(self.codes),
             pointer(self.scales), pointer(self.bias),
@@ -72,6 +72,10 @@ class Weight:
     @property
     def num_bytes(self) -> int:
         return sum(array.nbytes for array in (self.codes, self.scales, self.bias) if array is not None)
+
+
+def _to(multiple: int, count: int) -> int:
+    return -(-count // multiple) * multiple
 
 
 def pointer(array: Array | None) -> int | None:
@@ -92,7 +96,7 @@ def zeros(shape: tuple[int, ...], dtype: Any, *, is_weight: bool = False) -> Arr
 
 
 class NativeCache:
-    """``num_blocks`` blocks of 32 positions; keys lie by dimension, values by position, both by head."""
+    """``num_blocks`` blocks of 32 positions, by head; native.h says where each number lies."""
 
     block_size = c.BLOCK
     is_read_in_place = True
@@ -101,10 +105,9 @@ class NativeCache:
         self.num_blocks = num_blocks
         self.is_bf16 = is_bf16
         dtype = np.uint16 if is_bf16 else np.float32
-        wide = -(-config.head_dim // 16) * 16
         shape = (config.num_layers, num_blocks, config.num_kv_heads, c.BLOCK)
-        self.keys = zeros((*shape, config.head_dim), dtype)
-        self.values = zeros((*shape, wide), dtype)
+        self.keys = zeros((*shape, _to(32, config.head_dim) if is_bf16 else config.head_dim), dtype)
+        self.values = zeros((*shape, _to(16, config.head_dim)), dtype)
 
 
 class NativeModel:

@@ -48,7 +48,9 @@ struct Model {
     const float *inverse_frequency; // [rotary_dim / 2]
     float rotary_factor;            // of cos and sin
     int32_t cache_is_bf16;
-    void *keys, *values; // [layer][block][kv head][head_dim][32 positions], [...][32 positions][head_dim]
+    // float32: [layer][block][kv head][dim][32 positions] and [...][32 positions][dim to a multiple of 16];
+    // bfloat16, in pairs: [...][dim to a multiple of 32, by two][32 positions][2], [...][16][dim to 16][2 positions]
+    void *keys, *values;
     int64_t num_blocks;
 };
 
@@ -69,7 +71,7 @@ struct Rows {
     int32_t count, padded;    // rows; columns
     const float *values;      // [count][padded], for W_F32
     const uint16_t *bf16;     // [rows to a multiple of 32][padded], for W_BF16
-    const int8_t *codes;      // [rows to a multiple of 16][padded]
+    const int8_t *codes;      // [block of 16 rows][group][row of the block][32 columns]
     const int8_t *low;        // the same of wide rows, whose codes are 128 * codes + low; or null
     const float *scales;      // scale
     const int32_t *sums;      // -128 * sum of codes
@@ -87,7 +89,8 @@ struct AttendTask { // queries of one key/value head and neighbouring rows of on
     float scale;
 };
 
-struct Draw { // one token of one row: ``point`` in [0, 1) inverts the cumulative distribution
+// One token of one row: ``point`` in [0, 1) inverts the cumulative distribution; at temperature 0 the first largest.
+struct Draw {
     const float *logits;
     int32_t size, top_k;
     float temperature;
@@ -95,16 +98,19 @@ struct Draw { // one token of one row: ``point`` in [0, 1) inverts the cumulativ
     int32_t token; // out
 };
 
+enum Use { STORE, ADD, RELU2 }; // what is done with the numbers of a product
+
 struct Kernels {
     const char *name;
     // out[row][16 * num_panels] = rows first .. first + count times the panels' weights, without bias
     void (*product)(const Weight &w, const Rows &rows, int first, int count, int panel, int num_panels, float *out);
     void (*norm)(const float *x, const Norm &norm, int size, float eps, float *out);
     void (*quantise)(const float *x, int size, int padded, int8_t *codes, int8_t *low, float *scales, int32_t *sums,
-                     float *scaled_sums); // scales and sums: 16 apart; low null: eight bits
-    void (*to_bf16)(const float *x, int size, uint16_t *out);
-    void (*relu2)(float *x, int size);
+                     float *scaled_sums); // groups of codes: 512 apart, scales and sums: 16; low null: eight bits
+    void (*to_bf16)(const float *x, int size, int padded, uint16_t *out); // zeros behind
+    void (*finish)(const float *from, int count, const float *bias, Use use, float *to); // bias null: none
     void (*swiglu)(const float *gate, const float *up, int size, float *out);
+    int (*largest)(const float *x, int size); // the place of the first largest
     // With y = x / temperature: e^(y - largest y), 0 where y is below ``least``; returns their sum
     double (*weights)(const float *x, int size, float temperature, float least, float *out);
     double (*mass)(const float *x, int size, float least);          // sum of what is not below ``least``

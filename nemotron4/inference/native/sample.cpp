@@ -66,6 +66,11 @@ int place_of(const float *weights, int size, double wanted) {
 } // namespace
 
 void draw(Draw &d) {
+    static const Kernels *kernels = kernels_named(nullptr);
+    if (d.temperature == 0) {
+        d.token = kernels->largest(d.logits, d.size);
+        return;
+    }
     thread_local std::vector<float> weights;
     thread_local std::vector<int32_t> ids;
     thread_local std::vector<Candidate> all;
@@ -73,7 +78,6 @@ void draw(Draw &d) {
     ids.resize((size_t)d.size);
     const bool has_k = d.top_k > 0 && d.top_k < d.size;
     const float least = has_k ? kth_largest(d.logits, d.size, d.top_k) / d.temperature : -INFINITY;
-    static const Kernels *kernels = kernels_named(nullptr);
     double total = kernels->weights(d.logits, d.size, d.temperature, least, weights.data());
     if (d.top_p >= 1 && d.min_p <= 0 && !has_k) {
         d.token = place_of(weights.data(), d.size, d.point * total);

@@ -19,7 +19,7 @@ struct Span { // a range of memory that is never shared with another
 int rounded(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
 
 struct Buffers { // of one step, by rows
-    float *x, *wide, *small, *gated, *cosine, *sine;
+    float *x, *wide, *small;
     int8_t *codes, *low; // low: of wide rows
     uint16_t *bf16;
     float *scales, *scaled_sums, *values;
@@ -48,6 +48,17 @@ struct Engine {
     Plan plans[8];
     int next_plan = 0;
 
+    std::vector<float> cosine, sine; // [positions so far][rotary_dim / 2]; only commits read them
+
+    void turn_to(int position) {
+        for (int p = (int)cosine.size() / std::max(1, model.rotary_dim / 2); p <= position; p++)
+            for (int i = 0; i < model.rotary_dim / 2; i++) {
+                const float angle = (float)p * model.inverse_frequency[i];
+                cosine.push_back(std::cos(angle) * model.rotary_factor);
+                sine.push_back(std::sin(angle) * model.rotary_factor);
+            }
+    }
+
     int padded(int size) const { return rounded(size, GROUP); }
     int widest() const {
         const Model &m = model;
@@ -65,8 +76,6 @@ struct Engine {
         b.x = spans[0].get<float>(n * model.hidden);
         b.wide = spans[1].get<float>(n * std::max(qkv, up));
         b.small = spans[2].get<float>(n * w);
-        b.cosine = spans[3].get<float>(n * model.rotary_dim / 2);
-        b.sine = spans[4].get<float>(n * model.rotary_dim / 2);
         b.codes = spans[5].get<int8_t>(n * w);
         b.low = spans[11].get<int8_t>(n * w);
         b.bf16 = spans[6].get<uint16_t>(n * w);
@@ -79,9 +88,6 @@ struct Engine {
 
 namespace {
 
-// What a product does with its numbers.
-enum Use { STORE, ADD, RELU2 };
-
 struct Entering { // rows that become the input of a product
     const Kernels *kernels;
     Buffers b;
@@ -91,7 +97,6 @@ struct Entering { // rows that become the input of a product
     const Norm *norm;      // or null
     int size, padded, kind, is_wide;
     float eps;
-    float *normed; // [rows][size]: a copy for the caller, or null
     int num_rows;
     const float *gate; // of a gated block: x is silu(gate) * x; or null
 
@@ -107,17 +112,15 @@ struct Entering { // rows that become the input of a product
             kernels->norm(in, *norm, size, eps, out);
             in = out;
         }
-        if (normed) memcpy(normed + (int64_t)r * size, in, sizeof(float) * (size_t)size);
         if (kind == W_F32) {
             if (in != out) memcpy(out, in, sizeof(float) * (size_t)size);
         } else if (kind == W_BF16) {
-            kernels->to_bf16(in, size, b.bf16 + (int64_t)r * padded);
-            memset(b.bf16 + (int64_t)r * padded + size, 0, 2 * (size_t)(padded - size));
+            kernels->to_bf16(in, size, padded, b.bf16 + (int64_t)r * padded);
         } else {
             const int64_t at = (int64_t)(r / 16) * (padded / GROUP) * 16 + r % 16;
-            kernels->quantise(in, size, padded, b.codes + (int64_t)r * padded,
-                              is_wide ? b.low + (int64_t)r * padded : nullptr, b.scales + at, b.sums + at,
-                              b.scaled_sums + at);
+            const int64_t first = (int64_t)(r / 16) * 16 * padded + r % 16 * 32;
+            kernels->quantise(in, size, padded, b.codes + first, is_wide ? b.low + first : nullptr, b.scales + at,
+                              b.sums + at, b.scaled_sums + at);
         }
     }
     void compute(int, float *) const {}
@@ -150,25 +153,27 @@ struct Product {
         int row, count, panel, num_panels;
         place(tile, row, count, panel, num_panels);
         const int column = panel * PANEL, columns = std::min(w->rows - column, num_panels * PANEL);
-        for (int r = 0; r < count; r++) {
-            const float *from = scratch + (int64_t)r * num_panels * PANEL;
-            float *to = out + (int64_t)(row + r) * stride + column;
-            const float *bias = w->bias ? w->bias + column : nullptr;
-            for (int i = 0; i < columns; i++) {
-                float y = bias ? from[i] + bias[i] : from[i];
-                if (use == ADD) y += to[i];
-                if (use == RELU2) y = y > 0 ? y * y : 0;
-                to[i] = y;
-            }
-        }
+        for (int r = 0; r < count; r++)
+            kernels->finish(scratch + (int64_t)r * num_panels * PANEL, columns, w->bias ? w->bias + column : nullptr,
+                            use, out + (int64_t)(row + r) * stride + column);
     }
+};
+
+struct CacheShape { // of one key/value head in one block
+    int wide; // dimensions of a value
+    int64_t element, key_bytes, value_bytes;
+
+    explicit CacheShape(const Model &m)
+        : wide(rounded(m.head_dim, 16)), element(m.cache_is_bf16 ? 2 : 4),
+          key_bytes((int64_t)(m.cache_is_bf16 ? rounded(m.head_dim, 32) : m.head_dim) * BLOCK * element),
+          value_bytes((int64_t)wide * BLOCK * element) {}
 };
 
 struct Rotate { // queries and keys of neighbouring rows; keys and values into the cache
     const Model *m;
     float *qkv;
     int64_t qkv_size;
-    const float *cosine, *sine;
+    const float *cosine, *sine;            // [position][half of the rotated dimensions]
     const int32_t *positions, *row_blocks; // block of each row
     char *keys, *values;                   // of this layer
     int num_rows;
@@ -179,9 +184,9 @@ struct Rotate { // queries and keys of neighbouring rows; keys and values into t
         for (int r = tile * ROWS; r < std::min(num_rows, (tile + 1) * ROWS); r++) row(r);
     }
     void row(int r) const {
-        const int half = m->rotary_dim / 2, dim = m->head_dim, wide = rounded(dim, 16);
+        const int half = m->rotary_dim / 2, dim = m->head_dim;
         float *q = qkv + r * qkv_size;
-        const float *c = cosine + (int64_t)r * half, *s = sine + (int64_t)r * half;
+        const float *c = cosine + (int64_t)positions[r] * half, *s = sine + (int64_t)positions[r] * half;
         for (int head = 0; head < m->heads + m->kv_heads; head++) {
             float *h = q + head * dim;
             for (int i = 0; i < half; i++) {
@@ -190,18 +195,19 @@ struct Rotate { // queries and keys of neighbouring rows; keys and values into t
                 h[i + half] = d * c[i] + a * s[i];
             }
         }
-        const int64_t element = m->cache_is_bf16 ? 2 : 4, place = positions[r] % BLOCK;
-        const int64_t key_bytes = (int64_t)dim * BLOCK * element, value_bytes = (int64_t)wide * BLOCK * element;
+        const CacheShape shape(*m);
+        const int place = positions[r] % BLOCK;
         for (int kv = 0; kv < m->kv_heads; kv++) {
             const float *k = q + (m->heads + kv) * dim, *v = q + (m->heads + m->kv_heads + kv) * dim;
-            char *ks = keys + (row_blocks[r] * (int64_t)m->kv_heads + kv) * key_bytes;
-            char *vs = values + (row_blocks[r] * (int64_t)m->kv_heads + kv) * value_bytes + place * wide * element;
+            const int64_t block = row_blocks[r] * (int64_t)m->kv_heads + kv;
+            char *ks = keys + block * shape.key_bytes, *vs = values + block * shape.value_bytes;
             if (m->cache_is_bf16) {
-                for (int e = 0; e < dim; e++) ((uint16_t *)ks)[e * BLOCK + place] = nearest(k[e]);
-                for (int e = 0; e < dim; e++) ((uint16_t *)vs)[e] = nearest(v[e]);
+                for (int e = 0; e < dim; e++) ((uint16_t *)ks)[e / 2 * 2 * BLOCK + place * 2 + e % 2] = nearest(k[e]);
+                uint16_t *to = (uint16_t *)vs + place / 2 * 2 * shape.wide + place % 2;
+                for (int e = 0; e < dim; e++) to[2 * e] = nearest(v[e]);
             } else {
                 for (int e = 0; e < dim; e++) ((float *)ks)[e * BLOCK + place] = k[e];
-                memcpy(vs, v, sizeof(float) * (size_t)dim);
+                memcpy(vs + sizeof(float) * (size_t)(place * shape.wide), v, sizeof(float) * (size_t)dim);
             }
         }
     }
@@ -225,9 +231,7 @@ struct Attend {
     AttendTask task(int index) const {
         const AttendTile &t = tiles[index / m->kv_heads];
         const int kv = index % m->kv_heads, group = m->heads / m->kv_heads;
-        const int64_t element = m->cache_is_bf16 ? 2 : 4;
-        const int64_t key_bytes = (int64_t)m->head_dim * BLOCK * element;
-        const int64_t value_bytes = (int64_t)rounded(m->head_dim, 16) * BLOCK * element;
+        const CacheShape shape(*m);
         return {qkv + t.row * qkv_size + (int64_t)kv * group * m->head_dim,
                 qkv_size,
                 t.num_rows,
@@ -235,10 +239,10 @@ struct Attend {
                 m->head_dim,
                 positions[t.row],
                 blocks + first_blocks[t.sequence],
-                keys + kv * key_bytes,
-                values + kv * value_bytes,
-                m->kv_heads * key_bytes,
-                m->kv_heads * value_bytes,
+                keys + kv * shape.key_bytes,
+                values + kv * shape.value_bytes,
+                m->kv_heads * shape.key_bytes,
+                m->kv_heads * shape.value_bytes,
                 m->cache_is_bf16,
                 1.0f / std::sqrt((float)m->head_dim)};
     }
@@ -308,10 +312,9 @@ void run_layer(Engine &e, const Plan &plan, int n, int layer) {
     const Layer &l = m.layers[layer];
     const Buffers &b = e.b;
     const int qkv_size = (m.heads + 2 * m.kv_heads) * m.head_dim;
-    const int64_t element = m.cache_is_bf16 ? 2 : 4;
-    const int64_t key_bytes = m.num_blocks * m.kv_heads * (int64_t)m.head_dim * BLOCK * element;
-    const int64_t value_bytes = m.num_blocks * m.kv_heads * (int64_t)rounded(m.head_dim, 16) * BLOCK * element;
-    char *keys = (char *)m.keys + layer * key_bytes, *values = (char *)m.values + layer * value_bytes;
+    const CacheShape shape(m);
+    const int64_t heads = layer * m.num_blocks * m.kv_heads;
+    char *keys = (char *)m.keys + heads * shape.key_bytes, *values = (char *)m.values + heads * shape.value_bytes;
 
     Entering in = {};
     in.num_rows = n;
@@ -323,7 +326,7 @@ void run_layer(Engine &e, const Plan &plan, int n, int layer) {
     for (int part = 0, column = 0; part < l.num_qkv; column += l.qkv[part++].rows)
         multiply(e, l.qkv[part], n, b.wide + column, qkv_size, STORE);
 
-    Rotate rotate = {&m, b.wide, qkv_size, b.cosine, b.sine, plan.positions.data(), plan.row_blocks.data(), keys, values, n};
+    Rotate rotate = {&m, b.wide, qkv_size, e.cosine.data(), e.sine.data(), plan.positions.data(), plan.row_blocks.data(), keys, values, n};
     if (n <= Rotate::ROWS)
         rotate.commit(0, nullptr);
     else
@@ -398,20 +401,14 @@ void native_close(Engine *e) { delete e; }
 void native_step(Engine *e, const Step *step) {
     const Step &s = *step;
     const Model &m = e->model;
-    const int n = s.num_rows, half = m.rotary_dim / 2;
+    const int n = s.num_rows;
     e->reserve(n);
     Buffers &b = e->b;
     Plan &plan = e->plans[e->next_plan++ % 8];
     e->pool->wait_for_jobs_to(plan.last_job);
     make_plan(s, plan);
-    for (int r = 0; r < n; r++) {
-        embed(*e, s.tokens[r], b.x + (int64_t)r * m.hidden);
-        for (int i = 0; i < half; i++) {
-            const float angle = (float)s.positions[r] * m.inverse_frequency[i];
-            b.cosine[(int64_t)r * half + i] = std::cos(angle) * m.rotary_factor;
-            b.sine[(int64_t)r * half + i] = std::sin(angle) * m.rotary_factor;
-        }
-    }
+    for (int r = 0; r < n; r++) embed(*e, s.tokens[r], b.x + (int64_t)r * m.hidden);
+    e->turn_to(*std::max_element(s.positions, s.positions + n));
     for (int layer = 0; layer < m.num_layers; layer++) run_layer(*e, plan, n, layer);
     plan.last_job = e->pool->last_job();
     if (s.hidden)

@@ -37,9 +37,6 @@ INLINE V to_float(I x) { return (V)_mm512_cvtepi32_ps((__m512i)x); }
 INLINE I to_int(V x) { return (I)_mm512_cvtps_epi32((__m512)x); } // to the nearest, ties to even
 INLINE V absolute(V x) { return (V)_mm512_abs_ps((__m512)x); }
 INLINE V load_halves(const uint16_t *p) { return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
-INLINE V load_bf16(const uint16_t *p) {
-    return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
-}
 #else
 #if defined(__AVX2__)
 struct Halves {
@@ -90,13 +87,30 @@ INLINE V maximum(V a, V b) { return a > b ? a : b; }
 INLINE V minimum(V a, V b) { return a < b ? a : b; }
 INLINE V to_float(I x) { return __builtin_convertvector(x, V); }
 INLINE V absolute(V x) { return (V)((I)x & 0x7fffffff); }
-INLINE V load_bf16(const uint16_t *p) {
-    typedef uint16_t H __attribute__((vector_size(32)));
-    H h;
-    memcpy(&h, p, 32);
-    return (V)(__builtin_convertvector(h, I) << 16);
-}
 #endif
+
+INLINE V lower(I pairs) { return (V)(pairs << 16); } // the first and the second of two bfloat16 in each lane
+INLINE V upper(I pairs) { return (V)(pairs & (int32_t)0xffff0000); }
+INLINE V rounded_bf16(V x) { // to the nearest, ties to even
+    const I u = (I)x;
+    return upper(u + 0x7fff + ((u >> 16) & 1));
+}
+INLINE void store_bf16(uint16_t *p, V rounded) {
+    typedef uint16_t H __attribute__((vector_size(32)));
+    typedef uint32_t U __attribute__((vector_size(64)));
+    const H h = __builtin_convertvector((U)rounded >> 16, H);
+    memcpy(p, &h, 32);
+}
+
+INLINE void prefetch(const void *p) { __builtin_prefetch(p); }
+
+struct FlushSubnormals { // as AMX's tiles do; until the end of the scope
+#if defined(__AVX2__)
+    const unsigned before = _mm_getcsr();
+    FlushSubnormals() { _mm_setcsr(before | 0x8040); }
+    ~FlushSubnormals() { _mm_setcsr(before); }
+#endif
+};
 
 // Of sixteen: eight and eight, then four and four, and so on.
 #if defined(__AVX512F__)

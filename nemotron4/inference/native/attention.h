@@ -1,0 +1,261 @@
+// Attention of a few queries over the blocks of the cache, softmax on the way. Part of kernels.cpp.
+//
+// A query does the same operations whatever is computed next to it. With keys and values in bfloat16 the queries
+// and the weights of the softmax are rounded to it too, so that AMX's tiles can multiply them; the others add in
+// the same order: of 32 columns the even ones and the odd ones, then both.
+
+enum { MOST_DIM = 512 };
+
+// The scores of one query in one block become weights; returns by what the sums so far shrink.
+INLINE V soften(V &a, V &b, int seen, float scale, float &largest) {
+    const I lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    a *= all(scale), b *= all(scale);
+    if (seen < BLOCK) { // of this block's positions
+        a = lanes < seen ? a : all(-__builtin_inff());
+        b = lanes + 16 < seen ? b : all(-__builtin_inff());
+    }
+    float now = max16(maximum(a, b));
+    now = now > largest ? now : largest;
+    const V shrink = exponential(all(largest - now));
+    largest = now;
+    a = exponential(a - all(now));
+    b = exponential(b - all(now));
+    return shrink;
+}
+
+// The head of one query in the order of ``out``, and its position.
+struct Query {
+    const float *q;
+    float *out;
+    int position;
+};
+
+INLINE Query query_of(const AttendTask &t, int i, float *out) {
+    const int row = i / t.heads_per_kv, head = i % t.heads_per_kv;
+    return {t.q + row * t.q_stride + head * t.head_dim, out + (size_t)i * t.head_dim, t.first_position + row};
+}
+
+INLINE void finish_query(const float *sums, V weight, int dim, float *out) {
+    const V inverse = all(1.0f / sum16(weight));
+    for (int e = 0; e < dim; e += 16) store_part(out + e, load(sums + e) * inverse, dim - e);
+}
+
+template <int QB> void attend_float(const AttendTask &t, int first, float *out) {
+    const int dim = t.head_dim, wide = (dim + 15) / 16 * 16;
+    alignas(64) float sums[QB][MOST_DIM];
+    Query q[QB];
+    float largest[QB];
+    V weight[QB], shrink[QB];
+    for (int j = 0; j < QB; j++) {
+        q[j] = query_of(t, first + j, out);
+        largest[j] = -__builtin_inff();
+        weight[j] = V{};
+        memset(sums[j], 0, sizeof(float) * (size_t)wide);
+    }
+    const int last = q[QB - 1].position;
+    for (int start = 0; start <= last; start += BLOCK) {
+        const float *keys = (const float *)(t.keys + t.blocks[start / BLOCK] * t.key_block);
+        const float *values = (const float *)(t.values + t.blocks[start / BLOCK] * t.value_block);
+        V s0[QB] = {}, s1[QB] = {};
+        for (int e = 0; e < dim; e++) {
+            const V k0 = load(keys + e * BLOCK), k1 = load(keys + e * BLOCK + 16);
+            for (int j = 0; j < QB; j++) {
+                s0[j] = fma(q[j].q[e], k0, s0[j]);
+                s1[j] = fma(q[j].q[e], k1, s1[j]);
+            }
+        }
+        alignas(64) float p[QB][BLOCK];
+        for (int j = 0; j < QB; j++) {
+            shrink[j] = soften(s0[j], s1[j], q[j].position + 1 - start, t.scale, largest[j]);
+            weight[j] = fma(weight[j], shrink[j], s0[j] + s1[j]);
+            store(p[j], s0[j]);
+            store(p[j] + 16, s1[j]);
+        }
+        const int num_seen = last + 1 - start < BLOCK ? last + 1 - start : BLOCK;
+        for (int e = 0; e < wide; e += 16) {
+            V sum[QB];
+            for (int j = 0; j < QB; j++) sum[j] = load(sums[j] + e) * shrink[j];
+            for (int i = 0; i < num_seen; i++) {
+                const V v = load(values + i * wide + e);
+                for (int j = 0; j < QB; j++) sum[j] = fma(p[j][i], v, sum[j]);
+            }
+            for (int j = 0; j < QB; j++) store(sums[j] + e, sum[j]);
+        }
+    }
+    for (int j = 0; j < QB; j++) finish_query(sums[j], weight[j], dim, q[j].out);
+}
+
+// ``a`` and ``b`` rounded to bfloat16, and so into 32 neighbouring places.
+INLINE void round_pair(V &a, V &b, uint16_t *out) {
+    a = rounded_bf16(a), b = rounded_bf16(b);
+    store_bf16(out, a);
+    store_bf16(out + 16, b);
+}
+
+// The values of a block that is not full, with zeros behind: what lies there is of nobody or of others.
+INLINE const uint16_t *seen_values(const uint16_t *values, int num_seen, int wide, uint16_t *copy) {
+    if (num_seen >= BLOCK) return values;
+    memset(copy, 0, (size_t)(BLOCK * wide) * 2);
+    memcpy(copy, values, (size_t)(num_seen / 2 * wide) * 4);
+    if (num_seen % 2)
+        for (int i = num_seen / 2 * wide, end = i + wide; i < end; i++) copy[2 * i] = values[2 * i];
+    return copy;
+}
+
+#if defined(HAS_AMX)
+
+// Up to sixteen queries at a time: tiles 0 to 3 are sums, 4 what is left of a product, 5 to 7 keys or values.
+void attend_tiles(const AttendTask &t, int first, int count, float *out) {
+    const int dim = t.head_dim, padded = (dim + 31) / 32 * 32, wide = (dim + 15) / 16 * 16;
+    alignas(64) uint16_t rows[16 * MOST_DIM], p[16][BLOCK], copy[BLOCK * MOST_DIM];
+    alignas(64) float sums[16 * MOST_DIM], part[16 * MOST_DIM], s[16][BLOCK];
+    Query q[16];
+    float largest[16];
+    V weight[16], shrink[16];
+    for (int j = 0; j < count; j++) {
+        q[j] = query_of(t, first + j, out);
+        for (int e = 0; e < padded; e += 16)
+            store_bf16(rows + j * padded + e, rounded_bf16(e < dim ? load_part(q[j].q + e, dim - e) : V{}));
+        largest[j] = -__builtin_inff();
+        weight[j] = V{};
+        memset(sums + j * wide, 0, sizeof(float) * (size_t)wide);
+    }
+    const int last = q[count - 1].position;
+    for (int start = 0; start <= last; start += BLOCK) {
+        const uint16_t *keys = (const uint16_t *)(t.keys + t.blocks[start / BLOCK] * t.key_block);
+        const uint16_t *values = (const uint16_t *)(t.values + t.blocks[start / BLOCK] * t.value_block);
+        if (start + BLOCK <= last) {
+            const char *next = t.keys + t.blocks[start / BLOCK + 1] * t.key_block;
+            for (int i = 0; i < padded * BLOCK * 2; i += 64) prefetch(next + i);
+        }
+        _tile_zero(0);
+        _tile_zero(1);
+        for (int e = 0; e < padded; e += 32) {
+            _tile_loadd(4, rows + e, padded * 2);
+            _tile_loadd(5, keys + e * BLOCK, BLOCK * 4);
+            _tile_loadd(6, keys + e * BLOCK + 32, BLOCK * 4);
+            _tile_dpbf16ps(0, 4, 5);
+            _tile_dpbf16ps(1, 4, 6);
+        }
+        _tile_stored(0, s[0], BLOCK * 4);
+        _tile_stored(1, s[0] + 16, BLOCK * 4);
+        for (int j = 0; j < count; j++) {
+            V a = load(s[j]), b = load(s[j] + 16);
+            shrink[j] = soften(a, b, q[j].position + 1 - start, t.scale, largest[j]);
+            round_pair(a, b, p[j]);
+            weight[j] = fma(weight[j], shrink[j], a + b);
+        }
+        values = seen_values(values, last + 1 - start, wide, copy);
+        _tile_loadd(4, p, 64);
+        for (int e = 0; e < wide; e += 64) {
+#define COLUMNS_IN_TILES(C, B, at)                                                                                     \
+    if (e + at < wide) {                                                                                               \
+        _tile_zero(C);                                                                                                 \
+        _tile_loadd(B, values + 2 * (e + at), wide * 4);                                                               \
+        _tile_dpbf16ps(C, 4, B);                                                                                       \
+        _tile_stored(C, part + e + at, wide * 4);                                                                      \
+    }
+            COLUMNS_IN_TILES(0, 5, 0)
+            COLUMNS_IN_TILES(1, 6, 16)
+            COLUMNS_IN_TILES(2, 7, 32)
+            COLUMNS_IN_TILES(3, 5, 48)
+        }
+        for (int j = 0; j < count; j++)
+            for (int e = j * wide; e < (j + 1) * wide; e += 16)
+                store(sums + e, fma(load(sums + e), shrink[j], load(part + e)));
+    }
+    for (int j = 0; j < count; j++) finish_query(sums + j * wide, weight[j], dim, q[j].out);
+}
+
+void attend_bf16(const AttendTask &t, float *out) {
+    const FlushSubnormals flush;
+    const int total = t.num_rows * t.heads_per_kv;
+    for (int i = 0, now = 0, count; i < total; i += count) {
+        count = total - i < 16 ? total - i : 16;
+        if (count != now) configure(float_tiles(now = count));
+        attend_tiles(t, i, count, out);
+    }
+    _tile_release();
+}
+
+#else
+
+template <int QB> void attend_pairs(const AttendTask &t, int first, float *out) {
+    const int dim = t.head_dim, padded = (dim + 31) / 32 * 32, wide = (dim + 15) / 16 * 16;
+    alignas(64) float sums[QB][MOST_DIM], rows[QB][MOST_DIM], p[QB][BLOCK];
+    alignas(64) uint16_t copy[BLOCK * MOST_DIM], unused[BLOCK];
+    Query q[QB];
+    float largest[QB];
+    V weight[QB], shrink[QB];
+    for (int j = 0; j < QB; j++) {
+        q[j] = query_of(t, first + j, out);
+        for (int e = 0; e < padded; e += 16)
+            store(rows[j] + e, rounded_bf16(e < dim ? load_part(q[j].q + e, dim - e) : V{}));
+        largest[j] = -__builtin_inff();
+        weight[j] = V{};
+        memset(sums[j], 0, sizeof(float) * (size_t)wide);
+    }
+    const int last = q[QB - 1].position;
+    for (int start = 0; start <= last; start += BLOCK) {
+        const uint16_t *keys = (const uint16_t *)(t.keys + t.blocks[start / BLOCK] * t.key_block);
+        const uint16_t *values = (const uint16_t *)(t.values + t.blocks[start / BLOCK] * t.value_block);
+        V s[2][QB] = {};
+        for (int half = 0; half < 2; half++)
+            for (int e = 0; e < padded; e += 32) {
+                V even[QB] = {}, odd[QB] = {};
+                for (int i = e; i < e + 32; i += 2) {
+                    const I pair = load_codes((const uint8_t *)(keys + i * BLOCK + half * 32));
+                    for (int j = 0; j < QB; j++) {
+                        even[j] = fma(rows[j][i], lower(pair), even[j]);
+                        odd[j] = fma(rows[j][i + 1], upper(pair), odd[j]);
+                    }
+                }
+                for (int j = 0; j < QB; j++) s[half][j] += even[j] + odd[j];
+            }
+        for (int j = 0; j < QB; j++) {
+            V a = s[0][j], b = s[1][j];
+            shrink[j] = soften(a, b, q[j].position + 1 - start, t.scale, largest[j]);
+            round_pair(a, b, unused);
+            weight[j] = fma(weight[j], shrink[j], a + b);
+            store(p[j], a);
+            store(p[j] + 16, b);
+        }
+        values = seen_values(values, last + 1 - start, wide, copy);
+        for (int e = 0; e < wide; e += 16) {
+            V even[QB] = {}, odd[QB] = {};
+            for (int i = 0; i < BLOCK; i += 2) {
+                const I pair = load_codes((const uint8_t *)(values + i * wide + 2 * e));
+                for (int j = 0; j < QB; j++) {
+                    even[j] = fma(p[j][i], lower(pair), even[j]);
+                    odd[j] = fma(p[j][i + 1], upper(pair), odd[j]);
+                }
+            }
+            for (int j = 0; j < QB; j++)
+                store(sums[j] + e, fma(load(sums[j] + e), shrink[j], even[j] + odd[j]));
+        }
+    }
+    for (int j = 0; j < QB; j++) finish_query(sums[j], weight[j], dim, q[j].out);
+}
+
+void attend_bf16(const AttendTask &t, float *out) {
+    const FlushSubnormals flush;
+    const int total = t.num_rows * t.heads_per_kv;
+    int i = 0;
+    for (; i + 4 <= total; i += 4) attend_pairs<4>(t, i, out);
+    if (total - i == 3) attend_pairs<3>(t, i, out);
+    if (total - i == 2) attend_pairs<2>(t, i, out);
+    if (total - i == 1) attend_pairs<1>(t, i, out);
+}
+
+#endif
+
+void attend(const AttendTask &t, float *out) {
+    if (t.is_bf16) return attend_bf16(t, out);
+    const int total = t.num_rows * t.heads_per_kv;
+    int i = 0;
+    for (; i + 6 <= total; i += 6) attend_float<6>(t, i, out);
+    if (total - i >= 4) attend_float<4>(t, i, out), i += 4;
+    if (total - i == 3) attend_float<3>(t, i, out);
+    if (total - i == 2) attend_float<2>(t, i, out);
+    if (total - i == 1) attend_float<1>(t, i, out);
+}
