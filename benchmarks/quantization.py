@@ -1,6 +1,6 @@
 """What each form that ``nemotron4 convert`` writes costs in perplexity.
 
-    python benchmarks/quantization.py TEXT.txt [--model smollm2] [--tokens 4096] [--forms int4,q4_k_m]
+    python benchmarks/quantization.py TEXT.txt [--model smollm2] [--forms int4,q4_k_m] [--out DIR]
 
 Converts the model into each form with the command, reads the result back, and computes the perplexity of the
 text's first tokens, in pieces of 512, with float32 products on the weights as they are stored. Activations
@@ -35,13 +35,15 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--forms", default=",".join(FORMS))
+    parser.add_argument("--out", type=Path, help="keep the converted models in this folder")
     given = parser.parse_args()
     ids = open_checkpoint(given.model).tokenizer().encode(given.text.read_text("utf-8"))[: given.tokens]
     print(f"{len(ids)} tokens of {given.text.name}, pieces of {PIECE}")
     source = perplexity(given.model, ids)
     print(f"{'as stored':<12}{source:9.3f}", flush=True)
     for form in given.forms.split(","):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = str(given.out / form) if given.out else temporary
             command = [sys.executable, "-m", "nemotron4", "convert", given.model, folder, "--to", FORMS[form]]
             command += ["--quantize", form, "--json"]
             command += ["--calibration", str(given.text)] if form == "fp8-static" else []
