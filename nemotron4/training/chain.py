@@ -115,7 +115,7 @@ def run(
     summary: Summary | None = None
     with parallel.launch(pick_device(stages[0].model.device)):
         tell = note if parallel.is_first() else lambda text: None
-        checks.check(stages)
+        first = checks.check(stages)[0]
         for place, recipe in enumerate(stages):
             if len(stages) > 1:
                 tell(f"stage {place + 1} of {len(stages)}: {recipe.stage}, in {recipe.run.directory}")
@@ -129,6 +129,7 @@ def run(
                 on_progress=on_progress,
                 on_part=on_part,
                 connect=connect,
+                opened=(first.base, first.read) if place == 0 and first.base and first.read else None,
             )
             if summary.output is None:
                 break

@@ -93,16 +93,18 @@ def train(
     on_progress: Callable[[StepRecord], None] = lambda progress: None,
     on_part: OnPart = hear_nothing,
     connect: Connect = connect_rewards,
+    opened: tuple[Checkpoint, Data] | None = None,
 ) -> Summary:
     """Run the recipe, or continue it; SIGTERM saves and stops. Every process of a launch calls this.
 
     ``connect`` gives policy-gradient stages their engine and judges. ``on_progress`` is called with each
     step, ``on_part`` with what else takes long: answers, validation, reference log-probabilities.
+    ``opened``: the start and the rows, where both have been read before.
     """
     device = pick_device(recipe.model.device)
-    base = open_start(recipe)
+    base = open_start(recipe) if opened is None else opened[0]
     config = model_config(recipe, base)
-    read = read_data(recipe, build_encoder(recipe, base, config))
+    read = read_data(recipe, build_encoder(recipe, base, config)) if opened is None else opened[1]
     with parallel.process_group(recipe.parallel, device) as grid:
         is_writer = parallel.is_first()
         tell: Note = note if is_writer else lambda text: None

@@ -9,6 +9,7 @@ import pytest
 
 from nemotron4.errors import ConfigError
 from nemotron4.training import chain
+from nemotron4.training import run as training_run
 from nemotron4.training.output import RECORD_FILE
 from tests import tiny_models
 
@@ -196,3 +197,17 @@ def test_previous_needs_a_reward_stage_before_it(tmp_path: Path, start: Path) ->
         ConfigError, match="stage 'ppo': model 'previous' is the model of a stage of kind reward"
     ):
         chain.load(path)
+
+
+def test_the_start_is_opened_and_its_rows_are_read_once(
+    tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both take seconds before the first step; what looks at all stages first hands them on."""
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("opened again")
+
+    monkeypatch.setattr(training_run, "open_start", refuse)
+    monkeypatch.setattr(training_run, "read_data", refuse)
+    stages = chain.load(chain_file(tmp_path, start), [])
+    assert chain.run(stages[:1]).output is not None
