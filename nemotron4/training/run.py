@@ -102,9 +102,7 @@ def train(
     ``opened``: the start and the rows, where both have been read before.
     """
     device = pick_device(recipe.model.device)
-    base = open_start(recipe) if opened is None else opened[0]
-    config = model_config(recipe, base)
-    read = read_data(recipe, build_encoder(recipe, base, config)) if opened is None else opened[1]
+    base, read = opened or _opened(recipe)
     with parallel.process_group(recipe.parallel, device) as grid:
         is_writer = parallel.is_first()
         tell: Note = note if is_writer else lambda text: None
@@ -114,7 +112,7 @@ def train(
         )
         for line in read.ignored:
             tell(line)
-        origin = Origin(recipe, base, config)
+        origin = Origin(recipe, base, model_config(recipe, base))
         engine = parallel.build(origin, grid, device)
         weights = _hash_of_start(origin, engine, grid)
         shown = on_part if is_writer else hear_nothing
@@ -138,7 +136,7 @@ def train(
                 tell(line)
             _say_new_rate(trainer, tell)
             write_record(recipe, read, trainer, weights, facts, run_fingerprint)
-            write_start(recipe, base, config)
+            write_start(recipe, base, origin.config)
         with stopping_on_sigterm(trainer):
             steps = trainer.run()
         output = None
@@ -154,6 +152,11 @@ def _hash_of_start(origin: Origin, engine: TrainingEngine, grid: parallel.Grid |
     """The same for every layout; read again where memory holds a part of the weights, or 16 bits of them."""
     is_as_read = grid is None and engine.compute == torch.float32
     return model_hash(engine.scorer.net) if is_as_read else origin.hash()
+
+
+def _opened(recipe: Recipe) -> tuple[Checkpoint, Data]:
+    base = open_start(recipe)
+    return base, read_data(recipe, build_encoder(recipe, base, model_config(recipe, base)))
 
 
 def _trainer(
