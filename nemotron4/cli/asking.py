@@ -46,15 +46,11 @@ def ask_word(
         _refuse(Nemotron4Error(message, hint=hint))
 
 
-def ask_number(
-    question: str, scale: Sequence[int], *, is_optional: bool = False, read: ReadLine = read_line
-) -> int | None:
-    """A number of the scale; an empty line is None where that is allowed."""
+def ask_number(question: str, scale: Sequence[int], *, read: ReadLine = read_line) -> int:
+    """A number of the scale."""
     low, high = min(scale), max(scale)
     while True:
-        given = _read(f"{question} ({low}-{high}{', empty: none' if is_optional else ''})", read)
-        if not given and is_optional:
-            return None
+        given = _read(f"{question} ({low}-{high})", read)
         if given.isascii() and given.isdigit() and int(given) in scale:
             return int(given)
         _refuse(Nemotron4Error(f"{given!r} is not a number from {low} to {high}"))

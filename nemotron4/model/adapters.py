@@ -118,14 +118,6 @@ class LoraLinear(nn.Linear):
         weight = self.weight if self.quantized is None else self.quantized.whole(torch.float32)
         return weight.float() + self.scale * update
 
-    def merged_weight(self) -> Tensor:
-        """What the layer multiplies by, rounded once."""
-        summed = self._summed()
-        if self.lora_magnitude_vector is not None:
-            lengths = self.lora_magnitude_vector.float() / summed.norm(dim=1)
-            summed = summed * lengths[:, None]
-        return summed.to(self.lora_A.weight.dtype if self.quantized is not None else self.weight.dtype)
-
 
 class BottleneckLinear(nn.Linear):
     """y + U silu(D LN(y)) after a linear layer's own y; D xavier-normal, U zero (NeMo's "adapter" scheme)."""

@@ -29,7 +29,6 @@ def run(
     port: int,
     settings: ServerSettings | None = None,
     guard: Guard | None = None,
-    is_announced: bool = True,
     tabs: Sequence[PageTab] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT. Port 0 takes a free one; the readiness line names it.
@@ -47,7 +46,7 @@ def run(
             listeners.append(stack.enter_context(bind(settings.host, page_port)))
         engine = engine_factory()
         stack.callback(engine.close)
-        _serve(engine, settings, listeners, guard, is_announced, tabs)
+        _serve(engine, settings, listeners, guard, tabs)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -83,7 +82,6 @@ def _serve(
     settings: ServerSettings,
     listeners: Sequence[socket.socket],
     guard: Guard | None,
-    is_announced: bool,
     tabs: Sequence[PageTab],
 ) -> None:
     for listener in listeners:
@@ -107,7 +105,7 @@ def _serve(
         proxy_headers=False,
         timeout_graceful_shutdown=STALE_CONNECTION_S,
     )
-    line = _ready_line(engine, settings, listeners) if is_announced else None
+    line = _ready_line(engine, settings, listeners)
     server = _DrainingServer(config, app.state.service, line)
     server.run(sockets=list(listeners))
     if server.failure is not None:
@@ -138,7 +136,7 @@ def _raise_file_limit() -> None:
 class _DrainingServer(uvicorn.Server):
     """uvicorn closes its port at the first signal; this one answers 503 there until the last answer."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, ready_line: str | None) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, ready_line: str) -> None:
         super().__init__(config)
         self.failure: str | None = None
         self._service = service
@@ -146,8 +144,7 @@ class _DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self._ready_line is not None:
-            print(self._ready_line, file=sys.stderr, flush=True)
+        print(self._ready_line, file=sys.stderr, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)

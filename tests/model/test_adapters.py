@@ -85,7 +85,9 @@ def test_merged_lora_equals_running_beside() -> None:
     merged = fresh_model()
     for name, module in adapted_modules(model).items():
         assert isinstance(module, LoraLinear)
-        merged.get_submodule(name).weight = torch.nn.Parameter(module.merged_weight())
+        update = module.lora_B.weight @ module.lora_A.weight
+        scale = LORA.alpha / LORA.rank
+        merged.get_submodule(name).weight = torch.nn.Parameter(module.weight + scale * update)
     torch.testing.assert_close(merged(TOKENS), beside, rtol=1e-5, atol=1e-5)
 
 
