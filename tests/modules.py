@@ -111,7 +111,7 @@ TESTED_IN: dict[str, str] = {
         training.rollouts training.sampler
         training.stages.policy_gradient""",
     "training/test_published_rows.py": "training.cache training.dataset",
-    "training/test_recipe.py": "training.new_recipe training.preview",
+    "training/test_recipe.py": "training.new_recipe training.preview training.synonyms",
     "training/test_run.py": """
         cli.train model.reward_head training.inputs training.model_card training.scorer
         training.stages.pretrain""",

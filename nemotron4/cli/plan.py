@@ -16,6 +16,7 @@ from nemotron4.cluster.layout import (
     MFU_FORMULA,
     PREFILL_FORMULA,
     Method,
+    Moments,
     ParallelSizes,
     Train,
     largest,
@@ -61,6 +62,7 @@ def plan(
     ] = Workload.kv_cache_dtype,
     train: Annotated[Train | None, typer.Option(help="Plan training instead of serving.")] = None,
     method: Annotated[Method, typer.Option(help="What is trained.")] = Workload.method,
+    moments: Annotated[Moments, typer.Option(help="AdamW's moments (training).")] = Workload.moments,
     batch: Annotated[int, typer.Option(help="Sequences of a training step.")] = Workload.batch,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the bytes of a rank (.svg, .png).")
@@ -76,6 +78,7 @@ def plan(
         train=train,
         method=method,
         batch=batch,
+        moments=moments,
         kv_cache_dtype=kv_cache_dtype,
         stored=planned.stored if train is None and dtype in (None, planned.dtype) else {},
     )

@@ -2,8 +2,9 @@
 
 Serving: weights, the KV cache of the asked sequences, activations of one prefill chunk, and what the runtime
 takes. Training (mixed precision as in Megatron): 16-bit weights, float32 gradients, and 12 bytes of float32
-master weight and Adam moments for each trained parameter, the last divided over the data parallel ranks;
-activations are the layers' inputs (everything else is recomputed) of the micro-batches in flight.
+master weight and Adam moments (6 with moments of 8 bits) for each trained parameter, the last divided over
+the data parallel ranks; activations are the layers' inputs (everything else is recomputed) of the
+micro-batches in flight.
 
 Decode reads every weight and every cached key and value once for each step; prefill and training are counted
 in operations. Rates are upper bounds: communication, kernel launches and waiting are left out.
@@ -20,11 +21,14 @@ from nemotron4.cluster.sizes import Shape, TensorSize, WeightBytes, num_paramete
 from nemotron4.json_form import JsonForm
 
 Train = Literal["full", "lora", "qlora"]
+Moments = Literal["float32", "8bit"]
 Method = Literal["sft", "reward", "dpo", "rpo", "ppo"]
 
 PREFILL_TOKENS = 8192  # tokens of one prefill step, vLLM's default chunk
 RUNTIME_BYTES = 2 * 1000**3  # CUDA context, communication buffers, graphs: an assumption
 LORA_RANK = 32
+# Of one trained number: float32 master weight and two moments; 8 bits have a float32 scale for each 256.
+OPTIMIZER_BYTES = {"float32": 12.0, "8bit": 4 + 2 * (1 + 4 / 256)}
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ def training_bytes(
     method: Method,
     context: int,
     micro_batch: int = 1,
+    moments: Moments = "float32",
 ) -> RankBytes:
     """One rank of a stage. The references of ``dpo`` and ``rpo`` are numbers on disk.
 
@@ -122,7 +127,7 @@ def training_bytes(
         weights=weights,
         activations=inputs + max(block, logits),
         gradients=4 * trained,
-        optimizer=math.ceil(12 * trained / layout.data_parallel),
+        optimizer=math.ceil(OPTIMIZER_BYTES[moments] * trained / layout.data_parallel),
         rollouts=rollouts,
     )
 

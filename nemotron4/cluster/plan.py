@@ -11,6 +11,7 @@ from nemotron4.cluster.hardware import Dtype, Gpu
 from nemotron4.cluster.layout import (
     MFU_FORMULA,
     Method,
+    Moments,
     ParallelSizes,
     RankBytes,
     ServingRates,
@@ -41,6 +42,7 @@ class Workload:
     method: Method = "sft"
     batch: int = 128
     kv_cache_dtype: KvCacheDtype = "auto"
+    moments: Moments = "float32"
     stored: Mapping[str, int] = field(default_factory=dict)  # bytes of a checkpoint's own tensors
 
     def __post_init__(self) -> None:
@@ -252,6 +254,7 @@ def _attempt(shape: Shape, gpu: Gpu, workload: Workload, layout: ParallelSizes) 
                 train=workload.train,
                 method=workload.method,
                 context=workload.context,
+                moments=workload.moments,
             )
         stages.append(rank)
     usable = int(gpu.memory_bytes * USABLE)

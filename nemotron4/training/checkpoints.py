@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from nemotron4.checkpoint.trained import STATE_FILE, WEIGHTS
 from nemotron4.errors import CheckpointError
 from nemotron4.runs import flush, publish
+from nemotron4.training.optimizer import moments
 
 Given = TypeVar("Given")
 FILES_PER_PROCESS = 8  # a file is serialised in memory before it is written
@@ -218,18 +219,7 @@ def _quiet() -> Iterator[None]:
 def plain_tensors(
     parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Parameters and their AdamW moments under flat names, the same under every layout.
-
-    Asking for the moments of a parameter that has not been stepped yet creates them, as zeros.
-    """
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        tensors[f"{WEIGHTS}{name}"] = parameter.detach()
-        state = optimizer.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        for key in ("exp_avg", "exp_avg_sq", "step"):
-            tensors[f"optimizer.{key}.{name}"] = state[key]
+    """Parameters and their AdamW moments under flat names, the same under every layout."""
+    tensors = {f"{WEIGHTS}{name}": parameter.detach() for name, parameter in parameters.items()}
+    tensors.update((f"optimizer.{name}", tensor) for name, tensor in moments(parameters, optimizer))
     return tensors

@@ -19,6 +19,7 @@ from nemotron4.training import inputs, pipeline, sharded
 from nemotron4.training.indexed import IndexedCorpus, is_corpus
 from nemotron4.training.inputs import Data
 from nemotron4.training.loading import BITS, check_adapter
+from nemotron4.training.optimizer import MOMENT_BYTES
 from nemotron4.training.reading import HUB, files_of
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.run import output_folder, pick_device
@@ -100,7 +101,8 @@ def memory(recipe: Recipe, config: ModelConfig) -> tuple[int, int]:
     shards = recipe.parallel.num_processes // recipe.parallel.replicas
     # One process keeps the 16-bit copies of what trains; several gather them block by block.
     copies = 2 * trained if wide == 2 and recipe.parallel.num_processes == 1 else 0
-    return copies + (4 * trained + wide * frozen + codes) // shards, 12 * trained // shards
+    state = int((4 + MOMENT_BYTES[recipe.optimizer.moments]) * trained)  # the gradient is float32
+    return copies + (4 * trained + wide * frozen + codes) // shards, state // shards
 
 
 def trainable_parameters(recipe: Recipe, config: ModelConfig) -> int:

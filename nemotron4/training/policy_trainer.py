@@ -18,11 +18,11 @@ from nemotron4.training.advantages import (
 )
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.judged import Judged, groups_of
+from nemotron4.training.optimizer import apply_gradients, build_optimizer
 from nemotron4.training.policy import AnswerSample, CriticObjective, PolicyGradientSection
 from nemotron4.training.rollout_trainer import RolloutTrainer
 from nemotron4.training.samples import Sample
 from nemotron4.training.schedule import learning_rate
-from nemotron4.training.trainer import apply_gradients, build_optimizer
 
 
 class PolicyTrainer(RolloutTrainer):

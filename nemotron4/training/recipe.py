@@ -16,75 +16,7 @@ from nemotron4.training import stage
 from nemotron4.training.metrics import LogName
 from nemotron4.training.reading import TrainingSource
 from nemotron4.training.stage import Stage
-
-# Names that other trainers, and older recipes, give to our settings.
-SYNONYMS = {
-    "chat_template": "model.prompt_format",
-    "template": "model.prompt_format",
-    "recompute": "model.activation_checkpointing",
-    "gradient_checkpointing": "model.activation_checkpointing",
-    "model_name_or_path": "model.start",
-    "base_model": "model.start",
-    "pretrained": "model.start",
-    "bf16": 'model.compute = "bfloat16"',
-    "precision": 'model.compute = "bfloat16"',
-    "torch_dtype": "model.compute",
-    "dtype": "model.compute",
-    "datasets": "data.train",
-    "dataset": "data.train",
-    "dataset_name": "data.train",
-    "train_file": "data.train",
-    "eval_dataset": "data.validation",
-    "validation_file": "data.validation",
-    "seq_length": "data.max_length",
-    "max_seq_length": "data.max_length",
-    "max_seq_len": "data.max_length",
-    "sequence_len": "data.max_length",
-    "cutoff_len": "data.max_length",
-    "lr": "optimizer.learning_rate",
-    "learning_rate": "optimizer.learning_rate",
-    "min_lr": "optimizer.min_learning_rate",
-    "lr_scheduler": "optimizer.schedule",
-    "lr_scheduler_type": "optimizer.schedule",
-    "warmup": "optimizer.warmup_steps",
-    "warmup_ratio": "optimizer.warmup_steps",
-    "adam_beta1": "optimizer.betas",
-    "adam_beta2": "optimizer.betas",
-    "adam_epsilon": "optimizer.eps",
-    "wd": "optimizer.weight_decay",
-    "max_grad_norm": "optimizer.clip_norm",
-    "gradient_clipping": "optimizer.clip_norm",
-    "grad_clip": "optimizer.clip_norm",
-    "batch_size": "batch.global_size",
-    "global_batch_size": "batch.global_size",
-    "train_batch_size": "batch.global_size",
-    "gradient_accumulation_steps": "batch.global_size, which is whole whatever fits in a row",
-    "micro_batch_size": "batch.row_tokens, the tokens of one packed row",
-    "per_device_train_batch_size": "batch.row_tokens, the tokens of one packed row",
-    "num_train_epochs": "run.epochs",
-    "num_epochs": "run.epochs",
-    "max_epochs": "run.epochs",
-    "num_steps": "run.max_steps",
-    "output_dir": "run.directory",
-    "save_steps": "run.save_every",
-    "save_interval": "run.save_every",
-    "save_total_limit": "run.keep_checkpoints",
-    "eval_steps": "run.validate_every",
-    "val_check_interval": "run.validate_every",
-    "logging": "run.log",
-    "report_to": "run.log",
-    "lora_r": "adapter.rank",
-    "r": "adapter.rank",
-    "lora_alpha": "adapter.alpha",
-    "lora_dropout": "adapter.dropout",
-    "target_modules": "adapter.targets",
-    "lora_target_modules": "adapter.targets",
-    "ref_policy_kl_penalty": "preference.beta",
-    "loss_type": "preference.loss",
-    "num_generations": "policy_gradient.group_size",
-    "tensor_model_parallel_size": "parallel.tensor",
-    "pipeline_model_parallel_size": "parallel.pipeline",
-}
+from nemotron4.training.synonyms import SYNONYMS
 
 
 def _check_at_least(section: str, values: dict[str, float], minimum: float) -> None:
@@ -203,6 +135,7 @@ class OptimizerSection:
     eps: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # 0 is off
+    moments: Literal["float32", "8bit"] = "float32"  # 8bit: a quarter of AdamW's memory, through torchao
 
     def __post_init__(self) -> None:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -301,6 +234,10 @@ class Recipe:
             )
         if self.adapter is not None and self.adapter.use_dora and self.parallel.tensor > 1:
             raise ConfigError("adapter.use_dora needs whole rows of a weight", hint="set parallel.tensor = 1")
+        if self.optimizer.moments == "8bit" and self.parallel.num_processes > 1:
+            raise ConfigError(
+                "optimizer.moments = 8bit is for one process", hint="shard float32 moments instead"
+            )
         if self.run.extend and self.end_rate == 0:
             raise ConfigError(
                 f"run.extend trains {self.run.extend} steps at the rate 0, with which schedule "

@@ -24,8 +24,9 @@ from nemotron4.errors import ConfigError
 from nemotron4.model.adapters import AdapterConfig
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.transformer import Transformer
-from nemotron4.training import checkpoints, checks, inputs, parallel
+from nemotron4.training import checks, inputs, parallel
 from nemotron4.training.loading import Origin
+from nemotron4.training.optimizer import MOMENT_BYTES
 from nemotron4.training.recipe import ParallelSection, Recipe
 from nemotron4.training.schedule import plan_steps
 
@@ -61,7 +62,7 @@ def rehearse(recipe: Recipe, num_samples: int) -> Rehearsed:
     split = _Split(recipe.parallel, config, recipe.adapter, recipe.kind.has_reward_head, recipe)
     states = {rank: _state_bytes(split, rank) for rank in sorted({0, last})}
     trained = checks.trainable_parameters(recipe, config)
-    return Rehearsed(config, last + 1, len(sizes), max(sizes), sum(sizes), states, 12 * trained)
+    return Rehearsed(config, last + 1, len(sizes), max(sizes), sum(sizes), states, _state(recipe, trained))
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,12 @@ class _Split:
 @functools.lru_cache(maxsize=32)  # a build takes up to half a minute, and stages are split alike
 def _state_bytes(split: _Split, rank: int) -> int:
     with _engine(split.recipe, split.config, rank) as engine:
-        trainable = engine.trainable
-        state = checkpoints.plain_tensors(trainable, torch.optim.AdamW(trainable.values()))
-        return sum(_local(tensor).nbytes for name, tensor in state.items() if ".step." not in name)
+        return _state(split.recipe, sum(_local(p).numel() for p in engine.trainable.values()))
+
+
+def _state(recipe: Recipe, trained: int) -> int:
+    """Bytes of so many float32 numbers and their moments."""
+    return int((4 + MOMENT_BYTES[recipe.optimizer.moments]) * trained)
 
 
 def _local(tensor: Tensor) -> Tensor:

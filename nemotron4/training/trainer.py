@@ -13,11 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
-from torch import nn
-from torch.distributed.tensor import DTensor
 
 from nemotron4.errors import ConfigError, TrainingError
 from nemotron4.training import checkpoints
@@ -33,47 +30,13 @@ from nemotron4.training.metrics import (
     hear_nothing,
     peak_memory_bytes,
 )
-from nemotron4.training.recipe import OptimizerSection, Recipe
+from nemotron4.training.optimizer import apply_gradients, build_optimizer
+from nemotron4.training.recipe import Recipe
 from nemotron4.training.samples import Sample
 from nemotron4.training.schedule import learning_rate, plan_steps
 from nemotron4.training.stage import Objective
 
 HIGHER_IS_BETTER = frozenset(("reward", "accuracy", "margin_beta", "reward_correlation", "score_margin"))
-
-
-def build_optimizer(trainable: Mapping[str, nn.Parameter], settings: OptimizerSection) -> torch.optim.AdamW:
-    """AdamW; matrices decay, norms and biases do not."""
-    if not trainable:
-        raise ConfigError("the model has no parameter that trains")
-    groups: dict[Any, dict[str, Any]] = {}
-    for parameter in trainable.values():
-        # One fused call works on parameters of one layout.
-        layout = parameter.device_mesh if isinstance(parameter, DTensor) else None
-        decay = settings.weight_decay if parameter.dim() >= 2 else 0.0
-        group = groups.setdefault((layout, decay), {"params": [], "weight_decay": decay})
-        group["params"].append(parameter)
-    return torch.optim.AdamW(
-        list(groups.values()),
-        lr=settings.learning_rate,
-        betas=(settings.betas[0], settings.betas[1]),
-        eps=settings.eps,
-        # One pass over memory for the whole update: half the time of the plain form on a CPU.
-        fused=True,
-    )
-
-
-def apply_gradients(
-    engine: TrainingEngine, optimizer: torch.optim.Optimizer, norm: float, rate: float, clip_norm: float
-) -> None:
-    """One update by the gradients that the parameters hold, cut to ``clip_norm`` (0: not), then none left."""
-    if clip_norm and norm > clip_norm:
-        for parameter in engine.trainable.values():
-            if parameter.grad is not None:
-                parameter.grad.mul_(clip_norm / norm)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 class Trainer:
@@ -222,7 +185,7 @@ class Trainer:
             result,
             {
                 **self.constants,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
                 "grad_norm": norm,
                 "tokens": float(result.num_tokens),
                 "tokens_per_s": result.num_tokens / seconds,

@@ -1,0 +1,136 @@
+"""AdamW, with moments of 32 bits, or of 8 through torchao.
+
+Eight bits are the blockwise dynamic quantisation of Dettmers et al., "8-bit Optimizers via Block-wise
+Quantization" (2022): 256 numbers share a scale; a weight of fewer than 4,096 numbers keeps 32 bits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from nemotron4.errors import ConfigError, import_optional
+from nemotron4.training.engine import TrainingEngine
+from nemotron4.training.recipe import OptimizerSection
+
+# Of one trained number: two moments of 32 bits, or of 8 with their share of the scales.
+MOMENT_BYTES = {"float32": 8.0, "8bit": 2 * (1 + 4 / 256)}
+
+
+class Joined(torch.optim.Optimizer):
+    """Optimisers of different parameters as one."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = parts
+        # Theirs, not copies of them.
+        self.param_groups = [group for part in parts for group in part.param_groups]
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for part in self.parts:
+            part.step()
+            self.state.update(part.state)
+
+
+def build_optimizer(
+    trainable: Mapping[str, nn.Parameter], settings: OptimizerSection
+) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, norms and biases do not.
+
+    Of moments in eight bits, embeddings and output layer keep 32: most of their rows have no gradient in a
+    step, and next to a large one a small second moment becomes zero, which makes its update unbounded.
+    """
+    if not trainable:
+        raise ConfigError("the model has no parameter that trains")
+    wide = {name: p for name, p in trainable.items() if settings.moments == "float32" or _is_by_token(name)}
+    narrow = {name: p for name, p in trainable.items() if name not in wide}
+    parts: list[torch.optim.Optimizer] = []
+    options: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "betas": tuple(settings.betas),
+        "eps": settings.eps,
+    }
+    if wide:
+        # One pass over memory for the whole update: half the time of the plain form on a CPU.
+        parts.append(torch.optim.AdamW(_groups(wide, settings), fused=True, **options))
+    if narrow:
+        # It warns of each of its own CUDA libraries that this build of torch cannot load.
+        logging.getLogger("torchao").setLevel(logging.ERROR)
+        library = import_optional("torchao.optim", 'optimizer.moments = "8bit"')
+        parts.append(library.AdamW8bit(_groups(narrow, settings), **options))
+    return parts[0] if len(parts) == 1 else Joined(parts)
+
+
+def _is_by_token(name: str) -> bool:
+    return "embed_tokens" in name or "lm_head" in name
+
+
+def _groups(parameters: Mapping[str, nn.Parameter], settings: OptimizerSection) -> list[dict[str, Any]]:
+    groups: dict[Any, dict[str, Any]] = {}
+    for parameter in parameters.values():
+        # One fused call works on parameters of one layout.
+        layout = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        decay = settings.weight_decay if parameter.dim() >= 2 else 0.0
+        group = groups.setdefault((layout, decay), {"params": [], "weight_decay": decay})
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def apply_gradients(
+    engine: TrainingEngine, optimizer: torch.optim.Optimizer, norm: float, rate: float, clip_norm: float
+) -> None:
+    """One update by the gradients that the parameters hold, cut to ``clip_norm`` (0: not), then none left."""
+    if clip_norm and norm > clip_norm:
+        for parameter in engine.trainable.values():
+            if parameter.grad is not None:
+                parameter.grad.mul_(clip_norm / norm)
+    _step(optimizer, rate)
+
+
+def _step(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):  # torchao compiles its step around one tensor
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def moments(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, Tensor]]:
+    """AdamW's state under flat names, the same under every layout; what has made no step yet is zeros."""
+    if not all(optimizer.state[parameter] for parameter in parameters.values()):
+        _make_state(parameters, optimizer)
+    for name, parameter in parameters.items():
+        state: dict[str, Any] = optimizer.state[parameter]
+        for key in ("exp_avg", "exp_avg_sq", "step"):
+            value = state[key]
+            if hasattr(value, "__tensor_flatten__") and not isinstance(value, DTensor):
+                for part in value.__tensor_flatten__()[0]:  # torchao's codes, scales and their map
+                    yield f"{key}.{part}.{name}", getattr(value, part)
+            else:
+                yield f"{key}.{name}", value
+
+
+def _make_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Zeros, as the optimiser itself would make them."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        for parameter in parameters.values():
+            state = optimizer.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    _step(optimizer, 0.0)
+    for parameter in parameters.values():
+        optimizer.state[parameter]["step"].zero_()
