@@ -133,11 +133,18 @@ def _sum_of_squares(values_RC: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(values_RC, dim=1).double().square().sum())
 
 
-def int4_group(shape: tuple[int, ...]) -> int:
-    """Columns of a group: 128, or the most that divides the row."""
-    group = next((size for size in (INT4_GROUP, 64, 32) if shape[1] % size == 0), None)
+def int4_group(checkpoint: Checkpoint) -> int:
+    """Columns of a group: 128, or the most that divides the rows of every linear layer (one for the file)."""
+    widths = {
+        info.shape[1]
+        for name, info in checkpoint.tensors.items()
+        if name.startswith("model.layers.") and name.endswith("_proj.weight")
+    }
+    group = next((size for size in (INT4_GROUP, 64, 32) if all(width % size == 0 for width in widths)), None)
     if group is None:
-        raise CheckpointError(f"rows of {shape[1]} values do not divide into groups of 32, 64 or 128")
+        raise CheckpointError(
+            f"rows of {', '.join(map(str, sorted(widths)))} values do not divide into groups of 32, 64 or 128"
+        )
     return group
 
 
@@ -152,7 +159,7 @@ def quantized_group(
     shape, stem = checkpoint.tensors[name].shape, name.removesuffix(".weight")
     tail: list[tuple[Entry, Callable[[], torch.Tensor]]] = []
     if scheme == "int4":
-        group = int4_group(shape)
+        group = int4_group(checkpoint)
         first = Entry(f"{stem}.weight_packed", torch.int32, (shape[0], shape[1] // 8))
         scale = Entry(f"{stem}.weight_scale", dtype, (shape[0], shape[1] // group))
         tail.append((Entry(f"{stem}.weight_shape", torch.int64, (2,)), lambda: torch.tensor(shape)))
@@ -217,15 +224,8 @@ def quantization_config(scheme: Scheme, checkpoint: Checkpoint, *, ignored: list
     weights: dict[str, Any] = {"symmetric": True, "dynamic": False}
     inputs: dict[str, Any] | None = None
     if scheme == "int4":
-        linear = [
-            info.shape
-            for name, info in checkpoint.tensors.items()
-            if name.startswith("model.layers.") and name.endswith("_proj.weight")
-        ]
-        sizes = {int4_group(shape) for shape in linear}
-        if len(sizes) > 1:
-            raise CheckpointError(f"rows of different lengths ask for groups of {sorted(sizes)} values")
-        weights |= {"num_bits": 4, "type": "int", "strategy": "group", "group_size": sizes.pop()}
+        weights |= {"num_bits": 4, "type": "int", "strategy": "group"}
+        weights["group_size"] = int4_group(checkpoint)
     elif scheme == "nvfp4":
         weights |= {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": NVFP4_GROUP}
         weights["scale_dtype"] = weights["zp_dtype"] = "torch.float8_e4m3fn"

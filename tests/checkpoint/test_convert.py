@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemotron4.checkpoint.convert import ConvertOptions, convert, verify
 from nemotron4.checkpoint.convert_files import JOURNAL, MANIFEST, Blocks, OutputFile, write_files
-from nemotron4.checkpoint.load import load_weights
+from nemotron4.checkpoint.load import load_transformer, load_weights
 from nemotron4.checkpoint.nemo import open_nemo
 from nemotron4.checkpoint.opening import open_checkpoint
 from nemotron4.checkpoint.write_huggingface import huggingface_files
@@ -284,15 +284,23 @@ print(json.dumps(answer["tokens"]))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("is_split", [False, True])
-def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path: Path, is_split: bool) -> None:
+def llama_cpp_tokens(file: Path, prompt: list[int]) -> list[int]:
     """With ``xllamacpp`` (llama.cpp in a wheel) in an environment of its own, whose python
     NEMOTRON4_LLAMA_CPP names."""
     peer = os.environ.get("NEMOTRON4_LLAMA_CPP")
     if not peer:
         pytest.skip("NEMOTRON4_LLAMA_CPP names no python that has xllamacpp")
+    command = [peer, "-c", LLAMA_CPP, str(file), json.dumps(prompt)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found: list[int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("is_split", [False, True])
+def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path: Path, is_split: bool) -> None:
     source = release(tmp_path / "m", dtype=torch.float32, context_length=128, hidden_size=128)
     if is_split:
         file = gguf_parts(tmp_path / "g", source, torch.float32)[0]
@@ -300,15 +308,7 @@ def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path: Path, is_split: bool) 
         file = converted(source, tmp_path / "g", to="gguf") / "model.gguf"
     checkpoint = open_checkpoint(source)
     prompt = checkpoint.tokenizer().encode(CARD_PROMPT)
-    done = subprocess.run(
-        [peer, "-c", LLAMA_CPP, str(file), json.dumps(prompt)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = llama_cpp_tokens(file, prompt)
     model = Transformer(checkpoint.config)
     load_weights(model, checkpoint, dtype=torch.float32)
     ids = list(prompt)
@@ -316,6 +316,27 @@ def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path: Path, is_split: bool) 
         for _ in range(24):
             ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
     assert found == ids[len(prompt) :]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("scheme", ["q8_0", "q6_k", "q4_k_m", "q4_0"])
+def test_llama_cpp_loads_every_written_type_and_takes_the_tokens_that_we_read(
+    tmp_path: Path, demo_model: Path, scheme: Any
+) -> None:
+    """llama.cpp rounds activations to eight bits: a token may be another where two are nearly as likely."""
+    source = open_checkpoint(demo_model)
+    prompt = source.tokenizer().encode("The difference between a cat and a dog is")
+    convert(source, tmp_path / "q", ConvertOptions(to="gguf", quantize=scheme))
+    found = llama_cpp_tokens(tmp_path / "q" / "model.gguf", prompt)
+    model, _ = load_transformer(open_checkpoint(tmp_path / "q"), dtype=torch.float32)
+    with torch.no_grad():
+        logits_TV = model(torch.tensor([prompt + found]))[0, len(prompt) - 1 : -1]
+    chosen_T = logits_TV.gather(1, torch.tensor(found)[:, None])[:, 0]
+    behind_T = logits_TV.amax(dim=1) - chosen_T
+    assert len(found) == 24
+    assert float((behind_T == 0).float().mean()) > 0.8
+    assert float(behind_T.max()) < 0.5
 
 
 def test_a_row_of_zeros_stays_zero() -> None:

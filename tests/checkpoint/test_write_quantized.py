@@ -68,6 +68,16 @@ def test_four_bits_are_read_back_with_the_error_they_state(
     assert verify(source, folder, ConvertOptions(to="hf", quantize=scheme)) > 0
 
 
+def test_rows_of_different_lengths_share_one_group_size(tmp_path: Path) -> None:
+    """The demo model has rows of 576 and 1,536 values."""
+    shape = {"hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 3, "num_key_value_heads": 1}
+    source = open_checkpoint(llama_directory(tmp_path / "m", head_dim=64, **shape))
+    convert(source, tmp_path / "q", ConvertOptions(to="hf", quantize="int4"))
+    entry = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
+    assert entry["config_groups"]["group_0"]["weights"]["group_size"] == 64
+    assert relative_error_of_logits(tmp_path / "m", tmp_path / "q") < 0.6
+
+
 @pytest.mark.parametrize(
     ("scheme", "compressor"), [("int4", PackedQuantizationCompressor), ("nvfp4", NVFP4PackedCompressor)]
 )
