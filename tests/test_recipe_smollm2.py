@@ -49,7 +49,7 @@ def test_nothing_held_out_is_trained_on(steps: ModuleType, tmp_path: Path) -> No
     trained = {task["question"] for task in steps.tasks.tasks(16)}
     for which in range(3):
         steps.ask(tmp_path, which, 160)
-        trained |= {row["task"]["question"] for row in read_rows(tmp_path / "ask.jsonl")}
+        trained |= {row["meta"]["task"]["question"] for row in read_rows(tmp_path / "ask.jsonl")}
     assert not trained & held_out
     functions = {task["check"]["function"] for task in steps.held_out() if task["kind"] == "code"}
     assert not any(
@@ -76,8 +76,8 @@ def test_what_a_program_can_say(
     assert steps.tasks.value(task, right) == 1.0
     assert steps.tasks.value(task, wrong) == pytest.approx(0.3)
     assert steps.tasks.value(task, "") == steps.tasks.value(task, right, is_ended=False) == 0.0
-    assert steps.tasks.score(["?"], [f"{right}\n<extra_id_1>"], [{"task": task}]) == [1.0]
-    assert steps.tasks.score(["?"], [right], [{"task": task}]) == [0.0]  # it never ended
+    assert steps.tasks.score(["?"], [f"{right}\n<extra_id_1>"], [{"meta": {"task": task}}]) == [1.0]
+    assert steps.tasks.score(["?"], [right], [{"meta": {"task": task}}]) == [0.0]  # it never ended
 
 
 def test_an_edited_answer_follows_its_instruction(steps: ModuleType) -> None:
@@ -110,7 +110,7 @@ def test_the_best_answer_that_holds_is_kept_and_ends_with_the_marker(
             sample(program | {"question": "Never right"}, "```python\ndef add(a, b):\n    return 0\n```"),
         ],
     )
-    steps.select(tmp_path, tmp_path / "samples.jsonl")
+    steps.select(tmp_path, tmp_path / "samples.jsonl", 16)
     rows = {row["prompt"]: row["completion"] for row in read_rows(tmp_path / "sft.jsonl") if "prompt" in row}
     assert len(rows) == 2
     assert all("<extra_id_1>User" in prompt for prompt in rows)

@@ -64,7 +64,7 @@ DRAWS = {
     "other": (2, 130),
 }
 PAIR_SAMPLES, MIN_GAP = 4, 0.25
-MAX_WORDS, MAX_SUMS, EDITS_EACH, EVERY = 110, 60, 8, 6
+MAX_WORDS, MAX_SUMS, EVERY = 110, 60, 6
 STAGES = ("before", "sft", "dpo", "rpo-1", "rpo-2", "grpo")
 KINDS = ("code", "sum", "reading", "instruction")
 SHOWN = {"ends": ("all", "forms", "code"), "loops": ("all",), "holds": ("verse", *KINDS)}
@@ -126,7 +126,7 @@ def cleaned(kind: str, text: str, *, is_whole: bool) -> str:
     return said
 
 
-def select(out: Path, samples: Path) -> None:
+def select(out: Path, samples: Path, size: int) -> None:
     """The best answer of each prompt, if it holds, and edited ones; in the card's format."""
     groups: dict[str, list[tuple[float, tasks.Task, str]]] = defaultdict(list)
     for row in read_rows(samples):
@@ -142,7 +142,7 @@ def select(out: Path, samples: Path) -> None:
             taken[task["kind"]] += 1
             kept.append((task, text))
     plain = [(task, text) for task, text in kept if task["kind"] == "prose" and not re.search(r"\d\.", text)]
-    kept += edited(plain, EDITS_EACH)
+    kept += edited(plain, max(1, size // 2))
     kept = without_benchmarks(kept)
     random.Random(3).shuffle(kept)
     write_rows(out / "sft.jsonl", _rows(kept))
@@ -268,7 +268,6 @@ def ask(out: Path, which: int, size: int) -> None:
         (
             {
                 "prompt": render([Message("user", task["question"])]),
-                "task": task,
                 "meta": {"task": task},
                 **settings,
             }
@@ -316,7 +315,7 @@ def main() -> None:
     if options.step == "prompts":
         write_prompts(options.out, options.size)
     elif options.step == "select":
-        select(options.out, options.samples)
+        select(options.out, options.samples, options.size)
     elif options.step == "ask":
         ask(options.out, options.round, options.size)
     elif options.step == "pair":

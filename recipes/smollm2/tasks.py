@@ -366,6 +366,6 @@ def score(prompts: Sequence[str], texts: Sequence[str], rows: Sequence[Mapping[s
     """For `train`: the reward of kind python. This vocabulary spells the marker at the end."""
     parts = [text.partition("<extra_id_1>") for text in texts]
     return [
-        value(row["task"], said.strip(), is_ended=bool(mark))
+        value(row["meta"]["task"], said.strip(), is_ended=bool(mark))
         for (said, mark, _), row in zip(parts, rows, strict=True)
     ]
