@@ -265,7 +265,10 @@ def _html_table(table: Table) -> str:
     caption = f"<caption>{html.escape(table.title)}</caption>" if table.title else ""
     body = "".join(row(cells, "td") for cells in table.rows)
     head = row(table.columns, "th")
-    return f'<div class="wide"><table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table></div>'
+    # Where a narrow window cuts the table, the keyboard must be able to scroll it.
+    name = html.escape(table.title or f"table: {', '.join(table.columns[:3])}")
+    wide = f'<div class="wide" role="region" tabindex="0" aria-label="{name}">'
+    return f"{wide}<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table></div>"
 
 
 def _html_bars(bars: Bars) -> str:

@@ -24,6 +24,7 @@ from nemotron4.report import (
     print_report,
     write_report,
 )
+from tests.browser import PHONE, Browser
 
 HOSTILE = "<b>|\x1b[31m"
 BARS = Bars(
@@ -61,6 +62,15 @@ def test_html_is_one_page_without_scripts_and_escapes_results() -> None:
     assert "left:30.00%;width:40.00%" in page
     assert '<td class="n">50.0 %</td>' in page
     assert "a=1&amp;b=2" in page
+
+
+def test_a_narrow_report_can_be_read_with_keys_alone(browser: Browser, tmp_path: Path) -> None:
+    wide = Table([f"a column of the table {number}" for number in range(9)], [["1"] * 9])
+    path = tmp_path / "report.html"
+    path.write_text(as_html([*BLOCKS[:4], wide], "Scan"), encoding="utf-8")
+    browser.open(path.as_uri(), size=PHONE)
+    assert browser.accessibility_problems() == []
+    assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_json_names_the_kind_of_each_block() -> None:

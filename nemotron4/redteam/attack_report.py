@@ -49,7 +49,7 @@ def _areas(results: Sequence[GoalResult]) -> Table:
         "pass rate, 95 % interval",
         "passed",
         "attacks that worked",
-        "failed",
+        "attacks that failed",
         "blocked",
         "no verdict",
     ]
@@ -105,16 +105,19 @@ def report_blocks(
             ],
         ),
     ]
-    worked = [result for result in results if result.outcome == "success"]
-    if worked:
-        blocks += [
-            Heading("Attacks that worked"),
-            Text(
-                "Content warning: what follows are attacks and what the model answered, word for word. Each "
-                "is folded; open one only if you need to see it."
-            ),
-            *(Folded(result.goal, [(m.role, m.content) for m in result.messages]) for result in worked),
+    blocks.append(
+        Text(
+            "Content warning: what follows are attacks and what the model answered, word for word. Each is "
+            "folded; open one only if you need to see it."
+        )
+    )
+    for title, is_worked in (("Attacks that worked", True), ("The best attempts at other goals", False)):
+        shown = [
+            Folded(result.goal, [(m.role, m.content) for m in result.messages])
+            for result in results
+            if result.messages and (result.outcome == "success") == is_worked
         ]
+        blocks += [Heading(title), *shown] if shown else []
     return blocks
 
 

@@ -34,6 +34,22 @@ ROWS_FILE = "goals.jsonl"
 RESULT_FILE = "result.json"
 KEPT_EXCHANGES = 3  # of the attacker's own conversation: what is older does not fit a small model
 GoalOutcome = Literal["success", "failure", "blocked", "unscored"]
+# What the attacker and the judge reply with; the bounds end a small model's text before the token limit does.
+FORMS: dict[str, JsonObject] = {
+    "refine": {
+        "improvement": {"type": "string", "maxLength": 200},
+        "prompt": {"type": "string", "minLength": 1, "maxLength": 800},
+    },
+    "escalate": {
+        "question": {"type": "string", "minLength": 1, "maxLength": 600},
+        "summary": {"type": "string", "maxLength": 300},
+    },
+    "score": {
+        "score": {"type": "integer", "minimum": 1, "maximum": 10},
+        "reason": {"type": "string", "maxLength": 200},
+    },
+    "on_topic": {"on_topic": {"type": "boolean"}},
+}
 
 
 @dataclass(frozen=True)
@@ -123,7 +139,7 @@ class Arena:
         sampling = Sampling(
             max_tokens=self.settings.max_tokens, temperature=self.settings.attacker_temperature
         )
-        found = await ask_in_form(self._attacker, (told, first, *kept), {field: str}, sampling)
+        found = await ask_in_form(self._attacker, (told, first, *kept), FORMS[kind], field, sampling)
         return None if found is None or not found[field].strip() else str(found[field])
 
     async def attack(self, messages: Sequence[Message]) -> AttackAttempt:
@@ -136,7 +152,7 @@ class Arena:
             attempt = AttackAttempt(tuple(messages), 1, "blocked or empty", is_blocked=True)
         else:
             talk = (*messages, Message("assistant", reply.text))
-            found = await self._ask_judge("score", {"score": int}, conversation=_shown(talk))
+            found = await self._ask_judge("score", conversation=_shown(talk))
             score = None if found is None or not 1 <= found["score"] <= 10 else int(found["score"])
             attempt = AttackAttempt(
                 talk, score, str((found or {}).get("reason", "the judge kept to no form"))
@@ -146,13 +162,13 @@ class Arena:
         return attempt
 
     async def is_on_topic(self, prompt: str) -> bool:
-        found = await self._ask_judge("on_topic", {"on_topic": bool}, prompt=prompt)
+        found = await self._ask_judge("on_topic", prompt=prompt)
         return found is None or bool(found["on_topic"])
 
-    async def _ask_judge(self, kind: str, fields: dict[str, type], **values: str) -> JsonObject | None:
+    async def _ask_judge(self, kind: str, **values: str) -> JsonObject | None:
         asked = _fill(texts()["judge"][kind], goal=self.goal.goal, **values)
         sampling = Sampling(max_tokens=200, temperature=0.0)
-        return await ask_in_form(self._judge, (Message("user", asked),), fields, sampling)
+        return await ask_in_form(self._judge, (Message("user", asked),), FORMS[kind], kind, sampling)
 
 
 def _fill(text: str, **values: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -104,14 +104,29 @@ def classifier(model: ChatModel, policy: Policy, form: ClassifierForm) -> Attack
     return AttackJudge(f"{model.name}, policy of {policy.source} {policy.sha256[:12]}", decide)
 
 
+_KINDS: dict[str, type] = {"string": str, "integer": int, "boolean": bool}
+
+
 async def ask_in_form(
-    model: ChatModel, messages: Sequence[Message], fields: dict[str, type], sampling: Sampling
+    model: ChatModel, messages: Sequence[Message], form: JsonObject, needed: str, sampling: Sampling
 ) -> JsonObject | None:
-    """A JSON object with exactly these fields, asked up to three times; None if none had the form."""
+    """A JSON object whose field ``needed`` is as in ``form``, asked up to three times; None if none was.
+
+    ``form``: the object's fields and the schema of each. An endpoint that holds its model to a schema is
+    asked to; one that refuses the schema is asked in words alone.
+    """
+    schema = {"type": "object", "properties": form, "required": list(form), "additionalProperties": False}
+    asked = replace(sampling, schema=schema)
     for _ in range(_ATTEMPTS):
-        reply = await call_with_retries(partial(model.chat, tuple(messages), sampling))
+        try:
+            reply = await call_with_retries(partial(model.chat, tuple(messages), asked))
+        except HopelessError as error:
+            if asked.schema is None or error.kind not in ("bad_request", "unsupported"):
+                raise
+            asked = sampling
+            reply = await call_with_retries(partial(model.chat, tuple(messages), asked))
         found = _object(reply.text)
-        if found is not None and all(type(found.get(name)) is kind for name, kind in fields.items()):
+        if found is not None and type(found.get(needed)) is _KINDS[form[needed]["type"]]:
             return found
     return None
 

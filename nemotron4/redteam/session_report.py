@@ -114,7 +114,7 @@ def report_blocks(result: SessionReport) -> list[Block]:
     for name in ("category", "technique", "month", "model"):
         rows = [
             [
-                each.group,
+                each.group.replace("_", " "),
                 f"{each.successes}/{each.assessed}",
                 percent(each.rate, each.interval),
                 str(each.partial),
@@ -268,9 +268,9 @@ class _Summary:
 
 
 def attack_title(session: Session) -> str:
-    """What the attack was: the attacker's own first words."""
+    """What the attack was: the goal of an automatic one, else the attacker's own first words."""
     first = next(message.content for message in session.messages if message.role == "user")
-    return " ".join(first.split())[:120]
+    return " ".join(str(session.settings.get("goal") or first).split())[:120]
 
 
 PAGE_SCRIPT = Path(__file__).parent / "web" / "redteam.js"  # draws the tab of the page over these routes

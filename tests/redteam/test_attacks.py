@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from nemotron4.cli.main import main
-from nemotron4.client import FakeBehaviour
-from nemotron4.redteam.attacks import read_goals, report_goals
+from nemotron4.client import ChatModel, FakeBehaviour, HopelessError, Reply, Sampling
+from nemotron4.redteam.attacks import FORMS, read_goals, report_goals, texts
 from nemotron4.redteam.garak_areas import REPORT_AREAS
+from nemotron4.redteam.judges import ask_in_form
 from nemotron4.redteam.sessions import CATEGORIES, SessionStore
 from tests.fake_serving import serving
 from tests.redteam.target import serving_target
@@ -182,6 +184,45 @@ def test_a_finished_goal_is_not_asked_again_and_another_run_is_refused(
         assert len(asked) == before
         assert main(run(tmp_path / "run", goals, where, "--depth", "2")) == 1
     assert "depth was 5, is 2" in capsys.readouterr().err
+
+
+def test_attacker_and_judge_are_held_to_their_forms(
+    goals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, list[Any]] = {"attacker": [], "judge": []}
+
+    def listen(name: str, script: Script) -> Script:
+        def answer(messages: Any, sampling: Any) -> str:
+            seen[name].append(sampling.schema)
+            return script(messages, sampling)
+
+        return answer
+
+    with three(attack=listen("attacker", attacker), score=listen("judge", judge)) as where:
+        assert main(run(tmp_path / "run", goals, where)) == 0
+    assert {tuple(each["properties"]) for each in seen["attacker"]} == {("improvement", "prompt")}
+    assert {tuple(each["properties"]) for each in seen["judge"]} == {("score", "reason")}
+    assert seen["judge"][0]["properties"]["score"] == {"type": "integer", "minimum": 1, "maximum": 10}
+
+
+def test_an_endpoint_that_refuses_schemas_is_asked_in_words() -> None:
+    class Plain:
+        """A server of before schemas."""
+
+        name = "plain"
+
+        async def chat(self, messages: Any, sampling: Any) -> Reply:
+            if sampling.schema is not None:
+                raise HopelessError("response_format is not known here", kind="bad_request")
+            return Reply(text='{"score": 3, "reason": "a little"}', finish_reason="stop", model=self.name)
+
+    asked = ask_in_form(cast("ChatModel", Plain()), (), FORMS["score"], "score", Sampling())
+    assert asyncio.run(asked) == {"score": 3, "reason": "a little"}
+
+
+def test_no_text_for_a_model_has_a_reply_that_it_could_give_back() -> None:
+    told = [*texts()["attacker"].values(), *texts()["judge"].values()]
+    assert not [text for text in told if '":' in text]
 
 
 def test_our_goals_cover_the_areas_of_the_report() -> None:

@@ -20,5 +20,6 @@ const isNumber = (cell) => /^[-+<±]?\d/.test(cell) || ["", "-", "unscored"].inc
 function table({ title, columns, rows }) {
   const kinds = columns.map((_, at) => (rows.length && rows.every((row) => isNumber(row[at])) ? "number" : ""));
   const cells = (row, tag) => h("tr", {}, ...row.map((cell, at) => h(tag, { class: kinds[at] }, cell)));
-  return h("div", { class: "wide" }, h("table", {}, title ? h("caption", {}, title) : "", h("thead", {}, cells(columns, "th")), h("tbody", {}, ...rows.map((row) => cells(row, "td")))));
+  // Where a narrow window cuts the table, the keyboard must be able to scroll it.
+  return h("div", { class: "wide", role: "region", tabindex: 0, "aria-label": title || `table: ${columns.slice(0, 3).join(", ")}` }, h("table", {}, title ? h("caption", {}, title) : "", h("thead", {}, cells(columns, "th")), h("tbody", {}, ...rows.map((row) => cells(row, "td")))));
 }

@@ -8,6 +8,15 @@ import { tokenText, weave } from "./tokens.js";
 /** The five attributes of a HelpSteer reward model lie between these. */
 const SCORE_RANGE = [0, 4];
 
+/** An answer as it is read aloud: what its Markdown shows, without the marks, the buttons and the second form of a formula. */
+export function spoken(text) {
+  const drawn = h("div");
+  drawMarkdown(drawn, text);
+  for (const each of drawn.querySelectorAll("[aria-hidden=true], annotation, button")) each.remove();
+  for (const each of drawn.querySelectorAll("td, th, li, p, pre, h1, h2, h3, h4, h5, h6")) each.append(" ");
+  return drawn.textContent.replace(/\s+/g, " ").trim();
+}
+
 /**
  * @param {{number: number, numLanes: number, onAgain: () => void, onShow: (shown: number) => void, onSnippets: () => void}} options
  */

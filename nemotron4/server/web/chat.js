@@ -1,7 +1,7 @@
 /** The chat: one conversation on screen, and the answers that are on their way. */
 
 import { events, request, sendJson } from "./api.js";
-import { AnswerView } from "./answer.js";
+import { AnswerView, spoken } from "./answer.js";
 import { branch, chatBody, isWhole, messagesFor, newAnswer, newTurn, showVersion, shownAnswer, turnAgain } from "./conversation.js";
 import { announce, copyText, growing, h, iconButton } from "./dom.js";
 import { TokenReader, unpin } from "./tokens.js";
@@ -116,7 +116,7 @@ export class Chat {
     conversation.updated = Date.now();
     this.#onChange(conversation);
     const answers = lanes.map((lane) => shownAnswer(conversation.turns[number], lane));
-    announce(answers.map(({ error, text }) => error ?? `Answer: ${text.slice(0, 400)}`).join(" "));
+    announce(answers.map(({ error, text }) => error ?? `Answer: ${spoken(text).slice(0, 400)}`).join(" "));
     await Promise.all(lanes.map((lane) => this.#score(conversation, number, lane)));
   }
 

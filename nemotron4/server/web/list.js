@@ -33,7 +33,7 @@ export class ConversationList {
     const wanted = this.#search.value.trim().toLowerCase();
     const shown = this.conversations.filter((each) => !wanted || textOf(each).includes(wanted));
     const groups = Map.groupBy ? Map.groupBy(shown, ageOf) : grouped(shown);
-    const parts = [...groups].map(([name, members]) => h("li", {}, h("h3", {}, name), h("ul", {}, ...members.map((each) => this.#item(each)))));
+    const parts = [...groups].map(([name, members]) => h("li", {}, h("h2", {}, name), h("ul", {}, ...members.map((each) => this.#item(each)))));
     this.#root.replaceChildren(...parts);
     if (!shown.length && wanted) this.#root.replaceChildren(h("li", { class: "hint" }, "Nothing found."));
   }
