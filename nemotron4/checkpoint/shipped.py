@@ -48,7 +48,7 @@ def with_shipped(
     merged = model_dir(DEMO_NAME) / f"with-adapter-{version}" / f"{DEMO_NAME}.gguf"
     if not merged.is_file():
         resolve(DEMO_NAME)  # says how to get it
-        tell("merging the two, once")
+        tell("merging the adapter with the model (once, some seconds) ...")
         try:
             _merge(merged)
         except (DownloadError, OSError):  # a cache that cannot be written: merged in memory, at each start

@@ -14,13 +14,15 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import orjson
 
 from nemotron4.client.interface import BadContentError, ClientError, HopelessError, TransientError
 from nemotron4.errors import ConfigError
+
+if TYPE_CHECKING:
+    import aiohttp  # at run time where it is used: a server that asks no other one starts without it
 
 _CONTEXT_WORDS = (
     "context length",
@@ -74,6 +76,8 @@ class HttpEndpoint:
 
     async def request(self, method: str, path: str, body: Any = None) -> Any:
         """The decoded JSON of a 2xx answer; anything else raises one of the three error classes."""
+        import aiohttp
+
         url = f"{self.base_url}{path}"
         data = None if body is None else orjson.dumps(body)
         try:
@@ -92,6 +96,8 @@ class HttpEndpoint:
         return _decoded(url, content, retry_after)
 
     def _open_session(self) -> aiohttp.ClientSession:
+        import aiohttp
+
         if self._session is None or self._session.closed:
             # The caller limits concurrency; a second limit here would only hide calls in a queue.
             self._session = aiohttp.ClientSession(

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
@@ -27,6 +26,9 @@ from nemotron4.server.settings import PageSettings, RemoteServer, Service
 from nemotron4.text import prompt
 from nemotron4.text.formats import CARD_STOP_STRINGS
 from nemotron4.web import read_files
+
+if TYPE_CHECKING:
+    import aiohttp  # at run time where it is used: a server that asks no other one starts without it
 
 CONNECT_TIMEOUT_S = 5.0
 SILENCE_TIMEOUT_S = 600.0  # between two pieces of an answer
@@ -43,6 +45,8 @@ class Proxy:
 
     async def get_json(self, path: str) -> Any:
         """The decoded answer; ApiError 502 with the reason when there is none."""
+        import aiohttp
+
         try:
             async with (
                 self._session() as session,
@@ -59,6 +63,8 @@ class Proxy:
         return _Relayed(self, path, await request.body())
 
     def _session(self) -> aiohttp.ClientSession:
+        import aiohttp
+
         # One for each request: people click less often than a connection costs.
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S)
         return aiohttp.ClientSession(headers=self._headers, timeout=timeout)
@@ -79,6 +85,8 @@ class _Relayed(Response):
         await until_disconnect(receive, self._pass_on(send))
 
     async def _pass_on(self, send: Send) -> None:
+        import aiohttp
+
         upstream, has_started = self._upstream, False
         try:
             async with (

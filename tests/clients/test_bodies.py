@@ -12,10 +12,8 @@ from fastapi.testclient import TestClient
 from nemotron4.server.app import create_app
 from nemotron4.server.context import AccessLog
 from nemotron4.server.settings import ServerSettings
-from tests.clients.bodies import PROGRAMS
+from tests.clients.bodies import CASES
 from tests.clients.scripted import scripted_engine
-
-CASES = [(name, route, body) for name, cases in PROGRAMS.items() for route, body in cases]
 
 
 @pytest.fixture(scope="module")
@@ -38,5 +36,13 @@ def test_the_body_is_answered(client: TestClient, name: str, route: str, body: d
         assert ("tool_calls" in answer.text) == (
             bool(body.get("tools")) and body["messages"][-1]["role"] != "tool"
         )
+    elif route == "/v1/embeddings":
+        assert len(answer.json()["data"]) == len(body["input"])
     else:
         assert answer.json()["choices"][0]["finish_reason"] in ("stop", "length", "tool_calls")
+
+
+def test_each_program_has_five_journeys() -> None:
+    programs = {name: [n for n, _, _ in CASES].count(name) for name, _, _ in CASES}
+    assert set(programs) == {"nemo-skills", "vercel", "librechat", "open-webui"}
+    assert min(programs.values()) >= 5

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from io import StringIO
@@ -22,6 +23,7 @@ from tests.server.conftest import serving_app
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 PYTHON = CACHE / "nemotron4" / "clients" / "bin" / "python"
+NODE_MODULES = PYTHON.parents[1] / "node" / "node_modules"
 MODEL = "nvidia/nemotron-4-340b-instruct"
 JOURNEYS = sorted((Path(__file__).parent / "journeys").glob("*.py"))
 PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
@@ -43,11 +45,11 @@ def url() -> Iterator[str]:
         assert (stats.num_running, stats.num_waiting) == (0, 0)
 
 
-def run(program: list[str], home: Path) -> str:
+def run(program: list[str], home: Path, command: str = str(PYTHON)) -> str:
     """What a program of the clients' environment prints; none of them may reach the internet."""
     offline = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
     ended = subprocess.run(
-        [str(PYTHON), *program], capture_output=True, text=True, timeout=110, env={**os.environ, **offline}
+        [command, *program], capture_output=True, text=True, timeout=110, env={**os.environ, **offline}
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     return ended.stdout
@@ -56,6 +58,14 @@ def run(program: list[str], home: Path) -> str:
 @pytest.mark.parametrize("program", JOURNEYS, ids=lambda path: path.stem)
 def test_journeys(program: Path, url: str, tmp_path: Path) -> None:
     run([str(program), f"{url}/v1", MODEL], tmp_path)
+
+
+@pytest.mark.skipif(not NODE_MODULES.exists(), reason="scripts/clients-env found no npm")
+def test_journeys_of_the_sdk_of_vercel(url: str, tmp_path: Path) -> None:
+    program = JOURNEYS[0].with_name("vercel_client.mjs")
+    shutil.copy(program, tmp_path)  # node looks for packages next to a program's own file
+    (tmp_path / "node_modules").symlink_to(NODE_MODULES)
+    run([str(tmp_path / program.name), f"{url}/v1", MODEL], tmp_path, "node")
 
 
 @pytest.mark.parametrize(("name", "code"), SHOWN, ids=[name for name, _ in SHOWN])

@@ -16,10 +16,12 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 
 from nemotron4.checkpoint.cache import user_cache_dir
+from nemotron4.progress import Progress
 from nemotron4.runs import publish
 
 SOURCE = Path(__file__).parent
@@ -77,8 +79,8 @@ def _build_once(target: Path, compiler: str, kinds: dict[str, tuple[str, ...]]) 
     with (target.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
-            print("compiling the CPU kernels (once, about 15 s) ...", file=sys.stderr)
-            build(target, compiler, kinds)
+            print("compiling the CPU kernels (once, about 15 s on two idle cores) ...", file=sys.stderr)
+            build(target, compiler, kinds, is_shown=True)
 
 
 def _compiler() -> str:
@@ -96,7 +98,12 @@ def _digest(compiler: str) -> str:
 
 
 def build(
-    target: Path, compiler: str, kinds: dict[str, tuple[str, ...]], extra: tuple[str, ...] = ()
+    target: Path,
+    compiler: str,
+    kinds: dict[str, tuple[str, ...]],
+    extra: tuple[str, ...] = (),
+    *,
+    is_shown: bool = False,
 ) -> None:
     """Compile every file, several at a time, link, and rename into place. Raises BuildError."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -108,8 +115,15 @@ def build(
         def compile_one(job: tuple[str, str, tuple[str, ...]]) -> None:
             source, output, flags = job
             _run([compiler, *FLAGS, *flags, *extra, "-c", str(SOURCE / source), "-o", f"{folder}/{output}"])
+            if progress is not None:
+                progress.add(1)
 
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        with (
+            Progress(len(jobs), name="compiling", unit="files", is_kept=False)
+            if is_shown
+            else nullcontext() as progress,
+            ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool,
+        ):
             list(pool.map(compile_one, jobs))
         objects = [f"{folder}/{output}" for _, output, _ in jobs]
         _run([compiler, "-shared", "-pthread", *extra, *objects, "-o", f"{folder}/library.so"])
