@@ -14,5 +14,5 @@ def reply(prompt: str) -> str:
     return CALL if "Weather in Rome?" in prompt else "Paris is the capital of France."
 
 
-def scripted_engine() -> FakeEngine:
-    return FakeEngine(reply, prompt_format=nemotron4(), context_length=4096)
+def scripted_engine(context_length: int = 4096) -> FakeEngine:
+    return FakeEngine(reply, prompt_format=nemotron4(), context_length=context_length)
