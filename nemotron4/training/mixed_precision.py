@@ -28,7 +28,7 @@ class NarrowCopies:
             if parameter.dtype == torch.float32 and parameter not in kept:
                 copy = nn.Parameter(parameter.detach().to(dtype), requires_grad=parameter.requires_grad)
                 if copy.requires_grad:
-                    copy.register_post_accumulate_grad_hook(_GradientMover(parameter))
+                    copy.register_post_accumulate_grad_hook(_GradientMover(parameter))  # type: ignore[no-untyped-call]
                 self._copies[parameter] = copy
         self._places = [
             (owner, name, parameter)

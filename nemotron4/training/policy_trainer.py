@@ -38,7 +38,7 @@ class PolicyTrainer(RolloutTrainer):
             learning_rate=self.policy.critic.learning_rate,
             min_learning_rate=0.0,
         )
-        self.critic_optimizer: torch.optim.AdamW | None = None
+        self.critic_optimizer: torch.optim.Optimizer | None = None
         self._critic_losses: list[float] = []
         if critic is not None:
             self.critic_optimizer = build_optimizer(critic.trainable, self.critic_settings)

@@ -58,6 +58,7 @@ from nemotron4.training.rollouts import Connect, PromptSample
 from nemotron4.training.sampler import Sampler, Samples
 from nemotron4.training.samples import Sample
 from nemotron4.training.schedule import learning_rate
+from nemotron4.training.sharded import Grid
 from nemotron4.training.trainer import Trainer
 
 Note = Callable[[str], None]
@@ -148,7 +149,7 @@ def train(
         return Summary(steps, trainer.plan.num_steps, output, *counts, recipe.run.directory, is_writer)
 
 
-def _hash_of_start(origin: Origin, engine: TrainingEngine, grid: parallel.Grid | None) -> str:
+def _hash_of_start(origin: Origin, engine: TrainingEngine, grid: Grid | None) -> str:
     """The same for every layout; read again where memory holds a part of the weights, or 16 bits of them."""
     is_as_read = grid is None and engine.compute == torch.float32
     return model_hash(engine.scorer.net) if is_as_read else origin.hash()
