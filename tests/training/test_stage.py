@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nemotron4.cli.doctor import KINDS
 from nemotron4.cli.main import main
 from nemotron4.errors import ConfigError
 from nemotron4.training import recipe as recipes
@@ -83,6 +84,10 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "riddles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tiny_models.nemotron_directory(tmp_path / "model")
     return tmp_path
+
+
+def test_doctor_names_every_kind_of_row_without_loading_the_stages() -> None:
+    assert set(KINDS) == set(stage.kinds())
 
 
 def test_one_file_adds_a_stage(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
