@@ -41,7 +41,7 @@ def convert(
         bool,
         typer.Option(
             "--verify",
-            help="Re-read what was written and compare it with the source, converting first if needed.",
+            help="Re-read what was written and compare it with the source.",
         ),
     ] = False,
     as_json: JsonOption = False,

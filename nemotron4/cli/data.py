@@ -65,7 +65,7 @@ def show(
     model: Annotated[str | None, typer.Option(help="Print the first document with its tokenizer.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Describe an indexed corpus: documents, tokens, their type, and the first document."""
+    """Describe an indexed corpus and its first document."""
     from nemotron4.training.indexed import IndexedCorpus
 
     corpus = IndexedCorpus(prefix)

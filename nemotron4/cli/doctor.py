@@ -42,9 +42,7 @@ def data(
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(
-            help="A folder for report.html: how lengths, turns, rewards and warnings are distributed."
-        ),
+        typer.Option(help="A folder for report.html, with distributions."),
     ] = None,
     latin_1: Annotated[bool, typer.Option("--latin-1", help="The files are Latin-1, not UTF-8.")] = False,
     write_clean: Annotated[
@@ -55,7 +53,7 @@ def data(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every row of training data as training would, and name each problem by file, line and field.
+    """Read rows as training would, and name each problem by file, line and field.
 
     Bad rows cannot train: wrong fields, no trained token, too long, chosen equal to rejected. Warnings can:
     a stop marker that never trains, inverted or missing rewards, duplicates, prompts and answers that merge,

@@ -71,7 +71,7 @@ Concurrency = Annotated[int, typer.Option(min=1, help="Requests under way at onc
 
 @app.command("list")
 def list_tasks(folder: DataFolder = None, as_json: JsonOption = False) -> None:
-    """List the benchmarks and the own tasks of the data folder, with published values and settings."""
+    """List benchmarks and own tasks, with published values and settings."""
     from nemotron4.evaluation.data import data_folder
     from nemotron4.evaluation.options import settable
     from nemotron4.evaluation.registry import all_tasks
@@ -112,7 +112,7 @@ def check_data(
     folder: DataFolder = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say for every input file whether it is there, and whether it is the expected version."""
+    """Say whether each input file is there and the expected version."""
     from nemotron4.evaluation.data import data_folder
     from nemotron4.evaluation.datafiles import check_files, files_of
 
@@ -131,7 +131,7 @@ def fetch_data(
     tasks: Annotated[list[str] | None, typer.Argument(help="Benchmarks; default all.")] = None,
     folder: DataFolder = None,
 ) -> None:
-    """Download the input files that have an address, and check them. Never replaces a good file."""
+    """Download and check the input files that have an address."""
     from nemotron4.evaluation.data import data_folder
     from nemotron4.evaluation.datafiles import fetch_files, files_of
 
@@ -158,7 +158,7 @@ def score(
     unsafe: Unsafe = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score stored answers again, without any model; the number is that of a live run."""
+    """Score stored answers; the number is that of a live run."""
     from nemotron4.evaluation.data import DataSource, data_folder
     from nemotron4.evaluation.registry import find_task
     from nemotron4.evaluation.result import result_blocks, save
@@ -206,7 +206,7 @@ def run(
     unsafe: Unsafe = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a model, have the judge judge, score. Stopped at any point, the same command goes on."""
+    """Ask a model, have a judge judge, score. Stopped, the same command goes on."""
     from nemotron4.evaluation.data import DataSource, data_folder
     from nemotron4.evaluation.options import Changes, with_changes
     from nemotron4.evaluation.registry import find_task
@@ -293,7 +293,7 @@ def compare(
     second: Annotated[Path, typer.Argument(help="The other folder, of the same benchmark.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Test two results on their common items against chance; refuses results of different definitions."""
+    """Test two results of one definition on their common items."""
     from nemotron4.evaluation.compare import compare as compare_results
     from nemotron4.evaluation.compare import comparison_blocks
     from nemotron4.evaluation.result import load_result
@@ -312,7 +312,7 @@ def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or of single results.")],
     out: Annotated[Path, typer.Option(help="Folder for report.md, report.html and the plots.")],
 ) -> None:
-    """Write the card's tables with these results next to them, with plots and provenance."""
+    """Write the card's tables with these results, plots and provenance."""
     from nemotron4.evaluation.report import write_report
 
     for path in write_report(folders, out):

@@ -80,7 +80,7 @@ def rate(
         list[str] | None, typer.Option(metavar="ID", help="Rate this prompt again; repeatable.")
     ] = None,
 ) -> None:
-    """Rate answers in the terminal: names hidden, in random order. Leave with Ctrl-D; go on any time."""
+    """Rate answers in the terminal. Leave with Ctrl-D; go on any time."""
     from nemotron4.evaluation.human import Study, check_name
 
     check_name("annotator", annotator)
@@ -124,7 +124,7 @@ def _rate_prompt(
 
 @app.command()
 def page(study: StudyArgument, port: PortOption = PAGE_PORT) -> None:
-    """Rate answers on a local page, several people at once: names hidden, each in an order of their own."""
+    """Rate answers on a local page, several people at once."""
     from nemotron4.evaluation.human import Study
 
     serve_page(Study(study), port)
@@ -151,7 +151,7 @@ def report(
     baseline: Annotated[str, typer.Option(metavar="NAME", help="The model that the others are compared to.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Win, tie and loss against a baseline, overall and by category, with intervals and agreement."""
+    """Win, tie and loss against a baseline, with intervals and agreement."""
     from nemotron4.evaluation.human import Study
     from nemotron4.evaluation.human_results import evaluate, result_blocks
     from nemotron4.report import print_report

@@ -43,7 +43,7 @@ def generate(
         str | None,
         typer.Option(
             metavar="URL|MODEL",
-            help="A reward model, served or loaded here; its reward is written with each sample.",
+            help="A reward model, served or loaded here, that scores each sample.",
         ),
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="Keep the sample with the highest reward.")] = False,

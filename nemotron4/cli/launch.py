@@ -92,7 +92,7 @@ def slurm(
     shards: Annotated[int, typer.Option(help="Shards of a synthetic data run.")] = 8,
     submit: Annotated[bool, typer.Option("--submit", help="Hand the script to sbatch.")] = False,
 ) -> None:
-    """Print a batch script for Slurm, after the paths and the plan have been checked."""
+    """Check paths and plan, and print a batch script for Slurm."""
     batch = SlurmJob(
         name=f"nemotron4-{job}",
         nodes=nodes,

@@ -34,7 +34,7 @@ def list_models(as_json: JsonOption = False) -> None:
 
 @app.command("show")
 def show(model: ModelArgument, as_json: JsonOption = False) -> None:
-    """Describe a model from its headers: shape, stored types, context, template, stop ids."""
+    """Describe a model from its headers."""
     from nemotron4.checkpoint.description import describe_checkpoint
 
     found = describe_checkpoint(model)

@@ -53,7 +53,7 @@ def run(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run or continue every stage; DIR/manifest.json holds the hashes of what each was given and made."""
+    """Run or continue every stage; DIR/manifest.json has their hashes."""
     from nemotron4.errors import ConfigError
     from nemotron4.recipe import Places, load_staged, staged_run, unknown
 

@@ -42,7 +42,7 @@ def aegis(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")],
     fetch: Annotated[
-        bool, typer.Option("--fetch", help="Get the AEGIS test prompts from their hub if FILE is not there.")
+        bool, typer.Option("--fetch", help="Get the AEGIS test prompts if FILE is not there.")
     ] = False,
     policy: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Policy text O1 to O13 instead of our wording.")
@@ -63,7 +63,7 @@ def aegis(
     max_failures: MaxFailuresOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask every prompt, have every answer judged by the 13-category policy, report rate and shares.
+    """Ask prompts, have the answers judged by the 13-category policy.
 
     Keys: NEMOTRON4_API_KEY for the model, NEMOTRON4_JUDGE_API_KEY for the classifier.
     """

@@ -36,7 +36,7 @@ def list_sessions(
     outcome: Annotated[str | None, typer.Option(help="With this outcome by majority.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List sessions, the oldest first: id, time, who, model, technique, category, outcome."""
+    """List sessions, the oldest first."""
     from nemotron4.report import Table, print_report
 
     with _open(database) as store:
@@ -68,7 +68,7 @@ def list_sessions(
 
 @app.command()
 def show(database: DatabaseArgument, session_id: IdArgument, as_json: JsonOption = False) -> None:
-    """Show one session with all that was said of it. It may hold harmful text."""
+    """Show one session with all that was said of it."""
     with _open(database) as store:
         found = store.session(session_id)
     if as_json:
@@ -263,7 +263,7 @@ def assess(
 
 @app.command()
 def page(database: DatabaseArgument, port: PortOption = PAGE_PORT) -> None:
-    """Judge sessions on a local page: assess, rate and correct answers, several people at once."""
+    """Judge sessions on a local page, several people at once."""
     from nemotron4.redteam.session_report import SessionSource
 
     with _open(database) as store:
@@ -299,7 +299,7 @@ def export(
 
 @app.command()
 def report(database: DatabaseArgument, as_json: JsonOption = False) -> None:
-    """Attacks that worked by category, technique, month and model, and agreement between annotators."""
+    """Attacks that worked by group, and agreement between annotators."""
     from nemotron4.redteam.session_report import report as make_report
     from nemotron4.redteam.session_report import report_blocks
     from nemotron4.report import print_report

@@ -105,7 +105,7 @@ def serve(
         typer.Option("--take-weights", help="Answer a trainer by the weights it sends (needs a key)."),
     ] = False,
     api_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Ask for one of the keys in this file, one a line.")
+        Path | None, typer.Option(metavar="FILE", help="Ask for one of this file's keys, one a line.")
     ] = None,
     allowed_host: Annotated[
         list[str] | None,

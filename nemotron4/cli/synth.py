@@ -53,12 +53,12 @@ def run(
     workers: Annotated[int, typer.Option(help="Shards at a time; they are merged at the end.")] = 1,
     executor: Annotated[
         Executor,
-        typer.Option(help="Where the shards of several workers run: processes here, or tasks of Ray."),
+        typer.Option(help="Processes here, or tasks of Ray."),
     ] = "local",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no accounting at the end.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Start a run, or continue it where it is: after a kill, a stop, or a change of the recipe."""
+    """Start a run, or continue it: after a kill, a stop, or a change of the recipe."""
     from nemotron4.progress import Progress
     from nemotron4.synth.execute import parse_shard, run_recipe
     from nemotron4.synth.shards import run_shards
@@ -112,12 +112,10 @@ def _print_accounting(folder: Path) -> None:
 def status(
     folder: FolderArgument,
     failures: Annotated[int, typer.Option(help="Show so many failures with their reasons.")] = 0,
-    dropped: Annotated[
-        int, typer.Option(help="Show what filters dropped, with so many examples of each rule and language.")
-    ] = 0,
+    dropped: Annotated[int, typer.Option(help="Show what filters dropped, with so many examples each.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the accounting of a run, also while it runs: requested = done + failed + filtered + pending."""
+    """Show the accounting of a run, also while it runs."""
     from nemotron4.report import print_report
     from nemotron4.synth.dropped import dropped_blocks, read_dropped
     from nemotron4.synth.ledger import Reader
@@ -146,7 +144,7 @@ def preview(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a few records through every stage and show one row of each; nothing is kept."""
+    """Run a few records through every stage and keep nothing."""
     from nemotron4.synth.execute import run_recipe
     from nemotron4.synth.ledger import Reader
     from nemotron4.synth.recipe import LEDGER
@@ -179,7 +177,7 @@ def plan(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate calls, tokens, money and time of a recipe without any call."""
+    """Estimate calls, tokens, money and time of a recipe."""
     from nemotron4.report import print_report
     from nemotron4.synth.accounting import make_plan, plan_blocks
     from nemotron4.synth.check import check, check_keys
@@ -204,7 +202,7 @@ def retry(
     stage: Annotated[str | None, typer.Option(help="Only the failures of this stage.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no accounting at the end.")] = False,
 ) -> None:
-    """Try everything that failed again, with new samples, and finish the run."""
+    """Try what failed again, with new samples."""
     from nemotron4.progress import Progress
     from nemotron4.synth.execute import run_recipe
     from nemotron4.synth.recipe import LEDGER, load_saved_recipe
@@ -229,7 +227,7 @@ def export(
     partial: Annotated[bool, typer.Option("--partial", help="Export an unfinished run.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the rows, their card and plots to DIR/export; the folder appears when it is whole."""
+    """Write the rows, their card and plots to DIR/export."""
     from nemotron4.synth.export import export as write_export
     from nemotron4.synth.recipe import load_saved_recipe
 
@@ -243,7 +241,7 @@ def export(
 
 @app.command()
 def review(folder: FolderArgument, port: PortOption = PAGE_PORT) -> None:
-    """Look at a run's rows on a local page: search, ancestry, accept, reject, edit, prefer, rate.
+    """Look at a run's rows on a local page: accept, reject, edit, prefer, rate.
 
     Reviews are kept in reviews.sqlite in the run's folder, also while it runs. `synth export` leaves rejected
     rows out, takes edited answers, and writes people's preferences and ratings as rows of their own.
@@ -258,7 +256,7 @@ def merge(
     shards: Annotated[list[Path], typer.Argument(metavar="DIR...", help="The folders of the shards.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the merged run.")],
 ) -> None:
-    """Join the shards of one recipe into a run; duplicates across shards are found then."""
+    """Join the shards of one recipe into a run."""
     from nemotron4.synth.check import check
     from nemotron4.synth.merge import merge as merge_shards
     from nemotron4.synth.recipe import load_saved_recipe
@@ -275,7 +273,7 @@ def rounds(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Generate, train, evaluate, and repeat with the trained model; each round leaves a manifest."""
+    """Generate, train, evaluate, and repeat with the trained model."""
     import contextlib
     from collections.abc import Iterator, Sequence
 
@@ -309,7 +307,7 @@ def show(
     folder: FolderArgument,
     record: Annotated[str, typer.Argument(metavar="ID", help="A record's id, or its first characters.")],
 ) -> None:
-    """Print where a row comes from, as JSON: every ancestor with its raw replies, scores and filters."""
+    """Print a row's ancestors as JSON, with raw replies, scores and filters."""
     from nemotron4.synth.ledger import Reader, ancestry, find_record
     from nemotron4.synth.recipe import LEDGER
 

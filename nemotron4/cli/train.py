@@ -37,7 +37,7 @@ def train(
     ] = False,
     new: Annotated[
         str | None,
-        typer.Option(help="Write a commented recipe of this kind (sft, dpo, reward, grpo, ...) to RECIPE."),
+        typer.Option(help="Write a commented recipe of this kind (sft, dpo, ...) to RECIPE."),
     ] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Draw the curves of one or more runs.")] = False,
     output: Annotated[Path, typer.Option(help="Where --plot writes its picture.")] = Path("curves.png"),
