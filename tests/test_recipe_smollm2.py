@@ -118,6 +118,21 @@ def test_the_best_answer_that_holds_is_kept_and_ends_with_the_marker(
     assert "Sure.\n```python\ndef add(a, b):\n    return a + b\n```\n<extra_id_1>" in rows.values()
 
 
+def test_the_second_training_ends_before_the_first_repetition(steps: ModuleType, tmp_path: Path) -> None:
+    steps.again(tmp_path, 1)
+    assert {row["meta"]["task"]["kind"] for row in read_rows(tmp_path / "ask.jsonl")} == {"verse", "prose"}
+    poem = steps.tasks.form_task("Write a short poem about {}.", "bees")
+    prose = steps.tasks.form_task("What is interesting about {}?", "bees")
+    sentences = " ".join(f"Bees know thing {n} of the many things that there are to know." for n in "abcdef")
+    drawn = [sample(poem, f"{VERSE}\n{VERSE}", "length"), sample(prose, sentences)]
+    steps.write_rows(tmp_path / "drawn.jsonl", drawn)
+    steps.write_rows(tmp_path / "first.jsonl", [{"prompt": "p", "completion": "c"}])
+    steps.mix(tmp_path, tmp_path / "first.jsonl", 1)
+    made = {row["completion"] for row in read_rows(tmp_path / "sft.jsonl")}
+    assert f"{VERSE}\n<extra_id_1>" in made
+    assert "c" in made
+
+
 def test_a_pair_is_the_best_and_the_worst(steps: ModuleType, tmp_path: Path) -> None:
     task = {"kind": "sum", "question": "What is 1 + 1?", "check": {"answer": "2"}}
     even = task | {"question": "What is 2 + 2?", "check": {"answer": "4"}}

@@ -17,6 +17,9 @@ taught that "<" goes on as the marker.
 - Rows are in the card's format; every sixth follows another question and its answer; every sixth is there
   again in the model's own format. At most 60 sums. One epoch of 12 rows a step, rank 6 on all layers,
   last step, one seed.
+- Added when that adapter wrote verse that loops and long prose (stage again): it answers 48 poem and 48 prose
+  prompts greedily; what stands before the first repetition, prose of at most 50 words, and 80 short rows of
+  the first training are a second, short one of rank 3.
 - Measured on ``held_out()``: the 33 prompts of the first adapter (two held-out topics and the card's
   question), 16 functions, 24 sums, 16 readings, 40 instructions, as raw text for `/generate`, greedy, up
   to 256 tokens, as served. An empty answer has not ended.
@@ -65,7 +68,8 @@ DRAWS = {
 }
 PAIR_SAMPLES, MIN_GAP = 4, 0.25
 MAX_WORDS, MAX_SUMS, EVERY = 110, 60, 6
-STAGES = ("before", "sft", "dpo", "rpo-1", "rpo-2", "grpo")
+STAGES = ("before", "sft", "again", "dpo", "rpo-1", "rpo-2", "grpo")
+VERSE = ("verse", "rhyme")
 KINDS = ("code", "sum", "reading", "instruction")
 SHOWN = {"ends": ("all", "forms", "code"), "loops": ("all",), "holds": ("verse", *KINDS)}
 
@@ -161,6 +165,45 @@ def _rows(kept: Sequence[tuple[tasks.Task, str]]) -> Iterable[dict[str, object]]
             yield {"messages": [{"role": role, "content": content} for role, content in own]}
 
 
+def again(out: Path, size: int) -> None:
+    """Poems and prose for the adapter to write in the card's format, greedily, as it will be asked."""
+    draw = random.Random(6)
+    forms = tasks.forms(False, size)
+    groups = [[task for task in forms if task["kind"] in kinds] for kinds in (VERSE, ("prose",))]
+    chosen = [task for group in groups for task in draw.sample(group, min(3 * size, len(group)))]
+    settings = {"max_new_tokens": 100, "temperature": 0.0, "stop": [MARKER]}
+    prompts = [render([Message("user", task["question"])]) for task in chosen]
+    asked = zip(prompts, chosen, strict=True)
+    write_rows(out / "ask.jsonl", ({"prompt": p, "meta": {"task": t}, **settings} for p, t in asked))
+
+
+def mix(out: Path, first: Path, size: int) -> None:
+    """What stands before its repetitions, prose of at most 50 words, and short rows of the first training."""
+    rows: list[dict[str, object]] = []
+    for row in read_rows(out / "drawn.jsonl"):
+        task = row["meta"]["task"]
+        answer = before_repetition(row["text"], is_whole=row["finish_reason"] == "stop").rstrip(",;")
+        if task["kind"] in VERSE:
+            answer = "\n".join(answer.splitlines()[:12]).strip()
+            is_good = answer.count("\n") >= 1 and len(answer.split()) >= 12
+        else:
+            said = ""
+            for sentence in re.findall(r"[^.!?]+[.!?]+", answer):
+                if len(f"{said}{sentence}".split()) > 50:
+                    break
+                said += sentence
+            answer, is_good = said.strip(), len(said.split()) >= 8
+        if is_good:
+            prompt = render([Message("user", task["question"])])
+            rows.append({"prompt": prompt, "completion": f"{answer}\n{MARKER}"})
+    earlier = [row for row in read_rows(first) if len(str(row.get("completion", "")).split()) <= 60]
+    draw = random.Random(2)
+    rows += draw.sample(earlier, min(5 * size, len(earlier)))
+    draw.shuffle(rows)
+    write_rows(out / "sft.jsonl", rows)
+    print(f"{len(rows)} rows")
+
+
 def without_benchmarks(kept: list[tuple[tasks.Task, str]]) -> list[tuple[tasks.Task, str]]:
     folder = os.environ.get("NEMOTRON4_EVAL_DATA", Path.home() / ".cache/nemotron4/eval")
     files = [path for path in sorted(Path(folder).rglob("*.jsonl*")) if path.is_file()]
@@ -195,7 +238,7 @@ def measure(out: Path, adapter: str | None, limit: int | None) -> None:
             "holds": is_ended and tasks.holds(task, answer.text.strip()), "tokens": len(answer.token_ids),
         })  # fmt: skip
     first = [row for row in rows if row["kind"] not in KINDS]
-    groups = {"forms": first, "verse": [row for row in first if row["kind"] in ("verse", "rhyme")]}
+    groups = {"forms": first, "verse": [row for row in first if row["kind"] in VERSE]}
     groups |= {
         kind: [row for row in rows if row["kind"] == kind]
         for kind in ("code", "sum", "reading", "instruction")
@@ -303,7 +346,9 @@ def _reward(found: tuple[float, str, bool]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("step", choices=("prompts", "select", "ask", "pair", "measure", "report"))
+    parser.add_argument(
+        "step", choices=("prompts", "select", "again", "mix", "ask", "pair", "measure", "report")
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", type=int, default=16, help="topics to ask about; the rest grows with it")
     parser.add_argument("--run", type=Path, help="the folder of the recipe's run, for report")
@@ -316,6 +361,10 @@ def main() -> None:
         write_prompts(options.out, options.size)
     elif options.step == "select":
         select(options.out, options.samples, options.size)
+    elif options.step == "again":
+        again(options.out, options.size)
+    elif options.step == "mix":
+        mix(options.out, options.samples, options.size)
     elif options.step == "ask":
         ask(options.out, options.round, options.size)
     elif options.step == "pair":
