@@ -9,7 +9,6 @@ sequences behind them (8). NeMo, Megatron-LM and Megatron-Bridge write and read 
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Iterator
 from functools import cached_property
@@ -20,7 +19,7 @@ import numpy
 from numpy.typing import NDArray
 
 from nemotron4.errors import DataError
-from nemotron4.runs import flush, replacing
+from nemotron4.runs import flush, publish, replacing
 
 MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
 TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 are floating-point numbers
@@ -181,7 +180,7 @@ class CorpusWriter:
         """Have everything so far on the disk."""
         for file in self._files:
             file.flush()
-            os.fsync(file.fileno())
+            flush(Path(file.name))
 
     def close(self) -> None:
         for file in self._files:
@@ -191,6 +190,6 @@ class CorpusWriter:
         self.keep()
         self.close()
         write_index(Path(f"{self._prefix}.idx"), self.lengths, self._dtype.str)
-        self.partial.replace(f"{self._prefix}.bin")
+        publish(self.partial, Path(f"{self._prefix}.bin"))
         self.lengths.unlink()
         flush(self.partial.parent)
