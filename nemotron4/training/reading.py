@@ -206,6 +206,10 @@ def raw_rows(path: str | Path, *, encoding: str = "utf-8") -> Iterator[tuple[str
                     yield f"{path}:{number}", _json_object(line)
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
+        if error.start == 0 and error.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise DataError(
+                f"{path}: UTF-16, not UTF-8", hint=f"iconv -f utf-16 -t utf-8 {path} writes it in UTF-8"
+            ) from error
         raise DataError(
             f"{path}: not UTF-8: byte 0x{byte:02x}, which is {bytes([byte]).decode('latin-1')!r} in Latin-1",
             hint='say so if it is: --latin-1, or in a recipe { path = "...", encoding = "latin-1" }',

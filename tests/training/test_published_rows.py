@@ -369,6 +369,12 @@ def test_latin_1_is_named_and_reads_when_it_is_said(tmp_path: Path) -> None:
     assert texts_of(tmp_path / "a.jsonl", encoding="latin-1") == ["café"]
 
 
+def test_utf_16_is_named_and_not_taken_for_latin_1(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "café"}\n', encoding="utf-16")
+    with pytest.raises(DataError, match="UTF-16, not UTF-8"):
+        texts_of(tmp_path / "a.jsonl")
+
+
 def test_a_pattern_names_files_and_a_limit_the_first_rows(tmp_path: Path) -> None:
     for name in ("b", "a"):
         (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}1"}}\n{{"text": "{name}2"}}\n')
