@@ -1,11 +1,13 @@
 """A reward model under load: scores a second with one connection and with many, on one server.
 
-    python benchmarks/judging.py [--connections 32] [--seconds 10] [--cases 128+32 0+16 0+64]
+    python benchmarks/judging.py [--connections 32] [--seconds 10] [--cases 128+32 0+16 0+64] [--passes]
 
 The model has the shape of the demo model (134.5 M) with a reward head, random weights in float32, and its
 vocabulary. A case is the tokens of a prompt that all requests have, and of an answer that is each one's own;
 each request is one ``POST /score``. The clients are a process of their own. Prints JSON lines: scores a
-second by one connection and by many, and the ratio.
+second by one connection and by many, and the ratio. ``--passes``: without a server, the fastest of five
+passes over one row and over as many as connections, and the products with the body's weights in each: where
+a lone row is near what many reach, company cannot help it.
 """
 
 from __future__ import annotations
@@ -32,12 +34,13 @@ from nemotron4.model.reward_head import ATTRIBUTE_NAMES, RewardModel
 from nemotron4.server.app import create_app
 
 
-def random_engine() -> RewardEngine:
+def random_engine(dtype: str = "float32") -> RewardEngine:
     checkpoint = open_checkpoint("smollm2")
     config = dataclasses.replace(PRESETS["smollm2-135m"](), num_reward_attributes=len(ATTRIBUTE_NAMES))
     torch.manual_seed(0)
-    model = RewardModel(config).eval().requires_grad_(False)
-    info = ModelInfo("reward", config.context_length, config.vocab_size, 0, "float32", "cpu", ())
+    model = RewardModel(config).eval().requires_grad_(False).to(getattr(torch, dtype))
+    model.reward_head.float()
+    info = ModelInfo("reward", config.context_length, config.vocab_size, 0, dtype, "cpu", ())
     return RewardEngine(model, info, checkpoint.tokenizer(), checkpoint.prompt_format())
 
 
@@ -72,6 +75,25 @@ def ask(port: int, case: str, connections: int, seconds: float) -> float:
     return sum(counts) / (time.perf_counter() - start)
 
 
+def passes(engine: RewardEngine, case: str, num_rows: int) -> dict[str, float | str]:
+    """Rows a second, and products of the body in GFLOP/s, of one row and of many at once."""
+    numbers, (num_shared, num_own) = random.Random(case), map(int, case.split("+"))
+    shared = [numbers.randrange(1000, 40000) for _ in range(num_shared)]
+    rows = [shared + [numbers.randrange(1000, 40000) for _ in range(num_own)] for _ in range(num_rows)]
+    body = sum(weight.numel() for name, weight in engine.model.named_parameters() if "layers." in name)
+    found: dict[str, float | str] = {"case": case, "dtype": engine.info.dtype}
+    for name, some in (("one", rows[:1]), ("many", rows)):
+        times = []
+        for _ in range(6):  # the first is warm-up
+            start = time.perf_counter()
+            engine.score_ids(some)
+            times.append(time.perf_counter() - start)
+        num_tokens = num_shared + num_own * len(some)
+        found[f"{name}_rows_per_s"] = round(len(some) / min(times[1:]), 1)
+        found[f"{name}_gflop_per_s"] = round(2 * body * num_tokens / min(times[1:]) / 1e9)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -79,6 +101,8 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--cases", nargs="+", default=["128+32", "0+16", "0+64"])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--passes", action="store_true")
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     settings = parser.parse_args()
     if settings.port is not None:  # the clients' process
@@ -89,7 +113,12 @@ def main() -> None:
             )
             print(json.dumps({"case": case, "one": one, "many": many, "ratio": many / one}), flush=True)
         return
-    engine = random_engine()
+    engine = random_engine(settings.dtype)
+    if settings.passes:
+        for case in settings.cases:
+            print(json.dumps(passes(engine, case, settings.connections)), flush=True)
+        engine.close()
+        return
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
     app = create_app(engine, access_log=lambda context, trace: None)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))

@@ -57,6 +57,7 @@ def train(
         new_recipe(Path(recipe), new, overrides or [])
         print(recipe)
         return
+    _look_first(Path(recipe), overrides or [], needs_rows=not dry_run)
     from nemotron4.training import chain
 
     stages = chain.load(Path(recipe), overrides or [])
@@ -66,6 +67,24 @@ def train(
         _check_invariance(stages[0], as_json=as_json)
     else:
         _train(stages, as_json=as_json)
+
+
+def _look_first(recipe: Path, overrides: list[str], *, needs_rows: bool) -> None:
+    """What can be told before PyTorch is loaded, which takes seconds: of the file, and of files of rows."""
+    from nemotron4 import config
+    from nemotron4.training.indexed import is_corpus
+    from nemotron4.training.reading import HUB, files_of
+
+    values, _ = config.read(recipe, overrides)
+    data = values.get("data")
+    if not needs_rows or not isinstance(data, dict):
+        return
+    for group in ("train", "validation"):
+        named = data.get(group)
+        for source in named if isinstance(named, list) else []:
+            path = source.get("path") if isinstance(source, dict) else source
+            if isinstance(path, str) and not path.startswith(HUB) and not is_corpus(path):
+                files_of(path)
 
 
 def _plot(runs: list[str], output: Path, *, as_json: bool) -> None:

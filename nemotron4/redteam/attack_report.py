@@ -111,7 +111,8 @@ def report_blocks(
             "folded; open one only if you need to see it."
         )
     )
-    for title, is_worked in (("Attacks that worked", True), ("The best attempts at other goals", False)):
+    titles = {True: "Attacks that worked", False: "The best attempts at goals that were not reached"}
+    for is_worked, title in titles.items():
         shown = [
             Folded(result.goal, [(m.role, m.content) for m in result.messages])
             for result in results

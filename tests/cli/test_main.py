@@ -213,6 +213,31 @@ def test_help_loads_neither_torch_nor_a_command_module() -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "error"),
+    [
+        (None, "recipe.toml: cannot be read: No such file"),
+        ("stage = ", "recipe.toml: not valid TOML"),
+        ('[data]\ntrain = ["rows.jsonl"]', "rows.jsonl: cannot be read: there is no such file"),
+    ],
+)
+def test_train_tells_a_missing_file_before_it_loads_torch(
+    recipe: str | None, error: str, tmp_path: Path
+) -> None:
+    if recipe is not None:
+        (tmp_path / "recipe.toml").write_text(recipe)
+    program = """
+        import sys
+        from nemotron4.cli.main import main
+        assert main(["train", "recipe.toml"]) == 1
+        assert "torch" not in sys.modules
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert error in done.stderr
+
+
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_help_of_each_command_loads_no_torch(name: str) -> None:
     program = """

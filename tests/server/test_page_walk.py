@@ -43,8 +43,16 @@ def _named(node: dict[str, Any]) -> str:
 
 
 def _tree(browser: Browser) -> list[dict[str, Any]]:
+    """The nodes of the accessibility tree, in the order in which they are read."""
     nodes: list[dict[str, Any]] = browser.command("Accessibility.getFullAXTree")["nodes"]
-    return [node for node in nodes if not node["ignored"]]
+    by_id = {node["nodeId"]: node for node in nodes}
+    waiting, found = [nodes[0]], []
+    while waiting:
+        node = waiting.pop()
+        waiting += [by_id[each] for each in reversed(node.get("childIds", [])) if each in by_id]
+        if not node["ignored"]:
+            found.append(node)
+    return found
 
 
 def _stops(browser: Browser) -> list[str]:
