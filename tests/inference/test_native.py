@@ -166,6 +166,25 @@ def scores(path: str) -> torch.Tensor:
     return torch.from_numpy(runner.run([Slice(sequence, 32, 50)]).logits_RV)
 
 
+@pytest.mark.parametrize("path", ["float32", "bfloat16", "int8"])
+def test_rows_that_share_their_first_blocks_give_the_bits_that_they_give_alone(path: str) -> None:
+    """Eight rows behind 96 shared positions, two of them behind 128, their own parts of different lengths."""
+    runner = small_runner(random_model(), path, 40)  # type: ignore[arg-type]
+    [prefix] = random_prompts(128)
+    sequences = []
+    for i in range(8):
+        [own] = random_prompts(7 + 13 * i, seed=i)
+        num_shared = 4 if i in (2, 5) else 3
+        blocks = list(range(num_shared)) + [4 + 4 * i + j for j in range(4)]
+        sequences.append(Sequence(tuple(prefix[: 32 * num_shared] + own), blocks=blocks))
+    for sequence in (sequences[2], *sequences):
+        runner.run([Slice(sequence, 0, sequence.length - 1)])
+    last = [Slice(sequence, sequence.length - 1, sequence.length) for sequence in sequences]
+    together = runner.run(last).logits_RV
+    for row, planned in zip(together, last, strict=True):
+        assert (runner.run([planned]).logits_RV[0] == row).all()
+
+
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
 def test_the_number_of_threads_changes_no_bit(num_threads: int) -> None:
     [prompt] = random_prompts(64)

@@ -30,9 +30,9 @@ struct Query {
     int position;
 };
 
-INLINE Query query_of(const AttendTask &t, int i, float *out) {
+INLINE Query query_of(const AttendTask &t, const AttendMember &m, int i, float *out) {
     const int row = i / t.heads_per_kv, head = i % t.heads_per_kv;
-    return {t.q + row * t.q_stride + head * t.head_dim, out + (size_t)i * t.head_dim, t.first_position + row};
+    return {m.q + row * t.q_stride + head * t.head_dim, out + (size_t)i * t.head_dim, m.first_position + row};
 }
 
 INLINE void finish_query(const float *sums, V weight, int dim, float *out) {
@@ -40,22 +40,22 @@ INLINE void finish_query(const float *sums, V weight, int dim, float *out) {
     for (int e = 0; e < dim; e += 16) store_part(out + e, load(sums + e) * inverse, dim - e);
 }
 
-template <int QB> void attend_float(const AttendTask &t, int first, float *out) {
+template <int QB> void attend_float(const AttendTask &t, const AttendMember &m, int first, float *out) {
     const int dim = t.head_dim, wide = (dim + 15) / 16 * 16;
     alignas(64) float sums[QB][MOST_DIM];
     Query q[QB];
     float largest[QB];
     V weight[QB], shrink[QB];
     for (int j = 0; j < QB; j++) {
-        q[j] = query_of(t, first + j, out);
+        q[j] = query_of(t, m, first + j, out);
         largest[j] = -__builtin_inff();
         weight[j] = V{};
         memset(sums[j], 0, sizeof(float) * (size_t)wide);
     }
     const int last = q[QB - 1].position;
     for (int start = 0; start <= last; start += BLOCK) {
-        const float *keys = (const float *)(t.keys + t.blocks[start / BLOCK] * t.key_block);
-        const float *values = (const float *)(t.values + t.blocks[start / BLOCK] * t.value_block);
+        const float *keys = (const float *)(t.keys + m.blocks[start / BLOCK] * t.key_block);
+        const float *values = (const float *)(t.values + m.blocks[start / BLOCK] * t.value_block);
         V s0[QB] = {}, s1[QB] = {};
         for (int e = 0; e < dim; e++) {
             const V k0 = load(keys + e * BLOCK), k1 = load(keys + e * BLOCK + 16);
@@ -104,28 +104,38 @@ INLINE const uint16_t *seen_values(const uint16_t *values, int num_seen, int wid
 
 #if defined(HAS_AMX)
 
-// Up to sixteen queries at a time: tiles 0 to 3 are sums, 4 what is left of a product, 5 to 7 keys or values.
-void attend_tiles(const AttendTask &t, int first, int count, float *out) {
+struct Running { // queries on their way through the blocks
+    Query q[TILE];
+    float largest[TILE];
+    V weight[TILE];
+    alignas(64) uint16_t rows[TILE * MOST_DIM];
+    alignas(64) float sums[TILE * MOST_DIM];
+};
+
+void begin(Running &s, int j, const AttendTask &t, Query q) {
     const int dim = t.head_dim, padded = (dim + 31) / 32 * 32, wide = (dim + 15) / 16 * 16;
-    alignas(64) uint16_t rows[16 * MOST_DIM], p[16][BLOCK], copy[BLOCK * MOST_DIM];
-    alignas(64) float sums[16 * MOST_DIM], part[16 * MOST_DIM], s[16][BLOCK];
-    Query q[16];
-    float largest[16];
-    V weight[16], shrink[16];
-    for (int j = 0; j < count; j++) {
-        q[j] = query_of(t, first + j, out);
-        for (int e = 0; e < padded; e += 16)
-            store_bf16(rows + j * padded + e, rounded_bf16(e < dim ? load_part(q[j].q + e, dim - e) : V{}));
-        largest[j] = -__builtin_inff();
-        weight[j] = V{};
-        memset(sums + j * wide, 0, sizeof(float) * (size_t)wide);
-    }
-    const int last = q[count - 1].position;
-    for (int start = 0; start <= last; start += BLOCK) {
-        const uint16_t *keys = (const uint16_t *)(t.keys + t.blocks[start / BLOCK] * t.key_block);
-        const uint16_t *values = (const uint16_t *)(t.values + t.blocks[start / BLOCK] * t.value_block);
-        if (start + BLOCK <= last) {
-            const char *next = t.keys + t.blocks[start / BLOCK + 1] * t.key_block;
+    for (int e = 0; e < padded; e += 16)
+        store_bf16(s.rows + j * padded + e, rounded_bf16(e < dim ? load_part(q.q + e, dim - e) : V{}));
+    s.q[j] = q;
+    s.largest[j] = -__builtin_inff();
+    s.weight[j] = V{};
+    memset(s.sums + j * wide, 0, sizeof(float) * (size_t)wide);
+}
+
+// The positions ``start`` to ``end`` for the queries ``first`` to ``first + count``, for as many as the tiles are
+// configured. Tiles 0 to 3 are sums, 4 what is left of a product, 5 to 7 keys or values.
+void attend_tiles(Running &run, int first, int count, const AttendTask &t, const int32_t *blocks, int start, int end) {
+    const int dim = t.head_dim, padded = (dim + 31) / 32 * 32, wide = (dim + 15) / 16 * 16;
+    alignas(64) uint16_t p[TILE][BLOCK], copy[BLOCK * MOST_DIM];
+    alignas(64) float part[TILE * MOST_DIM], s[TILE][BLOCK];
+    const uint16_t *rows = run.rows + first * padded;
+    float *sums = run.sums + first * wide;
+    V shrink[TILE];
+    for (; start < end; start += BLOCK) {
+        const uint16_t *keys = (const uint16_t *)(t.keys + blocks[start / BLOCK] * t.key_block);
+        const uint16_t *values = (const uint16_t *)(t.values + blocks[start / BLOCK] * t.value_block);
+        if (start + BLOCK < end) {
+            const char *next = t.keys + blocks[start / BLOCK + 1] * t.key_block;
             for (int i = 0; i < padded * BLOCK * 2; i += 64) prefetch(next + i);
         }
         _tile_zero(0);
@@ -140,12 +150,13 @@ void attend_tiles(const AttendTask &t, int first, int count, float *out) {
         _tile_stored(0, s[0], BLOCK * 4);
         _tile_stored(1, s[0] + 16, BLOCK * 4);
         for (int j = 0; j < count; j++) {
-            V a = load(s[j]), b = load(s[j] + 16);
-            shrink[j] = soften(a, b, q[j].position + 1 - start, t.scale, largest[j]);
+            V a = load(s[j]), b = load(s[j] + 16), &weight = run.weight[first + j];
+            const int seen = run.q[first + j].position + 1 - start;
+            shrink[j] = soften(a, b, seen, t.scale, run.largest[first + j]);
             round_pair(a, b, p[j]);
-            weight[j] = fma(weight[j], shrink[j], a + b);
+            weight = fma(weight, shrink[j], a + b);
         }
-        values = seen_values(values, last + 1 - start, wide, copy);
+        values = seen_values(values, end - start, wide, copy);
         _tile_loadd(4, p, 64);
         for (int e = 0; e < wide; e += 64) {
 #define COLUMNS_IN_TILES(C, B, at)                                                                                     \
@@ -164,23 +175,48 @@ void attend_tiles(const AttendTask &t, int first, int count, float *out) {
             for (int e = j * wide; e < (j + 1) * wide; e += 16)
                 store(sums + e, fma(load(sums + e), shrink[j], load(part + e)));
     }
-    for (int j = 0; j < count; j++) finish_query(sums + j * wide, weight[j], dim, q[j].out);
 }
 
 void attend_bf16(const AttendTask &t, float *out) {
-    const FlushSubnormals flush;
-    const int total = t.num_rows * t.heads_per_kv;
-    for (int i = 0, now = 0, count; i < total; i += count) {
-        count = total - i < 16 ? total - i : 16;
+    [[maybe_unused]] const FlushSubnormals flush;
+    const int heads = t.heads_per_kv, wide = (t.head_dim + 15) / 16 * 16;
+    Running run;
+    int now = 0;
+    auto set_rows = [&](int count) {
         if (count != now) configure(float_tiles(now = count));
-        attend_tiles(t, i, count, out);
+    };
+    auto finish = [&](int count) {
+        for (int j = 0; j < count; j++) finish_query(run.sums + j * wide, run.weight[j], t.head_dim, run.q[j].out);
+    };
+    if (t.num_members > 1) {
+        const int all_queries = t.num_members * heads;
+        for (int j = 0; j < all_queries; j++)
+            begin(run, j, t, query_of(t, t.members[j / heads], j % heads, out + (size_t)(j / heads * heads) * t.head_dim));
+        set_rows(all_queries);
+        attend_tiles(run, 0, all_queries, t, t.members[0].blocks, 0, t.num_shared * BLOCK);
+        set_rows(heads);
+        for (int i = 0; i < t.num_members; i++) {
+            const AttendMember &m = t.members[i];
+            attend_tiles(run, i * heads, heads, t, m.blocks, t.num_shared * BLOCK, m.first_position + 1);
+        }
+        finish(all_queries);
+    } else {
+        const AttendMember &m = t.members[0];
+        const int total = m.num_rows * heads;
+        for (int i = 0, count; i < total; i += count) {
+            count = total - i < TILE ? total - i : TILE;
+            for (int j = 0; j < count; j++) begin(run, j, t, query_of(t, m, i + j, out));
+            set_rows(count);
+            attend_tiles(run, 0, count, t, m.blocks, 0, run.q[count - 1].position + 1);
+            finish(count);
+        }
     }
     _tile_release();
 }
 
 #else
 
-template <int QB> void attend_pairs(const AttendTask &t, int first, float *out) {
+template <int QB> void attend_pairs(const AttendTask &t, const AttendMember &m, int first, float *out) {
     const int dim = t.head_dim, padded = (dim + 31) / 32 * 32, wide = (dim + 15) / 16 * 16;
     alignas(64) float sums[QB][MOST_DIM], rows[QB][MOST_DIM], p[QB][BLOCK];
     alignas(64) uint16_t copy[BLOCK * MOST_DIM], unused[BLOCK];
@@ -188,7 +224,7 @@ template <int QB> void attend_pairs(const AttendTask &t, int first, float *out) 
     float largest[QB];
     V weight[QB], shrink[QB];
     for (int j = 0; j < QB; j++) {
-        q[j] = query_of(t, first + j, out);
+        q[j] = query_of(t, m, first + j, out);
         for (int e = 0; e < padded; e += 16)
             store(rows[j] + e, rounded_bf16(e < dim ? load_part(q[j].q + e, dim - e) : V{}));
         largest[j] = -__builtin_inff();
@@ -197,8 +233,8 @@ template <int QB> void attend_pairs(const AttendTask &t, int first, float *out) 
     }
     const int last = q[QB - 1].position;
     for (int start = 0; start <= last; start += BLOCK) {
-        const uint16_t *keys = (const uint16_t *)(t.keys + t.blocks[start / BLOCK] * t.key_block);
-        const uint16_t *values = (const uint16_t *)(t.values + t.blocks[start / BLOCK] * t.value_block);
+        const uint16_t *keys = (const uint16_t *)(t.keys + m.blocks[start / BLOCK] * t.key_block);
+        const uint16_t *values = (const uint16_t *)(t.values + m.blocks[start / BLOCK] * t.value_block);
         V s[2][QB] = {};
         for (int half = 0; half < 2; half++)
             for (int e = 0; e < padded; e += 32) {
@@ -237,25 +273,40 @@ template <int QB> void attend_pairs(const AttendTask &t, int first, float *out) 
     for (int j = 0; j < QB; j++) finish_query(sums[j], weight[j], dim, q[j].out);
 }
 
-void attend_bf16(const AttendTask &t, float *out) {
-    const FlushSubnormals flush;
-    const int total = t.num_rows * t.heads_per_kv;
+void attend_pairs(const AttendTask &t, const AttendMember &m, float *out) {
+    [[maybe_unused]] const FlushSubnormals flush;
+    const int total = m.num_rows * t.heads_per_kv;
     int i = 0;
-    for (; i + 4 <= total; i += 4) attend_pairs<4>(t, i, out);
-    if (total - i == 3) attend_pairs<3>(t, i, out);
-    if (total - i == 2) attend_pairs<2>(t, i, out);
-    if (total - i == 1) attend_pairs<1>(t, i, out);
+    for (; i + 4 <= total; i += 4) attend_pairs<4>(t, m, i, out);
+    if (total - i == 3) attend_pairs<3>(t, m, i, out);
+    if (total - i == 2) attend_pairs<2>(t, m, i, out);
+    if (total - i == 1) attend_pairs<1>(t, m, i, out);
 }
 
 #endif
 
-void attend(const AttendTask &t, float *out) {
-    if (t.is_bf16) return attend_bf16(t, out);
-    const int total = t.num_rows * t.heads_per_kv;
+void attend_float(const AttendTask &t, const AttendMember &m, float *out) {
+    const int total = m.num_rows * t.heads_per_kv;
     int i = 0;
-    for (; i + 6 <= total; i += 6) attend_float<6>(t, i, out);
-    if (total - i >= 4) attend_float<4>(t, i, out), i += 4;
-    if (total - i == 3) attend_float<3>(t, i, out);
-    if (total - i == 2) attend_float<2>(t, i, out);
-    if (total - i == 1) attend_float<1>(t, i, out);
+    for (; i + 6 <= total; i += 6) attend_float<6>(t, m, i, out);
+    if (total - i >= 4) attend_float<4>(t, m, i, out), i += 4;
+    if (total - i == 3) attend_float<3>(t, m, i, out);
+    if (total - i == 2) attend_float<2>(t, m, i, out);
+    if (total - i == 1) attend_float<1>(t, m, i, out);
+}
+
+void attend(const AttendTask &t, float *out) {
+#if defined(HAS_AMX)
+    if (t.is_bf16) return attend_bf16(t, out);
+#endif
+    for (int i = 0; i < t.num_members; i++) {
+        const AttendMember &m = t.members[i];
+#if !defined(HAS_AMX)
+        if (t.is_bf16)
+            attend_pairs(t, m, out);
+        else
+#endif
+            attend_float(t, m, out);
+        out += (size_t)m.num_rows * t.heads_per_kv * t.head_dim;
+    }
 }

@@ -358,7 +358,7 @@ INLINE void bf16_rows(const Weight &w, const Rows &rows, int row, const char *b,
 }
 
 void product_bf16(const Weight &w, const Rows &rows, int first, int count, int panel, int num_panels, float *out) {
-    const FlushSubnormals flush;
+    [[maybe_unused]] const FlushSubnormals flush;
     const int stride = num_panels * PANEL;
 #if defined(HAS_AMX)
     if (count > FEW) return tiles_bf16(w, rows, first, count, panel, num_panels, out);

@@ -13,7 +13,8 @@ enum WeightKind : int32_t {
     W_U4 = 3,   // panel: K/8 x 64 bytes, two rows of four columns to a byte row; value = scale * code + minimum
 };
 
-enum { GROUP = 32, PANEL = 16, BLOCK = 32 }; // columns to a scale, outputs to a panel, positions to a cache block
+enum { GROUP = 32, PANEL = 16, BLOCK = 32, TILE = 16 };
+// columns to a scale, outputs to a panel, positions to a cache block, queries that attend together
 
 struct Weight {
     int32_t kind, rows, cols; // as in the checkpoint
@@ -78,11 +79,17 @@ struct Rows {
     const float *scaled_sums; // scale * sum
 };
 
-struct AttendTask { // queries of one key/value head and neighbouring rows of one sequence
-    const float *q;    // first query; rows are q_stride apart, heads of the group head_dim apart
-    int64_t q_stride;
-    int32_t num_rows, heads_per_kv, head_dim, first_position;
+struct AttendMember { // neighbouring rows of one sequence
+    const float *q; // first query; rows are q_stride apart, heads of the group head_dim apart
+    int32_t num_rows, first_position;
     const int32_t *blocks;
+};
+
+struct AttendTask { // queries of one key/value head
+    const AttendMember *members; // several have one row each, and all queries fit into a tile
+    int32_t num_members, num_shared; // blocks at the beginning that all have, each before the position of any
+    int64_t q_stride;
+    int32_t heads_per_kv, head_dim;
     const char *keys, *values; // of this layer and head, block 0
     int64_t key_block, value_block; // bytes between blocks
     int32_t is_bf16;
@@ -115,7 +122,7 @@ struct Kernels {
     double (*weights)(const float *x, int size, float temperature, float least, float *out);
     double (*mass)(const float *x, int size, float least);          // sum of what is not below ``least``
     int (*above)(const float *x, int size, float least, int32_t *ids); // where that is; how many
-    void (*attend)(const AttendTask &task, float *out); // out[row][heads_per_kv][head_dim]
+    void (*attend)(const AttendTask &task, float *out); // out[row of each member][heads_per_kv][head_dim]
 };
 
 const Kernels *kernels_generic();

@@ -8,6 +8,9 @@
 
 namespace {
 
+constexpr int MOST_PANELS = 8; // of one tile of a product
+constexpr int LEAST_SHARED = 2; // blocks for which rows attend together
+
 struct Span { // a range of memory that is never shared with another
     std::vector<char> bytes;
     template <class T> T *get(size_t count) {
@@ -18,19 +21,29 @@ struct Span { // a range of memory that is never shared with another
 
 int rounded(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
 
-struct Buffers { // of one step, by rows
-    float *x, *wide, *small;
+struct Entered { // rows as the input of a product
     int8_t *codes, *low; // low: of wide rows
     uint16_t *bf16;
-    float *scales, *scaled_sums, *values;
+    float *scales, *scaled_sums;
     int32_t *sums;
 };
 
-struct AttendTile {
+struct Buffers { // of one step, by rows
+    float *x, *wide, *small, *values;
+    Entered in, next; // next: of the product that follows, written while this one is computed
+};
+
+struct Attending { // neighbouring rows of a sequence
     int32_t sequence, row, num_rows;
 };
 
+struct AttendTile { // several with one row each, whose sequences begin with the same blocks, or one
+    int32_t first, count, num_shared;
+    int64_t cost;
+};
+
 struct Plan { // what jobs of one step read; kept until no thread can be in one of them
+    std::vector<Attending> attending;
     std::vector<AttendTile> tiles;
     std::vector<int32_t> positions, row_blocks, first_blocks, blocks;
     uint64_t last_job = 0;
@@ -42,7 +55,7 @@ struct Engine {
     Model model;
     const Kernels *kernels;
     std::unique_ptr<Pool> pool;
-    Span spans[12];
+    Span spans[16];
     int capacity = 0;
     Buffers b;
     Plan plans[8];
@@ -76,17 +89,30 @@ struct Engine {
         b.x = spans[0].get<float>(n * model.hidden);
         b.wide = spans[1].get<float>(n * std::max(qkv, up));
         b.small = spans[2].get<float>(n * w);
-        b.codes = spans[5].get<int8_t>(n * w);
-        b.low = spans[11].get<int8_t>(n * w);
-        b.bf16 = spans[6].get<uint16_t>(n * w);
-        b.scales = spans[7].get<float>(n * w / GROUP);
-        b.sums = spans[8].get<int32_t>(n * w / GROUP);
-        b.scaled_sums = spans[9].get<float>(n * w / GROUP);
-        b.values = spans[10].get<float>(n * w);
+        for (Entered *in : {&b.in, &b.next}) {
+            Span *own = spans + (in == &b.in ? 4 : 10);
+            in->codes = own[0].get<int8_t>(n * w);
+            in->low = own[1].get<int8_t>(n * w);
+            in->bf16 = own[2].get<uint16_t>(n * w);
+            in->scales = own[3].get<float>(n * w / GROUP);
+            in->sums = own[4].get<int32_t>(n * w / GROUP);
+            in->scaled_sums = own[5].get<float>(n * w / GROUP);
+        }
+        b.values = spans[3].get<float>(n * w);
     }
 };
 
 namespace {
+
+// Columns ``first`` and on of one row, ``size`` of them and zeros to ``end``; ``first`` begins a group.
+void convert(const Kernels *kernels, const Entered &to, int kind, int is_wide, int padded, int row, int first,
+             const float *x, int size, int end) {
+    if (kind == W_BF16) return kernels->to_bf16(x, size, end, to.bf16 + (int64_t)row * padded + first);
+    const int64_t place = (int64_t)(row / 16) * 16 * padded + first * 16 + row % 16 * 32;
+    const int64_t at = (int64_t)(row / 16) * (padded / GROUP) * 16 + first / GROUP * 16 + row % 16;
+    kernels->quantise(x, size, end, to.codes + place, is_wide ? to.low + place : nullptr, to.scales + at, to.sums + at,
+                      to.scaled_sums + at);
+}
 
 struct Entering { // rows that become the input of a product
     const Kernels *kernels;
@@ -112,16 +138,10 @@ struct Entering { // rows that become the input of a product
             kernels->norm(in, *norm, size, eps, out);
             in = out;
         }
-        if (kind == W_F32) {
-            if (in != out) memcpy(out, in, sizeof(float) * (size_t)size);
-        } else if (kind == W_BF16) {
-            kernels->to_bf16(in, size, padded, b.bf16 + (int64_t)r * padded);
-        } else {
-            const int64_t at = (int64_t)(r / 16) * (padded / GROUP) * 16 + r % 16;
-            const int64_t first = (int64_t)(r / 16) * 16 * padded + r % 16 * 32;
-            kernels->quantise(in, size, padded, b.codes + first, is_wide ? b.low + first : nullptr, b.scales + at,
-                              b.sums + at, b.scaled_sums + at);
-        }
+        if (kind != W_F32)
+            convert(kernels, b.in, kind, is_wide, padded, r, 0, in, size, padded);
+        else if (in != out)
+            memcpy(out, in, sizeof(float) * (size_t)size);
     }
     void compute(int, float *) const {}
     void commit(int tile, const float *) const {
@@ -137,6 +157,8 @@ struct Product {
     int64_t stride;
     Use use;
     int panels_per_tile, row_tiles, rows_per_tile;
+    const Weight *next; // what the numbers meet next, as rows of ``into``; null: ``out`` takes them
+    Entered into;
 
     void place(int tile, int &row, int &count, int &panel, int &num_panels) const {
         row = tile % row_tiles * rows_per_tile;
@@ -153,9 +175,15 @@ struct Product {
         int row, count, panel, num_panels;
         place(tile, row, count, panel, num_panels);
         const int column = panel * PANEL, columns = std::min(w->rows - column, num_panels * PANEL);
-        for (int r = 0; r < count; r++)
-            kernels->finish(scratch + (int64_t)r * num_panels * PANEL, columns, w->bias ? w->bias + column : nullptr,
-                            use, out + (int64_t)(row + r) * stride + column);
+        for (int r = 0; r < count; r++) {
+            const float *from = scratch + (int64_t)r * num_panels * PANEL, *bias = w->bias ? w->bias + column : nullptr;
+            float numbers[MOST_PANELS * PANEL];
+            float *to = next ? numbers : out + (int64_t)(row + r) * stride + column;
+            kernels->finish(from, columns, bias, use, to);
+            if (next)
+                convert(kernels, into, next->kind, next->is_wide, next->padded, row + r, column, numbers, columns,
+                        rounded(columns, GROUP));
+        }
     }
 };
 
@@ -221,6 +249,7 @@ struct Rotate { // queries and keys of neighbouring rows; keys and values into t
 struct Attend {
     const Kernels *kernels;
     const Model *m;
+    const Attending *attending;
     const AttendTile *tiles;
     const int32_t *positions, *first_blocks, *blocks;
     const float *qkv;
@@ -228,31 +257,39 @@ struct Attend {
     const char *keys, *values;
     float *out; // [rows][heads * head_dim]
 
-    AttendTask task(int index) const {
+    void compute(int index, float *scratch) const {
         const AttendTile &t = tiles[index / m->kv_heads];
         const int kv = index % m->kv_heads, group = m->heads / m->kv_heads;
         const CacheShape shape(*m);
-        return {qkv + t.row * qkv_size + (int64_t)kv * group * m->head_dim,
-                qkv_size,
-                t.num_rows,
-                group,
-                m->head_dim,
-                positions[t.row],
-                blocks + first_blocks[t.sequence],
-                keys + kv * shape.key_bytes,
-                values + kv * shape.value_bytes,
-                m->kv_heads * shape.key_bytes,
-                m->kv_heads * shape.value_bytes,
-                m->cache_is_bf16,
-                1.0f / std::sqrt((float)m->head_dim)};
+        AttendMember members[TILE];
+        for (int i = 0; i < t.count; i++) {
+            const Attending &a = attending[t.first + i];
+            members[i] = {qkv + a.row * qkv_size + (int64_t)kv * group * m->head_dim, a.num_rows, positions[a.row],
+                          blocks + first_blocks[a.sequence]};
+        }
+        const AttendTask task = {members,
+                                 t.count,
+                                 t.num_shared,
+                                 qkv_size,
+                                 group,
+                                 m->head_dim,
+                                 keys + kv * shape.key_bytes,
+                                 values + kv * shape.value_bytes,
+                                 m->kv_heads * shape.key_bytes,
+                                 m->kv_heads * shape.value_bytes,
+                                 m->cache_is_bf16,
+                                 1.0f / std::sqrt((float)m->head_dim)};
+        kernels->attend(task, scratch);
     }
-    void compute(int index, float *scratch) const { kernels->attend(task(index), scratch); }
     void commit(int index, const float *scratch) const {
         const AttendTile &t = tiles[index / m->kv_heads];
         const int64_t width = (int64_t)m->heads / m->kv_heads * m->head_dim;
-        for (int r = 0; r < t.num_rows; r++)
-            memcpy(out + (t.row + r) * (int64_t)m->heads * m->head_dim + index % m->kv_heads * width,
-                   scratch + r * width, sizeof(float) * (size_t)width);
+        for (int i = 0; i < t.count; i++) {
+            const Attending &a = attending[t.first + i];
+            for (int r = 0; r < a.num_rows; r++, scratch += width)
+                memcpy(out + (a.row + r) * (int64_t)m->heads * m->head_dim + index % m->kv_heads * width, scratch,
+                       sizeof(float) * (size_t)width);
+        }
     }
 };
 
@@ -275,21 +312,25 @@ void enter(Engine &e, Entering t) {
         e.pool->run((t.num_rows + Entering::ROWS - 1) / Entering::ROWS, 0, t);
 }
 
-void multiply(Engine &e, const Weight &w, int num_rows, float *out, int64_t stride, Use use) {
-    const Buffers &b = e.b;
+// ``next``: the weight that the numbers meet next, if they can be made its rows at once.
+bool multiply(Engine &e, const Weight &w, int num_rows, float *out, int64_t stride, Use use, const Weight *next = nullptr) {
+    const Entered &b = e.b.in;
     const int8_t *low = w.is_wide ? b.low : nullptr;
-    Product p = {e.kernels, &w, {num_rows, w.padded, b.values, b.bf16, b.codes, low, b.scales, b.sums, b.scaled_sums},
-                 out, stride, use, 0, 1, num_rows};
+    Product p = {e.kernels, &w, {num_rows, w.padded, e.b.values, b.bf16, b.codes, low, b.scales, b.sums, b.scaled_sums},
+                 out, stride, use, 0, 1, num_rows, nullptr, e.b.next};
     if (num_rows > 256) { // what enters, and what leaves, has to stay near
         p.rows_per_tile = 128;
         p.row_tiles = (num_rows + 127) / 128;
     }
     const int64_t panel_bytes = (int64_t)w.padded * PANEL * (w.kind == W_F32 ? 4 : w.kind == W_BF16 ? 2 : 1);
     const int rows = std::min(num_rows, p.rows_per_tile);
-    p.panels_per_tile = (int)std::max<int64_t>(1, std::min<int64_t>(8, (64 << 10) / panel_bytes));
+    p.panels_per_tile = (int)std::max<int64_t>(1, std::min<int64_t>(MOST_PANELS, (64 << 10) / panel_bytes));
     if (rows >= 8) p.panels_per_tile = w.kind == W_S8 || w.kind == W_U4 ? 2 : 4;
+    if (next && next->kind != W_F32 && p.panels_per_tile * PANEL % GROUP == 0) p.next = next;
     const int row_tiles = (w.panels + p.panels_per_tile - 1) / p.panels_per_tile;
     e.pool->run(row_tiles * p.row_tiles, (size_t)rows * p.panels_per_tile * PANEL, p);
+    if (p.next) std::swap(e.b.in, e.b.next);
+    return p.next != nullptr;
 }
 
 void embed(const Engine &e, int token, float *out) {
@@ -331,10 +372,8 @@ void run_layer(Engine &e, const Plan &plan, int n, int layer) {
         rotate.commit(0, nullptr);
     else
         e.pool->run((n + Rotate::ROWS - 1) / Rotate::ROWS, 0, rotate);
-    Attend attend = {e.kernels, &m, plan.tiles.data(), plan.positions.data(), plan.first_blocks.data(), plan.blocks.data(), b.wide, qkv_size, keys, values, b.small};
-    int most = 0;
-    for (const auto &t : plan.tiles) most = std::max(most, t.num_rows);
-    e.pool->run((int)plan.tiles.size() * m.kv_heads, (size_t)most * (m.heads / m.kv_heads) * m.head_dim, attend);
+    Attend attend = {e.kernels, &m, plan.attending.data(), plan.tiles.data(), plan.positions.data(), plan.first_blocks.data(), plan.blocks.data(), b.wide, qkv_size, keys, values, b.small};
+    e.pool->run((int)plan.tiles.size() * m.kv_heads, (size_t)TILE * (m.heads / m.kv_heads) * m.head_dim, attend);
 
     in.x = b.small;
     in.stride = in.size = m.heads * m.head_dim;
@@ -349,8 +388,10 @@ void run_layer(Engine &e, const Plan &plan, int n, int layer) {
     enters(in, l.up[0]);
     enter(e, in);
     const int up_size = m.is_gated ? 2 * m.ffn : m.ffn;
+    bool has_entered = false;
     for (int part = 0, column = 0; part < l.num_up; column += l.up[part++].rows)
-        multiply(e, l.up[part], n, b.wide + column, up_size, m.is_gated ? STORE : RELU2);
+        has_entered = multiply(e, l.up[part], n, b.wide + column, up_size, m.is_gated ? STORE : RELU2,
+                               m.is_gated ? nullptr : &l.down);
 
     in.x = m.is_gated ? b.wide + m.ffn : b.wide;
     in.gate = m.is_gated ? b.wide : nullptr;
@@ -358,26 +399,55 @@ void run_layer(Engine &e, const Plan &plan, int n, int layer) {
     in.stride = up_size;
     in.norm = nullptr;
     enters(in, l.down);
-    enter(e, in);
+    if (!has_entered) enter(e, in);
     multiply(e, l.down, n, b.x, m.hidden, ADD);
 }
 
-void make_plan(const Step &s, Plan &plan) {
+// Single rows whose sequences begin with the same blocks attend together: the blocks are read once for all.
+void group_rows(Plan &plan, int most) {
+    auto &rows = plan.attending;
+    const auto &starts = plan.first_blocks;
+    const int32_t *blocks = plan.blocks.data();
+    const auto full = [&](const Attending &a) { // blocks before the row's position
+        return blocks + starts[(size_t)a.sequence] + (a.num_rows == 1 ? plan.positions[(size_t)a.row] / BLOCK : 0);
+    };
+    const auto begin = [&](const Attending &a) { return blocks + starts[(size_t)a.sequence]; };
+    if (most > 1)
+        std::stable_sort(rows.begin(), rows.end(), [&](const Attending &a, const Attending &b) {
+            return std::lexicographical_compare(begin(a), full(a), begin(b), full(b));
+        });
+    for (int i = 0, count; i < (int)rows.size(); i += count) {
+        const Attending &a = rows[(size_t)i];
+        int shared = (int)(full(a) - begin(a));
+        for (count = 1; count < most && i + count < (int)rows.size(); count++) {
+            const Attending &b = rows[(size_t)(i + count)];
+            const auto same = std::mismatch(begin(a), begin(a) + shared, begin(b), full(b)).first - begin(a);
+            if (same < LEAST_SHARED) break;
+            shared = (int)same;
+        }
+        const int64_t cost = (int64_t)(plan.positions[(size_t)a.row] + BLOCK) * a.num_rows * count;
+        plan.tiles.push_back({i, count, count > 1 ? shared : 0, cost});
+    }
+    std::stable_sort(plan.tiles.begin(), plan.tiles.end(), [](const AttendTile &p, const AttendTile &q) {
+        return p.cost > q.cost; // the longest first
+    });
+}
+
+void make_plan(const Step &s, Plan &plan, int heads_per_kv) {
     plan.positions.assign(s.positions, s.positions + s.num_rows);
     plan.first_blocks.assign(s.first_blocks, s.first_blocks + s.num_sequences + 1);
     plan.blocks.assign(s.blocks, s.blocks + s.first_blocks[s.num_sequences]);
     plan.row_blocks.resize((size_t)s.num_rows);
+    plan.attending.clear();
     plan.tiles.clear();
     for (int i = 0; i < s.num_sequences; i++)
         for (int row = s.first_rows[i]; row < s.first_rows[i + 1];) {
-            const int count = std::min(16 - s.positions[row] % 16, s.first_rows[i + 1] - row);
-            plan.tiles.push_back({i, row, count});
+            const int count = std::min(TILE - s.positions[row] % TILE, s.first_rows[i + 1] - row);
+            plan.attending.push_back({i, row, count});
             for (int end = row + count; row < end; row++)
                 plan.row_blocks[(size_t)row] = s.blocks[s.first_blocks[i] + s.positions[row] / BLOCK];
         }
-    std::stable_sort(plan.tiles.begin(), plan.tiles.end(), [&](const AttendTile &p, const AttendTile &q) {
-        return (int64_t)s.positions[p.row] * p.num_rows > (int64_t)s.positions[q.row] * q.num_rows; // longest first
-    });
+    group_rows(plan, TILE / heads_per_kv);
 }
 
 } // namespace
@@ -406,7 +476,7 @@ void native_step(Engine *e, const Step *step) {
     Buffers &b = e->b;
     Plan &plan = e->plans[e->next_plan++ % 8];
     e->pool->wait_for_jobs_to(plan.last_job);
-    make_plan(s, plan);
+    make_plan(s, plan, m.heads / m.kv_heads);
     for (int r = 0; r < n; r++) embed(*e, s.tokens[r], b.x + (int64_t)r * m.hidden);
     e->turn_to(*std::max_element(s.positions, s.positions + n));
     for (int layer = 0; layer < m.num_layers; layer++) run_layer(*e, plan, n, layer);
