@@ -66,13 +66,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         publish(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        _name(error, path)
+        _name(error, path, partial)
         raise
 
 
-def _name(error: BaseException, path: Path) -> None:
-    """A full disk does not say which file it was about."""
-    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+def _name(error: BaseException, path: Path, partial: Path | None = None) -> None:
+    """A full disk does not say which file it was about, and nobody knows ours by its name for a time."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(partial)):
         error.filename = str(path)
 
 

@@ -259,3 +259,10 @@ def test_a_package_that_is_not_there_is_an_error_with_the_command_that_gets_it()
     ) as error:
         import_optional("wandbx.figure", "plots")
     assert error.value.hint == "pip install 'wandbx'"
+
+
+def test_an_error_names_the_file_that_was_meant_and_not_ours_in_between(tmp_path: Path) -> None:
+    path = tmp_path / "absent" / "out.json"
+    with pytest.raises(FileNotFoundError) as caught:
+        write_file(path, "text")
+    assert caught.value.filename == str(path)

@@ -90,7 +90,7 @@ class Chat:
                     while line.startswith(MANY_LINES) and not line.endswith(MANY_LINES, len(MANY_LINES)):
                         line += "\n" + read_line()
                     line = line.removeprefix(MANY_LINES).removesuffix(MANY_LINES)
-                    if is_interactive and line.strip() in LEAVING:
+                    if (word := line.strip()) in LEAVING and (is_interactive or word.startswith("/")):
                         return
                     self._turn(line, runner)
                 except EOFError:

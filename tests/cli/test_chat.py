@@ -282,6 +282,12 @@ def test_a_message_of_several_lines_ends_with_its_mark() -> None:
     ]
 
 
+def test_piped_commands_leave_too_and_piped_words_are_messages() -> None:
+    output = io.StringIO()
+    _talk(Chat(_engine(), PARAMS, output=output), "bye", "/exit", "more")
+    assert output.getvalue() == "1: BYE\n"
+
+
 @pytest.mark.parametrize("word", ["/exit", "/quit", "/bye", "exit"])
 def test_every_usual_word_leaves(word: str) -> None:
     chat = Chat(_engine(), PARAMS, output=io.StringIO())
