@@ -241,6 +241,9 @@ def test_markdown_has_tables_formulas_links_tasks_and_code_that_copies(
     )
     assert not browser.find_all(".answer img")
     assert browser.text(".answer a[href$='cat.png']") == "[image: a cat]"
+    heard = browser.run("return document.getElementById('status').textContent")
+    assert "Mars 2" in heard  # read aloud as it is drawn, without marks
+    assert not [mark for mark in ("|", "```", "](", "- [") if mark in heard]
     assert browser.problems() == []
 
 

@@ -89,7 +89,7 @@ def _view(title: str, browser: Browser) -> str:
     assert len(stops) > 5, title
     return (
         f"### {title}\n\n**Tab stops**: {', '.join(stops)}.\n\n"
-        f"**A screen reader finds**: {', '.join(landmarks)}."
+        f"**A screen reader finds, in this order**: {', '.join(landmarks)}."
     )
 
 
