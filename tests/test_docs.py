@@ -13,6 +13,7 @@ from nemotron4.cli.commands import COMMANDS
 from nemotron4.cli.main import main
 
 ROOT = Path(__file__).parents[1]
+MAX_WORDS = 43_000  # of README and docs; it only shrinks
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
 
 
@@ -161,3 +162,9 @@ def test_the_architecture_names_files_that_are_there_and_short_journeys() -> Non
     assert len(journeys) == 5
     for journey in journeys:
         assert len(set(re.findall(r"`[\w/]+\.(?:py|cpp)`", journey))) <= 10, journey.splitlines()[0]
+
+
+def test_the_documentation_does_not_grow_by_itself() -> None:
+    pages = [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
+    words = sum(len(page.read_text(encoding="utf-8").split()) for page in pages)
+    assert words <= MAX_WORDS, f"{words} words: say a thing once, on one page, and link to it"
