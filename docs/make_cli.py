@@ -57,7 +57,14 @@ def _help(path: tuple[str, ...]) -> str:
             main([*path, "--help"])
     finally:
         os.environ.pop("COLUMNS") if earlier is None else os.environ.update(COLUMNS=earlier)
-    return printed.getvalue()
+    # A range is told behind the meaning, and the usage tells which arguments are required.
+    text = re.sub(
+        r"<(int|float) range>", lambda found: f"<{found[1]}>".ljust(len(found[0])), printed.getvalue()
+    )
+    arguments = re.search(r"^Arguments:\n.*?(?=\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
+    if arguments is not None:
+        text = text.replace(arguments[0], re.sub(r"\s+\[required\]", "", arguments[0]))
+    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 def _usage(text: str) -> str:
