@@ -75,19 +75,19 @@ class NativeRunner:
         config = self.model.config
         tokens: list[int] = []
         first_rows, first_blocks, blocks = [0], [0], list[int]()
-        positions: list[np.ndarray] = []
+        positions: list[int] = []
         last_rows: list[int] = []
         for planned in slices:
             tokens += planned.sequence.token_ids(planned.start, planned.end)
-            positions.append(np.arange(planned.start, planned.end, dtype=np.int32))
+            positions += range(planned.start, planned.end)
             blocks += planned.sequence.blocks[: -(-planned.end // self.cache.block_size)]
             first_rows.append(len(tokens))
             first_blocks.append(len(blocks))
             if planned.completes:
                 last_rows.append(len(tokens) - 1)
-        arrays = [np.array(x, dtype=np.int32) for x in (tokens, first_rows, first_blocks, blocks, last_rows)]
-        tokens_N, first_rows_S, first_blocks_S, blocks_array, last_rows_R = arrays
-        positions_N = np.concatenate(positions)
+        lists = (tokens, positions, first_rows, first_blocks, blocks, last_rows)
+        arrays = [np.array(x, dtype=np.int32) for x in lists]
+        tokens_N, positions_N, first_rows_S, first_blocks_S, blocks_array, last_rows_R = arrays
         # Only log-probabilities of a prompt need what is left of the other rows.
         needs_hidden = any(planned.sequence.max_shared is not None for planned in slices)
         hidden_ND = np.empty((len(tokens) if needs_hidden else 0, config.hidden_size), np.float32)
