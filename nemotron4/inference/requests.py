@@ -75,17 +75,19 @@ class Request:
 
     @property
     def draws_plainly(self) -> bool:
-        """True if the next token is drawn from the logits as they are."""
+        """True if the next token is drawn from the logits as they are, or what a grammar leaves of them."""
         return (
             self.params.max_new_tokens > 0
-            and self._grammar is None
+            and not self._forced
+            and (self._grammar is None or self._allowed_V is not None)
             and not sampling.changes_logits(self.params, len(self.sequence.new_ids))
         )
 
     def next_draw(self, logits_V: Array) -> tuple[Array, SamplingParams, float]:
         """What ``sampling.draw_rows`` takes; uses up one random number unless the temperature is 0."""
         point = self._points.next() if self.params.temperature > 0 else 0.0
-        return logits_V[: self._vocab_size], self.params, point
+        logits_V = logits_V[: self._vocab_size]
+        return self._masked(logits_V), self.params, point
 
     @property
     def needs_mask(self) -> bool:
@@ -191,7 +193,10 @@ class Request:
         params, sequence = self.params, self.sequence
         if sampling.changes_logits(params, len(sequence.new_ids)):
             logits_V = sampling.adjust(logits_V, params, prompt_ids=self.prompt_ids, new_ids=sequence.new_ids)
-        if self._grammar is not None:
-            assert self._allowed_V is not None, "the mask is computed while the model runs"
-            logits_V = sampling.masked(logits_V, self._allowed_V)
-        return sampling.draw(logits_V, params, self._points)
+        return sampling.draw(self._masked(logits_V), params, self._points)
+
+    def _masked(self, logits_V: Array) -> Array:
+        if self._grammar is None:
+            return logits_V
+        assert self._allowed_V is not None, "the mask is computed while the model runs"
+        return sampling.masked(logits_V, self._allowed_V)

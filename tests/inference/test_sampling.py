@@ -126,3 +126,23 @@ def test_logprobs_are_log_softmax(num_top: int) -> None:
         assert row.chosen.logprob == pytest.approx(float(expected[i, [4, 8][i]]))
         assert [t.token_id for t in row.top] == expected[i].topk(num_top).indices.tolist()
         assert row.full == pytest.approx(expected[i].tolist())
+
+
+def test_rows_that_a_grammar_masks_are_drawn_together_as_alone() -> None:
+    numbers = np.random.default_rng(0)
+    kinds = (
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=0.8),
+        SamplingParams(top_p=0.5),
+        SamplingParams(top_k=5, min_p=0.1),
+    )
+    draws = []
+    for count in (1, 2, 5, 50, 2000):
+        for params in kinds:
+            allowed_V = np.zeros(4000, np.bool_)
+            allowed_V[numbers.integers(0, 4000, size=count)] = True
+            logits_V = sampling.masked(numbers.normal(size=4000).astype(np.float32), allowed_V)
+            draws.append((logits_V, params, float(numbers.random())))
+    found = sampling.draw_rows(draws)
+    assert found == [sampling.draw_at(*each) for each in draws]
+    assert all(np.isfinite(logits_V[token]) for token, (logits_V, _, _) in zip(found, draws, strict=True))
