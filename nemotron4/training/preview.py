@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -110,17 +111,26 @@ def marked(segment: Segment, tokenizer: Tokenizer) -> str:
 
 
 def shown(ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """The text of the ids with markers spelled out: a trained stop marker must be seen."""
+    """The text of the ids with markers spelled out: a trained stop marker must be seen.
+
+    A backslash stands before what only looks like a marker and is ordinary text.
+    """
+    markers = tokenizer.markers
+    lookalike = re.compile("|".join(map(re.escape, markers)) or r"(?!)")
+
+    def text(plain: Sequence[int]) -> str:
+        return lookalike.sub(r"\\\g<0>", tokenizer.decode(plain))
+
     parts: list[str] = []
     plain: list[int] = []
     for token in ids:
-        if token >= tokenizer.vocab_size or tokenizer.is_control(token):
-            parts.append(tokenizer.decode(plain))
+        piece = tokenizer.piece(token) if token < tokenizer.vocab_size else "<virtual>"
+        if token >= tokenizer.vocab_size or tokenizer.is_control(token) or piece in markers:
+            parts += (text(plain), piece)
             plain = []
-            parts.append(tokenizer.piece(token) if token < tokenizer.vocab_size else "<virtual>")
         else:
             plain.append(token)
-    return "".join((*parts, tokenizer.decode(plain)))
+    return "".join((*parts, text(plain)))
 
 
 def stretches(segment: Segment) -> list[tuple[bool, list[int]]]:

@@ -14,6 +14,7 @@ from nemotron4.cli.main import main
 from nemotron4.training import stage
 from nemotron4.training.doctor import examine as examine_sources
 from nemotron4.training.doctor import histogram
+from nemotron4.training.preview import marked
 from nemotron4.training.reading import TrainingSource
 from tests import tiny_models
 
@@ -97,6 +98,17 @@ def test_a_plain_answer_is_trained_with_the_end_of_text(tmp_path: Path, model: s
     segment = found.samples[0].segments[0]
     assert segment.tokens[-1] in found.encoder.stop_ids()
     assert segment.is_trained[-1]
+
+
+def test_a_marker_in_the_text_looks_different_from_a_real_one(tmp_path: Path, model: str) -> None:
+    spelled = "<extra_id_1>"
+    rows = [{"messages": [{"role": "user", "content": f"What is {spelled}?"}, answer("A marker.")]}]
+    found = examine([write(tmp_path / "a.jsonl", rows)], "sft", model)
+    (segment,) = found.samples[0].segments
+    text = marked(segment, found.encoder.tokenizer)
+    assert f"What is \\{spelled}?" in text
+    assert text.count(f"\\{spelled}") == 1
+    assert text.count(spelled) > 1, "the turns begin with real ones"
 
 
 def test_the_command_reports_writes_the_clean_rows_and_fails(
