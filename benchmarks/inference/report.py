@@ -13,6 +13,7 @@ CELLS = {
     "128": "128 sequences, tokens/s",
     "start": "start to first token, s",
 }
+MODELS = {"nano": "19 M", "small": "125 M", "base": "1.0 B", "demo": "demo model"}
 
 
 def write(entries: Sequence[dict[str, Any]], path: Path, *, command: str) -> None:
@@ -59,5 +60,8 @@ def _plot(newest: dict[tuple[str, str, str, str], dict[str, Any]], path: Path) -
             Bar(name=precision, series=peer, value=value, label=f"{value:.4g}")
             for (peer, precision), value in found.items()
         )
-        panels.append(Bars(f"{model}: {CELLS[cell]}", "s" if cell == "start" else "tokens/s", bars))
+        words = CELLS[cell].rpartition(", ")[0].partition(" (")[0]
+        panels.append(
+            Bars(f"{MODELS.get(model, model)}: {words}", "s" if cell == "start" else "tokens/s", bars)
+        )
     draw_bar_panels(panels, path, num_columns=2)
