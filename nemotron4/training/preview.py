@@ -113,7 +113,7 @@ def marked(segment: Segment, tokenizer: Tokenizer) -> str:
 def shown(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """The text of the ids with markers spelled out: a trained stop marker must be seen.
 
-    A backslash stands before what only looks like a marker and is ordinary text.
+    What only looks like a marker and is ordinary text has a backslash before it.
     """
     markers = tokenizer.markers
     lookalike = re.compile("|".join(map(re.escape, markers)) or r"(?!)")
