@@ -466,7 +466,10 @@ Engine *native_open(const Model *model, int num_threads, const char *isa) {
     return e;
 }
 
-void native_close(Engine *e) { delete e; }
+void native_close(Engine *e) {
+    e->pool.reset(); // first: a thread that was kept from running may still read the buffers
+    delete e;
+}
 
 void native_step(Engine *e, const Step *step) {
     const Step &s = *step;
