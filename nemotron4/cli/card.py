@@ -111,9 +111,7 @@ def _hardware(found: CheckpointDescription) -> list[str]:
 
     context = found.config.context_length
     workload = Workload(dtype=found.planned_dtype, context=context, stored=dict(found.served_bytes))
-    lines = [
-        f"{found.stored_bytes / 1e9:.2f} GB of weights; on a CPU they fit into the memory, or they do not."
-    ]
+    lines = [f"A CPU whose memory holds {found.stored_bytes / 1e9:.2f} GB of weights, or"]
     for gpu in CARD_GPUS:
         plan = make_plan(found.config, gpu_named(gpu), workload)
         if plan.chosen.problem is None:

@@ -13,18 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nemotron4.training.scorer import Scorer, heads
+
 
 class NarrowCopies:
-    """Copies of a module's float32 weights in ``dtype``, put in their place for a forward and backward pass.
+    """Copies of a scorer's float32 weights in ``dtype``, put in their place for a forward and backward pass.
 
-    A reward head keeps its own weights: it is float32 whatever the decoder's type.
+    A reward head keeps its own weights.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        heads = [part for name, part in module.named_modules() if name.endswith("reward_head")]
-        kept = {parameter for head in heads for parameter in head.parameters()}
+    def __init__(self, scorer: Scorer, dtype: torch.dtype) -> None:
+        kept = {parameter for head in heads(scorer) for parameter in head.parameters()}
         self._copies: dict[nn.Parameter, nn.Parameter] = {}
-        for parameter in module.parameters():
+        for parameter in scorer.parameters():
             if parameter.dtype == torch.float32 and parameter not in kept:
                 copy = nn.Parameter(parameter.detach().to(dtype), requires_grad=parameter.requires_grad)
                 if copy.requires_grad:
@@ -32,14 +33,14 @@ class NarrowCopies:
                 self._copies[parameter] = copy
         self._places = [
             (owner, name, parameter)
-            for owner in module.modules()
+            for owner in scorer.modules()
             for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False)
             if parameter in self._copies
         ]
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The module computes with the copies, brought up to date first; gradients go to its own weights."""
+        """The scorer computes with the copies, brought up to date first; gradients go to its own weights."""
         # Always: a fused optimiser leaves no trace that it wrote.
         with torch.no_grad():
             for parameter, copy in self._copies.items():

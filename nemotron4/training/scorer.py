@@ -58,6 +58,11 @@ class AttributeScorer(nn.Module):
 Scorer = LogprobScorer | AttributeScorer
 
 
+def heads(scorer: Scorer) -> list[nn.Module]:
+    """What is float32 whatever the decoder computes in."""
+    return [module for name, module in scorer.net.named_children() if name == "reward_head"]
+
+
 def hidden(net: Transformer | RewardModel, x: Tensor, row: PackedRow) -> Tensor:
     """The decoder on a packed row: from token ids (N,), or what an earlier part made of them, to (N, D)."""
     hidden_ND: Tensor = net.model(x, row.positions_N, PackedAttend(row.runs))

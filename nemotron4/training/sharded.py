@@ -20,7 +20,7 @@ from nemotron4.model.transformer import Block
 from nemotron4.training.engine import Sums, T, TrainingEngine
 from nemotron4.training.packing import PackedRow, pack, plan_rows
 from nemotron4.training.samples import Sample
-from nemotron4.training.scorer import Scorer
+from nemotron4.training.scorer import Scorer, heads
 from nemotron4.training.stage import Objective
 
 
@@ -61,17 +61,13 @@ def shard(
     policy = MixedPrecisionPolicy(compute, reduce_dtype=torch.float32) if is_mixed else MixedPrecisionPolicy()
     # The root too: its weights must be sharded again after a pass without gradients, or an optimiser or
     # a checkpoint made next would take the gathered copies for the parameters.
-    for module in (*_blocks(scorer), *_heads(scorer), root):
-        own = MixedPrecisionPolicy() if module in _heads(scorer) else policy
+    for module in (*_blocks(scorer), *heads(scorer), root):
+        own = MixedPrecisionPolicy() if module in heads(scorer) else policy
         fully_shard(module, mesh=grid.fsdp, reshard_after_forward=not keeps_gathered, mp_policy=own)
 
 
 def _blocks(scorer: Scorer) -> list[nn.Module]:
     return [block for block in scorer.net.model.layers if isinstance(block, Block)]
-
-
-def _heads(scorer: Scorer) -> list[nn.Module]:
-    return [module for name, module in scorer.net.named_children() if name == "reward_head"]
 
 
 def whole(tensor: Tensor) -> Tensor:

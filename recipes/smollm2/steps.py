@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
 from collections import Counter, defaultdict
@@ -48,6 +47,7 @@ import tasks
 from edits import EDITS, edited
 
 import nemotron4
+from nemotron4.evaluation.data import data_folder
 from nemotron4.grading.repetition import is_looping
 from nemotron4.grading.statistics import wilson
 from nemotron4.records import Message
@@ -205,8 +205,8 @@ def mix(out: Path, first: Path, size: int) -> None:
 
 
 def without_benchmarks(kept: list[tuple[tasks.Task, str]]) -> list[tuple[tasks.Task, str]]:
-    folder = os.environ.get("NEMOTRON4_EVAL_DATA", Path.home() / ".cache/nemotron4/eval")
-    files = [path for path in sorted(Path(folder).rglob("*.jsonl*")) if path.is_file()]
+    folder = data_folder()
+    files = [path for path in sorted(folder.rglob("*.jsonl*")) if path.is_file()]
     if not files:
         print(f"no benchmark files in {folder}: the rows were not compared with any")
         return kept
@@ -239,10 +239,7 @@ def measure(out: Path, adapter: str | None, limit: int | None) -> None:
         })  # fmt: skip
     first = [row for row in rows if row["kind"] not in KINDS]
     groups = {"forms": first, "verse": [row for row in first if row["kind"] in VERSE]}
-    groups |= {
-        kind: [row for row in rows if row["kind"] == kind]
-        for kind in ("code", "sum", "reading", "instruction")
-    }
+    groups |= {kind: [row for row in rows if row["kind"] == kind] for kind in KINDS}
     table = {name: _shares(each) for name, each in {"all": rows, **groups}.items() if each}
     write_json(out, {"adapter": adapter, "groups": table, "answers": rows})
     for name, each in table.items():
