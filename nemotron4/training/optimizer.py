@@ -7,6 +7,7 @@ Quantization" (2022): 256 numbers share a scale; a weight of fewer than 4,096 nu
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -59,8 +60,10 @@ def build_optimizer(
         # One pass over memory for the whole update: half the time of the plain form on a CPU.
         parts.append(torch.optim.AdamW(_groups(wide, settings), fused=True, **options))
     if narrow:
-        # It warns of each of its own CUDA libraries that this build of torch cannot load.
-        logging.getLogger("torchao").setLevel(logging.ERROR)
+        # They warn of CUDA libraries that this build of torch cannot load, and of each other's interfaces.
+        for name in ("torchao", "torch.utils._pytree"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", message=".*_stable_hash_for_caching", category=UserWarning)
         library = import_optional("torchao.optim", 'optimizer.moments = "8bit"')
         parts.append(library.AdamW8bit(_groups(narrow, settings), **options))
     return parts[0] if len(parts) == 1 else Joined(parts)
