@@ -233,10 +233,12 @@ def export(
 
     made = write_export(folder, load_saved_recipe(folder), is_partial_allowed=partial)
     if as_json:
-        print_json({"folder": str(made.folder), "rows": made.counts})
+        print_json({"folder": str(made.folder), "rows": made.counts, "notes": list(made.notes)})
         return
     for name, rows in made.counts.items():
         print(f"{rows}\t{made.folder / name}")
+    for line in made.notes:
+        note(line)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
-from nemotron4.errors import DataError
+from nemotron4.errors import ConfigError, DataError, import_optional
 from nemotron4.records import Conversation, JsonObject, Message, PreferencePair, write
 from nemotron4.runs import publish, write_json
 from nemotron4.synth.accounting import Accounting, read_accounting
@@ -34,10 +34,11 @@ EXPORT = "export"
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote: rows per file."""
+    """What an export wrote: rows per file, and what it could not write."""
 
     folder: Path
     counts: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def export(folder: Path, recipe: SynthRecipe, *, is_partial_allowed: bool = False) -> Exported:
@@ -61,6 +62,7 @@ def export(folder: Path, recipe: SynthRecipe, *, is_partial_allowed: bool = Fals
             partial.mkdir(parents=True)
             labels = _labels(folder)
             counts = _write_files(ledger, recipe, partial, labels)
+            notes = _write_parquet(partial, counts)
             exported = set(recipe.export.stages)
             reviews = labels.counts(ledger, exported)
             write_card(partial, recipe, accounting, counts, ledger, reviews)
@@ -73,7 +75,7 @@ def export(folder: Path, recipe: SynthRecipe, *, is_partial_allowed: bool = Fals
         target.rename(old)
     publish(partial, target)
     shutil.rmtree(old, ignore_errors=True)
-    return Exported(target, counts)
+    return Exported(target, counts, notes)
 
 
 def _labels(folder: Path) -> Labels:
@@ -136,9 +138,6 @@ def _write_files(ledger: Reader, recipe: SynthRecipe, folder: Path, labels: Labe
             counts[name] = num_written
         else:
             (folder / name).unlink()
-    for name in ("sft", "preference", "prompts"):
-        if f"{name}.jsonl" in counts and write_parquet(folder / f"{name}.jsonl", folder / f"{name}.parquet"):
-            counts[f"{name}.parquet"] = counts[f"{name}.jsonl"]
     return counts
 
 
@@ -218,17 +217,21 @@ def _prompt(record: str, stage: str, row: Any) -> JsonObject:
     }
 
 
-def write_parquet(source: Path, target: Path) -> bool:
-    """The same rows as Parquet; False if pyarrow is not installed."""
+def _write_parquet(folder: Path, counts: dict[str, int]) -> tuple[str, ...]:
+    """The rows to train on as Parquet too, counted; what is missing for it is said."""
     try:
-        import pyarrow.json
-        import pyarrow.parquet
-    except ImportError:
-        return False
-    if source.stat().st_size == 0:
-        return False
-    with source.open("rb") as lines:
-        block = max(1 << 20, 2 * max(len(line) for line in lines))
-    table = pyarrow.json.read_json(source, read_options=pyarrow.json.ReadOptions(block_size=block))
-    pyarrow.parquet.write_table(table, target, compression="zstd")
-    return True
+        pyarrow = import_optional("pyarrow", "Parquet")
+    except ConfigError as error:
+        return (f"no Parquet was written: {error.message}; {error.hint}",)
+    for module in ("pyarrow.json", "pyarrow.parquet"):
+        import_optional(module, "Parquet")
+    for name in ("sft", "preference", "prompts"):
+        source = folder / f"{name}.jsonl"
+        if not counts.get(source.name):
+            continue
+        with source.open("rb") as lines:
+            block = max(1 << 20, 2 * max(len(line) for line in lines))
+        table = pyarrow.json.read_json(source, read_options=pyarrow.json.ReadOptions(block_size=block))
+        pyarrow.parquet.write_table(table, source.with_suffix(".parquet"), compression="zstd")
+        counts[f"{name}.parquet"] = counts[source.name]
+    return ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,18 @@ def test_parquet_holds_the_same_rows(bench: Bench, recipe: MakeRecipe) -> None:
     assert table.column("chosen").to_pylist() == [
         row["chosen"] for _, row in read_json_lines(done.folder / "preference.jsonl")
     ]
+
+
+def test_an_export_without_pyarrow_says_that_there_is_no_parquet(
+    bench: Bench, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe(export=SOURCES)
+    bench.run(made)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    done = export(bench.folder, made)
+    assert not list(done.folder.glob("*.parquet"))
+    [note] = done.notes
+    assert "no Parquet was written: Parquet needs the package pyarrow" in note
 
 
 def test_the_card_says_where_rows_come_from_and_what_was_left_out(bench: Bench, recipe: MakeRecipe) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from nemotron4.cli.doctor import KINDS
 from nemotron4.cli.main import main
 from nemotron4.training import stage
 from nemotron4.training.doctor import examine as examine_sources
@@ -156,10 +155,6 @@ def test_a_wrong_argument_or_file_is_told_before_torch_is_loaded(tmp_path: Path)
     )
     assert done.stdout.strip() == f"{[1] * len(commands)} False"
     assert done.stderr.count("error: ") == len(commands)
-
-
-def test_the_named_kinds_are_those_of_the_stages() -> None:
-    assert set(KINDS) == set(stage.kinds())
 
 
 def test_a_histogram_has_round_spans_that_hold_every_value() -> None:
