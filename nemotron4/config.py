@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from nemotron4.errors import ConfigError
+from nemotron4.errors import ConfigError, together
 from nemotron4.json_form import FieldError, read_fields
 
 Settings = TypeVar("Settings")
@@ -84,9 +84,13 @@ def build(
     try:
         return cast("Settings", read_fields(kind, values, prefix))
     except FieldError as error:
-        key = error.path.split(".")[-1]
-        synonym = source.synonyms.get(key)
-        raise ConfigError(
-            f"{source.at(key) if key else source.name}: {error}",
-            hint=f"here it is {synonym}" if synonym else error.hint,
-        ) from error
+        raise together(_named(each, source) for each in (error, *error.others)) from error
+
+
+def _named(error: FieldError, source: Source) -> ConfigError:
+    key = error.path.split(".")[-1]
+    synonym = source.synonyms.get(key)
+    return ConfigError(
+        f"{source.at(key) if key else source.name}: {error}",
+        hint=f"here it is {synonym}" if synonym else error.hint,
+    )

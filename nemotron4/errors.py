@@ -5,16 +5,19 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
 class Nemotron4Error(Exception):
     """Base of every error that a user, a file or a remote service can cause.
 
-    ``message`` states what was given and what was expected; ``hint`` says what to do next.
-    The command line prints both and exits with status 1; a bug raises something else.
+    ``message`` states what was given and what was expected; ``hint`` says what to do next; ``others`` are
+    the problems that were found with it. The command line prints all and exits with status 1; a bug raises
+    something else.
     """
+
+    others: Sequence[Nemotron4Error] = ()
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -22,11 +25,25 @@ class Nemotron4Error(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
+        own = self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
+        return "\n".join((own, *map(str, self.others)))
+
+
+def together(errors: Iterable[Nemotron4Error]) -> Nemotron4Error:
+    """The first of some errors, with all others as its ``others``."""
+    first, *rest = [each for error in errors for each in (error, *error.others)]
+    first.others = rest
+    return first
 
 
 class ConfigError(Nemotron4Error):
     """A setting has an unknown name, a wrong type or an impossible value."""
+
+    def within(self, place: str) -> ConfigError:
+        """The same problems, each with the place before its message."""
+        found = ConfigError(f"{place}: {self.message}", hint=self.hint)
+        found.others = [ConfigError(f"{place}: {e.message}", hint=e.hint) for e in self.others]
+        return found
 
 
 class DataError(Nemotron4Error):

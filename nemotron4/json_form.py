@@ -21,7 +21,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
 
-from nemotron4.errors import unknown_name
+from nemotron4.errors import ConfigError, unknown_name
 
 JsonObject = dict[str, Any]
 WORDS: dict[Any, str] = {
@@ -34,7 +34,9 @@ WORDS: dict[Any, str] = {
 
 
 class FieldError(ValueError):
-    """A field is missing or wrong. Whoever knows the file adds its name and line."""
+    """A field is missing or wrong. Whoever knows the file adds its name and line. ``others``: more such."""
+
+    others: Sequence[FieldError] = ()
 
     def __init__(self, message: str, *, path: str = "", hint: str | None = None) -> None:
         super().__init__(message)
@@ -159,26 +161,41 @@ def read_fields(kind: type, values: Mapping[str, Any], prefix: str = "", **given
     derived = getattr(kind, "also_written", ())
     ignores = getattr(kind, "extra", "refuse") == "ignore"
     arguments = given
+    problems: list[FieldError] = []
     for key, value in values.items():
         if key in fields:
             field = fields[key]
             if value is None and ignores and _has_default(field):
                 continue  # rows of other programs write null for what is absent
-            arguments[field.name] = from_json(hints[field.name], value, f"{prefix}{key}")
+            try:
+                arguments[field.name] = from_json(hints[field.name], value, f"{prefix}{key}")
+            except FieldError as error:
+                arguments[field.name] = None
+                problems.append(error)
         elif not ignores and key not in derived:
             message, hint = unknown_name("key", f"{prefix}{key}", [f"{prefix}{name}" for name in fields])
-            raise FieldError(message, path=f"{prefix}{key}", hint=hint)
+            problems.append(FieldError(message, path=f"{prefix}{key}", hint=hint))
     for key, field in fields.items():
         if field.name not in arguments and not _has_default(field):
             expected = expected_words(hints[field.name])
-            raise FieldError(f"field {prefix + key!r} is missing; expected {expected}", path="")
+            problems.append(FieldError(f"field {prefix + key!r} is missing; expected {expected}", path=""))
+    if problems:
+        raise _together(problems)
     try:
         return kind(**arguments)
     except FieldError:
         raise
+    except ConfigError as error:
+        raise _together([FieldError(e.message, hint=e.hint) for e in (error, *error.others)]) from error
     except ValueError as error:
         where = f"[{prefix.rstrip('.')}]: " if prefix else ""
         raise FieldError(f"{where}{error}") from error
+
+
+def _together(problems: Sequence[FieldError]) -> FieldError:
+    first, *rest = [each for problem in problems for each in (problem, *problem.others)]
+    first.others = rest
+    return first
 
 
 @functools.cache
@@ -218,7 +235,14 @@ def _read_sequence(kind: Any, items: tuple[Any, ...], value: Any, path: str) -> 
     if not isinstance(value, list | tuple):
         raise _mismatch(path, value, "a list")
     item = items[0] if items else Any
-    converted = [from_json(item, entry, f"{path}[{i}]") for i, entry in enumerate(value)]
+    converted, problems = [], []
+    for i, entry in enumerate(value):
+        try:
+            converted.append(from_json(item, entry, f"{path}[{i}]"))
+        except FieldError as error:
+            problems.append(error)
+    if problems:
+        raise _together(problems)
     return tuple(converted) if kind is tuple else converted
 
 

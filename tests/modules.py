@@ -54,7 +54,7 @@ TESTED_IN: dict[str, str] = {
         inference.native.build inference.native.library inference.native.model""",
     "inference/test_scheduler.py": "inference.blocks",
     "inference/test_vllm_load.py": "inference.vllm_engine inference.vllm_loader inference.vllm_sampling",
-    "model/test_adapters.py": "model.adapter_files",
+    "model/test_adapters.py": "model.adapter_config model.adapter_files",
     "model/test_transformer.py": "model.attention model.config model.layers model.presets model.rotary",
     "redteam/test_aegis.py": "redteam.aegis_prompts redteam.aegis_report",
     "redteam/test_attacks.py": "cli.redteam_attack redteam.attack_report redteam.judges",
@@ -96,11 +96,13 @@ TESTED_IN: dict[str, str] = {
     "text/test_json_tokenizer.py": "text.tokenizer text.tokenizer_files",
     "text/test_prompt.py": "text.formats",
     "text/test_tools.py": "text.structured_output",
-    "training/test_chain.py": "training.checks training.output",
+    "training/test_chain.py": "training.checks training.output training.run_chain",
     "training/test_composing.py": "checkpoint.adapter_base",
     "training/test_corpus.py": "training.shuffling",
     "training/test_doctor.py": "cli.doctor training.reading",
-    "training/test_engine.py": "training.kto training.online training.packing training.samples",
+    "training/test_engine.py": """
+        training.kto training.objectives training.online training.packing training.preference_settings
+        training.samples""",
     "training/test_formats.py": """
         training.encoding training.prompts training.rows training.stages.preference training.stages.reward
         training.stages.sft""",

@@ -22,15 +22,14 @@ from nemotron4.model.config import ModelConfig
 from nemotron4.model.transformer import Transformer
 from nemotron4.training import parallel
 from nemotron4.training.engine import TrainingEngine
-from nemotron4.training.kto import PreferenceSection
+from nemotron4.training.objectives import LikelihoodObjective, PairObjective
 from nemotron4.training.optimizer import apply_gradients, build_optimizer
 from nemotron4.training.packing import PackedRow, pack
+from nemotron4.training.preference_settings import PreferenceSection
 from nemotron4.training.recipe import OptimizerSection, ParallelSection
 from nemotron4.training.samples import Sample, Segment
 from nemotron4.training.scorer import LogprobScorer
 from nemotron4.training.stage import Objective
-from nemotron4.training.stages.preference import PairObjective
-from nemotron4.training.stages.sft import LikelihoodObjective
 
 CONFIG = ModelConfig(
     num_layers=12, hidden_size=768, ffn_hidden_size=3072, num_heads=12, num_kv_heads=4, head_dim=64,

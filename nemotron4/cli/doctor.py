@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ import typer
 from nemotron4.cli.console import group, note, print_json
 from nemotron4.cli.models import description
 from nemotron4.cli.options import GPU, JsonOption, ModelArgument, RowFilesArgument
-from nemotron4.errors import ConfigError, DataError, unknown_name
+from nemotron4.errors import ConfigError, DataError, Nemotron4Error, together, unknown_name
 from nemotron4.report import Table, print_report
 
 if TYPE_CHECKING:
@@ -22,16 +23,18 @@ if TYPE_CHECKING:
     from nemotron4.training.samples import Segment
 
 app = group("Look for what would go wrong later.")
-# Named here, so that a wrong one is told before PyTorch is loaded.
-KINDS = (
-    "sft", "preference", "kto", "reward", "reward_pairs", "prompts", "pretrain", "steerlm", "steerlm_weighted"
-)  # fmt: skip
 
 
 @app.command("data")
 def data(
     files: RowFilesArgument,
-    kind: Annotated[str, typer.Option(help=f"What the rows are: {', '.join(KINDS)}.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="What the rows are: sft, preference, kto, reward, reward_pairs, prompts, pretrain, steerlm, "
+            "steerlm_weighted."
+        ),
+    ],
     model: Annotated[str, typer.Option(help="The model whose tokenizer and prompt format apply.")],
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a sequence; default the model's context.")
@@ -126,23 +129,23 @@ def _check(
 ) -> None:
     """What can be told before PyTorch is loaded and before a row is read."""
     from nemotron4.checkpoint.cache import resolve
-    from nemotron4.training import stages
+    from nemotron4.training import stage
     from nemotron4.training.reading import HUB, files_of
 
-    own = (
-        file.read_text(encoding="utf-8") for folder in stages.__path__ for file in Path(folder).glob("*.py")
-    )
-    if kind not in KINDS and not any(
-        f'name = "{kind}"' in text for text in own
-    ):  # a stage that somebody added
-        message, hint = unknown_name("kind", kind, KINDS)
-        raise ConfigError(message, hint=hint)
-    resolve(model)
-    for path in (*files, *map(str, benchmarks)):
-        if not path.startswith(HUB):
-            files_of(path)
+    problems: list[Nemotron4Error] = []
+    if kind not in stage.kinds():
+        message, hint = unknown_name("kind", kind, stage.kinds())
+        problems.append(ConfigError(message, hint=hint))
+    named = [path for path in (*files, *map(str, benchmarks)) if not path.startswith(HUB)]
+    for look in (partial(resolve, model), *(partial(files_of, path) for path in named)):
+        try:
+            look()
+        except Nemotron4Error as error:
+            problems.append(error)
     if clean is not None and not clean.parent.is_dir():
-        raise DataError(f"{clean}: the folder {clean.parent} does not exist")
+        problems.append(DataError(f"{clean}: the folder {clean.parent} does not exist"))
+    if problems:
+        raise together(problems)
 
 
 def _refuse_bad(found: Examination, limit: int | None) -> None:

@@ -46,7 +46,9 @@ def explained(run: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Nemotron4Error as error:
-        return _fail(error.message, error.hint)
+        for each in (error, *error.others):
+            _fail(each.message, each.hint)
+        return 1
     except OSError as error:
         if os.environ.get("NEMOTRON4_TRACEBACK"):
             raise

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -57,10 +59,7 @@ def train(
         new_recipe(Path(recipe), new, overrides or [])
         print(recipe)
         return
-    _look_first(Path(recipe), overrides or [], needs_rows=not dry_run)
-    from nemotron4.training import chain
-
-    stages = chain.load(Path(recipe), overrides or [])
+    stages = _load(Path(recipe), overrides or [], needs_files=not dry_run)
     if dry_run:
         _dry_run(stages, as_json=as_json)
     elif invariance:
@@ -69,22 +68,47 @@ def train(
         _train(stages, as_json=as_json)
 
 
-def _look_first(recipe: Path, overrides: list[str], *, needs_rows: bool) -> None:
-    """What can be told before PyTorch is loaded, which takes seconds: of the file, and of files of rows."""
+def _load(path: Path, overrides: list[str], *, needs_files: bool) -> list[Recipe]:
+    """The stages of a file; what is wrong with it or missing is told before PyTorch is loaded."""
     from nemotron4 import config
+    from nemotron4.errors import Nemotron4Error, together
+    from nemotron4.training import chain
+
+    values, _ = config.read(path, overrides)
+    problems: list[Nemotron4Error] = []
+    try:
+        stages = chain.load(path, overrides)
+    except Nemotron4Error as error:
+        problems.append(error)
+    for look in _files(values) if needs_files else ():
+        try:
+            look()
+        except Nemotron4Error as error:
+            problems.append(error)
+    if problems:
+        raise together(problems)
+    return stages
+
+
+def _files(values: dict[str, Any]) -> Iterator[Callable[[], object]]:
+    """Checks that what a recipe's values name is there: the first start, and files of rows."""
+    from nemotron4.checkpoint.cache import resolve
     from nemotron4.training.indexed import is_corpus
     from nemotron4.training.reading import HUB, files_of
 
-    values, _ = config.read(recipe, overrides)
-    data = values.get("data")
-    if not needs_rows or not isinstance(data, dict):
-        return
-    for group in ("train", "validation"):
-        named = data.get(group)
-        for source in named if isinstance(named, list) else []:
-            path = source.get("path") if isinstance(source, dict) else source
-            if isinstance(path, str) and not path.startswith(HUB) and not is_corpus(path):
-                files_of(path)
+    model, stages = values.get("model"), values.get("stage")
+    if isinstance(model, dict) and isinstance(model.get("start"), str):
+        yield partial(resolve, model["start"])
+    named: list[object] = []
+    for table in (values, *(stages if isinstance(stages, list) else ())):
+        data = table.get("data") if isinstance(table, dict) else None
+        for group in ("train", "validation"):
+            sources = data.get(group) if isinstance(data, dict) else None
+            named += sources if isinstance(sources, list) else ()
+    for source in named:
+        path = source.get("path") if isinstance(source, dict) else source
+        if isinstance(path, str) and not path.startswith(HUB) and not is_corpus(path):
+            yield partial(files_of, path)
 
 
 def _plot(runs: list[str], output: Path, *, as_json: bool) -> None:
@@ -163,7 +187,7 @@ def _check_invariance(settings: Recipe, *, as_json: bool) -> None:
 
 def _train(stages: list[Recipe], *, as_json: bool) -> None:
     from nemotron4.cli.training_view import TrainingView
-    from nemotron4.training.chain import run
+    from nemotron4.training.run_chain import run
 
     with TrainingView() as view:
         summary = run(

@@ -29,6 +29,7 @@ from nemotron4.inference.packed_linear import (
     PackedSwiGluMLP,
 )
 from nemotron4.inference.scheduler import Slice
+from nemotron4.model.adapter_config import AdapterConfig
 from nemotron4.model.adapter_files import (
     IA3,
     PEFT_PREFIX,
@@ -37,7 +38,6 @@ from nemotron4.model.adapter_files import (
     has_reward_head,
     read_adapter_config,
 )
-from nemotron4.model.adapters import AdapterConfig
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.transformer import Block, Transformer
 

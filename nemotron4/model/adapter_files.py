@@ -17,13 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nemotron4.errors import CheckpointError
-from nemotron4.model.adapters import (
-    AdapterConfig,
-    PromptEmbedding,
-    PromptTableEmbedding,
-    adapted_modules,
-    add_adapter,
-)
+from nemotron4.model.adapter_config import AdapterConfig
+from nemotron4.model.adapters import PromptEmbedding, PromptTableEmbedding, adapted_modules, add_adapter
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

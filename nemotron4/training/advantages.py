@@ -6,13 +6,14 @@ Legend: B sequences, T tokens, G prompts, K answers per prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from nemotron4.training.rollout_settings import AdvantageKind
+
 Row = tuple[float, ...]
-AdvantageKind = Literal["group", "centred", "leave_one_out", "batch"]
 
 
 class Advantages(NamedTuple):

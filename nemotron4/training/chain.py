@@ -7,25 +7,16 @@ stage; ``model.start = "previous"`` (the default) is the last stage's model that
 
 from __future__ import annotations
 
-import json
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nemotron4 import config
-from nemotron4.checkpoint.adapter_base import BASE_FILE
 from nemotron4.errors import ConfigError
-from nemotron4.training import checks, parallel, stage
 from nemotron4.training import recipe as recipes
-from nemotron4.training.cache import file_hash
-from nemotron4.training.inputs import RECORD_FILE
-from nemotron4.training.metrics import OnPart, StepRecord, hear_nothing
-from nemotron4.training.reading import HUB
-from nemotron4.training.recipe import Recipe, as_plain
-from nemotron4.training.rewards import connect as connect_rewards
-from nemotron4.training.rollouts import Connect
-from nemotron4.training.run import Summary, output_folder, pick_device, train
+from nemotron4.training import stage
+from nemotron4.training.recipe import Recipe
 
 PREVIOUS = "previous"
 
@@ -43,7 +34,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
     try:
         return list(_stages(values))
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
+        raise error.within(str(path)) from error
 
 
 def _stages(values: dict[str, Any]) -> Iterator[Recipe]:
@@ -71,10 +62,10 @@ def _stages(values: dict[str, Any]) -> Iterator[Recipe]:
             _name_reward_model(merged, reward_model)
             recipe = recipes.build(merged)
         except ConfigError as error:
-            raise ConfigError(f"stage {name!r}: {error.message}", hint=error.hint) from error
+            raise error.within(f"stage {name!r}") from error
         yield recipe
         if recipe.kind.has_reward_head:
-            reward_model = str(output_folder(recipe))
+            reward_model = str(recipe.output_folder)
         else:
             is_merged = recipe.adapter is None or recipe.adapter.kind == "lora"
             if not is_merged and place + 1 < len(tables):
@@ -84,7 +75,7 @@ def _stages(values: dict[str, Any]) -> Iterator[Recipe]:
                     "the weights, so the next stage cannot start from it",
                     hint="train that stage with kind lora, or without [adapter]",
                 )
-            start = str(output_folder(recipe))
+            start = str(recipe.output_folder)
 
 
 def _name_reward_model(values: dict[str, Any], reward_model: str | None) -> None:
@@ -101,58 +92,3 @@ def _merged(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
-
-
-def run(
-    stages: Sequence[Recipe],
-    *,
-    note: Callable[[str], None] = lambda text: None,
-    on_progress: Callable[[StepRecord], None] = lambda progress: None,
-    on_part: OnPart = hear_nothing,
-    connect: Connect = connect_rewards,
-) -> Summary:
-    """Run the stages in order, passing over finished ones; the summary is the last one's that ran."""
-    summary: Summary | None = None
-    with parallel.launch(pick_device(stages[0].model.device)):
-        tell = note if parallel.is_first() else lambda text: None
-        first = checks.check(stages)[0]
-        for place, recipe in enumerate(stages):
-            if len(stages) > 1:
-                tell(f"stage {place + 1} of {len(stages)}: {recipe.stage}, in {recipe.run.directory}")
-            is_last = place + 1 == len(stages)
-            if not is_last and is_finished(recipe):
-                tell("finished before")
-                continue
-            summary = train(
-                recipe,
-                note=note,
-                on_progress=on_progress,
-                on_part=on_part,
-                connect=connect,
-                opened=(first.base, first.read) if place == 0 and first.base and first.read else None,
-            )
-            if summary.output is None:
-                break
-    assert summary is not None, "the last stage always runs"
-    return summary
-
-
-def is_finished(recipe: Recipe) -> bool:
-    """True if this very recipe, on these very files, has left its output."""
-    output = output_folder(recipe)
-    record = recipe.run.directory / RECORD_FILE
-    name = "manifest.json" if recipe.adapter is None else BASE_FILE
-    if not (output / name).is_file() or not record.is_file():
-        return False
-    values = json.loads(record.read_text(encoding="utf-8"))
-    if values["recipe"] != json.loads(json.dumps(as_plain(recipe))):
-        return False
-    return all(_has_hash(Path(path), known) for path, known in values["inputs"].items())
-
-
-def _has_hash(path: Path, known: str) -> bool:
-    if str(path).startswith(HUB):
-        return known == str(path)
-    if not path.is_file():
-        return False
-    return file_hash(path) == known

@@ -22,7 +22,7 @@ from nemotron4.training.loading import BITS, check_adapter
 from nemotron4.training.optimizer import MOMENT_BYTES
 from nemotron4.training.reading import HUB, files_of
 from nemotron4.training.recipe import Recipe
-from nemotron4.training.run import output_folder, pick_device
+from nemotron4.training.run import pick_device
 from nemotron4.training.schedule import Plan, plan_steps
 
 
@@ -55,7 +55,7 @@ def check(stages: Sequence[Recipe], *, by_shape: bool = False) -> list[Checked]:
             if len(stages) > 1:
                 error.message = f"stage {place + 1} of {len(stages)}: {error.message}"
             raise
-        made[str(output_folder(recipe))] = found[-1]
+        made[str(recipe.output_folder)] = found[-1]
     return found
 
 

@@ -18,6 +18,7 @@ from nemotron4.checkpoint.adapter_base import base_name, base_of, write_base, wr
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.errors import ConfigError
+from nemotron4.model.adapter_config import AdapterConfig
 from nemotron4.model.adapter_files import (
     CONFIG_FILE,
     PEFT_PREFIX,
@@ -25,7 +26,6 @@ from nemotron4.model.adapter_files import (
     read_adapter_config,
     write_adapter,
 )
-from nemotron4.model.adapters import AdapterConfig
 
 Factors = dict[str, tuple[Tensor, Tensor]]  # module -> A (rank, in), B (out, rank) with the scale in it
 

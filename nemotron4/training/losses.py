@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from nemotron4.training.rollout_settings import LossOver, Ratio
+
 MISSING_LABEL = -100.0
-Ratio = Literal["token", "sequence"]
-LossOver = Literal["tokens", "answers", "sums"]
 
 
 class SumCount(NamedTuple):

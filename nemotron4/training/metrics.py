@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -25,7 +25,6 @@ from nemotron4.training.samples import Sample
 
 METRICS_FILE = "metrics.jsonl"
 WANDB_ID_FILE = "wandb-id.txt"
-LogName = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-def open_logs(folder: Path, names: Sequence[LogName], recipe: Mapping[str, Any]) -> list[MetricsLog]:
+def open_logs(folder: Path, names: Sequence[str], recipe: Mapping[str, Any]) -> list[MetricsLog]:
     """What the recipe asks for besides JSON lines; ConfigError if a package is missing."""
     logs: list[MetricsLog] = []
     if "tensorboard" in names:

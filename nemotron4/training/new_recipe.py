@@ -12,7 +12,7 @@ from typing import Any
 
 from nemotron4 import config
 from nemotron4.errors import ConfigError, unknown_name
-from nemotron4.model.adapters import AdapterConfig
+from nemotron4.model.adapter_config import AdapterConfig
 from nemotron4.runs import write_file
 from nemotron4.training import recipe as recipes
 from nemotron4.training import stage

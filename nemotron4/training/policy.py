@@ -1,4 +1,4 @@
-"""Policy gradients: the table of their settings, and their objectives on answers that were judged before.
+"""The objectives of policy gradients, on answers that were judged before.
 
 Legend: P predicted tokens (here: tokens of answers), B answers, T tokens of the longest one.
 """
@@ -6,90 +6,21 @@ Legend: P predicted tokens (here: tokens of answers), B answers, T tokens of the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from nemotron4.errors import ConfigError
 from nemotron4.training import losses
-from nemotron4.training.advantages import AdvantageKind, Row
-from nemotron4.training.losses import LossOver, Ratio, SumCount
+from nemotron4.training.advantages import Row
+from nemotron4.training.losses import SumCount
 from nemotron4.training.packing import PackedRow
-from nemotron4.training.rollout_settings import RolloutSection
+from nemotron4.training.rollout_settings import CriticSection, PolicyGradientSection
 from nemotron4.training.samples import Sample
 from nemotron4.training.scorer import trained_counts
 from nemotron4.training.stage import Objective, Terms
-
-
-@dataclass(frozen=True, kw_only=True)
-class CriticSection:
-    """PPO's value model: a decoder with one output per token, trained with the policy."""
-
-    start: str | None = None  # a reward model or a language model; None: model.start
-    learning_rate: float = 9e-6
-    value_clip: float = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyGradientSection(RolloutSection):
-    """One step: answers to ``num_prompts`` prompts, rewards, then updates of ``batch.global_size`` answers.
-
-    reinforce has NeMo-Aligner's leave-one-out baseline, and its KL is part of the reward, as in ppo; in grpo
-    it is a term of the loss. The defaults are NeMo-Aligner's where it has the setting.
-    """
-
-    table: ClassVar[str] = "policy_gradient"
-    fewest_answers: ClassVar[int] = 1
-
-    algorithm: Literal["ppo", "reinforce", "grpo"]
-    kl_coefficient: float = 0.01
-    absolute_kl: bool = True  # ppo, reinforce: |log-ratio| of each token instead of the log-ratio
-    kl_over: Literal["tokens", "sums"] = "tokens"  # reinforce: an answer's mean KL, or its sum
-    kl_estimator: Literal["k2", "k3"] = "k3"  # grpo
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    advantage: AdvantageKind | Literal["auto"] = "auto"  # grpo: group, reinforce: leave_one_out
-    ratio: Ratio = "token"  # grpo; sequence: the geometric mean over the answer (GSPO)
-    loss_over: LossOver = "tokens"  # mean over tokens; over answers of each one's mean or its sum
-    entropy_bonus: float = 0.0
-    discount: float = 1.0  # ppo, as the next two
-    gae_decay: float = 0.95
-    normalise_advantages: bool = True
-    critic: CriticSection = field(default_factory=CriticSection)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.algorithm != "ppo" and self.group_size < 2:
-            raise ConfigError(
-                f"policy_gradient.group_size is {self.group_size}; {self.algorithm} needs 2 or more"
-            )
-        for name in ("kl_coefficient", "clip_low", "clip_high", "entropy_bonus"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"policy_gradient.{name} is {getattr(self, name)}; expected 0 or more")
-        unused = {
-            "ppo": ("advantage", "ratio", "kl_over", "kl_estimator", "max_resamples"),
-            "reinforce": ("ratio", "kl_estimator"),
-            "grpo": ("kl_over",),
-        }
-        for name in unused[self.algorithm]:
-            if getattr(self, name) != getattr(type(self), name):
-                raise ConfigError(f"policy_gradient.{name} has no meaning for {self.algorithm}")
-
-    @property
-    def has_critic(self) -> bool:
-        return self.algorithm == "ppo"
-
-    @property
-    def advantage_kind(self) -> AdvantageKind:
-        if self.advantage == "auto":
-            return "group" if self.algorithm == "grpo" else "leave_one_out"
-        return self.advantage
-
-
-# ---- the objectives
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from nemotron4.training import checkpoints
+from nemotron4.training import checkpoints, parallel
 from nemotron4.training.advantages import (
     Row,
     actor_critic_advantages,
@@ -18,11 +19,16 @@ from nemotron4.training.advantages import (
 )
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.judged import Judged, groups_of
+from nemotron4.training.loading import Origin, build_critic
 from nemotron4.training.optimizer import apply_gradients, build_optimizer
-from nemotron4.training.policy import AnswerSample, CriticObjective, PolicyGradientSection
+from nemotron4.training.policy import AnswerSample, CriticObjective
+from nemotron4.training.reference import model_hash
+from nemotron4.training.rollout_settings import PolicyGradientSection
 from nemotron4.training.rollout_trainer import RolloutTrainer
+from nemotron4.training.rollouts import Connect
 from nemotron4.training.samples import Sample
 from nemotron4.training.schedule import learning_rate
+from nemotron4.training.sharded import Grid
 
 
 class PolicyTrainer(RolloutTrainer):
@@ -128,3 +134,32 @@ class PolicyTrainer(RolloutTrainer):
             critic = checkpoints.plain_tensors(self.critic.trainable, self.critic_optimizer)
             tensors |= {f"critic.{name}": tensor for name, tensor in critic.items()}
         return tensors
+
+
+def policy_trainer(
+    origin: Origin,
+    grid: Grid | None,
+    device: torch.device,
+    connect: Connect,
+) -> Callable[..., PolicyTrainer]:
+    """A trainer with judges, and with the reference and critic that the recipe asks for."""
+    recipe, base = origin.recipe, origin.base
+    settings: PolicyGradientSection = recipe.settings
+    reference = None
+    if settings.kl_coefficient and recipe.adapter is None:
+        reference = parallel.build(origin, grid, device, is_frozen=True)
+    backend = connect(recipe, base)
+    identity = [backend.judge.identity]
+    critic = None
+    if settings.has_critic:
+        scorer = build_critic(recipe, base, origin.config)
+        identity.append(model_hash(scorer.net))
+        critic = parallel.distribute(scorer.to(device), grid, device, compute=origin.compute)
+    return partial(
+        PolicyTrainer,
+        backend=backend,
+        identity=identity,
+        skeleton=origin.policy,
+        reference=reference,
+        critic=critic,
+    )

@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemotron4 import config
-from nemotron4.errors import ConfigError, unknown_name
-from nemotron4.model.adapters import AdapterConfig
+from nemotron4.errors import ConfigError, Nemotron4Error, together, unknown_name
+from nemotron4.model.adapter_config import AdapterConfig
 from nemotron4.training import stage
-from nemotron4.training.metrics import LogName
 from nemotron4.training.reading import TrainingSource
 from nemotron4.training.stage import Stage
 from nemotron4.training.synonyms import SYNONYMS
 
 
 def _check_at_least(section: str, values: dict[str, float], minimum: float) -> None:
-    for name, value in values.items():
-        if value < minimum:
-            raise ConfigError(f"{section}.{name} is {value}; expected {minimum:g} or more")
+    problems = [
+        ConfigError(f"{section}.{name} is {value}; expected {minimum:g} or more")
+        for name, value in values.items()
+        if value < minimum
+    ]
+    if problems:
+        raise together(problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +165,7 @@ class RunSection:
     metric: str = ""  # of validation, which says what is best; empty: the reward of a policy, else the loss
     early_stop_after: int = 0  # validations without a better one; 0: never
     seed: int = 0
-    log: tuple[LogName, ...] = ()  # besides metrics.jsonl
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()  # besides metrics.jsonl
 
     def __post_init__(self) -> None:
         if (self.max_steps is None) == (self.epochs is None):
@@ -249,12 +252,18 @@ class Recipe:
             raise ConfigError("run.result best, metric and early_stop_after need data.validation")
         if self.samples is not None:
             self._check_samples()
-        self.kind.check(self)
+        if self.settings is not None or self.kind.section is None:  # else its own problem is told
+            self.kind.check(self)
 
     @cached_property
     def kind(self) -> Stage:
         """What the stage is."""
         return stage.find(self.stage)
+
+    @property
+    def output_folder(self) -> Path:
+        """Where the run leaves its model or adapter."""
+        return self.run.directory / ("model" if self.adapter is None else "adapter")
 
     @property
     def end_rate(self) -> float:
@@ -294,15 +303,28 @@ def build(values: Mapping[str, Any], *, source: config.Source | None = None) -> 
     except ConfigError as error:
         raise ConfigError(f"{source.at('stage')}: {error.message}", hint=error.hint) from error
     common = {key: value for key, value in values.items() if key != kind.table}
-    for other in stage.names():
-        if other.replace("-", "_") in common:
-            raise ConfigError(
-                f"{source.name}: table [{other.replace('-', '_')}] has no meaning in stage {name}"
+    problems: list[Nemotron4Error] = []
+    for other in (name.replace("-", "_") for name in stage.names()):
+        if other in common:
+            del common[other]
+            problems.append(
+                ConfigError(f"{source.at(other)}: table [{other}] has no meaning in stage {name}")
             )
     if "settings" in common:
         message, hint = unknown_name("key", "settings", [field.name for field in dataclasses.fields(Recipe)])
-        raise ConfigError(f"{source.at('settings')}: {message}", hint=hint)
-    return config.build(Recipe, {**common, "settings": _settings(kind, values, source)}, source=source)
+        problems.append(ConfigError(f"{source.at('settings')}: {message}", hint=hint))
+    common["settings"] = None
+    try:
+        common["settings"] = _settings(kind, values, source)
+    except ConfigError as error:
+        problems.append(error)
+    try:
+        made = config.build(Recipe, common, source=source)
+    except ConfigError as error:
+        problems.append(error)
+    if problems:
+        raise together(problems)
+    return made
 
 
 def _settings(kind: Stage, values: Mapping[str, Any], source: config.Source) -> Any:

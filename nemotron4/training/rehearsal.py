@@ -21,7 +21,7 @@ from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from nemotron4.checkpoint.interface import TensorInfo
 from nemotron4.errors import ConfigError
-from nemotron4.model.adapters import AdapterConfig
+from nemotron4.model.adapter_config import AdapterConfig
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.transformer import Transformer
 from nemotron4.training import checks, inputs, parallel

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nemotron4.checkpoint.interface import Checkpoint
-from nemotron4.inference.rollouts import RolloutEngine
 from nemotron4.training.rows import Prompt
 from nemotron4.training.samples import Sample
 
 if TYPE_CHECKING:
+    from nemotron4.checkpoint.interface import Checkpoint
+    from nemotron4.inference.rollouts import RolloutEngine
     from nemotron4.training.recipe import Recipe
 
 
@@ -60,4 +60,4 @@ class RolloutBackend:
     judge: Judge
 
 
-Connect = Callable[["Recipe", Checkpoint], RolloutBackend]
+Connect = Callable[["Recipe", "Checkpoint"], RolloutBackend]

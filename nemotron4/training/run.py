@@ -266,13 +266,8 @@ def stopping_on_sigterm(trainer: Trainer) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def output_folder(recipe: Recipe) -> Path:
-    """Where the run leaves its model or adapter."""
-    return recipe.run.directory / ("model" if recipe.adapter is None else "adapter")
-
-
 def _write_output(recipe: Recipe, trainer: Trainer, base: Checkpoint, *, is_writer: bool, note: Note) -> Path:
-    folder = output_folder(recipe)
+    folder = recipe.output_folder
     step = trainer.result_step
     record = json.loads((trainer.folder / RECORD_FILE).read_text("utf-8")) if is_writer else {}
     card = model_card(record, trainer.folder / METRICS_FILE, step) if is_writer else ""

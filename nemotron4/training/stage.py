@@ -1,7 +1,8 @@
 """What a stage of training is. Each file in ``stages/`` has one as ``STAGE``, and nothing else names it.
 
 A stage owns its table of the recipe, the rows it reads, what they become, its loss, its numbers, and what
-``doctor data`` says of its rows. So a new stage is one new file.
+``doctor data`` says of its rows. So a new stage is one new file. Ours load PyTorch only to make an objective,
+a scorer or a trainer, so that a recipe is checked without it.
 """
 
 from __future__ import annotations
@@ -10,23 +11,25 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nemotron4.errors import ConfigError, unknown_name
-from nemotron4.model.reward_head import RewardModel
-from nemotron4.model.transformer import Transformer
 from nemotron4.training import stages
 from nemotron4.training.encoding import RowKind
-from nemotron4.training.losses import SumCount
-from nemotron4.training.packing import PackedRow
 from nemotron4.training.rollout_settings import RolloutSection
-from nemotron4.training.scorer import AttributeScorer, LogprobScorer, Scorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nemotron4.model.reward_head import RewardModel
+    from nemotron4.model.transformer import Transformer
+    from nemotron4.training.losses import SumCount
+    from nemotron4.training.packing import PackedRow
+    from nemotron4.training.scorer import Scorer
 
 # Name -> (sum, count), added over rows and processes. Names that start with "_" are inputs of ``summarise``.
 Totals = Mapping[str, tuple[float, float]]
-Score = Callable[[PackedRow], Tensor]
+Score = Callable[["PackedRow"], "Tensor"]
 AddUp = Callable[[Sequence[float]], list[float]]
 
 
@@ -103,6 +106,9 @@ class Stage:
         raise NotImplementedError
 
     def scorer(self, net: Transformer | RewardModel, settings: Any) -> Scorer:
+        from nemotron4.model.reward_head import RewardModel
+        from nemotron4.training.scorer import AttributeScorer, LogprobScorer
+
         return AttributeScorer(net) if isinstance(net, RewardModel) else LogprobScorer(net)
 
     def has_reference(self, settings: Any) -> bool:

@@ -14,8 +14,9 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.errors import CheckpointError, ConfigError, RequestError
 from nemotron4.inference.engine import Engine
+from nemotron4.model.adapter_config import AdapterConfig
 from nemotron4.model.adapter_files import save_adapter
-from nemotron4.model.adapters import AdapterConfig, add_adapter
+from nemotron4.model.adapters import add_adapter
 from tests import tiny_models
 
 BASES = {"llama": tiny_models.llama_directory, "nemotron": tiny_models.nemotron_directory}

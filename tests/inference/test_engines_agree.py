@@ -24,8 +24,9 @@ from nemotron4.errors import RequestError
 from nemotron4.inference import sampling, vllm_load
 from nemotron4.inference.load import load
 from nemotron4.inference.vllm_load import Layout, is_installed, load_vllm
+from nemotron4.model.adapter_config import AdapterConfig
 from nemotron4.model.adapter_files import adapter_tensors, write_adapter
-from nemotron4.model.adapters import AdapterConfig, add_adapter
+from nemotron4.model.adapters import add_adapter
 from nemotron4.model.transformer import Transformer
 from nemotron4.server.app import create_app
 from tests.tiny_models import nemotron_directory

@@ -16,8 +16,9 @@ from nemotron4.checkpoint.load import load_transformer
 from nemotron4.engine import SamplingParams, SamplingRequest
 from nemotron4.errors import CheckpointError, ConfigError, Nemotron4Error
 from nemotron4.inference.engine import Engine
+from nemotron4.model.adapter_config import AdapterConfig
 from nemotron4.model.adapter_files import save_adapter
-from nemotron4.model.adapters import AdapterConfig, add_adapter
+from nemotron4.model.adapters import add_adapter
 from tests.checkpoint.gguf_files import write_gguf
 from tests.tiny_models import nemotron_directory
 

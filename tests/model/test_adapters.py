@@ -9,15 +9,9 @@ import pytest
 import torch
 
 from nemotron4.errors import CheckpointError, ConfigError
+from nemotron4.model.adapter_config import AdapterConfig
 from nemotron4.model.adapter_files import load_adapter, lora_from_nemo, save_adapter
-from nemotron4.model.adapters import (
-    AdapterConfig,
-    LoraLinear,
-    PromptEmbedding,
-    adapted_modules,
-    adapters_off,
-    add_adapter,
-)
+from nemotron4.model.adapters import LoraLinear, PromptEmbedding, adapted_modules, adapters_off, add_adapter
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.transformer import Transformer
 

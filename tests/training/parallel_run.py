@@ -21,17 +21,21 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from nemotron4.errors import TrainingError
-from nemotron4.model.adapters import AdapterConfig, add_adapter
+from nemotron4.model.adapter_config import AdapterConfig
+from nemotron4.model.adapters import add_adapter
 from nemotron4.training.engine import TrainingEngine
-from nemotron4.training.kto import JudgedObjective
+from nemotron4.training.objectives import (
+    JudgedObjective,
+    LikelihoodObjective,
+    PairObjective,
+    RegressionObjective,
+)
 from nemotron4.training.parallel import build_grid, distribute, process_group
+from nemotron4.training.preference_settings import PreferenceSection
 from nemotron4.training.recipe import ParallelSection
 from nemotron4.training.run import stopping_on_sigterm
 from nemotron4.training.scorer import Scorer, checkpoint_activations
 from nemotron4.training.stage import Objective
-from nemotron4.training.stages.preference import PairObjective, PreferenceSection
-from nemotron4.training.stages.reward import RegressionObjective
-from nemotron4.training.stages.sft import LikelihoodObjective
 from nemotron4.training.trainer import StepRecord, Trainer
 from tests.training import tiny
 

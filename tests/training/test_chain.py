@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nemotron4.errors import ConfigError
-from nemotron4.training import chain
+from nemotron4.training import chain, run_chain
 from nemotron4.training import run as training_run
 from nemotron4.training.output import RECORD_FILE
 from tests import tiny_models
@@ -85,7 +85,7 @@ def first_loss(folder: Path) -> float:
 def folder(tmp_path_factory: pytest.TempPathFactory, start: Path) -> Path:
     """A chain that has run."""
     folder = tmp_path_factory.mktemp("finished")
-    summary = chain.run(chain.load(chain_file(folder, start)))
+    summary = run_chain.run(chain.load(chain_file(folder, start)))
     assert summary.output == folder / "chain" / "02-rpo-1" / "model"
     return folder
 
@@ -106,7 +106,7 @@ def test_each_stage_starts_from_the_model_before_it_and_takes_it_as_reference(
 def test_a_repeated_command_passes_over_finished_stages(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (folder / "chain").rglob(RECORD_FILE)}
     notes: list[str] = []
-    chain.run(chain.load(folder / "chain.toml"), note=notes.append)
+    run_chain.run(chain.load(folder / "chain.toml"), note=notes.append)
     assert notes.count("finished before") == 2
     after = {path: path.stat().st_mtime_ns for path in (folder / "chain").rglob(RECORD_FILE)}
     first, second, _ = sorted(before)
@@ -115,11 +115,11 @@ def test_a_repeated_command_passes_over_finished_stages(folder: Path) -> None:
 
 def test_changed_data_makes_a_stage_unfinished(tmp_path: Path, start: Path) -> None:
     stages = chain.load(chain_file(tmp_path, start))
-    chain.run(stages[:1])
-    assert chain.is_finished(stages[0])
+    run_chain.run(stages[:1])
+    assert run_chain.is_finished(stages[0])
     with (tmp_path / "chats.jsonl").open("a") as file:
         file.write("\n")
-    assert not chain.is_finished(stages[0])
+    assert not run_chain.is_finished(stages[0])
 
 
 def test_stages_are_overridden_by_their_place(tmp_path: Path, start: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_policy_stage_takes_the_reward_stage_before_it_as_judge_and_critic(
     assert settings is not None
     reward_model = str(folder / "01-reward" / "model")
     assert (settings.rewards[0].model, settings.critic.start) == (reward_model, reward_model)
-    summary = chain.run(stages)
+    summary = run_chain.run(stages)
     assert summary.output == folder / "02-ppo" / "model"
     lines = [json.loads(line) for line in (folder / "02-ppo" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["share_without_reward"] == 0
@@ -210,4 +210,4 @@ def test_the_start_is_opened_and_its_rows_are_read_once(
     monkeypatch.setattr(training_run, "open_start", refuse)
     monkeypatch.setattr(training_run, "read_data", refuse)
     stages = chain.load(chain_file(tmp_path, start), [])
-    assert chain.run(stages[:1]).output is not None
+    assert run_chain.run(stages[:1]).output is not None

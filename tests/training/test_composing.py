@@ -14,9 +14,9 @@ from nemotron4.checkpoint.load import load_transformer
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.cli.main import main
 from nemotron4.errors import CheckpointError, ConfigError
+from nemotron4.model.adapter_config import AdapterConfig
 from nemotron4.model.adapter_files import read_adapter_config
-from nemotron4.model.adapters import AdapterConfig
-from nemotron4.training import chain, run
+from nemotron4.training import chain, run, run_chain
 from nemotron4.training.composing import composed
 from nemotron4.training.recipe import Recipe, build
 from tests import tiny_models
@@ -97,7 +97,7 @@ def test_a_chain_with_adapters_trains_and_leaves_one_relative_to_the_base(
 ) -> None:
     notes: list[str] = []
     path = chain_file(tmp_path, llama, f', compose = "{compose}"')
-    summary = chain.run(chain.load(path), note=notes.append)
+    summary = run_chain.run(chain.load(path), note=notes.append)
     first, second = tmp_path / "chain" / "00-sft" / "adapter", tmp_path / "chain" / "01-dpo" / "adapter"
     assert summary.output == second
     line = (tmp_path / "chain" / "01-dpo" / "metrics.jsonl").read_text().splitlines()[0]

@@ -10,14 +10,18 @@ import torch
 
 from nemotron4.errors import DataError, TrainingError
 from nemotron4.training.engine import TrainingEngine
-from nemotron4.training.kto import JudgedObjective
+from nemotron4.training.objectives import (
+    BradleyTerryObjective,
+    JudgedObjective,
+    LikelihoodObjective,
+    PairObjective,
+    RegressionObjective,
+)
 from nemotron4.training.packing import pack, plan_rows
+from nemotron4.training.preference_settings import PreferenceSection
 from nemotron4.training.samples import Sample, Segment
 from nemotron4.training.scorer import Scorer, checkpoint_activations
 from nemotron4.training.stage import Objective
-from nemotron4.training.stages.preference import PairObjective, PreferenceSection
-from nemotron4.training.stages.reward import BradleyTerryObjective, RegressionObjective
-from nemotron4.training.stages.sft import LikelihoodObjective
 from tests.training import tiny
 
 

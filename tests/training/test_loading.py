@@ -21,13 +21,14 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.huggingface import HuggingFaceCheckpoint
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.checkpoint.write_huggingface import config_json
-from nemotron4.model.adapters import AdapterConfig, add_adapter
+from nemotron4.model.adapter_config import AdapterConfig
+from nemotron4.model.adapters import add_adapter
 from nemotron4.training import parallel
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.loading import Origin
+from nemotron4.training.objectives import LikelihoodObjective
 from nemotron4.training.recipe import ModelSection, ParallelSection, Recipe
 from nemotron4.training.scorer import LogprobScorer
-from nemotron4.training.stages.sft import LikelihoodObjective
 from tests.training import tiny
 
 CPU = torch.device("cpu")

@@ -12,13 +12,12 @@ from torch._C._distributed_c10d import HashStore
 
 from nemotron4.training import parallel
 from nemotron4.training.engine import TrainingEngine
+from nemotron4.training.objectives import LikelihoodObjective, RegressionObjective
 from nemotron4.training.optimizer import apply_gradients, build_optimizer
 from nemotron4.training.recipe import OptimizerSection, ParallelSection
 from nemotron4.training.scorer import Scorer, checkpoint_activations
 from nemotron4.training.sharded import Grid, whole
 from nemotron4.training.stage import Objective
-from nemotron4.training.stages.reward import RegressionObjective
-from nemotron4.training.stages.sft import LikelihoodObjective
 from tests.training import tiny
 
 CPU = torch.device("cpu")

@@ -19,15 +19,11 @@ from nemotron4.training.advantages import actor_critic_advantages, advantages_of
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.loading import Origin
-from nemotron4.training.policy import (
-    ActorObjective,
-    AnswerSample,
-    PolicyGradientSection,
-)
+from nemotron4.training.policy import ActorObjective, AnswerSample
 from nemotron4.training.preview import check_invariance, compare_cuts, preview
 from nemotron4.training.recipe import Recipe, build
 from nemotron4.training.rewards import connect
-from nemotron4.training.rollout_settings import RewardSource
+from nemotron4.training.rollout_settings import PolicyGradientSection, RewardSource
 from nemotron4.training.rollouts import Answer, Connect, RewardVerdict, RolloutBackend
 from nemotron4.training.samples import Segment
 from nemotron4.training.scorer import PolicyScorer

@@ -12,7 +12,7 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.errors import TemplateError
 from nemotron4.records import Message
 from nemotron4.text.prompt import render
-from nemotron4.training import chain, run
+from nemotron4.training import chain, run, run_chain
 from nemotron4.training.inputs import build_encoder, model_config, open_start, read_data
 from nemotron4.training.recipe import Recipe, build
 from nemotron4.training.stages.sft import never_stops
@@ -74,7 +74,7 @@ def test_a_later_stage_of_a_chain_keeps_the_format(tmp_path: Path, llama: Path) 
         f'[[stage]]\nname = "a"\nkind = "sft"\nmodel = {{ start = "{llama}", prompt_format = "nemotron4" }}\n'
         '[[stage]]\nname = "b"\nkind = "sft"\nmodel = { start = "previous" }\n'
     )
-    made = chain.run(chain.load(tmp_path / "chain.toml", [])).output
+    made = run_chain.run(chain.load(tmp_path / "chain.toml", [])).output
     assert made is not None
     found = open_checkpoint(made).prompt_format()
     assert found is not None

@@ -13,13 +13,12 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.cli.main import main
 from nemotron4.errors import ConfigError, DataError
 from nemotron4.model.reward_head import CARD_WEIGHTS
-from nemotron4.training import chain, stage
+from nemotron4.training import chain, run_chain, stage
 from nemotron4.training import recipe as recipes
 from nemotron4.training.encoding import Encoder
 from nemotron4.training.inputs import encoded
 from nemotron4.training.preview import preview_all
 from nemotron4.training.reading import TrainingSource
-from nemotron4.training.run import output_folder
 from nemotron4.training.schedule import plan_steps
 from tests import tiny_models
 
@@ -73,7 +72,7 @@ def test_the_three_rounds_of_rpo_each_start_from_the_model_before() -> None:
         assert rpo.model.start == start
         assert (rpo.settings.eta, rpo.settings.sft_weight, rpo.optimizer.learning_rate) == (1.0, 1e-5, 3e-7)
         assert 1e-3 <= rpo.settings.beta <= 1
-        start = str(output_folder(rpo))
+        start = str(rpo.output_folder)
 
 
 SOURCES = ("TR", "HS2", "NA", "not published", "ours", "HelpSteer", "published weights", "base")
@@ -185,7 +184,7 @@ data.train = ["{tmp_path / "missing.jsonl"}"]
 preference = {{ loss = "dpo", beta = 0.1 }}
 """)
     stages = chain.load(tmp_path / "chain.toml")
-    for look in (chain.run, preview_all):
+    for look in (run_chain.run, preview_all):
         with pytest.raises(DataError, match=r"stage 2 of 2: .*missing\.jsonl"):
             look(stages)
     assert not (tmp_path / "chain").exists()
@@ -202,7 +201,7 @@ def test_a_run_larger_than_the_machine_is_refused_before_it_starts(tmp_path: Pat
         "run": {"directory": str(tmp_path / "run"), "max_steps": 1},
     }
     with pytest.raises(ConfigError, match=r"need \d+\.\d GB on each process, and there are"):
-        chain.run([recipes.build(values)])
+        run_chain.run([recipes.build(values)])
 
 
 @pytest.mark.parametrize("kind", sorted(name for each in stage.all_stages() for name in each.examples))

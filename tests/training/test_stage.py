@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from nemotron4.cli.doctor import KINDS
 from nemotron4.cli.main import main
 from nemotron4.errors import ConfigError
 from nemotron4.training import recipe as recipes
@@ -86,8 +87,50 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_doctor_names_every_kind_of_row_without_loading_the_stages() -> None:
-    assert set(KINDS) == set(stage.kinds())
+def test_doctor_helps_with_every_kind_of_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "data", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(f" {name}," in said or f" {name}." in said for name in stage.kinds())
+
+
+WRONG = """
+stage = "sft"
+model = { start = "smolm2", compute = "fp16" }
+data = { train = ["nothere.jsonl"], max_lenght = 3 }
+optimizer = { lr = 1e-4 }
+batch = { global_size = 0, row_tokens = 0 }
+run = { directory = "runs/x", max_steps = 1 }
+preference = { beta = 1 }
+"""
+
+
+def test_all_that_is_wrong_with_a_recipe_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "wrong.toml").write_text(WRONG)
+    program = (
+        "import sys; from nemotron4.cli.main import main\n"
+        "print(main(['train', 'wrong.toml']), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "1 False\n"
+    for problem in (
+        "wrong.toml:8: table [preference] has no meaning in stage sft",
+        "model.compute is 'fp16'",
+        "unknown key 'data.max_lenght'",
+        "hint: here it is optimizer.learning_rate",
+        "'optimizer.learning_rate' is missing",
+        "batch.global_size is 0",
+        "batch.row_tokens is 0",
+        "no model 'smolm2'",
+        "nothere.jsonl: cannot be read",
+    ):
+        assert problem in done.stderr
+
+
+def test_our_stages_are_named_and_described_without_torch() -> None:
+    program = (
+        "import sys; from nemotron4.training import stage; stage.kinds(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_one_file_adds_a_stage(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:

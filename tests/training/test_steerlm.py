@@ -11,10 +11,10 @@ import torch
 from nemotron4.errors import DataError
 from nemotron4.training import losses, run
 from nemotron4.training.engine import TrainingEngine
+from nemotron4.training.objectives import WeightedObjective
 from nemotron4.training.preview import compare_cuts, preview
 from nemotron4.training.recipe import Recipe, build
 from nemotron4.training.samples import Sample
-from nemotron4.training.stages.steerlm import WeightedObjective
 from tests import tiny_models
 from tests.training import tiny
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from nemotron4.errors import CheckpointError, ConfigError, TrainingError
-from nemotron4.model.adapters import AdapterConfig, add_adapter
+from nemotron4.model.adapter_config import AdapterConfig
+from nemotron4.model.adapters import add_adapter
 from nemotron4.training import checkpoints
 from nemotron4.training.metrics import Part
 from nemotron4.training.schedule import plan_steps

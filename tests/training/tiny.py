@@ -18,6 +18,7 @@ from nemotron4.training import checkpoints
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.metrics import StepRecord
+from nemotron4.training.objectives import LikelihoodObjective
 from nemotron4.training.recipe import (
     BatchSection,
     OptimizerSection,
@@ -29,7 +30,6 @@ from nemotron4.training.recipe import (
 from nemotron4.training.samples import Sample, Segment
 from nemotron4.training.scorer import AttributeScorer, LogprobScorer, Scorer
 from nemotron4.training.stage import Objective
-from nemotron4.training.stages.sft import LikelihoodObjective
 from nemotron4.training.trainer import Trainer
 
 VOCABULARY = 64

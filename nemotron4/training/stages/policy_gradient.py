@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nemotron4.errors import ConfigError
-from nemotron4.model.reward_head import RewardModel
-from nemotron4.model.transformer import Transformer
-from nemotron4.training import parallel, prompts
+from nemotron4.training import prompts
 from nemotron4.training.encoding import RowKind
-from nemotron4.training.loading import Origin, build_critic
-from nemotron4.training.policy import ActorObjective, PolicyGradientSection
-from nemotron4.training.policy_trainer import PolicyTrainer
 from nemotron4.training.prompts import PromptKind
-from nemotron4.training.reference import model_hash
-from nemotron4.training.rollouts import Connect
-from nemotron4.training.scorer import PolicyScorer, Scorer
-from nemotron4.training.sharded import Grid
+from nemotron4.training.rollout_settings import PolicyGradientSection
 from nemotron4.training.stage import Objective, Stage
+
+if TYPE_CHECKING:
+    from nemotron4.model.reward_head import RewardModel
+    from nemotron4.model.transformer import Transformer
+    from nemotron4.training.scorer import Scorer
 
 GSM8K = [{"kind": "gsm8k"}]
 # Published methods as settings: docs/training.md has their equations.
@@ -42,35 +35,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "rloo": {"algorithm": "reinforce", "loss_over": "sums", "kl_over": "sums", "absolute_kl": False},
     "reinforce_plus_plus_baseline": {"algorithm": "grpo", "advantage": "batch", "kl_estimator": "k2"},
 }
-
-
-def policy_trainer(
-    origin: Origin,
-    grid: Grid | None,
-    device: torch.device,
-    connect: Connect,
-) -> Callable[..., PolicyTrainer]:
-    """A trainer with judges, and with the reference and critic that the recipe asks for."""
-    recipe, base = origin.recipe, origin.base
-    settings: PolicyGradientSection = recipe.settings
-    reference = None
-    if settings.kl_coefficient and recipe.adapter is None:
-        reference = parallel.build(origin, grid, device, is_frozen=True)
-    backend = connect(recipe, base)
-    identity = [backend.judge.identity]
-    critic = None
-    if settings.has_critic:
-        scorer = build_critic(recipe, base, origin.config)
-        identity.append(model_hash(scorer.net))
-        critic = parallel.distribute(scorer.to(device), grid, device, compute=origin.compute)
-    return partial(
-        PolicyTrainer,
-        backend=backend,
-        identity=identity,
-        skeleton=origin.policy,
-        reference=reference,
-        critic=critic,
-    )
 
 
 class PolicyGradientStage(Stage):
@@ -96,9 +60,14 @@ class PolicyGradientStage(Stage):
         return prompts.prompt_kind(settings)
 
     def objective(self, settings: PolicyGradientSection) -> Objective:
+        from nemotron4.training.policy import ActorObjective
+
         return ActorObjective(settings)
 
     def scorer(self, net: Transformer | RewardModel, settings: PolicyGradientSection) -> Scorer:
+        from nemotron4.model.transformer import Transformer
+        from nemotron4.training.scorer import PolicyScorer
+
         assert isinstance(net, Transformer), "a policy is a language model"
         return PolicyScorer(net, temperature=settings.temperature)
 
@@ -106,6 +75,8 @@ class PolicyGradientStage(Stage):
         return settings
 
     def trainer(self, settings: PolicyGradientSection) -> Any:
+        from nemotron4.training.policy_trainer import policy_trainer
+
         return policy_trainer
 
 

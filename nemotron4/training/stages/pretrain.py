@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from nemotron4.training.stage import Objective, Stage
-from nemotron4.training.stages.sft import LikelihoodObjective, TextKind
+from nemotron4.training.stages.sft import TextKind
 
 
 class PretrainStage(Stage):
@@ -15,6 +15,8 @@ class PretrainStage(Stage):
     reads_documents = True
 
     def objective(self, settings: Any) -> Objective:
+        from nemotron4.training.objectives import LikelihoodObjective
+
         return LikelihoodObjective()
 
 

@@ -1,7 +1,4 @@
-"""Reward models: regression on attributes, or Bradley-Terry on pairs.
-
-Legend: S segments, A attributes, B samples.
-"""
+"""Reward models: regression on attributes, or Bradley-Terry on pairs."""
 
 from __future__ import annotations
 
@@ -9,16 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
 from nemotron4.records import FieldError, Message
-from nemotron4.training import losses, rows
+from nemotron4.training import rows
 from nemotron4.training.encoding import Encoder, RowError, RowKind
-from nemotron4.training.packing import PackedRow
 from nemotron4.training.rows import ALL_ATTRIBUTES, MISSING, Fields, Prompt
 from nemotron4.training.samples import Sample
-from nemotron4.training.stage import Objective, Stage, Terms
+from nemotron4.training.stage import Objective, Stage
 from nemotron4.training.stages.preference import PairRow, read_pair
 
 VARIANTS: dict[str, Literal["regular", "margin", "scaled"]] = {
@@ -162,64 +155,6 @@ def _conversation(prompt: Prompt, answer: str) -> Prompt:
     return prompt + answer if isinstance(prompt, str) else (*prompt, Message("assistant", answer))
 
 
-@dataclass(frozen=True)
-class RegressionObjective(Objective):
-    """Labels are one number for each output, -100 where there is none; the divisor is the labelled cells."""
-
-    attribute_names: tuple[str, ...]
-
-    def count(self, row: PackedRow) -> float:
-        return float(sum(label != losses.MISSING_LABEL for sample in row.samples for label in sample.labels))
-
-    def terms(self, scores: Tensor, row: PackedRow) -> Terms:
-        labels_SA = torch.tensor(
-            [sample.labels for sample in row.samples], dtype=scores.dtype, device=scores.device
-        ).view(scores.shape)
-        loss = losses.reward_regression(scores, labels_SA)
-        with torch.no_grad():
-            has_label_SA = labels_SA != losses.MISSING_LABEL
-            errors_A = ((scores - labels_SA).square() * has_label_SA).sum(dim=0)
-            totals = {
-                f"squared_error_{name}": (float(error), float(count))
-                for name, error, count in zip(
-                    self.attribute_names, errors_A, has_label_SA.sum(dim=0), strict=True
-                )
-            }
-        return Terms(loss, totals)
-
-
-@dataclass(frozen=True)
-class BradleyTerryObjective(Objective):
-    """Samples are (chosen, rejected); the label, where the variant needs one, is the preference strength."""
-
-    variant: Literal["regular", "margin", "scaled"]
-    output: int  # column of the head that is trained
-
-    def count(self, row: PackedRow) -> float:
-        return float(len(row.samples))
-
-    def terms(self, scores: Tensor, row: PackedRow) -> Terms:
-        scores_B2 = scores[:, self.output].view(len(row.samples), 2)
-        strength_B = None
-        if self.variant != "regular":
-            strength_B = torch.tensor(
-                [sample.labels[0] for sample in row.samples], dtype=scores.dtype, device=scores.device
-            )
-        loss = losses.bradley_terry(
-            scores_B2[:, 0], scores_B2[:, 1], strength_B=strength_B, variant=self.variant
-        )
-        with torch.no_grad():
-            difference_B = scores_B2[:, 0] - scores_B2[:, 1]
-            num = float(len(difference_B))
-            totals = {
-                "accuracy": (float((difference_B > 0).sum()), num),
-                "score_margin": (float(difference_B.sum()), num),
-                "chosen_score": (float(scores_B2[:, 0].sum()), num),
-                "rejected_score": (float(scores_B2[:, 1].sum()), num),
-            }
-        return Terms(loss, totals)
-
-
 class RewardStage(Stage):
     name = "reward"
     section = RewardSection
@@ -233,6 +168,8 @@ class RewardStage(Stage):
         return RewardPairKind(needs_strength=settings.objective != "bradley_terry")
 
     def objective(self, settings: RewardSection) -> Objective:
+        from nemotron4.training.objectives import BradleyTerryObjective, RegressionObjective
+
         if settings.objective == "regression":
             return RegressionObjective(ALL_ATTRIBUTES)
         return BradleyTerryObjective(VARIANTS[settings.objective], ALL_ATTRIBUTES.index(settings.score))

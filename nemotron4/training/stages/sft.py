@@ -6,16 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from nemotron4.records import FieldError, Message
-from nemotron4.training import losses, rows
+from nemotron4.training import rows
 from nemotron4.training.encoding import Encoder, PlainText, RowKind
-from nemotron4.training.packing import PackedRow
 from nemotron4.training.rows import Fields
 from nemotron4.training.samples import Sample
-from nemotron4.training.stage import Objective, Stage, Terms
+from nemotron4.training.stage import Objective, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,24 +120,14 @@ class TextKind(PlainText):
     name = "pretrain"
 
 
-class LikelihoodObjective(Objective):
-    """Mean negative log-likelihood over all trained tokens of the step."""
-
-    has_known_slope = True
-
-    def count(self, row: PackedRow) -> float:
-        return float(len(row.target_P))
-
-    def terms(self, scores: Tensor, row: PackedRow) -> Terms:
-        return Terms(losses.sft(scores[None], torch.ones_like(scores, dtype=torch.bool)[None]))
-
-
 class SftStage(Stage):
     name = "sft"
     kinds = (ChatKind(), TextKind())
     examples: ClassVar = {"sft": {}}
 
     def objective(self, settings: Any) -> Objective:
+        from nemotron4.training.objectives import LikelihoodObjective
+
         return LikelihoodObjective()
 
 
