@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from nemotron4.errors import RequestError
+from nemotron4.errors import RequestError, together
 from nemotron4.records import Generation, Message
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -85,9 +85,13 @@ class SamplingParams:
             (self.logprobs is None or self.logprobs >= 0, "logprobs", self.logprobs, "None or 0 and more"),
             (not self.hidden_mean or self.max_new_tokens == 0, "hidden_mean", True, "False with new tokens"),
         )
-        for is_valid, name, value, expected in checks:
-            if not is_valid:
-                raise RequestError(f"{name} is {value}; expected {expected}")
+        problems = [
+            RequestError(f"{name} is {value}; expected {expected}")
+            for is_valid, name, value, expected in checks
+            if not is_valid
+        ]
+        if problems:
+            raise together(problems)
 
 
 @dataclass(frozen=True)

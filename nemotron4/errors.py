@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -34,6 +35,24 @@ def together(errors: Iterable[Nemotron4Error]) -> Nemotron4Error:
     first, *rest = [each for error in errors for each in (error, *error.others)]
     first.others = rest
     return first
+
+
+class Problems:
+    """Errors that are told together: each check is made ``with problems.kept()``, then ``tell`` raises."""
+
+    def __init__(self) -> None:
+        self._found: list[Nemotron4Error] = []
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        try:
+            yield
+        except Nemotron4Error as error:
+            self._found.append(error)
+
+    def tell(self) -> None:
+        if self._found:
+            raise together(self._found)
 
 
 class ConfigError(Nemotron4Error):

@@ -15,7 +15,7 @@ import typer
 from nemotron4.cli.console import group, note, print_json
 from nemotron4.cli.models import description
 from nemotron4.cli.options import GPU, JsonOption, ModelArgument, RowFilesArgument
-from nemotron4.errors import ConfigError, DataError, Nemotron4Error, together, unknown_name
+from nemotron4.errors import ConfigError, DataError, Problems, unknown_name
 from nemotron4.report import Table, print_report
 
 if TYPE_CHECKING:
@@ -132,20 +132,19 @@ def _check(
     from nemotron4.training import stage
     from nemotron4.training.reading import HUB, files_of
 
-    problems: list[Nemotron4Error] = []
-    if kind not in stage.kinds():
-        message, hint = unknown_name("kind", kind, stage.kinds())
-        problems.append(ConfigError(message, hint=hint))
+    problems = Problems()
+    with problems.kept():
+        if kind not in stage.kinds():
+            message, hint = unknown_name("kind", kind, stage.kinds())
+            raise ConfigError(message, hint=hint)
     named = [path for path in (*files, *map(str, benchmarks)) if not path.startswith(HUB)]
     for look in (partial(resolve, model), *(partial(files_of, path) for path in named)):
-        try:
+        with problems.kept():
             look()
-        except Nemotron4Error as error:
-            problems.append(error)
-    if clean is not None and not clean.parent.is_dir():
-        problems.append(DataError(f"{clean}: the folder {clean.parent} does not exist"))
-    if problems:
-        raise together(problems)
+    with problems.kept():
+        if clean is not None and not clean.parent.is_dir():
+            raise DataError(f"{clean}: the folder {clean.parent} does not exist")
+    problems.tell()
 
 
 def _refuse_bad(found: Examination, limit: int | None) -> None:

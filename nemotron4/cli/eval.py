@@ -33,7 +33,7 @@ DataFolder = Annotated[
 ]
 TASK_HELP = "A name of `nemotron4 eval list`, a folder with task.toml, or FILE.py:FUNCTION."
 TaskArgument = Annotated[str, typer.Argument(help=TASK_HELP)]
-TaskArguments = Annotated[list[str], typer.Argument(help=TASK_HELP)]
+TaskArguments = Annotated[list[str], typer.Argument(metavar="TASK", help=TASK_HELP)]
 Unsafe = Annotated[
     bool, typer.Option("--unsafe-no-sandbox", help="Run model-written code here without isolation.")
 ]

@@ -21,8 +21,8 @@ from nemotron4.cli.options import (
     QuantizeOption,
 )
 from nemotron4.engine import SamplingParams
-from nemotron4.errors import ConfigError
-from nemotron4.records import FieldError, JsonObject, read_json_lines
+from nemotron4.errors import ConfigError, DataError, Problems
+from nemotron4.records import JsonObject, read_json_lines
 
 if TYPE_CHECKING:
     from nemotron4.engine import InferenceEngine
@@ -52,22 +52,25 @@ def generate(
     ] = MAX_NEW_TOKENS,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = SamplingParams.temperature,
     top_p: Annotated[
-        float, typer.Option(help="Draw from the likeliest tokens with this much probability.")
+        float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens with this much probability.")
     ] = SamplingParams.top_p,
     top_k: Annotated[
         int, typer.Option(min=0, help="Draw from this many likeliest tokens; 0 is all.")
     ] = SamplingParams.top_k,
     min_p: Annotated[
-        float, typer.Option(help="Draw from tokens with this share of the likeliest one's probability.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Draw from tokens with this share of the likeliest one's probability."
+        ),
     ] = SamplingParams.min_p,
     repetition_penalty: Annotated[
-        float, typer.Option(help="More than 1 makes tokens of prompt and answer less likely.")
+        float, typer.Option(min=0, help="More than 1 makes tokens of prompt and answer less likely.")
     ] = SamplingParams.repetition_penalty,
     presence_penalty: Annotated[
-        float, typer.Option(help="Taken from the logits of tokens that the answer has.")
+        float, typer.Option(min=-2, max=2, help="Taken from the logits of tokens that the answer has.")
     ] = SamplingParams.presence_penalty,
     frequency_penalty: Annotated[
-        float, typer.Option(help="The same for each time that it has them.")
+        float, typer.Option(min=-2, max=2, help="The same for each time that it has them.")
     ] = SamplingParams.frequency_penalty,
     logit_bias_: Annotated[
         list[str] | None,
@@ -122,12 +125,12 @@ def generate(
     from nemotron4.cli.rows import logit_bias, read_schema
     from nemotron4.cli.scoring import input_file, judge_identity, open_judge
 
-    if best and score is None:
-        raise ConfigError("--best needs rewards to compare", hint="add --score URL or --score MODEL")
-    try:
+    problems = _problems(model, source, output, score, best=best)
+    with problems.kept():
         bias = logit_bias(logit_bias_ or ())
-    except FieldError as error:
-        raise ConfigError(str(error)) from error
+    with problems.kept():
+        grammar = read_schema(json_schema)
+    problems.tell()
     params = SamplingParams(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -146,7 +149,7 @@ def generate(
         shows_special=not skip_special_tokens,
         seed=seed,
         logprobs=0 if logprobs else None,
-        grammar=read_schema(json_schema),
+        grammar=grammar,
     )
     run = _recorded(model, params, dtype=dtype, quantize=quantize, adapter=adapter, template=chat_template)
     # What earlier versions did not know is recorded where it is asked for: their runs go on.
@@ -173,6 +176,29 @@ def generate(
                     wanted = Wanted(params=params, n=n, judge=judge, keeps_best=best, served_names=names)
                     batch.answer_file(load_engine, rows, answers, wanted, max_in_flight=max_in_flight)
     return _report(output, is_json=json_)
+
+
+def _problems(model: str, source: Path, output: Path, score: str | None, *, best: bool) -> Problems:
+    """What is wrong with the names that a command gives, before anything is read."""
+    from nemotron4.checkpoint.cache import resolve
+    from nemotron4.client.remote import is_address
+
+    problems = Problems()
+    with problems.kept():
+        if best and score is None:
+            raise ConfigError("--best needs rewards to compare", hint="add --score URL or --score MODEL")
+    with problems.kept():
+        resolve(model)
+    with problems.kept():
+        if str(source) != "-" and not source.exists():
+            raise DataError(f"{source}: cannot be read: there is no such file")
+    with problems.kept():
+        if not output.parent.is_dir():
+            raise DataError(f"{output}: the folder {output.parent} does not exist")
+    with problems.kept():
+        if score is not None and not is_address(score):
+            resolve(score)
+    return problems
 
 
 def _recorded(

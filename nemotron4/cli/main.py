@@ -104,6 +104,10 @@ def _dispatch(arguments: list[str], commands: Mapping[str, Command]) -> int:
     if name.startswith("-"):
         return _fail(*unknown_name("option", name, ("--help", "--version")), status=USAGE_ERROR)
     if name not in commands:
+        from nemotron4.cli.synonyms import elsewhere
+
+        if hint := elsewhere(name):
+            return _fail(f"unknown command {name!r}", hint, status=USAGE_ERROR)
         return _fail(*unknown_name("command", name, (*commands, "help", "version")), status=USAGE_ERROR)
     return _run(name, commands[name], rest)
 

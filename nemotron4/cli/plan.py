@@ -24,6 +24,7 @@ from nemotron4.cluster.layout import (
 )
 from nemotron4.cluster.plan import HardwarePlan, KvCacheDtype, Workload, make_plan
 from nemotron4.cluster.sizes import Shape
+from nemotron4.errors import CheckpointError, nearest
 from nemotron4.report import Block, Heading, Table, Text, print_report
 
 
@@ -111,7 +112,13 @@ def planned_model(model: str) -> Planned:
         return Planned(shape, {}, "bf16", None)
     from nemotron4.checkpoint.description import describe_checkpoint
 
-    found = describe_checkpoint(model)
+    try:
+        found = describe_checkpoint(model)
+    except CheckpointError as error:
+        guess = None if Path(model).exists() or "/" in model else nearest(model, (*PRESETS, *KNOWN_MODELS))
+        if guess is None:
+            raise
+        raise CheckpointError(error.message, hint=f"did you mean {guess!r}?") from error
     method = None if found.quantization is None else found.quantization.method
     return Planned(found.config, dict(found.served_bytes), found.planned_dtype, method)
 

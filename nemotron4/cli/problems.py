@@ -73,8 +73,10 @@ def _explained(error: Exception, command: str) -> Problem:
             p.metavar for p in context.command.params if p.param_type_name == "argument" and p.metavar
         ]
         message, hint = unknown_name("option", option, options)
+        if hasattr(context.command, "commands"):  # options belong to the commands of a group
+            hint = f"give a command first: {', '.join(context.command.commands)}"
         hint = synonyms.ours(option, path, options, arguments) or hint
         return message, f"{hint} (see `{path} --help`)"
     message = error.format_message() if hasattr(error, "format_message") else str(error)
-    message = message.replace(": Value error, ", ": ").replace(": Input should", ": should")
+    message = " ".join(message.split()).replace(": Value error, ", ": ").replace(": Input should", ": should")
     return message[:1].lower() + message[1:].rstrip("."), f"see `{path} --help`"

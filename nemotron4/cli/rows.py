@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron4.engine import Grammar, InferenceEngine, SamplingParams, SamplingRequest, derive_seed
-from nemotron4.errors import DataError, unknown_name
+from nemotron4.errors import DataError, RequestError, unknown_name
 from nemotron4.records import FieldError, JsonObject, optional_number, require
 from nemotron4.text import structured_output
 from nemotron4.text.answers import chat_request, samples, text_request
@@ -137,7 +137,7 @@ def logit_bias(given: Iterable[str]) -> dict[int, float]:
         try:
             bias[int(name)] = float(value)
         except ValueError:
-            raise FieldError(f"logit_bias has {each[:60]!r}; expected a token id and a number") from None
+            raise RequestError(f"logit_bias has {each[:60]!r}; expected a token id and a number") from None
     return bias
 
 

@@ -71,22 +71,17 @@ def train(
 def _load(path: Path, overrides: list[str], *, needs_files: bool) -> list[Recipe]:
     """The stages of a file; what is wrong with it or missing is told before PyTorch is loaded."""
     from nemotron4 import config
-    from nemotron4.errors import Nemotron4Error, together
+    from nemotron4.errors import Problems
     from nemotron4.training import chain
 
     values, _ = config.read(path, overrides)
-    problems: list[Nemotron4Error] = []
-    try:
+    problems = Problems()
+    with problems.kept():
         stages = chain.load(path, overrides)
-    except Nemotron4Error as error:
-        problems.append(error)
     for look in _files(values) if needs_files else ():
-        try:
+        with problems.kept():
             look()
-        except Nemotron4Error as error:
-            problems.append(error)
-    if problems:
-        raise together(problems)
+    problems.tell()
     return stages
 
 

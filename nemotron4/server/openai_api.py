@@ -79,8 +79,15 @@ def openai_routes(service: Service) -> APIRouter:
 
 
 def validation_error(path: str, error: RequestValidationError) -> ApiError:
-    """The first field that is wrong, in one sentence."""
-    problems: Sequence[Mapping[str, Any]] = error.errors()
+    """Every field that is wrong, each in one sentence; ``param`` and ``code`` are of the first."""
+    fields: dict[str, list[Mapping[str, Any]]] = {}
+    for problem in error.errors():
+        fields.setdefault(str(problem["loc"][1:2]), []).append(problem)
+    found = [_field_error(path, problems) for problems in fields.values()]
+    return ApiError(400, "; ".join(each.message for each in found), param=found[0].param, code=found[0].code)
+
+
+def _field_error(path: str, problems: Sequence[Mapping[str, Any]]) -> ApiError:
     first = problems[0]
     location = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":
@@ -98,8 +105,7 @@ def validation_error(path: str, error: RequestValidationError) -> ApiError:
         where = ".".join(part for part in location if part.islower() or part.isdigit())
         return ApiError(400, f"{where}: {first['msg']}", param=field, code="unsupported_parameter")
     # A value that may have several types has one problem for each of them.
-    messages = {str(each["msg"]) for each in problems if str(each["loc"][1:2]) == str(first["loc"][1:2])}
-    text = "; or ".join(sorted(messages)[:4])
+    text = "; or ".join(sorted({str(each["msg"]) for each in problems})[:4])
     return ApiError(400, f"{field}: {text}", param=field)
 
 

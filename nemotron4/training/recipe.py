@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemotron4 import config
-from nemotron4.errors import ConfigError, Nemotron4Error, together, unknown_name
+from nemotron4.errors import ConfigError, Problems, together, unknown_name
 from nemotron4.model.adapter_config import AdapterConfig
 from nemotron4.training import stage
 from nemotron4.training.reading import TrainingSource
@@ -303,27 +303,22 @@ def build(values: Mapping[str, Any], *, source: config.Source | None = None) -> 
     except ConfigError as error:
         raise ConfigError(f"{source.at('stage')}: {error.message}", hint=error.hint) from error
     common = {key: value for key, value in values.items() if key != kind.table}
-    problems: list[Nemotron4Error] = []
+    problems = Problems()
     for other in (name.replace("-", "_") for name in stage.names()):
-        if other in common:
-            del common[other]
-            problems.append(
-                ConfigError(f"{source.at(other)}: table [{other}] has no meaning in stage {name}")
-            )
-    if "settings" in common:
-        message, hint = unknown_name("key", "settings", [field.name for field in dataclasses.fields(Recipe)])
-        problems.append(ConfigError(f"{source.at('settings')}: {message}", hint=hint))
+        with problems.kept():
+            if common.pop(other, None) is not None:
+                raise ConfigError(f"{source.at(other)}: table [{other}] has no meaning in stage {name}")
+    with problems.kept():
+        if "settings" in common:
+            known = [field.name for field in dataclasses.fields(Recipe)]
+            message, hint = unknown_name("key", "settings", known)
+            raise ConfigError(f"{source.at('settings')}: {message}", hint=hint)
     common["settings"] = None
-    try:
+    with problems.kept():
         common["settings"] = _settings(kind, values, source)
-    except ConfigError as error:
-        problems.append(error)
-    try:
+    with problems.kept():
         made = config.build(Recipe, common, source=source)
-    except ConfigError as error:
-        problems.append(error)
-    if problems:
-        raise together(problems)
+    problems.tell()
     return made
 
 

@@ -168,7 +168,22 @@ def test_every_problem_of_a_command_line_is_told_at_once(capsys: pytest.CaptureF
     ]
     assert main(["eval", "run", "--limit", "x", "--seeed=1"]) == 2
     told = capsys.readouterr().err
-    for problem in ("'--seeed'", "'--limit'", "missing argument 'tasks'", "missing option '--out'"):
+    for problem in ("'--seeed'", "'--limit'", "missing argument 'TASK'", "missing option '--out'"):
+        assert problem in told, problem
+
+
+def test_what_only_a_command_can_check_is_told_at_once_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ranges are the parser's; names of models and files, and what does not go together, come after it."""
+    output = ["-o", str(tmp_path / "no" / "out.jsonl")]
+    assert main(["generate", "smolm2", "none.jsonl", *output, "--temperature", "-1", "--top-p", "3"]) == 2
+    told = capsys.readouterr().err
+    assert "'--temperature'" in told
+    assert "'--top-p'" in told
+    assert main(["generate", "smolm2", "none.jsonl", *output, "--best", "--logit-bias", "x"]) == 1
+    told = capsys.readouterr().err
+    for problem in ("--best needs", "'smolm2'", "none.jsonl: cannot be read", "does not exist", "logit_bias"):
         assert problem in told, problem
 
 
@@ -303,6 +318,17 @@ def test_help_is_found_under_its_usual_names(
             "hint: here MODEL is given without an option: nemotron4 serve MODEL",
         ),
         (["chat", "smollm2", "--n-predict", "9"], "hint: here it is --max-new-tokens"),
+        (["chat", "smollm2", "--top_k", "9"], "unknown option '--top_k'"),
+        (["serve", "smollm2", "--trust-remote-code"], "hint: leave it out: code that comes with"),
+        (["serve", "smollm2", "--tool-call-parser", "hermes"], "hint: here it is --tool-format"),
+        (["eval", "run", "--tasks", "mmlu"], "hint: here TASK is given without an option"),
+        (["eval", "run", "mmlu", "--num_fewshot", "5"], "hint: here it is --num-fewshot"),
+        (["eval", "--tasks", "mmlu"], "hint: give a command first: list, score, run"),
+        (["train", "sft.toml", "--per_device_train_batch_size", "8"], "here it is batch.row_tokens"),
+        (["run", "smollm2"], "hint: here it is nemotron4 chat MODEL"),
+        (["list"], "hint: here it is nemotron4 models list"),
+        (["lm_eval"], "hint: here it is nemotron4 eval run"),
+        (["grpo"], "hint: here it is nemotron4 train --new grpo"),
     ],
 )
 def test_other_tools_options_are_answered_with_ours(

@@ -195,6 +195,11 @@ def test_every_tensor_has_the_name_and_shape_of_the_real_model() -> None:
         assert {tensor.name: tensor.shape for tensor in tensor_sizes(config)} == real
 
 
+def test_an_unknown_name_is_answered_with_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "llama-70b"]) == 1
+    assert "hint: did you mean 'llama-" in capsys.readouterr().err
+
+
 def test_planning_loads_no_torch() -> None:
     script = (
         "import sys; from nemotron4.cli.main import main; "

@@ -209,6 +209,12 @@ def test_a_refusal_names_the_field(chat_app: App, body: dict[str, Any], param: s
     assert text in error["message"]
 
 
+def test_a_refusal_names_every_field_that_is_wrong(chat_app: App) -> None:
+    wrong = {"messages": HI, "temperature": -1, "top_p": 3, "functions": [{}], "stop": 1}
+    message = chat_app().post(ROUTE, wrong).json()["error"]["message"]
+    assert all(name in message for name in ("temperature", "top_p", "functions", "stop")), message
+
+
 def test_fields_that_ask_for_nothing_pass(chat_app: App) -> None:
     neutral = {
         "tools": [],
