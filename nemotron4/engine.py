@@ -85,11 +85,7 @@ class SamplingParams:
             (self.logprobs is None or self.logprobs >= 0, "logprobs", self.logprobs, "None or 0 and more"),
             (not self.hidden_mean or self.max_new_tokens == 0, "hidden_mean", True, "False with new tokens"),
         )
-        problems = [
-            RequestError(f"{name} is {value}; expected {expected}")
-            for is_valid, name, value, expected in checks
-            if not is_valid
-        ]
+        problems = [RequestError(f"{n} is {v}; expected {e}") for ok, n, v, e in checks if not ok]
         if problems:
             raise together(problems)
 
