@@ -1,55 +1,62 @@
-"""Rows for instructions that the demo model does not follow by itself: a good answer, edited and checked."""
+"""Rows for verifiable instructions: a good answer is edited until it follows them, or they are read off it.
+
+Every row has one to three instructions, in words of ours, and was checked by the grader of IFEval.
+"""
 
 from __future__ import annotations
 
 import json
 import random
 import re
-from collections.abc import Callable, Mapping
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nemotron4.grading.instructions import follows
-from nemotron4.synth.constraints import DRAWERS
-from nemotron4.synth.stages.instructions import SINGLE
+from nemotron4.synth.constraints import DRAWERS, conflicts
 
-Edit = Callable[[str, Mapping[str, Any]], str]
+Wanted = dict[str, Any]
+Kept = Sequence[tuple[Mapping[str, Any], str]]
 PLACES = ["[name]", "[date]", "[address]", "[place]", "[number]"]
+COMMON = ["amazing", "beautiful", "best", "important", "incredible", "life", "nature", "people", "time", "world"]
+YES_NO = ("Is it a good idea to learn about {}?", "Do most people like {}?", "Will {} matter in ten years?")
+OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
+_WORDS = tomllib.loads(Path(__file__).with_name("phrases.toml").read_text(encoding="utf-8"))
+FORMS: Sequence[str] = _WORDS["forms"]
+PHRASES: Mapping[str, Sequence[str]] = _WORDS["phrases"]
+REPEAT, CHOICE = "combination:repeat_prompt", "detectable_format:constrained_response"
 
 
-def _sentences(text: str) -> list[str]:
-    return re.findall(r"[^.!?]+[.!?]+", " ".join(text.split()))
+def sentences(text: str) -> list[str]:
+    return [part.strip() for part in re.findall(r"[^.!?]+[.!?]+", " ".join(text.split()))]
 
 
-def _join(mark: str) -> Edit:
-    """As many sentences as parts are asked for, with the mark between them."""
-
-    def edit(text: str, wanted: Mapping[str, Any]) -> str:
-        return mark.join(part.strip() for part in _sentences(text)[: wanted["num_paragraphs"]])
-
-    return edit
+# ---- Edits: (text, what is wanted) -> text. They are made in this order, layout before case before wrapping.
 
 
-def _nth(text: str, wanted: Mapping[str, Any]) -> str:
-    parts = [part.strip() for part in _sentences(text)[: wanted["num_paragraphs"]]]
+def _nth(text: str, wanted: Wanted) -> str:
+    parts = sentences(text)[: wanted["num_paragraphs"]]
     at = wanted["nth_paragraph"] - 1
     if at < len(parts):
         parts[at] = f"{wanted['first_word'].capitalize()}, {parts[at][0].lower()}{parts[at][1:]}"
     return "\n\n".join(parts)
 
 
-def _sections(text: str, wanted: Mapping[str, Any]) -> str:
-    parts = _sentences(text)[: wanted["num_sections"]]
-    return "\n\n".join(f"{wanted['section_spliter']} {n}\n{part.strip()}" for n, part in enumerate(parts, 1))
+def _sections(text: str, wanted: Wanted) -> str:
+    parts = sentences(text)[: wanted["num_sections"]]
+    return "\n\n".join(f"{wanted['section_spliter']} {n}\n{part}" for n, part in enumerate(parts, 1))
 
 
-def _highlights(text: str, wanted: Mapping[str, Any]) -> str:
+def _highlights(text: str, wanted: Wanted) -> str:
     words = list(dict.fromkeys(re.findall(r"\b[a-z]{6,}\b", text)))[: wanted["num_highlights"]]
     for word in words:
         text = re.sub(rf"\b{word}\b", f"*{word}*", text, count=1)
     return text
 
 
-def _capital_words(text: str, wanted: Mapping[str, Any]) -> str:
+def _capital_words(text: str, wanted: Wanted) -> str:
     if wanted["capital_relation"] == "less than":
         return text
     words = list(dict.fromkeys(re.findall(r"\b[a-z]{5,}\b", text)))[: wanted["capital_frequency"]]
@@ -58,88 +65,197 @@ def _capital_words(text: str, wanted: Mapping[str, Any]) -> str:
     return text
 
 
-def _bullets(text: str, wanted: Mapping[str, Any]) -> str:
-    return "\n".join(f"* {part.strip()}" for part in _sentences(text)[: wanted["num_bullets"]])
-
-
-def _two(text: str, wanted: Mapping[str, Any]) -> str:
-    parts = [part.strip() for part in _sentences(text)]
+def _two(text: str, wanted: Wanted) -> str:
+    parts = sentences(text)
     half = max(1, len(parts) // 2)
     return " ".join(parts[:half]) + "\n******\n" + " ".join(parts[half:])
 
 
-EDITS: Mapping[str, Edit] = {
-    "change_case:english_lowercase": lambda text, wanted: text.lower(),
-    "change_case:english_capital": lambda text, wanted: text.upper(),
-    "change_case:capital_word_frequency": _capital_words,
-    "combination:repeat_prompt": lambda text, wanted: f"{wanted['prompt_to_repeat']}\n\n{text}",
+def _title(text: str, wanted: Wanted) -> str:
+    words = sorted(set(re.findall(r"\b[a-z]{4,}\b", text)), key=lambda word: (-len(word), word))
+    return f"<<{' and '.join(words[:2])}>>\n\n{text}"
+
+
+EDITS: Mapping[str, Callable[[str, Wanted], str]] = {
+    "detectable_format:number_bullet_lists": lambda text, wanted: "\n".join(
+        f"* {part}" for part in sentences(text)[: wanted["num_bullets"]]
+    ),
+    "length_constraints:number_paragraphs": lambda text, wanted: "\n\n***\n\n".join(
+        sentences(text)[: wanted["num_paragraphs"]]
+    ),
+    "length_constraints:nth_paragraph_first_word": _nth,
+    "detectable_format:multiple_sections": _sections,
     "combination:two_responses": _two,
     "detectable_content:number_placeholders": lambda text, wanted: (
         f"{text}\n\n{' '.join(PLACES[: wanted['num_placeholders']])}"
     ),
+    "detectable_format:number_highlighted_sections": _highlights,
+    "change_case:capital_word_frequency": _capital_words,
+    "change_case:english_lowercase": lambda text, wanted: text.lower(),
+    "change_case:english_capital": lambda text, wanted: text.upper(),
+    "detectable_format:title": _title,
     "detectable_content:postscript": lambda text, wanted: (
         f"{text}\n\n{wanted['postscript_marker']} I hope this helps."
     ),
+    "punctuation:no_comma": lambda text, wanted: text.replace(",", ""),
+    "startend:end_checker": lambda text, wanted: f"{text} {wanted['end_phrase']}",
     "detectable_format:json_format": lambda text, wanted: (
         "```json\n" + json.dumps({"answer": text}) + "\n```"
     ),
-    "detectable_format:multiple_sections": _sections,
-    "detectable_format:number_bullet_lists": _bullets,
-    "detectable_format:number_highlighted_sections": _highlights,
-    "detectable_format:title": lambda text, wanted: f"<<{' '.join(text.split()[:3]).strip('.,')}>>\n\n{text}",
-    "length_constraints:nth_paragraph_first_word": _nth,
-    "length_constraints:number_paragraphs": _join("\n\n***\n\n"),
-    "punctuation:no_comma": lambda text, wanted: text.replace(",", ""),
-    "startend:end_checker": lambda text, wanted: f"{text} {wanted['end_phrase']}",
     "startend:quotation": lambda text, wanted: '"' + text.replace('"', "") + '"',
-}
-# Other words for the same wish, so that the model does not learn one sentence by heart.
-SAID = {
-    "change_case:english_lowercase": (
-        "Use small letters only, no capitals at all.",
-        "The reply has to be in English, all lowercase.",
-    ),
-    "change_case:english_capital": (
-        "Reply in English and use capitals for every letter.",
-        "ALL CAPS please.",
-    ),
-    "combination:two_responses": ("I want two different replies with ****** between them.",),
-    "detectable_content:number_placeholders": ("Use {num_placeholders} or more placeholders as [address].",),
-    "detectable_content:postscript": ("Finish with a postscript, starting with {postscript_marker}",),
-    "detectable_format:json_format": ("Reply in JSON and nothing else.", "The entire reply must be JSON."),
-    "detectable_format:number_bullet_lists": ("Write {num_bullets} bullet points, as in * this.",),
-    "detectable_format:number_highlighted_sections": (
-        "Use markdown to mark {num_highlights} or more *highlighted* pieces.",
-    ),
-    "detectable_format:title": (
-        "Include a title inside double angular brackets, for example <<my title>>.",
-        "Start with a title such as <<title>>.",
-    ),
-    "length_constraints:number_paragraphs": ("Make {num_paragraphs} paragraphs, with *** as the divider.",),
-    "punctuation:no_comma": ("Avoid commas altogether.", "Commas are forbidden in the reply."),
-    "startend:end_checker": ('The last words must be: "{end_phrase}" Add nothing after them.',),
-    "startend:quotation": (
-        "Wrap the complete reply in double quotes.",
-        "Your reply starts and ends with a quotation mark.",
-    ),
-}
+    REPEAT: lambda text, wanted: f"{wanted['prompt_to_repeat']}\n\n{text}",
+    CHOICE: lambda text, wanted: text,
+}  # fmt: skip
 
 
-def edited(kept: list[tuple[Mapping[str, Any], str]], each: int) -> list[tuple[dict[str, Any], str]]:
-    """(task, answer) rows, up to ``each`` a type, from answers to plain questions; every one was checked."""
-    draw = random.Random(5)
-    made: list[tuple[dict[str, Any], str]] = []
-    for name, edit in EDITS.items():
-        found = 0
-        for task, answer in draw.sample(kept, len(kept)):
-            wanted, said = DRAWERS[name](draw, task["question"])
-            phrases = (said, *(phrase.format(**wanted) for phrase in SAID.get(name, ())))
-            text = edit(answer, wanted)
-            if found < each and follows(text, [name], [wanted]) == (True,):
-                found += 1
-                # Only the first form makes clear which words are to be repeated.
-                form = SINGLE[0] if name == "combination:repeat_prompt" else draw.choice(SINGLE)
-                question = form.format(prompt=task["question"], constraints=draw.choice(phrases))
-                check = {"ids": [name], "kwargs": [dict(wanted)]}
-                made.append(({"kind": "instruction", "question": question, "check": check}, text))
+# ---- What is read off an answer: (draw, text) -> what is wanted, or None where nothing fits.
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\b[a-z]{5,}\b", text.lower())
+
+
+def _existence(draw: random.Random, text: str) -> Wanted | None:
+    words = sorted(set(_words(text)))
+    return {"keywords": draw.sample(words, draw.randint(1, 3))} if len(words) > 3 else None
+
+
+def _frequency(draw: random.Random, text: str) -> Wanted | None:
+    counts = [(word, number) for word, number in Counter(_words(text)).items() if number > 1]
+    if not counts:
+        return None
+    word, number = draw.choice(counts)
+    at_least = {"keyword": word, "relation": "at least", "frequency": number}
+    return draw.choice((at_least, at_least, {**at_least, "relation": "less than", "frequency": number + 1}))
+
+
+def _forbidden(draw: random.Random, text: str) -> Wanted | None:
+    words = [word for word in COMMON if word not in text.lower()]
+    return {"forbidden_words": draw.sample(words, draw.randint(1, 3))} if len(words) > 2 else None
+
+
+def _letters(draw: random.Random, text: str) -> Wanted | None:
+    letter, number = draw.choice("abcdefghijklmnopqrstuvwxyz"), 0
+    number = text.lower().count(letter)
+    if number > 2 and draw.random() < 0.6:
+        return {"letter": letter, "let_relation": "at least", "let_frequency": number - draw.randint(0, 2)}
+    return {"letter": letter, "let_relation": "less than", "let_frequency": number + draw.randint(1, 4)}
+
+
+def _num_sentences(draw: random.Random, text: str) -> Wanted | None:
+    number = len(sentences(text))
+    if draw.random() < 0.5:
+        return {"relation": "at least", "num_sentences": number}
+    return {"relation": "less than", "num_sentences": number + draw.randint(1, 3)}
+
+
+def _num_words(draw: random.Random, text: str) -> Wanted | None:
+    number = len(re.findall(r"\w+", text))
+    if number >= 20 and draw.random() < 0.6:
+        return {"relation": "at least", "num_words": number // 10 * 10}
+    return {"relation": "less than", "num_words": (number // 10 + draw.randint(1, 5)) * 10}
+
+
+READ: Mapping[str, Callable[[random.Random, str], Wanted | None]] = {
+    "keywords:existence": _existence,
+    "keywords:frequency": _frequency,
+    "keywords:forbidden_words": _forbidden,
+    "keywords:letter_frequency": _letters,
+    "length_constraints:number_sentences": _num_sentences,
+    "length_constraints:number_words": _num_words,
+}
+# No language but English: the base writes no other.
+NAMES = (*EDITS, *READ)
+
+
+# ---- Rows.
+
+
+def shorter(draw: random.Random, text: str) -> str:
+    """The first two to six sentences; a text with lines stays whole."""
+    return text if "\n" in text else " ".join(sentences(text)[: draw.randint(2, 6)])
+
+
+def edited(kept: Kept, number: int) -> list[tuple[dict[str, Any], str]]:
+    """``number`` (task, answer) rows of answers to plain questions, as many of each kind of instruction."""
+    draw, used, made = random.Random(5), Counter(dict.fromkeys(NAMES, 0)), []
+    for _ in range(8 * number):
+        if len(made) == number or not kept:
+            break
+        task, answer = draw.choice(kept)
+        names = chosen_names(draw, used)
+        question = task["question"]
+        if CHOICE in names:
+            question, answer = draw.choice(YES_NO).format(task["check"]["topic"]), draw.choice(OPTIONS)
+        found = _follow(draw, names, question, shorter(draw, answer))
+        if found is None:
+            continue
+        text, wanted = found
+        used.update(names)
+        made.append((wish(draw, question, names, wanted), text))
+    return made
+
+
+def of_length(task: Mapping[str, Any], text: str) -> tuple[dict[str, Any], str] | None:
+    """A long answer as the answer to the wish for so many words."""
+    name = "length_constraints:number_words"
+    wanted = {"relation": "at least", "num_words": len(text.split()) // 50 * 50}
+    made = wish(random.Random(text), task["question"], [name], [wanted])
+    return (made, text) if all(follows(text, [name], [wanted])) else None
+
+
+def chosen_names(draw: random.Random, used: Mapping[str, int]) -> list[str]:
+    """One of the kinds that are used least, and none to two others that go with it."""
+    least = min(used.values())
+    names = [draw.choice([name for name in NAMES if used[name] <= least + 1])]
+    for _ in range(draw.choices((0, 1, 2), (5, 3, 2))[0]):
+        other = draw.choice(NAMES)
+        if not any(conflicts(other, name) for name in names):
+            names.append(other)
+    return sorted(names, key=NAMES.index)
+
+
+def _follow(
+    draw: random.Random, names: Sequence[str], question: str, text: str
+) -> tuple[str, list[Wanted]] | None:
+    """The text that follows them all, and their arguments in the order of the names."""
+    wanted: list[Wanted] = []
+    for name in names:
+        found = READ[name](draw, text) if name in READ else dict(DRAWERS[name](draw, question)[0])
+        if found is None:
+            return None
+        wanted.append(found)
+        text = EDITS[name](text, found) if name in EDITS else text
+    return (text, wanted) if all(follows(text, names, wanted)) else None
+
+
+def wish(
+    draw: random.Random, question: str, names: Sequence[str], wanted: Sequence[Wanted]
+) -> dict[str, Any]:
+    """The task whose question has the instructions in words."""
+    said = [
+        draw.choice(PHRASES[name]).format(**{key: _said(value) for key, value in each.items()})
+        for name, each in zip(names, wanted, strict=True)
+    ]
+    # Only the first form makes clear which words are to be repeated.
+    form = FORMS[0] if REPEAT in names else draw.choice(FORMS)
+    text = form.format(prompt=question, constraints=" ".join(said), listed="\n".join(f"- {one}" for one in said))
+    return {"kind": "instruction", "question": text, "check": {"ids": [*names], "kwargs": [*wanted]}}
+
+
+def _said(value: Any) -> Any:
+    return ", ".join(value) if isinstance(value, list) else value
+
+
+def wishes(asked: Iterable[Mapping[str, Any]], draw: random.Random) -> list[dict[str, Any]]:
+    """New tasks without answers, of plain ones: what a policy is asked in a round."""
+    used: Counter[str] = Counter(dict.fromkeys(NAMES, 0))
+    made = []
+    for task in asked:
+        names, question = chosen_names(draw, used), task["question"]
+        if CHOICE in names:
+            question = draw.choice(YES_NO).format(task["check"]["topic"])
+        used.update(names)
+        wanted = [dict(DRAWERS[name](draw, question)[0]) for name in names]
+        made.append(wish(draw, question, names, wanted))
     return made
