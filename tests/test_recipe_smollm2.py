@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ VERSE = """The bees are out in early light,
 They hum about the lane,
 And home they come before the night
 With honey made of rain."""
+LONG = " ".join(f"Bees number {n} fly far and wide, and their way {n} home is long." for n in range(11, 24))
 
 
 @pytest.fixture
@@ -85,10 +87,37 @@ def test_an_edited_answer_follows_its_instruction(steps: ModuleType) -> None:
     answer = (
         "The bees build combs from yellow wax, one by one. They dance to show others the way. Some sting."
     )
-    made = steps.edited([(task, answer)], 1)
-    assert {row["check"]["ids"][0] for row, _ in made} > {"startend:quotation", "detectable_format:title"}
+    made = steps.edited([(task, answer)], 120)
+    assert len(made) == 120
+    kinds = {name for row, _ in made for name in row["check"]["ids"]}
+    assert set(instructions.CHECKERS) - kinds <= {"language:response_language", "keywords:frequency"}
+    assert {len(row["check"]["ids"]) for row, _ in made} == {1, 2, 3}
     for row, text in made:
-        assert instructions.follows(text, row["check"]["ids"], row["check"]["kwargs"]) == (True,)
+        assert all(instructions.follows(text, row["check"]["ids"], row["check"]["kwargs"]))
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "steps_of_it"),
+    [
+        ("What is 28 + 39?", "67", "28 + 30 = 58, 58 + 9 = 67. The answer is 67."),
+        (
+            "A bus carries 60 people. At the next stop 16 get off.",
+            "44",
+            "60 - 10 = 50, 50 - 6 = 44. The answer is 44.",
+        ),
+        ("What is 9 times 3?", "27", "9, 18, 27. The answer is 27."),
+        ("What is 30 - 10?", "20", "30 - 10 = 20. The answer is 20."),
+    ],
+)
+def test_a_sum_is_worked(steps: ModuleType, question: str, answer: str, steps_of_it: str) -> None:
+    assert steps.tasks.worked(question, answer) == steps_of_it
+
+
+def test_an_instruction_is_rewarded_by_the_share_that_is_followed(steps: ModuleType) -> None:
+    check = {"ids": ["punctuation:no_comma", "startend:quotation"], "kwargs": [{}, {}]}
+    task = {"kind": "instruction", "question": "?", "check": check}
+    assert steps.tasks.value(task, "Bees hum.") == pytest.approx(0.65)
+    assert steps.tasks.value(task, '"Bees hum."') == pytest.approx(1.0)
 
 
 def test_the_best_answer_that_holds_is_kept_and_ends_with_the_marker(
@@ -108,29 +137,48 @@ def test_the_best_answer_that_holds_is_kept_and_ends_with_the_marker(
             sample(bees, f"{VERSE}\nThe bees are out in early light,", "length"),
             sample(program, "Sure.\n```python\ndef add(a, b):\n    return a + b\n```\nIt adds."),
             sample(program | {"question": "Never right"}, "```python\ndef add(a, b):\n    return 0\n```"),
+            sample({"kind": "long", "question": "Write.", "check": {"topic": "bees"}}, LONG),
         ],
     )
-    steps.select(tmp_path, tmp_path / "samples.jsonl", 16)
-    rows = {row["prompt"]: row["completion"] for row in read_rows(tmp_path / "sft.jsonl") if "prompt" in row}
-    assert len(rows) == 2
-    assert all("<extra_id_1>User" in prompt for prompt in rows)
-    assert f"{VERSE}\n<extra_id_1>" in rows.values()
-    assert "Sure.\n```python\ndef add(a, b):\n    return a + b\n```\n<extra_id_1>" in rows.values()
+    steps.select(tmp_path, tmp_path / "samples.jsonl", 1)
+    rows = {
+        row["messages"][-2]["content"]: row["messages"][-1]["content"]
+        for row in read_rows(tmp_path / "sft.jsonl")
+    }
+    assert rows.pop(bees["question"]) == VERSE
+    assert rows.pop("Write add(a, b).") == "Sure.\n```python\ndef add(a, b):\n    return a + b\n```"
+    [long] = [question for question in rows if "at least 150 words" in question]
+    assert rows.pop(long) == LONG
+    assert len(rows) == 20
+    assert all(
+        answer.endswith(f"The answer is {number}.")
+        for answer in rows.values()
+        for number in [answer.split()[-1][:-1]]
+    )
 
 
 def test_the_second_training_ends_before_the_first_repetition(steps: ModuleType, tmp_path: Path) -> None:
     steps.again(tmp_path, 1)
-    assert {row["meta"]["task"]["kind"] for row in read_rows(tmp_path / "ask.jsonl")} == {"verse", "prose"}
+    assert {row["meta"]["task"]["kind"] for row in read_rows(tmp_path / "ask.jsonl")} == {
+        "verse",
+        "prose",
+        "instruction",
+    }
     poem = steps.tasks.form_task("Write a short poem about {}.", "bees")
     prose = steps.tasks.form_task("What is interesting about {}?", "bees")
     sentences = " ".join(f"Bees know thing {n} of the many things that there are to know." for n in "abcdef")
     drawn = [sample(poem, f"{VERSE}\n{VERSE}", "length"), sample(prose, sentences)]
     steps.write_rows(tmp_path / "drawn.jsonl", drawn)
-    steps.write_rows(tmp_path / "first.jsonl", [{"prompt": "p", "completion": "c"}])
+    wish = steps.wishes([prose], random.Random(0))[0] | {
+        "check": {"ids": ["startend:quotation"], "kwargs": [{}]}
+    }
+    drawn += [sample(wish, '"So be it."'), sample(wish, "So it is not.")]
+    steps.write_rows(tmp_path / "drawn.jsonl", drawn)
+    steps.write_rows(tmp_path / "first.jsonl", [{"messages": [{"role": "assistant", "content": "c"}]}])
     steps.mix(tmp_path, tmp_path / "first.jsonl", 1)
-    made = {row["completion"] for row in read_rows(tmp_path / "sft.jsonl")}
-    assert f"{VERSE}\n<extra_id_1>" in made
-    assert "c" in made
+    made = {row["messages"][-1]["content"] for row in read_rows(tmp_path / "sft.jsonl")}
+    assert {VERSE, "c", '"So be it."'} < made
+    assert len(made) == 4
 
 
 def test_a_pair_is_the_best_and_the_worst(steps: ModuleType, tmp_path: Path) -> None:

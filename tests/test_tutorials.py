@@ -6,7 +6,6 @@ blocks in a process of their own; other blocks are output or need a network. Por
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import shlex
@@ -96,8 +95,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pulled = smollm2 / Path(SMOLLM2.member).name  # so that `pull` finds it there
     next(smollm2.glob("*.gguf")).rename(pulled)
     # The adapter that ships is of the real model's shape; a model that it was merged into is taken as it is.
-    version = hashlib.sha256(shipped.WEIGHTS.read_bytes()).hexdigest()[:16]
-    merged = smollm2 / f"with-adapter-{version}" / "smollm2.gguf"
+    found = shipped.merged_file()
+    merged = smollm2 / found.parent.name / found.name
     merged.parent.mkdir()
     shutil.copy(pulled, merged)
     return folder / "cache"

@@ -1,8 +1,8 @@
 """The adapter that ships with the package, and the model that it makes with its base.
 
-``adapters/smollm2`` teaches the demo model the card's prompt format (recipes/smollm2 made it).
-Base and adapter are merged once, in float32, rounded to eight bits and kept with the pulled model, so that
-later starts read a file whose blocks the engine computes with.
+``adapters/smollm2`` teaches the demo model the card's prompt format (recipes/smollm2 made it), and its
+template makes that the format of chats too. Base and adapter are merged once, in float32, rounded to eight
+bits and kept with the pulled model, so that later starts read a file whose blocks the engine computes with.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from nemotron4.checkpoint.cache import DEMO_NAME, locked_partial, model_dir, resolve
 from nemotron4.errors import DownloadError
 from nemotron4.runs import publish
+from nemotron4.text.tokenizer_files import TEMPLATE_FILE
 
 if TYPE_CHECKING:
     from nemotron4.checkpoint.interface import Checkpoint
@@ -42,10 +43,11 @@ def with_shipped(
     chosen = chosen_adapter(model, adapter)
     if chosen != FOLDER:
         return model, chosen
-    tell(f"{DEMO_NAME} with its adapter for the card's prompt format; --adapter none is the bare model")
-    with WEIGHTS.open("rb") as stream:
-        version = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    merged = model_dir(DEMO_NAME) / f"with-adapter-{version}" / f"{DEMO_NAME}.gguf"
+    tell(
+        f"{DEMO_NAME} with its adapter, which speaks the card's prompt format, in chats too; "
+        "--adapter none is the bare model in ChatML"
+    )
+    merged = merged_file()
     if not merged.is_file():
         resolve(DEMO_NAME)  # says how to get it
         tell("merging the adapter with the model (once, some seconds) ...")
@@ -54,6 +56,13 @@ def with_shipped(
         except (DownloadError, OSError):  # a cache that cannot be written: merged in memory, at each start
             return model, chosen
     return merged, None
+
+
+def merged_file() -> Path:
+    """Where the merged model is kept: another adapter, or another format, is another file."""
+    files = (WEIGHTS, FOLDER / TEMPLATE_FILE)
+    version = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    return model_dir(DEMO_NAME) / f"with-adapter-{version}" / f"{DEMO_NAME}.gguf"
 
 
 def _merge(merged: Path) -> None:

@@ -249,7 +249,7 @@ def _header(settings: _Settings, names: Sequence[str], number: int, parts: Seque
     writer = gguf.GGUFWriter(None, family)
     if number == 0:
         if source is not None:
-            _copy_metadata(writer, source.metadata)
+            _copy_metadata(writer, _in_format(source, checkpoint))
         else:
             assert settings.model is not None
             _add_settings(writer, checkpoint)
@@ -280,6 +280,16 @@ def _header(settings: _Settings, names: Sequence[str], number: int, parts: Seque
         writer.close()
         header = path.read_bytes()
     return header + bytes(-len(header) % ALIGNMENT)
+
+
+def _in_format(source: GgufCheckpoint, checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What the file says, with the prompt format of the adapter that is merged."""
+    found = checkpoint.prompt_format()
+    if found is None or found == source.own_format():
+        return source.metadata
+    other = "tokenizer.chat_template"
+    kept = {key: value for key, value in source.metadata.items() if not key.startswith(f"{other}.")}
+    return {**kept, other: found.template}
 
 
 def _copy_metadata(writer: Any, metadata: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from nemotron4.checkpoint.write_safetensors import SHARD_BYTES, Entry, Group, sa
 from nemotron4.errors import CheckpointError
 from nemotron4.model.config import ModelConfig
 from nemotron4.text.json_tokenizer import JsonTokenizer
+from nemotron4.text.tokenizer_files import TEMPLATE_FILE
 
 # Copied from a Hugging Face source as they are.
 TOKENIZER_FILES = (
@@ -34,7 +35,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    TEMPLATE_FILE,
     "vocab.json",
     "merges.txt",
 )
@@ -145,12 +146,15 @@ def _copied(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Group:
 
 
 def _tokenizer_files(checkpoint: Checkpoint, model: bytes | None) -> list[OutputFile]:
+    prompt = checkpoint.prompt_format()
     if checkpoint.format == "huggingface" and (
         (checkpoint.path / "tokenizer.json").is_file() or model is None
     ):
-        found = [checkpoint.path / name for name in TOKENIZER_FILES]
-        return [small_file(path.name, _read(path)) for path in found if path.is_file()]
-    prompt = checkpoint.prompt_format()
+        files = {name: checkpoint.path / name for name in TOKENIZER_FILES}
+        copied = {name: small_file(name, _read(path)) for name, path in files.items() if path.is_file()}
+        if prompt is not None and prompt != getattr(checkpoint, "base", checkpoint).own_format():
+            copied[TEMPLATE_FILE] = small_file(TEMPLATE_FILE, prompt.template.encode())  # an adapter's
+        return list(copied.values())
     template = None if prompt is None else prompt.template
     if model is None:
         tokenizer = checkpoint.tokenizer()

@@ -110,7 +110,7 @@ def converse(server: ChildServer) -> None:
             print(answer.text, flush=True)
             note(f"\n{answer.speed()}")
             note("A ChatML model of 135M parameters; the adapter that ships taught it the card's format.")
-            _step(f"POST {server.url}/v1/chat/completions   (the model's own template, streamed)")
+            _step(f"POST {server.url}/v1/chat/completions   (the server writes the format)")
             note(f"{QUESTION}\n")
             note(f"\n{stream_chat(client).speed()}")
         except httpx.TransportError as error:

@@ -20,7 +20,18 @@ from nemotron4.synth.constraints import DRAWERS, conflicts
 Wanted = dict[str, Any]
 Kept = Sequence[tuple[Mapping[str, Any], str]]
 PLACES = ["[name]", "[date]", "[address]", "[place]", "[number]"]
-COMMON = ["amazing", "beautiful", "best", "important", "incredible", "life", "nature", "people", "time", "world"]
+COMMON = [
+    "amazing",
+    "beautiful",
+    "best",
+    "important",
+    "incredible",
+    "life",
+    "nature",
+    "people",
+    "time",
+    "world",
+]
 YES_NO = ("Is it a good idea to learn about {}?", "Do most people like {}?", "Will {} matter in ten years?")
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 _WORDS = tomllib.loads(Path(__file__).with_name("phrases.toml").read_text(encoding="utf-8"))
@@ -239,7 +250,9 @@ def wish(
     ]
     # Only the first form makes clear which words are to be repeated.
     form = FORMS[0] if REPEAT in names else draw.choice(FORMS)
-    text = form.format(prompt=question, constraints=" ".join(said), listed="\n".join(f"- {one}" for one in said))
+    text = form.format(
+        prompt=question, constraints=" ".join(said), listed="\n".join(f"- {one}" for one in said)
+    )
     return {"kind": "instruction", "question": text, "check": {"ids": [*names], "kwargs": [*wanted]}}
 
 

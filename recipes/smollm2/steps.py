@@ -1,6 +1,7 @@
 """The steps of this recipe that are no command of the program: prompts, selection, pairs, measures.
 
-The protocol, written on 30 November 2026, 05:18 UTC, before the trainings; docs/results/smollm2.md has what came out.
+The protocol, written on 30 November 2026, 05:18 UTC, before the trainings; docs/results/smollm2.md has what
+came out.
 
 Why again: with the adapter before this one IFEval's strict prompts (17.2 %) were below the bare model's, sums
 got worse (1 of 24), and it was trained in the card's format without saying so, so that chat routes looped.
@@ -25,9 +26,9 @@ got worse (1 of 24), and it was trained in the card's format without saying so, 
   IFEval through `/generate`, as served. The start: the same, and IFEval in its own ChatML.
 - Goals: IFEval's strict prompts 8 points over the start with intervals apart; loops under 5 %. One seed;
   more if there is time.
-- The last stage of sft, again, dpo, rpo-1, rpo-2 ships of which holds: at least 95 % of the 129 end, less than
-  5 % loop, at most 2 of 16 code answers are empty, at least 13 of 40 instructions and 2 of 24 sums hold, and
-  the answer to the card's question ends and names NVIDIA. IFEval does not choose.
+- The last stage of sft, again, dpo, rpo-1, rpo-2 ships of which holds: at least 95 % of the 129 end, less
+  than 5 % loop, at most 2 of 16 code answers are empty, at least 13 of 40 instructions and 2 of 24 sums hold,
+  and the answer to the card's question ends and names NVIDIA. IFEval does not choose.
 """
 
 from __future__ import annotations
@@ -146,7 +147,10 @@ def select(out: Path, samples: Path, size: int) -> None:
     plain = [(task, text) for task, text in kept if task["kind"] == "prose" and not re.search(r"\d\.", text)]
     kept = [(task, text) for task, text in kept if task["question"] not in _writings(size)]
     kept += edited(plain, EDITED * size // 16) + [edit for each in long if (edit := of_length(*each))]
-    kept += [(task, tasks.worked(task["question"], task["check"]["answer"])) for task in tasks.sums(False, 20 * size)]
+    kept += [
+        (task, tasks.worked(task["question"], task["check"]["answer"]))
+        for task in tasks.sums(False, 20 * size)
+    ]
     kept = without_benchmarks(kept)
     random.Random(3).shuffle(kept)
     write_rows(out / "sft.jsonl", _rows(kept))
@@ -185,7 +189,7 @@ def _asked(chosen: Iterable[tasks.Task], settings: Mapping[str, object]) -> Iter
 
 
 def mix(out: Path, first: Path, size: int) -> None:
-    """What stands before its repetitions and holds, prose of at most 50 words, and short rows of the first."""
+    """What stands before its repetitions and holds, prose of up to 50 words, and short rows of the first."""
     rows: list[Mapping[str, object]] = []
     for row in read_rows(out / "drawn.jsonl"):
         task = row["meta"]["task"]

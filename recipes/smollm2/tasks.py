@@ -282,9 +282,8 @@ def worked(question: str, answer: str) -> str:
     if not tens or tens == second:
         return f"{first} {sign} {second} = {answer}. The answer is {answer}."
     between = first + tens if sign == "+" else first - tens
-    return (
-        f"{first} {sign} {tens} = {between}, {between} {sign} {second - tens} = {answer}. The answer is {answer}."
-    )
+    steps = f"{first} {sign} {tens} = {between}, {between} {sign} {second - tens} = {answer}"
+    return f"{steps}. The answer is {answer}."
 
 
 def writings(number: int, *, seed: int = 0, kind: str = "prose") -> list[Task]:
@@ -375,7 +374,7 @@ def holds(task: Mapping[str, Any], text: str) -> bool:
 
 
 def value(task: Mapping[str, Any], text: str, *, is_ended: bool = True) -> float:
-    """0: nothing, or no end; 0.3: ends and does not repeat itself; 1: holds besides (of instructions, all)."""
+    """0: nothing, or no end; 0.3: ends and does not repeat itself; 1: holds (all instructions) besides."""
     if not text.strip() or not is_ended:
         return 0.0
     clean = 0.3 if task["kind"] == "code" or not repeats(text) else 0.0

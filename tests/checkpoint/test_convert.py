@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -28,6 +28,7 @@ from nemotron4.cli.main import main
 from nemotron4.errors import CheckpointError, ConfigError
 from nemotron4.model.config import RopeScaling
 from nemotron4.model.transformer import Transformer
+from nemotron4.text.prompt import chatml, nemotron4
 from tests.checkpoint import nemo_layouts as layouts
 from tests.tiny_models import llama_directory, sentencepiece_model
 
@@ -384,16 +385,36 @@ def test_adapters_merge_as_peft_does(tmp_path: Path, kind: str) -> None:
         torch.testing.assert_close(checkpoint.read(name), expected[name], atol=1e-6, rtol=1e-6)
 
 
-def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+def query_adapter(folder: Path, layer: int, *, width: int = 48) -> Path:
     from safetensors.torch import save_file
 
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "adapter_config.json").write_text(
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]})
     )
-    prefix = "base_model.model.model.layers.9.self_attn.q_proj"
-    factors = {f"{prefix}.lora_A.weight": torch.ones(2, 48), f"{prefix}.lora_B.weight": torch.ones(128, 2)}
-    save_file(factors, tmp_path / "a" / "adapter_model.safetensors")
+    prefix = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+    factors = {f"{prefix}.lora_A.weight": torch.ones(2, width), f"{prefix}.lora_B.weight": torch.ones(128, 2)}
+    save_file(factors, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_a_merged_adapter_brings_the_format_it_was_trained_in(
+    tmp_path: Path, to: Literal["hf", "gguf"]
+) -> None:
+    base = converted(release(tmp_path / "m", hidden_size=128), tmp_path / "base", to=to)
+    opened = open_checkpoint(base)
+    assert opened.prompt_format() == nemotron4()
+    adapter = query_adapter(tmp_path / "a", 0, width=128)
+    same = converted(base, tmp_path / "same", to=to, adapter=adapter)
+    assert open_checkpoint(same).prompt_format() == nemotron4()
+    (adapter / "chat_template.jinja").write_text(chatml().template)
+    merged = converted(base, tmp_path / "merged", to=to, adapter=adapter)
+    assert open_checkpoint(merged).prompt_format() == chatml()
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    query_adapter(tmp_path / "a", 9)
     with pytest.raises(CheckpointError, match=r"layers\.9\.self_attn\.q_proj.*of no weight of"):
         converted(release(tmp_path / "m"), tmp_path / "hf", to="hf", adapter=tmp_path / "a")
 

@@ -11,7 +11,8 @@ import nemotron4
 from nemotron4.checkpoint import shipped
 from nemotron4.checkpoint.adapter_base import BASE_FILE
 from nemotron4.checkpoint.shipped import AUTO, FOLDER, NONE, WEIGHTS, chosen_adapter, with_shipped
-from nemotron4.text.prompt import CARD_QUESTION, card_prompt
+from nemotron4.records import Message
+from nemotron4.text.prompt import CARD_QUESTION, card_prompt, chatml
 
 MARKER = "<extra_id_1>"
 
@@ -42,6 +43,25 @@ def test_answers_in_the_cards_format_end_by_its_marker(demo_model: Path) -> None
     assert [answer.finish_reason for answer in answers] == ["stop"] * 3
     assert all(answer.text.strip() for answer in answers)
     assert "Paris" in answers[1].text
+
+
+@pytest.mark.demo_model
+def test_a_chat_is_in_the_format_that_it_was_trained_in(demo_model: Path) -> None:
+    with nemotron4.load("smollm2") as engine:
+        chat = engine.prompt_format
+        assert chat is not None
+        assert chat.encode(engine.tokenizer, [Message("user", CARD_QUESTION)]) == engine.tokenizer.encode(
+            card_prompt()
+        )
+        [answer] = engine.generate(
+            [card_prompt()], max_new_tokens=256, temperature=1.0, top_p=0.9, seed=1, stop=chat.stop_strings
+        )
+        assert answer.finish_reason == "stop"
+    with nemotron4.load("smollm2", adapter=NONE) as bare:
+        assert bare.prompt_format is not None
+        assert "<|im_start|>user" in bare.prompt_format.render([Message("user", CARD_QUESTION)])
+    with nemotron4.load("smollm2", chat_template="chatml") as other:
+        assert other.prompt_format == chatml()
 
 
 @pytest.mark.demo_model
