@@ -1,10 +1,11 @@
 """One checkpoint in every form, read back: python recipes/nano/formats.py FOLDER PROMPTS OUT
 
-FOLDER/hf, FOLDER/nemo and FOLDER/gguf are what `nemotron4 convert` wrote in float32; this writes the forms that others
-write (a .nemo file, torch_dist by PyTorch itself, Megatron's names in safetensors), reads all of them with our loader,
-and compares every tensor and the greedy tokens after the PROMPTS (rows with messages) with the Hugging Face folder.
-transformers reads that folder too. llama.cpp and vLLM have environments of their own: NEMOTRON4_LLAMA_CPP and
-NEMOTRON4_VLLM name their pythons (with xllamacpp, with vllm); without, they are reported as untested.
+FOLDER/hf, FOLDER/nemo and FOLDER/gguf are what `nemotron4 convert` wrote in float32; this writes the forms
+that others write (a .nemo file, torch_dist by PyTorch itself, Megatron's names in safetensors), reads all
+of them with our loader, and compares every tensor and the greedy tokens after the PROMPTS (rows with
+messages) with the Hugging Face folder. transformers reads that folder too. llama.cpp and vLLM have
+environments of their own: NEMOTRON4_LLAMA_CPP and NEMOTRON4_VLLM name their pythons (with xllamacpp, with
+vllm); without, they are reported as untested.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ parameters.model.path = sys.argv[1]
 parameters.n_ctx, parameters.n_parallel, parameters.cpuparams.n_threads, parameters.warmup = 512, 1, 1, False
 server = xllamacpp.Server(parameters)
 for prompt in json.loads(sys.argv[2]):
-    body = {"prompt": prompt, "n_predict": int(sys.argv[3]), "temperature": 0, "return_tokens": True, "ignore_eos": True}
-    data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
-    answer = urllib.request.urlopen(urllib.request.Request(server.listening_address + "/completion", data, kind))
+    body = {"prompt": prompt, "n_predict": int(sys.argv[3]), "temperature": 0, "return_tokens": True}
+    data, kind = json.dumps(body | {"ignore_eos": True}).encode(), {"Content-Type": "application/json"}
+    request = urllib.request.Request(server.listening_address + "/completion", data, kind)
+    answer = urllib.request.urlopen(request)
     print("tokens", json.dumps(json.load(answer)["tokens"]))
 """
 VLLM = """
@@ -70,9 +72,12 @@ def write_others(folder: Path) -> None:
     tensors = megatron_tensors(open_checkpoint(folder / "hf"))
     for name in ("torch_dist", "bridge"):
         shutil.rmtree(folder / name, ignore_errors=True)
-        shutil.copytree(folder / "nemo", folder / name, ignore=shutil.ignore_patterns("model_weights", "manifest.json"))
+        shutil.copytree(
+            folder / "nemo", folder / name, ignore=shutil.ignore_patterns("model_weights", "manifest.json")
+        )
     stacked = {
-        f"model.{key}": torch.stack(found) if ".layers." in key else found[0] for key, found in tensors.items()
+        f"model.{key}": torch.stack(found) if ".layers." in key else found[0]
+        for key, found in tensors.items()
     }
     weights = folder / "torch_dist" / "model_weights"
     dcp.save(stacked, checkpoint_id=weights, no_dist=True)
@@ -99,7 +104,9 @@ def transformers_tokens(path: Path, prompts: list[list[int]]) -> list[list[int]]
     for prompt in prompts:
         ids = torch.tensor([prompt])
         limits = {"min_new_tokens": NUM_TOKENS, "max_new_tokens": NUM_TOKENS, "eos_token_id": None}
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, **limits)
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, **limits
+        )
         found.append(out[0, len(prompt) :].tolist())
     return found
 
@@ -112,7 +119,11 @@ def peer_tokens(variable: str, script: str, path: Path, prompts: list[list[int]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     if done.returncode:
         sys.exit(f"{variable}: {done.stderr[-2000:]}")
-    return [json.loads(line.removeprefix("tokens ")) for line in done.stdout.splitlines() if line.startswith("tokens ")]
+    return [
+        json.loads(line.removeprefix("tokens "))
+        for line in done.stdout.splitlines()
+        if line.startswith("tokens ")
+    ]
 
 
 def main(folder: Path, prompts_file: Path, out: Path) -> None:
@@ -125,8 +136,14 @@ def main(folder: Path, prompts_file: Path, out: Path) -> None:
     prompts = [prompt_format.encode(tokenizer, messages) for messages in asked]
     expected = our_tokens(folder / "hf", prompts)
     results: dict[str, dict[str, object]] = {}
-    forms = {"Hugging Face": "hf", "NeMo, zarr": "nemo", "NeMo, .nemo file": "model.nemo", "torch_dist": "torch_dist",
-             "Megatron-Bridge names": "bridge", "GGUF": "gguf"}  # fmt: skip
+    forms = {
+        "Hugging Face": "hf",
+        "NeMo, zarr": "nemo",
+        "NeMo, .nemo file": "model.nemo",
+        "torch_dist": "torch_dist",
+        "Megatron-Bridge names": "bridge",
+        "GGUF": "gguf",
+    }
     for form, place in forms.items():
         checkpoint = open_checkpoint(folder / place)
         same = all(torch.equal(checkpoint.read(name), source.read(name)) for name in source.tensors)

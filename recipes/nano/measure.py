@@ -1,13 +1,13 @@
 """What the nano models are measured by; each command writes one JSON file.
 
-    python recipes/nano/measure.py text DATA MODEL OUT         bits per byte of held-out text, and a 5-gram model's
-    python recipes/nano/measure.py rewards DATA MODEL OUT      how well a reward model separates right from wrong turns
-    python recipes/nano/measure.py answers DATA ANSWERS OUT    format and sense of answers to DATA/asked.jsonl
+    python recipes/nano/measure.py text DATA MODEL OUT        bits per byte, and a 5-gram model's
+    python recipes/nano/measure.py rewards DATA MODEL OUT     how a reward model separates right from wrong
+    python recipes/nano/measure.py answers DATA ANSWERS OUT   format and sense of answers to asked.jsonl
 
-DATA is what prepare.py wrote. Bits per byte: every token of a held-out document is predicted, and its end. The trained
-model reads each document alone, in windows of its training length that do not overlap; the 5-gram model reads one
-stream. AUC is the share of (right, wrong) pairs whose right turn scores higher, ties counted half; its interval is a
-bootstrap over rows. The rules for answers are in recipe.toml.
+DATA is what prepare.py wrote. Bits per byte: every token of a held-out document is predicted, and its end.
+The trained model reads each document alone, in windows of its training length that do not overlap; the
+5-gram model reads one stream. AUC is the share of (right, wrong) pairs whose right turn scores higher, ties
+counted half; its interval is a bootstrap over rows. The rules for answers are in recipe.toml.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ LONGEST_TURNS = 256  # as in align.toml
 PARTS = ("books", "definitions")
 NUM_ROUNDS = 1000
 END = "\n<extra_id_1>"
-DRINKS = (
-    "americano cappuccino chai cocoa cortado espresso frappe latte lemonade macchiato matcha mocha smoothie tea water"
-).split()
+DRINKS = {"americano", "cappuccino", "chai", "cocoa", "cortado", "espresso", "frappe", "latte", "lemonade",
+          "macchiato", "matcha", "mocha", "smoothie", "tea", "water"}  # fmt: skip
 
 
 def text(data: Path, model: Path) -> dict[str, Any]:
@@ -85,7 +84,11 @@ def rewards(data: Path, model: Path) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     draws = (generator.integers(len(scores), size=len(scores)) for _ in range(NUM_ROUNDS))
     low, high = np.percentile([auc(scores[draw], is_right[draw]) for draw in draws], [2.5, 97.5])
-    counts = {"right": int(is_right.sum()), "wrong": int((~is_right).sum()), "too long": len(ids) - len(fitting)}
+    counts = {
+        "right": int(is_right.sum()),
+        "wrong": int((~is_right).sum()),
+        "too long": len(ids) - len(fitting),
+    }
     return {"auc": auc(scores, is_right), "low": float(low), "high": float(high), **counts}
 
 
@@ -103,8 +106,8 @@ def words(said: str) -> set[str]:
 def is_sensible(said: str, conversation: list[dict[str, str]], known: set[str]) -> bool:
     found = words(said)
     context = set().union(*(words(message["content"]) for message in conversation))
-    asked = set().union(*(words(m["content"]) for m in conversation if m["role"] == "user")) & set(DRINKS)
-    strange = found & set(DRINKS) - context if asked else set()
+    asked = set().union(*(words(m["content"]) for m in conversation if m["role"] == "user")) & DRINKS
+    strange = found & DRINKS - context if asked else set()
     return len(said.split()) >= 2 and found <= known | context and not strange
 
 
@@ -125,8 +128,16 @@ def answers(data: Path, answered: Path) -> dict[str, Any]:
              "ends": ends, "sensible": sensible,
              "person sensible": is_sensible(person, question["messages"], known)}
         )  # fmt: skip
-    shares = {name: float(np.mean([row[name] for row in judged])) for name in ("ends", "sensible", "person sensible")}
-    return {"answers": len(judged), "different": len({row["answer"] for row in judged}), **shares, "rows": judged}
+    shares = {
+        name: float(np.mean([row[name] for row in judged]))
+        for name in ("ends", "sensible", "person sensible")
+    }
+    return {
+        "answers": len(judged),
+        "different": len({row["answer"] for row in judged}),
+        **shares,
+        "rows": judged,
+    }
 
 
 COMMANDS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {

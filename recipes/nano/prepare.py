@@ -1,8 +1,8 @@
 """Rows, a tokenizer and fresh weights from public text: python recipes/nano/prepare.py TEXT_FOLDER OUT
 
-TEXT_FOLDER holds the files that docs/results/nano.md lists with their sources. A book's chapter, a definition and a
-conversation are held out whole: a conversation by a hash of its first words, so that no test row has a sibling in
-training.
+TEXT_FOLDER holds the files that docs/results/nano.md lists with their sources. A book's chapter, a
+definition and a conversation are held out whole: a conversation by a hash of its first words, so that no
+test row has a sibling in training.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def definitions(rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
         yield row["id"], {"text": text}
 
 
-# ---- Conversations at a coffee bar: orders and small talk (an empty system text), and turns of an agent with calls,
-# which people judged (the bar's greeting is the system text).
+# ---- Conversations at a coffee bar: orders and small talk (an empty system text), and turns of an agent with
+# calls, which people judged (the bar's greeting is the system text).
 
 
 def dialogues(rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
@@ -82,7 +82,7 @@ def as_text(keyed: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
 
 
 def asked(rows: Iterable[Row]) -> Iterator[Row]:
-    """What to answer: a conversation up to its first or its last user turn, in turn; ``meta`` has a person's answer."""
+    """Conversations up to their first or their last user turn, in turn; ``meta`` has a person's answer."""
     for number, row in enumerate(rows):
         places = [place for place, message in enumerate(row["messages"]) if message["role"] == "assistant"]
         place = places[-1 if number % 2 else 0]
@@ -158,7 +158,9 @@ def pairs(rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
 def make_tokenizer(out: Path) -> None:
     """SentencePiece with the card's properties, learnt from the training text alone."""
     sentencepiece.set_random_generator_seed(0)
-    texts = [row["text"] for name in ("books", "definitions", "dialogues", "turns") for row in rows_of(out, name)]
+    texts = [
+        row["text"] for name in ("books", "definitions", "dialogues", "turns") for row in rows_of(out, name)
+    ]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([line for text in texts for line in text.split("\n") if line]),
         model_prefix=str(out / "tokenizer"),

@@ -1,15 +1,18 @@
 """The card's choices and a scaling law at nano size: python recipes/nano/trials.py DATA OUT [NAME...]
 
-DATA is what the recipe's stage `data` made. Each training is one line of OUT/trials.jsonl, and those that are there
-are not repeated: the same command adds what is missing. NAMEs (or beginnings of names) choose some of them.
+DATA is what the recipe's stage `data` made. Each training is one line of OUT/trials.jsonl, and those that
+are there are not repeated: the same command adds what is missing. NAMEs (or beginnings of names) choose
+some of them.
 
-The protocol, written before the runs. Every training has 150 steps of 2,048 tokens, half from books, half from
-definitions, AdamW at 3e-3 sqrt(192 / hidden size), a tenth of warm-up, cosine to a tenth, products in bfloat16.
-Measured: bits per byte of the held-out chapters and definitions together, after the last step.
-- Choices: 0.79 million parameters with the card's block, and with one thing changed: SwiGLU with as many parameters,
-  whole heads rotated, RMSNorm. Seeds 0, 1, 2 for weights and order of the data; the difference is taken seed by seed.
-- Law: five sizes at these tokens, and at the compute (6 N D) of the third, seed 0. N counts what is multiplied: all but
-  the input embedding. L = E + A / N^a + B / D^b is fitted to both by least squares; a sixth size is held out.
+The protocol, written before the runs. Every training has 150 steps of 2,048 tokens, half from books, half
+from definitions, AdamW at 3e-3 sqrt(192 / hidden size), a tenth of warm-up, cosine to a tenth, products in
+bfloat16. Measured: bits per byte of the held-out chapters and definitions together, after the last step.
+- Choices: 0.79 million parameters with the card's block, and with one thing changed: SwiGLU with as many
+  parameters, whole heads rotated, RMSNorm. Seeds 0, 1, 2 for weights and order of the data; the difference
+  is taken seed by seed.
+- Law: five sizes at these tokens, and at the compute (6 N D) of the third, seed 0. N counts what is
+  multiplied: all but the input embedding. L = E + A / N^a + B / D^b is fitted to both by least squares; a
+  sixth size is held out.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import Any
 
 from prepare import rows_of
 
+from nemotron4.checkpoint import open_checkpoint
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.presets import PRESETS, nano
 from nemotron4.runs import read_rows
@@ -58,7 +62,11 @@ def multiplied(config: ModelConfig) -> int:
 
 def trials() -> dict[str, tuple[ModelConfig, int, int]]:
     """Name -> shape, steps, seed; cheap ones first."""
-    found = {f"choice {name} {seed}": (config, STEPS, seed) for seed in range(3) for name, config in CHOICES.items()}
+    found = {
+        f"choice {name} {seed}": (config, STEPS, seed)
+        for seed in range(3)
+        for name, config in CHOICES.items()
+    }
     reference = multiplied(SIZES[2])
     for config in [*SIZES[:4], UNSEEN, SIZES[4]]:
         found[f"tokens {config.num_parameters}"] = config, STEPS, 0
@@ -72,27 +80,27 @@ def run(data: Path, config: ModelConfig, steps: int, seed: int) -> dict[str, Any
     rate = 3e-3 * math.sqrt(192 / config.hidden_size)
     started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
+        train_on = [{"path": str(data / name), "weight": 0.5} for name in ("books", "definitions")]
         values = {
             "stage": "pretrain",
             "model": {"preset": "trial", "tokenizer": str(data / "start"), "compute": "bfloat16"},
-            "data": {"train": [{"path": str(data / name), "weight": 0.5} for name in ("books", "definitions")],
-                     "validation": [str(data / f"{name}.jsonl") for name in HELD_OUT], "max_length": WINDOW},
+            "data": {"train": train_on, "validation": [str(data / f"{name}.jsonl") for name in HELD_OUT],
+                     "max_length": WINDOW},
             "optimizer": {"learning_rate": rate, "min_learning_rate": rate / 10, "schedule": "cosine",
                           "warmup_steps": max(1, steps // 10), "betas": [0.9, 0.95], "weight_decay": 0.1},
             "batch": {"global_size": WINDOWS, "row_tokens": WINDOWS * WINDOW},
             "run": {"directory": folder, "max_steps": steps, "seed": seed},
         }  # fmt: skip
         train(recipes.build(values))
-        loss = [row for row in read_rows(Path(folder) / METRICS_FILE) if row["kind"] == "validation"][-1]["loss"]
+        loss = [row for row in read_rows(Path(folder) / METRICS_FILE) if row["kind"] == "validation"][-1][
+            "loss"
+        ]
     return {"loss": loss, "seconds": round(time.process_time() - started, 1)}
 
 
 def nats_to_bits_per_byte(data: Path) -> float:
     """What a loss in nats a token is multiplied by; an end of a document is a token and counts as a byte."""
-    tokenizer_folder = data / "start"
-    from nemotron4.checkpoint import open_checkpoint
-
-    tokenizer = open_checkpoint(tokenizer_folder).tokenizer()
+    tokenizer = open_checkpoint(data / "start").tokenizer()
     texts = [row["text"] for name in HELD_OUT for row in rows_of(data, name)]
     tokens = sum(len(tokenizer.encode(text, parse_special=False)) + 1 for text in texts)
     return tokens / sum(len(text.encode()) + 1 for text in texts) / math.log(2)
@@ -107,8 +115,9 @@ def main(data: Path, out: Path, chosen: list[str]) -> None:
         if name in done or (chosen and not name.startswith(tuple(chosen))):
             continue
         found = run(data, config, steps, seed)
-        row = {"name": name, "parameters": config.num_parameters, "multiplied": multiplied(config), "steps": steps,
-               "tokens": steps * WINDOWS * WINDOW, "seed": seed, "bits": found["loss"] * factor, **found}  # fmt: skip
+        sizes = {"parameters": config.num_parameters, "multiplied": multiplied(config)}
+        spent = {"steps": steps, "tokens": steps * WINDOWS * WINDOW, "seed": seed}
+        row = {"name": name, **sizes, **spent, "bits": found["loss"] * factor, **found}
         with file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
