@@ -26,7 +26,6 @@ import nemotron4
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.nemo_config import nemo_parts
-from nemotron4.engine import SamplingParams
 from nemotron4.errors import import_optional
 from nemotron4.records import Message
 
@@ -37,6 +36,7 @@ import xllamacpp
 parameters = xllamacpp.CommonParams()
 parameters.model.path = sys.argv[1]
 parameters.n_ctx, parameters.n_parallel, parameters.cpuparams.n_threads, parameters.warmup = 512, 1, 1, False
+parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
 server = xllamacpp.Server(parameters)
 for prompt in json.loads(sys.argv[2]):
     body = {"prompt": prompt, "n_predict": int(sys.argv[3]), "temperature": 0, "return_tokens": True}
@@ -91,10 +91,18 @@ def write_others(folder: Path) -> None:
     save_file(named, folder / "bridge" / "model.safetensors")
 
 
+def same(checkpoint: Checkpoint, source: Checkpoint) -> bool | str:
+    """Whether every tensor is; GGUF stores norms with the 1 added, which float32 rounds."""
+    apart = {name: (checkpoint.read(name) - source.read(name)).abs().max().item() for name in source.tensors}
+    norms = max(value for name, value in apart.items() if "norm" in name)
+    others = max(value for name, value in apart.items() if "norm" not in name)
+    return "but norms, by 6e-8 at most" if not others and 0 < norms <= 2**-24 else not (others or norms)
+
+
 def our_tokens(path: Path, prompts: list[list[int]]) -> list[list[int]]:
     with nemotron4.load(str(path), dtype="float32") as engine:
-        settings = SamplingParams(temperature=0.0, max_new_tokens=NUM_TOKENS, ignore_eos=True)
-        return [list(found.token_ids) for found in engine.generate(token_ids=prompts, params=settings)]
+        found = engine.generate(prompts, max_new_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True)
+        return [list(answer.token_ids) for answer in found]
 
 
 def transformers_tokens(path: Path, prompts: list[list[int]]) -> list[list[int]]:
@@ -146,9 +154,8 @@ def main(folder: Path, prompts_file: Path, out: Path) -> None:
     }
     for form, place in forms.items():
         checkpoint = open_checkpoint(folder / place)
-        same = all(torch.equal(checkpoint.read(name), source.read(name)) for name in source.tensors)
         tokens = our_tokens(folder / place, prompts) == expected
-        results[form] = {"read by": "nemotron4", "tensors equal": same, "greedy tokens equal": tokens}
+        results[form] = {"tensors equal": same(checkpoint, source), "greedy tokens equal": tokens}
     peers = {
         "transformers": transformers_tokens(folder / "hf", prompts),
         "llama.cpp": peer_tokens("NEMOTRON4_LLAMA_CPP", LLAMA_CPP, folder / "gguf" / "model.gguf", prompts),
@@ -157,7 +164,7 @@ def main(folder: Path, prompts_file: Path, out: Path) -> None:
     for peer, found in peers.items():
         equal = "untested" if found is None else found == expected
         form = "GGUF" if peer == "llama.cpp" else "Hugging Face"
-        results[f"{form}, {peer}"] = {"read by": peer, "greedy tokens equal": equal}
+        results[f"{form}, {peer}"] = {"greedy tokens equal": equal}
     out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results))
     if wrong := [name for name, result in results.items() if False in result.values()]:

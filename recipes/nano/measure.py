@@ -30,6 +30,7 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.inference.reward import load_reward
 from nemotron4.records import Message
 from nemotron4.runs import read_rows
+from nemotron4.text.formats import LABEL_START
 from nemotron4.text.prompt import encode_reward
 
 WINDOW = 512
@@ -73,14 +74,24 @@ def stream(documents: list[list[int]]) -> list[int]:
 
 
 def rewards(data: Path, model: Path) -> dict[str, Any]:
+    """A model with the card's markers reads conversations, another one their lines."""
     engine = load_reward(model, dtype="float32")
-    rows = rows_of(data, "rewards_held_out")
-    ids = [encode_reward(engine.tokenizer, [Message.from_json(m) for m in row["messages"]]) for row in rows]
-    fitting = [i for i, row in enumerate(ids) if len(row) <= LONGEST_TURNS]
+    tokenizer = engine.tokenizer
+    if LABEL_START in tokenizer.markers:
+        rows = rows_of(data, "rewards_held_out")
+        labels = [row["attributes"]["helpfulness"] for row in rows]
+        ids = [encode_reward(tokenizer, [Message.from_json(m) for m in row["messages"]]) for row in rows]
+        longest = LONGEST_TURNS
+    else:
+        rows = rows_of(data, "turns_held_out")
+        labels = [row["label"][4] for row in rows]
+        ids = [tokenizer.encode(row["text"]) for row in rows]
+        longest = engine.info.context_length
+    fitting = [i for i, row in enumerate(ids) if len(row) <= longest]
     scores = np.array(
-        [reward.attributes["helpfulness"] for reward in engine.score_ids([ids[i] for i in fitting])]
+        [found.attributes["helpfulness"] for found in engine.score_ids([ids[i] for i in fitting])]
     )
-    is_right = np.array([rows[i]["attributes"]["helpfulness"] == 1.0 for i in fitting])
+    is_right = np.array([labels[i] == 1.0 for i in fitting])
     generator = np.random.default_rng(0)
     draws = (generator.integers(len(scores), size=len(scores)) for _ in range(NUM_ROUNDS))
     low, high = np.percentile([auc(scores[draw], is_right[draw]) for draw in draws], [2.5, 97.5])
