@@ -44,7 +44,7 @@ def texts(tmp_path: Path) -> Path:
     folder = tmp_path / "texts"
     folder.mkdir()
     pages = [page.read_text(encoding="utf-8") for page in sorted(ROOT.glob("docs/**/*.md"))]
-    lines = [line for page in pages for line in page.splitlines() if 40 < len(line) < 200]
+    lines = [*dict.fromkeys(line for page in pages for line in page.splitlines() if 40 < len(line) < 200)]
     write(folder, "books", [{"id": f"{number}", "text": page} for number, page in enumerate(pages)])
     write(
         folder,

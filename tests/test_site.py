@@ -37,8 +37,8 @@ def test_every_page_is_there_and_files_of_the_repository_come_along(site: Path) 
     built = {str(path.relative_to(site)) for path in site.rglob("*.html")}
     assert pages <= built
     assert {"CHANGELOG.html", "CONTRIBUTING.html"} <= built
-    assert (site / "files/recipes/nano/pretrain.toml").read_bytes() == (
-        ROOT / "recipes/nano/pretrain.toml"
+    assert (site / "files/recipes/nano/recipe.toml").read_bytes() == (
+        ROOT / "recipes/nano/recipe.toml"
     ).read_bytes()
 
 
