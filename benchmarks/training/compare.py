@@ -3,11 +3,11 @@
     python -m venv trl && trl/bin/pip install torch trl          # the peers, in an environment of their own
     python benchmarks/training/compare.py --peer-python trl/bin/python [--models nano small] [--rounds 3]
 
-Float32, AdamW (fused), 2 threads, samples in batches of 8 (small: 4). Rows of `sft` and `dpo` have the
-lengths of real chats (log-normal, prompts around 60 and answers around 150 tokens, at most 1,024 together);
-`fixed` are windows of 512. A trainer's time runs from its first step, or from its reference pass, to its last
-step; tokens are those of the rows, without padding. Ours and theirs take turns, each in a process of its own;
-a ratio is the median of the rounds' ratios.
+Float32 (bfloat16 on both sides with --dtype), AdamW (fused), 2 threads, samples in batches of 8 (small: 4). Rows
+of `sft` and `dpo` have the lengths of real chats (log-normal, prompts around 60 and answers around 150 tokens,
+at most 1,024 together); `fixed` are windows of 512. A trainer's time runs from its first step, or from its
+reference pass, to its last step; tokens are those of the rows, without padding. Ours and theirs take turns,
+each in a process of its own; a ratio is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="steps of each run (nano: 6, small: 4)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, help="samples of each step (nano: 8, small: 4)")
     options = parser.parse_args()
     print(
@@ -79,9 +80,9 @@ def main() -> None:
             folder = Path(name)
             steps, batch = options.steps or NUM_STEPS[model], options.batch or BATCH[model]
             write_rows(folder, steps * batch)
-            measure(options.peer_python, "peer.py", "make", model, name, "0", "0")
+            measure(options.peer_python, "peer.py", "make", model, name, "0", "0", "")
             for case in options.cases:
-                arguments = (case, model, name, str(steps), str(batch))
+                arguments = (case, model, name, str(steps), str(batch), options.dtype)
                 rounds = [
                     (
                         measure(sys.executable, "ours.py", *arguments),

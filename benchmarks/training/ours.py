@@ -1,4 +1,4 @@
-"""Our side of compare.py: ours.py CASE MODEL FOLDER STEPS BATCH"""
+"""Our side of compare.py: ours.py CASE MODEL FOLDER STEPS BATCH DTYPE"""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from nemotron4.training.recipe import build
 STAGES = {"fixed": "pretrain", "sft": "sft", "dpo": "preference"}
 
 
-def main(case: str, model: str, folder: Path, steps: int, batch: int) -> None:
+def main(case: str, model: str, folder: Path, steps: int, batch: int, dtype: str) -> None:
     torch.set_num_threads(2)
     for cache in folder.glob(".reference-*"):  # a round pays for its reference pass
         cache.unlink()
     values: dict[str, Any] = {
         "stage": STAGES[case],
-        "model": {"start": str(folder / "model")},
+        "model": {"start": str(folder / "model"), "compute": dtype},
         "data": {"train": [str(folder / f"{case}.jsonl")], "max_length": 512 if case == "fixed" else 1024},
         "optimizer": {"learning_rate": 1e-5},
         "batch": {"global_size": batch, "row_tokens": 2048},
@@ -62,4 +62,4 @@ def main(case: str, model: str, folder: Path, steps: int, batch: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]), sys.argv[6])

@@ -1,4 +1,4 @@
-"""The peers' side of compare.py, run in their environment: peer.py CASE MODEL FOLDER STEPS BATCH"""
+"""The peers' side of compare.py, run in their environment: peer.py CASE MODEL FOLDER STEPS BATCH DTYPE"""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.ended = time.perf_counter()
 
 
-def settings(kind: Any, folder: Path, steps: int, batch: int, **more: Any) -> Any:
+def settings(kind: Any, folder: Path, steps: int, batch: int, dtype: str, **more: Any) -> Any:
     return kind(
         output_dir=str(folder / "peer"),
         max_steps=steps,
@@ -66,7 +66,7 @@ def settings(kind: Any, folder: Path, steps: int, batch: int, **more: Any) -> An
         lr_scheduler_type="constant",
         optim="adamw_torch_fused",
         use_cpu=True,
-        bf16=False,
+        bf16=dtype == "bfloat16",
         gradient_checkpointing=False,
         save_strategy="no",
         logging_strategy="no",
@@ -76,7 +76,7 @@ def settings(kind: Any, folder: Path, steps: int, batch: int, **more: Any) -> An
     )
 
 
-def main(case: str, model: str, folder: Path, steps: int, batch: int) -> None:
+def main(case: str, model: str, folder: Path, steps: int, batch: int, dtype: str) -> None:
     if case == "make":
         make(model, folder)
         print("{}")
@@ -94,12 +94,12 @@ def main(case: str, model: str, folder: Path, steps: int, batch: int) -> None:
         ids = tokenizer(rows[0]["text"]).input_ids
         windows = [ids[i * 512 : i * 512 + 512] for i in range(steps * batch)]
         data = Dataset.from_list([{"input_ids": w, "labels": w} for w in windows])
-        trainer = Trainer(net, settings(TrainingArguments, folder, steps, batch), train_dataset=data)
+        trainer = Trainer(net, settings(TrainingArguments, folder, steps, batch, dtype), train_dataset=data)
         num_tokens = 512 * steps * batch
     elif case == "sft":
         from trl import SFTConfig, SFTTrainer
 
-        arguments = settings(SFTConfig, folder, steps, batch, max_length=1024)
+        arguments = settings(SFTConfig, folder, steps, batch, dtype, max_length=1024)
         trainer = SFTTrainer(
             net, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
         )
@@ -107,7 +107,7 @@ def main(case: str, model: str, folder: Path, steps: int, batch: int) -> None:
     else:
         from trl import DPOConfig, DPOTrainer
 
-        arguments = settings(DPOConfig, folder, steps, batch, max_length=1024, beta=0.1)
+        arguments = settings(DPOConfig, folder, steps, batch, dtype, max_length=1024, beta=0.1)
         trainer = DPOTrainer(
             net, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
         )
@@ -120,4 +120,4 @@ def main(case: str, model: str, folder: Path, steps: int, batch: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]), sys.argv[6])

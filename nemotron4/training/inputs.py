@@ -104,7 +104,8 @@ def preset_config(name: str) -> ModelConfig:
 def build_encoder(recipe: Recipe, base: Checkpoint, config: ModelConfig) -> Encoder:
     if recipe.data.max_length > config.context_length:
         raise ConfigError(
-            f"data.max_length is {recipe.data.max_length}; the model's context is {config.context_length}"
+            f"data.max_length is {recipe.data.max_length}; the model's context is {config.context_length}",
+            hint=f"data.max_length={config.context_length}",
         )
     virtual: tuple[int, ...] = ()
     if recipe.adapter is not None and recipe.adapter.kind == "p_tuning":

@@ -14,7 +14,7 @@ class PreferenceSection:
     """``loss`` rpo is Reward-aware Preference Optimization (arXiv 2406.11704), not TRL's former rpo_alpha."""
 
     loss: Literal["dpo", "ipo", "rpo", "kto"]
-    beta: float
+    beta: float = 0.1
     eta: float = 1.0
     distance: Literal["bwd_kl", "fwd_kl", "sq"] = "bwd_kl"
     preference_weight: float = 1.0
