@@ -3,8 +3,8 @@
     python -m venv trl && trl/bin/pip install torch trl          # the peers, in an environment of their own
     python benchmarks/training/compare.py --peer-python trl/bin/python [--models nano small] [--rounds 3]
 
-Float32 (bfloat16 on both sides with --dtype), AdamW (fused), 2 threads, samples in batches of 8 (small: 4). Rows
-of `sft` and `dpo` have the lengths of real chats (log-normal, prompts around 60 and answers around 150 tokens,
+Float32 (bfloat16 on both sides with --dtype), AdamW (fused), 2 threads, batches of 8 (small: 4). Rows
+of `sft` and `dpo` have the lengths of real chats (log-normal, prompts around 60, answers around 150 tokens,
 at most 1,024 together); `fixed` are windows of 512. A trainer's time runs from its first step, or from its
 reference pass, to its last step; tokens are those of the rows, without padding. Ours and theirs take turns,
 each in a process of its own; a ratio is the median of the rounds' ratios.
