@@ -11,14 +11,26 @@ import asyncio
 import contextlib
 import itertools
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from nemotron4.engine import ChatFormat, EngineStats, ModelInfo, SamplingParams, Tokenizer, TokenStep
-from nemotron4.errors import EngineBusyError, Nemotron4Error, RequestError
+import torch
+
+from nemotron4.engine import (
+    ChatFormat,
+    EngineStats,
+    ModelInfo,
+    SamplingParams,
+    SamplingRequest,
+    Tokenizer,
+    TokenStep,
+)
+from nemotron4.errors import ConfigError, EngineBusyError, Nemotron4Error, RequestError
+from nemotron4.inference.sent_weights import SentWeights
 from nemotron4.inference.vllm_sampling import position_logprobs, prompt_positions, vllm_params
-from nemotron4.text.answers import StopCheck
+from nemotron4.records import Generation
+from nemotron4.text.answers import StopCheck, finished
 
 START_S = 3600.0  # the weights of a large model take a while to arrive
 CLOSE_S = 30.0
@@ -28,9 +40,10 @@ Deliver = Callable[[TokenStep | Exception], None]
 
 
 class VllmEngine:
-    """Implements ``InferenceEngine``. ``start`` makes vLLM's ``AsyncLLM``; it is given a stat logger factory.
+    """Implements ``TakesWeights``. ``start`` makes vLLM's ``AsyncLLM``; it is given a stat logger factory.
 
-    ``cleanup`` runs once after vLLM has ended.
+    ``weights`` keeps what a trainer sends, where vLLM's processes can read it. ``cleanup`` runs once, after
+    vLLM has ended.
     """
 
     def __init__(
@@ -42,6 +55,7 @@ class VllmEngine:
         *,
         max_running: int,
         max_waiting: int,
+        weights: SentWeights | None = None,
         cleanup: Callable[[], None] = lambda: None,
         start_timeout_s: float | None = None,
     ) -> None:
@@ -50,7 +64,7 @@ class VllmEngine:
         self._info = replace(info, vocab_size=min(info.vocab_size, tokenizer.vocab_size))
         self._tokenizer, self._prompt_format = tokenizer, prompt_format
         self._max_running, self._max_waiting = max_running, max_waiting
-        self._cleanup = cleanup
+        self._weights, self._cleanup = weights, cleanup
         self._counters = _Counters()
         self._numbers = itertools.count()
         self._open: set[Deliver] = set()
@@ -139,6 +153,30 @@ class VllmEngine:
             work.cancel()
             self._open.discard(deliver)
             self._num_finished += 1
+
+    def generate_each(self, requests: Sequence[SamplingRequest]) -> list[Generation]:
+        """One generation for each request, in order. Blocks."""
+        limit = asyncio.Semaphore(self._max_running)
+
+        async def one(request: SamplingRequest) -> Generation:
+            async with limit:
+                steps = [step async for step in self.stream(request.prompt_ids, request.params)]
+            return finished(self.tokenizer, request, steps)
+
+        async def every() -> list[Generation]:
+            return await asyncio.gather(*map(one, requests))
+
+        return asyncio.run(every())
+
+    def replace_weights(self, changed: Mapping[str, torch.Tensor]) -> None:
+        """Answer by these tensors from now on. Blocks until the requests that run have finished."""
+        if self._weights is None:
+            raise ConfigError(
+                "vLLM over several nodes takes no weights: they are sent by files of one machine",
+                hint="one server a node, and all of them in policy_gradient.servers",
+            )
+        self._weights.keep(changed)
+        self._call(self._exchange(self._weights), timeout_s=None)
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         """Raise RequestError if this request can never be served."""
@@ -231,9 +269,18 @@ class VllmEngine:
             is_full=params.full_logprobs,
         )
 
+    async def _exchange(self, weights: SentWeights) -> None:
+        await self._llm.pause_generation(mode="wait", clear_cache=True)
+        try:
+            await self._llm.collective_rpc("take_sent_weights", args=(weights.source, weights.files))
+        except Exception as error:  # whatever a worker raised comes as vLLM's own
+            raise Nemotron4Error(f"vLLM did not take the weights: {error}") from error
+        finally:
+            await self._llm.resume_generation()
+
     # -- between the threads -------------------------------------------------------------------------------
 
-    def _call(self, work: Coroutine[Any, Any, Result], *, timeout_s: float) -> Result:
+    def _call(self, work: Coroutine[Any, Any, Result], *, timeout_s: float | None) -> Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
 
     def _end_loop(self) -> None:

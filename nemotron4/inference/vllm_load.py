@@ -20,6 +20,7 @@ from nemotron4.checkpoint.write_huggingface import config_json
 from nemotron4.errors import CheckpointError, ConfigError
 from nemotron4.inference.load import cache_blocks, checked, describe, find_device
 from nemotron4.inference.precision import find_dtype
+from nemotron4.inference.sent_weights import SentWeights, source_of
 from nemotron4.inference.vllm_engine import VllmEngine
 from nemotron4.inference.vllm_plugin import LOAD_FORMAT, PLUGIN_GROUP, PLUGIN_NAME
 from nemotron4.model.kv_cache import KVCache
@@ -109,6 +110,7 @@ def load_vllm(
     chosen = _device(device, layout)
     chosen_dtype = find_dtype(dtype, chosen)
     folder = tempfile.TemporaryDirectory(prefix="nemotron4-vllm-")
+    weights = SentWeights(checkpoint, adapter, Path(folder.name))
     try:
         settings = _settings(checkpoint, layout, chosen, chosen_dtype, adapter, limit, Path(folder.name))
         _prepare_environment(chosen, layout)
@@ -135,6 +137,7 @@ def load_vllm(
             prompt_format,
             max_running=max_running,
             max_waiting=max_waiting,
+            weights=weights if layout.nodes == 1 else None,
             cleanup=folder.cleanup,
             start_timeout_s=start_timeout_s,
         )
@@ -237,6 +240,7 @@ def _settings(
         "enable_log_requests": False,
         "seed": 0,
         "kv_cache_dtype": limits.kv_cache_dtype,
+        "worker_extension_cls": "nemotron4.inference.vllm_weights.WeightsExtension",
     }
     if limits.gpu_memory_utilization is not None:
         settings["gpu_memory_utilization"] = limits.gpu_memory_utilization
@@ -246,10 +250,8 @@ def _settings(
     else:
         values = config_json(config, dtype=dtype)
         (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
-        source = {"model": str(checkpoint.path.resolve()), "adapter": None}
-        if adapter is not None:
-            source["adapter"] = str(Path(adapter).resolve())
-        settings |= {"model": str(folder), "load_format": LOAD_FORMAT, "model_loader_extra_config": source}
+        settings |= {"model": str(folder), "load_format": LOAD_FORMAT}
+        settings["model_loader_extra_config"] = source_of(checkpoint, adapter)
     if limits.cache_gb is not None or device.type == "cpu":
         blocks = cache_blocks(config, dtype.itemsize, device.type, limits.cache_gb, limits.max_running)
         total = blocks * KVCache.bytes_per_block(config, dtype)

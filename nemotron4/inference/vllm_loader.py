@@ -6,7 +6,7 @@ time, and vLLM cuts out the part that its rank holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +27,29 @@ class CheckpointLoader(BaseModelLoader):  # type: ignore[misc]
         """The checkpoint is on this machine."""
 
     def load_weights(self, model: torch.nn.Module, model_config: Any) -> None:
-        source = self.load_config.model_loader_extra_config
-        checkpoint = open_checkpoint(source["model"])
-        if source["adapter"] is not None:
-            checkpoint = MergedCheckpoint(checkpoint, Path(source["adapter"]))
+        checkpoint = opened(self.load_config.model_loader_extra_config)
         load: Any = model.load_weights
-        loaded = load(_tensors(checkpoint, model, model_config.dtype))
+        loaded = load(
+            (name, checkpoint.read(name, model_config.dtype)) for name in tensor_names(checkpoint, model)
+        )
         missing = {name for name, _ in model.named_parameters()} - loaded
         if missing:
             raise CheckpointError(f"{checkpoint.path}: gives no values for {', '.join(sorted(missing)[:5])}")
 
 
-def _tensors(
-    checkpoint: Checkpoint, model: torch.nn.Module, dtype: torch.dtype
-) -> Iterator[tuple[str, torch.Tensor]]:
+def opened(source: Mapping[str, str | None]) -> Checkpoint:
+    """The checkpoint that ``source`` names by its path, with the adapter it names merged in."""
+    checkpoint = open_checkpoint(str(source["model"]))
+    return MergedCheckpoint(checkpoint, Path(source["adapter"])) if source["adapter"] else checkpoint
+
+
+def tensor_names(checkpoint: Checkpoint, model: torch.nn.Module) -> list[str]:
+    """Those of this process's pipeline stage; what vLLM makes itself is left out."""
     is_tied = checkpoint.config.tie_embeddings
-    for name in checkpoint.tensors:
-        is_copy = name.endswith("rotary_emb.inv_freq") or (is_tied and name == "lm_head.weight")
-        if not is_copy and not is_pp_missing_parameter(name, model):
-            yield name, checkpoint.read(name, dtype)
+    return [
+        name
+        for name in checkpoint.tensors
+        if not name.endswith("rotary_emb.inv_freq")
+        and not (is_tied and name == "lm_head.weight")
+        and not is_pp_missing_parameter(name, model)
+    ]

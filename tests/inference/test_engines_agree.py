@@ -6,6 +6,7 @@ vLLM's half runs where vLLM is installed: scripts/vllm-env makes such an environ
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import time
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ import torch
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.convert import ConvertOptions, convert
 from nemotron4.checkpoint.load import load_transformer
-from nemotron4.engine import InferenceEngine, SamplingParams, TokenStep
-from nemotron4.errors import RequestError
+from nemotron4.engine import InferenceEngine, SamplingParams, SamplingRequest, TakesWeights, TokenStep
+from nemotron4.errors import Nemotron4Error, RequestError
 from nemotron4.inference import sampling, vllm_load
 from nemotron4.inference.load import load
 from nemotron4.inference.vllm_load import Layout, is_installed, load_vllm
@@ -286,6 +287,33 @@ def near_the_built_in(model: Path, opened: InferenceEngine, *, tolerance: float)
     differences = [abs(a.chosen.logprob - b.chosen.logprob) for a, b in pairs]
     assert sum(differences) / len(differences) < tolerance
     assert greedy[0][:2] == greedy[1][:2]
+
+
+def test_an_engine_answers_by_the_weights_it_is_sent(
+    engine: InferenceEngine, model: Path, module: Transformer
+) -> None:
+    """One tensor, then all others too: the last one that was sent counts, and the checkpoint for the rest."""
+    assert isinstance(engine, TakesWeights)
+    params = SamplingParams(max_new_tokens=8, temperature=0.0, logprobs=0)
+    own = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    other = copy.deepcopy(module)
+    generator = torch.Generator().manual_seed(3)
+    try:
+        for is_changed in (lambda name: "layers.0.self_attn.q_proj" in name, lambda name: "norm" not in name):
+            for name, tensor in other.state_dict().items():
+                if is_changed(name):
+                    tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+            changed = {name: t for name, t in other.state_dict().items() if is_changed(name)}
+            engine.replace_weights(changed)
+            expected, scores = expected_greedy(other, PROMPT, params)
+            [found] = engine.generate_each([SamplingRequest(tuple(PROMPT), params)])
+            assert list(found.token_ids) == expected
+            assert found.logprobs == pytest.approx(scores, abs=1e-3)
+        with pytest.raises(Nemotron4Error, match=r"no\.such\.tensor"):
+            engine.replace_weights({"no.such.tensor": torch.zeros(2)})
+    finally:
+        engine.replace_weights(own)
+    assert ids(run(engine, max_new_tokens=8, temperature=0)) == expected_greedy(module, PROMPT, params)[0]
 
 
 def vllm_test(function: Any) -> Any:

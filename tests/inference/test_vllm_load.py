@@ -12,8 +12,9 @@ import torch
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.engine import ModelInfo
-from nemotron4.errors import ConfigError, Nemotron4Error
+from nemotron4.errors import CheckpointError, ConfigError, Nemotron4Error
 from nemotron4.inference.fake_tokenizer import FakeTokenizer
+from nemotron4.inference.sent_weights import SentWeights
 from nemotron4.inference.vllm_engine import VllmEngine
 from nemotron4.inference.vllm_load import Layout, Limits, _settings
 from tests.tiny_models import nemotron_directory
@@ -61,3 +62,18 @@ def test_a_start_that_takes_too_long_is_explained() -> None:
             start_timeout_s=0.05,
         )
     assert "--start-timeout-s" in str(caught.value.hint)
+
+
+def test_files_of_sent_tensors_go_when_later_ones_have_all_their_names(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(nemotron_directory(tmp_path / "model"))
+    (tmp_path / "sent").mkdir()
+    sent = SentWeights(checkpoint, None, tmp_path / "sent")
+    first, second, *_ = checkpoint.tensors
+    sent.keep({first: torch.zeros(1), second: torch.zeros(1)})
+    sent.keep({first: torch.ones(1)})
+    assert [Path(file).name for file in sent.files] == ["sent-0.safetensors", "sent-1.safetensors"]
+    sent.keep({second: torch.ones(1)})
+    assert [Path(file).name for file in sent.files] == ["sent-1.safetensors", "sent-2.safetensors"]
+    assert sorted(map(str, (tmp_path / "sent").iterdir())) == sent.files
+    with pytest.raises(CheckpointError, match="has no tensor 'other'"):
+        sent.keep({"other": torch.zeros(1)})
