@@ -54,8 +54,7 @@ TESTED_IN: dict[str, str] = {
         inference.native.build inference.native.library inference.native.model""",
     "inference/test_scheduler.py": "inference.blocks",
     "inference/test_vllm_load.py": """
-        inference.sent_weights inference.vllm_engine inference.vllm_loader
-        inference.vllm_sampling inference.vllm_weights""",
+        inference.sent_weights inference.vllm_engine inference.vllm_loader inference.vllm_sampling""",
     "model/test_adapters.py": "model.adapter_config model.adapter_files",
     "model/test_transformer.py": "model.attention model.config model.layers model.presets model.rotary",
     "redteam/test_aegis.py": "redteam.aegis_prompts redteam.aegis_report",

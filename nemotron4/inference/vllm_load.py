@@ -240,7 +240,7 @@ def _settings(
         "enable_log_requests": False,
         "seed": 0,
         "kv_cache_dtype": limits.kv_cache_dtype,
-        "worker_extension_cls": "nemotron4.inference.vllm_weights.WeightsExtension",
+        "worker_extension_cls": "nemotron4.inference.vllm_loader.WeightsExtension",
     }
     if limits.gpu_memory_utilization is not None:
         settings["gpu_memory_utilization"] = limits.gpu_memory_utilization
