@@ -1,7 +1,7 @@
 """Weights for vLLM from any checkpoint of this package: NeMo, GGUF, or a model with an adapter merged in.
 
-Later a trainer's tensors too. Imported inside vLLM's processes only. Each process reads the tensors of its own
-pipeline stage, one at a time, and vLLM cuts out the part that its rank holds.
+Later a trainer's tensors too. Imported inside vLLM's processes only. Each process reads the tensors of its
+own pipeline stage, one at a time, and vLLM cuts out the part that its rank holds.
 """
 
 from __future__ import annotations

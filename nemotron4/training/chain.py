@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemotron4 import config
 from nemotron4.errors import ConfigError
 from nemotron4.training import recipe as recipes
 from nemotron4.training import stage
@@ -29,8 +28,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
         values = {}  # the loader of single recipes reports both with the file's name
     if not isinstance(values.get("stage"), list):
         return [recipes.load(path, overrides)]
-    for override in overrides:
-        config.apply_override(values, override)
+    recipes.override(values, overrides)
     try:
         return list(_stages(values))
     except ConfigError as error:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nemotron4 import config
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.model.adapter_config import AdapterConfig
 from nemotron4.runs import write_file
@@ -46,8 +45,7 @@ def new_recipe(path: Path, kind: str, overrides: Sequence[str]) -> None:
     }
     if chosen.section is not None:
         values[chosen.table] = dict(table)
-    for override in overrides:
-        config.apply_override(values, override)
+    recipes.override(values, overrides)
     recipes.build(values)
     sections: list[tuple[str, type | None]] = [
         ("model", ModelSection), ("data", DataSection), (chosen.table, chosen.section),

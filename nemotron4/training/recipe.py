@@ -288,8 +288,18 @@ class Recipe:
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply ``dotted.name=value`` overrides; paths are relative to the working folder."""
-    values, source = config.read(path, overrides)
+    values, source = config.read(path)
+    override(values, overrides)
     return build(values, source=source)
+
+
+def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Apply ``dotted.name=value``; a length of the run replaces the one of the file, of either kind."""
+    for each in overrides:
+        config.apply_override(values, each)
+    given = {each.partition("=")[0].strip() for each in overrides} & {"run.max_steps", "run.epochs"}
+    if len(given) == 1:
+        values["run"].pop("epochs" if given == {"run.max_steps"} else "max_steps", None)
 
 
 def build(values: Mapping[str, Any], *, source: config.Source | None = None) -> Recipe:

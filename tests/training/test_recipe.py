@@ -23,7 +23,8 @@ from nemotron4.training.schedule import plan_steps
 from tests import tiny_models
 
 FOLDER = Path(__file__).parents[2] / "recipes"
-OTHERS = re.compile(r"synth/|synth\.toml|rounds\.toml|recipe\.toml|_data\.toml|phrases\.toml")  # not of `train`
+# Of `synth` and `recipe`, and words.
+OTHERS = re.compile(r"synth/|synth\.toml|rounds\.toml|recipe\.toml|_data\.toml|phrases\.toml")
 SHIPPED = sorted(path for path in FOLDER.rglob("*.toml") if not OTHERS.search(str(path.relative_to(FOLDER))))
 PUBLISHED = [path for path in SHIPPED if path.parent.name == "nemotron4-340b"]
 
@@ -116,7 +117,6 @@ def test_the_base_is_trained_on_8_trillion_tokens_in_the_reports_steps() -> None
     ("change", "message"),
     [
         ("preference.beta=0", "beta is 0"),
-        ("run.max_steps=3", "exactly one of max_steps and epochs"),
         ("reward.objective=regression", "no meaning in stage preference"),
         ("batch.ramp=[[9, 1], [3, 2]]", "ascending"),
         ("model.preset=nano", "exactly one of start and preset"),
@@ -128,6 +128,15 @@ def test_the_base_is_trained_on_8_trillion_tokens_in_the_reports_steps() -> None
 def test_an_impossible_setting_is_refused_before_anything_runs(change: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         recipes.load(FOLDER / "smollm2" / "dpo.toml", [change])
+
+
+def test_a_length_on_the_command_line_replaces_the_files() -> None:
+    path = FOLDER / "smollm2" / "dpo.toml"
+    assert recipes.load(path).run.epochs == 1
+    run = recipes.load(path, ["run.max_steps=3"]).run
+    assert (run.max_steps, run.epochs) == (3, None)
+    with pytest.raises(ConfigError, match="exactly one of max_steps and epochs"):
+        recipes.load(path, ["run.max_steps=3", "run.epochs=1"])
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(FOLDER)))
