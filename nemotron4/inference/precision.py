@@ -100,7 +100,7 @@ def _obstacle(device: str, *, has_adapter_beside: bool) -> str | None:
     if device != "cpu":
         return f"the kernels are for a CPU, not for {device}"
     if has_adapter_beside:
-        return "an adapter next to the weights is computed in PyTorch"
+        return "a bottleneck or P-tuning adapter is computed in PyTorch"
     if os.environ.get("NEMOTRON4_NATIVE") == "0":
         return "NEMOTRON4_NATIVE is 0"
     return _library_obstacle()

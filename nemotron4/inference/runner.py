@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from nemotron4.inference.native.adapters import NativeAdapter
 from nemotron4.inference.native.library import CStep
 from nemotron4.inference.native.model import NativeModel
 from nemotron4.inference.scheduler import Slice
@@ -92,6 +93,7 @@ class NativeRunner:
         needs_hidden = any(planned.sequence.max_shared is not None for planned in slices)
         hidden_ND = np.empty((len(tokens) if needs_hidden else 0, config.hidden_size), np.float32)
         logits_RV = np.empty((len(last_rows), config.vocab_size), np.float32)
+        adapters_N = self._adapters(slices, len(tokens))
         self.model.step(
             CStep(
                 len(tokens),
@@ -105,9 +107,25 @@ class NativeRunner:
                 last_rows_R.ctypes.data,
                 hidden_ND.ctypes.data if needs_hidden else None,
                 logits_RV.ctypes.data,
+                None if adapters_N is None else adapters_N.ctypes.data,
             )
         )
         return StepResult(hidden_ND, first_rows[:-1], logits_RV)
+
+    @staticmethod
+    def _adapters(slices: Sequence[Slice], num_rows: int) -> Array | None:
+        """Where the adapter of each row lies; 0: it has none."""
+        addresses_N = None
+        row = 0
+        for planned in slices:
+            end = row + planned.end - planned.start
+            adapter = planned.sequence.adapter
+            if isinstance(adapter, NativeAdapter):
+                if addresses_N is None:
+                    addresses_N = np.zeros(num_rows, np.uintp)
+                addresses_N[row:end] = adapter.address
+            row = end
+        return addresses_N
 
     def logits(self, hidden_ND: Array, start: int, end: int) -> Array:
         return self.model.logits(hidden_ND[start:end])

@@ -6,7 +6,7 @@ V = vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.load import load_transformer
-from nemotron4.inference.adapters import AdapterBank
 from nemotron4.inference.packed_linear import (
     LONE_ROW_COPIES,
     can_pack,
@@ -25,6 +24,7 @@ from nemotron4.inference.packed_linear import (
 )
 from nemotron4.inference.runner import Array, StepResult, StepRunner
 from nemotron4.inference.scheduler import Slice
+from nemotron4.inference.torch_adapters import ModuleAdapters
 from nemotron4.model.adapter_files import load_adapter
 from nemotron4.model.adapters import PromptTableEmbedding
 from nemotron4.model.kv_cache import CachedAttend, CacheSegment, KVCache
@@ -39,7 +39,7 @@ class ModelRunner:
         self.config = model.config
         self.cache = cache
         self.handle: int | None = None
-        self.adapters: AdapterBank | None = None
+        self.adapters: ModuleAdapters | None = None
         self._device = cache.keys[0].device
         self._dtype = cache.keys[0].dtype
 
@@ -97,16 +97,11 @@ def read_runner(
     return ModelRunner(module, cache), num_virtual
 
 
-def add_adapters(
-    runner: StepRunner, checkpoint: Checkpoint, adapters: Mapping[str, str | Path], *, force: bool
-) -> AdapterBank:
-    """Room for adapters next to the weights, with the first of them."""
-    assert isinstance(runner, ModelRunner), "such adapters are an obstacle to the library"
-    bank = AdapterBank(runner.model, checkpoint)
-    for name, path in adapters.items():
-        bank.load(name, path, force=force)
-    runner.adapters = bank
-    return bank
+def room_for_adapters(runner: StepRunner, checkpoint: Checkpoint) -> ModuleAdapters:
+    """A bank for adapters next to the weights of a model that PyTorch computes."""
+    assert isinstance(runner, ModelRunner), "the two that loading makes"
+    runner.adapters = ModuleAdapters(runner.model, checkpoint)
+    return runner.adapters
 
 
 def read_again(runner: StepRunner, checkpoint: Checkpoint, dtype_name: str, device: str) -> StepRunner:

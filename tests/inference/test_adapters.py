@@ -12,8 +12,10 @@ import torch
 import nemotron4
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.load import load_transformer
+from nemotron4.engine import SamplingRequest
 from nemotron4.errors import CheckpointError, ConfigError, RequestError
 from nemotron4.inference.engine import Engine
+from nemotron4.inference.runner import NativeRunner
 from nemotron4.model.adapter_config import AdapterConfig
 from nemotron4.model.adapter_files import save_adapter
 from nemotron4.model.adapters import add_adapter
@@ -64,21 +66,64 @@ def engine_params(name: str | None) -> nemotron4.engine.SamplingParams:
     return nemotron4.engine.SamplingParams(**settings, adapter=name)  # type: ignore[arg-type]
 
 
-def test_each_row_has_its_own_adapter_as_if_it_were_merged(base: Path, adapters: dict[str, Path]) -> None:
+@pytest.fixture(params=["native", "torch"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who computes: PyTorch is the library's twin."""
+    if request.param == "torch":
+        monkeypatch.setenv("NEMOTRON4_NATIVE", "0")
+    return str(request.param)
+
+
+def test_each_row_has_its_own_adapter_as_if_it_were_merged(
+    base: Path, adapters: dict[str, Path], path: str
+) -> None:
     names: list[str | None] = [None, "wide", "narrow"]
     with nemotron4.load(base, dtype="float32", adapters=adapters, max_running=5) as engine:
+        assert isinstance(engine._runner, NativeRunner) is (path == "native")
         found = answers(engine, names)
         again = answers(engine, names)  # from the prefix cache, which keeps adapters apart
     assert [each.token_ids for each in again] == [each.token_ids for each in found]
     for place, name in enumerate(names):
-        path = None if name is None else adapters[name]
-        with nemotron4.load(base, dtype="float32", adapter=path) as merged:
+        folder = None if name is None else adapters[name]
+        with nemotron4.load(base, dtype="float32", adapter=folder) as merged:
             expected = merged.generate(PROMPTS, max_new_tokens=8, temperature=0, ignore_eos=True, logprobs=0)
         own = found[place :: len(names)]
         assert [each.token_ids for each in own] == [each.token_ids for each in expected]
         for one, other in zip(own, expected, strict=True):
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
     assert len({each.token_ids for each in found}) > len(PROMPTS)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8", "int4"])
+def test_short_weights_take_adapters_and_give_each_row_the_same_bits_in_any_batch(
+    base: Path, adapters: dict[str, Path], precision: str
+) -> None:
+    settings: dict[str, Any] = {"dtype": precision} if precision == "bfloat16" else {"quantize": precision}
+    names: list[str | None] = ["wide", None, "narrow"]
+    with nemotron4.load(base, dtype="float32", adapters=adapters) as engine:
+        exact = scores(engine, names)
+    with nemotron4.load(base, adapters=adapters, **settings) as engine:
+        found = scores(engine, names)
+        together = answers(engine, names)
+        for i, each in enumerate(together):
+            prompt = PROMPTS[i // len(names)]
+            [alone] = engine.generate_each([engine.request(prompt, engine_params(names[i % len(names)]))])
+            assert (alone.token_ids, alone.logprobs) == (each.token_ids, each.logprobs)
+    with nemotron4.load(base, **settings) as engine:  # a base that has no room for adapters
+        bare = answers(engine, [None])
+    assert [each.logprobs for each in together[1 :: len(names)]] == [each.logprobs for each in bare]
+    off = [torch.tensor(a) - torch.tensor(b) for a, b in zip(found, exact, strict=True)]
+    distance = torch.tensor(exact[0]) - torch.tensor(exact[1])  # that the adapter makes
+    assert max(float(each.abs().mean()) for each in off) < 0.3 * float(distance.abs().mean())
+
+
+def scores(engine: Engine, names: list[str | None]) -> list[Any]:
+    """Log-probabilities of every token at the end of one prompt, with each adapter."""
+    params = [
+        dataclasses.replace(engine_params(name), max_new_tokens=1, full_logprobs=True) for name in names
+    ]
+    steps = engine.collect([SamplingRequest(tuple(PROMPTS[1]), each) for each in params])
+    return [each[0].logprobs.full for each in steps]
 
 
 def test_adapters_come_and_go_while_requests_run(base: Path, adapters: dict[str, Path]) -> None:

@@ -21,6 +21,7 @@ from nemotron4.inference import sampling
 from nemotron4.inference.native import build, library
 from nemotron4.inference.native.library import Form
 from nemotron4.inference.native.model import STORED, NativeCache, Weight, read_model
+from nemotron4.inference.native.model import packed as pack_rows
 from nemotron4.inference.scheduler import Sequence, Slice
 from nemotron4.model.config import RopeScaling
 from tests.checkpoint.gguf_files import write_gguf
@@ -36,9 +37,7 @@ SHAPES += [(17, 1536, 40), (24, 33, 31), (33, 160, 80), (64, 256, 96), (70, 96, 
 
 
 def packed(weight_RK: torch.Tensor, kind: Form) -> Weight:
-    weight = Weight.empty(kind, *weight_RK.shape)
-    LIBRARY.native_pack(weight.as_c(), weight_RK.contiguous().data_ptr(), 0, len(weight_RK))
-    return weight
+    return pack_rows(weight_RK.contiguous().numpy(), kind)
 
 
 def product(x_MK: torch.Tensor, weight: Weight, isa: str = BEST, *, is_wide: bool = False) -> torch.Tensor:
@@ -285,12 +284,16 @@ def _kinds() -> dict[str, tuple[str, ...]]:
     return build.INSTRUCTION_SETS[{"amd64": "x86_64"}.get(machine, machine)]
 
 
-def test_what_enters_attention_and_the_output_layer_of_a_stored_file_is_wide(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [None, Form.S8, Form.U4])
+def test_what_enters_quantised_attention_and_the_output_layer_is_wide(
+    kind: Form | None, tmp_path: Path
+) -> None:
     shape = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32, "num_attention_heads": 4}
     source = llama_directory(tmp_path / "source", num_hidden_layers=5, **shape)
     checkpoint = open_checkpoint(write_gguf(source, tmp_path / "m.gguf", GGMLQuantizationType.Q8_0))
     cache = NativeCache(checkpoint.config, 2, is_bf16=True)
-    weights = read_model(checkpoint, None, cache, num_threads=1).weights
+    weights = read_model(checkpoint, kind, cache, num_threads=1).weights
     narrow = {name for name, weight in weights.items() if not weight.is_wide}
     assert narrow == {f"model.layers.{i}.mlp.{part}" for i in (3, 4) for part in ("up.0", "down_proj")}
-    assert not any(w.is_wide for w in read_model(checkpoint, Form.S8, cache, num_threads=1).weights.values())
+    plain = read_model(checkpoint, Form.BF16, cache, num_threads=1).weights
+    assert not any(weight.is_wide for weight in plain.values())

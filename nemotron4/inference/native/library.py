@@ -11,7 +11,7 @@ from functools import lru_cache
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.inference.native.build import BuildError, load_library
 
-VERSION = 2
+VERSION = 3
 GROUP = 32  # input columns that share a scale
 PANEL = 16  # output rows that lie side by side
 BLOCK = 32  # positions of a block of the cache
@@ -84,11 +84,19 @@ class CDraw(ctypes.Structure):
     )
 
 
+class CLow(ctypes.Structure):
+    _fields_ = (("down", CWeight), ("up", CWeight), ("column", c_int32))
+
+
+class CLayerAdapter(ctypes.Structure):
+    _fields_ = (("lows", CLow * 7),)
+
+
 class CStep(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("num_rows", "num_sequences", "num_logits")),
         *((name, c_void_p) for name in ("tokens", "positions", "first_rows", "first_blocks", "blocks")),
-        *((name, c_void_p) for name in ("logit_rows", "hidden", "logits")),
+        *((name, c_void_p) for name in ("logit_rows", "hidden", "logits", "adapters")),
     )
 
 

@@ -95,6 +95,13 @@ def zeros(shape: tuple[int, ...], dtype: Any, *, is_weight: bool = False) -> Arr
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
+def packed(rows_RC: Array, kind: Form) -> Weight:
+    """A weight of float32 rows."""
+    weight = Weight.empty(kind, *rows_RC.shape)
+    c.library().native_pack(weight.as_c(), pointer(rows_RC), 0, len(rows_RC))
+    return weight
+
+
 class NativeCache:
     """``num_blocks`` blocks of 32 positions, by head; native.h says where each number lies."""
 
@@ -205,7 +212,7 @@ def read_model(
         made = pool.map(lambda job: reader.weight(job[1], names, is_head=job[0] == "lm_head"), jobs.items())
         weights = dict(zip(jobs, made, strict=True))
     for name, weight in weights.items():
-        weight.is_wide = kind is None and keeps_wide(name)
+        weight.is_wide = keeps_wide(name, kind)
     norms = {
         name.removesuffix(".weight"): reader.norm(name.removesuffix(".weight"))
         for name in names
@@ -219,11 +226,13 @@ def read_model(
     )  # fmt: skip
 
 
-def keeps_wide(name: str) -> bool:
-    """Whether rows have fifteen bits when they meet this stored weight, and not eight.
+def keeps_wide(name: str, kind: Form | None) -> bool:
+    """Whether rows have fifteen bits when they meet this quantised weight, and not eight.
 
     That is where eight would hurt most for the time they save: docs/engine.md has the figures.
     """
+    if kind in (Form.F32, Form.BF16):
+        return False
     _, is_mlp, _ = name.partition(".mlp.")
     return not is_mlp or int(name.split(".")[2]) < NUM_WIDE_LAYERS
 

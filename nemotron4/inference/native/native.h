@@ -55,6 +55,18 @@ struct Model {
     int64_t num_blocks;
 };
 
+// What an adapter adds to the outputs ``column`` and on of a product: up (down x), both W_F32; nothing without codes.
+struct Low {
+    Weight down, up;
+    int32_t column;
+};
+
+enum { LOW_Q, LOW_K, LOW_V, LOW_OUT, LOW_GATE, LOW_UP, LOW_DOWN, NUM_LOWS };
+
+struct LayerAdapter {
+    Low lows[NUM_LOWS];
+};
+
 struct Step {
     int32_t num_rows, num_sequences, num_logits;
     const int32_t *tokens, *positions; // [num_rows]
@@ -64,6 +76,7 @@ struct Step {
     const int32_t *logit_rows; // [num_logits]
     float *hidden;             // [num_rows][hidden] after the final norm
     float *logits;             // [num_logits][vocab]
+    const LayerAdapter *const *adapters; // [num_rows]: the layers of each row's adapter, or null; null: no row has one
 };
 
 // Rows that enter a product. Quantised ones have a scale and the sum of the codes per row and 32 columns.

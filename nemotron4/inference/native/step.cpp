@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 
 namespace {
@@ -42,7 +43,14 @@ struct AttendTile { // several with one row each, whose sequences begin with the
     int64_t cost;
 };
 
+struct AdaptTile { // rows with one adapter
+    const LayerAdapter *layers;
+    int32_t first, count; // of ``adapted``
+};
+
 struct Plan { // what jobs of one step read; kept until no thread can be in one of them
+    std::vector<int32_t> adapted; // rows, those of one adapter together
+    std::vector<AdaptTile> adapting;
     std::vector<Attending> attending;
     std::vector<AttendTile> tiles;
     std::vector<int32_t> positions, row_blocks, first_blocks, blocks;
@@ -293,6 +301,43 @@ struct Attend {
     }
 };
 
+struct Adapt { // what adapters add to a product, in float32
+    const Kernels *kernels;
+    const AdaptTile *tiles;
+    const int32_t *rows;
+    int layer, first_low, num_lows;
+    const float *x; // what entered the product: [rows][stride]
+    int64_t stride;
+    int size, padded;
+    float *out;
+    int64_t out_stride;
+
+    const Low &low(int index) const {
+        return tiles[index / num_lows].layers[layer].lows[first_low + index % num_lows];
+    }
+    static int64_t width(const Weight &w) { return (int64_t)w.panels * PANEL; }
+    int64_t row_floats(const Low &l) const { return padded + width(l.down) + width(l.up); }
+
+    void compute(int index, float *scratch) const {
+        const AdaptTile &t = tiles[index / num_lows];
+        const Low &l = low(index);
+        if (!l.down.codes) return;
+        float *in = scratch + t.count * width(l.up), *small = in + (int64_t)t.count * padded;
+        for (int i = 0; i < t.count; i++)
+            memcpy(in + (int64_t)i * padded, x + rows[t.first + i] * stride, sizeof(float) * (size_t)size);
+        const Rows entered = {t.count, padded, in, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+        kernels->product(l.down, entered, 0, t.count, 0, l.down.panels, small);
+        const Rows narrow = {t.count, (int)width(l.down), small, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+        kernels->product(l.up, narrow, 0, t.count, 0, l.up.panels, scratch);
+    }
+    void commit(int index, const float *scratch) const {
+        const AdaptTile &t = tiles[index / num_lows];
+        const Low &l = low(index);
+        for (int i = 0; l.down.codes && i < t.count; i++)
+            kernels->finish(scratch + i * width(l.up), l.up.rows, nullptr, ADD, out + rows[t.first + i] * out_stride + l.column);
+    }
+};
+
 struct Drawing {
     Draw *draws;
     void compute(int, float *) const {}
@@ -348,6 +393,19 @@ void embed(const Engine &e, int token, float *out) {
         memcpy(out, (const float *)m.embedding + (int64_t)token * m.hidden, sizeof(float) * (size_t)m.hidden);
 }
 
+// Adds to ``out`` what the adapters of the rows make of ``in``, which has entered the product.
+void adapt(Engine &e, const Plan &plan, int layer, const Entering &in, int first_low, int num_lows, float *out,
+           int64_t out_stride) {
+    const bool is_made = in.norm || in.gate; // else the rows entered as they lay
+    const int padded = e.padded(in.size);
+    const Adapt task = {e.kernels, plan.adapting.data(), plan.adapted.data(), layer, first_low, num_lows,
+                        is_made ? e.b.values : in.x, is_made ? padded : in.stride, in.size, padded, out, out_stride};
+    const int num_tiles = (int)plan.adapting.size() * num_lows;
+    int64_t most = 0;
+    for (int i = 0; i < num_tiles; i++) most = std::max(most, task.row_floats(task.low(i)));
+    e.pool->run(num_tiles, (size_t)(TILE * most), task);
+}
+
 void run_layer(Engine &e, const Plan &plan, int n, int layer) {
     const Model &m = e.model;
     const Layer &l = m.layers[layer];
@@ -366,6 +424,7 @@ void run_layer(Engine &e, const Plan &plan, int n, int layer) {
     enter(e, in);
     for (int part = 0, column = 0; part < l.num_qkv; column += l.qkv[part++].rows)
         multiply(e, l.qkv[part], n, b.wide + column, qkv_size, STORE);
+    adapt(e, plan, layer, in, LOW_Q, 3, b.wide, qkv_size);
 
     Rotate rotate = {&m, b.wide, qkv_size, e.cosine.data(), e.sine.data(), plan.positions.data(), plan.row_blocks.data(), keys, values, n};
     if (n <= Rotate::ROWS)
@@ -381,6 +440,7 @@ void run_layer(Engine &e, const Plan &plan, int n, int layer) {
     enters(in, l.out);
     enter(e, in);
     multiply(e, l.out, n, b.x, m.hidden, ADD);
+    adapt(e, plan, layer, in, LOW_OUT, 1, b.x, m.hidden);
 
     in.x = b.x;
     in.stride = in.size = m.hidden;
@@ -388,10 +448,16 @@ void run_layer(Engine &e, const Plan &plan, int n, int layer) {
     enters(in, l.up[0]);
     enter(e, in);
     const int up_size = m.is_gated ? 2 * m.ffn : m.ffn;
+    const bool is_adapted = !plan.adapting.empty(); // then what follows the product waits for the adapters
     bool has_entered = false;
     for (int part = 0, column = 0; part < l.num_up; column += l.up[part++].rows)
-        has_entered = multiply(e, l.up[part], n, b.wide + column, up_size, m.is_gated ? STORE : RELU2,
-                               m.is_gated ? nullptr : &l.down);
+        has_entered = multiply(e, l.up[part], n, b.wide + column, up_size, m.is_gated || is_adapted ? STORE : RELU2,
+                               m.is_gated || is_adapted ? nullptr : &l.down);
+    if (is_adapted) {
+        adapt(e, plan, layer, in, LOW_GATE, 2, b.wide, up_size);
+        for (int r = 0; r < n && !m.is_gated; r++)
+            e.kernels->finish(b.wide + (int64_t)r * up_size, up_size, nullptr, RELU2, b.wide + (int64_t)r * up_size);
+    }
 
     in.x = m.is_gated ? b.wide + m.ffn : b.wide;
     in.gate = m.is_gated ? b.wide : nullptr;
@@ -401,6 +467,7 @@ void run_layer(Engine &e, const Plan &plan, int n, int layer) {
     enters(in, l.down);
     if (!has_entered) enter(e, in);
     multiply(e, l.down, n, b.x, m.hidden, ADD);
+    adapt(e, plan, layer, in, LOW_DOWN, 1, b.x, m.hidden);
 }
 
 // Single rows whose sequences begin with the same blocks attend together: the blocks are read once for all.
@@ -433,6 +500,23 @@ void group_rows(Plan &plan, int most) {
     });
 }
 
+// The rows of one adapter are computed together, a tile of them at a time.
+void group_adapted(const Step &s, Plan &plan) {
+    plan.adapted.clear();
+    plan.adapting.clear();
+    for (int r = 0; s.adapters && r < s.num_rows; r++)
+        if (s.adapters[r]) plan.adapted.push_back(r);
+    const auto adapter = [&](int i) { return s.adapters[plan.adapted[(size_t)i]]; };
+    if (s.adapters)
+        std::stable_sort(plan.adapted.begin(), plan.adapted.end(), [&](int32_t p, int32_t q) {
+            return std::less<>()(s.adapters[p], s.adapters[q]);
+        });
+    for (int i = 0, count, total = (int)plan.adapted.size(); i < total; i += count) {
+        for (count = 1; count < TILE && i + count < total && adapter(i + count) == adapter(i);) count++;
+        plan.adapting.push_back({adapter(i), i, count});
+    }
+}
+
 void make_plan(const Step &s, Plan &plan, int heads_per_kv) {
     plan.positions.assign(s.positions, s.positions + s.num_rows);
     plan.first_blocks.assign(s.first_blocks, s.first_blocks + s.num_sequences + 1);
@@ -448,13 +532,14 @@ void make_plan(const Step &s, Plan &plan, int heads_per_kv) {
                 plan.row_blocks[(size_t)row] = s.blocks[s.first_blocks[i] + s.positions[row] / BLOCK];
         }
     group_rows(plan, TILE / heads_per_kv);
+    group_adapted(s, plan);
 }
 
 } // namespace
 
 extern "C" {
 
-int native_version() { return 2; }
+int native_version() { return 3; }
 
 Engine *native_open(const Model *model, int num_threads, const char *isa) {
     const Kernels *kernels = kernels_named(isa);
@@ -484,6 +569,7 @@ void native_step(Engine *e, const Step *step) {
     e->turn_to(*std::max_element(s.positions, s.positions + n));
     for (int layer = 0; layer < m.num_layers; layer++) run_layer(*e, plan, n, layer);
     plan.last_job = e->pool->last_job();
+    if (!plan.adapting.empty()) e->pool->wait_for_stragglers(); // an adapter may be unloaded after the step
     if (s.hidden)
         for (int r = 0; r < n; r++)
             e->kernels->norm(b.x + (int64_t)r * m.hidden, m.final_norm, m.hidden, m.eps, s.hidden + (int64_t)r * m.hidden);
