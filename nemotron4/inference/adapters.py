@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import CheckpointError, ConfigError, RequestError
@@ -19,9 +19,15 @@ from nemotron4.errors import CheckpointError, ConfigError, RequestError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Factors = tuple[float, Tensor, Tensor]  # scale, A [rank, in], B [out, rank]
-
 _numbers = itertools.count(1)
+
+
+class Factors(NamedTuple):
+    """What is added to one weight: scale B A."""
+
+    scale: float
+    down_KC: Tensor  # A
+    up_RK: Tensor  # B
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +103,7 @@ def lora_factors(path: Path, base: Checkpoint, *, force: bool = False) -> dict[s
         )
     if is_nemo_adapter(path):
         lora = read_nemo_lora(path, base.config)
-        return {weight: (lora.scale, *pair) for weight, pair in lora.factors.items()}
+        return {weight: Factors(lora.scale, *pair) for weight, pair in lora.factors.items()}
     is_ia3 = adapter_type(path) == IA3
     config = AdapterConfig(kind="lora") if is_ia3 else read_adapter_config(path)
     if is_ia3 or config.use_dora or config.modules_to_save or has_reward_head(path):
@@ -110,5 +116,5 @@ def lora_factors(path: Path, base: Checkpoint, *, force: bool = False) -> dict[s
     for name, down_KC in tensors.items():
         if name.endswith(".lora_A.weight"):
             weight = name.removeprefix(PEFT_PREFIX).replace(".lora_A.", ".")
-            found[weight] = (config.scale, down_KC, tensors[name.replace(".lora_A.", ".lora_B.")])
+            found[weight] = Factors(config.scale, down_KC, tensors[name.replace(".lora_A.", ".lora_B.")])
     return found

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # torch's names -> bytes
 QUANTISED = {"int8": Form.S8, "int4": Form.U4}
-_FLOATS = {"float32": Form.F32, "bfloat16": Form.BF16}
+FLOATS = {"float32": Form.F32, "bfloat16": Form.BF16}
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def choose(
         if stored is not None:
             return Precision(stored, True, None, "bfloat16")
     name = dtype if dtype != "auto" else _default(checkpoint, device, is_native=obstacle is None)
-    if obstacle is None and name in _FLOATS:
-        return Precision(name, True, _FLOATS[name], name)
+    if obstacle is None and name in FLOATS:
+        return Precision(name, True, FLOATS[name], name)
     return Precision(name, False, None, name)
 
 

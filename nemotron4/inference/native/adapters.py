@@ -6,18 +6,14 @@ import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nemotron4.checkpoint.interface import Checkpoint
-from nemotron4.inference.adapters import AdapterBank, LoadedAdapter, no_place
+from nemotron4.inference.adapters import AdapterBank, Factors, LoadedAdapter, no_place
 from nemotron4.inference.native import library as c
 from nemotron4.inference.native.library import Form
 from nemotron4.inference.native.model import Weight, packed
-
-if TYPE_CHECKING:
-    from nemotron4.inference.adapters import Factors
 
 # As native.h numbers them.
 PARTS = (
