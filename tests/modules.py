@@ -47,7 +47,7 @@ TESTED_IN: dict[str, str] = {
     "grading/test_answers.py": "grading.score",
     "grading/test_instructions.py": "grading.language",
     "inference/test_adapters.py": """
-        inference.adapters inference.native.adapters inference.torch_adapters""",
+        inference.native.adapters inference.torch_adapters""",
     "inference/test_engine.py": """
         inference.core inference.requests inference.runner inference.torch_runner model.kv_cache""",
     "inference/test_fake.py": "inference.fake_tokenizer",
