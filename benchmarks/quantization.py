@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--forms", default=",".join(FORMS))
+    parser.add_argument("--calibration", type=Path, help="other text, for int4, nvfp4 and fp8-static")
     parser.add_argument("--out", type=Path, help="keep the converted models in this folder")
     given = parser.parse_args()
     ids = open_checkpoint(given.model).tokenizer().encode(given.text.read_text("utf-8"))[: given.tokens]
@@ -46,7 +47,8 @@ def main() -> None:
             folder = str(given.out / form) if given.out else temporary
             command = [sys.executable, "-m", "nemotron4", "convert", given.model, folder, "--to", FORMS[form]]
             command += ["--quantize", form, "--json"]
-            command += ["--calibration", str(given.text)] if form == "fp8-static" else []
+            if form == "fp8-static" or (given.calibration and form in ("int4", "nvfp4")):
+                command += ["--calibration", str(given.calibration or given.text)]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
             written = json.loads(done.stdout)
             found = perplexity(folder, ids)

@@ -1,14 +1,16 @@
-"""The largest input of each linear layer on given texts, one block in memory at a time.
+"""The inputs of each linear layer on given texts, one block in memory at a time.
 
 The hidden states of all texts go through the blocks one after the other, so a model of any size is measured
-in the memory of one block and of the texts. Shape suffixes: B = texts, T = positions, D = hidden size.
+in the memory of one block and of the texts.
+
+Shape suffixes: B = texts, T = positions, D = hidden size, C = inputs of a layer.
 """
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,13 @@ from nemotron4.model.attention import CausalAttend, RotaryEmbedding
 from nemotron4.model.transformer import Block
 
 NUM_TEXTS, NUM_TOKENS = 64, 512
-E4M3_LARGEST = 448.0
+
+
+class LayerInputs(NamedTuple):
+    """The largest input of a layer, and the mean square of each of its inputs."""
+
+    largest: float
+    squares_C: Tensor
 
 
 def calibration_tokens(path: Path, checkpoint: Checkpoint) -> list[list[int]]:
@@ -39,14 +47,15 @@ def calibration_tokens(path: Path, checkpoint: Checkpoint) -> list[list[int]]:
 
 
 @torch.no_grad()
-def input_scales(checkpoint: Checkpoint, rows: list[list[int]]) -> dict[str, float]:
-    """Name of each linear layer of the blocks -> the scale of its input in E4M3."""
+def measure_inputs(checkpoint: Checkpoint, rows: list[list[int]]) -> dict[str, LayerInputs]:
+    """Name of each linear layer of the blocks -> its inputs on the rows of token ids."""
     config = checkpoint.config
     rotary = RotaryEmbedding(config)
     ids = sorted({token_id for row in rows for token_id in row})
     embedded = {i: checkpoint.read_rows("model.embed_tokens.weight", i, i + 1, torch.float32)[0] for i in ids}
     hidden = [torch.stack([embedded[i] for i in row])[None] for row in rows]
-    found: dict[str, float] = {}
+    found: dict[str, LayerInputs] = {}
+    num_tokens = sum(map(len, rows))
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}"
         with torch.device("meta"):
@@ -55,14 +64,20 @@ def input_scales(checkpoint: Checkpoint, rows: list[list[int]]) -> dict[str, flo
         block.load_state_dict(state, assign=True)
         for name, module in block.named_modules():
             if isinstance(module, nn.Linear):
-                module.register_forward_pre_hook(partial(_note, found, f"{prefix}.{name}"))
+                module.register_forward_pre_hook(partial(_note, found, f"{prefix}.{name}", num_tokens))
         for at, hidden_BTD in enumerate(hidden):
             positions_BT = torch.arange(hidden_BTD.shape[1])[None]
             rotation = rotary(positions_BT, torch.float32)
             hidden[at] = block(hidden_BTD, rotation, CausalAttend(None))
-    return {name: max(largest, 1e-6) / E4M3_LARGEST for name, largest in found.items()}
+    return found
 
 
-def _note(found: dict[str, float], name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+def _note(
+    found: dict[str, LayerInputs], name: str, num_tokens: int, module: nn.Module, inputs: tuple[Any, ...]
+) -> None:
     value: Tensor = inputs[0]
-    found[name] = max(found.get(name, 0.0), float(value.abs().max()))
+    largest = max(1e-6, float(value.abs().max()))
+    squares_C = value.square().flatten(0, -2).sum(0) / num_tokens
+    if name in found:
+        largest, squares_C = max(largest, found[name].largest), squares_C + found[name].squares_C
+    found[name] = LayerInputs(largest, squares_C)

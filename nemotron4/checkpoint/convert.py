@@ -34,6 +34,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
+CALIBRATED = ("fp8-static", "int4", "nvfp4")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
     """What is written. ``dtype`` None keeps the source's; ``quantize`` applies to the linear layers."""
@@ -41,7 +44,7 @@ class ConvertOptions:
     to: Target
     dtype: Literal["bf16", "fp16", "fp32"] | None = None
     quantize: Scheme | GgufScheme | None = None
-    calibration: Path | None = None  # texts, for fp8-static
+    calibration: Path | None = None  # texts, for the forms below
     adapter: Path | None = None  # of PEFT or NeMo, merged into the weights
     force_adapter: bool = False  # on a base that is not the one it records
     tensor_parallel: int = 1  # NeMo only: chunks per tensor
@@ -53,11 +56,15 @@ class ConvertOptions:
                 f"quantize is {self.quantize!r} and the target {self.to!r}; --to hf takes "
                 f"{', '.join(known['hf'])}, --to gguf {', '.join(known['gguf'])}"
             )
-        if (self.quantize == "fp8-static") != (self.calibration is not None):
+        if self.quantize == "fp8-static" and self.calibration is None:
             raise ConfigError(
-                f"quantize is {self.quantize!r} and calibration {self.calibration}; fp8-static needs texts "
-                "to measure the layers' inputs on, other types need none",
+                "quantize fp8-static needs texts to measure the layers' inputs on",
                 hint="--quantize fp8-static --calibration TEXTS.txt",
+            )
+        if self.calibration is not None and self.quantize not in CALIBRATED:
+            raise ConfigError(
+                f"quantize is {self.quantize!r}, which does not depend on the layers' inputs; calibration is "
+                f"for {', '.join(CALIBRATED)}"
             )
         if self.tensor_parallel != 1 and self.to != "nemo":
             raise ConfigError(f"tensor_parallel is {self.tensor_parallel}; only NeMo files are split")

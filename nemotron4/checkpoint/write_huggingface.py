@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nemotron4.checkpoint.calibrate import calibration_tokens, input_scales
+from nemotron4.checkpoint.calibrate import LayerInputs, calibration_tokens, measure_inputs
 from nemotron4.checkpoint.convert_files import Blocks, OutputFile, json_file, small_file
 from nemotron4.checkpoint.convert_tokenizer import (
     json_tokenizer_config,
@@ -52,13 +52,13 @@ def huggingface_files(
 ) -> list[OutputFile]:
     """Every file of the directory; ``config.json``, which makes it a checkpoint, comes last.
 
-    ``calibration`` is a text file, for the scheme that stores scales of the layers' inputs.
+    ``calibration`` is a text file on which the layers' inputs are measured.
     """
-    scales: dict[str, float] = {}
+    inputs: dict[str, LayerInputs] = {}
     if calibration is not None:
-        scales = input_scales(checkpoint, calibration_tokens(calibration, checkpoint))
+        inputs = measure_inputs(checkpoint, calibration_tokens(calibration, checkpoint))
     groups = [
-        quantized_group(checkpoint, name, quantize, dtype, scales)
+        quantized_group(checkpoint, name, quantize, dtype, inputs)
         if quantize is not None and _is_linear(name)
         else _copied(checkpoint, name, dtype)
         for name in _names(checkpoint)

@@ -3,21 +3,24 @@
 int8         symmetric, a scale for each output row, max|w| / 127; activations by the engine, per token
 fp8          E4M3, a scale for each output row, max|w| / 448; activations by the engine, per token
 fp8-static   the same, and a scale for each layer's input, measured on texts (calibrate.py)
-int4         W4A16: groups of 128 columns, packed into int32; the best of a few scales for each group
+int4         W4A16: groups of 128 columns, packed into int32
 nvfp4        E2M1, groups of 16 columns with a scale in E4M3, and one for the tensor (shared by q, k and v)
 
-A scale is rounded to its stored type first, so that what is written is what is meant.
+A scale is rounded to its stored type first, so that what is written is what is meant. With four bits it is
+the one of a few with the least squared error; where texts were given, of the layer's output, as far as its
+columns' inputs are independent: each column counts by the mean square of its input.
 Legend: R = output rows, C = input columns, G = groups of columns, N = columns of a group.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 
+from nemotron4.checkpoint.calibrate import LayerInputs
 from nemotron4.checkpoint.convert_files import Blocks
 from nemotron4.checkpoint.interface import Checkpoint, blocks
 from nemotron4.checkpoint.nemo_files import as_bytes
@@ -37,7 +40,9 @@ FORMATS = {
     "nvfp4": "nvfp4-pack-quantized",
 }
 INT4_GROUP, NVFP4_GROUP = 128, 16
-INT4_SHARES = (1.0, 0.92, 0.85, 0.78)  # of the scale that reaches the largest value
+# Of the scale that reaches the largest value. E2M1 is finer where that value is 4, not 6.
+INT4_SHARES = tuple(1.12 - 0.045 * i for i in range(12))
+NVFP4_SHARES = (1.5, 1.4, 1.3, *(1.1 - 0.05 * i for i in range(9)))
 # Where E2M1 rounds up, ties to even: at the threshold itself, or just above it.
 E2M1_STEPS = (
     *(math.nextafter(0.25, 1), 0.75, math.nextafter(1.25, 2), 1.75),
@@ -69,21 +74,43 @@ def quantize_rows(weight_RC: torch.Tensor, scheme: Scheme, *, scale_dtype: torch
     return Quantized(values_RC, scale_R1, values_RC.float().mul_(scale_R1.float()))
 
 
-def quantize_int4(weight_RC: torch.Tensor, *, group: int, scale_dtype: torch.dtype) -> Quantized:
-    """Values -8 to 7 of each group; the scale, of a few, with the least squared error."""
-    weight_RGN = weight_RC.float().reshape(len(weight_RC), -1, group)
-    largest_RG1 = weight_RGN.abs().amax(2, keepdim=True).clamp_(min=torch.finfo(scale_dtype).tiny)
-    best_RG1 = torch.full_like(largest_RG1, torch.inf)
-    values_RGN, scale_RG1 = torch.zeros_like(weight_RGN), torch.ones_like(largest_RG1)
-    for share in INT4_SHARES:
-        tried_RG1 = (largest_RG1 * (share / 7.5)).to(scale_dtype).float()
-        tried_RG1.clamp_(min=torch.finfo(scale_dtype).tiny)
-        rounded_RGN = (weight_RGN / tried_RG1).round_().clamp_(-8, 7)
-        error_RG1 = (rounded_RGN * tried_RG1).sub_(weight_RGN).square_().sum(2, keepdim=True)
+def best_scales(
+    weight_RGN: torch.Tensor,
+    scales: Iterable[torch.Tensor],
+    round_: Callable[[torch.Tensor], torch.Tensor],
+    input_squares_C: torch.Tensor | None,
+) -> torch.Tensor:
+    """The best of the ``scales`` (R x G x 1 each) for every group; ``round_`` gives the values there are."""
+    best_RG1 = torch.full_like(weight_RGN[..., :1], torch.inf)
+    chosen_RG1 = torch.ones_like(best_RG1)
+    squares_GN = None if input_squares_C is None else input_squares_C.view(weight_RGN.shape[1:])
+    for tried_RG1 in scales:
+        error_RGN = round_(weight_RGN / tried_RG1).mul_(tried_RG1).sub_(weight_RGN).square_()
+        if squares_GN is not None:
+            error_RGN.mul_(squares_GN)
+        error_RG1 = error_RGN.sum(2, keepdim=True)
         is_better = error_RG1 < best_RG1
         best_RG1 = torch.where(is_better, error_RG1, best_RG1)
-        scale_RG1 = torch.where(is_better, tried_RG1, scale_RG1)
-        values_RGN = torch.where(is_better, rounded_RGN, values_RGN)
+        chosen_RG1 = torch.where(is_better, tried_RG1, chosen_RG1)
+    return chosen_RG1
+
+
+def quantize_int4(
+    weight_RC: torch.Tensor,
+    *,
+    group: int,
+    scale_dtype: torch.dtype,
+    input_squares_C: torch.Tensor | None = None,
+) -> Quantized:
+    """Values -8 to 7 of each group, with the best of a few scales."""
+    weight_RGN = weight_RC.float().reshape(len(weight_RC), -1, group)
+    least = torch.finfo(scale_dtype).tiny
+    largest_RG1 = weight_RGN.abs().amax(2, keepdim=True)
+    scales = (
+        (largest_RG1 * (share / 7.5)).to(scale_dtype).float().clamp_(min=least) for share in INT4_SHARES
+    )
+    scale_RG1 = best_scales(weight_RGN, scales, lambda x: x.round_().clamp_(-8, 7), input_squares_C)
+    values_RGN = (weight_RGN / scale_RG1).round_().clamp_(-8, 7)
     restored_RC = (values_RGN * scale_RG1).flatten(1)
     nibbles = (values_RGN + 8).to(torch.int32).reshape(len(weight_RC), -1, 8)
     packed = nibbles[..., 0].clone()
@@ -92,20 +119,34 @@ def quantize_int4(weight_RC: torch.Tensor, *, group: int, scale_dtype: torch.dty
     return Quantized(packed, scale_RG1.squeeze(2).to(scale_dtype), restored_RC)
 
 
-def quantize_nvfp4(weight_RC: torch.Tensor, *, whole: float) -> Quantized:
+def quantize_nvfp4(
+    weight_RC: torch.Tensor, *, whole: float, input_squares_C: torch.Tensor | None = None
+) -> Quantized:
     """``whole`` is the tensor's own factor: a group's scale is stored times it, in E4M3."""
     weight_RGN = weight_RC.float().reshape(len(weight_RC), -1, NVFP4_GROUP)
     largest_RG1 = weight_RGN.abs().amax(2, keepdim=True)
-    stored_RG1 = (largest_RG1 / 6 * whole).clamp_(max=448).to(torch.float8_e4m3fn)
-    stored_RG1 = torch.where(stored_RG1.float() == 0, 0.125, stored_RG1.float()).to(torch.float8_e4m3fn)
-    scale_RG1 = stored_RG1.float() / whole
-    scaled_RGN = (weight_RGN / scale_RG1).clamp_(-6, 6)
-    steps = torch.tensor(E2M1_STEPS)
-    index_RGN = torch.bucketize(scaled_RGN.abs(), steps, right=True)
-    restored_RGN = torch.tensor(E2M1)[index_RGN].copysign(scaled_RGN) * scale_RG1
+
+    def stored(share: float) -> torch.Tensor:
+        scale_RG1 = (largest_RG1 * (share / 6 * whole)).clamp_(max=448).to(torch.float8_e4m3fn).float()
+        return torch.where(scale_RG1 == 0, 0.125, scale_RG1)
+
+    scales = (stored(share) / whole for share in NVFP4_SHARES)
+    scale_RG1 = best_scales(weight_RGN, scales, lambda x: _e2m1(_e2m1_index(x), x), input_squares_C)
+    scaled_RGN = weight_RGN / scale_RG1
+    index_RGN = _e2m1_index(scaled_RGN)
+    restored_RGN = _e2m1(index_RGN, scaled_RGN) * scale_RG1
     codes = (index_RGN.to(torch.uint8) | (torch.signbit(scaled_RGN).to(torch.uint8) << 3)).flatten(1)
     packed = codes[:, ::2] | (codes[:, 1::2] << 4)
-    return Quantized(packed, stored_RG1.squeeze(2), restored_RGN.flatten(1))
+    stored_RG = (scale_RG1 * whole).to(torch.float8_e4m3fn).squeeze(2)
+    return Quantized(packed, stored_RG, restored_RGN.flatten(1))
+
+
+def _e2m1_index(scaled: torch.Tensor) -> torch.Tensor:
+    return torch.bucketize(scaled.abs(), torch.tensor(E2M1_STEPS), right=True, out_int32=True)
+
+
+def _e2m1(index: torch.Tensor, scaled: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(E2M1)[index].copysign(scaled)
 
 
 class ErrorSum:
@@ -134,16 +175,19 @@ def _sum_of_squares(values_RC: torch.Tensor) -> float:
 
 
 def int4_group(checkpoint: Checkpoint) -> int:
-    """Columns of a group: 128, or the most that divides the rows of every linear layer (one for the file)."""
+    """Columns of a group, one size for the file: 128, or 32 where a layer's rows do not divide by it.
+
+    Models of such rows are small and lose most by four bits; 64 would save a seventeenth of the file.
+    """
     widths = {
         info.shape[1]
         for name, info in checkpoint.tensors.items()
         if name.startswith("model.layers.") and name.endswith("_proj.weight")
     }
-    group = next((size for size in (INT4_GROUP, 64, 32) if all(width % size == 0 for width in widths)), None)
+    group = next((size for size in (INT4_GROUP, 32) if all(width % size == 0 for width in widths)), None)
     if group is None:
         raise CheckpointError(
-            f"rows of {', '.join(map(str, sorted(widths)))} values do not divide into groups of 32, 64 or 128"
+            f"rows of {', '.join(map(str, sorted(widths)))} values do not divide into groups of 32 or 128"
         )
     return group
 
@@ -153,9 +197,12 @@ def quantized_group(
     name: str,
     scheme: Scheme,
     dtype: torch.dtype,
-    input_scales: Mapping[str, float],
+    inputs: Mapping[str, LayerInputs],
 ) -> Group:
-    """The tensors of one linear layer, in the order in which one pass over its rows gives them."""
+    """The tensors of one linear layer, in the order in which one pass over its rows gives them.
+
+    ``inputs``: of each layer as texts have them; empty where none were measured.
+    """
     shape, stem = checkpoint.tensors[name].shape, name.removesuffix(".weight")
     tail: list[tuple[Entry, Callable[[], torch.Tensor]]] = []
     if scheme == "int4":
@@ -174,7 +221,8 @@ def quantized_group(
         first, scale = Entry(name, STORED[scheme], shape), Entry(f"{name}_scale", dtype, (shape[0], 1))
         if scheme == "fp8-static":
             entry = Entry(f"{stem}.input_scale", torch.float32, (1,))
-            tail.append((entry, lambda: torch.tensor([input_scales[stem]])))
+            tail.append((entry, lambda: torch.tensor([inputs[stem].largest / LARGEST[scheme]])))
+    squares_C = inputs[stem].squares_C if stem in inputs else None
 
     def written() -> Blocks:
         error = ErrorSum()
@@ -185,9 +233,9 @@ def quantized_group(
         start = 0
         for rows in blocks(checkpoint, name):
             if scheme == "int4":
-                part = quantize_int4(rows, group=group, scale_dtype=dtype)
+                part = quantize_int4(rows, group=group, scale_dtype=dtype, input_squares_C=squares_C)
             elif scheme == "nvfp4":
-                part = quantize_nvfp4(rows, whole=whole)
+                part = quantize_nvfp4(rows, whole=whole, input_squares_C=squares_C)
             else:
                 part = quantize_rows(rows, scheme, scale_dtype=dtype)
             error.add(rows, part.restored_RC)

@@ -27,7 +27,10 @@ def convert(
         typer.Option(help="Linear layers in fewer bits: the first five with --to hf, the others with gguf."),
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Texts to measure layers' inputs on (fp8-static).")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Texts to measure layers' inputs on: for fp8-static, int4 and nvfp4."
+        ),
     ] = None,
     adapter: Annotated[
         Path | None,
