@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,10 +82,16 @@ def training_cost(recipe: Path, overrides: list[str], volume: Volume) -> Cost:
         steps=sum(each.num_steps for each in found),
         gpus=rehearsed.num_processes,
         hours=hours,
-        disk_bytes=kept * rehearsed.checkpoint_bytes + 2 * rehearsed.config.num_parameters * len(stages),
+        disk_bytes=kept * rehearsed.checkpoint_bytes + _result_bytes(stages, rehearsed),
         rank_bytes=max(each.largest_bytes for each in found),
         checkpoint_bytes=rehearsed.checkpoint_bytes,
     )
+
+
+def _result_bytes(stages: Sequence[Recipe], rehearsed: Rehearsed) -> float:
+    """Of the models that the stages leave; a start that is not here counts as 16 bits."""
+    wide = sum(4 if stage.run.result_dtype == "float32" else 2 for stage in stages)
+    return wide * rehearsed.config.num_parameters
 
 
 def _hours(recipe: Recipe, rehearsed: Rehearsed, volume: Volume) -> float:

@@ -151,6 +151,8 @@ def _preview_blocks(found: Preview, title: str) -> list[Block]:
     each = f" on each of {found.num_processes} processes" if found.num_processes > 1 else ""
     state = f"{found.optimizer_bytes / 1e9:.2f} GB gradients and AdamW moments{each}; activations come on top"
     rows += [("steps", steps), ("memory", f"{found.weights_bytes / 1e9:.2f} GB weights, {state}")]
+    if found.result_bytes is not None:
+        rows.append(("result", f"{found.result_bytes / 1e9:.3f} GB in {found.result_dtype}"))
     if found.seconds is not None:
         rows.append(
             ("time", f"{found.seconds / 60:,.1f} minutes at this machine's full matrix-product speed")

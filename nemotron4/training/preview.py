@@ -16,6 +16,7 @@ from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.loading import Origin
 from nemotron4.training.metrics import StepCost, matmul_flops_per_s
+from nemotron4.training.output import result_dtype
 from nemotron4.training.prompts import longest_answers
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import model_hash
@@ -43,6 +44,8 @@ class Preview:
     weights_bytes: int  # of one process
     optimizer_bytes: int
     num_steps: int | None
+    result_bytes: int | None = None  # of the model or adapter that is written
+    result_dtype: str | None = None
     num_samples: int | None = None
     num_validation: int | None = None
     num_left_out: int | None = None
@@ -77,6 +80,8 @@ def _preview(checked: Checked) -> Preview:
     )
     if read is None or checked.plan is None or checked.base is None:
         return found
+    # An adapter stays in the type in which it trains.
+    dtype = torch.float32 if recipe.adapter is not None else result_dtype(recipe, checked.base)
     num = len(read.train)
     samples = [read.train[i] for i in range(0, num, -(-num // LOOKED_AT) if read.orders else 1)]
     rollouts = recipe.kind.rollouts(recipe.settings)
@@ -90,6 +95,8 @@ def _preview(checked: Checked) -> Preview:
     tokenizer = checked.base.tokenizer()
     return replace(
         found,
+        result_bytes=checks.trainable_parameters(recipe, checked.config) * dtype.itemsize,
+        result_dtype=str(dtype).removeprefix("torch."),
         num_samples=num,
         num_validation=len(read.validation),
         num_left_out=len(read.problems),

@@ -129,7 +129,7 @@ def test_the_best_of_a_few_scales_is_better_than_the_largest_value_s() -> None:
 
 @pytest.mark.parametrize("scheme", ["int4", "nvfp4"])
 def test_with_texts_columns_count_by_their_inputs(tmp_path: Path, scheme: Any) -> None:
-    """The error of what comes out of the layers is smaller, though that of the weights is larger."""
+    """The error of what comes out of the layers is smaller; int4 gives up some of the weights' for it."""
     texts = tmp_path / "texts.txt"
     texts.write_text("Shall I compare thee to a summer's day?\n\nThou art more lovely.\n\ndef add(a, b):\n")
     shape = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
@@ -146,8 +146,8 @@ def test_with_texts_columns_count_by_their_inputs(tmp_path: Path, scheme: Any) -
             of_weights += float(error.square().sum())
             of_outputs += float((error.square() * found.squares_C).sum())
         errors[calibration] = (of_weights, of_outputs)
-    assert errors[texts][0] > errors[None][0]
     assert errors[texts][1] < errors[None][1]
+    assert (errors[texts][0] > errors[None][0]) == (scheme == "int4")
 
 
 def test_zeros_stay_zeros() -> None:

@@ -76,6 +76,10 @@ def test_every_stage_is_rehearsed_and_counted(folder: Path, capsys: pytest.Captu
     assert "360 rows" in data["data"]
     assert data["steps"] is None
     assert evaluation["data"] == "1,319 answers"
+    (folder / "train.toml").write_text(TRAIN.replace("[run]", '[run]\nresult_dtype = "float32"'))
+    assert main(["recipe", "run", str(folder), "--dry-run", "--json"]) == 0
+    wide = json.loads(capsys.readouterr().out)["stages"][0]["cost"]
+    assert wide["disk_bytes"] - train["disk_bytes"] == 2 * nano().num_parameters
 
 
 def test_steps_that_do_not_take_the_samples_are_refused(

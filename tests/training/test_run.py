@@ -388,6 +388,16 @@ def test_over_long_rows_are_left_out_with_a_count_or_refused(tmp_path: Path, nem
     assert (found.num_samples, found.longest) == (7, 200)
 
 
+def test_a_preview_counts_the_result_in_its_type(tmp_path: Path, nemotron: Path) -> None:
+    train = chats(tmp_path)
+    found = [
+        preview(make(tmp_path, nemotron, "sft", train, run={"result_dtype": dtype}))
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert [each.result_bytes for each in found] == [4 * found[0].num_parameters, 2 * found[0].num_parameters]
+    assert [each.result_dtype for each in found] == ["float32", "bfloat16"]
+
+
 def test_a_pair_that_no_row_can_hold_is_found_before_the_run(tmp_path: Path, nemotron: Path) -> None:
     # Each answer fits with its prompt, but both together do not, though they share it.
     rows = write(
