@@ -47,3 +47,14 @@ def test_a_target_ends_the_run_and_the_export_has_no_more(
         assert main(["synth", "run", str(FOLDER / "magpie.toml"), "--out", out, *fake]) == 0
     assert main(["synth", "export", out]) == 0
     assert len((tmp_path / "run/export/sft.jsonl").read_text("utf-8").splitlines()) == 7
+
+
+def test_a_turn_that_the_limit_cuts_is_filtered_and_does_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(FOLDER.parents[1])
+    fake = ["endpoint.gen.form=fake", "stage.0.max_tokens=1", "stage.0.knobs.n=30"]
+    out = ["--out", str(tmp_path / "run"), *(word for each in fake for word in ("--set", each))]
+    assert main(["synth", "run", str(FOLDER / "magpie.toml"), *out]) == 0
+    said = capsys.readouterr()
+    assert "prompts: 30 filtered: truncated" in said.out + said.err

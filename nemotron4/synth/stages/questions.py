@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nemotron4.client import BadContentError, Sampling
 from nemotron4.records import JsonObject, Message
 from nemotron4.synth.rows import Document, Prompt, Root, Row, Topic
-from nemotron4.synth.stage import Context, Kind
+from nemotron4.synth.stage import Context, Filtered, Kind
 from nemotron4.synth.stages.asking import LIST_PROMPTS, ask_list
 
 MATERIALS = (
@@ -170,15 +170,18 @@ def magpie_roots(knobs: MagpieKnobs) -> Iterator[JsonObject]:
 
 async def magpie(root: Root, context: Context, knobs: MagpieKnobs) -> Sequence[Row]:
     """Root -> a prompt in the model's own words; a blank or cut one is drawn again."""
-    text = ""
+    is_cut = False
     for sample in range(context.max_repairs + 1):
         reply = await context.complete(knobs.opening, sample=sample, stop=knobs.stop)
         text = reply.text
         for mark in knobs.stop:
             text = text.partition(mark)[0]
-        if text.strip() and reply.finish_reason != "length":
+        is_cut = reply.finish_reason == "length"
+        if text.strip() and not is_cut:
             return [_prompt(text.strip(), knobs.task, None)]
-    raise BadContentError(f"no whole turn, but {text[:80]!r}", kind="no_user_turn")
+    if is_cut:
+        raise Filtered("truncated", "the token limit cut the turn")
+    raise BadContentError("a blank turn", kind="no_user_turn")
 
 
 _SAMPLING = Sampling(temperature=0.7, top_p=0.9, max_tokens=1024)
