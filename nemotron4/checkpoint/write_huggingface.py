@@ -150,8 +150,8 @@ def _tokenizer_files(checkpoint: Checkpoint, model: bytes | None) -> list[Output
     if checkpoint.format == "huggingface" and (
         (checkpoint.path / "tokenizer.json").is_file() or model is None
     ):
-        files = {name: checkpoint.path / name for name in TOKENIZER_FILES}
-        copied = {name: small_file(name, _read(path)) for name, path in files.items() if path.is_file()}
+        own = {name: checkpoint.path / name for name in TOKENIZER_FILES}
+        copied = {name: small_file(name, _read(path)) for name, path in own.items() if path.is_file()}
         if prompt is not None and prompt != getattr(checkpoint, "base", checkpoint).own_format():
             copied[TEMPLATE_FILE] = small_file(TEMPLATE_FILE, prompt.template.encode())  # an adapter's
         return list(copied.values())

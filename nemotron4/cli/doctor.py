@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -138,7 +138,11 @@ def _check(
             message, hint = unknown_name("kind", kind, stage.kinds())
             raise ConfigError(message, hint=hint)
     named = [path for path in (*files, *map(str, benchmarks)) if not path.startswith(HUB)]
-    for look in (partial(resolve, model), *(partial(files_of, path) for path in named)):
+    looks: list[Callable[[], object]] = [
+        partial(resolve, model),
+        *(partial(files_of, path) for path in named),
+    ]
+    for look in looks:
         with problems.kept():
             look()
     with problems.kept():
