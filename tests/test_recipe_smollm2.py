@@ -217,7 +217,8 @@ def test_the_report_shows_every_stage(steps: ModuleType, tmp_path: Path) -> None
             "answers": [{"prompt": "?", "text": "Yes."}],
         }
         (folder / "measured.json").write_text(json.dumps(measured), "utf-8")
-    steps.report(tmp_path, tmp_path)
+    steps.report(tmp_path, tmp_path, tmp_path / "stages.png")
+    assert (tmp_path / "stages.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "report.md").read_text("utf-8")
     assert "| grpo | 50.0 % [9.5, 90.5] |" in page
     assert "sft: answers to the first ten prompts" in page

@@ -52,27 +52,34 @@ def write_result(
     base: Checkpoint,
     start: str,
     note: Callable[[str], None],
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write a run's adapter with a record of its base and the format that it was trained in."""
     folder.mkdir(parents=True, exist_ok=True)
     write_format(folder, base)
     if not isinstance(base, MergedCheckpoint):
         name = base_name(start)
-        write_adapter(folder, tensors, config, base=name)
+        write_adapter(folder, _in_type(tensors, dtype), config, base=name)
         write_base(folder, base, name, {})
         return
     below = base.adapter_path
     if config.compose == "stack":
         name = str(below.absolute())
-        write_adapter(folder, tensors, config, base=name)
+        write_adapter(folder, _in_type(tensors, dtype), config, base=name)
         write_base(folder, base, name, {"compose": "stack"})
         note(f"the adapter works on top of {below}")
         return
     made, rank, error = composed(below, tensors, config)
     name = base_of(below)
-    write_adapter(folder, made, replace(config, rank=rank, alpha=float(rank), use_rslora=False), base=name)
+    whole = replace(config, rank=rank, alpha=float(rank), use_rslora=False)
+    write_adapter(folder, _in_type(made, dtype), whole, base=name)
     write_base(folder, base.base, name, {"compose": "merge", "rank": rank, "relative_error": error})
     note(f"the adapter has rank {rank} and holds this run's and that of {below}, relative error {error:.1e}")
+
+
+def _in_type(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 
 def composed(

@@ -42,6 +42,7 @@ from nemotron4.training.metrics import (
 )
 from nemotron4.training.model_card import model_card
 from nemotron4.training.output import (
+    DTYPES,
     continued_fingerprint,
     result_dtype,
     run_facts,
@@ -277,7 +278,8 @@ def _write_output(recipe: Recipe, trainer: Trainer, base: Checkpoint, *, is_writ
         own = adapter_tensors(trainer.engine.scorer.net, recipe.adapter)
         tensors = dict(trainer.engine.whole_tensors(own))
         if is_writer:
-            write_result(folder, tensors, recipe.adapter, base, recipe.model.start or "", note)
+            dtype = DTYPES.get(recipe.run.result_dtype, torch.float32)
+            write_result(folder, tensors, recipe.adapter, base, recipe.model.start or "", note, dtype=dtype)
             write_file(folder / "README.md", card)
     elif is_writer:
         # From a checkpoint: no process could hold the whole of a large model.

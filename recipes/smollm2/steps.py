@@ -49,6 +49,7 @@ import nemotron4
 from nemotron4.evaluation.data import data_folder
 from nemotron4.grading.repetition import is_looping
 from nemotron4.grading.statistics import wilson
+from nemotron4.plots import draw_bars
 from nemotron4.records import Message
 from nemotron4.report import Bar, Bars, Folded, Table, as_markdown, percent, write_report
 from nemotron4.runs import read_rows, write_file, write_json
@@ -69,6 +70,7 @@ MAX_WORDS, LONG_WORDS, EVERY, EDITED = 110, (100, 240), 6, 1400
 STAGES = ("before", "sft", "again", "dpo", "rpo-1", "rpo-2", "grpo")
 VERSE = ("verse", "rhyme")
 KINDS = ("code", "sum", "reading", "instruction")
+IFEVAL = ("prompt_strict", "instruction_strict", "looping")
 SHOWN = {"ends": ("all", "forms", "code"), "loops": ("all",), "holds": ("verse", *KINDS)}
 
 
@@ -268,14 +270,16 @@ def _shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     return made
 
 
-def report(out: Path, run: Path) -> None:
-    """A table of all stages, a picture, and the answers to the first ten prompts, as they came."""
+def report(out: Path, run: Path, picture: Path | None) -> None:
+    """A table of all stages, bars, and the answers to the first ten prompts, as they came."""
     columns = [(metric, group) for metric, groups in SHOWN.items() for group in groups]
     rows: list[list[str]] = []
     bars: list[Bar] = []
     texts: list[Folded] = []
     for name in STAGES:
         path = run / (name if name == "before" else f"measured-{name}") / "measured.json"
+        if not path.is_file():  # piece by piece, not every stage was run
+            continue
         measured = json.loads(path.read_text(encoding="utf-8"))
         rows.append([name])
         for metric, group in columns:
@@ -287,25 +291,32 @@ def report(out: Path, run: Path) -> None:
             rows[-1].append(percent(share, interval))
             ends = (100 * number for number in (share, interval.lower, interval.upper))
             bars.append(Bar(f"{metric}: {group}", *ends, series=name))
-        rows[-1] += _ifeval(run / f"ifeval-{name}" / "run" / "ifeval" / "result.json")
+        found = _ifeval(run / f"ifeval-{name}" / "run" / "ifeval" / "result.json")
+        rows[-1] += [f"{value:.1f} % [{lower:.1f}, {upper:.1f}]" for value, lower, upper in found]
+        bars += [Bar(f"IFEval, {IFEVAL[at]}", *each, series=name) for at, each in enumerate(found)]
         answers = [(answer["prompt"], answer["text"]) for answer in measured["answers"][:10]]
         texts.append(Folded(f"{name}: answers to the first ten prompts", answers))
     names = [f"{metric}: {group}" for metric, group in columns]
-    table = Table(["stage", *names, "IFEval prompt, strict", "IFEval instruction, strict"], rows)
-    blocks = [table, Bars("Held-out prompts", "%", bars, limit=100.0), *texts]
+    rows = [[*row, *[""] * (1 + len(names) + len(IFEVAL) - len(row))] for row in rows]
+    table = Table(["stage", *names, *(f"IFEval, {name}" for name in IFEVAL)], rows)
+    shown = Bars("Held-out prompts and IFEval", "%", bars, limit=100.0)
+    if picture is not None:
+        draw_bars(shown, picture)
+    blocks = [table, shown, *texts]
     write_report(out, "From a ChatML model to the card's format", blocks)
     print(as_markdown([table]))
 
 
-def _ifeval(path: Path) -> list[str]:
+def _ifeval(path: Path) -> list[tuple[float, float, float]]:
+    """Each of ``IFEVAL`` with its interval; empty where it was not run."""
     if not path.is_file():
-        return ["", ""]
+        return []
     result = json.loads(path.read_text(encoding="utf-8"))
-    cells = []
-    for metric in ("prompt_strict", "instruction_strict"):
-        interval = result["intervals"][metric]
-        cells.append(f"{result['metrics'][metric]:.1f} % [{interval['lower']:.1f}, {interval['upper']:.1f}]")
-    return cells
+    ends = (result["intervals"][name] for name in IFEVAL)
+    return [
+        (result["metrics"][name], each["lower"], each["upper"])
+        for name, each in zip(IFEVAL, ends, strict=True)
+    ]
 
 
 def ask(out: Path, which: int, size: int) -> None:
@@ -352,6 +363,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", type=int, default=16, help="topics to ask about; the rest grows with it")
     parser.add_argument("--run", type=Path, help="the folder of the recipe's run, for report")
+    parser.add_argument("--picture", type=Path, help="where report draws its bars, with matplotlib")
     parser.add_argument("--samples", type=Path, help="the answers to select from")
     parser.add_argument("--round", type=int, default=0, help="which prompts to ask")
     parser.add_argument("--limit", type=int, help="held-out prompts, the first ones")
@@ -370,7 +382,7 @@ def main() -> None:
     elif options.step == "pair":
         pair(options.out)
     elif options.step == "report":
-        report(options.out, options.run)
+        report(options.out, options.run, options.picture)
     else:
         measure(options.out, options.adapter, options.limit)
 

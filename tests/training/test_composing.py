@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.adapter_base import read_base
@@ -15,7 +16,7 @@ from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.cli.main import main
 from nemotron4.errors import CheckpointError, ConfigError
 from nemotron4.model.adapter_config import AdapterConfig
-from nemotron4.model.adapter_files import read_adapter_config
+from nemotron4.model.adapter_files import WEIGHTS_FILE, read_adapter_config
 from nemotron4.training import chain, run, run_chain
 from nemotron4.training.composing import composed
 from nemotron4.training.recipe import Recipe, build
@@ -226,3 +227,16 @@ def test_a_tied_weight_is_refused_before_training(tmp_path: Path, more: dict) ->
     with pytest.raises(ConfigError, match="shares its weight"):
         run.train(recipe(tmp_path, start, adapter={"kind": "lora", "rank": 2} | more))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_an_adapter_has_the_type_that_is_asked_for(tmp_path: Path, llama: Path) -> None:
+    first = run.train(recipe(tmp_path, llama, run={"result_dtype": "bfloat16", "max_steps": 1})).output
+    again = tmp_path / "again"
+    again.mkdir()
+    more = {"model": {"adapter": str(first)}, "adapter": {"rank": 1}, "run": {"max_steps": 1}}
+    for folder, dtype in (
+        (first, torch.bfloat16),
+        (run.train(recipe(again, llama, **more)).output, torch.float32),
+    ):
+        assert folder is not None
+        assert {tensor.dtype for tensor in load_file(folder / WEIGHTS_FILE).values()} == {dtype}
