@@ -102,6 +102,15 @@ INLINE const uint16_t *seen_values(const uint16_t *values, int num_seen, int wid
     return copy;
 }
 
+// Keys and values of the block behind the one at ``start``: no two of a head are neighbours in memory.
+INLINE void prefetch_next(const AttendTask &t, const int32_t *blocks, int start, int end, int padded, int wide) {
+    if (start + BLOCK >= end) return;
+    const char *keys = t.keys + blocks[start / BLOCK + 1] * t.key_block;
+    const char *values = t.values + blocks[start / BLOCK + 1] * t.value_block;
+    for (int i = 0; i < padded * BLOCK * 2; i += 64) prefetch(keys + i);
+    for (int i = 0; i < wide * BLOCK * 2; i += 64) prefetch(values + i);
+}
+
 #if defined(HAS_AMX)
 
 struct Running { // queries on their way through the blocks
@@ -134,10 +143,7 @@ void attend_tiles(Running &run, int first, int count, const AttendTask &t, const
     for (; start < end; start += BLOCK) {
         const uint16_t *keys = (const uint16_t *)(t.keys + blocks[start / BLOCK] * t.key_block);
         const uint16_t *values = (const uint16_t *)(t.values + blocks[start / BLOCK] * t.value_block);
-        if (start + BLOCK < end) {
-            const char *next = t.keys + blocks[start / BLOCK + 1] * t.key_block;
-            for (int i = 0; i < padded * BLOCK * 2; i += 64) prefetch(next + i);
-        }
+        prefetch_next(t, blocks, start, end, padded, wide);
         _tile_zero(0);
         _tile_zero(1);
         for (int e = 0; e < padded; e += 32) {
@@ -235,6 +241,7 @@ template <int QB> void attend_pairs(const AttendTask &t, const AttendMember &m, 
     for (int start = 0; start <= last; start += BLOCK) {
         const uint16_t *keys = (const uint16_t *)(t.keys + m.blocks[start / BLOCK] * t.key_block);
         const uint16_t *values = (const uint16_t *)(t.values + m.blocks[start / BLOCK] * t.value_block);
+        prefetch_next(t, m.blocks, start, last + 1, padded, wide);
         V s[2][QB] = {};
         for (int half = 0; half < 2; half++)
             for (int e = 0; e < padded; e += 32) {
@@ -276,8 +283,13 @@ template <int QB> void attend_pairs(const AttendTask &t, const AttendMember &m, 
 void attend_pairs(const AttendTask &t, const AttendMember &m, float *out) {
     [[maybe_unused]] const FlushSubnormals flush;
     const int total = m.num_rows * t.heads_per_kv;
+#if defined(__AVX512F__)
+    constexpr int AT_ONCE = 4;
+#else
+    constexpr int AT_ONCE = 2; // the sums of more do not fit into the registers
+#endif
     int i = 0;
-    for (; i + 4 <= total; i += 4) attend_pairs<4>(t, m, i, out);
+    for (; i + AT_ONCE <= total; i += AT_ONCE) attend_pairs<AT_ONCE>(t, m, i, out);
     if (total - i == 3) attend_pairs<3>(t, m, i, out);
     if (total - i == 2) attend_pairs<2>(t, m, i, out);
     if (total - i == 1) attend_pairs<1>(t, m, i, out);
