@@ -55,7 +55,10 @@ def test_what_got_slower_than_a_tenth_is_named(
     ]
     (tmp_path / "record.json").write_text(json.dumps(old))
     record = run.Record(tmp_path / "record.json")
-    for median in (1.0, after):  # what is known of a figure after its second round takes the place of the first
+    for median in (
+        1.0,
+        after,
+    ):  # what is known of a figure after its second round takes the place of the first
         record.put(entry(cell, median, unit=unit))
     assert bool(record.slower()) == is_slower
     assert len(json.loads((tmp_path / "record.json").read_text())) == 3
