@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import nemotron4
 from nemotron4.cli.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -162,6 +163,18 @@ def test_trials_that_are_there_are_not_repeated(
     assert ran == [0, 1, 2]
     scripts["law"].main(tmp_path)
     assert "| card | 3 | 2.0000 | 0.0000 |" in (tmp_path / "trials.md").read_text("utf-8")
+
+
+def test_the_committed_model_takes_an_order_and_ends() -> None:
+    ordered = [{"role": "user", "content": "Can I get a large latte with oat milk please?"}]
+    with nemotron4.load(FOLDER / "model", dtype="float32") as engine:
+        first = engine.generate(ordered, temperature=0.0)[0]
+        said = {"role": "assistant", "content": first.text}
+        then = engine.generate([*ordered, said, {"role": "user", "content": "yes"}], temperature=0.0)[0]
+    assert "order" in first.text
+    assert "soon" in then.text
+    assert first.finish_reason == then.finish_reason == "stop"
+    assert sum(file.stat().st_size for file in (FOLDER / "model").iterdir()) < 8_000_000
 
 
 @pytest.mark.slow  # two minutes: ten stages, each some starts of the command
