@@ -60,7 +60,7 @@ def test_chat_rows_of_every_form_are_the_same_conversation(row: dict) -> None:
     assert parse("sft", row) == ChatRow(messages=(*PROMPT, Message("assistant", "hello")))
 
 
-@pytest.mark.parametrize("names", [("input", "output"), ("prompt", "completion")])
+@pytest.mark.parametrize("names", [("input", "output"), ("prompt", "completion"), ("prompt", "response")])
 def test_a_string_prompt_is_taken_as_rendered(names: tuple[str, str]) -> None:
     row = dict(zip(names, ("Q: hi A:", " hello"), strict=True))
     assert parse("sft", row) == AnswerRow(prompt="Q: hi A:", answer=" hello")

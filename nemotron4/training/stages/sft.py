@@ -50,9 +50,11 @@ class ChatKind(RowKind):
             if name is None:
                 raise rows.no_form(row, f"with the question one of {', '.join(names)}")
             return ChatRow(messages=(*question, Message("assistant", row.text(name))))
-        for prompt, answer in (("input", "output"), ("prompt", "completion"), ("prompt", "response")):
-            if answer in row or (prompt in row and answer != "response"):
-                return self._two(row, prompt, answer)
+        pairs = (("input", "output"), ("prompt", "completion"), ("prompt", "response"))
+        for column in (1, 0):  # where there is no answer, its name is told by the prompt's
+            for pair in pairs:
+                if pair[column] in row:
+                    return self._two(row, *pair)
         raise rows.no_form(
             row, "messages, conversations, instruction and output, input and output, or prompt and completion"
         )
