@@ -222,6 +222,41 @@ void attend_bf16(const AttendTask &t, float *out) {
 
 #else
 
+// Of each query: 32 numbers ``x`` times sixteen pairs of bfloat16 in sixteen lanes, the even ones and the odd ones.
+template <int QB>
+INLINE void sixteen_pairs(const float *x, int x_stride, const uint16_t *pairs, int stride, V (&sum)[QB]) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    const __m256i mask = _mm256_set1_epi32((int)0xffff0000);
+    for (int half = 0; half < 2; half++) { // one after the other: the sums of both do not fit into the registers
+        __m256 even[QB], odd[QB];
+        for (int j = 0; j < QB; j++) even[j] = odd[j] = _mm256_setzero_ps();
+        for (int i = 0; i < 16; i++) {
+            const __m256i pair = _mm256_loadu_si256((const __m256i *)(pairs + i * stride + half * 16));
+            const __m256 low = _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
+            const __m256 high = _mm256_castsi256_ps(_mm256_and_si256(pair, mask));
+            for (int j = 0; j < QB; j++) {
+                even[j] = _mm256_fmadd_ps(_mm256_set1_ps(x[j * x_stride + 2 * i]), low, even[j]);
+                odd[j] = _mm256_fmadd_ps(_mm256_set1_ps(x[j * x_stride + 2 * i + 1]), high, odd[j]);
+            }
+        }
+        for (int j = 0; j < QB; j++) {
+            const __m256 both = _mm256_add_ps(even[j], odd[j]);
+            memcpy((char *)&sum[j] + half * 32, &both, 32);
+        }
+    }
+#else
+    V even[QB] = {}, odd[QB] = {};
+    for (int i = 0; i < 16; i++) {
+        const I pair = load_codes((const uint8_t *)(pairs + i * stride));
+        for (int j = 0; j < QB; j++) {
+            even[j] = fma(x[j * x_stride + 2 * i], lower(pair), even[j]);
+            odd[j] = fma(x[j * x_stride + 2 * i + 1], upper(pair), odd[j]);
+        }
+    }
+    for (int j = 0; j < QB; j++) sum[j] = even[j] + odd[j];
+#endif
+}
+
 template <int QB> void attend_pairs(const AttendTask &t, const AttendMember &m, int first, float *out) {
     const int dim = t.head_dim, padded = (dim + 31) / 32 * 32, wide = (dim + 15) / 16 * 16;
     alignas(64) float sums[QB][MOST_DIM], rows[QB][MOST_DIM], p[QB][BLOCK];
@@ -245,15 +280,9 @@ template <int QB> void attend_pairs(const AttendTask &t, const AttendMember &m, 
         V s[2][QB] = {};
         for (int half = 0; half < 2; half++)
             for (int e = 0; e < padded; e += 32) {
-                V even[QB] = {}, odd[QB] = {};
-                for (int i = e; i < e + 32; i += 2) {
-                    const I pair = load_codes((const uint8_t *)(keys + i * BLOCK + half * 32));
-                    for (int j = 0; j < QB; j++) {
-                        even[j] = fma(rows[j][i], lower(pair), even[j]);
-                        odd[j] = fma(rows[j][i + 1], upper(pair), odd[j]);
-                    }
-                }
-                for (int j = 0; j < QB; j++) s[half][j] += even[j] + odd[j];
+                V sum[QB];
+                sixteen_pairs<QB>(&rows[0][e], MOST_DIM, keys + e * BLOCK + half * 32, BLOCK * 2, sum);
+                for (int j = 0; j < QB; j++) s[half][j] += sum[j];
             }
         for (int j = 0; j < QB; j++) {
             V a = s[0][j], b = s[1][j];
@@ -265,16 +294,9 @@ template <int QB> void attend_pairs(const AttendTask &t, const AttendMember &m, 
         }
         values = seen_values(values, last + 1 - start, wide, copy);
         for (int e = 0; e < wide; e += 16) {
-            V even[QB] = {}, odd[QB] = {};
-            for (int i = 0; i < BLOCK; i += 2) {
-                const I pair = load_codes((const uint8_t *)(values + i * wide + 2 * e));
-                for (int j = 0; j < QB; j++) {
-                    even[j] = fma(p[j][i], lower(pair), even[j]);
-                    odd[j] = fma(p[j][i + 1], upper(pair), odd[j]);
-                }
-            }
-            for (int j = 0; j < QB; j++)
-                store(sums[j] + e, fma(load(sums[j] + e), shrink[j], even[j] + odd[j]));
+            V sum[QB];
+            sixteen_pairs<QB>(p[0], BLOCK, values + 2 * e, wide * 2, sum);
+            for (int j = 0; j < QB; j++) store(sums[j] + e, fma(load(sums[j] + e), shrink[j], sum[j]));
         }
     }
     for (int j = 0; j < QB; j++) finish_query(sums[j], weight[j], dim, q[j].out);
@@ -283,13 +305,8 @@ template <int QB> void attend_pairs(const AttendTask &t, const AttendMember &m, 
 void attend_pairs(const AttendTask &t, const AttendMember &m, float *out) {
     [[maybe_unused]] const FlushSubnormals flush;
     const int total = m.num_rows * t.heads_per_kv;
-#if defined(__AVX512F__)
-    constexpr int AT_ONCE = 4;
-#else
-    constexpr int AT_ONCE = 2; // the sums of more do not fit into the registers
-#endif
     int i = 0;
-    for (; i + AT_ONCE <= total; i += AT_ONCE) attend_pairs<AT_ONCE>(t, m, i, out);
+    for (; i + 4 <= total; i += 4) attend_pairs<4>(t, m, i, out);
     if (total - i == 3) attend_pairs<3>(t, m, i, out);
     if (total - i == 2) attend_pairs<2>(t, m, i, out);
     if (total - i == 1) attend_pairs<1>(t, m, i, out);
