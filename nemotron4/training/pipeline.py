@@ -10,13 +10,12 @@ Legend: M rows (micro-batches) of a data rank, N tokens of a row, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.distributed.tensor import DTensor
 
 from nemotron4.errors import ConfigError
@@ -31,6 +30,9 @@ from nemotron4.training.samples import Sample
 from nemotron4.training.scorer import Scorer, hidden
 from nemotron4.training.sharded import Grid, ShardedEngine, shard, whole
 from nemotron4.training.stage import Objective
+
+if TYPE_CHECKING:
+    from torch.distributed.pipelining import Schedule1F1B
 
 Finish = Callable[[Tensor, PackedRow], Tensor]
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
@@ -153,6 +155,8 @@ class PipelineEngine(ShardedEngine):
 
     def _schedule_for(self, num_rows: int, num_tokens: int) -> Schedule1F1B:
         """The schedule keeps the buffers of one shape; another shape makes another one."""
+        from torch.distributed.pipelining import PipelineStage, Schedule1F1B  # half a second of each start
+
         if self._schedule is None or self._schedule_shape != (num_rows, num_tokens):
             edge = self._edge(num_tokens, "meta").requires_grad_()
             tokens = torch.empty(1, num_tokens, dtype=torch.long, device="meta")
