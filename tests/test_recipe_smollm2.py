@@ -181,6 +181,24 @@ def test_the_second_training_ends_before_the_first_repetition(steps: ModuleType,
     assert len(made) == 4
 
 
+def test_more_rows_are_of_the_kinds_that_were_hardly_followed(
+    steps: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEMOTRON4_EVAL_DATA", str(tmp_path / "none"))
+    prose = steps.tasks.form_task("What is interesting about {}?", "bees")
+    answer = (
+        "Bees build their combs from yellow wax. They dance to show others the way. Some people keep them."
+    )
+    steps.write_rows(tmp_path / "samples.jsonl", [sample(prose, answer), sample(prose, "No.")])
+    steps.write_rows(tmp_path / "first.jsonl", [{"messages": [{"role": "assistant", "content": "c"}]}])
+    steps.more(tmp_path, tmp_path / "samples.jsonl", tmp_path / "first.jsonl", 1)
+    made = [row["messages"][-1]["content"] for row in read_rows(tmp_path / "sft.jsonl")]
+    assert len(made) == 41
+    assert "c" in made
+    assert any(text == text.upper() for text in made)
+    assert not any("No." in text for text in made)
+
+
 def test_a_pair_is_the_best_and_the_worst(steps: ModuleType, tmp_path: Path) -> None:
     task = {"kind": "sum", "question": "What is 1 + 1?", "check": {"answer": "2"}}
     even = task | {"question": "What is 2 + 2?", "check": {"answer": "4"}}
