@@ -194,6 +194,20 @@ def result_blocks(result: Result, task: Task) -> list[Block]:
     ]
 
 
+def _cost(usage: Mapping[str, float]) -> list[str]:
+    """One line; the seconds are of all requests together, of which many ran at once."""
+    said = []
+    for prefix, who in (("", ""), ("judge_", "judge: ")):
+        named = (
+            ("prompt_tokens", "tokens in"),
+            ("completion_tokens", "tokens out"),
+            ("duration_s", "request seconds"),
+        )
+        found = [f"{usage[prefix + key]:,.0f} {words}" for key, words in named if usage.get(prefix + key)]
+        said += [who + ", ".join(found)] if found else []
+    return ["; ".join(said)] if said else []
+
+
 def _provenance(result: Result, task: Task) -> list[str]:
     """Who was measured, what it cost, and what must agree before two results are compared."""
     who = f"model {result.model or 'not named'}"
@@ -202,8 +216,7 @@ def _provenance(result: Result, task: Task) -> list[str]:
     who += f"; seed {result.seed}" + (f"; sample of {result.limit}" if result.limit else "")
     who += f"; code in {result.isolation}" if result.isolation else ""
     lines = [who]
-    if result.usage:
-        lines.append("; ".join(f"{name} {value:.6g}" for name, value in result.usage.items()))
+    lines += _cost(result.usage)
     standard = "" if result.data_is_standard else " (not the standard file)"
     lines.append(
         f"sha256: data {result.data_sha256[:12]}{standard}, prompt {result.prompt_sha256[:12]},"

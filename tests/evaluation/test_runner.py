@@ -129,7 +129,9 @@ def test_a_run_and_its_stored_answers_have_the_same_score(
         assert "1 repeated: " in captured.err
         assert main(command) == 0  # everything is there: the second time asks nothing
         assert len(server.requests) == 8
-    capsys.readouterr()
+        capsys.readouterr()
+        assert main(command[:-1]) == 0
+        assert "40 tokens in, 24 tokens out" in capsys.readouterr().out
     answers = str(out / "gsm8k/responses.jsonl")
     assert main(["eval", "score", "gsm8k", "--responses", answers, "--data", file, "--json"]) == 0
     stored = json.loads(capsys.readouterr().out)
