@@ -26,7 +26,7 @@ from nemotron4.cli.options import (
     QuantizeOption,
     RevisionOption,
 )
-from nemotron4.errors import ConfigError
+from nemotron4.errors import ConfigError, Problems, unknown_name
 from nemotron4.inference import PREFIX_CACHE_GB
 from nemotron4.server.settings import RemoteServer, ServerSettings, read_api_keys
 
@@ -160,6 +160,7 @@ def serve(
     The port opens when the model can generate. SIGTERM or Ctrl-C lets running requests end; a second signal
     exits at once. Keys: NEMOTRON4_API_KEY (--compare-with), NEMOTRON4_JUDGE_API_KEY (--reward-model).
     """
+    _look_first(api_key_file, adapter or (), chat_template)
     settings = ServerSettings(
         host=host,
         served_names=tuple(served_model_name or ()),
@@ -175,8 +176,7 @@ def serve(
         compare_with=_endpoint(compare_with, "NEMOTRON4_API_KEY"),
         reward_model=_endpoint(reward_model, "NEMOTRON4_JUDGE_API_KEY"),
     )
-
-    merged, named = _that_exist(split_adapters(adapter or (), is_enabled=enable_lora))
+    merged, named = split_adapters(adapter or (), is_enabled=enable_lora)
     from nemotron4.cluster.slurm import find_rank
     from nemotron4.server.guard import GuardSettings
     from nemotron4.server.run import run
@@ -220,6 +220,28 @@ def serve(
     options["prefix_cache_gb"] = prefix_cache_gb
     put_on_port(lambda: _load_builtin(model, merged, named, context=context, revision=revision, **options))
     return 0
+
+
+def _look_first(keys: Path | None, adapters: Sequence[str], template: str | None) -> None:
+    """Names of files that lead nowhere, told together."""
+    from nemotron4.text.prompt import FORMATS
+
+    problems = Problems()
+    with problems.kept():
+        if keys is not None:
+            read_api_keys(keys)
+    for each in adapters:
+        with problems.kept():
+            name, _, path = each.partition("=")
+            if each not in (AUTO, NONE) and not Path(each).exists() and not Path(path or each).exists():
+                raise ConfigError(
+                    f"adapter {name!r}: there is no {path or each}", hint="name the adapter's folder"
+                )
+    with problems.kept():
+        if template is not None and template not in FORMATS and not Path(template).is_file():
+            message, hint = unknown_name("prompt format", template, FORMATS)
+            raise ConfigError(f"{message}, and there is no such file", hint=hint)
+    problems.tell()
 
 
 def _endpoint(url: str | None, key_variable: str) -> RemoteServer | None:
@@ -270,14 +292,6 @@ def _load_builtin(
         ready = load(checkpoint, adapter=chosen, adapters=named, **options)
     show_notes(ready.info)
     return ready
-
-
-def _that_exist(adapters: tuple[str, dict[str, str] | None]) -> tuple[str, dict[str, str] | None]:
-    """The same; a named one that is not there is told before the model is loaded."""
-    for name, path in (adapters[1] or {}).items():
-        if not Path(path).exists():
-            raise ConfigError(f"adapter {name!r}: there is no {path}", hint="name the adapter's folder")
-    return adapters
 
 
 def split_adapters(given: Sequence[str], *, is_enabled: bool = False) -> tuple[str, dict[str, str] | None]:

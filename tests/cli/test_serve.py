@@ -32,6 +32,8 @@ CARD_PROMPT = (
         (["--max-body-mb", "0"], "max_body_bytes is 0"),
         (["--port", "0", "--host", "no such host"], "is no address"),
         (["--adapter", "one=/no/such/adapter"], "adapter 'one': there is no /no/such/adapter"),
+        (["--api-key-file", "/no", "--adapter", "/none", "--chat-template", "no.jinja"], "there is no /none"),
+        (["--api-key-file", "/no", "--adapter", "/none", "--chat-template", "no.jinja"], "format 'no.jinja'"),
         (["--tensor-parallel", "2"], "tensor_parallel is 2, pipeline_parallel 1, nodes 1"),
         (["--kv-cache-dtype", "fp8"], "kv_cache_dtype is 'fp8'; the built-in engine"),
         (["--engine", "vllm", "--quantize", "int8"], "vLLM reads weights that are quantised already"),
