@@ -20,19 +20,6 @@ INLINE I dot4(I sum, I codes, int32_t four) { // sum + unsigned codes times four
                                      _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8));
     __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(w, 8), _mm512_srai_epi16(x, 8));
     return (I)_mm512_add_epi32((__m512i)sum, _mm512_add_epi32(even, odd));
-#elif defined(__AVX2__)
-    __m256i h[2], s[2];
-    memcpy(h, &codes, 64);
-    memcpy(s, &sum, 64);
-    __m256i x = _mm256_set1_epi32(four), x_even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8);
-    __m256i x_odd = _mm256_srai_epi16(x, 8);
-    for (int i = 0; i < 2; i++) {
-        __m256i even = _mm256_madd_epi16(_mm256_and_si256(h[i], _mm256_set1_epi16(255)), x_even);
-        __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(h[i], 8), x_odd);
-        s[i] = _mm256_add_epi32(s[i], _mm256_add_epi32(even, odd));
-    }
-    memcpy(&sum, s, 64);
-    return sum;
 #else
     for (int c = 0; c < 4; c++)
         sum += (int32_t)(int8_t)((uint32_t)four >> (8 * c)) * ((codes >> (8 * c)) & 255);
@@ -66,6 +53,57 @@ INLINE const int8_t *row_codes(const Rows &rows, const int8_t *codes, int row) {
     return codes + (size_t)(row / 16) * 16 * rows.padded + row % 16 * 32;
 }
 
+// Adds to ``dots`` 32 columns of MR rows, ``at`` in each, times the codes of sixteen outputs.
+template <int KIND, int MR>
+INLINE void dot_group(const uint8_t *codes, const int8_t *const (&x)[MR], int at, I (&dots)[MR]) {
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+    const __m256i bytes = _mm256_set1_epi16(255), nibbles = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    for (int half = 0; half < 2; half++) { // one after the other, so that the sums stay in registers
+        __m256i sum[MR];
+        for (int r = 0; r < MR; r++) memcpy(&sum[r], (char *)&dots[r] + half * 32, 32);
+        for (int i = 0; i < (KIND == W_S8 ? 8 : 4); i++) {
+            const __m256i c = _mm256_loadu_si256((const __m256i *)(codes + i * 64 + half * 32));
+            if (KIND == W_S8) {
+                const __m256i u = _mm256_xor_si256(c, _mm256_set1_epi8(-128));
+                const __m256i even = _mm256_and_si256(u, bytes), odd = _mm256_srli_epi16(u, 8);
+                for (int r = 0; r < MR; r++) {
+                    const __m256i four = _mm256_set1_epi32(four_of(x[r] + at + i * 4));
+                    sum[r] = _mm256_add_epi32(
+                        sum[r], _mm256_add_epi32(
+                                    _mm256_madd_epi16(even, _mm256_srai_epi16(_mm256_slli_epi16(four, 8), 8)),
+                                    _mm256_madd_epi16(odd, _mm256_srai_epi16(four, 8))));
+                }
+            } else { // of four bits: pairs of products fit into sixteen
+                const __m256i low = _mm256_and_si256(c, nibbles);
+                const __m256i high = _mm256_and_si256(_mm256_srli_epi16(c, 4), nibbles);
+                for (int r = 0; r < MR; r++) {
+                    const __m256i a = _mm256_set1_epi32(four_of(x[r] + at + i * 8));
+                    const __m256i b = _mm256_set1_epi32(four_of(x[r] + at + i * 8 + 4));
+                    const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, a), _mm256_maddubs_epi16(high, b));
+                    sum[r] = _mm256_add_epi32(sum[r], _mm256_madd_epi16(pairs, ones));
+                }
+            }
+        }
+        for (int r = 0; r < MR; r++) memcpy((char *)&dots[r] + half * 32, &sum[r], 32);
+    }
+#else
+#pragma GCC unroll 8
+    for (int i = 0; i < (KIND == W_S8 ? 8 : 4); i++) {
+        const I c = load_codes(codes + i * 64);
+        if (KIND == W_S8) {
+            const I u = c ^ (int32_t)0x80808080; // unsigned: 128 more, which sums take back
+            for (int r = 0; r < MR; r++) dots[r] = dot4(dots[r], u, four_of(x[r] + at + i * 4));
+        } else {
+            const I low = c & 0x0f0f0f0f, high = (c >> 4) & 0x0f0f0f0f;
+            for (int r = 0; r < MR; r++) {
+                dots[r] = dot4(dots[r], low, four_of(x[r] + at + i * 8));
+                dots[r] = dot4(dots[r], high, four_of(x[r] + at + i * 8 + 4));
+            }
+        }
+    }
+#endif
+}
+
 // MR rows, all of one block of sixteen, times one panel.
 template <int KIND, bool WIDE, int MR>
 INLINE void few_rows(const Weight &w, const Rows &rows, int row, PanelOf panel, float *out, int stride) {
@@ -85,36 +123,11 @@ INLINE void few_rows(const Weight &w, const Rows &rows, int row, PanelOf panel, 
             dots[r] = I{};
             lows[r] = KIND == W_S8 ? alli(rows.sums[place + r]) : I{};
         }
-        if (KIND == W_S8) {
-            const uint8_t *codes = panel.codes + (size_t)g * 512;
-            if (MR <= 2)
-                for (int i = 0; i < 512; i += 64) prefetch(codes + i + 4096);
-#pragma GCC unroll 8
-            for (int i = 0; i < 8; i++) {
-                I c = load_codes(codes + i * 64) ^ (int32_t)0x80808080; // unsigned: 128 more, which sums take back
-                for (int r = 0; r < MR; r++) {
-                    dots[r] = dot4(dots[r], c, four_of(x[r] + g * 512 + i * 4));
-                    if (WIDE) lows[r] = dot4(lows[r], c, four_of(y[r] + g * 512 + i * 4));
-                }
-            }
-        } else {
-            const uint8_t *codes = panel.codes + (size_t)g * 256;
-            if (MR <= 2)
-                for (int i = 0; i < 256; i += 64) prefetch(codes + i + 3072);
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) {
-                I both = load_codes(codes + i * 64);
-                I low = both & 0x0f0f0f0f, high = (both >> 4) & 0x0f0f0f0f;
-                for (int r = 0; r < MR; r++) {
-                    dots[r] = dot4(dots[r], low, four_of(x[r] + g * 512 + i * 8));
-                    dots[r] = dot4(dots[r], high, four_of(x[r] + g * 512 + i * 8 + 4));
-                    if (WIDE) {
-                        lows[r] = dot4(lows[r], low, four_of(y[r] + g * 512 + i * 8));
-                        lows[r] = dot4(lows[r], high, four_of(y[r] + g * 512 + i * 8 + 4));
-                    }
-                }
-            }
-        }
+        const uint8_t *codes = panel.codes + (size_t)g * (KIND == W_S8 ? 512 : 256);
+        if (MR <= 2)
+            for (int i = 0; i < (KIND == W_S8 ? 512 : 256); i += 64) prefetch(codes + i + (KIND == W_S8 ? 4096 : 3072));
+        dot_group<KIND, MR>(codes, x, g * 512, dots);
+        if (WIDE) dot_group<KIND, MR>(codes, y, g * 512, lows);
         const V scale = load_halves(panel.scales + (size_t)g * (KIND == W_U4 ? 32 : 16));
         for (int r = 0; r < MR; r++) {
             const I total = (WIDE ? dots[r] << 7 : dots[r]) + lows[r];
