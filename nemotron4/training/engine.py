@@ -136,14 +136,14 @@ class TrainingEngine:
 
     def _backward(self, rows: Sequence[PackedRow], objective: Objective, count: float) -> Sums:
         sums = Sums()
-        with self._computing():
+        with self.computing():
             for row in self._with_slopes(rows, objective, count):
                 terms = objective.terms(self.scorer(row), row)
                 torch.autograd.backward(self._scaled_for_backward(terms.loss.sum / count))
                 sums.add(terms.loss.sum, terms.totals, row)
         return sums
 
-    def _computing(self) -> contextlib.AbstractContextManager[None]:
+    def computing(self) -> contextlib.AbstractContextManager[None]:
         """The scorer's weights are in the type of ``compute`` within."""
         return contextlib.nullcontext() if self._copies is None else self._copies.in_place()
 
@@ -182,7 +182,7 @@ class TrainingEngine:
         """A row's scores without gradients, in evaluation mode."""
         was_training = self.scorer.training
         self.scorer.eval()
-        with self._computing():
+        with self.computing():
             scores: Tensor = self.scorer(row)
         self.scorer.train(was_training)
         return scores

@@ -62,8 +62,11 @@ class Sampler:
 
     @contextlib.contextmanager
     def _policy(self) -> Iterator[Transformer]:
-        """The policy without dropout."""
+        """The policy without dropout, in the type that the trainer computes in."""
         net = self.engine.scorer.net
+        computing = (
+            contextlib.nullcontext() if isinstance(self.engine, ShardedEngine) else self.engine.computing()
+        )
         if isinstance(self.engine, ShardedEngine):
             tensors = self.engine.whole_tensors(dict(net.named_parameters()))
             net = self.skeleton()
@@ -72,7 +75,8 @@ class Sampler:
         was_training = net.training
         net.eval()
         try:
-            yield net
+            with computing:
+                yield net
         finally:
             net.train(was_training)
 

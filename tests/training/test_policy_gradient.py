@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -194,10 +195,12 @@ def test_lora_trains_against_the_base_without_a_second_model(tmp_path: Path, nem
     assert second["kl"] > 0
 
 
+@pytest.mark.parametrize("tables", [{}, {"adapter": {"kind": "lora", "rank": 2}}], ids=["whole", "lora"])
 def test_with_16_bits_the_sampler_is_as_near_to_the_trainer_as_they_allow(
-    tmp_path: Path, nemotron: Path
+    tmp_path: Path, nemotron: Path, tables: dict[str, Any]
 ) -> None:
-    run.train(make(tmp_path, nemotron, "ppo", model={"compute": "bfloat16"}), connect=judging(LengthJudge()))
+    recipe = make(tmp_path, nemotron, "ppo", model={"compute": "bfloat16"}, **tables)
+    run.train(recipe, connect=judging(LengthJudge()))
     for line in metrics(tmp_path / "run"):
         assert 1e-5 < line["sampler_gap"] < 0.2
     assert metrics(tmp_path / "run")[0]["ratio"] == pytest.approx(1, abs=1e-2)
