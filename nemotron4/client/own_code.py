@@ -7,6 +7,7 @@ reads lists of rows as JSON lines and answers each with ``{"rows": [...]}`` or `
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import importlib.util
 import inspect
@@ -46,6 +47,23 @@ def load_function(file: Path, name: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"{file}: there is no function {name!r}")
     return function  # type: ignore[no-any-return]
+
+
+def needed_parameters(file: Path, name: str) -> tuple[str, ...]:
+    """Names of a function's parameters without a default, from the file's text: nothing of it runs here."""
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read as Python: {error}") from error
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            given = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args)]
+            named = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            return (
+                *given[: len(given) - len(node.args.defaults)],
+                *(arg.arg for arg, default in named if default is None),
+            )
+    return ()  # made in another way than by def
 
 
 class OwnCode:
@@ -126,7 +144,8 @@ class OwnCode:
 def serve(function: Callable[..., Any], source: TextIO, sink: TextIO) -> None:
     """Answer each list of rows; see ``called``."""
     parameters = inspect.signature(function).parameters.values()
-    names = tuple(p.name for p in parameters if p.default is p.empty)
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    names = tuple(p.name for p in parameters if p.default is p.empty and p.kind not in kinds)
     for line in source:
         rows = json.loads(line)
         try:

@@ -21,7 +21,7 @@ from nemotron4.client import (
     api_key,
     call_with_retries,
 )
-from nemotron4.client.own_code import OwnCode, split_name
+from nemotron4.client.own_code import OwnCode, needed_parameters, split_name
 from nemotron4.errors import ConfigError, DataError, RequestError, TemplateError, unknown_name
 from nemotron4.grading import answers as grade
 from nemotron4.grading import instructions
@@ -233,6 +233,20 @@ class GenerativeJudge(HttpJudge):
 # -- the user's function
 
 
+JUDGED = ("prompt", "answer", "completion", "row")  # TRL calls an answer completion
+
+
+def _check_parameters(path: str, names: Sequence[str]) -> None:
+    """ConfigError before anything is generated, if the function asks for what no answer has."""
+    one, many = set(JUDGED), {f"{name}s" for name in JUDGED}
+    if not (set(names) <= one or set(names) <= many):
+        raise ConfigError(
+            f"{path} asks for {', '.join(names)}; expected prompt, answer and row, or lists of them: "
+            "prompts, answers and rows",
+            hint="give what else it needs a default",
+        )
+
+
 class FunctionJudge:
     """A function of prompt, answer and row, or of lists of them, in a process of its own.
 
@@ -241,7 +255,8 @@ class FunctionJudge:
 
     def __init__(self, source: RewardSource) -> None:
         assert source.path is not None, "the recipe has checked it"
-        file, _ = split_name(source.path)
+        file, name = split_name(source.path)
+        _check_parameters(source.path, needed_parameters(file, name))
         self.identity = hashlib.sha256(file.read_bytes()).hexdigest()
         self._path = source.path
         self._code = OwnCode(source.path, batch_size=MAX_IN_FLIGHT, timeout_s=source.timeout_s)
@@ -259,7 +274,8 @@ class FunctionJudge:
         plain = prompt if isinstance(prompt, str) else [message.to_json() for message in prompt]
         try:
             value = await self._code.call(
-                {"prompt": plain, "answer": answer.text, "row": dict(answer.fields)}
+                {"prompt": plain, "answer": answer.text, "completion": answer.text}
+                | {"row": dict(answer.fields)}
             )
         except BadContentError as error:
             return RewardVerdict(None, error.message)

@@ -384,10 +384,7 @@ def value(task: Mapping[str, Any], text: str, *, is_ended: bool = True) -> float
     return clean + 0.7 * holds(task, text)
 
 
-def score(prompts: Sequence[str], texts: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    """For `train`: the reward of kind python. This vocabulary spells the marker at the end."""
-    parts = [text.partition("<extra_id_1>") for text in texts]
-    return [
-        value(row["meta"]["task"], said.strip(), is_ended=bool(mark))
-        for (said, mark, _), row in zip(parts, rows, strict=True)
-    ]
+def score(prompts: Sequence[str], answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """For `train`: the reward of kind python. Only answers that ended come here."""
+    judged = zip(answers, rows, strict=True)
+    return [value(row["meta"]["task"], answer.strip()) for answer, row in judged]

@@ -235,6 +235,27 @@ def test_a_function_that_takes_too_long_gives_no_reward(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("signature", "is_right"),
+    [
+        ("prompts, answers, rows", True), ("prompts, completions, **kwargs", True), ("answer", True),
+        ("prompts, texts, rows", False), ("prompt, rows", False), ("prompt, answer, row, k=1, *, n", False),
+    ],
+)  # fmt: skip
+def test_a_function_that_asks_for_what_no_answer_has_is_refused_before_it_runs(
+    signature: str, is_right: bool, tmp_path: Path
+) -> None:
+    value = "[1.0] * len(prompts)" if signature.startswith("prompts") else "1.0"
+    (tmp_path / "rewards.py").write_text(f"def score({signature}):\n    return {value}\n")
+    source = RewardSource(kind="python", path=f"{tmp_path}/rewards.py:score")
+    if is_right:
+        [verdict] = FunctionJudge(source)([answer("yes")])
+        assert verdict.value == 1
+    else:
+        with pytest.raises(ConfigError, match="expected prompt, answer and row, or lists of them"):
+            FunctionJudge(source)
+
+
+@pytest.mark.parametrize(
     ("path", "message"), [("nowhere.py:score", "no such file"), ("score", "expected FILE.py:NAME")]
 )
 def test_a_function_that_is_not_there_is_refused_before_the_run(path: str, message: str) -> None:
