@@ -78,8 +78,8 @@ def test_what_a_program_can_say(
     assert steps.tasks.value(task, right) == 1.0
     assert steps.tasks.value(task, wrong) == pytest.approx(0.3)
     assert steps.tasks.value(task, "") == steps.tasks.value(task, right, is_ended=False) == 0.0
-    assert steps.tasks.score(["?"], [f"{right}\n<extra_id_1>"], [{"meta": {"task": task}}]) == [1.0]
-    assert steps.tasks.score(["?"], [right], [{"meta": {"task": task}}]) == [0.0]  # it never ended
+    # By name, as the trainer calls it.
+    assert steps.tasks.score(prompts=["?"], answers=[right], rows=[{"meta": {"task": task}}]) == [1.0]
 
 
 def test_an_edited_answer_follows_its_instruction(steps: ModuleType) -> None:
