@@ -74,6 +74,7 @@ ARGUMENTS: dict[str, str] = {
     "--input": "INPUT",
     "--input-file": "INPUT",
     "--prompts": "INPUT",
+    "--prompt": "INPUT",
     "--outfile": "DST",
     "--config": "RECIPE",
     "--config-file": "RECIPE",
@@ -95,6 +96,7 @@ NOT_NEEDED: dict[str, str] = {
     "--guided-decoding-backend": "leave it out: llguidance, or vLLM's own with --engine vllm",
     "--log-samples": "leave it out: every answer is kept in the folder of --out",
     "--apply-chat-template": "leave it out: a benchmark says whether it asks by chat",
+    "--seed": "leave it out: a request brings its own seed",
     "--threads": "set the variable OMP_NUM_THREADS",
 }  # fmt: skip
 # Commands of other tools -> what does it here.

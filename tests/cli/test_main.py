@@ -320,6 +320,8 @@ def test_help_is_found_under_its_usual_names(
         (["chat", "smollm2", "--n-predict", "9"], "hint: here it is --max-new-tokens"),
         (["chat", "smollm2", "--top_k", "9"], "unknown option '--top_k'"),
         (["serve", "smollm2", "--trust-remote-code"], "hint: leave it out: code that comes with"),
+        (["serve", "smollm2", "--seed", "1"], "hint: leave it out: a request brings its own seed"),
+        (["generate", "smollm2", "--prompt", "Hi"], "hint: here INPUT is given without an option"),
         (["serve", "smollm2", "--tool-call-parser", "hermes"], "hint: here it is --tool-format"),
         (["eval", "run", "--tasks", "mmlu"], "hint: here TASK is given without an option"),
         (["eval", "run", "mmlu", "--num_fewshot", "5"], "hint: here it is --num-fewshot"),
