@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from nemotron4.checkpoint.interface import Checkpoint
@@ -37,7 +38,14 @@ class SentWeights:
             raise CheckpointError(f"{self.source['model']}: has no tensor {unknown[0]!r}")
         path = self._folder / f"sent-{self._num_kept}.safetensors"
         self._num_kept += 1
-        save_file({name: tensor.contiguous() for name, tensor in changed.items()}, path)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in changed.items()}, path)
+        except (OSError, SafetensorError) as error:  # a full disk, as the library says it
+            path.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"{path}: the sent weights cannot be written: {error}",
+                hint="vLLM reads them there; TMPDIR names another folder for the server",
+            ) from error
         for earlier, names in list(self._files.items()):
             names.difference_update(changed)
             if not names:

@@ -64,9 +64,6 @@ class Sampler:
     def _policy(self) -> Iterator[Transformer]:
         """The policy without dropout, in the type that the trainer computes in."""
         net = self.engine.scorer.net
-        computing = (
-            contextlib.nullcontext() if isinstance(self.engine, ShardedEngine) else self.engine.computing()
-        )
         if isinstance(self.engine, ShardedEngine):
             tensors = self.engine.whole_tensors(dict(net.named_parameters()))
             net = self.skeleton()
@@ -75,7 +72,7 @@ class Sampler:
         was_training = net.training
         net.eval()
         try:
-            with computing:
+            with self.engine.computing():
                 yield net
         finally:
             net.train(was_training)

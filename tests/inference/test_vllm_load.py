@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.engine import ModelInfo
 from nemotron4.errors import CheckpointError, ConfigError, Nemotron4Error
+from nemotron4.inference import sent_weights
 from nemotron4.inference.fake_tokenizer import FakeTokenizer
 from nemotron4.inference.sent_weights import SentWeights
 from nemotron4.inference.vllm_engine import VllmEngine
@@ -64,7 +66,14 @@ def test_a_start_that_takes_too_long_is_explained() -> None:
     assert "--start-timeout-s" in str(caught.value.hint)
 
 
-def test_files_of_sent_tensors_go_when_later_ones_have_all_their_names(tmp_path: Path) -> None:
+def full_disk(tensors: object, path: Path) -> None:
+    path.write_bytes(b"half")
+    raise SafetensorError("No space left on device")
+
+
+def test_files_of_sent_tensors_go_when_later_ones_have_all_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = open_checkpoint(nemotron_directory(tmp_path / "model"))
     (tmp_path / "sent").mkdir()
     sent = SentWeights(checkpoint, None, tmp_path / "sent")
@@ -77,3 +86,8 @@ def test_files_of_sent_tensors_go_when_later_ones_have_all_their_names(tmp_path:
     assert sorted(map(str, (tmp_path / "sent").iterdir())) == sent.files
     with pytest.raises(CheckpointError, match="has no tensor 'other'"):
         sent.keep({"other": torch.zeros(1)})
+    kept = sent.files
+    monkeypatch.setattr(sent_weights, "save_file", full_disk)
+    with pytest.raises(CheckpointError, match="cannot be written: No space left"):
+        sent.keep({first: torch.zeros(1)})
+    assert sorted(map(str, (tmp_path / "sent").iterdir())) == sent.files == kept
