@@ -1,126 +1,134 @@
-"""Writes docs/cli.md from the `--help` of every sub-command; tests/test_docs.py compares the two.
+"""Writes docs/cli.md from the parameters of every sub-command; tests/test_docs.py compares the two.
 
-What several commands say in the same words is on the page once, at its end.
+A value shows its default in place, required options are in the heading, and what several commands say in the
+same words is on the page once, at its end.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import typer
 
 from nemotron4.cli.commands import COMMANDS, load_app
-from nemotron4.cli.main import help_text, main
+from nemotron4.cli.main import help_text
 
 PAGE = Path(__file__).with_name("cli.md")
 SHARED = "[Shared](#shared-options)"
-NUM_SHARED = 3  # commands that describe an option in the same words, from which it is described once
+NUM_SHARED = 2  # commands that describe an option in the same words, from which it is described once
+WIDTH = 110
+MAX_LEFT = 36
+PLACEHOLDERS = {str: "TEXT", int: "N", float: "X", Path: "PATH", bool: ""}
+INTRODUCTION = """Written by `docs/make_cli.py`; do not edit. A heading has what a command needs. `--port 1424`: the default is
+1424; in capitals: no default. `nemotron4 COMMAND --help` adds types and bounds."""
+
+
+class Entry(NamedTuple):
+    """An argument or option of one command."""
+
+    name: str
+    value: str  # its default, or what to put there; an argument has none
+    meaning: str
+    is_needed: bool = False
+    has_default: bool = False
+
+    @property
+    def words(self) -> str:
+        """``--port 1424``"""
+        return f"{self.name} {self.value}".strip()
 
 
 def page() -> str:
     """The whole page."""
-    helps = {path: _help(path) for name in COMMANDS for path in command_paths(name)}
-    entries = Counter(entry for text in helps.values() for entry in set(_entries(text)))
-    often = [entry for entry, number in entries.items() if number >= NUM_SHARED]
-    meanings = Counter(names.split()[0] for names, _ in often)
-    shared = {entry for entry in often if meanings[entry[0].split()[0]] == 1}
-    sections = ["# Command line", "Written by `docs/make_cli.py`; do not edit.", _block(help_text())]
-    for path, text in helps.items():
-        sections += [f"{'#' * (len(path) + 1)} {_usage(text)}", *_own(text, shared)]
-    lines = [f"  {names}  {meaning}" for names, meaning in sorted(shared, key=lambda entry: entry[0].lower())]
-    return "\n\n".join([*sections, "## Shared options", _block("\n".join(lines), is_indented=True)]) + "\n"
+    commands = [found for name in COMMANDS for found in _commands(name)]
+    entries = {path: [_entry(each) for each in command.params] for path, command in commands}
+    shared = _shared([entry for each in entries.values() for entry in each])
+    sections = ["# Command line", INTRODUCTION, _block(help_text())]
+    for path, command in commands:
+        needed = [entry.words for entry in entries[path] if entry.is_needed]
+        sections.append(" ".join([f"{'#' * (len(path) + 1)} nemotron4", *path, *needed]))
+        sections += _body(command, entries[path], shared)
+    meanings = sorted(shared.values(), key=lambda entry: entry.name.lower())
+    return "\n\n".join([*sections, "## Shared options", _block(_table(meanings))]) + "\n"
 
 
 def command_paths(name: str) -> Iterator[tuple[str, ...]]:
     """The sub-command, and below a group each of its own."""
+    yield from (path for path, _ in _commands(name))
+
+
+def _commands(name: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     yield from _walk((name,), typer.main.get_command(load_app(name, COMMANDS[name])))
 
 
-def _walk(path: tuple[str, ...], command: object) -> Iterator[tuple[str, ...]]:
-    yield path
+def _walk(path: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield path, command
     for name, inner in getattr(command, "commands", {}).items():
         yield from _walk((*path, name), inner)
 
 
-def _help(path: tuple[str, ...]) -> str:
-    printed = io.StringIO()
-    earlier = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "80"  # the same page in any terminal
-    try:
-        with contextlib.redirect_stdout(printed):
-            main([*path, "--help"])
-    finally:
-        os.environ.pop("COLUMNS") if earlier is None else os.environ.update(COLUMNS=earlier)
-    # A range is told behind the meaning, and the usage tells which arguments are required.
-    text = re.sub(
-        r"<(int|float) range>", lambda found: f"<{found[1]}>".ljust(len(found[0])), printed.getvalue()
+def _entry(parameter: Any) -> Entry:
+    if parameter.param_type_name == "argument":
+        name = parameter.metavar or parameter.name.upper()
+        return Entry(name, "", parameter.help or "", parameter.required)
+    names = ", ".join(
+        sorted([*parameter.opts, *parameter.secondary_opts], key=lambda each: each.startswith("--"))
     )
-    arguments = re.search(r"^Arguments:\n.*?(?=\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
-    if arguments is not None:
-        text = text.replace(arguments[0], re.sub(r"\s+\[required\]", "", arguments[0]))
-    return "\n".join(line.rstrip() for line in text.splitlines())
+    if parameter.is_flag:
+        return Entry(names, "", parameter.help or "")
+    value, has_default = _value(parameter)
+    return Entry(names, value, parameter.help or "", parameter.required, has_default)
 
 
-def _usage(text: str) -> str:
-    """``nemotron4 models rm NAME``; without braces, which Markdown would take for attributes."""
-    words = " ".join(_paragraphs(text)[0]).removeprefix("Usage: ").replace(" [OPTIONS]", "")
-    return words.split(" COMMAND")[0].translate(str.maketrans("", "", "{}"))
+def _value(parameter: Any) -> tuple[str, bool]:
+    """What belongs behind an option (its default, choices, or a word), and whether it has a default."""
+    kind, default = parameter.type_descriptor.annotation, parameter.default
+    if get_origin(kind) is Literal:
+        choices = sorted(map(str, get_args(kind)), key=lambda each: each != default)
+        return "|".join(choices), default is not None
+    if default is not None:
+        return f"{default:g}" if isinstance(default, float) else str(default), True
+    [kind] = get_args(kind) or [kind]
+    return parameter.metavar or PLACEHOLDERS[kind], False
 
 
-def _paragraphs(text: str) -> list[list[str]]:
-    return [part.splitlines() for part in text.strip().split("\n\n")]
+def _shared(entries: list[Entry]) -> dict[str, Entry]:
+    """What several commands say of a name in the same words; of two such meanings the more frequent one."""
+    uses = Counter((entry.name, entry.meaning) for entry in entries)
+    often = dict(reversed([each for each, number in uses.most_common() if number >= NUM_SHARED]))
+    values = {(entry.name, entry.meaning): entry.value for entry in entries if not entry.has_default}
+    return {name: Entry(name, values.get((name, meaning), ""), meaning) for name, meaning in often.items()}
 
 
-def _rows(lines: list[str]) -> Iterator[list[str]]:
-    """The lines of each option or argument below a heading."""
-    row: list[str] = []
-    for line in lines:
-        if re.match(r"  \S", line) and row:
-            yield row
-            row = []
-        row.append(line)
-    yield row
+def _body(command: Any, entries: list[Entry], shared: dict[str, Entry]) -> Iterator[str]:
+    """The help of one command and its own options; of a group its purpose alone."""
+    yield command.help.split("\n\n")[0] if hasattr(command, "commands") else command.help.strip()
+    is_shared = [entry.name in shared and shared[entry.name].meaning == entry.meaning for entry in entries]
+    if own := [entry for entry, elsewhere in zip(entries, is_shared, strict=True) if not elsewhere]:
+        yield _block(_table(own))
+    others = [entry for entry, elsewhere in zip(entries, is_shared, strict=True) if elsewhere]
+    if names := [f"`{entry.words if entry.has_default else entry.name}`" for entry in others]:
+        yield f"{SHARED}: {', '.join(names)}."
 
 
-def _entry(row: list[str]) -> tuple[str, str]:
-    """Names and meaning of an option, however wide the column of its command is."""
-    names, meaning = re.split(r"\s{2,}", "  ".join(line.strip() for line in row), maxsplit=1)
-    return names, " ".join(meaning.split())
+def _table(entries: list[Entry]) -> str:
+    """Options and meanings in two columns."""
+    left = min(MAX_LEFT, max(len(entry.words) for entry in entries)) + 2
+    lines: list[str] = []
+    for entry in entries:
+        first, *more = textwrap.wrap(entry.meaning, WIDTH - left)
+        is_wide = len(entry.words) + 2 > left
+        lines += [entry.words, " " * left + first] if is_wide else [f"{entry.words:<{left}}{first}"]
+        lines += [" " * left + each for each in more]
+    return "\n".join(lines)
 
 
-def _entries(text: str) -> Iterator[tuple[str, str]]:
-    for lines in _paragraphs(text):
-        if lines[0] in ("Arguments:", "Options:"):
-            yield from map(_entry, _rows(lines[1:]))
-
-
-def _own(text: str, shared: set[tuple[str, str]]) -> list[str]:
-    """The help of one command without what others say too; of a group its purpose alone."""
-    kept: list[str] = []
-    left_out: list[str] = []
-    parts = _paragraphs(text)
-    if ["Commands:"] in [lines[:1] for lines in parts]:
-        return [" ".join(line.strip() for line in parts[1])]
-    for lines in parts[1:]:
-        if lines[0] not in ("Arguments:", "Options:"):
-            kept.append("\n".join(line.strip() for line in lines))
-            continue
-        rows = list(_rows(lines[1:]))
-        own = [line for row in rows if _entry(row) not in shared for line in row]
-        left_out += [_entry(row)[0] for row in rows if _entry(row) in shared]
-        kept += ["\n".join([lines[0], *own])] if own else []
-    names = [f"`{name.split(' ')[0].rstrip(',')}`" for name in left_out if "--help" not in name]
-    return [_block("\n\n".join(kept)), *([f"{SHARED}: {', '.join(names)}."] if names else [])]
-
-
-def _block(text: str, *, is_indented: bool = False) -> str:
-    return f"```\n{text.rstrip() if is_indented else text.strip()}\n```"
+def _block(text: str) -> str:
+    return f"```\n{text.strip()}\n```"
 
 
 if __name__ == "__main__":

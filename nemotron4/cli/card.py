@@ -41,14 +41,12 @@ def card(
     ] = None,
     redteam: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PATH", help="A folder of `redteam garak` or `aegis`, or a file of sessions."),
+        typer.Option(metavar="PATH", help="Results of `redteam garak` or `aegis`, or sessions."),
     ] = None,
-    licence: Annotated[str | None, typer.Option(help="Its licence, such as Apache-2.0.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Such as Apache-2.0.")] = None,
     intended: Annotated[str | None, typer.Option("--intended-use", help="What it is for.")] = None,
-    name: Annotated[str | None, typer.Option(help="Its name; the folder's if absent.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the card goes; DIR/README.md.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Default the folder's.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default DIR/README.md.")] = None,
 ) -> None:
     """Write a model card in the layout of the published one; what is not known is empty and says why.
 

@@ -39,9 +39,9 @@ def chat(
     ] = DEFAULTS.max_new_tokens,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = DEFAULTS.temperature,
     top_p: Annotated[
-        float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens of this probability.")
+        float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens of this total probability.")
     ] = DEFAULTS.top_p,
-    seed: Annotated[int | None, typer.Option(min=0, help="Equal seeds draw equal answers.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Equal seeds draw the same.")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,

@@ -20,31 +20,27 @@ def convert(
     to: Annotated[Literal["hf", "nemo", "gguf"], typer.Option(help="The form to write.")],
     dtype: Annotated[
         Literal["bf16", "fp16", "fp32"] | None,
-        typer.Option(help="Type of the weights; the source's if absent."),
+        typer.Option(help="Default the source's."),
     ] = None,
     quantize: Annotated[
         Literal["int8", "fp8", "fp8-static", "int4", "nvfp4", "q8_0", "q4_0", "q4_k_m", "q6_k"] | None,
-        typer.Option(help="Linear layers in fewer bits: the first five with --to hf, the others with gguf."),
+        typer.Option(help="The first five with --to hf, the others with gguf."),
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Texts to measure layers' inputs on: for fp8-static, int4 and nvfp4."
-        ),
+        typer.Option(metavar="FILE", help="Texts to measure on, for fp8-static, int4 and nvfp4."),
     ] = None,
     adapter: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="A LoRA or (IA)3 adapter of PEFT, or a LoRA of NeMo, to merge."),
+        typer.Option(metavar="PATH", help="Merge a LoRA or (IA)3 of PEFT, or a LoRA of NeMo."),
     ] = None,
     force_adapter: ForceAdapterOption = False,
-    tensor_parallel: Annotated[
-        int | None, typer.Option(help="Chunks per tensor (nemo only); 1 if absent.")
-    ] = None,
+    tensor_parallel: Annotated[int | None, typer.Option(help="Chunks per tensor, with --to nemo.")] = None,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify",
-            help="Re-read what was written and compare it with the source.",
+            help="Re-read the result and compare it with the source.",
         ),
     ] = False,
     as_json: JsonOption = False,

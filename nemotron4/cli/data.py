@@ -16,18 +16,16 @@ app = group("Make and look at corpora for pre-training.")
 @app.command("tokenize")
 def tokenize(
     files: RowFilesArgument,
-    model: Annotated[str, typer.Option(help="The model whose tokenizer is used.")],
-    out: Annotated[str, typer.Option(help="PREFIX of the corpus: PREFIX.bin and PREFIX.idx are written.")],
+    model: Annotated[str, typer.Option(help="Its tokenizer is used.")],
+    out: Annotated[str, typer.Option(help="PREFIX of PREFIX.bin and PREFIX.idx.")],
     column: Annotated[str, typer.Option(help="The column with the texts.")] = "text",
     ignore: Annotated[
-        list[str] | None, typer.Option(help="A column that carries meaning elsewhere and is left here.")
+        list[str] | None, typer.Option(help="A column with meaning elsewhere, unused here.")
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; default one for each processor.")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Default one for each processor.")] = None,
     latin_1: Annotated[bool, typer.Option("--latin-1", help="The files are Latin-1, not UTF-8.")] = False,
     max_bad_rows: Annotated[
-        int | None, typer.Option(help="More bad rows than this end with status 1; 0 if absent.")
+        int | None, typer.Option(help="More bad rows end with status 1; default 0.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,7 +59,7 @@ def tokenize(
 
 @app.command("show")
 def show(
-    prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Of an indexed corpus.")],
+    prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="PREFIX.bin and PREFIX.idx.")],
     model: Annotated[str | None, typer.Option(help="Print the first document with its tokenizer.")] = None,
     as_json: JsonOption = False,
 ) -> None:

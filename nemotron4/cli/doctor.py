@@ -35,24 +35,22 @@ def data(
             "steerlm_weighted."
         ),
     ],
-    model: Annotated[str, typer.Option(help="The model whose tokenizer and prompt format apply.")],
+    model: Annotated[str, typer.Option(help="Its tokenizer and prompt format apply.")],
     max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a sequence; default the model's context.")
+        int | None, typer.Option(min=1, help="Tokens of a sequence; default the context.")
     ] = None,
-    show: Annotated[int, typer.Option(help="Rendered samples to print, with the trained text marked.")] = 1,
+    show: Annotated[int, typer.Option(help="Rendered samples to print, trained text marked.")] = 1,
     benchmark: Annotated[
-        list[Path] | None, typer.Option(help="A benchmark's file, whose texts no row may repeat.")
+        list[Path] | None, typer.Option(help="A file whose texts no row may repeat.")
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(help="A folder for report.html, with distributions."),
+        typer.Option(help="Folder for report.html, with distributions."),
     ] = None,
     latin_1: Annotated[bool, typer.Option("--latin-1", help="The files are Latin-1, not UTF-8.")] = False,
-    write_clean: Annotated[
-        Path | None, typer.Option(help="Write the usable rows, each once, to this file.")
-    ] = None,
+    write_clean: Annotated[Path | None, typer.Option(help="Write the usable rows here, each once.")] = None,
     max_bad_rows: Annotated[
-        int | None, typer.Option(help="More bad rows than this end with status 1; as in a recipe if absent.")
+        int | None, typer.Option(help="More bad rows end with status 1; default as in a recipe.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -83,7 +81,7 @@ def data(
 @app.command("checkpoint")
 def checkpoint(
     model: ModelArgument,
-    gpu: Annotated[str, typer.Option(help="The GPU to plan for.")] = GPU,
+    gpu: Annotated[str, typer.Option(help="h100-80gb, h200-141gb, mi300x-192gb, ...")] = GPU,
     as_json: JsonOption = False,
 ) -> None:
     """Describe a checkpoint from its headers, and name what would go wrong with it. No weight is read.

@@ -27,44 +27,34 @@ app.add_typer(human_app, name="human")
 
 DataFolder = Annotated[
     Path | None,
-    typer.Option(
-        "--data-dir", help="Folder of benchmark files; default $NEMOTRON4_EVAL_DATA, then the cache."
-    ),
+    typer.Option("--data-dir", help="Benchmark files; default $NEMOTRON4_EVAL_DATA, then the cache."),
 ]
-TASK_HELP = "A name of `nemotron4 eval list`, a folder with task.toml, or FILE.py:FUNCTION."
+TASK_HELP = "A name of `eval list`, a folder with task.toml, or FILE.py:FUNCTION."
 TaskArgument = Annotated[str, typer.Argument(help=TASK_HELP)]
 TaskArguments = Annotated[list[str], typer.Argument(metavar="TASK", help=TASK_HELP)]
 Unsafe = Annotated[
-    bool, typer.Option("--unsafe-no-sandbox", help="Run model-written code here without isolation.")
+    bool, typer.Option("--unsafe-no-sandbox", help="Run model-written code without isolation.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn when scoring.")]
-Data = Annotated[Path | None, typer.Option(help="Replaces the benchmark's data file.")]
-Model = Annotated[str, typer.Option(help="URL of a server, or a model to load in this process.")]
+Seed = Annotated[int, typer.Option(help="Equal seeds draw the same.")]
+Data = Annotated[Path | None, typer.Option(help="Another data file.")]
+Model = Annotated[str, typer.Option(help="URL of a server, or a model to load here.")]
 RunFolder = Annotated[Path, typer.Option(help="Folder of the run; the same command resumes it.")]
 JudgeUrl = Annotated[str | None, typer.Option(help="URL of the judge's server.")]
-ModelName = Annotated[str | None, typer.Option(help="The model's name at its server.")]
-JudgeName = Annotated[str | None, typer.Option(help="The judge's name at its server.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="A seeded sample of this size; raising it goes on.")]
-MaxTokens = Annotated[
-    int | None, typer.Option(min=1, help="New tokens instead of the benchmark's; named in the result.")
-]
-Temperature = Annotated[
-    float | None, typer.Option(min=0, help="Instead of the benchmark's; named in the result.")
-]
-System = Annotated[str | None, typer.Option(help="A system turn; named in the result.")]
-NumFewshot = Annotated[
-    int | None, typer.Option(min=0, help="Worked examples, where allowed; named in the result.")
-]
+ModelName = Annotated[str | None, typer.Option(help="Its name at its server.")]
+JudgeName = Annotated[str | None, typer.Option(help="Its name at its server.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="A sample of this size; raising it goes on.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Instead of the benchmark's.")]
+Temperature = Annotated[float | None, typer.Option(min=0, help="Instead of the benchmark's.")]
+System = Annotated[str | None, typer.Option(help="The system message.")]
+NumFewshot = Annotated[int | None, typer.Option(min=0, help="Worked examples, where allowed.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="What `eval list` shows for a benchmark; repeatable."),
+    typer.Option("--set", metavar="NAME=VALUE", help="A setting that `eval list` shows; repeatable."),
 ]
-Epochs = Annotated[
-    int, typer.Option(min=1, help="Answers to each item: means and pass@k; needs a temperature.")
-]
+Epochs = Annotated[int, typer.Option(min=1, help="Answers to each item, for means and pass@k.")]
 OnFailureOption = Annotated[
     Literal["wrong", "exclude", "stop"] | None,
-    typer.Option(help="What a request is that can never succeed; default: as the benchmark says."),
+    typer.Option(help="What a hopeless request counts as; default the benchmark's rule."),
 ]
 Concurrency = Annotated[int, typer.Option(min=1, help="Requests under way at once.")]
 
@@ -152,8 +142,8 @@ def score(
     data: Data = None,
     folder: DataFolder = None,
     seed: Seed = 0,
-    model: Annotated[str | None, typer.Option(help="Name of the model, for the result.")] = None,
-    judge: Annotated[str | None, typer.Option(help="Name of the judge, for the result.")] = None,
+    model: Annotated[str | None, typer.Option(help="Its name, for the result.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Its name, for the result.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for result.json and items.jsonl.")] = None,
     unsafe: Unsafe = False,
     as_json: JsonOption = False,
@@ -289,8 +279,8 @@ def _open_judge(judge: str | None, name: str | None) -> ChatModel | None:
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="Folder with result.json and items.jsonl.")],
-    second: Annotated[Path, typer.Argument(help="The other folder, of the same benchmark.")],
+    first: Annotated[Path, typer.Argument(help="Folder of a result.")],
+    second: Annotated[Path, typer.Argument(help="Folder of another result.")],
     as_json: JsonOption = False,
 ) -> None:
     """Test two results of one definition on their common items."""
@@ -309,7 +299,7 @@ def compare(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or of single results.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs or results.")],
     out: Annotated[Path, typer.Option(help="Folder for report.md, report.html and the plots.")],
 ) -> None:
     """Write the card's tables with these results, plots and provenance."""

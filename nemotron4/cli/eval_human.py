@@ -26,7 +26,7 @@ RULE = "-" * 72
 
 @app.command()
 def new(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The study; the same command resumes it.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")],
     prompts: Annotated[
         Path, typer.Option(metavar="FILE", help='JSON lines: {"prompt" or "messages", "id"?, "category"?}.')
     ],
@@ -36,13 +36,11 @@ def new(
             metavar="NAME=FROM,...", help='FROM: a file of {"id", "response"} rows, or the URL of a server.'
         ),
     ],
-    seed: Annotated[int, typer.Option(help="Of every random order.")] = StudySettings.seed,
+    seed: Annotated[int, typer.Option(help="Equal seeds draw the same.")] = StudySettings.seed,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="The longest answer of a server, in tokens.")
+        int, typer.Option(min=1, help="The longest answer, in tokens.")
     ] = StudySettings.max_tokens,
-    temperature: Annotated[
-        float, typer.Option(min=0, help="Of a server; 0 is greedy.")
-    ] = StudySettings.temperature,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = StudySettings.temperature,
     concurrency: Annotated[
         int, typer.Option(min=1, help="Requests under way at once.")
     ] = StudySettings.concurrency,
@@ -134,9 +132,7 @@ def page(study: StudyArgument, port: PortOption = PAGE_PORT) -> None:
 def export(
     study: StudyArgument,
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines; .gz and .zst compress.")],
-    form: Annotated[
-        str, typer.Option(help="judgments (as they were said); preference (the more helpful of two answers).")
-    ] = "judgments",
+    form: Annotated[str, typer.Option(help="judgments or preference.")] = "judgments",
     as_json: JsonOption = False,
 ) -> None:
     """Write what people said, or preference pairs for training. The rows name the models."""
@@ -148,7 +144,7 @@ def export(
 @app.command()
 def report(
     study: StudyArgument,
-    baseline: Annotated[str, typer.Option(metavar="NAME", help="The model that the others are compared to.")],
+    baseline: Annotated[str, typer.Option(metavar="NAME", help="The model to compare with.")],
     as_json: JsonOption = False,
 ) -> None:
     """Win, tie and loss against a baseline, with intervals and agreement."""

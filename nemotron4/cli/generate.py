@@ -34,16 +34,14 @@ MAX_IN_FLIGHT = 64
 
 def generate(
     model: ModelArgument,
-    source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="JSON lines: one prompt each; - is the standard input.")
-    ],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="JSON lines; - is the standard input.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the answers go.")],
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Samples of each row.")] = 1,
     score: Annotated[
         str | None,
         typer.Option(
             metavar="URL|MODEL",
-            help="A reward model, served or loaded here, that scores each sample.",
+            help="A reward model that scores each sample.",
         ),
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="Keep the sample with the highest reward.")] = False,
@@ -52,32 +50,32 @@ def generate(
     ] = MAX_NEW_TOKENS,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = SamplingParams.temperature,
     top_p: Annotated[
-        float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens with this much probability.")
+        float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens of this total probability.")
     ] = SamplingParams.top_p,
     top_k: Annotated[
-        int, typer.Option(min=0, help="Draw from this many likeliest tokens; 0 is all.")
+        int, typer.Option(min=0, help="Draw from so many likeliest tokens; 0 is all.")
     ] = SamplingParams.top_k,
     min_p: Annotated[
         float,
         typer.Option(
-            min=0, max=1, help="Draw from tokens with this share of the likeliest one's probability."
+            min=0, max=1, help="Leave out tokens below this share of the likeliest one's probability."
         ),
     ] = SamplingParams.min_p,
     repetition_penalty: Annotated[
-        float, typer.Option(min=0, help="More than 1 makes tokens of prompt and answer less likely.")
+        float, typer.Option(min=0, help="Above 1: tokens of prompt and answer are less likely.")
     ] = SamplingParams.repetition_penalty,
     presence_penalty: Annotated[
-        float, typer.Option(min=-2, max=2, help="Taken from the logits of tokens that the answer has.")
+        float, typer.Option(min=-2, max=2, help="Taken off the logits of tokens in the answer.")
     ] = SamplingParams.presence_penalty,
     frequency_penalty: Annotated[
-        float, typer.Option(min=-2, max=2, help="The same for each time that it has them.")
+        float, typer.Option(min=-2, max=2, help="The same, once for each time.")
     ] = SamplingParams.frequency_penalty,
     logit_bias_: Annotated[
         list[str] | None,
         typer.Option("--logit-bias", metavar="ID=NUMBER", help="Add to a token's logit; repeatable."),
     ] = None,
     min_new_tokens: Annotated[
-        int, typer.Option(min=0, help="No answer ends by itself before.")
+        int, typer.Option(min=0, help="No answer ends before.")
     ] = SamplingParams.min_new_tokens,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End an answer here; repeatable.")
@@ -85,17 +83,15 @@ def generate(
     stop_token_id: Annotated[
         list[int] | None, typer.Option(metavar="ID", help="End an answer at this token; repeatable.")
     ] = None,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Go on where the model would end.")
-    ] = False,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on at the model's end.")] = False,
     include_stop_str_in_output: Annotated[
         bool, typer.Option("--include-stop-str-in-output", help="Keep what ended an answer in its text.")
     ] = False,
     skip_special_tokens: Annotated[bool, typer.Option(help="Leave control tokens out of the text.")] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds draw equal answers.")] = SEED,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds draw the same.")] = SEED,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="Write each token's log-probability.")] = False,
     max_in_flight: Annotated[
-        int, typer.Option(min=1, help="Rows that are answered at the same time.")
+        int, typer.Option(min=1, help="Rows answered at the same time.")
     ] = MAX_IN_FLIGHT,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",

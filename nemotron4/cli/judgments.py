@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nemotron4.annotation.app import ItemSource
     from nemotron4.annotation.export import Export
 
-PortOption = Annotated[int, typer.Option(min=0, max=65535, help="Of the local page; 0 takes a free one.")]
+PortOption = Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.")]
 PAGE_PORT = 8720
 
 

@@ -36,7 +36,7 @@ os.execv(PYTHON, [PYTHON, "-m", "nemotron4.cli.megatron_gpt_eval", *sys.argv[1:]
 
 @app.command("install-shim")
 def install_shim(
-    prefix: Annotated[Path, typer.Option(help="Where the card's script looks for NeMo.")] = Path("/opt/NeMo"),
+    prefix: Annotated[Path, typer.Option(help="Where the script looks for NeMo.")] = Path("/opt/NeMo"),
 ) -> None:
     """Write megatron_gpt_eval.py where the card's nemo_inference.sh calls it."""
     path = prefix / SHIM_PATH
@@ -66,8 +66,8 @@ def slurm(
     job: Annotated[Literal["serve", "train", "synth"], typer.Option(help="What to run.")] = "serve",
     nodes: Annotated[int, typer.Option(help="Nodes of the job.")] = SlurmJob.nodes,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of each node.")] = 1,
-    gpu: Annotated[str, typer.Option(help="Their kind, to check that the model fits.")] = GPU,
-    time: Annotated[str, typer.Option(help="Longest run: h:mm:ss or days-h:mm:ss.")] = SlurmJob.time,
+    gpu: Annotated[str, typer.Option(help="h100-80gb, h200-141gb, mi300x-192gb, ...")] = GPU,
+    time: Annotated[str, typer.Option(help="h:mm:ss or days-h:mm:ss.")] = SlurmJob.time,
     account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
     container: Annotated[
@@ -76,20 +76,14 @@ def slurm(
     mount: Annotated[
         list[str] | None, typer.Option(metavar="SRC:DST", help="Mount a folder there; repeatable.")
     ] = None,
-    python: Annotated[
-        str | None, typer.Option(help="Python with nemotron4; this one, or python3 in a container.")
-    ] = None,
-    tensor_parallel: Annotated[
-        int | None, typer.Option(help="Serving: devices that share each layer; all GPUs of a node if absent.")
-    ] = None,
-    pipeline_parallel: Annotated[
-        int | None, typer.Option(help="Serving: stages of layers; one for each node if absent.")
-    ] = None,
+    python: Annotated[str | None, typer.Option(help="Default this one, or python3 in a container.")] = None,
+    tensor_parallel: Annotated[int | None, typer.Option(help="Serving; default all GPUs of a node.")] = None,
+    pipeline_parallel: Annotated[int | None, typer.Option(help="Serving; default the nodes.")] = None,
     context: ContextOption = None,
     port: Annotated[int, typer.Option(help="Port to serve on.")] = PORT,
     host: Annotated[str, typer.Option(help="Address to serve on.")] = "0.0.0.0",
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where synthetic shards go.")] = None,
-    shards: Annotated[int, typer.Option(help="Shards of a synthetic data run.")] = 8,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of a synthesis run.")] = None,
+    shards: Annotated[int, typer.Option(help="Shards of a synthesis run.")] = 8,
     submit: Annotated[bool, typer.Option("--submit", help="Hand the script to sbatch.")] = False,
 ) -> None:
     """Check paths and plan, and print a batch script for Slurm."""

@@ -29,9 +29,7 @@ def one_of(*names: str, **other_words: str) -> Callable[[str | None], str | None
 
 ModelArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="MODEL", help="A pulled name (smollm2), a directory, a .gguf or .nemo file, or a hub id."
-    ),
+    typer.Argument(metavar="MODEL", help="smollm2, a directory, a .gguf or .nemo file, or a hub id."),
 ]
 RowFilesArgument = Annotated[
     list[str],
@@ -54,12 +52,12 @@ DtypeOption = Annotated[
             fp16="float16",
             half="float16",
         ),
-        help="Type of the weights: auto, float32, bfloat16 or float16.",
+        help="auto, float32, bfloat16 or float16.",
     ),
 ]
 DeviceOption = Annotated[
     str,
-    typer.Option(callback=one_of("auto", "cpu", "cuda", gpu="cuda"), help="Where to run: auto, cpu or cuda."),
+    typer.Option(callback=one_of("auto", "cpu", "cuda", gpu="cuda"), help="auto, cpu or cuda."),
 ]
 QuantizeOption = Annotated[
     str | None,
@@ -71,17 +69,17 @@ AdapterOption = Annotated[
     str,
     typer.Option(
         metavar="PATH",
-        help="A trained adapter, PEFT's or NeMo's. auto: the one that ships for the model. none: no adapter.",
+        help="A trained adapter. auto: the one that ships for the model. none: no adapter.",
     ),
 ]
 ForceAdapterOption = Annotated[
-    bool, typer.Option("--force-adapter", help="Put the adapter on another base than it records.")
+    bool, typer.Option("--force-adapter", help="Accept another base than the adapter records.")
 ]
 ChatTemplateOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="How turns are written: nemotron4, chatml or a Jinja file.",
+        help="Format of turns: nemotron4, chatml or a Jinja file.",
     ),
 ]
 JsonSchemaOption = Annotated[
@@ -90,14 +88,12 @@ JsonSchemaOption = Annotated[
 ]
 ContextOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Tokens of prompt and answer; default the model's context."),
+    typer.Option(min=1, help="Tokens of prompt and answer; default the model's."),
 ]
-KvCacheDtypeOption = Annotated[
-    str, typer.Option(help="Type of keys and values: auto (the model's), or one of vLLM's (fp8, ...).")
-]
+KvCacheDtypeOption = Annotated[str, typer.Option(help="auto (the model's), or a type of vLLM's (fp8, ...).")]
 GpuMemoryOption = Annotated[
     float | None,
-    typer.Option(min=0.01, max=1, help="Share of the GPU's memory to use; 0.9 in vLLM if absent."),
+    typer.Option(min=0.01, max=1, help="Share of the GPU's memory; vLLM takes 0.9."),
 ]
 RevisionOption = Annotated[str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a hub id.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

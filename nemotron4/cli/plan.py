@@ -40,33 +40,31 @@ class Planned(NamedTuple):
 def plan(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="A preset (nemotron4-340b, llama-3.1-70b), or a checkpoint."),
+        typer.Argument(metavar="MODEL", help="A preset (nemotron4-340b, llama-3.1-70b) or a checkpoint."),
     ],
-    gpu: Annotated[str, typer.Option(help="The GPU: h100-80gb, h200-141gb, mi300x-192gb ...")] = GPU,
+    gpu: Annotated[str, typer.Option(help="h100-80gb, h200-141gb, mi300x-192gb, ...")] = GPU,
     gpu_memory: Annotated[
-        float | None, typer.Option(metavar="GB", help="Any other GPU, by its memory.")
+        float | None, typer.Option(metavar="GB", help="Another GPU, by its memory.")
     ] = None,
     gpu_bandwidth: Annotated[
-        float | None, typer.Option(metavar="TB/S", help="Its memory bandwidth, for the rate of decoding.")
+        float | None, typer.Option(metavar="TB/S", help="Its bandwidth, for the rate of decoding.")
     ] = None,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Type of the linear layers; a checkpoint's own if absent, else bf16.")
+        Dtype | None, typer.Option(help="Linear layers; default the checkpoint's, else bf16.")
     ] = None,
-    tensor_parallel: Annotated[int | None, typer.Option(help="Keep this tensor parallel size.")] = None,
-    pipeline_parallel: Annotated[int | None, typer.Option(help="Keep this pipeline parallel size.")] = None,
+    tensor_parallel: Annotated[int | None, typer.Option(help="Keep this size.")] = None,
+    pipeline_parallel: Annotated[int | None, typer.Option(help="Keep this size.")] = None,
     context: ContextOption = None,
     concurrency: Annotated[
-        int, typer.Option(help="Sequences in the cache at once (serving).")
+        int, typer.Option(help="Sequences in the cache (serving).")
     ] = Workload.concurrency,
-    kv_cache_dtype: Annotated[
-        KvCacheDtype, typer.Option(help="Type of keys and values: auto (16 bits) or fp8.")
-    ] = Workload.kv_cache_dtype,
+    kv_cache_dtype: Annotated[KvCacheDtype, typer.Option(help="auto is 16 bits.")] = Workload.kv_cache_dtype,
     train: Annotated[Train | None, typer.Option(help="Plan training instead of serving.")] = None,
     method: Annotated[Method, typer.Option(help="What is trained.")] = Workload.method,
     moments: Annotated[Moments, typer.Option(help="AdamW's moments (training).")] = Workload.moments,
     batch: Annotated[int, typer.Option(help="Sequences of a training step.")] = Workload.batch,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the bytes of a rank (.svg, .png).")
+        Path | None, typer.Option(metavar="FILE", help="Draw a rank's bytes (.svg, .png).")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -14,7 +14,7 @@ from nemotron4.cli.options import JsonOption, RevisionOption
 def pull(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="smollm2, or ORG/NAME[:FILE.gguf] of the Hugging Face hub."),
+        typer.Argument(metavar="MODEL", help="smollm2, or ORG/NAME[:FILE.gguf]."),
     ] = None,
     revision: RevisionOption = None,
     show_list: Annotated[bool, typer.Option("--list", help="The same as `nemotron4 models list`.")] = False,

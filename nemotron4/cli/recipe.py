@@ -33,23 +33,21 @@ def recipe() -> None:
 def run(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder with recipe.toml.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the run lives; an existing run goes on.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Other values, by a name of the recipe.")] = None,
+    preset: Annotated[str | None, typer.Option(help="The recipe's other values of this name.")] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Override a value of the recipe, as in values.k=4."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Override a value of the recipe: values.k=4."),
     ] = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     again: Annotated[
         str | None,
-        typer.Option(metavar="STAGE", help="Repeat this stage and all after it; their folders are removed."),
+        typer.Option(metavar="STAGE", help="Remove and repeat this stage and all after it."),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check every stage and its command line; run nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every stage; run nothing.")] = False,
     slurm: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="With --dry-run: write a batch script for each stage.")
+        Path | None, typer.Option(metavar="DIR", help="With --dry-run: a batch script for each stage.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

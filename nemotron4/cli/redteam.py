@@ -27,7 +27,7 @@ TemperatureOption = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
 ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Requests under way at once.")]
 MaxFailuresOption = Annotated[
     int | None,
-    typer.Option(min=0, help="More prompts without an answer than this make no report; default: any number."),
+    typer.Option(min=0, help="No report if more prompts than this got no answer."),
 ]
 
 
@@ -36,20 +36,20 @@ def aegis(
     prompts: Annotated[
         Path, typer.Option(metavar="FILE", help='JSON lines: {"prompt" or "messages", "id"?, "category"?}.')
     ],
-    target: Annotated[str, typer.Option(metavar="URL", help="Server of the model (.../generate too).")],
+    target: Annotated[str, typer.Option(metavar="URL", help="The model's server (.../generate too).")],
     classifier: Annotated[
-        str, typer.Option(metavar="URL", help="OpenAI-compatible server of the classifier.")
+        str, typer.Option(metavar="URL", help="The classifier's OpenAI-compatible server.")
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")],
     fetch: Annotated[
-        bool, typer.Option("--fetch", help="Get the AEGIS test prompts if FILE is not there.")
+        bool, typer.Option("--fetch", help="Get the AEGIS test prompts if FILE is missing.")
     ] = False,
     policy: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Policy text O1 to O13 instead of our wording.")
+        Path | None, typer.Option(metavar="FILE", help="Policy text O1 to O13 instead of ours.")
     ] = None,
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Ask by /v1/completions with [INST], as AEGIS' own classifiers need it."),
+        typer.Option("--raw", help="Ask by /v1/completions, as AEGIS' classifiers need it."),
     ] = False,
     max_tokens: Annotated[
         int, typer.Option(min=1, help="The longest answer, in tokens.")
@@ -58,8 +58,8 @@ def aegis(
     concurrency: Annotated[
         int, typer.Option(min=1, help="Requests under way at once.")
     ] = AegisSettings.concurrency,
-    model_name: Annotated[str | None, typer.Option(help="The model's name at its server.")] = None,
-    classifier_name: Annotated[str | None, typer.Option(help="The classifier's name at its server.")] = None,
+    model_name: Annotated[str | None, typer.Option(help="Its name at its server.")] = None,
+    classifier_name: Annotated[str | None, typer.Option(help="Its name at its server.")] = None,
     max_failures: MaxFailuresOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -122,11 +122,9 @@ def aegis(
 
 @app.command()
 def attack(
-    target: Annotated[str, typer.Option(metavar="URL", help="Server of the model (.../generate too).")],
-    attacker: Annotated[
-        str, typer.Option(metavar="URL", help="Server of the model that writes the attacks.")
-    ],
-    judge: Annotated[str, typer.Option(metavar="URL", help="Server of the model that scores the answers.")],
+    target: Annotated[str, typer.Option(metavar="URL", help="The model's server (.../generate too).")],
+    attacker: Annotated[str, typer.Option(metavar="URL", help="Server of the model that attacks.")],
+    judge: Annotated[str, typer.Option(metavar="URL", help="Server of the model that scores.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")],
     method: Annotated[str, typer.Option(help="pair, tap or crescendo.")] = AttackSettings.method,
     goals: Annotated[
@@ -136,7 +134,7 @@ def attack(
         ),
     ] = None,
     sessions: Annotated[
-        Path | None, typer.Option(metavar="DB", help="Record the best attempts in this file of sessions.")
+        Path | None, typer.Option(metavar="DB", help="Record the best attempts here.")
     ] = None,
     streams: Annotated[
         int, typer.Option(min=1, help="Prompts refined at once (pair); branches (tap).")
@@ -144,10 +142,10 @@ def attack(
     depth: Annotated[int, typer.Option(min=1, help="Refinements of each.")] = AttackSettings.depth,
     width: Annotated[int, typer.Option(min=1, help="Leaves that tap keeps.")] = AttackSettings.width,
     max_queries: Annotated[
-        int, typer.Option(min=1, help="Prompts to the target at most, for each goal.")
+        int, typer.Option(min=1, help="Most prompts to the target for a goal.")
     ] = AttackSettings.max_queries,
     success_score: Annotated[
-        int, typer.Option(min=2, max=10, help="The judge's score, 1 to 10, from which a goal is reached.")
+        int, typer.Option(min=2, max=10, help="Score, 1 to 10, that reaches a goal.")
     ] = AttackSettings.success_score,
     concurrency: ConcurrencyOption = AttackSettings.concurrency,
     max_failures: MaxFailuresOption = None,
@@ -175,35 +173,33 @@ def attack(
 @app.command()
 def replay(
     database: DatabaseArgument,
-    target: Annotated[str, typer.Option(metavar="URL", help="Server of the model (.../generate too).")],
+    target: Annotated[str, typer.Option(metavar="URL", help="The model's server (.../generate too).")],
     judge: Annotated[
         str,
         typer.Option(
             metavar="WHO",
-            help="refusal (a rule of phrases), person (judge the new sessions later), or a classifier's URL.",
+            help="refusal (a rule of phrases), person (later), or a classifier's URL.",
         ),
     ] = "refusal",
     raw: Annotated[
-        bool, typer.Option("--raw", help="Ask the classifier by /v1/completions with [INST].")
+        bool, typer.Option("--raw", help="Ask by /v1/completions, as AEGIS' classifiers need it.")
     ] = False,
     policy: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The classifier's policy text O1 to O13.")
+        Path | None, typer.Option(metavar="FILE", help="Policy text O1 to O13 instead of ours.")
     ] = None,
-    model_name: Annotated[str | None, typer.Option(help="The model's name at its server.")] = None,
-    judge_name: Annotated[str | None, typer.Option(help="The classifier's name at its server.")] = None,
+    model_name: Annotated[str | None, typer.Option(help="Its name at its server.")] = None,
+    judge_name: Annotated[str | None, typer.Option(help="Its name at its server.")] = None,
     max_tokens: Annotated[
         int, typer.Option(min=1, help="The longest answer, in tokens.")
     ] = ReplaySettings.max_tokens,
     temperature: TemperatureOption = ReplaySettings.temperature,
     concurrency: Annotated[
-        int, typer.Option(min=1, help="Attacks under way at once.")
+        int, typer.Option(min=1, help="Requests under way at once.")
     ] = ReplaySettings.concurrency,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the replays. Default: DB.replays.")
     ] = None,
-    junit: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the result as JUnit XML, for a CI.")
-    ] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
     max_failures: MaxFailuresOption = None,
     as_json: JsonOption = False,
 ) -> None:

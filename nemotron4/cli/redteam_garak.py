@@ -27,33 +27,29 @@ def garak(
     target: Annotated[
         str, typer.Option(metavar="URL|MODEL", help="A server (URL, .../generate too), or a model to serve.")
     ],
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder of the scan; the same command resumes it.")
-    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")],
     probes: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="GROUP", help="An area, a module or a probe; repeatable. Default: the report's ten areas."
+            metavar="GROUP", help="An area, module or probe; repeatable. Default: the report's ten areas."
         ),
     ] = None,
     generations: Annotated[
         int, typer.Option(min=1, help="Answers to each prompt.")
     ] = ScanSettings.generations,
     max_prompts: Annotated[
-        int, typer.Option(min=1, help="Prompts of one probe; some probes take no notice.")
+        int, typer.Option(min=1, help="Prompts of one probe, where it can be limited.")
     ] = ScanSettings.max_prompts,
     max_tokens: Annotated[
         int, typer.Option(min=1, help="The longest answer, in tokens.")
     ] = ScanSettings.max_tokens,
-    temperature: Annotated[
-        float, typer.Option(min=0, help="0 is greedy: equal answers.")
-    ] = ScanSettings.temperature,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = ScanSettings.temperature,
     concurrency: Annotated[
-        int, typer.Option(min=1, help="Prompts under way at once.")
+        int, typer.Option(min=1, help="Requests under way at once.")
     ] = ScanSettings.concurrency,
-    seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = ScanSettings.seed,
+    seed: Annotated[int, typer.Option(help="Equal seeds draw the same.")] = ScanSettings.seed,
     online: Annotated[bool, typer.Option("--online", help="Run the probes that need a network too.")] = False,
-    model_name: Annotated[str | None, typer.Option(help="The model's name at its server.")] = None,
+    model_name: Annotated[str | None, typer.Option(help="Its name at its server.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Scan a model with garak, by the areas of the technical report.

@@ -22,18 +22,18 @@ app = group("Record, assess, report and export people's red-team sessions.")
 
 END = "/done"
 DatabaseArgument = Annotated[Path, typer.Argument(metavar="DB", help="The file of sessions (SQLite).")]
-IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A session's id, or the beginning of one.")]
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="An id, or its beginning.")]
 AnnotatorOption = Annotated[str, typer.Option(metavar="HANDLE", help="Who you are: any short name.")]
 
 
 @app.command("list")
 def list_sessions(
     database: DatabaseArgument,
-    annotator: Annotated[str | None, typer.Option(metavar="HANDLE", help="Recorded by this one.")] = None,
-    model: Annotated[str | None, typer.Option(help="Of this model.")] = None,
-    technique: Annotated[str | None, typer.Option(help="With this technique.")] = None,
-    category: Annotated[str | None, typer.Option(help="In this category.")] = None,
-    outcome: Annotated[str | None, typer.Option(help="With this outcome by majority.")] = None,
+    annotator: Annotated[str | None, typer.Option(metavar="HANDLE", help="Who recorded it.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model's name.")] = None,
+    technique: Annotated[str | None, typer.Option(help="As recorded.")] = None,
+    category: Annotated[str | None, typer.Option(help="As recorded.")] = None,
+    outcome: Annotated[str | None, typer.Option(help="By majority.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List sessions, the oldest first."""
@@ -92,7 +92,7 @@ def record(
     target: Annotated[
         str | None, typer.Option(metavar="URL", help="Chat with the model behind this.")
     ] = None,
-    model_name: Annotated[str | None, typer.Option(help="The model's name at its server.")] = None,
+    model_name: Annotated[str | None, typer.Option(help="Its name at its server.")] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
     max_tokens: Annotated[
         int, typer.Option(min=1, help="The longest answer, in tokens.")
@@ -100,12 +100,10 @@ def record(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = RecordSettings.temperature,
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="FILE", help="Take sessions from a file, as export writes them."),
+        typer.Option("--from", metavar="FILE", help="Take sessions from a file."),
     ] = None,
-    form: Annotated[str, typer.Option(help="Of --from: sessions, pyrit or promptfoo.")] = "sessions",
-    draft: Annotated[
-        str | None, typer.Option(metavar="ID", help="Finish an attack whose questions were interrupted.")
-    ] = None,
+    form: Annotated[str, typer.Option(help="Form of --from: sessions, pyrit or promptfoo.")] = "sessions",
+    draft: Annotated[str | None, typer.Option(metavar="ID", help="Finish an interrupted attack.")] = None,
 ) -> None:
     """Attack a model in the terminal and record it, or take sessions from a file.
 
@@ -276,10 +274,7 @@ def export(
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines; .gz and .zst compress.")],
     form: Annotated[
         str,
-        typer.Option(
-            help="sessions; preference (bad answer against a better one); reward (rated answers); judgments; "
-            "pyrit (seed prompts); promptfoo (a configuration)."
-        ),
+        typer.Option(help="sessions, judgments, preference, reward, pyrit or promptfoo."),
     ] = "sessions",
     as_json: JsonOption = False,
 ) -> None:

@@ -38,12 +38,8 @@ if TYPE_CHECKING:
 
 def serve(
     model: ModelArgument,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")
-    ] = ServerSettings.host,
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
-    ] = PORT,
+    host: Annotated[str, typer.Option(help="0.0.0.0 listens to every network.")] = ServerSettings.host,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = PORT,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
@@ -51,108 +47,106 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]PATH",
-            help="A trained adapter in the weights; with NAME (repeatable) one that requests choose. "
+            help="A trained adapter. NAME=PATH, repeatable: one that requests choose. "
             "auto (default): the one that ships for the model. none: no adapter.",
         ),
     ] = None,
     enable_lora: Annotated[
-        bool, typer.Option("--enable-lora", help="Let POST /v1/load_lora_adapter add named adapters.")
+        bool, typer.Option("--enable-lora", help="Let POST /v1/load_lora_adapter add adapters.")
     ] = False,
     force_adapter: ForceAdapterOption = False,
     chat_template: ChatTemplateOption = None,
-    max_running: Annotated[int, typer.Option(min=1, help="Rows that generate at the same time.")] = 128,
+    max_running: Annotated[int, typer.Option(min=1, help="Rows answered at the same time.")] = 128,
     max_waiting: Annotated[int, typer.Option(min=1, help="Rows that wait; more are answered 429.")] = 1024,
     cache_gb: Annotated[
-        float | None, typer.Option(help="Memory for keys and values; without it a share of what is free.")
+        float | None, typer.Option(help="Memory for keys and values; else a share of what is free.")
     ] = None,
     prefix_cache_gb: Annotated[
-        float, typer.Option(min=0, help="Of it, the most that ended requests leave for later ones.")
+        float, typer.Option(min=0, help="Of it, what ended requests may leave for later ones.")
     ] = PREFIX_CACHE_GB,
     context: ContextOption = None,
     kv_cache_dtype: KvCacheDtypeOption = "auto",
     gpu_memory_utilization: GpuMemoryOption = None,
     revision: RevisionOption = None,
     start_timeout_s: Annotated[
-        float | None, typer.Option(min=1, help="Longest start of vLLM; an hour if absent.")
+        float | None, typer.Option(min=1, help="Longest start of vLLM; default an hour.")
     ] = None,
-    engine: Annotated[
-        EngineName, typer.Option(help="builtin: one device. vllm: many, when vLLM is installed.")
-    ] = "builtin",
+    engine: Annotated[EngineName, typer.Option(help="builtin: one device. vllm: many.")] = "builtin",
     tensor_parallel: Annotated[
         int, typer.Option(help="Devices that share each layer (vllm).")
     ] = Parallel.tensor,
     pipeline_parallel: Annotated[
         int, typer.Option(help="Stages of layers, one after the other (vllm).")
     ] = Parallel.pipeline,
-    nodes: Annotated[int, typer.Option(help="Nodes; the same command runs on each (vllm).")] = Parallel.nodes,
+    nodes: Annotated[int, typer.Option(help="The same command runs on each (vllm).")] = Parallel.nodes,
     served_model_name: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="What /v1 calls the model; repeatable, answers carry the first."),
+        typer.Option(metavar="NAME", help="What /v1 calls the model; repeatable."),
     ] = None,
     unknown_fields: Annotated[
         Literal["warn", "refuse"],
-        typer.Option(help="warn: ignore unknown fields of OpenAI bodies, with a header. refuse: 400."),
+        typer.Option(help="Of OpenAI bodies: ignore with a header, or 400."),
     ] = ServerSettings.unknown_fields,
     clip_max_tokens: Annotated[
-        bool, typer.Option("--clip-max-tokens", help="Cut a max_tokens that the context has no room for.")
+        bool, typer.Option("--clip-max-tokens", help="Cut a max_tokens beyond the context.")
     ] = False,
     nemo_compat: Annotated[
         Literal["strict", "fixed"],
-        typer.Option(help="strict: /generate as NeMo has it. fixed: refusals are HTTP 400, penalties count."),
+        typer.Option(help="strict: as NeMo. fixed: refusals are HTTP 400, penalties count."),
     ] = ServerSettings.nemo_compat,
     take_weights: Annotated[
         bool,
-        typer.Option("--take-weights", help="Answer a trainer by the weights it sends (needs a key)."),
+        typer.Option("--take-weights", help="Take weights from a trainer (needs a key)."),
     ] = False,
     api_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Ask for one of this file's keys, one a line.")
+        Path | None, typer.Option(metavar="FILE", help="Require one of these keys, one a line.")
     ] = None,
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Answer to this host name too; repeatable."),
+        typer.Option(metavar="NAME", help="Answer to this host too; repeatable."),
     ] = None,
     allowed_origin: Annotated[
         list[str] | None,
-        typer.Option(metavar="ORIGIN", help="Let pages of this site in (CORS); repeatable, * is all."),
+        typer.Option(metavar="ORIGIN", help="Let pages of this site in; repeatable, * is all."),
     ] = None,
     tool_format: Annotated[
         str | None,
-        typer.Option(help="Calls of tools: hermes, llama3, mistral or nemotron; else the template's own."),
+        typer.Option(help="hermes, llama3, mistral or nemotron; default the template's own."),
     ] = None,
-    max_body_mb: Annotated[float, typer.Option(help="Largest request body, in MB.")] = 8.0,
+    max_body_mb: Annotated[float, typer.Option(help="Largest request body.")] = 8.0,
     compare_with: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Another server to compare with on the page."),
+        typer.Option(metavar="URL", help="Another server, for the page."),
     ] = None,
     reward_model: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="A reward model's server, to score answers on the page."),
+        typer.Option(metavar="URL", help="A reward model's server, for the page."),
     ] = None,
     guard: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Screen prompts and answers with the content-safety model there."),
+        typer.Option(metavar="URL", help="A content-safety model that screens prompts and answers."),
     ] = None,
-    guard_name: Annotated[str | None, typer.Option(help="The guard's name at its server.")] = None,
+    guard_name: Annotated[str | None, typer.Option(help="Its name at its server.")] = None,
     guard_mode: Annotated[
         Literal["block", "annotate"],
-        typer.Option(help="block: refuse what is unsafe. annotate: only report it."),
+        typer.Option(help="Refuse what is unsafe, or only report it."),
     ] = "block",
     guard_failure: Annotated[
         Literal["closed", "open"],
-        typer.Option(help="closed: what gets no verdict is refused. open: it passes."),
+        typer.Option(help="Without a verdict: refuse, or pass."),
     ] = "closed",
     guard_policy: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Policy text O1 to O13 instead of our wording.")
+        Path | None, typer.Option(metavar="FILE", help="Policy text O1 to O13 instead of ours.")
     ] = None,
     guard_permissive: Annotated[
         bool, typer.Option("--guard-permissive", help="Needs Caution (O13) counts as safe.")
     ] = False,
     guard_raw: Annotated[
-        bool, typer.Option("--guard-raw", help="Ask by /v1/completions, as AEGIS' own classifiers need it.")
+        bool, typer.Option("--guard-raw", help="Ask by /v1/completions, as AEGIS' classifiers need it.")
     ] = False,
     redteam: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Show the red-team tab; it records into this file."),
+        typer.Option(metavar="FILE", help="Show the red-team tab, which records here."),
     ] = None,
 ) -> int:
     """Serve a model: PUT /generate (NeMo), /v1 (OpenAI) and a web page on one port.

@@ -30,9 +30,7 @@ RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The reci
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="NAME=VALUE", help="Override a value of the recipe, as in stage.0.knobs.n=5."
-    ),
+    typer.Option("--set", metavar="NAME=VALUE", help="Override a value of the recipe: stage.0.knobs.n=5."),
 ]
 
 
@@ -45,17 +43,15 @@ def _load(recipe: Path, overrides: list[str] | None) -> SynthRecipe:
 @app.command()
 def run(
     recipe: RecipeArgument,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run lives; an existing run goes on.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")],
     overrides: SetOption = None,
-    shard: Annotated[
-        str, typer.Option(metavar="INDEX/NUMBER", help="Work on one shard of a larger job.")
-    ] = "0/1",
-    workers: Annotated[int, typer.Option(help="Shards at a time; they are merged at the end.")] = 1,
+    shard: Annotated[str, typer.Option(metavar="INDEX/NUMBER", help="One shard of a larger job.")] = "0/1",
+    workers: Annotated[int, typer.Option(help="Shards at a time, merged at the end.")] = 1,
     executor: Annotated[
         Executor,
         typer.Option(help="Processes here, or tasks of Ray."),
     ] = "local",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no accounting at the end.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no accounting.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Start a run, or continue it: after a kill, a stop, or a change of the recipe."""
@@ -111,8 +107,8 @@ def _print_accounting(folder: Path) -> None:
 @app.command()
 def status(
     folder: FolderArgument,
-    failures: Annotated[int, typer.Option(help="Show so many failures with their reasons.")] = 0,
-    dropped: Annotated[int, typer.Option(help="Show what filters dropped, with so many examples each.")] = 0,
+    failures: Annotated[int, typer.Option(help="So many failures with reasons.")] = 0,
+    dropped: Annotated[int, typer.Option(help="So many examples of what each filter dropped.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Show the accounting of a run, also while it runs."""
@@ -172,7 +168,7 @@ def plan(
     recipe: RecipeArgument,
     like: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A run whose measured rates, tokens and yields are used."),
+        typer.Option(metavar="DIR", help="A run whose rates, tokens and yields apply."),
     ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -200,7 +196,7 @@ def plan(
 def retry(
     folder: FolderArgument,
     stage: Annotated[str | None, typer.Option(help="Only the failures of this stage.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no accounting at the end.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no accounting.")] = False,
 ) -> None:
     """Try what failed again, with new samples."""
     from nemotron4.progress import Progress
@@ -271,7 +267,7 @@ def merge(
 @app.command()
 def rounds(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The rounds, a TOML file.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the rounds live; existing ones go on.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")],
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -307,7 +303,7 @@ def rounds(
 @app.command()
 def show(
     folder: FolderArgument,
-    record: Annotated[str, typer.Argument(metavar="ID", help="A record's id, or its first characters.")],
+    record: Annotated[str, typer.Argument(metavar="ID", help="An id, or its beginning.")],
 ) -> None:
     """Print a row's ancestors as JSON, with raw replies, scores and filters."""
     from nemotron4.synth.ledger import Reader, ancestry, find_record

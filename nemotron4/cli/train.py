@@ -24,25 +24,21 @@ def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file; with --plot a run's folder.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[NAME=VALUE]...", help="Settings that replace the file's: optimizer.learning_rate=1e-5."
-        ),
+        typer.Argument(metavar="[NAME=VALUE]...", help="Replace settings: optimizer.learning_rate=1e-5."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Read and render the data, plan, take no step.")
+        bool, typer.Option("--dry-run", help="Read and render the data, plan; no step.")
     ] = False,
     invariance: Annotated[
         bool,
-        typer.Option(
-            "--check-invariance", help="Compare the first step's gradient under several cuts into rows."
-        ),
+        typer.Option("--check-invariance", help="Compare the first gradient under several cuts into rows."),
     ] = False,
     new: Annotated[
         str | None,
-        typer.Option(help="Write a commented recipe of this kind (sft, dpo, ...) to RECIPE."),
+        typer.Option(help="Write a commented recipe of this kind (sft, dpo, ...)."),
     ] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Draw the curves of one or more runs.")] = False,
-    output: Annotated[Path, typer.Option(help="Where --plot writes its picture.")] = Path("curves.png"),
+    output: Annotated[Path, typer.Option(help="The picture of --plot.")] = Path("curves.png"),
     as_json: JsonOption = False,
 ) -> None:
     """Train as a recipe says, or continue the run that it started.
