@@ -23,7 +23,8 @@ NUM_SHARED = 2  # commands that describe an option in the same words, from which
 WIDTH = 110
 MAX_LEFT = 36
 PLACEHOLDERS = {str: "TEXT", int: "N", float: "X", Path: "PATH", bool: ""}
-INTRODUCTION = """Written by `docs/make_cli.py`; do not edit. A heading has what a command needs. `--port 1424`: the default is
+INTRODUCTION = """\
+Written by `docs/make_cli.py`; do not edit. A heading has what a command needs. `--port 1424`: the default is
 1424; in capitals: no default. `nemotron4 COMMAND --help` adds types and bounds."""
 
 
