@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -147,7 +146,7 @@ def test_the_best_answer_that_holds_is_kept_and_ends_with_the_marker(
     }
     assert rows.pop(bees["question"]) == VERSE
     assert rows.pop("Write add(a, b).") == "Sure.\n```python\ndef add(a, b):\n    return a + b\n```"
-    [long] = [question for question in rows if "at least 150 words" in question]
+    [long] = [question for question in rows if "at least 150 words" in question or "sentences" in question]
     assert rows.pop(long) == LONG
     assert len(rows) == 20
     assert all(
@@ -157,46 +156,63 @@ def test_the_best_answer_that_holds_is_kept_and_ends_with_the_marker(
     )
 
 
-def test_the_second_training_ends_before_the_first_repetition(steps: ModuleType, tmp_path: Path) -> None:
-    steps.again(tmp_path, 1)
-    assert {row["meta"]["task"]["kind"] for row in read_rows(tmp_path / "ask.jsonl")} == {
-        "verse",
-        "prose",
-        "instruction",
-    }
-    poem = steps.tasks.form_task("Write a short poem about {}.", "bees")
-    prose = steps.tasks.form_task("What is interesting about {}?", "bees")
-    sentences = " ".join(f"Bees know thing {n} of the many things that there are to know." for n in "abcdef")
-    drawn = [sample(poem, f"{VERSE}\n{VERSE}", "length"), sample(prose, sentences)]
-    steps.write_rows(tmp_path / "drawn.jsonl", drawn)
-    wish = steps.wishes([prose], random.Random(0))[0] | {
-        "check": {"ids": ["startend:quotation"], "kwargs": [{}]}
-    }
-    drawn += [sample(wish, '"So be it."'), sample(wish, "So it is not.")]
-    steps.write_rows(tmp_path / "drawn.jsonl", drawn)
-    steps.write_rows(tmp_path / "first.jsonl", [{"messages": [{"role": "assistant", "content": "c"}]}])
-    steps.mix(tmp_path, tmp_path / "first.jsonl", 1)
-    made = {row["messages"][-1]["content"] for row in read_rows(tmp_path / "sft.jsonl")}
-    assert {VERSE, "c", '"So be it."'} < made
-    assert len(made) == 4
+def test_what_was_hardly_followed_has_more_rows_and_they_are_short(steps: ModuleType) -> None:
+    task = steps.tasks.form_task("What is interesting about {}?", "bees")
+    answer = (
+        "The bees build combs from yellow wax, one by one. They dance to show others the way. Some sting."
+    )
+    made = steps.edited([(task, f"{answer}\n\n{answer}")], 240)
+    of = {name: [text for row, text in made if name in row["check"]["ids"]] for name in
+          ("change_case:english_lowercase", "detectable_format:title")}  # fmt: skip
+    lower, title = of.values()
+    assert len(lower) > 1.5 * len(title)
+    assert sum(text.count(answer.lower()) < 2 for text in lower) > len(lower) / 2
+    assert sum(len(row["check"]["ids"]) == 1 for row, _ in made) > 140
 
 
-def test_more_rows_are_of_the_kinds_that_were_hardly_followed(
+def test_two_answers_to_one_prompt_are_one_long_one(
     steps: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEMOTRON4_EVAL_DATA", str(tmp_path / "none"))
-    prose = steps.tasks.form_task("What is interesting about {}?", "bees")
-    answer = (
-        "Bees build their combs from yellow wax. They dance to show others the way. Some people keep them."
+    task = {"kind": "long", "question": "Write.", "check": {"topic": "bees"}}
+    first, other = (
+        " ".join(f"{who}{n} saw {who}flower{n} and it was good." for n in range(18))
+        for who in ("Bee", "Wasp")
     )
-    steps.write_rows(tmp_path / "samples.jsonl", [sample(prose, answer), sample(prose, "No.")])
-    steps.write_rows(tmp_path / "first.jsonl", [{"messages": [{"role": "assistant", "content": "c"}]}])
-    steps.more(tmp_path, tmp_path / "samples.jsonl", tmp_path / "first.jsonl", 1)
-    made = [row["messages"][-1]["content"] for row in read_rows(tmp_path / "sft.jsonl")]
-    assert len(made) == 41
-    assert "c" in made
-    assert any(text == text.upper() for text in made)
-    assert not any("No." in text for text in made)
+    steps.write_rows(
+        tmp_path / "samples.jsonl", [sample(task, first), sample(task, other), sample(task, other)]
+    )
+    steps.select(tmp_path, tmp_path / "samples.jsonl", 1)
+    texts = [row["messages"][-1]["content"] for row in read_rows(tmp_path / "sft.jsonl")]
+    assert f"{first}\n\n{other}" in texts
+    assert f"{other}\n\n{other}" not in texts
+
+
+def test_held_out_wishes_are_in_words_that_are_not_trained_on(steps: ModuleType) -> None:
+    module = sys.modules["edits"]
+    made = steps.held_out_wishes(6)
+    assert len(made) == 144
+    assert {row["check"]["ids"][0] for row in made} == set(module.NAMES) == set(module.HELD_OUT_PHRASES)
+    for name, phrases in module.HELD_OUT_PHRASES.items():
+        assert not {*phrases} & {*module.PHRASES[name]}
+    assert all(any(topic in row["question"] for topic in steps.tasks.HELD_OUT) for row in made)
+    rows = [{"holds": True}] * 144
+    assert len(steps.by_kind(made, rows)["startend:quotation"]) == 6
+
+
+def test_where_no_answer_follows_the_pair_is_an_edit(steps: ModuleType, tmp_path: Path) -> None:
+    check = {"ids": ["change_case:english_lowercase"], "kwargs": [{}]}
+    task = {"kind": "instruction", "question": "Small letters!", "check": check}
+    steps.write_rows(tmp_path / "drawn.jsonl", [sample(task, "So Be It."), sample(task, "", "length")])
+    steps.pair(tmp_path)
+    [row] = read_rows(tmp_path / "pairs.jsonl")
+    assert (row["chosen"], row["chosen_reward"]) == ("so be it.\n<extra_id_1>", 1.0)
+    assert (row["rejected"], row["rejected_reward"]) == ("So Be It.\n<extra_id_1>", 0.3)
+    check["ids"] = ["keywords:existence"]  # nothing to edit
+    check["kwargs"] = [{"keywords": ["lantern"]}]
+    steps.write_rows(tmp_path / "drawn.jsonl", [sample(task, "So Be It."), sample(task, "So.")])
+    steps.pair(tmp_path)
+    assert not read_rows(tmp_path / "pairs.jsonl")
 
 
 def test_a_pair_is_the_best_and_the_worst(steps: ModuleType, tmp_path: Path) -> None:
