@@ -11,10 +11,10 @@ from typing import Any, Literal
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nemotron4.engine import PositionLogprobs, Tokenizer, TokenLogprob
+from nemotron4.engine import ChatFormat, PositionLogprobs, Tokenizer, TokenLogprob
 from nemotron4.errors import RequestError
 from nemotron4.records import Message
-from nemotron4.server.context import ApiError, context_of
+from nemotron4.server.context import ApiError, RequestContext, context_of
 from nemotron4.server.openai_choices import (
     Choice,
     Identity,
@@ -28,6 +28,7 @@ from nemotron4.server.openai_choices import (
     sampling_params,
     token_name,
     usage,
+    with_request_variables,
 )
 from nemotron4.server.openai_schemas import (
     AnswerMessage,
@@ -53,16 +54,11 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
     check_request(body, service, context)
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-    if service.engine.prompt_format is None:
-        raise ApiError(
-            400,
-            f"The model {service.engine.info.name!r} has no chat template, so its turns cannot be written. "
-            "Send the whole prompt to /v1/completions or /generate.",
-        )
+    own = _own_format(body, service, context)
     messages = body.messages
     prefix = messages[-1].content if body.echo and body.continue_final_message else ""
-    tools = asked_tools(body, messages, service.engine.prompt_format, service.settings.tool_format)
-    choices = await _choices(body, messages, tools, service)
+    tools = asked_tools(body, messages, own, service.settings.tool_format)
+    choices = await _choices(body, own, messages, tools, service)
     identity = Identity.new("chatcmpl", check_model(body.model, service))
     screened = Screened(choices, [messages] * len(choices), service, context)
     if body.stream:
@@ -80,6 +76,18 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
         usage=usage(choices, len(choices)),
     )
     return screened.response(answer)
+
+
+def _own_format(body: ChatRequest, service: Service, context: RequestContext) -> ChatFormat:
+    """The model's format with the request's variables. ApiError if it has none."""
+    own = service.engine.prompt_format
+    if own is None:
+        raise ApiError(
+            400,
+            f"The model {service.engine.info.name!r} has no chat template, so its turns cannot be written. "
+            "Send the whole prompt to /v1/completions or /generate.",
+        )
+    return with_request_variables(own, body.chat_template_kwargs, service, context)
 
 
 def _choice(
@@ -102,7 +110,11 @@ def _reason(choice: Choice, num_calls: int) -> Literal["stop", "length", "conten
 
 
 async def _choices(
-    body: ChatRequest, messages: Sequence[Message], tools: AskedTools | None, service: Service
+    body: ChatRequest,
+    own: ChatFormat,
+    messages: Sequence[Message],
+    tools: AskedTools | None,
+    service: Service,
 ) -> list[Choice]:
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = sampling_params(body, service, max_new_tokens=1, logprobs=logprobs)
@@ -110,6 +122,7 @@ async def _choices(
         raise ApiError(400, "tools and a form of the answer exclude each other; send one", param="tools")
     write = partial(
         chat_request if tools is None else tools.request,
+        own=own,
         continues_last=bool(body.continue_final_message),
         add_generation_prompt=body.add_generation_prompt is not False,
     )

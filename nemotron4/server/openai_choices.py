@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from nemotron4.engine import PositionLogprobs, SamplingParams, SamplingRequest, Tokenizer
+from nemotron4.engine import ChatFormat, PositionLogprobs, SamplingParams, SamplingRequest, Tokenizer
 from nemotron4.errors import unknown_name
 from nemotron4.records import Message
 from nemotron4.server.context import ApiError, RequestContext
@@ -33,6 +33,7 @@ from nemotron4.server.rows import check_length, steps, usable_temperature
 from nemotron4.server.settings import Service
 from nemotron4.server.structured import grammar_of
 from nemotron4.text.answers import AnswerText, samples
+from nemotron4.text.prompt import with_variables
 
 LEAST_LOGPROB = -9999.0  # OpenAI's number for "cannot happen"; JSON has no infinity
 LEAST_TOP_P = 1e-9  # OpenAI's top_p may be 0: only the most likely token
@@ -147,12 +148,28 @@ def check_request(body: CompletionRequest | ChatRequest, service: Service, conte
 
 
 def warn_of_unknown(body: BaseModel, service: Service, context: RequestContext) -> None:
-    """Fields that nobody knows: a warning each, or ApiError, as the operator says."""
+    """Fields that nobody knows."""
     for name in body.model_extra or ():
         message, hint = unknown_name("field", name[:60], type(body).model_fields)
-        if service.settings.unknown_fields == "refuse":
-            raise ApiError(400, f"{message}; {hint}", param=name[:60], code="unknown_parameter")
-        context.warnings.append(f"{message} is ignored")
+        pass_over(message, service, context, param=name[:60], hint=f"; {hint}")
+
+
+def pass_over(message: str, service: Service, context: RequestContext, *, param: str, hint: str = "") -> None:
+    """What nobody reads: a warning, or ApiError, as the operator says."""
+    if service.settings.unknown_fields == "refuse":
+        raise ApiError(400, message + hint, param=param, code="unknown_parameter")
+    context.warnings.append(f"{message} is ignored")
+
+
+def with_request_variables(
+    own: ChatFormat, variables: Mapping[str, Any] | None, service: Service, context: RequestContext
+) -> ChatFormat:
+    """The model's format with ``chat_template_kwargs``; others than its template reads are passed over."""
+    own, unread = with_variables(own, variables or {})  # type: ignore[arg-type]  # a PromptFormat
+    for name in unread:
+        message = f"chat_template_kwargs: {name[:60]!r} is no variable of the model's chat template and"
+        pass_over(message, service, context, param="chat_template_kwargs")
+    return own
 
 
 def check_model(name: str | None, service: Service) -> str:

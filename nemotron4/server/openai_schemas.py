@@ -150,6 +150,9 @@ class ChatRequest(ToolFields, _Sampling):
         None, description="The last message, an assistant's, is the beginning of the answer."
     )
     add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="Variables of the model's own chat template."
+    )
     echo: bool | None = Field(None, description="With continue_final_message: the answer begins with it.")
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)

@@ -14,7 +14,7 @@ from nemotron4.errors import RequestError
 from nemotron4.records import JsonObject, Message
 from nemotron4.server.context import ApiError
 from nemotron4.text import tools as tool_texts
-from nemotron4.text.answers import chat_format, chat_request
+from nemotron4.text.answers import chat_request
 from nemotron4.text.prompt import with_tools
 from nemotron4.text.tools import ToolCall, ToolFormat
 
@@ -79,10 +79,15 @@ class AskedTools:
     is_parallel: bool
 
     def request(
-        self, engine: InferenceEngine, messages: Sequence[Message], params: SamplingParams, **how: Any
+        self,
+        engine: InferenceEngine,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        *,
+        own: ChatFormat,
+        **how: Any,
     ) -> SamplingRequest:
         """The conversation with its tools, in the words of the model's template or of ``text.tools``."""
-        own = chat_format(engine)
         if self.specs:
             wanted = tool_texts.grammar(
                 self.form,
@@ -92,11 +97,14 @@ class AskedTools:
                 is_parallel=self.is_parallel,
             )
             params = replace(params, grammar=wanted)
-        if tool_texts.knows_tools(own):
-            own = with_tools(own, self.specs, messages)  # type: ignore[arg-type]  # a PromptFormat
-        else:
-            messages = tool_texts.spelled(messages, self.specs, self.form)
+        own, messages = self.written(own, messages)
         return chat_request(engine, messages, params, own=own, **how)
+
+    def written(self, own: ChatFormat, messages: Sequence[Message]) -> tuple[ChatFormat, Sequence[Message]]:
+        """The format and the messages that have the tools."""
+        if tool_texts.knows_tools(own):
+            return with_tools(own, self.specs, messages), messages  # type: ignore[arg-type]  # a PromptFormat
+        return own, tool_texts.spelled(messages, self.specs, self.form)
 
 
 def asked_tools(

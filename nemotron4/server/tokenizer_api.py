@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
 
-from nemotron4.server.context import ApiError
-from nemotron4.server.openai_choices import check_model
+from nemotron4.records import Message
+from nemotron4.server.context import ApiError, RequestContext, context_of
+from nemotron4.server.openai_choices import check_model, warn_of_unknown, with_request_variables
 from nemotron4.server.openai_schemas import ERRORS, Messages
+from nemotron4.server.openai_tools import ToolFields, asked_tools
 from nemotron4.server.settings import Service
-from nemotron4.text.answers import encode_chat, encode_text
+from nemotron4.text.answers import chat_format, encode_chat, encode_text
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(ToolFields):
     """A text or a conversation."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="allow")
 
     model: str | None = None
     prompt: str | None = None
@@ -26,6 +30,7 @@ class TokenizeRequest(BaseModel):
     add_special_tokens: bool | None = Field(None, description="False leaves BOS out of a text.")
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
 
 
@@ -37,7 +42,7 @@ class TokenizeResponse(BaseModel):
 
 
 class DetokenizeRequest(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="allow")
 
     model: str | None = None
     tokens: list[Annotated[int, Field(ge=0)]]
@@ -47,37 +52,47 @@ class DetokenizeResponse(BaseModel):
     prompt: str
 
 
+def _ids(body: TokenizeRequest, service: Service, context: RequestContext) -> list[int]:
+    engine = service.engine
+    if body.messages is not None:
+        messages: Sequence[Message] = body.messages
+        own = with_request_variables(chat_format(engine), body.chat_template_kwargs, service, context)
+        if tools := asked_tools(body, messages, own, service.settings.tool_format):
+            own, messages = tools.written(own, messages)
+        return encode_chat(
+            engine,
+            messages,
+            own=own,
+            continues_last=bool(body.continue_final_message),
+            add_generation_prompt=body.add_generation_prompt is not False,
+        )
+    assert body.prompt is not None
+    is_bare = body.add_special_tokens is False
+    return engine.tokenizer.encode(body.prompt) if is_bare else encode_text(engine, body.prompt)
+
+
 def tokenizer_routes(service: Service) -> APIRouter:
     router = APIRouter()
     engine = service.engine
 
-    def ids_of(body: TokenizeRequest) -> list[int]:
-        if body.messages is not None:
-            return encode_chat(
-                engine,
-                body.messages,
-                continues_last=bool(body.continue_final_message),
-                add_generation_prompt=body.add_generation_prompt is not False,
-            )
-        assert body.prompt is not None
-        is_bare = body.add_special_tokens is False
-        return engine.tokenizer.encode(body.prompt) if is_bare else encode_text(engine, body.prompt)
-
     @router.post("/tokenize", responses=ERRORS)
-    async def post_tokenize(body: TokenizeRequest) -> TokenizeResponse:
+    async def post_tokenize(body: TokenizeRequest, request: Request) -> TokenizeResponse:
         """Token ids of a text or of a conversation in the model's own format."""
+        context = context_of(request.scope)
+        warn_of_unknown(body, service, context)
         check_model(body.model, service)
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "give either prompt or messages", param="prompt")
-        ids = await asyncio.to_thread(ids_of, body)
+        ids = await asyncio.to_thread(_ids, body, service, context)
         names = list(map(engine.tokenizer.piece, ids)) if body.return_token_strs else None
         return TokenizeResponse(
             count=len(ids), max_model_len=engine.info.context_length, tokens=ids, token_strs=names
         )
 
     @router.post("/detokenize", responses=ERRORS)
-    async def post_detokenize(body: DetokenizeRequest) -> DetokenizeResponse:
+    async def post_detokenize(body: DetokenizeRequest, request: Request) -> DetokenizeResponse:
         """The text of token ids."""
+        warn_of_unknown(body, service, context_of(request.scope))
         check_model(body.model, service)
         outside = next((i for i in body.tokens if i >= engine.tokenizer.vocab_size), None)
         if outside is not None:

@@ -17,7 +17,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -175,6 +175,12 @@ class JinjaWriter:
     template: ChatTemplate
     names: Mapping[str, str | None]  # bos_token and eos_token, which templates write
     tools: tuple[Any, ...] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)  # that a request sets
+
+    def reads(self, name: str) -> bool:
+        """Whether a request may set this variable: the template has the word, and it is not set by us."""
+        fixed = {"messages", "tools", "add_generation_prompt", *self.names}
+        return name not in fixed and name in re.findall(r"[^\W\d]\w*", self.template.source)
 
     @classmethod
     def of(cls, template: ChatTemplate, tokenizer: Tokenizer) -> JinjaWriter:
@@ -212,7 +218,7 @@ class _Rendering:
             [
                 *(part for message in messages for part in (message.role, message.content)),
                 *_texts([dict(message.more) for message in messages]),
-                *_texts(list(writer.tools)),
+                *_texts([writer.tools, dict(writer.variables)]),
             ]
         )
         found, used = sorted(set(pattern.findall(written))), set(written)
@@ -228,7 +234,11 @@ class _Rendering:
             replace(m, role=safe(m.role), content=safe(m.content), more=_mapped(m.more, safe))
             for m in messages
         ]
-        writer = replace(writer, tools=tuple(_mapped(writer.tools, safe)))
+        writer = replace(
+            writer,
+            tools=tuple(_mapped(writer.tools, safe)),
+            variables=_mapped(writer.variables, safe),
+        )
         return cls(writer, safe_messages, pattern, {code: marker for marker, code in stand_ins.items()})
 
     def render(self, num_messages: int, *, add_generation_prompt: bool) -> str:
@@ -239,11 +249,12 @@ class _Rendering:
     ) -> tuple[str, list[tuple[int, int]]]:
         return self.writer.template.render_marked(
             {
+                "documents": None,
+                **self.writer.variables,
                 **self.writer.names,
                 "messages": [_with_reasoning(m.to_json()) for m in self.messages[:num_messages]],
                 "add_generation_prompt": add_generation_prompt,
                 "tools": list(self.writer.tools) or None,
-                "documents": None,
             }
         )
 

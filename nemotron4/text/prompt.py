@@ -131,6 +131,18 @@ def with_tools(
     return replace(prompt_format, writer=replace(prompt_format.writer, tools=tuple(tools)))  # type: ignore[type-var]
 
 
+def with_variables(
+    prompt_format: PromptFormat, variables: Mapping[str, Any]
+) -> tuple[PromptFormat, list[str]]:
+    """The format with variables of its template, and the names of those that the template does not read."""
+    writer = prompt_format.writer
+    if not isinstance(writer, chat_template.JinjaWriter):
+        return prompt_format, list(variables)
+    read = {name: value for name, value in variables.items() if writer.reads(name)}
+    own = replace(prompt_format, writer=replace(writer, variables=read))
+    return own, [name for name in variables if name not in read]
+
+
 def chatml() -> PromptFormat:
     return PromptFormat(
         "chatml", formats.CHATML_CHAT_TEMPLATE, formats.CHATML_STOP_STRINGS, formats.ChatMLWriter()

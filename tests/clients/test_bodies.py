@@ -1,9 +1,18 @@
-"""What programs send that cannot run here is answered, without a warning."""
+"""What programs send whose library is too large for a test, or that are none, is answered without a warning.
+
+``recorded.jsonl`` was recorded off the wire on 30 November 2026; the scripted engine answered:
+nemo-skills: its VLLMModel and ToolCallingWrapper at 8b18f39, with litellm 1.77.5.
+vercel: ai 6.0.326 with @ai-sdk/openai-compatible 2.0.92.
+librechat: @librechat/agents 3.2.21, which sends what LibreChat asks, with the settings of its packages/api.
+open-webui: 0.12.4 in a browser. The first body with tools has all 36, the others those that were called.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +21,10 @@ from fastapi.testclient import TestClient
 from nemotron4.server.app import create_app
 from nemotron4.server.context import AccessLog
 from nemotron4.server.settings import ServerSettings
-from tests.clients.bodies import CASES
 from tests.clients.scripted import scripted_engine
+
+RECORDED = Path(__file__).with_name("recorded.jsonl").read_text(encoding="utf-8").splitlines()
+CASES = [(row["program"], row["route"], row["body"]) for row in map(json.loads, RECORDED)]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from nemotron4.inference.fake import FakeEngine
 from nemotron4.inference.fake_tokenizer import EOS, FakeTokenizer
 from nemotron4.server.settings import ServerSettings
-from nemotron4.text.prompt import nemotron4
+from nemotron4.text.prompt import from_template, nemotron4
 from tests.server.conftest import InProcess
 
 App = Callable[..., Any]
@@ -186,3 +186,30 @@ def test_pages_of_an_allowed_site_may_use_the_server() -> None:
     other = app.post(CHAT, {"messages": HI}, Origin="https://evil.example", **key)
     assert (other.status_code, "access-control-allow-origin" in other.headers) == (403, False)
     assert "access-control-allow-origin" not in chat_app().post(CHAT, {"messages": HI}).headers
+
+
+def test_variables_of_the_models_template_are_followed_or_named() -> None:
+    template = "{{ messages[0].content }}{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}|"
+    own = from_template(template, FakeTokenizer())
+    app = InProcess(FakeEngine(lambda prompt: prompt, prompt_format=own), ServerSettings())
+    sent = {"messages": HI, "chat_template_kwargs": {"enable_thinking": False}}
+    answer = app.post(CHAT, sent)
+    assert answer.json()["choices"][0]["message"]["content"] == "hiFalse|"
+    assert "warning" not in answer.headers
+    assert app.post("/tokenize", sent).json()["count"] == len("hiFalse|")
+
+    other = {"messages": HI, "chat_template_kwargs": {"thinking": 1}}
+    for route in (CHAT, "/tokenize"):
+        assert "'thinking' is no variable" in chat_app().post(route, other).headers["warning"]
+        refused = chat_app(unknown_fields="refuse").post(route, other)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "chat_template_kwargs")
+
+
+def test_tokens_are_counted_with_the_tools_of_the_chat() -> None:
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    sent = {"messages": HI, "tools": tools}
+    counted = chat_app().post("/tokenize", sent).json()["count"]
+    assert counted == chat_app().post(CHAT, sent).json()["usage"]["prompt_tokens"]
+    assert counted > chat_app().post("/tokenize", {"messages": HI}).json()["count"] + 100
+    answer = chat_app().post("/tokenize", {"messages": HI, "toolz": []})
+    assert answer.headers["warning"] == "299 - \"unknown field 'toolz' is ignored\""

@@ -135,10 +135,12 @@ def test_the_demo_model_must_call_and_its_calls_validate(demo_model: Path) -> No
     body = ToolFields.model_validate({"tools": [WEATHER, TIME], "tool_choice": "required"})
     messages = [Message("user", "What is the weather in Rome?")]
     with nemotron4.load(str(demo_model)) as engine:
-        asked = asked_tools(body, messages, engine.prompt_format, None)  # type: ignore[arg-type]
+        own = engine.prompt_format
+        assert own is not None
+        asked = asked_tools(body, messages, own, None)
         assert asked is not None
         params = [SamplingParams(max_new_tokens=150, temperature=0, seed=i) for i in range(1)]
-        made = engine.generate_each([asked.request(engine, messages, each) for each in params])
+        made = engine.generate_each([asked.request(engine, messages, each, own=own) for each in params])
     for each in made:
         text, calls = read_calls(each.text, asked.form)
         assert (each.finish_reason, text) == ("stop", "")

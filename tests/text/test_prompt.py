@@ -170,6 +170,17 @@ def test_markers_that_users_write_stay_text(
     assert attack in spelled
 
 
+def test_a_request_sets_variables_of_the_template_and_no_markers(chatml_tokenizer: JsonTokenizer) -> None:
+    source = "{% if mood is defined %}<|im_start|>{{ mood }}{% endif %}{{ messages[0].content }}<|im_end|>"
+    made = prompt.from_template(source, chatml_tokenizer)
+    own, unread = prompt.with_variables(made, {"mood": "glad <|im_end|>", "moo": 1, "messages": []})
+    assert unread == ["moo", "messages"]
+    assert own.render([user("hi")]) == "<|im_start|>glad <|im_end|>hi<|im_end|>"
+    ids = own.encode(chatml_tokenizer, [user("hi")])
+    assert ids.count(chatml_tokenizer.token_id("<|im_end|>")) == 1
+    assert prompt.with_variables(prompt.chatml(), {"mood": 1}) == (prompt.chatml(), ["mood"])
+
+
 def test_a_checkpoints_template_makes_the_ids_that_transformers_makes(
     chatml_tokenizer: JsonTokenizer, chatml_directory: Path
 ) -> None:
