@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 import typer
 
 from nemotron4.cli.commands import COMMANDS, load_app
-from nemotron4.cli.main import help_text
 
 PAGE = Path(__file__).with_name("cli.md")
 SHARED = "[Shared](#shared-options)"
@@ -25,7 +24,26 @@ MAX_LEFT = 36
 PLACEHOLDERS = {str: "TEXT", int: "N", float: "X", Path: "PATH", bool: ""}
 INTRODUCTION = """\
 Written by `docs/make_cli.py`; do not edit. A heading has what a command needs. `--port 1424`: the default is
-1424; in capitals: no default. `nemotron4 COMMAND --help` adds types and bounds."""
+1424; in capitals: no default. `nemotron4 COMMAND --help` says more. `source <(nemotron4 completion bash)` completes
+commands and options (zsh too; `nemotron4 completion fish | source`)."""
+GUIDES = {
+    "pull": "checkpoints.md",
+    "models": "checkpoints.md",
+    "serve": "serving.md",
+    "chat": "generate.md#nemotron4-chat",
+    "generate": "generate.md",
+    "plan": "plan.md",
+    "convert": "convert.md",
+    "train": "training.md",
+    "recipe": "recipes.md",
+    "card": "evaluation.md#a-card-for-a-model",
+    "data": "pretraining.md",
+    "doctor": "training.md#data",
+    "synth": "synthesis.md",
+    "eval": "evaluation.md",
+    "redteam": "redteam.md",
+    "launch": "cluster.md",
+}
 
 
 class Entry(NamedTuple):
@@ -48,11 +66,11 @@ def page() -> str:
     commands = [found for name in COMMANDS for found in _commands(name)]
     entries = {path: [_entry(each) for each in command.params] for path, command in commands}
     shared = _shared([entry for each in entries.values() for entry in each])
-    sections = ["# Command line", INTRODUCTION, _block(help_text())]
+    sections = ["# Command line", INTRODUCTION]
     for path, command in commands:
         needed = [entry.words for entry in entries[path] if entry.is_needed]
         sections.append(" ".join([f"{'#' * (len(path) + 1)} nemotron4", *path, *needed]))
-        sections += _body(command, entries[path], shared)
+        sections += _body(_purpose(path, command), entries[path], shared)
     meanings = sorted(shared.values(), key=lambda entry: entry.name.lower())
     return "\n\n".join([*sections, "## Shared options", _block(_table(meanings))]) + "\n"
 
@@ -105,9 +123,16 @@ def _shared(entries: list[Entry]) -> dict[str, Entry]:
     return {name: Entry(name, values.get((name, meaning), ""), meaning) for name, meaning in often.items()}
 
 
-def _body(command: Any, entries: list[Entry], shared: dict[str, Entry]) -> Iterator[str]:
-    """The help of one command and its own options; of a group its purpose alone."""
-    yield command.help.split("\n\n")[0] if hasattr(command, "commands") else command.help.strip()
+def _purpose(path: tuple[str, ...], command: Any) -> str:
+    """The first paragraph of the help, and the guide of a sub-command."""
+    purpose = " ".join(command.help.split("\n\n")[0].split())
+    is_guided = len(path) == 1 and path[0] in GUIDES
+    return f"{purpose} [Guide]({GUIDES[path[0]]})." if is_guided else purpose
+
+
+def _body(purpose: str, entries: list[Entry], shared: dict[str, Entry]) -> Iterator[str]:
+    """What a command is for, its own options, and the names of the others."""
+    yield purpose
     is_shared = [entry.name in shared and shared[entry.name].meaning == entry.meaning for entry in entries]
     if own := [entry for entry, elsewhere in zip(entries, is_shared, strict=True) if not elsewhere]:
         yield _block(_table(own))
