@@ -24,8 +24,8 @@ MAX_LEFT = 36
 PLACEHOLDERS = {str: "TEXT", int: "N", float: "X", Path: "PATH", bool: ""}
 INTRODUCTION = """\
 Written by `docs/make_cli.py`; do not edit. A heading has what a command needs. `--port 1424`: the default is
-1424; in capitals: no default. `nemotron4 COMMAND --help` says more. `source <(nemotron4 completion bash)` completes
-commands and options (zsh too; `nemotron4 completion fish | source`)."""
+1424; in capitals: no default. `nemotron4 COMMAND --help` says more. `source <(nemotron4 completion bash)`
+completes commands and options (zsh too; `nemotron4 completion fish | source`)."""
 GUIDES = {
     "pull": "checkpoints.md",
     "models": "checkpoints.md",
