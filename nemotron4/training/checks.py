@@ -19,6 +19,7 @@ from nemotron4.training import inputs, pipeline, sharded
 from nemotron4.training.indexed import IndexedCorpus, is_corpus
 from nemotron4.training.inputs import Data
 from nemotron4.training.loading import BITS, check_adapter
+from nemotron4.training.metrics import products_note
 from nemotron4.training.optimizer import MOMENT_BYTES
 from nemotron4.training.reading import HUB, files_of
 from nemotron4.training.recipe import Recipe
@@ -77,7 +78,8 @@ def _check(recipe: Recipe, made: dict[str, Checked], by_shape: bool) -> Checked:
         config = inputs.model_config(recipe, base)
         read = inputs.read_data(recipe, inputs.build_encoder(recipe, base, config))
         plan = plan_steps(recipe, len(read.train))
-        notes = [*read.ignored, *plan.notes]
+        device = pick_device(recipe.model.device)
+        notes = [*read.ignored, *plan.notes, *products_note(recipe.model.compute, device)]
         check_adapter(recipe, base, config)
     if recipe.parallel.tensor > 1:
         sharded.check_divisible(config, recipe.parallel.tensor)

@@ -214,14 +214,36 @@ def matmul_flops_per_s(device: torch.device | str = "cpu", size: int = 1024, rou
     Measured once in a process.
     """
     x = torch.ones(size, size, device=device)
-    best = 0.0
-    for _ in range(rounds):
-        started = time.perf_counter()
-        x @ x
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    return best
+    return 2 * size**3 / min(_product_seconds(x) for _ in range(rounds))
+
+
+@cache
+def products_note(compute: str, device: torch.device) -> tuple[str, ...]:
+    """A line that says so where products of 16 bits are slower here than float32's, else none."""
+    if compute == "float32" or device.type != "cpu":
+        return ()
+    wide = torch.ones(512, 512)
+    narrow = wide.to(getattr(torch, compute))
+    # In turns, because other programs slow both, and for a while, because each takes a millisecond, or half a
+    # second on a processor that has no instructions for it.
+    rounds, end = [], time.perf_counter() + 0.3
+    while len(rounds) < 2 or time.perf_counter() < end:
+        rounds.append((_product_seconds(wide), _product_seconds(narrow)))
+    ratio = min(seconds for seconds, _ in rounds) / min(seconds for _, seconds in rounds)
+    if ratio >= 1:
+        return ()
+    return (
+        f"matrix products in {compute} have {ratio:.2g} of float32's speed on this processor: "
+        'with model.compute = "float32" a step is faster, and takes more memory',
+    )
+
+
+def _product_seconds(x: torch.Tensor) -> float:
+    started = time.perf_counter()
+    x @ x
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter() - started
 
 
 def peak_memory_bytes(device: torch.device) -> int:

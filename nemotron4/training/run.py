@@ -39,6 +39,7 @@ from nemotron4.training.metrics import (
     hear_nothing,
     matmul_flops_per_s,
     open_logs,
+    products_note,
 )
 from nemotron4.training.model_card import model_card
 from nemotron4.training.output import (
@@ -112,7 +113,7 @@ def train(
             f"{len(read.train)} training samples, {len(read.validation)} for validation, "
             f"{len(read.problems)} rows left out"
         )
-        for line in read.ignored:
+        for line in (*read.ignored, *(products_note(recipe.model.compute, device) if is_writer else ())):
             tell(line)
         origin = Origin(recipe, base, model_config(recipe, base))
         engine = parallel.build(origin, grid, device)

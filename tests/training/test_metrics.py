@@ -5,10 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from nemotron4.errors import ConfigError
 from nemotron4.training import metrics
-from nemotron4.training.metrics import JsonLines, StepRecord, open_logs
+from nemotron4.training.metrics import (
+    JsonLines,
+    StepRecord,
+    open_logs,
+    products_note,
+)
 
 
 def test_a_resumed_record_forgets_later_steps_and_a_torn_line(tmp_path: Path) -> None:
@@ -87,3 +93,15 @@ def test_a_log_whose_package_is_missing_is_refused_by_name(tmp_path: Path) -> No
             open_logs(tmp_path, ("wandb",), {})
     else:
         pytest.skip("wandb is installed")
+
+
+@pytest.mark.filterwarnings("ignore:TF32")  # of Intel's GPUs, which the switch below asks for too
+def test_a_processor_without_fast_products_of_16_bits_is_told() -> None:
+    cpu = torch.device("cpu")
+    products_note.cache_clear()
+    with torch.backends.mkldnn.flags(enabled=False):  # as on a processor without such instructions
+        (line,) = products_note("bfloat16", cpu)
+        assert products_note("float32", cpu) == ()
+    products_note.cache_clear()
+    assert line.startswith("matrix products in bfloat16 have 0.0")
+    assert 'model.compute = "float32"' in line
