@@ -2,9 +2,9 @@
 
 Serving: weights, the KV cache of the asked sequences, activations of one prefill chunk, and what the runtime
 takes. Training (mixed precision as in Megatron): 16-bit weights, float32 gradients, and 12 bytes of float32
-master weight and Adam moments (6 with moments of 8 bits) for each trained parameter, the last divided over
-the data parallel ranks; activations are the layers' inputs (everything else is recomputed) of the
-micro-batches in flight.
+master weight and Adam moments (6 with moments of 8 bits, 4 with offloaded ones) for each trained parameter,
+the last divided over the data parallel ranks; activations are the layers' inputs (everything else is
+recomputed) of the micro-batches in flight.
 
 Decode reads every weight and every cached key and value once for each step; prefill and training are counted
 in operations. Rates are upper bounds: communication, kernel launches and waiting are left out.
@@ -21,14 +21,15 @@ from nemotron4.cluster.sizes import Shape, TensorSize, WeightBytes, num_paramete
 from nemotron4.json_form import JsonForm
 
 Train = Literal["full", "lora", "qlora"]
-Moments = Literal["float32", "8bit"]
+Moments = Literal["float32", "8bit", "offloaded"]
 Method = Literal["sft", "reward", "dpo", "rpo", "ppo"]
 
 PREFILL_TOKENS = 8192  # tokens of one prefill step, vLLM's default chunk
 RUNTIME_BYTES = 2 * 1000**3  # CUDA context, communication buffers, graphs: an assumption
 LORA_RANK = 32
-# Of one trained number: float32 master weight and two moments; 8 bits have a float32 scale for each 256.
-OPTIMIZER_BYTES = {"float32": 12.0, "8bit": 4 + 2 * (1 + 4 / 256)}
+# Of one trained number on the GPU: float32 master weight and two moments; 8 bits have a float32 scale for
+# each 256, and offloaded ones are in main memory.
+OPTIMIZER_BYTES = {"float32": 12.0, "8bit": 4 + 2 * (1 + 4 / 256), "offloaded": 4.0}
 
 
 @dataclass(frozen=True)

@@ -262,6 +262,8 @@ def _attempt(shape: Shape, gpu: Gpu, workload: Workload, layout: ParallelSizes) 
     problem = None
     if workload.train == "qlora" and layout.num_gpus > 1:
         problem = "a quantised base trains in one process"
+    elif workload.train and workload.moments != "float32" and layout.num_gpus > 1:
+        problem = f"moments that are {workload.moments} train in one process"
     elif rank.total > usable:
         first, *rest = sorted(
             ((name, size) for name, size in rank.to_json().items() if name != "total" and size),

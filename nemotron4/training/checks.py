@@ -20,7 +20,7 @@ from nemotron4.training.indexed import IndexedCorpus, is_corpus
 from nemotron4.training.inputs import Data
 from nemotron4.training.loading import BITS, check_adapter
 from nemotron4.training.metrics import products_note
-from nemotron4.training.optimizer import MOMENT_BYTES
+from nemotron4.training.optimizer import MOMENT_BYTES, OFFLOADED_BYTES
 from nemotron4.training.reading import HUB, files_of
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.run import pick_device
@@ -80,6 +80,7 @@ def _check(recipe: Recipe, made: dict[str, Checked], by_shape: bool) -> Checked:
         plan = plan_steps(recipe, len(read.train))
         device = pick_device(recipe.model.device)
         notes = [*read.ignored, *plan.notes, *products_note(recipe.model.compute, device)]
+        notes += _offloaded(recipe, config, device, by_shape=by_shape)
         check_adapter(recipe, base, config)
     if recipe.parallel.tensor > 1:
         sharded.check_divisible(config, recipe.parallel.tensor)
@@ -89,6 +90,18 @@ def _check(recipe: Recipe, made: dict[str, Checked], by_shape: bool) -> Checked:
     if not by_shape:
         _refuse_too_large(recipe, weights + optimizer)
     return Checked(recipe, config, base, read, plan, weights, optimizer, tuple(notes))
+
+
+def _offloaded(recipe: Recipe, config: ModelConfig, device: torch.device, *, by_shape: bool) -> list[str]:
+    """What offloaded moments take where they are; ConfigError before a run that has no GPU to spare."""
+    if recipe.optimizer.moments != "offloaded":
+        return []
+    problem = "optimizer.moments = offloaded needs a GPU: on a processor they are in main memory anyway"
+    if device.type == "cpu" and not by_shape:
+        raise ConfigError(problem, hint='leave it out, or use optimizer.moments = "8bit"')
+    size = OFFLOADED_BYTES * trainable_parameters(recipe, config)
+    taken = f"{size / 1e9:.2f} GB of main memory hold the moments and a copy of what trains"
+    return [taken, *([problem] if device.type == "cpu" else [])]
 
 
 def memory(recipe: Recipe, config: ModelConfig) -> tuple[int, int]:

@@ -1,7 +1,9 @@
-"""AdamW, with moments of 32 bits, or of 8 through torchao.
+"""AdamW, with moments of 32 bits, of 8 through torchao, or of 32 in main memory next to a GPU.
 
 Eight bits are the blockwise dynamic quantisation of Dettmers et al., "8-bit Optimizers via Block-wise
 Quantization" (2022): 256 numbers share a scale; a weight of fewer than 4,096 numbers keeps 32 bits.
+Offloaded moments are as in Ren et al., "ZeRO-Offload" (2021): the processor makes the update. torchao's own
+form takes the gradients before they are clipped, and FSDP2's needs a process group.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from nemotron4.errors import ConfigError, import_optional
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.recipe import OptimizerSection
 
-# Of one trained number: two moments of 32 bits, or of 8 with their share of the scales.
-MOMENT_BYTES = {"float32": 8.0, "8bit": 2 * (1 + 4 / 256)}
+# Of one trained number, where the model is: two moments of 32 bits, or of 8 with their share of the scales.
+MOMENT_BYTES = {"float32": 8.0, "8bit": 2 * (1 + 4 / 256), "offloaded": 0.0}
+OFFLOADED_BYTES = 12  # in main memory: the moments and a copy of the weight
 
 
 class Joined(torch.optim.Optimizer):
@@ -38,6 +41,32 @@ class Joined(torch.optim.Optimizer):
             self.state.update(part.state)
 
 
+class Offloaded(torch.optim.Optimizer):
+    """AdamW on copies of the weights in main memory: gradients go there, new weights come back."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: OptimizerSection) -> None:
+        self._copies = {p: nn.Parameter(p.detach().to("cpu", copy=True)) for p in parameters.values()}
+        named = {name: self._copies[p] for name, p in parameters.items()}
+        self._own = _adamw(named, settings)
+        super().__init__(list(parameters.values()), {})
+        self.param_groups = self._own.param_groups  # whose rate is set
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for parameter, copy in self._copies.items():
+            copy.copy_(parameter)  # a checkpoint may have been read into it
+            copy.grad = None if parameter.grad is None else parameter.grad.to("cpu")
+        self._own.step()
+        for parameter, copy in self._copies.items():
+            parameter.copy_(copy)
+            self.state[parameter] = self._own.state[copy]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self._own.zero_grad(set_to_none)
+        for parameter in self._copies:
+            parameter.grad = None
+
+
 def build_optimizer(
     trainable: Mapping[str, nn.Parameter], settings: OptimizerSection
 ) -> torch.optim.Optimizer:
@@ -48,25 +77,30 @@ def build_optimizer(
     """
     if not trainable:
         raise ConfigError("the model has no parameter that trains")
+    if settings.moments == "offloaded":
+        return Offloaded(trainable, settings)
     wide = {name: p for name, p in trainable.items() if settings.moments == "float32" or _is_by_token(name)}
     narrow = {name: p for name, p in trainable.items() if name not in wide}
     parts: list[torch.optim.Optimizer] = []
-    options: dict[str, Any] = {
-        "lr": settings.learning_rate,
-        "betas": tuple(settings.betas),
-        "eps": settings.eps,
-    }
     if wide:
-        # One pass over memory for the whole update: half the time of the plain form on a CPU.
-        parts.append(torch.optim.AdamW(_groups(wide, settings), fused=True, **options))
+        parts.append(_adamw(wide, settings))
     if narrow:
         # They warn of CUDA libraries that this build of torch cannot load, and of each other's interfaces.
         for name in ("torchao", "torch.utils._pytree"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", message=".*_stable_hash_for_caching", category=UserWarning)
         library = import_optional("torchao.optim", 'optimizer.moments = "8bit"')
-        parts.append(library.AdamW8bit(_groups(narrow, settings), **options))
+        parts.append(library.AdamW8bit(_groups(narrow, settings), **_options(settings)))
     return parts[0] if len(parts) == 1 else Joined(parts)
+
+
+def _adamw(parameters: Mapping[str, nn.Parameter], settings: OptimizerSection) -> torch.optim.AdamW:
+    # One pass over memory for the whole update: half the time of the plain form on a CPU.
+    return torch.optim.AdamW(_groups(parameters, settings), fused=True, **_options(settings))
+
+
+def _options(settings: OptimizerSection) -> dict[str, Any]:
+    return {"lr": settings.learning_rate, "betas": tuple(settings.betas), "eps": settings.eps}
 
 
 def _is_by_token(name: str) -> bool:

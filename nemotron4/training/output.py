@@ -156,6 +156,8 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
             facts.get(table, {}).pop(key, None)
         else:
             facts.pop(table, None)
+    if recipe.optimizer.moments == "offloaded":  # the same numbers in another place
+        facts["optimizer"]["moments"] = "float32"
     return facts | {"run": {"seed": recipe.run.seed}}
 
 

@@ -138,7 +138,8 @@ class OptimizerSection:
     eps: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # 0 is off
-    moments: Literal["float32", "8bit"] = "float32"  # 8bit: a quarter of AdamW's memory, through torchao
+    # 8bit: a quarter of AdamW's memory, through torchao; offloaded: float32 in main memory, next to a GPU
+    moments: Literal["float32", "8bit", "offloaded"] = "float32"
 
     def __post_init__(self) -> None:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -237,9 +238,10 @@ class Recipe:
             )
         if self.adapter is not None and self.adapter.use_dora and self.parallel.tensor > 1:
             raise ConfigError("adapter.use_dora needs whole rows of a weight", hint="set parallel.tensor = 1")
-        if self.optimizer.moments == "8bit" and self.parallel.num_processes > 1:
+        if self.optimizer.moments != "float32" and self.parallel.num_processes > 1:
             raise ConfigError(
-                "optimizer.moments = 8bit is for one process", hint="shard float32 moments instead"
+                f"optimizer.moments = {self.optimizer.moments} is for one process",
+                hint="shard float32 moments instead",
             )
         if self.run.extend and self.end_rate == 0:
             raise ConfigError(

@@ -62,7 +62,7 @@ def rehearse(recipe: Recipe, num_samples: int) -> Rehearsed:
     split = _Split(recipe.parallel, config, recipe.adapter, recipe.kind.has_reward_head, recipe)
     states = {rank: _state_bytes(split, rank) for rank in sorted({0, last})}
     trained = checks.trainable_parameters(recipe, config)
-    return Rehearsed(config, last + 1, len(sizes), max(sizes), sum(sizes), states, _state(recipe, trained))
+    return Rehearsed(config, last + 1, len(sizes), max(sizes), sum(sizes), states, _kept(recipe, trained))
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,13 @@ def _state_bytes(split: _Split, rank: int) -> int:
 
 
 def _state(recipe: Recipe, trained: int) -> int:
-    """Bytes of so many float32 numbers and their moments."""
+    """Bytes of so many float32 numbers and their moments where the model is."""
     return int((4 + MOMENT_BYTES[recipe.optimizer.moments]) * trained)
+
+
+def _kept(recipe: Recipe, trained: int) -> int:
+    """The same of a checkpoint, which has offloaded moments too."""
+    return int((4 + (MOMENT_BYTES[recipe.optimizer.moments] or MOMENT_BYTES["float32"])) * trained)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -69,6 +69,16 @@ def test_a_base_of_four_bits_fits_one_gpu_where_the_whole_one_does_not() -> None
         make_plan(PRESETS["nemotron4-340b"](), gpu, qlora)
 
 
+def test_offloaded_moments_make_room_on_one_gpu() -> None:
+    config, gpu = PRESETS["minitron-4b"](), gpu_named("h100-80gb")
+    near, far = (Workload(train="full", moments=kind) for kind in ("float32", "offloaded"))
+    assert make_plan(config, gpu, near).layout.num_gpus > 1
+    (rank,) = make_plan(config, gpu, far).chosen.stages
+    assert rank.optimizer == 4 * config.num_parameters, "the float32 weights"
+    with pytest.raises(ConfigError, match="moments that are offloaded train in one process"):
+        make_plan(PRESETS["nemotron4-340b"](), gpu, far)
+
+
 def test_ppo_needs_the_whole_policy_on_each_of_several_gpus_and_a_whole_critic() -> None:
     policy = 2 * 341_029_195_776
     with pytest.raises(ConfigError, match=rf"rollouts {policy / 1e9:.1f}"):

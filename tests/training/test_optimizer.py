@@ -1,9 +1,11 @@
-"""AdamW with moments of eight bits against its own of 32."""
+"""AdamW with moments of eight bits, and in main memory, against its own of 32."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ import torch
 from nemotron4.cluster.layout import OPTIMIZER_BYTES
 from nemotron4.errors import ConfigError
 from nemotron4.training import checks
-from nemotron4.training.optimizer import MOMENT_BYTES, build_optimizer, moments
-from nemotron4.training.recipe import OptimizerSection
+from nemotron4.training.optimizer import MOMENT_BYTES, OFFLOADED_BYTES, build_optimizer, moments
+from nemotron4.training.output import fingerprint, run_facts
+from nemotron4.training.recipe import OptimizerSection, build
+from tests import tiny_models
 from tests.training import tiny
 
 WIDE = {"hidden_size": 64, "ffn_hidden_size": 128}  # matrices of 4,096 numbers and more are quantised
@@ -68,6 +72,46 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in weights(second).items())
 
 
+def test_offloaded_moments_train_stop_and_go_on_as_those_next_to_the_model(tmp_path: Path) -> None:
+    whole = make_trainer(tmp_path / "whole", max_steps=4)
+    whole.run()
+    first = make_trainer(tmp_path / "cut", max_steps=4, save_every=2, moments="offloaded")
+    first.on_progress = lambda progress: first.stop_requested.set() if progress.step == 2 else None
+    assert first.run() == 2
+    for kind in ("float32", "offloaded"):
+        shutil.copytree(tmp_path / "cut", tmp_path / kind)
+        second = make_trainer(tmp_path / kind, max_steps=4, save_every=2, moments=kind)
+        assert second.run() == 4
+        assert second.tensors().keys() == whole.tensors().keys()
+        expected = whole.tensors()
+        assert all(torch.equal(value, expected[name]) for name, value in second.tensors().items())
+
+
+def test_offloaded_moments_are_counted_in_main_memory_and_need_a_gpu(tmp_path: Path) -> None:
+    start = tiny_models.nemotron_directory(tmp_path / "start")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    values = {
+        "stage": "sft",
+        "model": {"start": str(start), "device": "cpu"},
+        "data": {"train": [str(rows)], "max_length": 32},
+        "optimizer": {"learning_rate": 0.1, "moments": "offloaded"},
+        "run": {"directory": str(tmp_path / "run"), "max_steps": 1},
+    }
+    recipe = build(values)
+    with pytest.raises(ConfigError, match="moments = offloaded needs a GPU"):
+        checks.check([recipe])
+    [looked_at] = checks.check([recipe], by_shape=True)
+    trained = looked_at.config.num_parameters
+    assert looked_at.optimizer_bytes == 4 * trained, "gradients alone"
+    assert any(f"{OFFLOADED_BYTES * trained / 1e9:.2f} GB of main memory" in note for note in looked_at.notes)
+    # A run may go on with its moments in the other place.
+    near = replace(recipe, optimizer=replace(recipe.optimizer, moments="float32"))
+    assert looked_at.read is not None
+    facts = [run_facts(each, looked_at.read, "weights") for each in (recipe, near)]
+    assert fingerprint(facts[0]) == fingerprint(facts[1])
+
+
 def test_the_memory_of_a_run_counts_its_moments(tmp_path: Path) -> None:
     config = tiny.config(**WIDE)
     wide, narrow = (
@@ -80,8 +124,9 @@ def test_the_memory_of_a_run_counts_its_moments(tmp_path: Path) -> None:
 
 
 def test_what_cannot_work_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="one process"):
-        tiny.make_recipe(tmp_path, moments="8bit", data=2)
+    for kind in ("8bit", "offloaded"):
+        with pytest.raises(ConfigError, match="one process"):
+            tiny.make_recipe(tmp_path, moments=kind, data=2)
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     parameters = dict(tiny.logprob_scorer().net.named_parameters())
     with pytest.raises(ConfigError, match="needs the package torchao"):
