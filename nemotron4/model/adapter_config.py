@@ -9,6 +9,7 @@ from nemotron4.errors import ConfigError
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+Codes = Literal["int8", "int4", "nf4"]  # of frozen weights: ``quantized_weight``
 GROUPS = {"attention": ATTENTION, "mlp": MLP, "all": (*ATTENTION, *MLP), "qkv": ATTENTION[:3]}
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nemotron4.errors import ConfigError
-from nemotron4.model.adapter_config import GROUPS, AdapterConfig
-from nemotron4.model.quantized_weight import Bits, CodedWeight, QuantizedLinear
+from nemotron4.model.adapter_config import GROUPS, AdapterConfig, Codes
+from nemotron4.model.quantized_weight import CodedWeight, QuantizedLinear
 
 
 class LoraLinear(nn.Linear):
@@ -205,7 +205,7 @@ def add_adapter(model: nn.Module, config: AdapterConfig, *, seed: int) -> None:
         )
 
 
-def quantize_frozen(model: nn.Module, bits: Bits) -> None:
+def quantize_frozen(model: nn.Module, kind: Codes) -> None:
     """Put codes in place of the blocks' frozen weights, unfilled: for an adapted model on the meta device."""
     for owner in list(model.modules()):
         for name, child in list(owner.named_children()):
@@ -213,10 +213,10 @@ def quantize_frozen(model: nn.Module, bits: Bits) -> None:
                 continue
             if isinstance(child, LoraLinear):
                 with torch.device(child.weight.device):
-                    child.quantized = CodedWeight(child.out_features, child.in_features, bits)
+                    child.quantized = CodedWeight(child.out_features, child.in_features, kind)
                 child.register_parameter("weight", None)
             elif not child.weight.requires_grad:
-                setattr(owner, name, QuantizedLinear(child, bits))
+                setattr(owner, name, QuantizedLinear(child, kind))
 
 
 def _adapted(

@@ -18,7 +18,7 @@ from nemotron4.model.transformer import Transformer
 from nemotron4.training import inputs, pipeline, sharded
 from nemotron4.training.indexed import IndexedCorpus, is_corpus
 from nemotron4.training.inputs import Data
-from nemotron4.training.loading import BITS, check_adapter
+from nemotron4.training.loading import check_adapter
 from nemotron4.training.metrics import products_note
 from nemotron4.training.optimizer import MOMENT_BYTES, OFFLOADED_BYTES
 from nemotron4.training.reading import HUB, files_of
@@ -134,7 +134,7 @@ def _adapted(recipe: Recipe, config: ModelConfig) -> Transformer:
         net = Transformer(config)
         add_adapter(net, recipe.adapter, seed=0)
         if recipe.model.quantize is not None:
-            quantize_frozen(net, BITS[recipe.model.quantize])
+            quantize_frozen(net, recipe.model.quantize)
     return net
 
 

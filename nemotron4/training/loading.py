@@ -23,7 +23,7 @@ from nemotron4.errors import ConfigError
 from nemotron4.model.adapters import add_adapter, fresh_adapter, quantize_frozen
 from nemotron4.model.attention import RotaryEmbedding
 from nemotron4.model.config import ModelConfig
-from nemotron4.model.quantized_weight import Bits, quantized_weights
+from nemotron4.model.quantized_weight import quantized_weights
 from nemotron4.model.reward_head import ATTRIBUTE_NAMES, CARD_WEIGHTS, RewardModel, fresh_head
 from nemotron4.model.transformer import Transformer
 from nemotron4.training.composing import check_composable
@@ -37,7 +37,6 @@ from nemotron4.training.scorer import (
 )
 
 Region = tuple[slice, ...]
-BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
 DORA_LENGTHS = ".lora_magnitude_vector"
 
 
@@ -95,7 +94,7 @@ class Origin:
                 # A head trains whole, with the adapter that shapes its input.
                 net.reward_head.requires_grad_(True)
         if self.recipe.model.quantize is not None:
-            quantize_frozen(net, BITS[self.recipe.model.quantize])
+            quantize_frozen(net, self.recipe.model.quantize)
         _narrow_frozen(net, self.compute)
         if self.recipe.model.activation_checkpointing:
             checkpoint_activations(net.model)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from nemotron4 import config
 from nemotron4.errors import ConfigError, Problems, together, unknown_name
-from nemotron4.model.adapter_config import AdapterConfig
+from nemotron4.model.adapter_config import AdapterConfig, Codes
 from nemotron4.training import stage
 from nemotron4.training.reading import TrainingSource
 from nemotron4.training.stage import Stage
@@ -45,7 +45,7 @@ class ModelSection:
     device: str = "auto"  # auto: the GPU if there is one
     compute: Literal["float32", "bfloat16"] = "float32"
     new_tokens: tuple[str, ...] = ()  # behind the vocabulary, with rows of their own
-    quantize: Literal["int8", "int4"] | None = None  # of frozen weights in blocks, under an adapter (QLoRA)
+    quantize: Codes | None = None  # of frozen weights in blocks, under an adapter (QLoRA)
     activation_checkpointing: bool = False  # blocks keep their inputs alone and run again for the gradient
 
     def __post_init__(self) -> None:

@@ -52,7 +52,7 @@ def logprobs(made: Recipe) -> torch.Tensor:
     return engine.score(pack([Sample((Segment(tokens, (True,) * 40),))]))
 
 
-@pytest.mark.parametrize(("kind", "close"), [("int8", 0.1), ("int4", 1.5)])
+@pytest.mark.parametrize(("kind", "close"), [("int8", 0.1), ("int4", 1.5), ("nf4", 1.5)])
 def test_a_quantised_base_is_near_the_whole_one(tmp_path: Path, start: Path, kind: str, close: float) -> None:
     made = recipe(tmp_path, start, model={"quantize": kind})
     whole = replace(made, model=replace(made.model, quantize=None))
@@ -61,7 +61,7 @@ def test_a_quantised_base_is_near_the_whole_one(tmp_path: Path, start: Path, kin
 
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
 def test_an_adapter_on_it_trains_and_opens_on_the_whole_base(
     tmp_path: Path, start: Path, kind: str, compute: str
 ) -> None:
