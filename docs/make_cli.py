@@ -68,7 +68,7 @@ def page() -> str:
     shared = _shared([entry for each in entries.values() for entry in each])
     sections = ["# Command line", INTRODUCTION]
     for path, command in commands:
-        needed = [entry.words for entry in entries[path] if entry.is_needed]
+        needed = [entry.words.split(", ")[-1] for entry in entries[path] if entry.is_needed]
         sections.append(" ".join([f"{'#' * (len(path) + 1)} nemotron4", *path, *needed]))
         sections += _body(_purpose(path, command), entries[path], shared)
     meanings = sorted(shared.values(), key=lambda entry: entry.name.lower())
