@@ -148,3 +148,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> tuple[str, str]:
     guess = nearest(name, names)
     hint = f"did you mean {guess!r}?" if guess else f"known: {', '.join(names)}"
     return f"unknown {kind} {name!r}", hint
+
+
+def unknown(
+    kind: str, name: str, known: Iterable[str], error: type[Nemotron4Error] = ConfigError
+) -> Nemotron4Error:
+    """The error for an unknown option, key or name."""
+    message, hint = unknown_name(kind, name, known)
+    return error(message, hint=hint)

@@ -13,13 +13,13 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nemotron4 import __version__, config
-from nemotron4.errors import ConfigError, DataError, unknown_name
+from nemotron4.errors import ConfigError, DataError, unknown
 from nemotron4.records import JsonObject
 from nemotron4.runs import held, write_json
 
@@ -116,11 +116,6 @@ class StagedRecipe:
                 raise ValueError(f"preset.{name} has {sorted(unknown)}, which values does not have")
         if taken := set(self.values) & {*PLACES, *(stage.name for stage in self.stage)}:
             raise ValueError(f"values has {sorted(taken)}, which has a meaning already")
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    message, hint = unknown_name(kind, name, known)
-    return ConfigError(message, hint=hint)
 
 
 def load_staged(folder: Path, overrides: Sequence[str] = (), preset: str | None = None) -> StagedRecipe:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from nemotron4.annotation.vocabulary import Annotation
-from nemotron4.errors import ConfigError, unknown_name
+from nemotron4.errors import unknown
 from nemotron4.json_form import JsonForm
 from nemotron4.records import ATTRIBUTES, JsonObject, Message, PreferencePair, Record, RewardSample
 
@@ -29,8 +29,7 @@ class Export(JsonForm):
 
 def check_form(form: str, known: Sequence[str] = get_args(ExportForm)) -> None:
     if form not in known:
-        message, hint = unknown_name("form", form, known)
-        raise ConfigError(message, hint=hint)
+        raise unknown("form", form, known)
 
 
 def collect(found: Iterable[Sequence[Record | JsonObject]], reason: str) -> Export:

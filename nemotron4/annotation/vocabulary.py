@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nemotron4.errors import DataError, unknown_name
+from nemotron4.errors import DataError, unknown
 from nemotron4.json_form import JsonForm
 from nemotron4.records import ATTRIBUTES
 
@@ -56,8 +56,7 @@ class Question(JsonForm):
                 ]
                 raise DataError(f"{self.name} is {value!r}; expected a whole number: {', '.join(words)}")
         elif value not in self.options:
-            message, hint = unknown_name(self.name, str(value), self.options)
-            raise DataError(message, hint=hint)
+            raise unknown(self.name, str(value), self.options, DataError)
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,7 @@ class Vocabulary:
         for each in self.questions:
             if each.name == name:
                 return each
-        message, hint = unknown_name("question", name, [each.name for each in self.questions])
-        raise DataError(message, hint=hint)
+        raise unknown("question", name, [each.name for each in self.questions], DataError)
 
     def check(self, values: Mapping[str, object], *, of_answer: bool) -> None:
         for name, value in values.items():

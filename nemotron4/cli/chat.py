@@ -20,8 +20,11 @@ from nemotron4.cli.options import (
     DtypeOption,
     ForceAdapterOption,
     JsonSchemaOption,
+    MaxTokensOption,
     ModelArgument,
     QuantizeOption,
+    TemperatureOption,
+    TopPOption,
 )
 from nemotron4.engine import SamplingParams
 
@@ -34,13 +37,9 @@ DEFAULTS = SamplingParams(max_new_tokens=512, temperature=0.7, top_p=0.95)
 def chat(
     model: ModelArgument,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="The longest answer, in tokens.")
-    ] = DEFAULTS.max_new_tokens,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = DEFAULTS.temperature,
-    top_p: Annotated[
-        float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens of this total probability.")
-    ] = DEFAULTS.top_p,
+    max_new_tokens: MaxTokensOption = DEFAULTS.max_new_tokens,
+    temperature: TemperatureOption = DEFAULTS.temperature,
+    top_p: TopPOption = DEFAULTS.top_p,
     seed: Annotated[int | None, typer.Option(min=0, help="Equal seeds draw the same.")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",

@@ -19,6 +19,7 @@ from nemotron4.errors import Nemotron4Error
 from nemotron4.progress import FORM_VARIABLE
 
 STOP_S = 10.0
+SERVER_READY_S = 1800.0  # a large model is read from disk first
 TAIL_LINES = 15
 
 
@@ -145,6 +146,15 @@ class ChildServer:
                 self._process.wait()
             if self._process.stdin is not None:
                 self._process.stdin.close()
+
+
+@contextmanager
+def served(command: Sequence[str], port: int, log: Path) -> Iterator[None]:
+    """A server of a recipe, from when it answers to the end of the block."""
+    require_free_port("127.0.0.1", port, option="--set port=")
+    with ChildServer(own_command(command), url=f"http://127.0.0.1:{port}", log=log) as server:
+        server.wait_until_ready(timeout_s=SERVER_READY_S)
+        yield
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class Command(NamedTuple):
 # One line for each sub-command, in the order of a user's journey. The help text is here and not in the
 # module, so that `nemotron4 --help` imports none of them.
 COMMANDS: dict[str, Command] = {
-    "pull": Command("nemotron4.cli.pull:pull", "Fetch a model into the cache."),
+    "pull": Command("nemotron4.cli.models:pull", "Fetch a model into the cache."),
     "models": Command("nemotron4.cli.models:app", "List, describe and delete fetched models."),
     "serve": Command("nemotron4.cli.serve:serve", "Put a model on a port: PUT /generate and OpenAI routes."),
     "chat": Command("nemotron4.cli.chat:chat", "Chat with a model in the terminal."),

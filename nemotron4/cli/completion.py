@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nemotron4.cli.commands import Command, load_app
-from nemotron4.errors import ConfigError, unknown_name
+from nemotron4.errors import unknown
 
 _BASH = """\
 _nemotron4() {
@@ -30,8 +30,7 @@ def completion(shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash,
     For bash and zsh: source <(nemotron4 completion bash). For fish: nemotron4 completion fish | source.
     """
     if shell not in SCRIPTS:
-        message, hint = unknown_name("shell", shell, SCRIPTS)
-        raise ConfigError(message, hint=hint)
+        raise unknown("shell", shell, SCRIPTS)
     print(SCRIPTS[shell], end="")
 
 

@@ -12,7 +12,7 @@ from typing import TextIO
 from nemotron4 import records
 from nemotron4.cli.console import note
 from nemotron4.engine import InferenceEngine, SamplingParams
-from nemotron4.errors import DataError, Nemotron4Error, RequestError, unknown_name
+from nemotron4.errors import DataError, Nemotron4Error, RequestError, unknown
 from nemotron4.records import Conversation, Message
 from nemotron4.text.answers import chat_request, run
 
@@ -118,8 +118,7 @@ class Chat:
             self._commands[name](rest.strip())
         else:
             harmless = {"/regenerate", "/exit", *self._commands}.difference(FORGETTING)
-            message, hint = unknown_name("command", name, harmless)
-            raise RequestError(message, hint=hint)
+            raise unknown("command", name, harmless, RequestError)
 
     def _answer_again(self, runner: asyncio.Runner) -> None:
         if len(self._turns) < 2:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nemotron4.cli.console import group, note, print_json
-from nemotron4.cli.options import JsonOption, RowFilesArgument
+from nemotron4.cli.options import JsonOption, Latin1Option, RowFilesArgument
 
 app = group("Make and look at corpora for pre-training.")
 
@@ -23,7 +23,7 @@ def tokenize(
         list[str] | None, typer.Option(help="A column with meaning elsewhere, unused here.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Default one for each processor.")] = None,
-    latin_1: Annotated[bool, typer.Option("--latin-1", help="The files are Latin-1, not UTF-8.")] = False,
+    latin_1: Latin1Option = False,
     max_bad_rows: Annotated[
         int | None, typer.Option(help="More bad rows end with status 1; default 0.")
     ] = None,

@@ -14,8 +14,8 @@ import typer
 
 from nemotron4.cli.console import group, note, print_json
 from nemotron4.cli.models import description
-from nemotron4.cli.options import GPU, JsonOption, ModelArgument, RowFilesArgument
-from nemotron4.errors import ConfigError, DataError, Problems, unknown_name
+from nemotron4.cli.options import GPU, JsonOption, Latin1Option, ModelArgument, RowFilesArgument
+from nemotron4.errors import ConfigError, DataError, Problems, unknown
 from nemotron4.report import Table, print_report
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def data(
         Path | None,
         typer.Option(help="Folder for report.html, with distributions."),
     ] = None,
-    latin_1: Annotated[bool, typer.Option("--latin-1", help="The files are Latin-1, not UTF-8.")] = False,
+    latin_1: Latin1Option = False,
     write_clean: Annotated[Path | None, typer.Option(help="Write the usable rows here, each once.")] = None,
     max_bad_rows: Annotated[
         int | None, typer.Option(help="More bad rows end with status 1; default as in a recipe.")
@@ -133,8 +133,7 @@ def _check(
     problems = Problems()
     with problems.kept():
         if kind not in stage.kinds():
-            message, hint = unknown_name("kind", kind, stage.kinds())
-            raise ConfigError(message, hint=hint)
+            raise unknown("kind", kind, stage.kinds())
     named = [path for path in (*files, *map(str, benchmarks)) if not path.startswith(HUB)]
     looks: list[Callable[[], object]] = [
         partial(resolve, model),

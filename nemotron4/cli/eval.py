@@ -7,9 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from nemotron4.cli.console import group, note, print_json
+from nemotron4.cli.console import group, note, present, print_json
 from nemotron4.cli.eval_human import app as human_app
-from nemotron4.cli.options import JsonOption
+from nemotron4.cli.options import (
+    ConcurrencyOption,
+    JsonOption,
+    NameAtServerOption,
+    RunFolderOption,
+    SeedOption,
+)
 from nemotron4.report import Table, print_report
 
 if TYPE_CHECKING:
@@ -35,13 +41,9 @@ TaskArguments = Annotated[list[str], typer.Argument(metavar="TASK", help=TASK_HE
 Unsafe = Annotated[
     bool, typer.Option("--unsafe-no-sandbox", help="Run model-written code without isolation.")
 ]
-Seed = Annotated[int, typer.Option(help="Equal seeds draw the same.")]
 Data = Annotated[Path | None, typer.Option(help="Another data file.")]
 Model = Annotated[str, typer.Option(help="URL of a server, or a model to load here.")]
-RunFolder = Annotated[Path, typer.Option(help="Folder of the run; the same command resumes it.")]
 JudgeUrl = Annotated[str | None, typer.Option(help="URL of the judge's server.")]
-ModelName = Annotated[str | None, typer.Option(help="Its name at its server.")]
-JudgeName = Annotated[str | None, typer.Option(help="Its name at its server.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="A sample of this size; raising it goes on.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Instead of the benchmark's.")]
 Temperature = Annotated[float | None, typer.Option(min=0, help="Instead of the benchmark's.")]
@@ -56,7 +58,6 @@ OnFailureOption = Annotated[
     Literal["wrong", "exclude", "stop"] | None,
     typer.Option(help="What a hopeless request counts as; default the benchmark's rule."),
 ]
-Concurrency = Annotated[int, typer.Option(min=1, help="Requests under way at once.")]
 
 
 @app.command("list")
@@ -141,7 +142,7 @@ def score(
     ] = None,
     data: Data = None,
     folder: DataFolder = None,
-    seed: Seed = 0,
+    seed: SeedOption = 0,
     model: Annotated[str | None, typer.Option(help="Its name, for the result.")] = None,
     judge: Annotated[str | None, typer.Option(help="Its name, for the result.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for result.json and items.jsonl.")] = None,
@@ -167,20 +168,17 @@ def score(
     )
     if out is not None:
         save(result, out)
-    if as_json:
-        print_json(result.to_json())
-    else:
-        print_report(result_blocks(result, found))
+    present(result.to_json(), result_blocks(result, found), as_json=as_json)
 
 
 @app.command()
 def run(
     tasks: TaskArguments,
     model: Model,
-    out: RunFolder,
+    out: RunFolderOption,
     judge: JudgeUrl = None,
-    model_name: ModelName = None,
-    judge_name: JudgeName = None,
+    model_name: NameAtServerOption = None,
+    judge_name: NameAtServerOption = None,
     limit: Limit = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
@@ -191,8 +189,8 @@ def run(
     on_failure: OnFailureOption = None,
     data: Data = None,
     folder: DataFolder = None,
-    seed: Seed = 0,
-    concurrency: Concurrency = 16,
+    seed: SeedOption = 0,
+    concurrency: ConcurrencyOption = 16,
     unsafe: Unsafe = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -247,10 +245,7 @@ async def _run_all(
     try:
         for task in tasks:
             results.append(await run_task(task, source, settings, model=chat, judge=judge))
-            if as_json:
-                print_json(results[-1].to_json())
-            else:
-                print_report(result_blocks(results[-1], task))
+            present(results[-1].to_json(), result_blocks(results[-1], task), as_json=as_json)
     finally:
         await chat.close()
         if judge is not None:
@@ -289,10 +284,7 @@ def compare(
     from nemotron4.evaluation.result import load_result
 
     comparison = compare_results(load_result(first), load_result(second))
-    if as_json:
-        print_json(comparison.to_json())
-    else:
-        print_report(comparison_blocks(comparison))
+    present(comparison.to_json(), comparison_blocks(comparison), as_json=as_json)
     if comparison.differences:
         raise typer.Exit(1)
 

@@ -7,10 +7,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nemotron4.cli.asking import ReadLine, ask_number, ask_word, read_line
-from nemotron4.cli.console import group, note, print_json
-from nemotron4.cli.judgments import PAGE_PORT, PortOption, serve_page, write_export
-from nemotron4.cli.options import JsonOption
+from nemotron4.cli.console import (
+    PAGE_PORT,
+    PortOption,
+    ReadLine,
+    ask_number,
+    ask_word,
+    group,
+    note,
+    present,
+    read_line,
+    serve_page,
+    write_export,
+)
+from nemotron4.cli.options import (
+    ConcurrencyOption,
+    JsonOption,
+    MaxTokensOption,
+    RunFolderOption,
+    SeedOption,
+    TemperatureOption,
+)
 from nemotron4.errors import ConfigError, Nemotron4Error
 from nemotron4.evaluation.settings import StudySettings
 
@@ -26,7 +43,7 @@ RULE = "-" * 72
 
 @app.command()
 def new(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")],
+    out: RunFolderOption,
     prompts: Annotated[
         Path, typer.Option(metavar="FILE", help='JSON lines: {"prompt" or "messages", "id"?, "category"?}.')
     ],
@@ -36,14 +53,10 @@ def new(
             metavar="NAME=FROM,...", help='FROM: a file of {"id", "response"} rows, or the URL of a server.'
         ),
     ],
-    seed: Annotated[int, typer.Option(help="Equal seeds draw the same.")] = StudySettings.seed,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="The longest answer, in tokens.")
-    ] = StudySettings.max_tokens,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = StudySettings.temperature,
-    concurrency: Annotated[
-        int, typer.Option(min=1, help="Requests under way at once.")
-    ] = StudySettings.concurrency,
+    seed: SeedOption = StudySettings.seed,
+    max_tokens: MaxTokensOption = StudySettings.max_tokens,
+    temperature: TemperatureOption = StudySettings.temperature,
+    concurrency: ConcurrencyOption = StudySettings.concurrency,
 ) -> None:
     """Make a study: collect every model's answer to every prompt."""
     from nemotron4.client import Sampling
@@ -150,12 +163,8 @@ def report(
     """Win, tie and loss against a baseline, with intervals and agreement."""
     from nemotron4.evaluation.human import Study
     from nemotron4.evaluation.human_results import evaluate, result_blocks
-    from nemotron4.report import print_report
 
     result = evaluate(Study(study), baseline)
     if not result.num_ratings:
         raise Nemotron4Error(f"{study}: nobody has rated yet", hint=f"nemotron4 eval human rate {study}")
-    if as_json:
-        print_json(result.to_json())
-    else:
-        print_report(result_blocks(result))
+    present(result.to_json(), result_blocks(result), as_json=as_json)

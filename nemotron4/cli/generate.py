@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,14 +23,18 @@ from nemotron4.cli.options import (
     ForceAdapterOption,
     JsonOption,
     JsonSchemaOption,
+    MaxTokensOption,
     ModelArgument,
     QuantizeOption,
+    TemperatureOption,
+    TopPOption,
 )
 from nemotron4.engine import SamplingParams
 from nemotron4.errors import ConfigError, DataError, Problems
 from nemotron4.records import JsonObject, read_json_lines
 
 if TYPE_CHECKING:
+    from nemotron4.client.interface import ChatModel
     from nemotron4.engine import InferenceEngine
 
 MAX_NEW_TOKENS = 256
@@ -45,13 +55,9 @@ def generate(
         ),
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="Keep the sample with the highest reward.")] = False,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="The longest answer, in tokens.")
-    ] = MAX_NEW_TOKENS,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = SamplingParams.temperature,
-    top_p: Annotated[
-        float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens of this total probability.")
-    ] = SamplingParams.top_p,
+    max_new_tokens: MaxTokensOption = MAX_NEW_TOKENS,
+    temperature: TemperatureOption = SamplingParams.temperature,
+    top_p: TopPOption = SamplingParams.top_p,
     top_k: Annotated[
         int, typer.Option(min=0, help="Draw from so many likeliest tokens; 0 is all.")
     ] = SamplingParams.top_k,
@@ -117,9 +123,8 @@ def generate(
     """
     from nemotron4.cli import batch
     from nemotron4.cli.answering import Wanted
-    from nemotron4.cli.identity import file_digest
     from nemotron4.cli.rows import logit_bias, read_schema
-    from nemotron4.cli.scoring import input_file, judge_identity, open_judge
+    from nemotron4.recipe import hash_of
 
     problems = _problems(model, source, output, score, best=best)
     with problems.kept():
@@ -162,7 +167,7 @@ def generate(
         return _load(model, dtype=dtype, device=device, quantize=quantize, **options)
 
     with input_file(source) as rows:
-        run["input_sha256"] = file_digest(rows)
+        run["input_sha256"] = hash_of(rows)
         with batch.Output(output, run) as answers:
             if answers.log is None:
                 note(f"{output} is complete already")
@@ -210,7 +215,7 @@ def _recorded(
     from nemotron4.checkpoint.cache import resolve
     from nemotron4.checkpoint.shipped import chosen_adapter
     from nemotron4.cli import batch
-    from nemotron4.cli.identity import file_digest, model_digest
+    from nemotron4.recipe import hash_of
 
     chosen = chosen_adapter(model, adapter)
     run: JsonObject = {
@@ -223,7 +228,7 @@ def _recorded(
     }
     if template is not None:
         path = Path(template)
-        run["chat_template"] = file_digest(path) if path.is_file() else template
+        run["chat_template"] = hash_of(path) if path.is_file() else template
     return run
 
 
@@ -252,3 +257,59 @@ def _report(output: Path, *, is_json: bool) -> int:
     else:
         note(f"{output}: {num_rows} rows, {num_failed} failed, {num_new_tokens} new tokens")
     return 1 if num_failed else 0
+
+
+@contextmanager
+def open_judge(source: str | None, *, device: str) -> Iterator[ChatModel | None]:
+    """The reward model, None if none is wanted. The key of a server is NEMOTRON4_JUDGE_API_KEY."""
+    from nemotron4.client.remote import JUDGE_KEY_VARIABLE, connect, is_address
+
+    if source is None or is_address(source):
+        yield None if source is None else connect(source, None, key_variable=JUDGE_KEY_VARIABLE)
+        return
+    from nemotron4.client.engine import EngineChatModel
+    from nemotron4.inference.reward import load_reward
+
+    with closing(load_reward(source, device=device)) as engine:
+        yield EngineChatModel(engine)
+
+
+def judge_identity(source: str) -> str:
+    """What a run records of its reward model."""
+    from nemotron4.checkpoint.cache import resolve
+    from nemotron4.client.remote import is_address
+
+    return source if is_address(source) else model_digest(resolve(source))
+
+
+@contextmanager
+def input_file(source: Path) -> Iterator[Path]:
+    """The file, or for ``-`` a copy of the standard input, which is read more than once."""
+    if str(source) != "-":
+        yield source
+        return
+    with tempfile.NamedTemporaryFile(prefix="nemotron4-input-", suffix=".jsonl") as copy:
+        for block in iter(lambda: sys.stdin.buffer.read(1 << 20), b""):
+            copy.write(block)
+        copy.flush()
+        yield Path(copy.name)
+
+
+SAMPLE_BYTES = 1 << 20
+
+
+def model_digest(path: Path) -> str:
+    """SHA-256 over name, size, first and last MiB of each file of a model.
+
+    Enough to tell two models apart; hashing all 680 GB of the largest would take an hour.
+    """
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path) if file != path else file.name}:{size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(SAMPLE_BYTES))
+            stream.seek(max(0, size - SAMPLE_BYTES), os.SEEK_SET)
+            digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -104,7 +104,7 @@ def _dispatch(arguments: list[str], commands: Mapping[str, Command]) -> int:
     if name.startswith("-"):
         return _fail(*unknown_name("option", name, ("--help", "--version")), status=USAGE_ERROR)
     if name not in commands:
-        from nemotron4.cli.synonyms import elsewhere
+        from nemotron4.cli.problems import elsewhere
 
         if hint := elsewhere(name):
             return _fail(f"unknown command {name!r}", hint, status=USAGE_ERROR)

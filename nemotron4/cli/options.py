@@ -38,20 +38,13 @@ RowFilesArgument = Annotated[
         help="JSON lines, CSV, TSV, text, Parquet, Arrow, a folder, a pattern, or hub:ORG/NAME:split.",
     ),
 ]
+_SAME_DTYPES = {
+    "fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"
+}  # fmt: skip
 DtypeOption = Annotated[
     str,
     typer.Option(
-        callback=one_of(
-            "auto",
-            "float32",
-            "bfloat16",
-            "float16",
-            fp32="float32",
-            float="float32",
-            bf16="bfloat16",
-            fp16="float16",
-            half="float16",
-        ),
+        callback=one_of("auto", "float32", "bfloat16", "float16", **_SAME_DTYPES),
         help="auto, float32, bfloat16 or float16.",
     ),
 ]
@@ -97,3 +90,21 @@ GpuMemoryOption = Annotated[
 ]
 RevisionOption = Annotated[str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a hub id.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+RunFolderOption = Annotated[
+    Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")
+]
+TargetOption = Annotated[str, typer.Option(metavar="URL", help="The model's server (.../generate too).")]
+NameAtServerOption = Annotated[str | None, typer.Option(help="Its name at its server.")]
+MaxTokensOption = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
+TemperatureOption = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
+TopPOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens of this total probability.")
+]
+SeedOption = Annotated[int, typer.Option(help="Equal seeds draw the same.")]
+ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Requests under way at once.")]
+PolicyOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Policy text O1 to O13 instead of ours.")
+]
+RAW_HELP = "Ask by /v1/completions, as AEGIS' classifiers need it."
+RawOption = Annotated[bool, typer.Option("--raw", help=RAW_HELP)]
+Latin1Option = Annotated[bool, typer.Option("--latin-1", help="The files are Latin-1, not UTF-8.")]

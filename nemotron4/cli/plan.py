@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from nemotron4.cli.console import note, print_json
+from nemotron4.cli.console import note, present
 from nemotron4.cli.options import GPU, ContextOption, JsonOption
 from nemotron4.cluster.hardware import Dtype, Gpu, gpu_named, gpu_of_memory
 from nemotron4.cluster.layout import (
@@ -25,7 +25,7 @@ from nemotron4.cluster.layout import (
 from nemotron4.cluster.plan import HardwarePlan, KvCacheDtype, Workload, make_plan
 from nemotron4.cluster.sizes import Shape
 from nemotron4.errors import CheckpointError, nearest
-from nemotron4.report import Block, Heading, Table, Text, print_report
+from nemotron4.report import Block, Heading, Table, Text
 
 
 class Planned(NamedTuple):
@@ -88,10 +88,11 @@ def plan(
 
         draw(found, plot, title=model)
         note(f"drawn: {plot}")
-    if as_json:
-        print_json({"model": model, "quantization": planned.quantization, **found.to_json()})
-    else:
-        print_report(_blocks(model, found))
+    present(
+        {"model": model, "quantization": planned.quantization, **found.to_json()},
+        _blocks(model, found),
+        as_json=as_json,
+    )
 
 
 def _gpu(name: str, gigabytes: float | None, terabytes_per_s: float | None) -> Gpu:

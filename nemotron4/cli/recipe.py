@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +12,12 @@ import typer
 
 from nemotron4.cli.console import group, note, print_json
 from nemotron4.cli.options import JsonOption
+from nemotron4.errors import unknown
 
 if TYPE_CHECKING:
     from nemotron4.recipe import CommandStage, StagedRun
 
 TAIL_LINES = 15
-SERVER_READY_S = 1800.0  # a large model is read from disk first
 
 app = group("Run a recipe of stages: generate data, train, evaluate. A run survives kill -9: repeat it.")
 
@@ -53,7 +51,7 @@ def run(
 ) -> None:
     """Run or continue every stage; DIR/manifest.json has their hashes."""
     from nemotron4.errors import ConfigError
-    from nemotron4.recipe import Places, load_staged, staged_run, unknown
+    from nemotron4.recipe import Places, load_staged, staged_run
 
     loaded = load_staged(folder, overrides or [], preset)
     names = [stage.name for stage in loaded.stage]
@@ -98,7 +96,7 @@ def _find_model(name: str) -> Path | None:
 
 
 def _run_stage(current: StagedRun, stage: CommandStage, title: str) -> None:
-    from nemotron4.cli.child_server import ChildServer, own_command, require_free_port, run_child
+    from nemotron4.cli.child_server import own_command, run_child, served
     from nemotron4.errors import DataError
     from nemotron4.recipe import LOGS
 
@@ -107,14 +105,6 @@ def _run_stage(current: StagedRun, stage: CommandStage, title: str) -> None:
         return
     logs = current.places.out / LOGS
     logs.mkdir(parents=True, exist_ok=True)
-
-    @contextlib.contextmanager
-    def serve(command: Sequence[str]) -> Iterator[None]:
-        require_free_port("127.0.0.1", current.places.port, option="--set port=")
-        log = logs / f"{stage.name}.server.txt"
-        with ChildServer(own_command(command), url=current.places.url, log=log) as server:
-            server.wait_until_ready(timeout_s=SERVER_READY_S)
-            yield
 
     log = logs / f"{stage.name}.txt"
     with log.open("a", encoding="utf-8") as lines, _Shown(current, title) as shown:
@@ -125,7 +115,11 @@ def _run_stage(current: StagedRun, stage: CommandStage, title: str) -> None:
             shown.hear(line)
 
         try:
-            current.run(stage, lambda command: run_child(own_command(command), on_line=hear), serve)
+            current.run(
+                stage,
+                lambda command: run_child(own_command(command), on_line=hear),
+                lambda command: served(command, current.places.port, logs / f"{stage.name}.server.txt"),
+            )
         except DataError as error:
             tail = "".join(f"\n    {line}" for line in shown.lines[-TAIL_LINES:])
             raise DataError(f"{error.message}; {log} ends with:{tail}", hint=error.hint) from error

@@ -7,24 +7,35 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nemotron4.cli.console import group, note, print_json
-from nemotron4.cli.options import JsonOption
+from nemotron4.cli.console import group, note, present, run_closing
+from nemotron4.cli.options import (
+    ConcurrencyOption,
+    JsonOption,
+    MaxTokensOption,
+    NameAtServerOption,
+    PolicyOption,
+    RawOption,
+    RunFolderOption,
+    TargetOption,
+    TemperatureOption,
+)
 from nemotron4.cli.redteam_garak import compare, garak
 from nemotron4.cli.redteam_sessions import DatabaseArgument
 from nemotron4.cli.redteam_sessions import app as sessions_app
+from nemotron4.errors import unknown
 from nemotron4.redteam.settings import AegisSettings, AttackSettings, ReplaySettings
 
 if TYPE_CHECKING:
     from nemotron4.client import ChatModel
     from nemotron4.redteam.judges import AttackJudge
 
+ATTACKER_KEY_VARIABLE = "NEMOTRON4_ATTACKER_API_KEY"
+
 app = group("Attack a model and keep what came of it.")
 app.command("garak")(garak)
 app.command("compare")(compare)
 app.add_typer(sessions_app, name="sessions")
 
-TemperatureOption = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
-ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Requests under way at once.")]
 MaxFailuresOption = Annotated[
     int | None,
     typer.Option(min=0, help="No report if more prompts than this got no answer."),
@@ -36,30 +47,21 @@ def aegis(
     prompts: Annotated[
         Path, typer.Option(metavar="FILE", help='JSON lines: {"prompt" or "messages", "id"?, "category"?}.')
     ],
-    target: Annotated[str, typer.Option(metavar="URL", help="The model's server (.../generate too).")],
+    target: TargetOption,
     classifier: Annotated[
         str, typer.Option(metavar="URL", help="The classifier's OpenAI-compatible server.")
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")],
+    out: RunFolderOption,
     fetch: Annotated[
         bool, typer.Option("--fetch", help="Get the AEGIS test prompts if FILE is missing.")
     ] = False,
-    policy: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Policy text O1 to O13 instead of ours.")
-    ] = None,
-    raw: Annotated[
-        bool,
-        typer.Option("--raw", help="Ask by /v1/completions, as AEGIS' classifiers need it."),
-    ] = False,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="The longest answer, in tokens.")
-    ] = AegisSettings.max_tokens,
+    policy: PolicyOption = None,
+    raw: RawOption = False,
+    max_tokens: MaxTokensOption = AegisSettings.max_tokens,
     temperature: TemperatureOption = AegisSettings.temperature,
-    concurrency: Annotated[
-        int, typer.Option(min=1, help="Requests under way at once.")
-    ] = AegisSettings.concurrency,
-    model_name: Annotated[str | None, typer.Option(help="Its name at its server.")] = None,
-    classifier_name: Annotated[str | None, typer.Option(help="Its name at its server.")] = None,
+    concurrency: ConcurrencyOption = AegisSettings.concurrency,
+    model_name: NameAtServerOption = None,
+    classifier_name: NameAtServerOption = None,
     max_failures: MaxFailuresOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -67,23 +69,20 @@ def aegis(
 
     Keys: NEMOTRON4_API_KEY for the model, NEMOTRON4_JUDGE_API_KEY for the classifier.
     """
-    import hashlib
-
     from nemotron4.client.remote import JUDGE_KEY_VARIABLE, connect
-    from nemotron4.redteam.aegis import AegisResult, run_aegis
+    from nemotron4.recipe import hash_of
+    from nemotron4.redteam.aegis import run_aegis
     from nemotron4.redteam.aegis_prompts import fetch_prompts, read_aegis_prompts
     from nemotron4.redteam.aegis_report import summary_blocks, write_report
-    from nemotron4.report import print_report
-    from nemotron4.runs import held, run_stoppable
+    from nemotron4.runs import held
     from nemotron4.text.content_safety import read_policy
 
     if fetch:
         note(f"{prompts}: {fetch_prompts(prompts)} prompts")
     rows, num_strange = read_aegis_prompts(prompts)
     if num_strange:
-        note(
-            f"{prompts}: {num_strange} rows have a category that is none of the 13; they count as without one"
-        )
+        strange = f"{num_strange} rows have a category that is none of the 13"
+        note(f"{prompts}: {strange}; they count as without one")
     text = read_policy(policy)
     model = connect(target, model_name)
     judge = connect(classifier, classifier_name, key_variable=JUDGE_KEY_VARIABLE)
@@ -94,38 +93,21 @@ def aegis(
         form="raw" if raw else "chat",
         max_failures=max_failures,
     )
-
-    async def run() -> AegisResult:
-        try:
-            return await run_aegis(
-                rows,
-                settings,
-                out=out,
-                model=model,
-                classifier=judge,
-                policy=text,
-                prompts_sha256=hashlib.sha256(prompts.read_bytes()).hexdigest(),
-            )
-        finally:
-            await model.close()
-            await judge.close()
-
+    made_of = {"policy": text, "prompts_sha256": hash_of(prompts)}
     with held(out):
-        result = run_stoppable(run())
+        work = run_aegis(rows, settings, out=out, model=model, classifier=judge, **made_of)
+        result = run_closing(work, model, judge)
     written = write_report(result, out)
-    if as_json:
-        print_json(result.to_json())
-    else:
-        print_report(summary_blocks(result))
+    present(result.to_json(), summary_blocks(result), as_json=as_json)
     note(f"wrote {', '.join(map(str, written))}")
 
 
 @app.command()
 def attack(
-    target: Annotated[str, typer.Option(metavar="URL", help="The model's server (.../generate too).")],
+    target: TargetOption,
     attacker: Annotated[str, typer.Option(metavar="URL", help="Server of the model that attacks.")],
     judge: Annotated[str, typer.Option(metavar="URL", help="Server of the model that scores.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")],
+    out: RunFolderOption,
     method: Annotated[str, typer.Option(help="pair, tap or crescendo.")] = AttackSettings.method,
     goals: Annotated[
         Path | None,
@@ -155,8 +137,14 @@ def attack(
 
     Keys: NEMOTRON4_API_KEY for the target, NEMOTRON4_ATTACKER_API_KEY, NEMOTRON4_JUDGE_API_KEY.
     """
-    from nemotron4.cli.redteam_attack import run_attack
+    from nemotron4.client.remote import JUDGE_KEY_VARIABLE, KEY_VARIABLE, connect
+    from nemotron4.redteam import attacks
+    from nemotron4.redteam.attack_report import summary_blocks, write_report
+    from nemotron4.redteam.sessions import SessionStore
+    from nemotron4.runs import held
 
+    if method not in attacks.METHODS:
+        raise unknown("method", method, attacks.METHODS)
     settings = AttackSettings(
         method=method,  # type: ignore[arg-type]
         streams=streams,
@@ -167,13 +155,33 @@ def attack(
         concurrency=concurrency,
         max_failures=max_failures,
     )
-    run_attack(settings, (target, attacker, judge), goals, out, sessions, as_json=as_json)
+    asked = attacks.report_goals() if goals is None else attacks.read_goals(goals)
+    keys = (KEY_VARIABLE, ATTACKER_KEY_VARIABLE, JUDGE_KEY_VARIABLE)
+    urls = (target, attacker, judge)
+    models = [connect(url, None, key_variable=key) for url, key in zip(urls, keys, strict=True)]
+    attacked, attacking, judging = models
+    names = {"model": attacked.name, "attacker": attacking.name, "judge": judging.name}
+    with held(out):
+        work = attacks.attack_goals(
+            asked, settings, out=out, target=attacked, attacker=attacking, judge=judging
+        )
+        results = run_closing(work, *models)
+        written = write_report(results, settings, out, **names)
+    if sessions is not None:
+        with SessionStore(sessions) as store:
+            number = attacks.record_sessions(
+                store, results, settings, model=names["model"], judge=names["judge"]
+            )
+        note(f"{number} sessions recorded in {sessions}")
+    values = {**names, "method": method, "goals": [each.to_json() for each in results]}
+    present(values, summary_blocks(results, settings, names["model"]), as_json=as_json)
+    note(f"wrote {', '.join(map(str, written))}")
 
 
 @app.command()
 def replay(
     database: DatabaseArgument,
-    target: Annotated[str, typer.Option(metavar="URL", help="The model's server (.../generate too).")],
+    target: TargetOption,
     judge: Annotated[
         str,
         typer.Option(
@@ -181,21 +189,13 @@ def replay(
             help="refusal (a rule of phrases), person (later), or a classifier's URL.",
         ),
     ] = "refusal",
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Ask by /v1/completions, as AEGIS' classifiers need it.")
-    ] = False,
-    policy: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Policy text O1 to O13 instead of ours.")
-    ] = None,
-    model_name: Annotated[str | None, typer.Option(help="Its name at its server.")] = None,
-    judge_name: Annotated[str | None, typer.Option(help="Its name at its server.")] = None,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="The longest answer, in tokens.")
-    ] = ReplaySettings.max_tokens,
+    raw: RawOption = False,
+    policy: PolicyOption = None,
+    model_name: NameAtServerOption = None,
+    judge_name: NameAtServerOption = None,
+    max_tokens: MaxTokensOption = ReplaySettings.max_tokens,
     temperature: TemperatureOption = ReplaySettings.temperature,
-    concurrency: Annotated[
-        int, typer.Option(min=1, help="Requests under way at once.")
-    ] = ReplaySettings.concurrency,
+    concurrency: ConcurrencyOption = ReplaySettings.concurrency,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the replays. Default: DB.replays.")
     ] = None,
@@ -209,11 +209,10 @@ def replay(
     what the next one is compared with.
     """
     from nemotron4.client.remote import connect
-    from nemotron4.redteam.replay import ReplayResult, replay_attacks, result_blocks, write_junit
+    from nemotron4.redteam.replay import replay_attacks, result_blocks, write_junit
     from nemotron4.redteam.session_report import attack_title
     from nemotron4.redteam.sessions import SessionStore
-    from nemotron4.report import print_report
-    from nemotron4.runs import held, run_stoppable
+    from nemotron4.runs import held
 
     decider, opened = _judge(judge, judge_name, policy, is_raw=raw)
     settings = ReplaySettings(
@@ -222,22 +221,11 @@ def replay(
     folder = out or database.with_name(f"{database.name}.replays")
     with SessionStore(database, create=False) as store, held(folder):
         model = connect(target, model_name)
-
-        async def run() -> ReplayResult:
-            try:
-                return await replay_attacks(store, model, decider, settings, folder=folder)
-            finally:
-                for each in (model, *opened):
-                    await each.close()
-
-        result = run_stoppable(run())
+        result = run_closing(replay_attacks(store, model, decider, settings, folder=folder), model, *opened)
         if junit is not None:
             titles = {each.session.id or "": attack_title(each.session) for each in store.sessions()}
             write_junit(result, junit, titles)
-    if as_json:
-        print_json(result.to_json())
-    else:
-        print_report(result_blocks(result))
+    present(result.to_json(), result_blocks(result), as_json=as_json)
     if result.count("still works"):
         raise typer.Exit(1)
 

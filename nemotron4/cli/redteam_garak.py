@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nemotron4.cli.console import note, print_json
-from nemotron4.cli.options import JsonOption
+from nemotron4.cli.console import note, present
+from nemotron4.cli.options import (
+    ConcurrencyOption,
+    JsonOption,
+    MaxTokensOption,
+    NameAtServerOption,
+    RunFolderOption,
+    SeedOption,
+    TemperatureOption,
+)
 from nemotron4.redteam.settings import ScanSettings
 
 if TYPE_CHECKING:
@@ -27,7 +35,7 @@ def garak(
     target: Annotated[
         str, typer.Option(metavar="URL|MODEL", help="A server (URL, .../generate too), or a model to serve.")
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")],
+    out: RunFolderOption,
     probes: Annotated[
         list[str] | None,
         typer.Option(
@@ -40,16 +48,12 @@ def garak(
     max_prompts: Annotated[
         int, typer.Option(min=1, help="Prompts of one probe, where it can be limited.")
     ] = ScanSettings.max_prompts,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="The longest answer, in tokens.")
-    ] = ScanSettings.max_tokens,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = ScanSettings.temperature,
-    concurrency: Annotated[
-        int, typer.Option(min=1, help="Requests under way at once.")
-    ] = ScanSettings.concurrency,
-    seed: Annotated[int, typer.Option(help="Equal seeds draw the same.")] = ScanSettings.seed,
+    max_tokens: MaxTokensOption = ScanSettings.max_tokens,
+    temperature: TemperatureOption = ScanSettings.temperature,
+    concurrency: ConcurrencyOption = ScanSettings.concurrency,
+    seed: SeedOption = ScanSettings.seed,
     online: Annotated[bool, typer.Option("--online", help="Run the probes that need a network too.")] = False,
-    model_name: Annotated[str | None, typer.Option(help="Its name at its server.")] = None,
+    model_name: NameAtServerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Scan a model with garak, by the areas of the technical report.
@@ -60,7 +64,6 @@ def garak(
     from nemotron4.redteam.garak_process import garak_environment, garak_python, known_probes
     from nemotron4.redteam.garak_report import summary_blocks, write_report
     from nemotron4.redteam.garak_scan import scan
-    from nemotron4.report import print_report
 
     settings = ScanSettings(
         generations=generations,
@@ -81,10 +84,7 @@ def garak(
         )
         result = scan(plan, opened, settings, out=out, python=python, note=note)
     written = write_report(result, out)
-    if as_json:
-        print_json(result.to_json())
-    else:
-        print_report(summary_blocks(result))
+    present(result.to_json(), summary_blocks(result), as_json=as_json)
     note(f"wrote {', '.join(map(str, written))}")
     if any(probe.status == "failed" for probe in result.probes):
         note("some probes failed: see 'What did not run' in the report; the same command tries them again")
@@ -129,10 +129,6 @@ def compare(
     from nemotron4.redteam.garak_report import compare as compare_scans
     from nemotron4.redteam.garak_report import comparison_blocks
     from nemotron4.redteam.garak_scan import load_scan
-    from nemotron4.report import print_report
 
     comparison = compare_scans(load_scan(first), load_scan(second))
-    if as_json:
-        print_json(comparison.to_json())
-    else:
-        print_report(comparison_blocks(comparison))
+    present(comparison.to_json(), comparison_blocks(comparison), as_json=as_json)

@@ -7,10 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nemotron4.cli.asking import ReadLine, ask, ask_number, ask_word, read_line
-from nemotron4.cli.console import group, note, print_json
-from nemotron4.cli.judgments import PAGE_PORT, PortOption, serve_page, write_export
-from nemotron4.cli.options import JsonOption
+from nemotron4.cli.console import (
+    PAGE_PORT,
+    PortOption,
+    ReadLine,
+    ask,
+    ask_number,
+    ask_word,
+    group,
+    note,
+    present,
+    print_json,
+    read_line,
+    serve_page,
+    write_export,
+)
+from nemotron4.cli.options import JsonOption, MaxTokensOption, NameAtServerOption, TemperatureOption
 from nemotron4.errors import Nemotron4Error
 from nemotron4.redteam.settings import RecordSettings
 
@@ -92,12 +104,10 @@ def record(
     target: Annotated[
         str | None, typer.Option(metavar="URL", help="Chat with the model behind this.")
     ] = None,
-    model_name: Annotated[str | None, typer.Option(help="Its name at its server.")] = None,
+    model_name: NameAtServerOption = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="The longest answer, in tokens.")
-    ] = RecordSettings.max_tokens,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = RecordSettings.temperature,
+    max_tokens: MaxTokensOption = RecordSettings.max_tokens,
+    temperature: TemperatureOption = RecordSettings.temperature,
     source: Annotated[
         Path | None,
         typer.Option("--from", metavar="FILE", help="Take sessions from a file."),
@@ -297,14 +307,10 @@ def report(database: DatabaseArgument, as_json: JsonOption = False) -> None:
     """Attacks that worked by group, and agreement between annotators."""
     from nemotron4.redteam.session_report import report as make_report
     from nemotron4.redteam.session_report import report_blocks
-    from nemotron4.report import print_report
 
     with _open(database) as store:
         result = make_report(store.sessions())
-    if as_json:
-        print_json(result.to_json())
-    else:
-        print_report(report_blocks(result))
+    present(result.to_json(), report_blocks(result), as_json=as_json)
 
 
 def _open(database: Path) -> SessionStore:

@@ -23,6 +23,8 @@ from nemotron4.cli.options import (
     GpuMemoryOption,
     KvCacheDtypeOption,
     ModelArgument,
+    NameAtServerOption,
+    PolicyOption,
     QuantizeOption,
     RevisionOption,
 )
@@ -126,7 +128,7 @@ def serve(
         str | None,
         typer.Option(metavar="URL", help="A content-safety model that screens prompts and answers."),
     ] = None,
-    guard_name: Annotated[str | None, typer.Option(help="Its name at its server.")] = None,
+    guard_name: NameAtServerOption = None,
     guard_mode: Annotated[
         Literal["block", "annotate"],
         typer.Option(help="Refuse what is unsafe, or only report it."),
@@ -135,9 +137,7 @@ def serve(
         Literal["closed", "open"],
         typer.Option(help="Without a verdict: refuse, or pass."),
     ] = "closed",
-    guard_policy: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Policy text O1 to O13 instead of ours.")
-    ] = None,
+    guard_policy: PolicyOption = None,
     guard_permissive: Annotated[
         bool, typer.Option("--guard-permissive", help="Needs Caution (O13) counts as safe.")
     ] = False,

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from nemotron4.cli.console import group, note, print_json
-from nemotron4.cli.judgments import PAGE_PORT, PortOption, serve_page
-from nemotron4.cli.options import JsonOption
+from nemotron4.cli.console import PAGE_PORT, PortOption, group, note, present, print_json, serve_page
+from nemotron4.cli.options import JsonOption, RunFolderOption
 
 if TYPE_CHECKING:
     from nemotron4.client import ChatModel
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 Executor = Literal["local", "ray"]
 STDERR = 2
-SERVER_READY_S = 1800.0  # a large model is read from disk first
 
 app = group(
     "Make synthetic training data: prompts, answers, judged pairs. A run survives kill -9: repeat it."
@@ -43,7 +41,7 @@ def _load(recipe: Path, overrides: list[str] | None) -> SynthRecipe:
 @app.command()
 def run(
     recipe: RecipeArgument,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")],
+    out: RunFolderOption,
     overrides: SetOption = None,
     shard: Annotated[str, typer.Option(metavar="INDEX/NUMBER", help="One shard of a larger job.")] = "0/1",
     workers: Annotated[int, typer.Option(help="Shards at a time, merged at the end.")] = 1,
@@ -174,7 +172,6 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Estimate calls, tokens, money and time of a recipe."""
-    from nemotron4.report import print_report
     from nemotron4.synth.accounting import make_plan, plan_blocks
     from nemotron4.synth.check import check, check_keys
 
@@ -184,12 +181,9 @@ def plan(
     for line in pipeline.notes:
         note(f"note: {line}")
     made = make_plan(loaded, pipeline.stages, _accounting(like) if like is not None else None)
-    if as_json:
-        print_json(made.to_json())
-    else:
-        print_report(plan_blocks(made))
-        if made.seconds is None:
-            note("the time is unknown: run a preview or a small run, then name its folder with --like")
+    present(made.to_json(), plan_blocks(made), as_json=as_json)
+    if made.seconds is None and not as_json:
+        note("the time is unknown: run a preview or a small run, then name its folder with --like")
 
 
 @app.command()
@@ -267,32 +261,22 @@ def merge(
 @app.command()
 def rounds(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The rounds, a TOML file.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")],
+    out: RunFolderOption,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Generate, train, evaluate, and repeat with the trained model."""
-    import contextlib
-    from collections.abc import Iterator, Sequence
-
-    from nemotron4.cli.child_server import ChildServer, own_command, require_free_port, run_child
+    from nemotron4.cli.child_server import own_command, run_child, served
     from nemotron4.synth.rounds import load_rounds, run_rounds
 
     loaded = load_rounds(recipe, overrides or [])
-
-    @contextlib.contextmanager
-    def serve(command: Sequence[str], folder: Path) -> Iterator[None]:
-        require_free_port("127.0.0.1", loaded.port, option="--set port=")
-        log = folder / "server.log"
-        url = f"http://127.0.0.1:{loaded.port}"
-        with ChildServer(own_command(command), url=url, log=log) as server:
-            server.wait_until_ready(timeout_s=SERVER_READY_S)
-            yield
-
-    def run_command(command: Sequence[str]) -> int:
-        return run_child(own_command(command), stdout=STDERR)  # stdout is for our own result
-
-    manifests = run_rounds(loaded, out, run=run_command, serve=serve, report=note)
+    manifests = run_rounds(
+        loaded,
+        out,
+        run=lambda command: run_child(own_command(command), stdout=STDERR),  # stdout is for our own result
+        serve=lambda command, folder: served(command, loaded.port, folder / "server.log"),
+        report=note,
+    )
     if as_json:
         print_json({"rounds": manifests})
     else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from nemotron4.annotation.figures import PairAgreement, agreements
-from nemotron4.errors import ConfigError, unknown_name
+from nemotron4.errors import unknown
 from nemotron4.evaluation.human import AXES, LENGTHS, UNCATEGORISED, VOCABULARY, AnswerRating, Study
 from nemotron4.grading.statistics import Interval, bootstrap_ratio, wilson
 from nemotron4.json_form import HIDDEN, JsonForm, named
@@ -68,8 +68,7 @@ class StudyResult(JsonForm):
 def evaluate(study: Study, baseline: str, *, seed: int = 0) -> StudyResult:
     """All comparisons with the baseline, overall and by category."""
     if baseline not in study.models:
-        message, hint = unknown_name("model", baseline, study.models)
-        raise ConfigError(message, hint=hint)
+        raise unknown("model", baseline, study.models)
     ratings = study.ratings()
     category = {prompt.id: str(prompt.category or UNCATEGORISED) for prompt in study.prompts}
     by_key = {(r.annotator, r.prompt, r.model): r for r in ratings}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from nemotron4.errors import ConfigError, unknown_name
+from nemotron4.errors import ConfigError, unknown
 from nemotron4.evaluation.data import DataSource
 from nemotron4.evaluation.task import Item, JudgeRequest, Task
 from nemotron4.records import Message
@@ -84,8 +84,7 @@ def _parsed(task: Task, settings: Sequence[str]) -> dict[str, Any]:
         if name not in known:
             if not known:
                 raise ConfigError(f"{task.name} has nothing that can be set; given {name!r}")
-            message, hint = unknown_name(f"setting of {task.name}", name, known)
-            raise ConfigError(message, hint=hint)
+            raise unknown(f"setting of {task.name}", name, known)
         expected = type(known[name])
         try:
             value = tomllib.loads(f"x = {text}")["x"]

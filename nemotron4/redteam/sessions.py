@@ -25,7 +25,7 @@ from nemotron4.annotation.vocabulary import (
     check_annotator,
     scale,
 )
-from nemotron4.errors import DataError, unknown_name
+from nemotron4.errors import DataError, unknown
 from nemotron4.records import ATTRIBUTES, FieldError, JsonObject, Message, Record, require
 
 TECHNIQUES: Mapping[str, str] = MappingProxyType(
@@ -91,8 +91,7 @@ _OLD_APPLICATION_ID = 0x6E347274  # "n4rt": the file of sessions before all judg
 
 def _check_name(kind: str, value: str, known: Mapping[str, str]) -> None:
     if value not in known:
-        message, hint = unknown_name(kind, value, known)
-        raise DataError(message, hint=hint)
+        raise unknown(kind, value, known, DataError)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from typing import Any
 
-from nemotron4.errors import ConfigError, import_optional, unknown_name
+from nemotron4.errors import import_optional, unknown
 from nemotron4.grading.language import detect_language
 
 # Scripts that write no spaces between words, and how many of their characters make a word in the mean.
@@ -78,8 +78,7 @@ def check_language(language: str) -> None:
         detector: Any = import_optional("langdetect.detector_factory", "detecting languages")
         known = sorted(name for name in os.listdir(detector.PROFILES_DIRECTORY) if len(name) < 6)
         if language not in {*known, "zh"}:
-            message, hint = unknown_name("language", language, known)
-            raise ConfigError(message, hint=hint)
+            raise unknown("language", language, known)
 
 
 def language_of(text: str) -> str:

@@ -275,7 +275,7 @@ def test_an_attack_whose_questions_were_interrupted_is_kept_as_a_draft(
     def interrupted(prompt: str) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nemotron4.cli.asking.read_line", interrupted)
+    monkeypatch.setattr("nemotron4.cli.console.read_line", interrupted)
     lines = iter(["Open the lock.", "/done"])
 
     def read(prompt: str) -> str:
