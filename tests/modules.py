@@ -10,10 +10,10 @@ TESTED_IN: dict[str, str] = {
     "annotation/test_old_forms.py": "annotation.export",
     "annotation/test_store.py": "annotation.figures annotation.vocabulary",
     "checkpoint/test_convert.py": """
-        checkpoint.calibrate checkpoint.convert_files checkpoint.convert_tokenizer checkpoint.opening
+        checkpoint.calibrate checkpoint.convert_files checkpoint.convert_tokenizer
         checkpoint.hf_config checkpoint.write_gguf checkpoint.write_huggingface
         checkpoint.write_safetensors cli.convert""",
-    "checkpoint/test_gguf.py": "checkpoint.gguf_file checkpoint.gguf_types",
+    "checkpoint/test_gguf.py": "checkpoint.gguf_file",
     "checkpoint/test_load.py": "checkpoint.interface checkpoint.match",
     "checkpoint/test_nemo.py": """
         checkpoint.inflate checkpoint.nemo_config checkpoint.nemo_files checkpoint.nemo_torch_dist""",
@@ -120,8 +120,7 @@ TESTED_IN: dict[str, str] = {
     "training/test_run.py": """
         cli.train model.reward_head training.inputs training.model_card training.scorer
         training.stages.pretrain""",
-    "training/test_remote_sampler.py": "checkpoint.updated server.rollouts training.rollout_settings",
-    "training/test_new_tokens.py": "checkpoint.extended",
+    "training/test_remote_sampler.py": "checkpoint.derived server.rollouts training.rollout_settings",
     "training/test_results.py": "training.schedule",
     "training/test_rewards.py": "client.own_code",
     "training/test_losses.py": "training.advantages",

@@ -228,7 +228,7 @@ class GgufCheckpoint(OwnOrChosenFormat):
         """Rows ``start:stop`` of a tensor: rows are quantised one by one."""
         import torch
 
-        from nemotron4.checkpoint.gguf_types import dequantize
+        from nemotron4.checkpoint.gguf_file import dequantize
 
         stored = self._file.tensors[self._stored_names[name]]
         data = self._stored_rows(name, start, stop).reshape(-1)

@@ -17,8 +17,7 @@ import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
-from nemotron4.checkpoint.gguf_file import GgufTensor
-from nemotron4.checkpoint.gguf_types import Array, dequantize
+from nemotron4.checkpoint.gguf_file import Array, GgufTensor, dequantize
 
 Kind = GGMLQuantizationType
 VALUES_PER_STEP = 1 << 18

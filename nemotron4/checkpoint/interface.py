@@ -165,7 +165,7 @@ def float_rows(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Arra
         values = checkpoint.read_rows(name, start, stop, torch.float32).contiguous().numpy()
         return values
     if raw.kind not in PLAIN:
-        from nemotron4.checkpoint.gguf_types import expand_rows
+        from nemotron4.checkpoint.gguf_file import expand_rows
 
         values = expand_rows(raw.data_RX, raw.kind, name)
         return values

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from nemotron4.checkpoint.adapter_base import adapter_format, check_base
-from nemotron4.checkpoint.interface import Checkpoint, OwnOrChosenFormat, RawTensor, TensorInfo
+from nemotron4.checkpoint.derived import DerivedCheckpoint
+from nemotron4.checkpoint.interface import Checkpoint, RawTensor, TensorInfo
 from nemotron4.checkpoint.nemo import read_nemo_index
 from nemotron4.checkpoint.nemo_config import NemoSettings, read_settings
 from nemotron4.checkpoint.nemo_files import NemoFiles, NemoTensor, open_nemo_files, read_rows_into
@@ -42,7 +43,6 @@ from nemotron4.model.adapter_files import (
     read_adapter_config,
 )
 from nemotron4.model.config import ModelConfig
-from nemotron4.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from nemotron4.text.prompt import PromptFormat
@@ -230,22 +230,16 @@ class _Adapter:
     head: Mapping[str, StoredTensor] = field(default_factory=dict)
 
 
-class MergedCheckpoint(OwnOrChosenFormat):
+class MergedCheckpoint(DerivedCheckpoint):
     """The base with the adapter in its weights. See ``interface.Checkpoint``."""
 
     def __init__(self, base: Checkpoint, path: Path, *, force: bool = False) -> None:
         check_base(path, base, force=force)
-        self.base, self.adapter_path = base, path
+        super().__init__(base)
+        self.adapter_path = path
         self._adapter = _nemo(path, base) if is_nemo_adapter(path) else _peft(path, base)
-        self.path, self.format, self.name = base.path, base.format, base.name
-        self.config, self.tensors, self.notes = base.config, base.tensors, base.notes
         if self._adapter.head:
             self._put_whole()
-        self.bos_token_id, self.adds_bos, self.eos_token_ids = (
-            base.bos_token_id,
-            base.adds_bos,
-            base.eos_token_ids,
-        )
 
     def _put_whole(self) -> None:
         """Whole tensors of the adapter; a reward head in place of the output layer."""
@@ -266,12 +260,6 @@ class MergedCheckpoint(OwnOrChosenFormat):
         self.tensors = kept | head
         self.config = replace(self.config, num_reward_attributes=head["reward_head.weight"].shape[0])
 
-    def require_readable(self) -> None:
-        self.base.require_readable()
-
-    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        return self.read_rows(name, 0, self.tensors[name].shape[0], dtype)
-
     def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         if name in self._adapter.head:
             head = read_tensor(self._adapter.file, self._adapter.head[name])[start:stop]
@@ -287,9 +275,6 @@ class MergedCheckpoint(OwnOrChosenFormat):
     def raw_tensor(self, name: str, start: int = 0, stop: int | None = None) -> RawTensor | None:
         is_changed = name in self._adapter.head or name in self._adapter.updates
         return None if is_changed else self.base.raw_tensor(name, start, stop)
-
-    def tokenizer(self) -> Tokenizer:
-        return self.base.tokenizer()
 
     def own_format(self) -> PromptFormat | None:
         return adapter_format(self.adapter_path, self.tokenizer()) or self.base.prompt_format()

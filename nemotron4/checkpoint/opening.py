@@ -1,20 +1,25 @@
-"""One call for every form of checkpoint."""
+"""One call for every form of checkpoint, and what shows how much of it has been read."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from nemotron4.checkpoint.cache import models_among, resolve
 from nemotron4.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import torch
+
     from nemotron4.checkpoint.gguf import GgufCheckpoint
     from nemotron4.checkpoint.huggingface import HuggingFaceCheckpoint
-    from nemotron4.checkpoint.interface import Checkpoint
+    from nemotron4.checkpoint.interface import Checkpoint, RawTensor
     from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
     from nemotron4.checkpoint.nemo import NemoCheckpoint
+    from nemotron4.progress import Progress
 
 
 def open_checkpoint(
@@ -54,6 +59,7 @@ def _opened(
         raise CheckpointError(f"{path}: not a checkpoint: expected a directory, a .gguf or a .nemo file")
     if (path / "config.json").is_file():
         from nemotron4.checkpoint.huggingface import HuggingFaceCheckpoint
+    from nemotron4.checkpoint.interface import Checkpoint, RawTensor
         from nemotron4.checkpoint.safetensors import has_megatron_names
 
         if has_megatron_names(path):
@@ -111,3 +117,44 @@ def _nemo(path: Path, name: str | None) -> NemoCheckpoint:
     from nemotron4.checkpoint.nemo import open_nemo
 
     return open_nemo(path, name=name)
+
+
+Value = TypeVar("Value")
+
+
+@contextmanager
+def watched(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+    """The same checkpoint; until the block ends its tensors are counted as they are read."""
+    from nemotron4.progress import Progress
+
+    total = sum(tensor.num_bytes for tensor in checkpoint.tensors.values())
+    with Progress(total, name=f"loading {checkpoint.name}", unit="bytes", is_kept=False) as progress:
+        yield cast("Checkpoint", _Watched(checkpoint, progress))
+
+
+class _Watched:
+    """Counts a tensor when it is first asked for; everything else is the checkpoint's own."""
+
+    def __init__(self, checkpoint: Checkpoint, progress: Progress) -> None:
+        self._checkpoint = checkpoint
+        self._progress = progress
+        self._seen: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._checkpoint, name)
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return self._counted(name, self._checkpoint.read(name, dtype))
+
+    def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return self._counted(name, self._checkpoint.read_rows(name, start, stop, dtype))
+
+    def raw_tensor(self, name: str, start: int = 0, stop: int | None = None) -> RawTensor | None:
+        raw = self._checkpoint.raw_tensor(name, start, stop)
+        return raw if stop == 0 else self._counted(name, raw)  # no row: only its kind is asked for
+
+    def _counted(self, name: str, value: Value) -> Value:
+        if value is not None and name not in self._seen:
+            self._seen.add(name)
+            self._progress.add(self._checkpoint.tensors[name].num_bytes)
+        return value

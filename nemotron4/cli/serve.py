@@ -271,7 +271,7 @@ def _load_builtin(
 ) -> InferenceEngine:
     """A chat model, or a reward model where the checkpoint or its adapter has a reward head."""
     from nemotron4.checkpoint import open_checkpoint
-    from nemotron4.checkpoint.watched import watched
+    from nemotron4.checkpoint.opening import watched
     from nemotron4.inference.load import load
 
     opened, chosen = with_shipped(model, adapter, note)

@@ -103,7 +103,7 @@ class _Reload:
         self._changed: dict[str, torch.Tensor] = {}
 
     def __call__(self, runner: StepRunner, changed: Mapping[str, torch.Tensor]) -> StepRunner:
-        from nemotron4.checkpoint.updated import UpdatedCheckpoint
+        from nemotron4.checkpoint.derived import UpdatedCheckpoint
 
         updated = UpdatedCheckpoint(self._checkpoint, self._changed | dict(changed))
         self._changed |= changed

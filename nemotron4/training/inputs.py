@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.cache import resolve
-from nemotron4.checkpoint.extended import ExtendedCheckpoint
+from nemotron4.checkpoint.derived import ExtendedCheckpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.errors import ConfigError, TemplateError, unknown_name

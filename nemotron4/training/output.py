@@ -16,7 +16,7 @@ import torch
 
 from nemotron4 import __version__
 from nemotron4.checkpoint.convert_files import MANIFEST, read_manifest, small_file, write_files
-from nemotron4.checkpoint.extended import ExtendedCheckpoint
+from nemotron4.checkpoint.derived import ExtendedCheckpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.nemo import NemoCheckpoint
 from nemotron4.checkpoint.trained import RUN_FILES, TrainedCheckpoint

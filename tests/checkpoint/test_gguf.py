@@ -15,8 +15,7 @@ from gguf.quants import dequantize as gguf_dequantize
 from transformers import AutoModelForCausalLM
 
 from nemotron4.checkpoint import open_checkpoint
-from nemotron4.checkpoint.gguf_file import GgufTensor, read_gguf
-from nemotron4.checkpoint.gguf_types import dequantize
+from nemotron4.checkpoint.gguf_file import GgufTensor, dequantize, read_gguf
 from nemotron4.checkpoint.interface import float_rows
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.errors import CheckpointError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nemotron4.checkpoint import open_checkpoint
-from nemotron4.checkpoint.watched import watched
+from nemotron4.checkpoint.opening import watched
 from nemotron4.cli.serve import _load_builtin
 from tests.tiny_models import nemotron_directory
 
