@@ -59,7 +59,6 @@ def _opened(
         raise CheckpointError(f"{path}: not a checkpoint: expected a directory, a .gguf or a .nemo file")
     if (path / "config.json").is_file():
         from nemotron4.checkpoint.huggingface import HuggingFaceCheckpoint
-    from nemotron4.checkpoint.interface import Checkpoint, RawTensor
         from nemotron4.checkpoint.safetensors import has_megatron_names
 
         if has_megatron_names(path):
