@@ -12,16 +12,18 @@ from typing import Any
 
 import torch
 
-from nemotron4.checkpoint.calibrate import LayerInputs, calibration_tokens, measure_inputs
 from nemotron4.checkpoint.convert_files import Blocks, OutputFile, json_file, small_file
-from nemotron4.checkpoint.convert_tokenizer import (
-    json_tokenizer_config,
-    tokenizer_config,
-    tokenizer_json,
-)
+from nemotron4.checkpoint.convert_tokenizer import json_tokenizer_config, tokenizer_config, tokenizer_json
 from nemotron4.checkpoint.interface import Checkpoint, blocks
 from nemotron4.checkpoint.nemo_files import as_bytes
-from nemotron4.checkpoint.write_quantized import Scheme, quantization_config, quantized_group
+from nemotron4.checkpoint.write_quantized import (
+    LayerInputs,
+    Scheme,
+    calibration_tokens,
+    measure_inputs,
+    quantization_config,
+    quantized_group,
+)
 from nemotron4.checkpoint.write_safetensors import SHARD_BYTES, Entry, Group, safetensors_files
 from nemotron4.errors import CheckpointError
 from nemotron4.model.config import ModelConfig

@@ -2,31 +2,99 @@
 
 int8         symmetric, a scale for each output row, max|w| / 127; activations by the engine, per token
 fp8          E4M3, a scale for each output row, max|w| / 448; activations by the engine, per token
-fp8-static   the same, and a scale for each layer's input, measured on texts (calibrate.py)
+fp8-static   the same, and a scale for each layer's input, measured on texts, one block in memory at a time
 int4         W4A16: groups of 128 columns, packed into int32
 nvfp4        E2M1, groups of 16 columns with a scale in E4M3, and one for the tensor (shared by q, k and v)
 
 A scale is rounded to its stored type first, so that what is written is what is meant. int4 takes the one of a
 few with the least squared error; where texts were given, int4 and nvfp4 weigh the error of a column by the
 mean square of its input, which is the error of the layer's output if the inputs are independent.
-Legend: R = output rows, C = input columns, G = groups of columns, N = columns of a group.
+Legend: R = output rows, C = input columns, G = groups of columns, N = columns of a group; B = texts,
+T = positions, D = hidden size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
-from nemotron4.checkpoint.calibrate import LayerInputs
 from nemotron4.checkpoint.convert_files import Blocks
 from nemotron4.checkpoint.interface import Checkpoint, blocks
 from nemotron4.checkpoint.nemo_files import as_bytes
 from nemotron4.checkpoint.quantized import E2M1
 from nemotron4.checkpoint.write_safetensors import Entry, Group
-from nemotron4.errors import CheckpointError
+from nemotron4.errors import CheckpointError, DataError
+from nemotron4.model.attention import CausalAttend, RotaryEmbedding
+from nemotron4.model.transformer import Block
+
+NUM_TEXTS, NUM_TOKENS = 64, 512
+
+
+class LayerInputs(NamedTuple):
+    """The largest input of a layer, and the mean square of each of its inputs."""
+
+    largest: float
+    squares_C: Tensor
+
+
+def calibration_tokens(path: Path, checkpoint: Checkpoint) -> list[list[int]]:
+    """The first paragraphs of a text file, each cut to ``NUM_TOKENS``."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}", hint="give a text file in UTF-8") from error
+    tokenizer = checkpoint.tokenizer()
+    paragraphs = [part for part in text.split("\n\n") if part.strip()][:NUM_TEXTS]
+    longest = min(NUM_TOKENS, checkpoint.config.context_length)
+    rows = [tokenizer.encode(part)[:longest] for part in paragraphs]
+    rows = [row for row in rows if row]
+    if not rows:
+        raise DataError(f"{path}: no text in it")
+    return rows
+
+
+@torch.no_grad()
+def measure_inputs(checkpoint: Checkpoint, rows: list[list[int]]) -> dict[str, LayerInputs]:
+    """Name of each linear layer of the blocks -> its inputs on the rows of token ids."""
+    config = checkpoint.config
+    rotary = RotaryEmbedding(config)
+    ids = sorted({token_id for row in rows for token_id in row})
+    embedded = {i: checkpoint.read_rows("model.embed_tokens.weight", i, i + 1, torch.float32)[0] for i in ids}
+    hidden = [torch.stack([embedded[i] for i in row])[None] for row in rows]
+    found: dict[str, LayerInputs] = {}
+    num_tokens = sum(map(len, rows))
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}"
+        with torch.device("meta"):
+            block = Block(config, layer)
+        state = {name: checkpoint.read(f"{prefix}.{name}", torch.float32) for name in block.state_dict()}
+        block.load_state_dict(state, assign=True)
+        for name, module in block.named_modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_pre_hook(partial(_note, found, f"{prefix}.{name}", num_tokens))
+        for at, hidden_BTD in enumerate(hidden):
+            positions_BT = torch.arange(hidden_BTD.shape[1])[None]
+            rotation = rotary(positions_BT, torch.float32)
+            hidden[at] = block(hidden_BTD, rotation, CausalAttend(None))
+    return found
+
+
+def _note(
+    found: dict[str, LayerInputs], name: str, num_tokens: int, module: nn.Module, inputs: tuple[Any, ...]
+) -> None:
+    value: Tensor = inputs[0]
+    largest = max(1e-6, float(value.abs().max()))
+    squares_C = value.square().flatten(0, -2).sum(0) / num_tokens
+    if name in found:
+        largest, squares_C = max(largest, found[name].largest), squares_C + found[name].squares_C
+    found[name] = LayerInputs(largest, squares_C)
+
 
 Scheme = Literal["int8", "fp8", "fp8-static", "int4", "nvfp4"]
 

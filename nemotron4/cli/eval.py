@@ -105,7 +105,7 @@ def check_data(
 ) -> None:
     """Say whether each input file is there and the expected version."""
     from nemotron4.evaluation.data import data_folder
-    from nemotron4.evaluation.datafiles import check_files, files_of
+    from nemotron4.evaluation.registry import check_files, files_of
 
     rows = check_files(files_of(tasks or []), data_folder(folder))
     if as_json:
@@ -124,7 +124,7 @@ def fetch_data(
 ) -> None:
     """Download and check the input files that have an address."""
     from nemotron4.evaluation.data import data_folder
-    from nemotron4.evaluation.datafiles import fetch_files, files_of
+    from nemotron4.evaluation.registry import fetch_files, files_of
 
     for line in fetch_files(files_of(tasks or []), data_folder(folder)):
         note(line)

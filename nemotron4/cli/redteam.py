@@ -71,8 +71,7 @@ def aegis(
     """
     from nemotron4.client.remote import JUDGE_KEY_VARIABLE, connect
     from nemotron4.recipe import hash_of
-    from nemotron4.redteam.aegis import run_aegis
-    from nemotron4.redteam.aegis_prompts import fetch_prompts, read_aegis_prompts
+    from nemotron4.redteam.aegis import fetch_prompts, read_aegis_prompts, run_aegis
     from nemotron4.redteam.aegis_report import summary_blocks, write_report
     from nemotron4.runs import held
     from nemotron4.text.content_safety import read_policy

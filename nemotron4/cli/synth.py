@@ -111,7 +111,7 @@ def status(
 ) -> None:
     """Show the accounting of a run, also while it runs."""
     from nemotron4.report import print_report
-    from nemotron4.synth.dropped import dropped_blocks, read_dropped
+    from nemotron4.synth.accounting import dropped_blocks, read_dropped
     from nemotron4.synth.ledger import Reader
     from nemotron4.synth.recipe import LEDGER, load_saved_recipe
 

@@ -11,8 +11,7 @@ from nemotron4.grading.statistics import two_shares
 from nemotron4.json_form import JsonForm
 from nemotron4.plots import draw_bars
 from nemotron4.redteam.garak_areas import REPORT_AREAS
-from nemotron4.redteam.garak_results import Counts, Hit, ProbeResult, read_hits
-from nemotron4.redteam.garak_scan import PROCESSES, ScanResult
+from nemotron4.redteam.garak_scan import PROCESSES, Counts, Hit, ProbeResult, ScanResult, read_hits
 from nemotron4.report import Bar, Bars, Block, Folded, Heading, Table, Text, percent
 from nemotron4.report import write_report as write_files
 

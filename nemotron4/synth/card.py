@@ -11,8 +11,7 @@ from nemotron4.errors import ConfigError
 from nemotron4.plots import draw_bars, draw_histograms
 from nemotron4.records import read_json_lines
 from nemotron4.report import Bar, Bars, Heading, Table, as_markdown
-from nemotron4.synth.accounting import Accounting
-from nemotron4.synth.dropped import dropped_blocks, read_dropped
+from nemotron4.synth.accounting import Accounting, dropped_blocks, read_dropped
 from nemotron4.synth.judges import judge_report
 from nemotron4.synth.ledger import Reader
 from nemotron4.synth.recipe import SynthRecipe

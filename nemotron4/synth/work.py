@@ -22,12 +22,12 @@ from nemotron4.client import (
 )
 from nemotron4.client.own_code import OwnCode
 from nemotron4.records import JsonObject, Message
+from nemotron4.synth.duplicates import pack_vector
 from nemotron4.synth.endpoint import ModelEndpoint, StoppedError
 from nemotron4.synth.recipe import Budget, RetryConfig
 from nemotron4.synth.rows import call_key, call_seed, digest
 from nemotron4.synth.stage import PromptBook
 from nemotron4.synth.tables import Effects, StoredReply
-from nemotron4.synth.vectors import pack_vector
 from nemotron4.synth.writer import GroupCommit, Ledger
 
 Made = TypeVar("Made")

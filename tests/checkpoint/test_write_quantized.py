@@ -17,13 +17,17 @@ from compressed_tensors.quantization import QuantizationConfig
 from gguf.constants import GGMLQuantizationType as Kind
 from safetensors.torch import load_file
 
-from nemotron4.checkpoint.calibrate import calibration_tokens, measure_inputs
 from nemotron4.checkpoint.convert import ConvertOptions, convert, verify
 from nemotron4.checkpoint.description import describe_checkpoint
 from nemotron4.checkpoint.gguf_quantize import kind_for, quantize_blocks
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.checkpoint.opening import open_checkpoint
-from nemotron4.checkpoint.write_quantized import quantize_int4, quantize_nvfp4
+from nemotron4.checkpoint.write_quantized import (
+    calibration_tokens,
+    measure_inputs,
+    quantize_int4,
+    quantize_nvfp4,
+)
 from nemotron4.errors import CheckpointError, ConfigError
 from tests.checkpoint.gguf_files import write_gguf
 from tests.tiny_models import llama_directory, nemotron_directory

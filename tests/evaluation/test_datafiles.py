@@ -16,8 +16,7 @@ import pytest
 
 from nemotron4.errors import DataError, DownloadError
 from nemotron4.evaluation.data import DataFile, DataSource, hub_rows
-from nemotron4.evaluation.datafiles import check_files, fetch_files, files_of
-from nemotron4.evaluation.registry import TASKS
+from nemotron4.evaluation.registry import TASKS, check_files, fetch_files, files_of
 from nemotron4.evaluation.tasks import mmlu
 
 ROWS = b'{"a": 1}\n'

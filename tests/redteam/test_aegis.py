@@ -18,8 +18,7 @@ import pytest
 
 from nemotron4.cli.main import main
 from nemotron4.client import FakeBehaviour
-from nemotron4.redteam.aegis import tally_all
-from nemotron4.redteam.aegis_prompts import fetch_prompts, read_aegis_prompts
+from nemotron4.redteam.aegis import fetch_prompts, read_aegis_prompts, tally_all
 from tests.fake_serving import serving
 from tests.redteam.target import serving_target
 

@@ -19,8 +19,7 @@ from nemotron4.client.fake import PERSONAS
 from nemotron4.errors import ConfigError
 from nemotron4.redteam.garak_areas import AREAS, REPORT_AREAS, ProbeInfo, plan_scan
 from nemotron4.redteam.garak_process import Target, configuration, environment_folder, garak_environment
-from nemotron4.redteam.garak_results import Counts, read_report
-from nemotron4.redteam.garak_scan import load_scan
+from nemotron4.redteam.garak_scan import Counts, load_scan, read_report
 from nemotron4.redteam.settings import ScanSettings
 from tests.fake_serving import serving
 

@@ -15,7 +15,7 @@ from nemotron4.records import Message
 from nemotron4.runs import IncompleteError
 from nemotron4.synth.execute import run_recipe
 from nemotron4.synth.export import export
-from nemotron4.synth.schema import check_schema, find_object, in_words, objection, strict
+from nemotron4.synth.stages.own import check_schema, find_object, in_words, objection, strict
 from tests.synth.conftest import Bench, ServerThread, make_recipe
 
 RATING = {"type": "object", "properties": {

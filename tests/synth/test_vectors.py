@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from nemotron4.errors import ConfigError, DataError
+from nemotron4.synth.duplicates import cluster, find_alike, unpack_vectors
 from nemotron4.synth.execute import run_recipe
-from nemotron4.synth.vectors import cluster, find_alike, unpack_vectors
 from tests.synth.conftest import Bench, ServerThread, make_recipe
 
 TEXTS = [

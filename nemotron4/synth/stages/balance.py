@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemotron4.synth.columns import columns_of
+from nemotron4.synth.duplicates import cluster, unpack_vectors
 from nemotron4.synth.rows import JudgedPair
 from nemotron4.synth.stage import Drop
 from nemotron4.synth.stages.filtering import COMPARED_ROWS, passing
-from nemotron4.synth.vectors import cluster, unpack_vectors
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ from nemotron4.synth import filters
 from nemotron4.synth.duplicates import (
     SHORT_CHARACTERS,
     differ_in_maths,
+    find_alike,
     find_near_duplicates,
     find_similar_words,
+    unpack_vectors,
 )
 from nemotron4.synth.parsing import normalise
 from nemotron4.synth.rows import (
@@ -33,7 +35,6 @@ from nemotron4.synth.rows import (
     digest,
 )
 from nemotron4.synth.stage import Context, Drop, Filtered, Kind, NoSettings
-from nemotron4.synth.vectors import find_alike, unpack_vectors
 from nemotron4.synth.words import check_language, count_words, maths, wrong_language
 
 TEXT_ROWS = (Prompt, Answered, JudgedPair, Dialogue, ColumnRow)
