@@ -72,7 +72,4 @@ def corrections(
     """(annotator, pair) of each better answer that somebody wrote."""
     for judgment in judgments:
         if better := judgment.values.get(question):
-            yield (
-                judgment.annotator,
-                PreferencePair(id=name, prompt=prompt, chosen=better, rejected=answer),
-            )
+            yield (judgment.annotator, PreferencePair(id=name, prompt=prompt, chosen=better, rejected=answer))

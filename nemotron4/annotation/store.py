@@ -195,13 +195,7 @@ class AnnotationStore:
     # --- judgments
 
     def say(
-        self,
-        item: str,
-        annotator: object,
-        values: Mapping[str, Any],
-        *,
-        answer: str = "",
-        at: str = "",
+        self, item: str, annotator: object, values: Mapping[str, Any], *, answer: str = "", at: str = ""
     ) -> Annotation:
         """Add to what an annotator says of an item or of one answer; a value of None takes one back."""
         name = check_annotator(annotator)

@@ -11,13 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
-from nemotron4.checkpoint.convert_files import (
-    Finished,
-    OutputFile,
-    read_manifest,
-    verify_files,
-    write_files,
-)
+from nemotron4.checkpoint.convert_files import Finished, OutputFile, read_manifest, verify_files, write_files
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint, adapter_hash
 from nemotron4.checkpoint.nemo import NemoCheckpoint
@@ -71,11 +65,7 @@ class ConvertOptions:
 
 
 def convert(
-    checkpoint: Checkpoint,
-    destination: Path,
-    options: ConvertOptions,
-    *,
-    is_shown: bool = False,
+    checkpoint: Checkpoint, destination: Path, options: ConvertOptions, *, is_shown: bool = False
 ) -> list[Finished]:
     """Write the files of the conversion, or those that an interrupted run left to do."""
     files, settings = plan_conversion(checkpoint, options)

@@ -186,11 +186,7 @@ def json_file(name: str, value: Any) -> OutputFile:
 
 
 def write_files(
-    folder: Path,
-    files: Sequence[OutputFile],
-    settings: Mapping[str, Any],
-    *,
-    is_shown: bool = False,
+    folder: Path, files: Sequence[OutputFile], settings: Mapping[str, Any], *, is_shown: bool = False
 ) -> list[Finished]:
     """Write the files in order and then the manifest; finished ones of an earlier run are kept.
 

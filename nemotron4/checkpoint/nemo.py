@@ -46,10 +46,7 @@ from nemotron4.checkpoint.nemo_files import (
     read_zarr_index,
 )
 from nemotron4.checkpoint.nemo_torch_dist import METADATA, read_torch_dist_index
-from nemotron4.checkpoint.safetensors import (
-    StoredTensor,
-    read_header,
-)
+from nemotron4.checkpoint.safetensors import StoredTensor, read_header
 from nemotron4.errors import CheckpointError, TokenizerError
 from nemotron4.model.config import ModelConfig
 from nemotron4.text.json_tokenizer import JsonTokenizer

@@ -50,11 +50,7 @@ FILE_TYPES = {
     torch.float16: gguf.LlamaFileType.MOSTLY_F16,
     torch.float32: gguf.LlamaFileType.ALL_F32,
 }
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-}
+NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 LAYER_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",

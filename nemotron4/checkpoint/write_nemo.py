@@ -152,9 +152,7 @@ def _tensor_files(
             first = rank * chunk[0] if split == 0 else 0
             columns = slice(rank * chunk[1], (rank + 1) * chunk[1]) if split == 1 else slice(None)
             yield OutputFile(
-                f"{folder}/{name}",
-                size,
-                _Chunk(checkpoint, parts, first, first + chunk[0], columns, dtype),
+                f"{folder}/{name}", size, _Chunk(checkpoint, parts, first, first + chunk[0], columns, dtype)
             )
     array = {
         "chunks": [*([1] if is_stacked else []), *chunk],

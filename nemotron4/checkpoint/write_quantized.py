@@ -263,11 +263,7 @@ def int4_group(checkpoint: Checkpoint) -> int:
 
 
 def quantized_group(
-    checkpoint: Checkpoint,
-    name: str,
-    scheme: Scheme,
-    dtype: torch.dtype,
-    inputs: Mapping[str, LayerInputs],
+    checkpoint: Checkpoint, name: str, scheme: Scheme, dtype: torch.dtype, inputs: Mapping[str, LayerInputs]
 ) -> Group:
     """The tensors of one linear layer, in the order in which one pass over its rows gives them.
 

@@ -19,29 +19,22 @@ def convert(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="A new or empty folder.")],
     to: Annotated[Literal["hf", "nemo", "gguf"], typer.Option(help="The form to write.")],
     dtype: Annotated[
-        Literal["bf16", "fp16", "fp32"] | None,
-        typer.Option(help="Default the source's."),
+        Literal["bf16", "fp16", "fp32"] | None, typer.Option(help="Default the source's.")
     ] = None,
     quantize: Annotated[
         Literal["int8", "fp8", "fp8-static", "int4", "nvfp4", "q8_0", "q4_0", "q4_k_m", "q6_k"] | None,
         typer.Option(help="The first five with --to hf, the others with gguf."),
     ] = None,
     calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Texts to measure on, for fp8-static, int4 and nvfp4."),
+        Path | None, typer.Option(metavar="FILE", help="Texts to measure on, for fp8-static, int4 and nvfp4.")
     ] = None,
     adapter: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Merge a LoRA or (IA)3 of PEFT, or a LoRA of NeMo."),
+        Path | None, typer.Option(metavar="PATH", help="Merge a LoRA or (IA)3 of PEFT, or a LoRA of NeMo.")
     ] = None,
     force_adapter: ForceAdapterOption = False,
     tensor_parallel: Annotated[int | None, typer.Option(help="Chunks per tensor, with --to nemo.")] = None,
     verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify",
-            help="Re-read the result and compare it with the source.",
-        ),
+        bool, typer.Option("--verify", help="Re-read the result and compare it with the source.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -43,10 +43,7 @@ def data(
     benchmark: Annotated[
         list[Path] | None, typer.Option(help="A file whose texts no row may repeat.")
     ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(help="Folder for report.html, with distributions."),
-    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for report.html, with distributions.")] = None,
     latin_1: Latin1Option = False,
     write_clean: Annotated[Path | None, typer.Option(help="Write the usable rows here, each once.")] = None,
     max_bad_rows: Annotated[

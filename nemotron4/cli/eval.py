@@ -137,8 +137,7 @@ def score(
         Path | None, typer.Option(help='Answers: JSON lines {"id", "response"}, also .gz.')
     ] = None,
     judgments: Annotated[
-        Path | None,
-        typer.Option(help='Judgments: {"id", "turn" or "game", "text"}, or log-probabilities.'),
+        Path | None, typer.Option(help='Judgments: {"id", "turn" or "game", "text"}, or log-probabilities.')
     ] = None,
     data: Data = None,
     folder: DataFolder = None,

@@ -48,11 +48,7 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the answers go.")],
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Samples of each row.")] = 1,
     score: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL|MODEL",
-            help="A reward model that scores each sample.",
-        ),
+        str | None, typer.Option(metavar="URL|MODEL", help="A reward model that scores each sample.")
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="Keep the sample with the highest reward.")] = False,
     max_new_tokens: MaxTokensOption = MAX_NEW_TOKENS,
@@ -107,8 +103,7 @@ def generate(
     chat_template: ChatTemplateOption = None,
     json_schema: JsonSchemaOption = None,
     served_model_name: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="What batch rows may call the model; repeatable."),
+        list[str] | None, typer.Option(metavar="NAME", help="What batch rows may call the model; repeatable.")
     ] = None,
     json_: JsonOption = False,
 ) -> int:

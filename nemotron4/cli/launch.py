@@ -161,12 +161,7 @@ def _check_fits(
     plan = make_plan(
         found.config,
         gpu_named(gpu),
-        Workload(
-            dtype=found.planned_dtype,
-            context=tokens,
-            concurrency=1,
-            stored=found.served_bytes,
-        ),
+        Workload(dtype=found.planned_dtype, context=tokens, concurrency=1, stored=found.served_bytes),
         tensor_parallel=tensor_parallel,
         pipeline_parallel=pipeline_parallel,
     )

@@ -75,8 +75,7 @@ def description(found: CheckpointDescription, *more: tuple[str, str]) -> Table:
 
 def pull(
     model: Annotated[
-        str | None,
-        typer.Argument(metavar="MODEL", help="smollm2, or ORG/NAME[:FILE.gguf]."),
+        str | None, typer.Argument(metavar="MODEL", help="smollm2, or ORG/NAME[:FILE.gguf].")
     ] = None,
     revision: RevisionOption = None,
     show_list: Annotated[bool, typer.Option("--list", help="The same as `nemotron4 models list`.")] = False,

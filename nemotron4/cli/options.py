@@ -28,8 +28,7 @@ def one_of(*names: str, **other_words: str) -> Callable[[str | None], str | None
 
 
 ModelArgument = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="smollm2, a directory, a .gguf or .nemo file, or a hub id."),
+    str, typer.Argument(metavar="MODEL", help="smollm2, a directory, a .gguf or .nemo file, or a hub id.")
 ]
 RowFilesArgument = Annotated[
     list[str],
@@ -49,8 +48,7 @@ DtypeOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[
-    str,
-    typer.Option(callback=one_of("auto", "cpu", "cuda", gpu="cuda"), help="auto, cpu or cuda."),
+    str, typer.Option(callback=one_of("auto", "cpu", "cuda", gpu="cuda"), help="auto, cpu or cuda.")
 ]
 QuantizeOption = Annotated[
     str | None,
@@ -61,32 +59,24 @@ QuantizeOption = Annotated[
 AdapterOption = Annotated[
     str,
     typer.Option(
-        metavar="PATH",
-        help="A trained adapter. auto: the one that ships for the model. none: no adapter.",
+        metavar="PATH", help="A trained adapter. auto: the one that ships for the model. none: no adapter."
     ),
 ]
 ForceAdapterOption = Annotated[
     bool, typer.Option("--force-adapter", help="Accept another base than the adapter records.")
 ]
 ChatTemplateOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        help="Format of turns: nemotron4, chatml or a Jinja file.",
-    ),
+    str | None, typer.Option(metavar="FILE", help="Format of turns: nemotron4, chatml or a Jinja file.")
 ]
 JsonSchemaOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="A JSON schema that every answer fits."),
+    Path | None, typer.Option(metavar="FILE", help="A JSON schema that every answer fits.")
 ]
 ContextOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Tokens of prompt and answer; default the model's."),
+    int | None, typer.Option(min=1, help="Tokens of prompt and answer; default the model's.")
 ]
 KvCacheDtypeOption = Annotated[str, typer.Option(help="auto (the model's), or a type of vLLM's (fp8, ...).")]
 GpuMemoryOption = Annotated[
-    float | None,
-    typer.Option(min=0.01, max=1, help="Share of the GPU's memory; vLLM takes 0.9."),
+    float | None, typer.Option(min=0.01, max=1, help="Share of the GPU's memory; vLLM takes 0.9.")
 ]
 RevisionOption = Annotated[str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a hub id.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

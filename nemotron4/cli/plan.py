@@ -39,8 +39,7 @@ class Planned(NamedTuple):
 
 def plan(
     model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="A preset (nemotron4-340b, llama-3.1-70b) or a checkpoint."),
+        str, typer.Argument(metavar="MODEL", help="A preset (nemotron4-340b, llama-3.1-70b) or a checkpoint.")
     ],
     gpu: Annotated[str, typer.Option(help="h100-80gb, h200-141gb, mi300x-192gb, ...")] = GPU,
     gpu_memory: Annotated[

@@ -40,8 +40,7 @@ def run(
     ] = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     again: Annotated[
-        str | None,
-        typer.Option(metavar="STAGE", help="Remove and repeat this stage and all after it."),
+        str | None, typer.Option(metavar="STAGE", help="Remove and repeat this stage and all after it.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every stage; run nothing.")] = False,
     slurm: Annotated[

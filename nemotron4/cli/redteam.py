@@ -37,8 +37,7 @@ app.command("compare")(compare)
 app.add_typer(sessions_app, name="sessions")
 
 MaxFailuresOption = Annotated[
-    int | None,
-    typer.Option(min=0, help="No report if more prompts than this got no answer."),
+    int | None, typer.Option(min=0, help="No report if more prompts than this got no answer.")
 ]
 
 
@@ -184,8 +183,7 @@ def replay(
     judge: Annotated[
         str,
         typer.Option(
-            metavar="WHO",
-            help="refusal (a rule of phrases), person (later), or a classifier's URL.",
+            metavar="WHO", help="refusal (a rule of phrases), person (later), or a classifier's URL."
         ),
     ] = "refusal",
     raw: RawOption = False,

@@ -109,8 +109,7 @@ def record(
     max_tokens: MaxTokensOption = RecordSettings.max_tokens,
     temperature: TemperatureOption = RecordSettings.temperature,
     source: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="FILE", help="Take sessions from a file."),
+        Path | None, typer.Option("--from", metavar="FILE", help="Take sessions from a file.")
     ] = None,
     form: Annotated[str, typer.Option(help="Form of --from: sessions, pyrit or promptfoo.")] = "sessions",
     draft: Annotated[str | None, typer.Option(metavar="ID", help="Finish an interrupted attack.")] = None,
@@ -283,8 +282,7 @@ def export(
     database: DatabaseArgument,
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines; .gz and .zst compress.")],
     form: Annotated[
-        str,
-        typer.Option(help="sessions, judgments, preference, reward, pyrit or promptfoo."),
+        str, typer.Option(help="sessions, judgments, preference, reward, pyrit or promptfoo.")
     ] = "sessions",
     as_json: JsonOption = False,
 ) -> None:

@@ -18,14 +18,7 @@ from nemotron4.text.messages import read_messages
 
 # What a row may say about its own sampling; every other row follows the command's options.
 INTEGERS = ("max_new_tokens", "min_new_tokens", "top_k", "seed", "n")
-NUMBERS = (
-    "temperature",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-)
+NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 # The form of the answer: one of these.
 FORMS: Mapping[str, tuple[Any, str, Callable[[Any], Grammar]]] = {
     "json_schema": ((dict, str), "a JSON schema", structured_output.json_schema),

@@ -82,12 +82,10 @@ def serve(
     ] = Parallel.pipeline,
     nodes: Annotated[int, typer.Option(help="The same command runs on each (vllm).")] = Parallel.nodes,
     served_model_name: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="What /v1 calls the model; repeatable."),
+        list[str] | None, typer.Option(metavar="NAME", help="What /v1 calls the model; repeatable.")
     ] = None,
     unknown_fields: Annotated[
-        Literal["warn", "refuse"],
-        typer.Option(help="Of OpenAI bodies: ignore with a header, or 400."),
+        Literal["warn", "refuse"], typer.Option(help="Of OpenAI bodies: ignore with a header, or 400.")
     ] = ServerSettings.unknown_fields,
     clip_max_tokens: Annotated[
         bool, typer.Option("--clip-max-tokens", help="Cut a max_tokens beyond the context.")
@@ -97,32 +95,27 @@ def serve(
         typer.Option(help="strict: as NeMo. fixed: refusals are HTTP 400, penalties count."),
     ] = ServerSettings.nemo_compat,
     take_weights: Annotated[
-        bool,
-        typer.Option("--take-weights", help="Take weights from a trainer (needs a key)."),
+        bool, typer.Option("--take-weights", help="Take weights from a trainer (needs a key).")
     ] = False,
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Require one of these keys, one a line.")
     ] = None,
     allowed_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Answer to this host too; repeatable."),
+        list[str] | None, typer.Option(metavar="NAME", help="Answer to this host too; repeatable.")
     ] = None,
     allowed_origin: Annotated[
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Let pages of this site in; repeatable, * is all."),
     ] = None,
     tool_format: Annotated[
-        str | None,
-        typer.Option(help="hermes, llama3, mistral or nemotron; default the template's own."),
+        str | None, typer.Option(help="hermes, llama3, mistral or nemotron; default the template's own.")
     ] = None,
     max_body_mb: Annotated[float, typer.Option(help="Largest request body.")] = 8.0,
     compare_with: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Another server, for the page."),
+        str | None, typer.Option(metavar="URL", help="Another server, for the page.")
     ] = None,
     reward_model: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="A reward model's server, for the page."),
+        str | None, typer.Option(metavar="URL", help="A reward model's server, for the page.")
     ] = None,
     guard: Annotated[
         str | None,
@@ -130,12 +123,10 @@ def serve(
     ] = None,
     guard_name: NameAtServerOption = None,
     guard_mode: Annotated[
-        Literal["block", "annotate"],
-        typer.Option(help="Refuse what is unsafe, or only report it."),
+        Literal["block", "annotate"], typer.Option(help="Refuse what is unsafe, or only report it.")
     ] = "block",
     guard_failure: Annotated[
-        Literal["closed", "open"],
-        typer.Option(help="Without a verdict: refuse, or pass."),
+        Literal["closed", "open"], typer.Option(help="Without a verdict: refuse, or pass.")
     ] = "closed",
     guard_policy: PolicyOption = None,
     guard_permissive: Annotated[
@@ -145,8 +136,7 @@ def serve(
         bool, typer.Option("--guard-raw", help="Ask by /v1/completions, as AEGIS' classifiers need it.")
     ] = False,
     redteam: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Show the red-team tab, which records here."),
+        Path | None, typer.Option(metavar="FILE", help="Show the red-team tab, which records here.")
     ] = None,
 ) -> int:
     """Serve a model: PUT /generate (NeMo), /v1 (OpenAI) and a web page on one port.

@@ -45,10 +45,7 @@ def run(
     overrides: SetOption = None,
     shard: Annotated[str, typer.Option(metavar="INDEX/NUMBER", help="One shard of a larger job.")] = "0/1",
     workers: Annotated[int, typer.Option(help="Shards at a time, merged at the end.")] = 1,
-    executor: Annotated[
-        Executor,
-        typer.Option(help="Processes here, or tasks of Ray."),
-    ] = "local",
+    executor: Annotated[Executor, typer.Option(help="Processes here, or tasks of Ray.")] = "local",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no accounting.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -165,8 +162,7 @@ def preview(
 def plan(
     recipe: RecipeArgument,
     like: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="A run whose rates, tokens and yields apply."),
+        Path | None, typer.Option(metavar="DIR", help="A run whose rates, tokens and yields apply.")
     ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,

@@ -34,8 +34,7 @@ def train(
         typer.Option("--check-invariance", help="Compare the first gradient under several cuts into rows."),
     ] = False,
     new: Annotated[
-        str | None,
-        typer.Option(help="Write a commented recipe of this kind (sft, dpo, ...)."),
+        str | None, typer.Option(help="Write a commented recipe of this kind (sft, dpo, ...).")
     ] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Draw the curves of one or more runs.")] = False,
     output: Annotated[Path, typer.Option(help="The picture of --plot.")] = Path("curves.png"),
@@ -166,13 +165,7 @@ def _check_invariance(settings: Recipe, *, as_json: bool) -> None:
         print_json({"cuts": to_json(cuts)})
         return
     rows = [
-        [
-            cut.name,
-            str(cut.num_rows),
-            f"{cut.loss:.8f}",
-            f"{cut.grad_norm:.8f}",
-            f"{cut.difference:.1e}",
-        ]
+        [cut.name, str(cut.num_rows), f"{cut.loss:.8f}", f"{cut.grad_norm:.8f}", f"{cut.difference:.1e}"]
         for cut in cuts
     ]
     print_report([Table(["first step cut", "rows", "loss", "gradient norm", "difference"], rows)])
@@ -183,12 +176,7 @@ def _train(stages: list[Recipe], *, as_json: bool) -> None:
     from nemotron4.training.run_chain import run
 
     with TrainingView() as view:
-        summary = run(
-            stages,
-            note=note,
-            on_progress=view.show,
-            on_part=view.show_part,
-        )
+        summary = run(stages, note=note, on_progress=view.show, on_part=view.show_part)
     if not summary.is_writer:
         return
     if as_json:

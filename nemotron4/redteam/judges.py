@@ -29,10 +29,7 @@ _ATTEMPTS = 3
 
 
 async def answer(
-    model: ChatModel,
-    messages: Sequence[Message],
-    sampling: Sampling,
-    on_retry: OnRetry = lambda _: None,
+    model: ChatModel, messages: Sequence[Message], sampling: Sampling, on_retry: OnRetry = lambda _: None
 ) -> Reply:
     """The model's answer. One that a guard refused, or an empty one, is a reply that `is_blocked`."""
     try:

@@ -104,12 +104,7 @@ class ReplayResult:
 
 
 async def replay_attacks(
-    store: SessionStore,
-    model: ChatModel,
-    judge: AttackJudge,
-    replay: ReplaySettings,
-    *,
-    folder: Path,
+    store: SessionStore, model: ChatModel, judge: AttackJudge, replay: ReplaySettings, *, folder: Path
 ) -> ReplayResult:
     """Every session whose attack worked by majority, the oldest first; replays themselves are left out.
 

@@ -10,17 +10,7 @@ from typing import Any
 from nemotron4.client import BadContentError
 from nemotron4.records import JsonObject, Message
 from nemotron4.synth.judges import shown
-from nemotron4.synth.rows import (
-    Answered,
-    ColumnRow,
-    Dialogue,
-    Document,
-    JudgedPair,
-    Prompt,
-    Root,
-    Row,
-    Topic,
-)
+from nemotron4.synth.rows import Answered, ColumnRow, Dialogue, Document, JudgedPair, Prompt, Root, Row, Topic
 
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 _PROMPT = frozenset({"prompt", "conversation", "task", "topic", "answer", "tests"})

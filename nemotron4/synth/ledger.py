@@ -19,14 +19,7 @@ import orjson
 from nemotron4.errors import DataError, Nemotron4Error
 from nemotron4.records import JsonObject
 from nemotron4.synth.rows import ID_BYTES
-from nemotron4.synth.tables import (
-    FAILED,
-    STATE_NAMES,
-    StoredReply,
-    WorkItem,
-    unpack,
-    unpack_alone,
-)
+from nemotron4.synth.tables import FAILED, STATE_NAMES, StoredReply, WorkItem, unpack, unpack_alone
 
 SCHEMA_VERSION = 1
 

@@ -70,10 +70,7 @@ def cap_per_cluster(rows: Iterable[tuple[bytes, Any, bytes]], knobs: ClusterKnob
     for (record, _), label in zip(held, labels.tolist(), strict=True):
         counts[label] += 1
         if counts[label] > knobs.n:
-            drops[record] = (
-                "cluster",
-                f"more than {knobs.n} rows of cluster {label + 1}",
-            )
+            drops[record] = ("cluster", f"more than {knobs.n} rows of cluster {label + 1}")
     return drops
 
 
