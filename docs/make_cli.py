@@ -131,12 +131,12 @@ def _purpose(path: tuple[str, ...], command: Any) -> str:
 
 
 def _body(purpose: str, entries: list[Entry], shared: dict[str, Entry]) -> Iterator[str]:
-    """What a command is for, its own options, and the names of the others."""
+    """What a command is for, its own options, and the names of the others; its heading has those it needs."""
     yield purpose
     is_shared = [entry.name in shared and shared[entry.name].meaning == entry.meaning for entry in entries]
     if own := [entry for entry, elsewhere in zip(entries, is_shared, strict=True) if not elsewhere]:
         yield _block(_table(own))
-    others = [entry for entry, elsewhere in zip(entries, is_shared, strict=True) if elsewhere]
+    others = [e for e, elsewhere in zip(entries, is_shared, strict=True) if elsewhere and not e.is_needed]
     if names := [f"`{entry.words if entry.has_default else entry.name}`" for entry in others]:
         yield f"{SHARED}: {', '.join(names)}."
 
