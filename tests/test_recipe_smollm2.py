@@ -26,7 +26,7 @@ LONG = " ".join(f"Bees number {n} fly far and wide, and their way {n} home is lo
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("steps", "tasks", "edits", "summary"):
+    for name in ("steps", "tasks", "edits", "contrasts", "summary"):
         sys.modules.pop(name, None)
     import steps as module  # type: ignore[import-not-found]
 
@@ -213,6 +213,31 @@ def test_where_no_answer_follows_the_pair_is_an_edit(steps: ModuleType, tmp_path
     steps.write_rows(tmp_path / "drawn.jsonl", [sample(task, "So Be It."), sample(task, "So.")])
     steps.pair(tmp_path)
     assert not read_rows(tmp_path / "pairs.jsonl")
+
+
+def test_a_contrast_is_right_for_its_own_wish_only(
+    steps: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEMOTRON4_EVAL_DATA", str(tmp_path / "none"))
+    forms = [form for form, kind in steps.tasks.FORMS.items() if kind == "prose"]
+    bees = [steps.tasks.form_task(form, "bees") for form in forms]
+    texts = (
+        "Bees build their combs from yellow wax, far from roads. They dance to show others the way. "
+        "Some people keep them.",
+        "A hive of bees has one queen, who lays eggs all summer. Nobody knows why she never sleeps at night.",
+    )
+    drawn = [sample(task, texts[at % 2]) for at, task in enumerate(bees)]
+    steps.write_rows(tmp_path / "samples.jsonl", drawn)
+    steps.contrast(tmp_path, tmp_path / "samples.jsonl", 4)
+    rows = read_rows(tmp_path / "pairs.jsonl")
+    assert 100 <= len(rows) <= 102
+    assert all(row["chosen"] != row["rejected"] for row in rows)
+    small = [row for row in rows if row["chosen"] == row["chosen"].lower()]
+    assert small  # and what is chosen for one wish is rejected for another, as often
+    chosen, rejected = ([row[name] for row in rows] for name in ("chosen", "rejected"))
+    edits = [text for text in rejected if text == text.upper().replace("<EXTRA_ID_1>", "<extra_id_1>")]
+    assert edits
+    assert {*edits} <= {*chosen}
 
 
 def test_a_pair_is_the_best_and_the_worst(steps: ModuleType, tmp_path: Path) -> None:
