@@ -13,7 +13,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from nemotron4.errors import DataError, unknown
+from nemotron4.errors import DataError, unknown_name
 from nemotron4.grading import language
 from nemotron4.grading.score import Score
 
@@ -249,7 +249,8 @@ CHECKERS: Mapping[str, Checker] = {
 def check(instruction_id: str, arguments: Mapping[str, Any], response: str, *, seed: int = 0) -> bool:
     """Whether the reply follows one instruction. A blank reply follows none."""
     if instruction_id not in CHECKERS:
-        raise unknown("instruction", instruction_id, CHECKERS, DataError)
+        message, hint = unknown_name("instruction", instruction_id, CHECKERS)
+        raise DataError(message, hint=hint)
     try:
         return bool(response.strip()) and CHECKERS[instruction_id](response, arguments, seed)
     except DataError as error:
