@@ -32,15 +32,9 @@ from nemotron4.text.tokenizer_files import TEMPLATE_FILE
 
 # Copied from a Hugging Face source as they are.
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    TEMPLATE_FILE,
-    "vocab.json",
-    "merges.txt",
-)
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", TEMPLATE_FILE, "vocab.json", "merges.txt",
+)  # fmt: skip
 
 
 def huggingface_files(

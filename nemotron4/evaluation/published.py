@@ -8,14 +8,9 @@ from __future__ import annotations
 
 CARD_MODEL = "Nemotron-4-340B-Instruct"
 PEERS = (
-    CARD_MODEL,
-    "Llama-3-70B-Instruct",
-    "Mixtral-8x22B-Instruct",
-    "Qwen-2-72B-Instruct",
-    "GPT-4-1106-preview",
-    "Mistral Large",
-    "Claude-3 Sonnet",
-)
+    CARD_MODEL, "Llama-3-70B-Instruct", "Mixtral-8x22B-Instruct", "Qwen-2-72B-Instruct",
+    "GPT-4-1106-preview", "Mistral Large", "Claude-3 Sonnet",
+)  # fmt: skip
 Row = tuple[float | None, ...]
 # (task, metric, label) -> one value per peer (TR table 5; first column also MC).
 PEER_TABLE: dict[tuple[str, str, str], Row] = {
@@ -42,18 +37,9 @@ BASE_TABLE: dict[tuple[str, str, str], Row] = {
     ("bbh", "accuracy", "BBH 3-shot"): (85.44, 81.30, 78.90, 82.40),
 }
 MT_BENCH_COLUMNS = (
-    "writing",
-    "roleplay",
-    "extraction",
-    "stem",
-    "humanities",
-    "reasoning",
-    "math",
-    "coding",
-    "turn_1",
-    "turn_2",
-    "total",
-)
+    "writing", "roleplay", "extraction", "stem", "humanities", "reasoning", "math", "coding", "turn_1",
+    "turn_2", "total",
+)  # fmt: skip
 MT_BENCH_CARD: Row = (8.70, 8.70, 9.20, 8.75, 8.95, 6.40, 8.40, 6.70, 8.61, 7.84, 8.22)
 # TR table 6. The columns, and one row per alignment stage.
 STAGE_COLUMNS = (

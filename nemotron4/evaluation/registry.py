@@ -30,29 +30,10 @@ from nemotron4.evaluation.tasks.rules import IFEVAL, TFEVAL
 from nemotron4.runs import write_file
 
 _ALL = (
-    MT_BENCH,
-    IFEVAL,
-    MMLU,
-    GSM8K,
-    HUMANEVAL,
-    MBPP,
-    ARENA_HARD,
-    ALPACA_EVAL,
-    TFEVAL,
-    REWARDBENCH,
-    MBPP_399,
-    MBPP_427,
-    MBPP_500,
-    MT_BENCH_FIRST,
-    ARENA_HARD_SAMPLED,
-    ALPACA_EVAL_SAMPLED,
-    MMLU_LOGPROB,
-    MMLU_5SHOT,
-    ARC_CHALLENGE,
-    HELLASWAG,
-    WINOGRANDE,
-    BBH,
-)
+    MT_BENCH, IFEVAL, MMLU, GSM8K, HUMANEVAL, MBPP, ARENA_HARD, ALPACA_EVAL, TFEVAL, REWARDBENCH, MBPP_399,
+    MBPP_427, MBPP_500, MT_BENCH_FIRST, ARENA_HARD_SAMPLED, ALPACA_EVAL_SAMPLED, MMLU_LOGPROB, MMLU_5SHOT,
+    ARC_CHALLENGE, HELLASWAG, WINOGRANDE, BBH,
+)  # fmt: skip
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
 
 

@@ -45,14 +45,9 @@ def _areas(results: Sequence[GoalResult]) -> Table:
         shown = percent(passed, wilson(judged - counts[0], judged) if judged else None)
         rows.append([area.replace("_", " "), shown, f"{judged - counts[0]}/{judged}", *map(str, counts)])
     columns = [
-        "area",
-        "pass rate, 95 % interval",
-        "passed",
-        "attacks that worked",
-        "attacks that failed",
-        "blocked",
-        "no verdict",
-    ]
+        "area", "pass rate, 95 % interval", "passed", "attacks that worked", "attacks that failed",
+        "blocked", "no verdict",
+    ]  # fmt: skip
     return Table(columns, rows)
 
 

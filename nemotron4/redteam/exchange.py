@@ -21,39 +21,18 @@ from nemotron4.redteam.sessions import CATEGORIES, TECHNIQUES, Reviewed, Session
 _TEXTS = ("text", None)
 # promptfoo's plugins and PyRIT's harm categories, by a part of their name.
 _CATEGORIES = {
-    "violen": "violence",
-    "sexual": "sexual",
-    "child": "sexual_minor",
-    "crime": "criminal_planning",
-    "criminal": "criminal_planning",
-    "weapon": "weapons",
-    "drug": "substances",
-    "self-harm": "self_harm",
-    "self_harm": "self_harm",
-    "hate": "hate",
-    "privacy": "privacy",
-    "pii": "privacy",
-    "harass": "harassment",
-    "bullying": "harassment",
-    "profanity": "profanity",
-    "cyber": "malware",
-    "malware": "malware",
-    "malicious-code": "malware",
-    "misinformation": "false_claim",
-    "disinformation": "false_claim",
-    "prompt-extraction": "prompt_leak",
-}
+    "violen": "violence", "sexual": "sexual", "child": "sexual_minor", "crime": "criminal_planning",
+    "criminal": "criminal_planning", "weapon": "weapons", "drug": "substances", "self-harm": "self_harm",
+    "self_harm": "self_harm", "hate": "hate", "privacy": "privacy", "pii": "privacy",
+    "harass": "harassment", "bullying": "harassment", "profanity": "profanity", "cyber": "malware",
+    "malware": "malware", "malicious-code": "malware", "misinformation": "false_claim",
+    "disinformation": "false_claim", "prompt-extraction": "prompt_leak",
+}  # fmt: skip
 _TECHNIQUES = {
-    "basic": "direct",
-    "jailbreak": "automatic",
-    "crescendo": "multi_turn",
-    "goat": "multi_turn",
-    "base64": "encoding",
-    "rot13": "encoding",
-    "leetspeak": "encoding",
-    "multilingual": "language",
+    "basic": "direct", "jailbreak": "automatic", "crescendo": "multi_turn", "goat": "multi_turn",
+    "base64": "encoding", "rot13": "encoding", "leetspeak": "encoding", "multilingual": "language",
     "prompt-injection": "prompt_injection",
-}
+}  # fmt: skip
 
 
 def take_file(store: SessionStore, path: Path, form: str, *, annotator: str) -> tuple[int, list[str]]:

@@ -21,16 +21,7 @@ from nemotron4.synth.stages import (
 )
 
 KINDS: Mapping[str, Kind] = {
-    **topics.KINDS,
-    **sources.KINDS,
-    **questions.KINDS,
-    **instructions.KINDS,
-    **filtering.KINDS,
-    **balance.KINDS,
-    **asking.KINDS,
-    **dialogue.KINDS,
-    **topic_following.KINDS,
-    **genetic.KINDS,
-    **judging.KINDS,
-    **own.KINDS,
-}
+    **topics.KINDS, **sources.KINDS, **questions.KINDS, **instructions.KINDS, **filtering.KINDS,
+    **balance.KINDS, **asking.KINDS, **dialogue.KINDS, **topic_following.KINDS, **genetic.KINDS,
+    **judging.KINDS, **own.KINDS,
+}  # fmt: skip
