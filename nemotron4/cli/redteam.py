@@ -91,9 +91,11 @@ def aegis(
         form="raw" if raw else "chat",
         max_failures=max_failures,
     )
-    made_of = {"policy": text, "prompts_sha256": hash_of(prompts)}
+    sha256 = hash_of(prompts)
     with held(out):
-        work = run_aegis(rows, settings, out=out, model=model, classifier=judge, **made_of)
+        work = run_aegis(
+            rows, settings, out=out, model=model, classifier=judge, policy=text, prompts_sha256=sha256
+        )
         result = run_closing(work, model, judge)
     written = write_report(result, out)
     present(result.to_json(), summary_blocks(result), as_json=as_json)
