@@ -11,22 +11,21 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from nemotron4 import records
-from nemotron4.client import ChatModel, Sampling, TransientError
-from nemotron4.client.retry import ERROR, ask_missing
+from nemotron4.client import ChatModel, Sampling
+from nemotron4.client.retry import ERROR
 from nemotron4.errors import DownloadError, import_optional
 from nemotron4.grading.statistics import Interval, wilson
 from nemotron4.json_form import HIDDEN, JsonForm, named
-from nemotron4.progress import Progress
 from nemotron4.records import AskedPrompt, JsonObject, Message, read_json_lines
-from nemotron4.redteam.judges import BLOCKED, OnRetry, answer, ask_classifier, is_blocked
+from nemotron4.redteam.judges import BLOCKED, OnRetry, answer, ask_classifier, ask_each, is_blocked
 from nemotron4.redteam.settings import AegisSettings
-from nemotron4.runs import RowLog, claim, write_json
+from nemotron4.runs import claim, write_json
 from nemotron4.text.content_safety import (
     CATEGORIES,
     OTHER,
@@ -221,7 +220,9 @@ async def run_aegis(
         reply = await answer(model, by_id[name].messages, sampling, on_retry)
         return {"response": reply.text, "finish_reason": reply.finish_reason}
 
-    responses = await _stage("answers", out / RESPONSES_FILE, list(by_id), ask, settings)
+    responses = await ask_each(
+        out / RESPONSES_FILE, list(by_id), ask, settings, name="answers", unit="requests"
+    )
     blocked = {name for name, row in responses.items() if _is_blocked(row)}
     answered = [name for name, row in responses.items() if ERROR not in row and name not in blocked]
 
@@ -230,7 +231,11 @@ async def run_aegis(
         asked = question((*by_id[name].messages, Message("assistant", text)), "assistant", policy)
         return {"reply": await ask_classifier(classifier, asked, settings.form, on_retry)}
 
-    judged = await _stage("judgments", out / JUDGMENTS_FILE, answered, judge, settings)
+    judged: dict[str, JsonObject] = {}
+    if answered:
+        judged = await ask_each(
+            out / JUDGMENTS_FILE, answered, judge, settings, name="judgments", unit="requests"
+        )
     result = AegisResult(
         model=model.name,
         classifier=classifier.name,
@@ -246,33 +251,6 @@ async def run_aegis(
     )
     write_json(out / RESULT_FILE, result.to_json())
     return result
-
-
-async def _stage(
-    name: str,
-    path: Path,
-    ids: list[str],
-    ask: Callable[[str, OnRetry], Awaitable[JsonObject]],
-    settings: AegisSettings,
-) -> dict[str, JsonObject]:
-    if not ids:
-        return {}
-    with (
-        RowLog(path) as log,
-        Progress(len(ids), sum(each in log for each in ids), name=name, unit="requests") as progress,
-    ):
-
-        def on_retry(error: TransientError) -> None:
-            progress.repeated(error.message)
-
-        return await ask_missing(
-            log,
-            ids,
-            lambda each: ask(each, on_retry),
-            concurrency=settings.concurrency,
-            on_rows=lambda rows: progress.add(len(rows)),
-            max_failures=settings.max_failures,
-        )
 
 
 def _is_blocked(row: JsonObject) -> bool:

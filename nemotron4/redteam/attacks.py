@@ -18,17 +18,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemotron4.annotation.vocabulary import Annotation
-from nemotron4.client import ChatModel, Sampling, TransientError
-from nemotron4.client.retry import ERROR, ask_missing
+from nemotron4.client import ChatModel, Sampling
+from nemotron4.client.retry import ERROR
 from nemotron4.errors import DataError
 from nemotron4.grading.refusals import is_refusal
 from nemotron4.json_form import JsonForm, to_json
-from nemotron4.progress import Progress
 from nemotron4.records import FieldError, JsonObject, Message, read_json_lines, require
-from nemotron4.redteam.judges import OnRetry, answer, ask_in_form, is_blocked
+from nemotron4.redteam.judges import OnRetry, answer, ask_each, ask_in_form, is_blocked
 from nemotron4.redteam.sessions import CATEGORIES, Session, SessionStore
 from nemotron4.redteam.settings import AttackSettings
-from nemotron4.runs import RowLog, claim, write_json
+from nemotron4.runs import claim, write_json
 
 ROWS_FILE = "goals.jsonl"
 RESULT_FILE = "result.json"
@@ -277,31 +276,13 @@ async def attack_goals(
     fixed = {name: value for name, value in to_json(settings).items() if name not in may_change}
     claim(out, {"kind": "automatic attacks", **names, **fixed, "goals_sha256": digest})
     by_id = {goal.id: goal for goal in goals}
-    with (
-        RowLog(out / ROWS_FILE) as log,
-        Progress(
-            len(goals), sum(name in log for name in by_id), name=settings.method, unit="goals"
-        ) as progress,
-    ):
 
-        def on_retry(error: TransientError) -> None:
-            progress.repeated(error.message)
+    async def work(name: str, on_retry: OnRetry) -> JsonObject:
+        arena = Arena(by_id[name], settings, target=target, attacker=attacker, judge=judge, on_retry=on_retry)
+        await METHODS[settings.method](arena)
+        return _result(arena).to_json()
 
-        async def work(name: str) -> JsonObject:
-            arena = Arena(
-                by_id[name], settings, target=target, attacker=attacker, judge=judge, on_retry=on_retry
-            )
-            await METHODS[settings.method](arena)
-            return _result(arena).to_json()
-
-        rows = await ask_missing(
-            log,
-            list(by_id),
-            work,
-            concurrency=settings.concurrency,
-            on_rows=lambda done: progress.add(len(done)),
-            max_failures=settings.max_failures,
-        )
+    rows = await ask_each(out / ROWS_FILE, list(by_id), work, settings, name=settings.method, unit="goals")
     results = [_of_row(by_id[name], rows[name]) for name in by_id]
     write_json(out / RESULT_FILE, {**names, **fixed, "goals": [result.to_json() for result in results]})
     return results

@@ -42,7 +42,7 @@ AREAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "sata",
             "sysprompt_extraction",
             "topic",
-        ),  # fmt: skip
+        ),
     }
 )
 REPORT_AREAS = tuple(area for area in AREAS if area != "others")

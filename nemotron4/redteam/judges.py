@@ -7,6 +7,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from nemotron4.client import (
@@ -18,9 +19,12 @@ from nemotron4.client import (
     TransientError,
     call_with_retries,
 )
+from nemotron4.client.retry import ask_missing
 from nemotron4.grading.refusals import RULE, is_refusal
+from nemotron4.progress import Progress
 from nemotron4.records import JsonObject, Message
-from nemotron4.redteam.settings import ClassifierForm
+from nemotron4.redteam.settings import AegisSettings, AttackSettings, ClassifierForm, ReplaySettings
+from nemotron4.runs import RowLog
 from nemotron4.text.content_safety import Policy, parse_tolerant, question, raw_prompt
 
 BLOCKED = "content_filter"  # the finish reason, and the kind of error, of what a guard did not let pass
@@ -38,6 +42,31 @@ async def answer(
         if error.kind not in (BLOCKED, "empty"):
             raise
         return Reply(text="", finish_reason=BLOCKED, model=model.name)
+
+
+async def ask_each(
+    path: Path,
+    ids: Sequence[str],
+    ask: Callable[[str, OnRetry], Awaitable[JsonObject]],
+    limits: AegisSettings | AttackSettings | ReplaySettings,
+    *,
+    name: str,
+    unit: str = "rows",
+    settings: JsonObject | None = None,
+) -> dict[str, JsonObject]:
+    """A row for each id, in a file as soon as it is there and not asked for again; see ``ask_missing``."""
+    with (
+        RowLog(path, settings=settings) as log,
+        Progress(len(ids), sum(each in log for each in ids), name=name, unit=unit) as progress,
+    ):
+        return await ask_missing(
+            log,
+            ids,
+            lambda each: ask(each, lambda error: progress.repeated(error.message)),
+            concurrency=limits.concurrency,
+            on_rows=lambda rows: progress.add(len(rows)),
+            max_failures=limits.max_failures,
+        )
 
 
 def is_blocked(text: str, finish_reason: str) -> bool:

@@ -19,17 +19,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nemotron4.client import ChatModel, ClientError, Sampling, TransientError
-from nemotron4.client.retry import ERROR, ask_missing
+from nemotron4.client.retry import ERROR
 from nemotron4.errors import DataError
 from nemotron4.grading.statistics import Interval, wilson
 from nemotron4.json_form import to_json
-from nemotron4.progress import Progress
 from nemotron4.records import JsonObject, Message
-from nemotron4.redteam.judges import AttackJudge, AttackVerdict, OnRetry, answer, is_blocked
+from nemotron4.redteam.judges import AttackJudge, AttackVerdict, OnRetry, answer, ask_each, is_blocked
 from nemotron4.redteam.sessions import Reviewed, Session, SessionStore
 from nemotron4.redteam.settings import ReplaySettings
 from nemotron4.report import Block, Table, Text, percent
-from nemotron4.runs import RowLog, write_file, write_json
+from nemotron4.runs import write_file, write_json
 
 ANNOTATOR = "replay"
 ROWS_FILE = "rows.jsonl"
@@ -144,33 +143,17 @@ async def _ask_all(
     """A row for each attack, on the disk when it is there."""
     sampling = Sampling(max_tokens=replay.max_tokens, temperature=replay.temperature)
     run = {"number": number, "model": model.name, "judge": judge.name}
-    with (
-        RowLog(
-            folder / ROWS_FILE,
-            settings=run | {"max_tokens": replay.max_tokens, "temperature": replay.temperature},
-        ) as log,
-        Progress(len(attacks), sum(each in log for each in attacks), name="replay") as progress,
-    ):
+    run |= {"max_tokens": replay.max_tokens, "temperature": replay.temperature}
 
-        def on_retry(error: TransientError) -> None:
-            progress.repeated(error.message)
-
-        async def work(session_id: str) -> JsonObject:
-            key = f"{store.path.resolve()} {folder.resolve()} {number} {session_id}"
-            new_id = hashlib.sha256(key.encode()).hexdigest()[:32]
-            record: JsonObject = to_json(
-                await _replay_one(attacks[session_id], store, model, judge, sampling, new_id, on_retry)
-            )
-            return record
-
-        return await ask_missing(
-            log,
-            list(attacks),
-            work,
-            concurrency=replay.concurrency,
-            on_rows=lambda done: progress.add(len(done)),
-            max_failures=replay.max_failures,
+    async def work(session_id: str, on_retry: OnRetry) -> JsonObject:
+        key = f"{store.path.resolve()} {folder.resolve()} {number} {session_id}"
+        new_id = hashlib.sha256(key.encode()).hexdigest()[:32]
+        record: JsonObject = to_json(
+            await _replay_one(attacks[session_id], store, model, judge, sampling, new_id, on_retry)
         )
+        return record
+
+    return await ask_each(folder / ROWS_FILE, list(attacks), work, replay, name="replay", settings=run)
 
 
 def _last(folder: Path) -> tuple[int, JsonObject | None]:

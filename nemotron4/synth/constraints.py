@@ -43,7 +43,7 @@ _STOP_WORDS = frozenset(
         "question",
         "explain",
         "describe",
-    ]  # fmt: skip
+    ]
 )
 _RARE_WORDS = (
     "bridge", "compass", "harvest", "lantern", "mirror", "orchard", "pattern", "river", "signal", "thread",
