@@ -31,11 +31,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text. A column of numbers is set to the right by itself."""
+    """Cells become text, None an empty one. A column of numbers is set to the right by itself."""
 
     columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Any]]
     title: str = ""
+
+    def __post_init__(self) -> None:
+        rows = [["" if cell is None else str(cell) for cell in row] for row in self.rows]
+        object.__setattr__(self, "rows", rows)
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def check_data(
         print_json({"folder": str(data_folder(folder)), "files": rows})
     else:
         columns = ("status", "path", "licence", "source")
-        print_report([Table(columns, [[str(row[name]) for name in columns] for row in rows])])
+        print_report([Table(columns, [[row[name] for name in columns] for row in rows])])
     if any(row["status"] == "changed" for row in rows):
         raise typer.Exit(1)
 

@@ -142,7 +142,7 @@ def _blocks(model: str, plan: HardwarePlan) -> list[Block]:
         _sizes(f"the fullest GPU ({usable})", {name: size for name, size in fullest.items() if size}),
     ]
     if plan.rejected:
-        rows = [(f"{each.layout.num_gpus} GPUs", str(each.problem)) for each in plan.rejected]
+        rows = [(f"{each.layout.num_gpus} GPUs", each.problem) for each in plan.rejected]
         blocks.append(Table(("smaller layout", "why not"), rows))
     return [*blocks, *map(Text, _rate_lines(plan))]
 

@@ -165,7 +165,7 @@ def _check_invariance(settings: Recipe, *, as_json: bool) -> None:
         print_json({"cuts": to_json(cuts)})
         return
     rows = [
-        [cut.name, str(cut.num_rows), f"{cut.loss:.8f}", f"{cut.grad_norm:.8f}", f"{cut.difference:.1e}"]
+        [cut.name, cut.num_rows, f"{cut.loss:.8f}", f"{cut.grad_norm:.8f}", f"{cut.difference:.1e}"]
         for cut in cuts
     ]
     print_report([Table(["first step cut", "rows", "loss", "gradient norm", "difference"], rows)])

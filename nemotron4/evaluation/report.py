@@ -165,7 +165,7 @@ def _provenance(found: Sequence[Found]) -> Table:
                 result.prompt_sha256[:12],
                 result.grader_sha256[:12],
                 json.dumps(dict(result.sampling)),
-                str(result.seed),
+                result.seed,
                 result.isolation or "-",
                 tokens,
                 f"{usage.get('duration_s', 0):.0f}",

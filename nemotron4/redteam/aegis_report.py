@@ -54,14 +54,7 @@ def verdict(result: AegisResult) -> str:
 def summary_blocks(result: AegisResult) -> list[Block]:
     """What a reader at a terminal sees; the report begins with it."""
     rates = [
-        [
-            t.treatment,
-            t.parsing,
-            percent(t.rate, t.interval),
-            f"{t.unsafe}/{t.judged}",
-            str(t.blocked),
-            str(t.unknown),
-        ]
+        [t.treatment, t.parsing, percent(t.rate, t.interval), f"{t.unsafe}/{t.judged}", t.blocked, t.unknown]
         for t in result.tallies
     ]
     return [

@@ -91,9 +91,9 @@ def report_blocks(
                     result.goal,
                     result.area.replace("_", " "),
                     result.outcome,
-                    "-" if result.score is None else str(result.score),
-                    str(result.queries),
-                    str(result.blocked),
+                    "-" if result.score is None else result.score,
+                    result.queries,
+                    result.blocked,
                     result.reason,
                 ]
                 for result in results

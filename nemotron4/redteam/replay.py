@@ -270,7 +270,7 @@ def result_blocks(result: ReplayResult) -> list[Block]:
     counts = Counter((row.category, row.verdict) for row in result.rows)
     verdicts: Sequence[AttackVerdict] = ("still works", "no longer works", "blocked", "unscored")
     rows = [
-        [category, *(str(counts[category, verdict]) for verdict in verdicts)]
+        [category, *(counts[category, verdict] for verdict in verdicts)]
         for category in sorted({row.category for row in result.rows})
     ]
     if rows:

@@ -117,9 +117,9 @@ def report_blocks(result: SessionReport) -> list[Block]:
                 each.group.replace("_", " "),
                 f"{each.successes}/{each.assessed}",
                 percent(each.rate, each.interval),
-                str(each.partial),
-                str(each.unclear),
-                str(each.unassessed),
+                each.partial,
+                each.unclear,
+                each.unassessed,
             ]
             for each in getattr(result, f"by_{name}")
         ]

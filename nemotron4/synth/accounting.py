@@ -123,9 +123,9 @@ def accounting_blocks(accounting: Accounting) -> list[Block]:
     columns = ("stage", "requested", "done", "failed", "filtered", "pending", "rows", "calls")
     rows = [
         (
-            stage.name, str(stage.requested), str(stage.done), str(sum(stage.failed.values())),
-            str(sum(stage.filtered.values())), str(stage.pending), str(stage.rows_made),
-            str(int(stage.counters.get("calls", 0))),
+            stage.name, stage.requested, stage.done, sum(stage.failed.values()),
+            sum(stage.filtered.values()), stage.pending, stage.rows_made,
+            int(stage.counters.get("calls", 0)),
         )
         for stage in accounting.stages
     ]  # fmt: skip
@@ -333,7 +333,7 @@ def _text(row: Any) -> str:
 def dropped_blocks(found: list[Dropped]) -> list[Block]:
     """A table of rules by language, then the examples."""
     rows = [
-        (d.stage, d.rule, str(d.number), ", ".join(f"{name} {n}" for name, n in d.languages.most_common(6)))
+        (d.stage, d.rule, d.number, ", ".join(f"{name} {n}" for name, n in d.languages.most_common(6)))
         for d in found
     ]
     examples = [

@@ -98,7 +98,7 @@ def _front_matter(recipe: SynthRecipe, counts: dict[str, int]) -> str:
 
 
 def _files(counts: dict[str, int]) -> str:
-    return _table("## Files", ("file", "rows"), [(f"`{name}`", str(rows)) for name, rows in counts.items()])
+    return _table("## Files", ("file", "rows"), [(f"`{name}`", rows) for name, rows in counts.items()])
 
 
 def _sources(recipe: SynthRecipe, numbers: dict[str, _Numbers]) -> str:
@@ -117,8 +117,8 @@ def _sources(recipe: SynthRecipe, numbers: dict[str, _Numbers]) -> str:
 def _stages(accounting: Accounting) -> str:
     rows = [
         (
-            stage.name, KINDS[stage.kind].summary, str(stage.requested), str(stage.done),
-            str(sum(stage.filtered.values())), str(sum(stage.failed.values())), str(stage.rows_made),
+            stage.name, KINDS[stage.kind].summary, stage.requested, stage.done,
+            sum(stage.filtered.values()), sum(stage.failed.values()), stage.rows_made,
         )
         for stage in accounting.stages
     ]  # fmt: skip
@@ -128,12 +128,12 @@ def _stages(accounting: Accounting) -> str:
 
 def _filters(accounting: Accounting) -> str:
     rows = [
-        (stage.name, rule, str(number), f"{number / max(1, stage.requested):.1%}")
+        (stage.name, rule, number, f"{number / max(1, stage.requested):.1%}")
         for stage in accounting.stages
         for rule, number in sorted(stage.filtered.items())
     ]
     failures = [
-        (stage.name, f"failed: {reason}", str(number), f"{number / max(1, stage.requested):.1%}")
+        (stage.name, f"failed: {reason}", number, f"{number / max(1, stage.requested):.1%}")
         for stage in accounting.stages
         for reason, number in sorted(stage.failed.items())
     ]
@@ -183,12 +183,12 @@ def _people(reviews: Mapping[str, int]) -> str:
 
 def _statistics(numbers: dict[str, _Numbers]) -> str:
     rows = [
-        (f"{name} {part}", str(len(values)), *_quantiles(values))
+        (f"{name} {part}", len(values), *_quantiles(values))
         for name, found in numbers.items()
         for part, values in found.lengths.items()
     ]
     rows += [
-        (f"{name} reward gap", str(len(found.gaps)), *_quantiles(found.gaps))
+        (f"{name} reward gap", len(found.gaps), *_quantiles(found.gaps))
         for name, found in numbers.items()
         if found.gaps
     ]
@@ -217,7 +217,7 @@ def _limits(accounting: Accounting) -> str:
     return text
 
 
-def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return as_markdown([Heading(title.removeprefix("## ")), Table(head, rows)]).rstrip("\n") if rows else ""
 
 
