@@ -220,9 +220,8 @@ async def run_aegis(
         reply = await answer(model, by_id[name].messages, sampling, on_retry)
         return {"response": reply.text, "finish_reason": reply.finish_reason}
 
-    responses = await ask_each(
-        out / RESPONSES_FILE, list(by_id), ask, settings, name="answers", unit="requests"
-    )
+    place = out / RESPONSES_FILE
+    responses = await ask_each(place, list(by_id), ask, settings, name="answers", unit="requests")
     blocked = {name for name, row in responses.items() if _is_blocked(row)}
     answered = [name for name, row in responses.items() if ERROR not in row and name not in blocked]
 
@@ -231,11 +230,8 @@ async def run_aegis(
         asked = question((*by_id[name].messages, Message("assistant", text)), "assistant", policy)
         return {"reply": await ask_classifier(classifier, asked, settings.form, on_retry)}
 
-    judged: dict[str, JsonObject] = {}
-    if answered:
-        judged = await ask_each(
-            out / JUDGMENTS_FILE, answered, judge, settings, name="judgments", unit="requests"
-        )
+    place = out / JUDGMENTS_FILE
+    judged = await ask_each(place, answered, judge, settings, name="judgments", unit="requests")
     result = AegisResult(
         model=model.name,
         classifier=classifier.name,

@@ -55,6 +55,8 @@ async def ask_each(
     settings: JsonObject | None = None,
 ) -> dict[str, JsonObject]:
     """A row for each id, in a file as soon as it is there and not asked for again; see ``ask_missing``."""
+    if not ids:
+        return {}
     with (
         RowLog(path, settings=settings) as log,
         Progress(len(ids), sum(each in log for each in ids), name=name, unit=unit) as progress,
