@@ -1,8 +1,8 @@
 """Causal attention of whole sequences: torch's kernel, and on a CPU matrix products in blocks.
 
-torch's CPU kernel works head by head, in products too small for the machine. Query heads that share a
-key/value head are one product here, for a block of positions and all sequences at once: 1.4 times as fast in
-both passes on sequences of 512 (docs/results/benchmarks.md).
+torch's CPU kernel works head by head and repeats keys and values for the queries that share them. Those are
+one product here, for a block of positions and all sequences at once. On sequences of 512 both passes take
+0.88 of the kernel's time; at 256 and from 768 on they take 1.1 to 1.6 times as long, and the kernel is used.
 
 Shape suffixes: B = sequences, T = positions, H = query heads, K = key/value heads, G = H / K, E = head dim,
 C = B * K, P = T * G (the queries of one key/value head, by position), p = those of one block, s = its keys.
@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK_POSITIONS = 64
-# In shorter sequences calls are what costs, in longer ones memory is: torch's kernel is as fast.
-SHORTEST_BLOCKED, LONGEST_BLOCKED = 256, 1024
+SHORTEST_BLOCKED, LONGEST_BLOCKED = 384, 640
 
 
 def causal_attention(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor:
@@ -28,8 +27,8 @@ def causal_attention(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor:
     With more keys than queries, the queries are the last positions.
     """
     num_before = k_BTKE.shape[1] - q_BTHE.shape[1]
-    is_middling = num_before > 0 or SHORTEST_BLOCKED <= q_BTHE.shape[1] <= LONGEST_BLOCKED
-    if q_BTHE.device.type == "cpu" and is_middling:
+    is_middling = SHORTEST_BLOCKED <= q_BTHE.shape[1] <= LONGEST_BLOCKED
+    if q_BTHE.device.type == "cpu" and is_middling and not num_before:
         return blocked(q_BTHE, k_BTKE, v_BTKE)
     q_BHTE, k_BKTE, v_BKTE = (x.transpose(1, 2) for x in (q_BTHE, k_BTKE, v_BTKE))
     mask_TS = None
@@ -63,7 +62,7 @@ class _Blocked(torch.autograd.Function):
     def forward(ctx: Any, q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor) -> Tensor:
         ctx.save_for_backward(q_BTHE, k_BTKE, v_BTKE)
         q_CPE, k_CTE, v_CTE = (_by_kv_head(x, k_BTKE.shape[2]) for x in (q_BTHE, k_BTKE, v_BTKE))
-        for queries, keys, probs_Cps in _blocks(q_CPE, k_CTE, q_BTHE.shape[1]):
+        for queries, keys, probs_Cps in _blocks(q_CPE, k_CTE):
             # Over the block's queries, which have done their work.
             torch.bmm(probs_Cps.to(v_CTE.dtype), v_CTE[:, keys], out=q_CPE[:, queries])
         return _by_position(q_CPE, q_BTHE.shape)
@@ -76,9 +75,8 @@ class _Blocked(torch.autograd.Function):
         )
         wide = _wide(q_CPE.dtype)
         grad_k_CTE, grad_v_CTE = (torch.zeros_like(x, dtype=wide) for x in (k_CTE, v_CTE))
-        num_queries = q_BTHE.shape[1]
-        memory = _block_memory(q_CPE, k_CTE, num_queries)
-        for queries, keys, probs_Cps in _blocks(q_CPE, k_CTE, num_queries):
+        memory = _block_memory(q_CPE, k_CTE)
+        for queries, keys, probs_Cps in _blocks(q_CPE, k_CTE):
             grad_CpE = grad_CPE[:, queries]
             grad_v_CTE[:, keys] += torch.bmm(probs_Cps.to(q_CPE.dtype).mT, grad_CpE)
             slope_Cps = memory[: probs_Cps.numel()].view_as(probs_Cps)
@@ -100,30 +98,29 @@ class _Blocked(torch.autograd.Function):
         )
 
 
-def _blocks(q_CPE: Tensor, k_CTE: Tensor, num_queries: int) -> Iterator[tuple[slice, slice, Tensor]]:
+def _blocks(q_CPE: Tensor, k_CTE: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """Each block's queries, the keys they see, and their probabilities: good until the next block."""
-    num_heads, num_keys, head_dim = k_CTE.shape
-    group, before = q_CPE.shape[1] // num_queries, num_keys - num_queries
-    memory = _block_memory(q_CPE, k_CTE, num_queries)
+    num_heads, num_positions, head_dim = k_CTE.shape
+    group = q_CPE.shape[1] // num_positions
+    memory = _block_memory(q_CPE, k_CTE)
     above_TT = memory.new_full((BLOCK_POSITIONS, BLOCK_POSITIONS), -torch.inf).triu(1)
     k_CTE = k_CTE.to(memory.dtype)  # a product in 16 bits would round the scores
     mask_pT = above_TT.repeat_interleave(group, dim=0)
-    for start in range(0, num_queries, BLOCK_POSITIONS):
-        stop = min(start + BLOCK_POSITIONS, num_queries)
-        queries, keys = slice(start * group, stop * group), slice(before + stop)
+    for start in range(0, num_positions, BLOCK_POSITIONS):
+        stop = min(start + BLOCK_POSITIONS, num_positions)
+        queries, keys = slice(start * group, stop * group), slice(stop)
         q_CpE, k_CsE = q_CPE[:, queries].to(memory.dtype), k_CTE[:, keys]
         scores_Cps = memory[: num_heads * q_CpE.shape[1] * keys.stop].view(num_heads, -1, keys.stop)
         torch.baddbmm(scores_Cps, q_CpE, k_CsE.mT, beta=0, alpha=head_dim**-0.5, out=scores_Cps)
-        scores_Cps[:, :, before + start :] += mask_pT[: q_CpE.shape[1], : stop - start]
+        scores_Cps[:, :, start:] += mask_pT[: q_CpE.shape[1], : stop - start]
         # In place: each number is read before it is written.
         torch.ops.aten._softmax.out(scores_Cps, -1, False, out=scores_Cps)
         yield queries, keys, scores_Cps
 
 
-def _block_memory(q_CPE: Tensor, k_CTE: Tensor, num_queries: int) -> Tensor:
+def _block_memory(q_CPE: Tensor, k_CTE: Tensor) -> Tensor:
     """Room for the scores of any block: fresh memory for each would cost page faults."""
-    group = q_CPE.shape[1] // num_queries
-    size = q_CPE.shape[0] * BLOCK_POSITIONS * group * k_CTE.shape[1]
+    size = q_CPE.shape[0] * BLOCK_POSITIONS * q_CPE.shape[1]
     return q_CPE.new_empty(size, dtype=_wide(q_CPE.dtype))
 
 
