@@ -127,7 +127,7 @@ async def replay_attacks(
         previous=(previous or {}).get("at"),
     )
     write_json(folder / name, result.to_json())
-    (folder / ROWS_FILE).unlink()
+    (folder / ROWS_FILE).unlink(missing_ok=True)  # there is none where nothing was asked
     return result
 
 

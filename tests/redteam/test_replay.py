@@ -106,6 +106,15 @@ def test_an_unknown_judge_is_refused(database: Path, capsys: pytest.CaptureFixtu
     assert "expected person, refusal or a URL" in capsys.readouterr().err
 
 
+def test_without_an_attack_that_worked_there_is_nothing_to_ask(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "empty.sqlite"
+    SessionStore(path).close()
+    result = run(path, capsys=capsys)
+    assert (result["attacks"], result["rate"]) == (0, None)
+
+
 def attacks(path: Path, *words: str) -> Path:
     with SessionStore(path) as store:
         for word in words:
