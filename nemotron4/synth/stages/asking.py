@@ -106,6 +106,16 @@ async def answer(
     raise BadContentError(f"{context.max_repairs + 1} blank replies", kind="blank")
 
 
+async def ask_yes_no(context: Context, question: str) -> bool:
+    """By the first word of the reply, asked again while it is neither."""
+    for sample in range(context.max_repairs + 1):
+        reply = await context.chat((Message("user", question),), sample=sample)
+        first = (reply.text.split() or [""])[0].strip(".,:;!*\"'").lower()
+        if first in ("yes", "no"):
+            return first == "yes"
+    raise BadContentError(f"neither Yes nor No, but {reply.text[:80]!r}", kind="no_verdict")
+
+
 async def respond(prompt: Prompt, context: Context, knobs: RespondKnobs) -> Sequence[Row]:
     """Prompt -> the prompt with k answers."""
     order: list[str | None] = [] if knobs.endpoints else [None] * knobs.k

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron4.client import BadContentError, Sampling
+from nemotron4.client import Sampling
 from nemotron4.grading.refusals import is_refusal
-from nemotron4.records import Message
 from nemotron4.synth import filters
 from nemotron4.synth.duplicates import (
     SHORT_CHARACTERS,
@@ -34,9 +33,11 @@ from nemotron4.synth.rows import (
     Topic,
     digest,
 )
-from nemotron4.synth.stage import Context, Drop, Filtered, Kind, NoSettings
+from nemotron4.synth.stage import BarrierFunction, Context, Drop, Filtered, Kind, NoSettings
+from nemotron4.synth.stages.asking import ask_yes_no
 from nemotron4.synth.words import check_language, count_words, maths, wrong_language
 
+Likeness = Mapping[int, tuple[int, float]]  # later text -> earlier one, and how like it is
 TEXT_ROWS = (Prompt, Answered, JudgedPair, Dialogue, ColumnRow)
 COMPARED_ROWS = (Topic, Document, *TEXT_ROWS)  # duplicates can be found among topics too
 
@@ -68,15 +69,6 @@ class DiversityKnobs:
 
 
 @dataclass(frozen=True)
-class SimilarWordsKnobs:
-    threshold: float = 0.9
-
-    def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold is {self.threshold}; expected in (0, 1] (cosine)")
-
-
-@dataclass(frozen=True)
 class DecontaminateKnobs:
     """Benchmark files (JSON lines, .gz allowed) whose items must not be trained on."""
 
@@ -98,8 +90,8 @@ class SplitKnobs:
 
 
 @dataclass(frozen=True)
-class EmbedDedupKnobs:
-    """Rows whose vectors are that alike; a stage ``embed`` above gives the vectors."""
+class CosineKnobs:
+    """Rows whose words, or vectors from a stage ``embed`` above, are that alike."""
 
     threshold: float = 0.9
 
@@ -190,35 +182,28 @@ def exact_duplicates(rows: Iterable[tuple[bytes, Any]], knobs: NoSettings) -> Ma
 
 
 def near_duplicates(rows: Iterable[tuple[bytes, Any]], knobs: NearDedupKnobs) -> Mapping[bytes, Drop]:
-    ids: list[bytes] = []
-    texts: list[str] = []
-    for record, row in rows:
-        ids.append(record)
-        texts.append(main_text(row))
-    if not texts:
+    pairs = [(record, main_text(row)) for record, row in rows]
+    if not pairs:
         return {}
-    found = find_near_duplicates(texts, knobs.threshold)
+    found = find_near_duplicates([text for _, text in pairs], knobs.threshold)
     return {
-        ids[later]: ("near duplicate", f"much the same as {ids[kept].hex()}") for later, kept in found.items()
+        pairs[later][0]: ("near duplicate", f"much the same as {pairs[kept][0].hex()}")
+        for later, kept in found.items()
     }
 
 
-def too_similar(rows: Iterable[tuple[bytes, Any]], knobs: DiversityKnobs) -> Mapping[bytes, Drop]:
-    pairs = [(record, main_text(row)) for record, row in rows]
-    found = filters.find_similar([text for _, text in pairs], knobs.threshold)
-    return {
-        pairs[later][0]: ("not diverse", f"ROUGE-L {score:.2f} with {pairs[kept][0].hex()}")
-        for later, (kept, score) in found.items()
-    }
+def compared(rule: str, measure: str, find: Callable[[list[str], float], Likeness]) -> BarrierFunction:
+    """Drops texts that are too like an earlier one, by a measure with a threshold."""
 
+    def decide(rows: Iterable[tuple[bytes, Any]], knobs: Any) -> Mapping[bytes, Drop]:
+        pairs = [(record, main_text(row)) for record, row in rows]
+        found = find([text for _, text in pairs], knobs.threshold)
+        return {
+            pairs[later][0]: (rule, f"{measure} {score:.2f} with {pairs[kept][0].hex()}")
+            for later, (kept, score) in found.items()
+        }
 
-def similar_words(rows: Iterable[tuple[bytes, Any]], knobs: SimilarWordsKnobs) -> Mapping[bytes, Drop]:
-    pairs = [(record, main_text(row)) for record, row in rows]
-    found = find_similar_words([text for _, text in pairs], knobs.threshold)
-    return {
-        pairs[later][0]: ("similar words", f"TF-IDF cosine {score:.2f} with {pairs[kept][0].hex()}")
-        for later, (kept, score) in found.items()
-    }
+    return decide
 
 
 async def embed(row: Any, context: Context, knobs: NoSettings) -> Sequence[Row | None]:
@@ -227,7 +212,7 @@ async def embed(row: Any, context: Context, knobs: NoSettings) -> Sequence[Row |
     return [None]
 
 
-def alike(rows: Iterable[tuple[bytes, Any, bytes]], knobs: EmbedDedupKnobs) -> Mapping[bytes, Drop]:
+def alike(rows: Iterable[tuple[bytes, Any, bytes]], knobs: CosineKnobs) -> Mapping[bytes, Drop]:
     held = [(record, main_text(row), vector) for record, row, vector in rows]
     if not held:
         return {}
@@ -275,17 +260,10 @@ async def split(prompt: Prompt, context: Context, knobs: SplitKnobs) -> Sequence
 
 async def tag_unsafe(prompt: Prompt, context: Context, knobs: NoSettings) -> Sequence[Row | None]:
     """Tag, not drop: the preference split keeps such prompts."""
-    question = context.prompt("safety", prompt=prompt.messages[-1].content)
-    for sample in range(context.max_repairs + 1):
-        reply = await context.chat((Message("user", question),), sample=sample)
-        words = reply.text.lower().split()
-        verdict = words[0].strip(".,:;!*\"'") if words else ""
-        if verdict == "no":
-            return [None]
-        if verdict == "yes":
-            context.count("tagged_unsafe")
-            return [dataclasses.replace(prompt, tags=(*prompt.tags, "unsafe"))]
-    raise BadContentError(f"neither Yes nor No, but {reply.text[:80]!r}", kind="no_verdict")
+    if not await ask_yes_no(context, context.prompt("safety", prompt=prompt.messages[-1].content)):
+        return [None]
+    context.count("tagged_unsafe")
+    return [dataclasses.replace(prompt, tags=(*prompt.tags, "unsafe"))]
 
 
 async def drop_tagged(row: Any, context: Context, knobs: TagKnobs) -> Sequence[Row | None]:
@@ -314,9 +292,13 @@ KINDS = {
     "near_dedup": passing(
         "nearly equal texts", NearDedupKnobs, COMPARED_ROWS, decide=near_duplicates, version=2
     ),
-    "diversity": passing("texts too like an earlier one", DiversityKnobs, COMPARED_ROWS, decide=too_similar),
+    "diversity": passing(
+        "texts too like an earlier one", DiversityKnobs, COMPARED_ROWS,
+        decide=compared("not diverse", "ROUGE-L", filters.find_similar),
+    ),
     "similar_words": passing(
-        "texts of nearly the same words", SimilarWordsKnobs, COMPARED_ROWS, decide=similar_words
+        "texts of nearly the same words", CosineKnobs, COMPARED_ROWS,
+        decide=compared("similar words", "TF-IDF cosine", find_similar_words),
     ),
     "embed": Kind(
         summary="a vector of each row, for the stages that compare vectors",
@@ -324,7 +306,7 @@ KINDS = {
         calls=lambda _: 1, fan_out=lambda _: 1,
     ),
     "embed_dedup": passing(
-        "rows of nearly the same meaning", EmbedDedupKnobs, COMPARED_ROWS, decide_by_vector=alike
+        "rows of nearly the same meaning", CosineKnobs, COMPARED_ROWS, decide_by_vector=alike
     ),
     "decontaminate": passing("texts that contain a benchmark item", DecontaminateKnobs, run=decontaminate,
         check=lambda knobs: _benchmarks(knobs.files) and None),

@@ -43,12 +43,6 @@ class RewardKnobs:
             raise ValueError(f"weights has the unknown {sorted(unknown)}; known: {', '.join(ATTRIBUTES)}")
 
 
-def _check_distinct(answered: Answered) -> None:
-    texts = {normalise(response.text) for response in answered.responses}
-    if len(texts) == 1:
-        raise Filtered("identical answers", f"all {len(answered.responses)} answers say the same")
-
-
 def _pair(answered: Answered, ruling: Ruling, judge: PairJudge) -> JudgedPair:
     """The best against the worst answer; the first of equals."""
     values = ruling.values
@@ -68,7 +62,8 @@ def _pair(answered: Answered, ruling: Ruling, judge: PairJudge) -> JudgedPair:
 
 
 async def _judge(answered: Answered, context: Context, judge: PairJudge) -> JudgedPair:
-    _check_distinct(answered)
+    if len({normalise(response.text) for response in answered.responses}) == 1:
+        raise Filtered("identical answers", f"all {len(answered.responses)} answers say the same")
     return _pair(answered, await judge.rule(answered, context), judge)
 
 

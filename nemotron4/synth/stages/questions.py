@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nemotron4.client import BadContentError, Sampling
 from nemotron4.records import JsonObject, Message
 from nemotron4.synth.rows import Document, Prompt, Root, Row, Topic
-from nemotron4.synth.stage import Context, Filtered, Kind
-from nemotron4.synth.stages.asking import LIST_PROMPTS, ask_list
+from nemotron4.synth.stage import Context, Filtered, Kind, MapFunction
+from nemotron4.synth.stages.asking import LIST_PROMPTS, MAX_ITEMS_PER_CALL, ask_list
 
 MATERIALS = (
     "newsletter", "essay", "poem", "blog post", "e-mail", "short story", "speech", "product description",
@@ -187,8 +188,22 @@ async def magpie(root: Root, context: Context, knobs: MagpieKnobs) -> Sequence[R
 _SAMPLING = Sampling(temperature=0.7, top_p=0.9, max_tokens=1024)
 
 
-def _rounds(n: int) -> int:
-    return -(-n // 20)
+def _listed(
+    summary: str,
+    takes: type,
+    run: MapFunction,
+    knobs: type,
+    *prompts: str,
+    each: Callable[[Any], int] = lambda _: 1,
+    kept: Callable[[Any], int] = lambda _: 0,
+) -> Kind:
+    """A kind that asks for a list of ``n`` prompts: ``each`` so many lists a row, ``kept`` more rows."""
+    return Kind(
+        summary=summary, takes=(takes,), makes=Prompt, knobs=knobs, run=run,
+        prompts=(*prompts, *LIST_PROMPTS), sampling=_SAMPLING,
+        calls=lambda knobs: -(-knobs.n // MAX_ITEMS_PER_CALL) * each(knobs),
+        fan_out=lambda knobs: knobs.n * each(knobs) + kept(knobs),
+    )  # fmt: skip
 
 
 KINDS = {
@@ -197,42 +212,26 @@ KINDS = {
         takes=(), makes=Prompt, knobs=MagpieKnobs, roots=magpie_roots, run=magpie,
         sampling=Sampling(temperature=1.0, max_tokens=256), calls=lambda _: 1, fan_out=lambda _: 1,
     ),
-    "open_questions": Kind(
-        summary="questions and requests about a topic",
-        takes=(Topic,), makes=Prompt, knobs=OpenKnobs, run=open_questions,
-        prompts=("open_questions", *LIST_PROMPTS), sampling=_SAMPLING,
-        calls=lambda knobs: _rounds(knobs.n), fan_out=lambda knobs: knobs.n,
+    "open_questions": _listed(
+        "questions and requests about a topic", Topic, open_questions, OpenKnobs, "open_questions"
     ),
-    "writing_tasks": Kind(
-        summary="writing assignments about a topic",
-        takes=(Topic,), makes=Prompt, knobs=WritingKnobs, run=writing_tasks,
-        prompts=("writing_tasks", *LIST_PROMPTS), sampling=_SAMPLING,
-        calls=lambda knobs: _rounds(knobs.n) * (knobs.materials_per_topic or len(knobs.materials)),
-        fan_out=lambda knobs: knobs.n * (knobs.materials_per_topic or len(knobs.materials)),
+    "writing_tasks": _listed(
+        "writing assignments about a topic", Topic, writing_tasks, WritingKnobs, "writing_tasks",
+        each=lambda knobs: knobs.materials_per_topic or len(knobs.materials),
     ),
-    "revise": Kind(
-        summary="longer, more demanding forms of a prompt",
-        takes=(Prompt,), makes=Prompt, knobs=RevisionKnobs, run=revise,
-        prompts=("revise_question", "revise_task", *LIST_PROMPTS), sampling=_SAMPLING,
-        calls=lambda knobs: _rounds(knobs.n), fan_out=lambda knobs: knobs.n + knobs.keep_draft,
+    "revise": _listed(
+        "longer, more demanding forms of a prompt", Prompt, revise, RevisionKnobs,
+        "revise_question", "revise_task", kept=lambda knobs: knobs.keep_draft,
     ),
-    "closed_questions": Kind(
-        summary="requests about a document",
-        takes=(Document,), makes=Prompt, knobs=ClosedKnobs, run=closed_questions,
-        prompts=("closed_questions", *LIST_PROMPTS), sampling=_SAMPLING,
-        calls=lambda knobs: _rounds(knobs.n), fan_out=lambda knobs: knobs.n,
+    "closed_questions": _listed(
+        "requests about a document", Document, closed_questions, ClosedKnobs, "closed_questions"
     ),
-    "math_problems": Kind(
-        summary="mathematics problems about a topic",
-        takes=(Topic,), makes=Prompt, knobs=MathKnobs, run=math_problems,
-        prompts=("math_problems", "math_problems_beginner", *LIST_PROMPTS), sampling=_SAMPLING,
-        calls=lambda knobs: _rounds(knobs.n), fan_out=lambda knobs: knobs.n,
+    "math_problems": _listed(
+        "mathematics problems about a topic", Topic, math_problems, MathKnobs,
+        "math_problems", "math_problems_beginner",
     ),
-    "python_problems": Kind(
-        summary="programming problems about a topic",
-        takes=(Topic,), makes=Prompt, knobs=PythonKnobs, run=python_problems,
-        prompts=("python_problems", *LIST_PROMPTS), sampling=_SAMPLING,
-        calls=lambda knobs: _rounds(knobs.n) * len(knobs.levels),
-        fan_out=lambda knobs: knobs.n * len(knobs.levels),
+    "python_problems": _listed(
+        "programming problems about a topic", Topic, python_problems, PythonKnobs, "python_problems",
+        each=lambda knobs: len(knobs.levels),
     ),
 }  # fmt: skip

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron4.client import BadContentError, Sampling
+from nemotron4.client import Sampling
 from nemotron4.errors import ConfigError
-from nemotron4.records import JsonObject, Message
+from nemotron4.records import JsonObject
 from nemotron4.synth.rows import Root, Row, Topic
 from nemotron4.synth.stage import Context, Filtered, Kind
-from nemotron4.synth.stages.asking import LIST_PROMPTS, ask_list
+from nemotron4.synth.stages.asking import LIST_PROMPTS, ask_list, ask_yes_no
 
 AREAS = ("general", "math", "python")
 TOPIC_CHARACTERS = 120
@@ -125,17 +125,9 @@ async def given_topics(root: Root, context: Context, knobs: GivenTopicKnobs) -> 
 async def classify_entity(topic: Topic, context: Context, knobs: EntityKnobs) -> Sequence[Row]:
     """Keep a keyword if the first word of the model's answer is Yes."""
     question = context.prompt(f"{knobs.area}_classifier", entity=topic.topic)
-    for sample in range(context.max_repairs + 1):
-        reply = await context.chat((Message("user", question),), sample=sample)
-        words = reply.text.split()
-        verdict = words[0].strip(".,:;!*\"'").lower() if words else ""
-        if verdict == "yes":
-            return [Topic(topic=topic.topic, area=knobs.area)]
-        if verdict == "no":
-            raise Filtered(
-                f"not {knobs.area}", f"the model says {topic.topic!r} is no matter of {knobs.area}"
-            )
-    raise BadContentError(f"neither Yes nor No, but {reply.text[:80]!r}", kind="no_verdict")
+    if await ask_yes_no(context, question):
+        return [Topic(topic=topic.topic, area=knobs.area)]
+    raise Filtered(f"not {knobs.area}", f"the model says {topic.topic!r} is no matter of {knobs.area}")
 
 
 KINDS = {
