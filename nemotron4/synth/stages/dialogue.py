@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nemotron4.client import BadContentError, Sampling
 from nemotron4.grading.refusals import is_refusal
@@ -183,11 +183,7 @@ async def score_dialogue(row: Dialogue, context: Context, knobs: ThresholdKnobs)
     if scalar < knobs.min_reward:
         raise Filtered("low reward", f"{scalar:.3f}; at least {knobs.min_reward:g} is asked")
     scores = {**reward.attributes, "reward": scalar}
-    return [
-        Dialogue(
-            messages=row.messages, task=row.task, topic=row.topic, tags=row.tags, scores=scores, meta=row.meta
-        )
-    ]
+    return [replace(row, scores=scores)]
 
 
 KINDS = {
