@@ -1,8 +1,9 @@
-"""Strict settings: TOML plus dotted overrides into frozen dataclasses. Unknown names are errors."""
+"""Strict settings: TOML plus dotted overrides into frozen dataclasses; where the cache is."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,3 +95,17 @@ def _named(error: FieldError, source: Source) -> ConfigError:
         f"{source.at(key) if key else source.name}: {error}",
         hint=f"here it is {synonym}" if synonym else error.hint,
     )
+
+
+def cache_dir() -> Path:
+    """``$NEMOTRON4_CACHE``, else ``$XDG_CACHE_HOME/nemotron4``, else ``~/.cache/nemotron4``."""
+    if own := os.environ.get("NEMOTRON4_CACHE"):
+        return Path(own).expanduser().absolute()
+    return user_cache_dir()
+
+
+def user_cache_dir() -> Path:
+    """For what does not depend on where the models are kept."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification says that a relative path counts as unset.
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "nemotron4"

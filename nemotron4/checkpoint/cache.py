@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from nemotron4.config import cache_dir as cache_dir
 from nemotron4.errors import CheckpointError, DownloadError, nearest
 from nemotron4.runs import publish
 
@@ -33,20 +34,6 @@ class CachedModel:
     path: Path
     size_bytes: int  # of the whole folder
     is_ours: bool = True  # not in Hugging Face's own cache
-
-
-def cache_dir() -> Path:
-    """``$NEMOTRON4_CACHE``, else ``$XDG_CACHE_HOME/nemotron4``, else ``~/.cache/nemotron4``."""
-    if own := os.environ.get("NEMOTRON4_CACHE"):
-        return Path(own).expanduser().absolute()
-    return user_cache_dir()
-
-
-def user_cache_dir() -> Path:
-    """For what does not depend on where the models are kept."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification says that a relative path counts as unset.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "nemotron4"
 
 
 def hub_cache_dir() -> Path:

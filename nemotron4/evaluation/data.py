@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemotron4.config import user_cache_dir
 from nemotron4.errors import DataError, DownloadError, import_optional
 from nemotron4.records import JsonObject
 
@@ -96,8 +97,7 @@ def data_folder(given: Path | None = None) -> Path:
         return given
     if from_environment := os.environ.get(FOLDER_VARIABLE):
         return Path(from_environment)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "nemotron4" / "eval"
+    return user_cache_dir() / "eval"
 
 
 def inflated(data: bytes) -> bytes:

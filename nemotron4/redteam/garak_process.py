@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron4.client.remote import CARD_END_STRINGS
+from nemotron4.config import cache_dir
 from nemotron4.errors import DownloadError
 from nemotron4.records import JsonObject, Message
 from nemotron4.redteam.garak_areas import ProbeInfo
@@ -42,12 +43,7 @@ for name, is_active in _plugins.enumerate_plugins("probes"):
 
 
 def environment_folder() -> Path:
-    cache = os.environ.get("NEMOTRON4_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    root = (
-        Path(cache).expanduser() if cache else (Path(base) if base else Path.home() / ".cache") / "nemotron4"
-    )
-    return root / f"garak-{GARAK_VERSION}"
+    return cache_dir() / f"garak-{GARAK_VERSION}"
 
 
 def garak_python(note: Callable[[str], None]) -> Path:

@@ -20,7 +20,7 @@ from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 
-from nemotron4.checkpoint.cache import user_cache_dir
+from nemotron4.config import user_cache_dir
 from nemotron4.progress import Progress
 from nemotron4.runs import publish
 
