@@ -96,7 +96,6 @@ def training_bytes(
     train: Train,
     method: Method,
     context: int,
-    micro_batch: int = 1,
     moments: Moments = "float32",
 ) -> RankBytes:
     """One rank of a stage. The references of ``dpo`` and ``rpo`` are numbers on disk.
@@ -120,10 +119,10 @@ def training_bytes(
         rollouts = _weights(shape, ParallelSizes(1, 1), 0, WeightBytes("bf16")) if layout.num_gpus > 1 else 0
     layers = shape.num_layers // pp
     in_flight = min(pp, pp - stage)  # one forward one backward: the first stage holds the most
-    inputs = 2 * micro_batch * context * shape.hidden_size * layers * in_flight // tp
+    inputs = 2 * context * shape.hidden_size * layers * in_flight // tp
     q = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
-    block = 2 * micro_batch * context * (6 * shape.hidden_size + 2 * (q + 2 * shape.ffn_hidden_size)) // tp
-    logits = 6 * micro_batch * context * shape.vocab_size // tp if stage == pp - 1 else 0
+    block = 2 * context * (6 * shape.hidden_size + 2 * (q + 2 * shape.ffn_hidden_size)) // tp
+    logits = 6 * context * shape.vocab_size // tp if stage == pp - 1 else 0
     return RankBytes(
         weights=weights,
         activations=inputs + max(block, logits),

@@ -33,6 +33,12 @@ def answer_sample(prompt: PromptSample, generation: Generation) -> AnswerSample:
     return AnswerSample((segment,), where=prompt.where)
 
 
+def reward_of(answer: Judged) -> float:
+    """Of an answer that has one."""
+    assert answer.verdict.value is not None, "answers without a reward have been left out"
+    return answer.verdict.value
+
+
 def groups_of(answers: Sequence[Judged]) -> list[list[Judged]]:
     """The answers by their prompts."""
     groups: dict[int, list[Judged]] = {}
@@ -48,24 +54,22 @@ def differ(group: Sequence[Judged]) -> bool:
 
 def rollout_metrics(answers: Sequence[Judged]) -> dict[str, float]:
     """Reward, length, and the shares of answers and prompts that cannot teach anything."""
-    rewards = [answer.verdict.value for answer in answers if answer.verdict.value is not None]
+    judged = [answer for answer in answers if answer.verdict.value is not None]
+    rewards = [reward_of(answer) for answer in judged]
     lengths = [len(answer.generation.token_ids) for answer in answers]
     metrics: dict[str, float] = {}
     if rewards:
         mean = sum(rewards) / len(rewards)
         metrics["reward"] = mean
         metrics["reward_std"] = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
-    groups: dict[int, list[float]] = {}
-    for answer in answers:
-        if answer.verdict.value is not None:
-            groups.setdefault(answer.prompt, []).append(answer.verdict.value)
+    groups = groups_of(judged)
     metrics |= {
         "length": sum(lengths) / len(lengths),
         "share_unfinished": sum(a.generation.finish_reason != "stop" for a in answers) / len(answers),
         "share_without_reward": 1 - len(rewards) / len(answers),
     }
     if len(rewards) > len(groups):
-        metrics["share_equal_groups"] = sum(len(set(g)) == 1 for g in groups.values()) / len(groups)
+        metrics["share_equal_groups"] = sum(not differ(group) for group in groups) / len(groups)
     return metrics
 
 

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from nemotron4.training.losses import wide
+
 CHUNK_TOKENS = 512
 
 
@@ -61,10 +63,6 @@ def _own_part(weight_VD: Tensor) -> tuple[Tensor, dist.ProcessGroup | None, int]
     return local_VD, mesh.get_group(), local_VD.shape[0] * mesh.get_local_rank()
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
 class _ChunkedLogprobs(torch.autograd.Function):
     """With a group, each process holds the vocabulary's rows from ``first_id`` on and all have all tokens."""
 
@@ -80,7 +78,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         first_id: int,
     ) -> Tensor:
         gradients = _Gradients(hidden_ND, weight_VD, *ctx.needs_input_grad[:2]) if slope is not None else None
-        logprobs = [_wide(hidden_ND.new_empty(0))]
+        logprobs = [wide(hidden_ND.new_empty(0))]
         chunks = _chunks(hidden_ND, weight_VD, target_N, chunk_tokens, group, first_id)
         for chunk, logprobs_cV, column_c1, is_mine_c1 in chunks:
             logprobs.append(_all_sum((logprobs_cV.gather(1, column_c1) * is_mine_c1)[:, 0], group))
@@ -121,7 +119,7 @@ class _ChunkedEntropies(torch.autograd.Function):
         group: dist.ProcessGroup | None,
         first_id: int,
     ) -> Tensor:
-        found = [_wide(hidden_ND.new_empty((0, 2)))]
+        found = [wide(hidden_ND.new_empty((0, 2)))]
         chunks = _chunks(hidden_ND, weight_VD, target_N, chunk_tokens, group, first_id)
         for _, logprobs_cV, column_c1, is_mine_c1 in chunks:
             chosen_c = (logprobs_cV.gather(1, column_c1) * is_mine_c1)[:, 0]
@@ -156,8 +154,8 @@ class _Gradients:
         self._inputs = (hidden_ND, weight_VD)
         self._hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
         # The sum over chunks is kept wide: bf16 would lose the small terms.
-        wide = _wide(hidden_ND.new_empty(0)).dtype
-        self._weight_VD = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
+        dtype = wide(hidden_ND.new_empty(0)).dtype
+        self._weight_VD = torch.zeros_like(weight_VD, dtype=dtype) if needs_weight else None
 
     def add(self, chunk: slice, gradient_cV: Tensor) -> None:
         """One chunk's share, from the gradient of its logits."""
@@ -198,7 +196,7 @@ def _chunks(
         logits_cV = torch.mm(hidden_cD, weight_VD.T, out=buffer_cV[: len(hidden_cD)])
         yield (
             chunk,
-            _log_softmax(_wide(logits_cV), group),
+            _log_softmax(wide(logits_cV), group),
             *_columns(target_N[chunk], first_id, len(weight_VD)),
         )
 

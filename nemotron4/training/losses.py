@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from nemotron4.training.rollout_settings import LossOver, Ratio
-
-MISSING_LABEL = -100.0
+from nemotron4.training.rows import MISSING
 
 
 class SumCount(NamedTuple):
@@ -43,18 +42,18 @@ class WeightedAnswers(NamedTuple):
     effective_G: Tensor
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _total(terms: Tensor) -> SumCount:
-    terms = _wide(terms)
+    terms = wide(terms)
     return SumCount(terms.sum(), torch.tensor(terms.numel(), dtype=terms.dtype, device=terms.device))
 
 
 def _masked_total(terms: Tensor, mask: Tensor) -> SumCount:
     # where, not a product: an infinite value under the mask must not become nan.
-    terms = _wide(terms)
+    terms = wide(terms)
     kept = torch.where(mask.bool(), terms, torch.zeros_like(terms))
     return SumCount(kept.sum(), mask.bool().sum().to(terms.dtype))
 
@@ -69,12 +68,12 @@ def dpo(policy_margin_B: Tensor, reference_margin_B: Tensor, *, beta: float) -> 
 
     A margin is log p(chosen) - log p(rejected).
     """
-    return _total(-logsigmoid(beta * _wide(policy_margin_B - reference_margin_B)))
+    return _total(-logsigmoid(beta * wide(policy_margin_B - reference_margin_B)))
 
 
 def ipo(policy_margin_B: Tensor, reference_margin_B: Tensor, *, beta: float) -> SumCount:
     """(delta - 1 / (2 beta))^2 with delta = policy - reference margin (Azar et al. 2023, eq. 17)."""
-    return _total((_wide(policy_margin_B - reference_margin_B) - 1 / (2 * beta)) ** 2)
+    return _total((wide(policy_margin_B - reference_margin_B) - 1 / (2 * beta)) ** 2)
 
 
 def rpo(
@@ -97,8 +96,8 @@ def rpo(
 
     The names are NeMo-Aligner's. Zero exactly where a equals b.
     """
-    a = beta * _wide(policy_margin_B - reference_margin_B)
-    b = eta * _wide(reward_margin_B).to(a.dtype)
+    a = beta * wide(policy_margin_B - reference_margin_B)
+    b = eta * wide(reward_margin_B).to(a.dtype)
     if distance == "sq":
         return _total((a - b) ** 2)
     model, target = (a, b) if distance == "bwd_kl" else (b, a)
@@ -127,7 +126,7 @@ def kto(
     ``kl_baseline`` is z0 = max(0, mean log-ratio over mismatched prompts and answers of the whole batch);
     it is an argument because it belongs to the batch, not to a micro-batch.
     """
-    ratio_B = _wide(policy_logprob_B - reference_logprob_B)
+    ratio_B = wide(policy_logprob_B - reference_logprob_B)
     baseline = kl_baseline.detach() if isinstance(kl_baseline, Tensor) else kl_baseline
     is_desirable_B = is_desirable_B.bool()
     sign_B = torch.where(is_desirable_B, 1.0, -1.0).to(ratio_B.dtype)
@@ -138,8 +137,8 @@ def kto(
 
 def reward_regression(prediction_BA: Tensor, label_BA: Tensor) -> SumCount:
     """Squared error over the labelled cells; a label of -100 is missing; count = labelled cells."""
-    is_labelled_BA = label_BA != MISSING_LABEL
-    return _masked_total((_wide(prediction_BA) - label_BA) ** 2, is_labelled_BA)
+    is_labelled_BA = label_BA != MISSING
+    return _masked_total((wide(prediction_BA) - label_BA) ** 2, is_labelled_BA)
 
 
 def bradley_terry(
@@ -154,7 +153,7 @@ def bradley_terry(
     ``strength_B`` >= 0 says by how much the chosen answer was preferred (HelpSteer2-Preference, 0 to 3):
     ``margin`` subtracts it from the difference, ``scaled`` multiplies the loss by it.
     """
-    difference_B = _wide(chosen_B - rejected_B)
+    difference_B = wide(chosen_B - rejected_B)
     if variant == "regular":
         return _total(-logsigmoid(difference_B))
     if strength_B is None:
@@ -174,8 +173,8 @@ def steerlm_weighted(
 
     The loss is KL(w || b) / mean answer length; its derivative by log Q is (b - w) / mean answer length.
     """
-    policy_GK, proposal_GK = _wide(logprobs_GK), _wide(proposal_GK)
-    log_w_GK = torch.log_softmax(_wide(target_GK) - proposal_GK, dim=1)
+    policy_GK, proposal_GK = wide(logprobs_GK), wide(proposal_GK)
+    log_w_GK = torch.log_softmax(wide(target_GK) - proposal_GK, dim=1)
     log_b_GK = torch.log_softmax(policy_GK - proposal_GK, dim=1)
     w_GK = log_w_GK.exp()
     # An answer without weight has log w = -inf at most: 0 times it is 0.
@@ -191,7 +190,7 @@ def policy_ratio(
     The latter is GSPO's s_i (Zheng et al. 2025, eq. 7), repeated over the tokens of answer i.
     """
     # The exponential of a masked position could overflow and turn its zero gradient into nan.
-    log_BT = torch.where(mask_BT.bool(), _wide(logprobs_BT - old_logprobs_BT), 0.0)
+    log_BT = torch.where(mask_BT.bool(), wide(logprobs_BT - old_logprobs_BT), 0.0)
     if per == "sequence":
         log_BT = (log_BT.sum(dim=1) / mask_BT.sum(dim=1).clamp(min=1))[:, None].expand_as(log_BT)
     return log_BT.exp()
@@ -208,7 +207,7 @@ def averaged(terms_BT: Tensor, mask_BT: Tensor, over: LossOver) -> SumCount:
     """
     if over == "tokens":
         return _masked_total(terms_BT, mask_BT)
-    sums_B = torch.where(mask_BT.bool(), _wide(terms_BT), 0.0).sum(dim=1)
+    sums_B = torch.where(mask_BT.bool(), wide(terms_BT), 0.0).sum(dim=1)
     return _total(sums_B if over == "sums" else sums_B / mask_BT.sum(dim=1).clamp(min=1))
 
 
@@ -240,7 +239,7 @@ def ppo_critic(
     values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, *, clip: float = 0.2
 ) -> SumCount:
     """Half the larger of the plain and the clipped squared error; count = unmasked tokens."""
-    values_BT, old_values_BT = _wide(values_BT), _wide(old_values_BT)
+    values_BT, old_values_BT = wide(values_BT), wide(old_values_BT)
     clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
     errors_BT = torch.maximum((values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2)
     return _masked_total(0.5 * errors_BT, mask_BT)
@@ -258,7 +257,7 @@ def reinforce(
 
     With ``loss_over`` sums it is -log p(answer) * (reward - baseline), a mean over answers: RLOO.
     """
-    terms_BT = -_wide(logprobs_BT) * _per_token(advantages)
+    terms_BT = -wide(logprobs_BT) * _per_token(advantages)
     return averaged(terms_BT if weights_BT is None else terms_BT * weights_BT, mask_BT, loss_over)
 
 
@@ -305,5 +304,5 @@ def kl_estimators(logprobs: Tensor, reference_logprobs: Tensor) -> KlEstimators:
 
     k1 is unbiased and may be negative; k2 is biased and low in variance; k3 is unbiased and never negative.
     """
-    log_ratio = _wide(reference_logprobs - logprobs)
+    log_ratio = wide(reference_logprobs - logprobs)
     return KlEstimators(-log_ratio, log_ratio**2 / 2, torch.expm1(log_ratio) - log_ratio)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from nemotron4.training import losses
 from nemotron4.training.losses import SumCount
 from nemotron4.training.packing import PackedRow
 from nemotron4.training.preference_settings import PreferenceSection
+from nemotron4.training.rows import MISSING
 from nemotron4.training.scorer import segment_logprobs, trained_counts
 from nemotron4.training.stage import AddUp, Objective, Score, Terms, Totals, means
 
@@ -45,11 +46,8 @@ class PairObjective(Objective):
 
     def terms(self, scores: Tensor, row: PackedRow) -> Terms:
         settings = self.settings
-        sums_B2 = segment_logprobs(scores, row).view(len(row.samples), 2)
-        reference_B2 = reference_logprobs(row, scores).view(len(row.samples), 2)
-        counts_B2 = trained_counts(row).view(len(row.samples), 2).clamp(min=1).to(scores.dtype)
-        divisor_B2 = counts_B2 if settings.average_logprobs else torch.ones_like(counts_B2)
-        policy_B2, reference_B2 = sums_B2 / divisor_B2, reference_B2 / divisor_B2
+        found = _logprobs_of_two(scores, row, settings)
+        policy_B2, reference_B2 = found.policy_B2, found.reference_B2
         policy_margin_B = policy_B2[:, 0] - policy_B2[:, 1]
         reference_margin_B = reference_B2[:, 0] - reference_B2[:, 1]
         reward_margin_B = self._reward_margin(row, scores)
@@ -58,9 +56,7 @@ class PairObjective(Objective):
         if settings.sft_weight:
             total = total - settings.sft_weight * policy_B2[:, 0].sum()
         with torch.no_grad():
-            totals = _pair_totals(
-                policy_B2, reference_B2, sums_B2, reward_margin_B, counts_B2, settings, float(loss.sum)
-            )
+            totals = _pair_totals(found, reward_margin_B, settings, float(loss.sum))
         return Terms(SumCount(total, loss.count), totals)
 
     def _reward_margin(self, row: PackedRow, scores: Tensor) -> Tensor | None:
@@ -89,16 +85,31 @@ class PairObjective(Objective):
         return metrics if correlation is None else metrics | {"reward_correlation": correlation}
 
 
+class _OfTwo(NamedTuple):
+    """Of each sample's two answers: the policy's sums over tokens, the number of tokens, and what the loss
+    compares, which is per token where the recipe says so.
+    """
+
+    sums_B2: Tensor
+    counts_B2: Tensor
+    policy_B2: Tensor
+    reference_B2: Tensor
+
+
+def _logprobs_of_two(scores: Tensor, row: PackedRow, settings: PreferenceSection) -> _OfTwo:
+    shape = (len(row.samples), 2)
+    sums_B2 = segment_logprobs(scores, row).view(shape)
+    counts_B2 = trained_counts(row).view(shape).clamp(min=1).to(scores.dtype)
+    divisor_B2 = counts_B2 if settings.average_logprobs else torch.ones_like(counts_B2)
+    reference_B2 = reference_logprobs(row, scores).view(shape)
+    return _OfTwo(sums_B2, counts_B2, sums_B2 / divisor_B2, reference_B2 / divisor_B2)
+
+
 def _pair_totals(
-    policy_B2: Tensor,
-    reference_B2: Tensor,
-    sums_B2: Tensor,
-    reward_margin_B: Tensor | None,
-    counts_B2: Tensor,
-    settings: PreferenceSection,
-    preference_loss: float,
+    found: _OfTwo, reward_margin_B: Tensor | None, settings: PreferenceSection, preference_loss: float
 ) -> Totals:
-    ratio_B2 = policy_B2 - reference_B2
+    sums_B2, counts_B2 = found.sums_B2, found.counts_B2
+    ratio_B2 = found.policy_B2 - found.reference_B2
     margin_B = settings.beta * (ratio_B2[:, 0] - ratio_B2[:, 1])
     num = float(len(ratio_B2))
     per_token = (ratio_B2 if settings.average_logprobs else ratio_B2 / counts_B2).mean(dim=1)
@@ -150,16 +161,9 @@ class JudgedObjective(Objective):
     def count(self, row: PackedRow) -> float:
         return float(len(row.samples))
 
-    def _log_ratios(self, scores: Tensor, row: PackedRow) -> tuple[Tensor, Tensor]:
-        policy_B2 = segment_logprobs(scores, row).view(len(row.samples), 2)
-        reference_B2 = reference_logprobs(row, scores).view(len(row.samples), 2)
-        if self.settings.average_logprobs:
-            counts_B2 = trained_counts(row).view(len(row.samples), 2).clamp(min=1).to(scores.dtype)
-            policy_B2, reference_B2 = policy_B2 / counts_B2, reference_B2 / counts_B2
-        return policy_B2, reference_B2
-
     def terms(self, scores: Tensor, row: PackedRow) -> Terms:
-        policy_B2, reference_B2 = self._log_ratios(scores, row)
+        found = _logprobs_of_two(scores, row, self.settings)
+        policy_B2, reference_B2 = found.policy_B2, found.reference_B2
         is_desirable_B = sample_labels(row, scores).view(-1) > 0.5
         settings = self.settings
         loss = losses.kto(
@@ -184,8 +188,8 @@ class JudgedObjective(Objective):
     def prepare(self, rows: Sequence[PackedRow], score: Score, add_up: AddUp) -> Objective:
         total = num = 0.0
         for row in rows:
-            policy_B2, reference_B2 = self._log_ratios(score(row), row)
-            total += float((policy_B2 - reference_B2)[:, 1].sum())
+            found = _logprobs_of_two(score(row), row, self.settings)
+            total += float((found.policy_B2 - found.reference_B2)[:, 1].sum())
             num += len(row.samples)
         total, num = add_up([total, num])
         return replace(self, baseline=max(0.0, total / num) if num else 0.0)
@@ -198,7 +202,7 @@ class RegressionObjective(Objective):
     attribute_names: tuple[str, ...]
 
     def count(self, row: PackedRow) -> float:
-        return float(sum(label != losses.MISSING_LABEL for sample in row.samples for label in sample.labels))
+        return float(sum(label != MISSING for sample in row.samples for label in sample.labels))
 
     def terms(self, scores: Tensor, row: PackedRow) -> Terms:
         labels_SA = torch.tensor(
@@ -206,7 +210,7 @@ class RegressionObjective(Objective):
         ).view(scores.shape)
         loss = losses.reward_regression(scores, labels_SA)
         with torch.no_grad():
-            has_label_SA = labels_SA != losses.MISSING_LABEL
+            has_label_SA = labels_SA != MISSING
             errors_A = ((scores - labels_SA).square() * has_label_SA).sum(dim=0)
             totals = {
                 f"squared_error_{name}": (float(error), float(count))

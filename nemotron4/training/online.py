@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from nemotron4.training import parallel
-from nemotron4.training.judged import Judged, differ, groups_of
+from nemotron4.training.judged import Judged, differ, groups_of, reward_of
 from nemotron4.training.loading import Origin
 from nemotron4.training.rollout_trainer import RolloutTrainer
 from nemotron4.training.rollouts import Connect
@@ -29,21 +29,16 @@ class OnlinePairTrainer(RolloutTrainer):
         pairs = []
         for group in groups_of(answers):
             if differ(group):
-                best = max(group, key=_reward)
-                worst = min(group, key=_reward)
+                best = max(group, key=reward_of)
+                worst = min(group, key=reward_of)
                 pairs.append(_pair(best, worst))
         return pairs
-
-
-def _reward(answer: Judged) -> float:
-    assert answer.verdict.value is not None, "answers without a reward have been left out"
-    return answer.verdict.value
 
 
 def _pair(*answers: Judged) -> Sample:
     return Sample(
         tuple(answer.sample.segments[0] for answer in answers),
-        labels=tuple(_reward(answer) for answer in answers),
+        labels=tuple(reward_of(answer) for answer in answers),
         where=answers[0].sample.where,
         reference=tuple(sum(answer.sample.reference_logprobs) for answer in answers),
     )

@@ -18,7 +18,7 @@ from nemotron4.training.advantages import (
     token_kl,
 )
 from nemotron4.training.engine import TrainingEngine
-from nemotron4.training.judged import Judged, groups_of
+from nemotron4.training.judged import Judged, groups_of, reward_of
 from nemotron4.training.loading import Origin, build_critic
 from nemotron4.training.optimizer import apply_gradients, build_optimizer
 from nemotron4.training.policy import AnswerSample, CriticObjective
@@ -73,12 +73,11 @@ class PolicyTrainer(RolloutTrainer):
 
     def _penalised(self, answer: Judged) -> float:
         """The reward; for REINFORCE less the coefficient times the answer's KL."""
-        assert answer.verdict.value is not None, "answers without a reward have been left out"
         if self.policy.algorithm != "reinforce" or not self.policy.kl_coefficient:
-            return answer.verdict.value
+            return reward_of(answer)
         kl = self._kl(answer.sample)
         length = len(kl) if self.policy.kl_over == "tokens" else 1
-        return answer.verdict.value - self.policy.kl_coefficient * sum(kl) / length
+        return reward_of(answer) - self.policy.kl_coefficient * sum(kl) / length
 
     def _kl(self, sample: AnswerSample) -> Row:
         return token_kl(sample.logprobs, sample.reference_logprobs, is_absolute=self.policy.absolute_kl)
@@ -91,8 +90,7 @@ class PolicyTrainer(RolloutTrainer):
             paid = [0.0] * len(answer.sample.logprobs)
             if settings.kl_coefficient:
                 paid = [-settings.kl_coefficient * kl for kl in self._kl(answer.sample)]
-            assert answer.verdict.value is not None, "answers without a reward have been left out"
-            paid[-1] += answer.verdict.value
+            paid[-1] += reward_of(answer)
             rewards.append(tuple(paid))
         advantages, returns = actor_critic_advantages(
             rewards,

@@ -169,10 +169,8 @@ def check_invariance(recipe: Recipe, *, connect: Connect = connect_rewards) -> l
 
     For policy gradients the first step's answers are generated and judged.
     """
-    base = inputs.open_start(recipe)
-    config = inputs.model_config(recipe, base)
-    read = inputs.read_data(recipe, inputs.build_encoder(recipe, base, config))
-    origin = Origin(recipe, base, config)
+    base, read = run.open_all(recipe)
+    origin = Origin(recipe, base, inputs.model_config(recipe, base))
     engine = parallel.build(origin, None, torch.device("cpu"))
     engine.scorer.eval()  # dropout draws by row, so it is left out of the comparison
     size = plan_steps(recipe, len(read.train)).sizes[0]

@@ -92,7 +92,7 @@ class RolloutTrainer(Trainer):
         started = time.perf_counter()
         # Not asked of the optimiser: a step without updates leaves it at an earlier one's.
         rate = learning_rate(self._step, self.plan.num_scheduled, self.rates)
-        torch.manual_seed(self.recipe.run.seed * 1_000_003 + self._step)
+        torch.manual_seed(self._step_seed)
         answers, num_prompts = self._answers()
         seconds = {"rollout_seconds": time.perf_counter() - started}
         metrics = rollout_metrics(answers)
@@ -287,8 +287,7 @@ class RolloutTrainer(Trainer):
         norms: list[float] = []
         size = self.recipe.batch.global_size
         for epoch in range(self.settings.inner_epochs):
-            seed = self.recipe.run.seed * 1_000_003 + self._step
-            order = epoch_order(len(samples), seed=seed, epoch=epoch)
+            order = epoch_order(len(samples), seed=self._step_seed, epoch=epoch)
             for start in range(0, len(samples), size):
                 part = [samples[i] for i in order[start : start + size]]
                 rows = self.engine.rows(part, self.recipe.batch.row_tokens)

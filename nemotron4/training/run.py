@@ -105,7 +105,7 @@ def train(
     ``opened``: the start and the rows, where both have been read before.
     """
     device = pick_device(recipe.model.device)
-    base, read = opened or _opened(recipe)
+    base, read = opened or open_all(recipe)
     with parallel.process_group(recipe.parallel, device) as grid:
         is_writer = parallel.is_first()
         tell: Note = note if is_writer else lambda text: None
@@ -157,7 +157,8 @@ def _hash_of_start(origin: Origin, engine: TrainingEngine, grid: Grid | None) ->
     return model_hash(engine.scorer.net) if is_as_read else origin.hash()
 
 
-def _opened(recipe: Recipe) -> tuple[Checkpoint, Data]:
+def open_all(recipe: Recipe) -> tuple[Checkpoint, Data]:
+    """The start, and every row read and encoded."""
     base = open_start(recipe)
     return base, read_data(recipe, build_encoder(recipe, base, model_config(recipe, base)))
 

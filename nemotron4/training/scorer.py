@@ -69,13 +69,9 @@ def hidden(net: Transformer | RewardModel, x: Tensor, row: PackedRow) -> Tensor:
     return hidden_ND
 
 
-def segment_logprobs(logprobs_P: Tensor, row: PackedRow, *, average: bool = False) -> Tensor:
-    """Sum (or mean) of the trained tokens' log-probabilities of each segment, (S,)."""
-    sums_S = torch.zeros(row.num_segments, dtype=logprobs_P.dtype, device=logprobs_P.device)
-    sums_S = sums_S.index_add(0, row.segment_P, logprobs_P)
-    if not average:
-        return sums_S
-    return sums_S / trained_counts(row).clamp(min=1).to(sums_S.dtype)
+def segment_logprobs(logprobs_P: Tensor, row: PackedRow) -> Tensor:
+    """Sum of the trained tokens' log-probabilities of each segment, (S,)."""
+    return logprobs_P.new_zeros(row.num_segments).index_add(0, row.segment_P, logprobs_P)
 
 
 def trained_counts(row: PackedRow) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from nemotron4.errors import ConfigError, TrainingError
 from nemotron4.training import checkpoints
 from nemotron4.training.dataset import Dataset
-from nemotron4.training.engine import StepOutcome, TrainingEngine
+from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.metrics import (
     JsonLines,
     MetricsLog,
@@ -172,8 +172,7 @@ class Trainer:
 
     def _train_step(self) -> None:
         started = time.perf_counter()
-        # Dropout of a step depends on the step alone: a resumed run needs no generator state.
-        torch.manual_seed(self.recipe.run.seed * 1_000_003 + self._step)
+        torch.manual_seed(self._step_seed)
         samples = self.batch(self._step, self._seen)
         rows = self.engine.rows(samples, self.recipe.batch.row_tokens)
         result = self.engine.forward_backward(rows, self.objective)
@@ -181,9 +180,10 @@ class Trainer:
         self._seen += self.plan.sizes[self._step]
         self._step += 1
         seconds = time.perf_counter() - started
-        self._record(
-            result,
+        self._write(
             {
+                "loss": result.loss,
+                **self.objective.summarise(result.totals),
                 **self.constants,
                 "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
                 "grad_norm": norm,
@@ -194,7 +194,13 @@ class Trainer:
                 "memory_gb": peak_memory_bytes(self.engine.device) / 1e9,
                 **self._mfu(samples, seconds),
             },
+            "train",
         )
+
+    @property
+    def _step_seed(self) -> int:
+        """What a step draws (dropout) depends on the step alone: a resumed run needs no generator state."""
+        return self.recipe.run.seed * 1_000_003 + self._step
 
     def _mfu(self, samples: Sequence[Sample], seconds: float) -> dict[str, float]:
         """The share of the machine's measured matrix-product speed that went into the model."""
@@ -236,9 +242,6 @@ class Trainer:
         if is_best:
             self._best, self._best_step = value, self._step
         return is_best
-
-    def _record(self, result: StepOutcome, more: Mapping[str, float], kind: str = "train") -> None:
-        self._write({"loss": result.loss, **self.objective.summarise(result.totals), **more}, kind)
 
     def _write(self, values: Mapping[str, float], kind: str) -> None:
         progress = StepRecord(self._step, self.plan.num_steps, values, kind)
