@@ -12,6 +12,7 @@ from pathlib import Path
 
 Prompts = list[list[int]]
 NEW = 128
+SHARED, SAMPLES = 1000, 4  # of the cell ``shared``: tokens that all 64 prompts begin with, samples of each
 
 
 def prompts(count: int, length: int, vocabulary: int) -> Prompts:
@@ -22,7 +23,9 @@ def shape(cell: str) -> tuple[int, int]:
     """Number and length of the cell's prompts, at least."""
     if cell == "tokens":
         return 4, 128
-    return int(cell) if cell.isdigit() else 1, 1024 if cell == "prefill" else 128
+    if cell == "shared":
+        return 64 * SAMPLES, SHARED + 16
+    return int(cell) if cell.isdigit() else 1, {"prefill": 1024, "long": 4096 - NEW}.get(cell, 128)
 
 
 def since_start() -> float:
@@ -46,7 +49,11 @@ def run(cell: str, vocabulary: int, version: str, generate: Callable[[Prompts, i
     if cell == "prefill":
         generate(asked, 1)
         answer(version, len(asked[0]) / (time.perf_counter() - began))
-    elif cell == "one":
+    elif cell == "shared":
+        asked = [asked[0][:SHARED] + asked[i // SAMPLES][SHARED:] for i in range(len(asked))]
+        num_new = sum(map(len, generate(asked, NEW // 2)))
+        answer(version, num_new / (time.perf_counter() - began))
+    elif cell in ("one", "long"):
         generate(asked, 1)
         first = time.perf_counter() - began
         other = [asked[0][::-1]]  # nothing of it is in a cache

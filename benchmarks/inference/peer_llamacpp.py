@@ -36,9 +36,15 @@ def decode(tokens: list[tuple[int, int, int, bool]]) -> list[int]:
 
 
 def generate(prompts: cells.Prompts, num_new: int) -> cells.Prompts:
-    llama.llama_memory_clear(llama.llama_get_memory(context), True)
+    memory = llama.llama_get_memory(context)
+    llama.llama_memory_clear(memory, True)
     last = len(prompts[0]) - 1
-    rows = [(t, i, s, i == last) for s, prompt in enumerate(prompts) for i, t in enumerate(prompt)]
+    common = cells.SHARED if cell == "shared" and len(prompts) > 1 else 0
+    if common:  # computed once, for all sequences
+        decode([(t, i, 0, False) for i, t in enumerate(prompts[0][:common])])
+        for s in range(1, len(prompts)):
+            llama.llama_memory_seq_cp(memory, 0, s, 0, common)
+    rows = [(t, i, s, i == last) for s, p in enumerate(prompts) for i, t in enumerate(p) if i >= common]
     new = [[token] for token in decode(rows)]
     for step in range(1, num_new):
         drawn = decode([(row[-1], last + step, s, True) for s, row in enumerate(new)])
@@ -51,6 +57,7 @@ def generate(prompts: cells.Prompts, num_new: int) -> cells.Prompts:
 count, length = cells.shape(cell)
 params = llama.llama_context_default_params()
 params.n_ctx, params.n_seq_max = count * (length + cells.NEW + 8), count
+params.kv_unified = cell == "shared"
 params.n_threads = params.n_threads_batch = int(os.environ["OMP_NUM_THREADS"])
 params.n_batch, params.n_ubatch = MOST, 512
 context = llama.llama_init_from_model(model, params)

@@ -13,7 +13,8 @@ engine = nemotron4.load(model, dtype=dtype, quantize=quantize)
 
 
 def generate(prompts: cells.Prompts, num_new: int) -> cells.Prompts:
-    answers = engine.generate(prompts, max_new_tokens=num_new, temperature=0, ignore_eos=True)
+    temperature = 1.0 if cell == "shared" else 0.0
+    answers = engine.generate(prompts, max_new_tokens=num_new, temperature=temperature, ignore_eos=True)
     return [list(each.token_ids) for each in answers]
 
 

@@ -12,6 +12,8 @@ CELLS = {
     "32": "32 sequences (128 + 128 new), tokens/s",
     "128": "128 sequences, tokens/s",
     "start": "start to first token, s",
+    "long": "one stream at a context of 4,096, tokens/s",
+    "shared": "64 prompts x 4 samples of 64 behind 1,000 shared, tokens/s",
 }
 MODELS = {"nano": "19 M", "small": "125 M", "base": "1.0 B", "demo": "demo model"}
 

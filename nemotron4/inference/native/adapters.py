@@ -13,7 +13,7 @@ from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.inference.adapters import AdapterBank, Factors, LoadedAdapter, no_place
 from nemotron4.inference.native import library as c
 from nemotron4.inference.native.library import Form
-from nemotron4.inference.native.model import Weight, packed
+from nemotron4.inference.native.model import Memory, Weight, packed
 
 # As native.h numbers them.
 PARTS = (
@@ -49,12 +49,13 @@ class NativeAdapters(AdapterBank):
     def read(self, name: str, salt: bytes, factors: Mapping[str, Factors], path: str | Path) -> NativeAdapter:
         layers = (c.CLayerAdapter * self._checkpoint.config.num_layers)()
         kept: list[Weight] = []
+        memory = Memory()
         for weight, (scale, down_KC, up_RK) in factors.items():
             if weight not in self._places:
                 raise no_place(path, weight)
             layer, part = self._places[weight]
             down, up = (
-                packed(np.ascontiguousarray(factor.float().numpy()), Form.F32)
+                packed(np.ascontiguousarray(factor.float().numpy()), Form.F32, memory)
                 for factor in (down_KC, scale * up_RK.float())
             )
             layers[layer].lows[part] = c.CLow(down.as_c(), up.as_c(), self._columns[part])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_void_p
 from enum import IntEnum
 from functools import lru_cache
 
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.inference.native.build import BuildError, load_library
 
-VERSION = 3
+VERSION = 4
 GROUP = 32  # input columns that share a scale
 PANEL = 16  # output rows that lie side by side
 BLOCK = 32  # positions of a block of the cache
@@ -69,7 +69,6 @@ class CModel(ctypes.Structure):
         ("cache_is_bf16", c_int32),
         ("keys", c_void_p),
         ("values", c_void_p),
-        ("num_blocks", c_int64),
     )
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
+import threading
 import weakref
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +49,8 @@ class Weight:
     is_wide: bool = False  # what enters has fifteen bits instead of eight
 
     @staticmethod
-    def empty(kind: Form, rows: int, cols: int) -> Weight:
+    def empty(kind: Form, rows: int, cols: int, memory: Memory | None = None) -> Weight:
+        memory = memory or Memory()
         panels, padded = -(-rows // c.PANEL), _to(c.GROUP, cols)
         numbers = panels * c.PANEL * padded
         size = {
@@ -59,8 +62,8 @@ class Weight:
         scales = None
         if kind in (Form.S8, Form.U4):
             per_group = 1 if kind == Form.S8 else 2
-            scales = zeros((numbers // c.GROUP * per_group,), np.uint16)
-        return Weight(kind, rows, cols, zeros((size,), np.uint8, is_weight=True), scales, None)
+            scales = memory.take(2 * (numbers // c.GROUP) * per_group).view(np.uint16)
+        return Weight(kind, rows, cols, memory.take(size), scales, None)
 
     def as_c(self) -> c.CWeight:
         panels, padded = -(-self.rows // c.PANEL), _to(c.GROUP, self.cols)
@@ -82,22 +85,43 @@ def pointer(array: Array | None) -> int | None:
     return None if array is None else array.ctypes.data
 
 
-def zeros(shape: tuple[int, ...], dtype: Any, *, is_weight: bool = False) -> Array:
-    """Memory that begins at a page, reads as zeros and is taken from the system when first written.
+def _zeros(num_bytes: int) -> Array:
+    """Bytes that read as zeros and are taken from the system when first written.
 
-    Weights are read from front to back and get large pages where the system has them.
+    Weights and cache are read from front to back: large pages, where the system has them, spare a look into
+    the page table every 4 KB. It gives them to private memory only.
     """
-    count = int(np.prod(shape))
-    memory = mmap.mmap(-1, max(1, count * np.dtype(dtype).itemsize))
-    if is_weight and hasattr(mmap, "MADV_HUGEPAGE"):
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    memory = mmap.mmap(-1, max(1, num_bytes), flags)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, dtype, count).reshape(shape)
+    return np.frombuffer(memory, np.uint8, num_bytes)
 
 
-def packed(rows_RC: Array, kind: Form) -> Weight:
+class Memory:
+    """Room for many weights side by side: a large page holds several, or parts of two."""
+
+    CHUNK = 32 << 20
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._chunk = _zeros(0)
+        self._used = 0
+
+    def take(self, num_bytes: int) -> Array:
+        """Bytes that read as zeros and begin at a line of the processor's cache."""
+        with self._lock:
+            if self._used + num_bytes > len(self._chunk):
+                self._chunk = _zeros(max(self.CHUNK, num_bytes))
+                self._used = 0
+            start, self._used = self._used, _to(64, self._used + num_bytes)
+            return self._chunk[start : start + num_bytes]
+
+
+def packed(rows_RC: Array, kind: Form, memory: Memory | None = None) -> Weight:
     """A weight of float32 rows."""
-    weight = Weight.empty(kind, *rows_RC.shape)
+    weight = Weight.empty(kind, *rows_RC.shape, memory)
     c.library().native_pack(weight.as_c(), pointer(rows_RC), 0, len(rows_RC))
     return weight
 
@@ -111,10 +135,13 @@ class NativeCache:
     def __init__(self, config: ModelConfig, num_blocks: int, *, is_bf16: bool) -> None:
         self.num_blocks = num_blocks
         self.is_bf16 = is_bf16
-        dtype = np.uint16 if is_bf16 else np.float32
-        shape = (config.num_layers, num_blocks, config.num_kv_heads, c.BLOCK)
-        self.keys = zeros((*shape, _to(32, config.head_dim) if is_bf16 else config.head_dim), dtype)
-        self.values = zeros((*shape, _to(16, config.head_dim)), dtype)
+        dtype = np.dtype(np.uint16 if is_bf16 else np.float32)
+        shape = (num_blocks, config.num_layers, config.num_kv_heads, c.BLOCK)
+        widths = (_to(32, config.head_dim) if is_bf16 else config.head_dim, _to(16, config.head_dim))
+        self.keys, self.values = (
+            _zeros(math.prod(shape) * width * dtype.itemsize).view(dtype).reshape(*shape, width)
+            for width in widths
+        )
 
 
 class NativeModel:
@@ -148,7 +175,7 @@ class NativeModel:
             weights["lm_head"].as_c(), pointer(embedding),
             embedding is not None and embedding.dtype == np.uint16, pointer(virtual_rows),
             pointer(frequencies), rotary_factor(config), cache.is_bf16, pointer(cache.keys),
-            pointer(cache.values), cache.num_blocks,
+            pointer(cache.values),
         )  # fmt: skip
         self.handle = self._library.native_open(ctypes.byref(model), num_threads, c.wanted_isa())
         assert self.handle, "the instruction set was checked before"
@@ -241,6 +268,7 @@ class _Reader:
     def __init__(self, checkpoint: Checkpoint, kind: Form | None) -> None:
         self._checkpoint = checkpoint
         self._kind = kind
+        self._memory = Memory()
         self._library = c.library()
 
     def kind_of(self, name: str, *, is_head: bool = False) -> Form:
@@ -263,8 +291,9 @@ class _Reader:
         checkpoint = self._checkpoint
         infos = [checkpoint.tensors[name + ".weight"] for name in names]
         weight = Weight.empty(
-            self.kind_of(names[0], is_head=is_head), sum(i.shape[0] for i in infos), infos[0].shape[1]
-        )
+            self.kind_of(names[0], is_head=is_head), sum(i.shape[0] for i in infos), infos[0].shape[1],
+            self._memory,
+        )  # fmt: skip
         row = 0
         for name, info in zip(names, infos, strict=True):
             self._pack(weight, name + ".weight", row, info.shape[0])

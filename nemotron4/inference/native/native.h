@@ -49,10 +49,9 @@ struct Model {
     const float *inverse_frequency; // [rotary_dim / 2]
     float rotary_factor;            // of cos and sin
     int32_t cache_is_bf16;
-    // float32: [layer][block][kv head][dim][32 positions] and [...][32 positions][dim to a multiple of 16];
+    // float32: [block][layer][kv head][dim][32 positions] and [...][32 positions][dim to a multiple of 16];
     // bfloat16, in pairs: [...][dim to a multiple of 32, by two][32 positions][2], [...][16][dim to 16][2 positions]
     void *keys, *values;
-    int64_t num_blocks;
 };
 
 // What an adapter adds to the outputs ``column`` and on of a product: up (down x), both W_F32; nothing without codes.

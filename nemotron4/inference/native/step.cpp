@@ -48,13 +48,12 @@ struct AdaptTile { // rows with one adapter
     int32_t first, count; // of ``adapted``
 };
 
-struct Plan { // what jobs of one step read; kept until no thread can be in one of them
+struct Plan { // what the jobs of one step read, by the slot of its program
     std::vector<int32_t> adapted; // rows, those of one adapter together
     std::vector<AdaptTile> adapting;
     std::vector<Attending> attending;
     std::vector<AttendTile> tiles;
     std::vector<int32_t> positions, row_blocks, first_blocks, blocks;
-    uint64_t last_job = 0;
 };
 
 } // namespace
@@ -66,8 +65,7 @@ struct Engine {
     Span spans[16];
     int capacity = 0;
     Buffers b;
-    Plan plans[8];
-    int next_plan = 0;
+    Plan plans[Pool::SLOTS];
 
     std::vector<float> cosine, sine; // [positions so far][rotary_dim / 2]; only commits read them
 
@@ -198,11 +196,12 @@ struct Product {
 struct CacheShape { // of one key/value head in one block
     int wide; // dimensions of a value
     int64_t element, key_bytes, value_bytes;
+    int64_t per_block; // of these in a block: of each layer, of each head
 
     explicit CacheShape(const Model &m)
         : wide(rounded(m.head_dim, 16)), element(m.cache_is_bf16 ? 2 : 4),
           key_bytes((int64_t)(m.cache_is_bf16 ? rounded(m.head_dim, 32) : m.head_dim) * BLOCK * element),
-          value_bytes((int64_t)wide * BLOCK * element) {}
+          value_bytes((int64_t)wide * BLOCK * element), per_block((int64_t)m.num_layers * m.kv_heads) {}
 };
 
 struct Rotate { // queries and keys of neighbouring rows; keys and values into the cache
@@ -235,8 +234,8 @@ struct Rotate { // queries and keys of neighbouring rows; keys and values into t
         const int place = positions[r] % BLOCK;
         for (int kv = 0; kv < m->kv_heads; kv++) {
             const float *k = q + (m->heads + kv) * dim, *v = q + (m->heads + m->kv_heads + kv) * dim;
-            const int64_t block = row_blocks[r] * (int64_t)m->kv_heads + kv;
-            char *ks = keys + block * shape.key_bytes, *vs = values + block * shape.value_bytes;
+            const int64_t place_of_head = row_blocks[r] * shape.per_block + kv;
+            char *ks = keys + place_of_head * shape.key_bytes, *vs = values + place_of_head * shape.value_bytes;
             if (m->cache_is_bf16) {
                 for (int e = 0; e < dim; e++) ((uint16_t *)ks)[e / 2 * 2 * BLOCK + place * 2 + e % 2] = nearest(k[e]);
                 uint16_t *to = (uint16_t *)vs + place / 2 * 2 * shape.wide + place % 2;
@@ -283,8 +282,8 @@ struct Attend {
                                  m->head_dim,
                                  keys + kv * shape.key_bytes,
                                  values + kv * shape.value_bytes,
-                                 m->kv_heads * shape.key_bytes,
-                                 m->kv_heads * shape.value_bytes,
+                                 shape.per_block * shape.key_bytes,
+                                 shape.per_block * shape.value_bytes,
                                  m->cache_is_bf16,
                                  1.0f / std::sqrt((float)m->head_dim)};
         kernels->attend(task, scratch);
@@ -338,6 +337,30 @@ struct Adapt { // what adapters add to a product, in float32
     }
 };
 
+struct Square { // squared ReLU of rows that adapters have changed
+    const Kernels *kernels;
+    float *x;
+    int size;
+    void compute(int, float *) const {}
+    void commit(int row, const float *) const {
+        float *own = x + (int64_t)row * size;
+        kernels->finish(own, size, nullptr, RELU2, own);
+    }
+};
+
+struct Finish { // the final norm of rows
+    const Kernels *kernels;
+    Norm norm;
+    int size;
+    float eps;
+    const float *x;
+    float *out;
+    void compute(int, float *) const {}
+    void commit(int row, const float *) const {
+        kernels->norm(x + (int64_t)row * size, norm, size, eps, out + (int64_t)row * size);
+    }
+};
+
 struct Drawing {
     Draw *draws;
     void compute(int, float *) const {}
@@ -351,10 +374,7 @@ void enter(Engine &e, Entering t) {
     t.b = e.b;
     t.eps = e.model.eps;
     t.padded = e.padded(t.size);
-    if (t.num_rows <= Entering::ROWS)
-        t.commit(0, nullptr);
-    else
-        e.pool->run((t.num_rows + Entering::ROWS - 1) / Entering::ROWS, 0, t);
+    e.pool->add((t.num_rows + Entering::ROWS - 1) / Entering::ROWS, 0, t);
 }
 
 // ``next``: the weight that the numbers meet next, if they can be made its rows at once.
@@ -373,7 +393,7 @@ bool multiply(Engine &e, const Weight &w, int num_rows, float *out, int64_t stri
     if (rows >= 8) p.panels_per_tile = w.kind == W_S8 || w.kind == W_U4 ? 2 : 4;
     if (next && next->kind != W_F32 && p.panels_per_tile * PANEL % GROUP == 0) p.next = next;
     const int row_tiles = (w.panels + p.panels_per_tile - 1) / p.panels_per_tile;
-    e.pool->run(row_tiles * p.row_tiles, (size_t)rows * p.panels_per_tile * PANEL, p);
+    e.pool->add(row_tiles * p.row_tiles, (size_t)rows * p.panels_per_tile * PANEL, p);
     if (p.next) std::swap(e.b.in, e.b.next);
     return p.next != nullptr;
 }
@@ -403,7 +423,7 @@ void adapt(Engine &e, const Plan &plan, int layer, const Entering &in, int first
     const int num_tiles = (int)plan.adapting.size() * num_lows;
     int64_t most = 0;
     for (int i = 0; i < num_tiles; i++) most = std::max(most, task.row_floats(task.low(i)));
-    e.pool->run(num_tiles, (size_t)(TILE * most), task);
+    e.pool->add(num_tiles, (size_t)(TILE * most), task);
 }
 
 void run_layer(Engine &e, const Plan &plan, int n, int layer) {
@@ -412,7 +432,7 @@ void run_layer(Engine &e, const Plan &plan, int n, int layer) {
     const Buffers &b = e.b;
     const int qkv_size = (m.heads + 2 * m.kv_heads) * m.head_dim;
     const CacheShape shape(m);
-    const int64_t heads = layer * m.num_blocks * m.kv_heads;
+    const int64_t heads = (int64_t)layer * m.kv_heads; // of the layers before, in each block
     char *keys = (char *)m.keys + heads * shape.key_bytes, *values = (char *)m.values + heads * shape.value_bytes;
 
     Entering in = {};
@@ -427,12 +447,9 @@ void run_layer(Engine &e, const Plan &plan, int n, int layer) {
     adapt(e, plan, layer, in, LOW_Q, 3, b.wide, qkv_size);
 
     Rotate rotate = {&m, b.wide, qkv_size, e.cosine.data(), e.sine.data(), plan.positions.data(), plan.row_blocks.data(), keys, values, n};
-    if (n <= Rotate::ROWS)
-        rotate.commit(0, nullptr);
-    else
-        e.pool->run((n + Rotate::ROWS - 1) / Rotate::ROWS, 0, rotate);
+    e.pool->add((n + Rotate::ROWS - 1) / Rotate::ROWS, 0, rotate);
     Attend attend = {e.kernels, &m, plan.attending.data(), plan.tiles.data(), plan.positions.data(), plan.first_blocks.data(), plan.blocks.data(), b.wide, qkv_size, keys, values, b.small};
-    e.pool->run((int)plan.tiles.size() * m.kv_heads, (size_t)TILE * (m.heads / m.kv_heads) * m.head_dim, attend);
+    e.pool->add((int)plan.tiles.size() * m.kv_heads, (size_t)TILE * (m.heads / m.kv_heads) * m.head_dim, attend);
 
     in.x = b.small;
     in.stride = in.size = m.heads * m.head_dim;
@@ -455,8 +472,7 @@ void run_layer(Engine &e, const Plan &plan, int n, int layer) {
                                m.is_gated || is_adapted ? nullptr : &l.down);
     if (is_adapted) {
         adapt(e, plan, layer, in, LOW_GATE, 2, b.wide, up_size);
-        for (int r = 0; r < n && !m.is_gated; r++)
-            e.kernels->finish(b.wide + (int64_t)r * up_size, up_size, nullptr, RELU2, b.wide + (int64_t)r * up_size);
+        if (!m.is_gated) e.pool->add(n, 0, Square{e.kernels, b.wide, up_size});
     }
 
     in.x = m.is_gated ? b.wide + m.ffn : b.wide;
@@ -468,6 +484,16 @@ void run_layer(Engine &e, const Plan &plan, int n, int layer) {
     if (!has_entered) enter(e, in);
     multiply(e, l.down, n, b.x, m.hidden, ADD);
     adapt(e, plan, layer, in, LOW_DOWN, 1, b.x, m.hidden);
+}
+
+// Logits of rows of the hidden size.
+void output(Engine &e, Entering in, float *logits) {
+    const Model &m = e.model;
+    if (in.num_rows == 0) return;
+    in.stride = in.size = m.hidden;
+    enters(in, m.head);
+    enter(e, in);
+    multiply(e, m.head, in.num_rows, logits, m.vocab, STORE);
 }
 
 // Single rows whose sequences begin with the same blocks attend together: the blocks are read once for all.
@@ -539,7 +565,7 @@ void make_plan(const Step &s, Plan &plan, int heads_per_kv) {
 
 extern "C" {
 
-int native_version() { return 3; }
+int native_version() { return 4; }
 
 Engine *native_open(const Model *model, int num_threads, const char *isa) {
     const Kernels *kernels = kernels_named(isa);
@@ -562,36 +588,42 @@ void native_step(Engine *e, const Step *step) {
     const int n = s.num_rows;
     e->reserve(n);
     Buffers &b = e->b;
-    Plan &plan = e->plans[e->next_plan++ % 8];
-    e->pool->wait_for_jobs_to(plan.last_job);
+    Plan &plan = e->plans[e->pool->begin()];
     make_plan(s, plan, m.heads / m.kv_heads);
     for (int r = 0; r < n; r++) embed(*e, s.tokens[r], b.x + (int64_t)r * m.hidden);
     e->turn_to(*std::max_element(s.positions, s.positions + n));
     for (int layer = 0; layer < m.num_layers; layer++) run_layer(*e, plan, n, layer);
-    plan.last_job = e->pool->last_job();
-    if (!plan.adapting.empty()) e->pool->wait_for_stragglers(); // an adapter may be unloaded after the step
-    if (s.hidden)
-        for (int r = 0; r < n; r++)
-            e->kernels->norm(b.x + (int64_t)r * m.hidden, m.final_norm, m.hidden, m.eps, s.hidden + (int64_t)r * m.hidden);
-    if (s.num_logits == 0) return;
+    if (s.hidden) e->pool->add(n, 0, Finish{e->kernels, m.final_norm, m.hidden, m.eps, b.x, s.hidden});
     Entering in = {};
     in.num_rows = s.num_logits;
     in.x = b.x;
-    in.stride = in.size = m.hidden;
     in.chosen = s.logit_rows;
     in.norm = &m.final_norm;
-    enters(in, m.head);
-    enter(*e, in);
-    multiply(*e, m.head, s.num_logits, s.logits, m.vocab, STORE);
+    output(*e, in, s.logits);
+    e->pool->run();
+    if (!plan.adapting.empty()) e->pool->wait_for_stragglers(); // an adapter may be unloaded after the step
 }
 
 // Tokens of many rows, by the threads of ``e``, or by the caller's alone if it is null.
 void native_draw(Engine *e, Draw *draws, int count) {
     const Drawing drawing = {draws};
-    if (e && count > 1)
-        e->pool->run(count, 0, drawing);
-    else
+    if (e && count > 1) {
+        e->pool->begin();
+        e->pool->add(count, 0, drawing);
+        e->pool->run();
+    } else
         for (int i = 0; i < count; i++) drawing.commit(i, nullptr);
+}
+
+// Logits of rows that are normed already: [num_rows][hidden] -> [num_rows][vocab].
+void native_logits(Engine *e, const float *hidden, int num_rows, float *logits) {
+    e->reserve(num_rows);
+    e->pool->begin();
+    Entering in = {};
+    in.num_rows = num_rows;
+    in.x = hidden;
+    output(*e, in, logits);
+    e->pool->run();
 }
 
 // Rows times one weight: [num_rows][cols] -> [num_rows][rows of the weight]. False without kernels for ``isa``.
@@ -602,27 +634,10 @@ int native_product(const Weight *w, const float *x, int num_rows, const char *is
     e.pool.reset(new Pool(1));
     e.model = {};
     e.model.hidden = e.model.ffn = w->cols;
-    e.reserve(num_rows);
-    Entering in = {};
-    in.num_rows = num_rows;
-    in.x = x;
-    in.stride = in.size = w->cols;
-    enters(in, *w);
-    enter(e, in);
-    multiply(e, *w, num_rows, out, w->rows, STORE);
+    e.model.head = *w;
+    e.model.vocab = w->rows;
+    native_logits(&e, x, num_rows, out);
     return 1;
-}
-
-// Logits of rows that are normed already: [num_rows][hidden] -> [num_rows][vocab].
-void native_logits(Engine *e, const float *hidden, int num_rows, float *logits) {
-    e->reserve(num_rows);
-    Entering in = {};
-    in.num_rows = num_rows;
-    in.x = hidden;
-    in.stride = in.size = e->model.hidden;
-    enters(in, e->model.head);
-    enter(*e, in);
-    multiply(*e, e->model.head, num_rows, logits, e->model.vocab, STORE);
 }
 
 } // extern "C"
