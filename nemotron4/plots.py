@@ -94,7 +94,8 @@ def draw_bar_panels(
 
 def _bar_panel(axes: Any, bars: Bars, colours: Mapping[str, str], handles: dict[str, Any]) -> None:
     names = list(dict.fromkeys(bar.name for bar in bars.bars))
-    height = 0.8 / max(1, len({bar.series for bar in bars.bars}) if _is_grouped(bars) else 1)
+    is_grouped = len(bars.bars) > len(names)
+    height = 0.8 / max(1, len({bar.series for bar in bars.bars}) if is_grouped else 1)
     drawn: dict[str, int] = dict.fromkeys(names, 0)
     for bar in bars.bars:
         num_of_name = sum(other.name == bar.name for other in bars.bars)
@@ -116,10 +117,6 @@ def _bar_panel(axes: Any, bars: Bars, colours: Mapping[str, str], handles: dict[
     axes.set_xlim(0, bars.end * 1.2)  # room for the labels
     axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= bars.end * 1.0001])
     style(axes, title=bars.title, x_label=bars.unit)
-
-
-def _is_grouped(bars: Bars) -> bool:
-    return len(bars.bars) > len({bar.name for bar in bars.bars})
 
 
 def draw_histograms(

@@ -165,14 +165,11 @@ def _in_hub_cache(model: str) -> Path | None:
     if not snapshot.is_dir():
         return None
     if wanted.file is not None:
-        named = [names for names in models_among(_gguf_names(snapshot)) if wanted.file in names[0]]
+        files = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf")]
+        named = [names for names in models_among(files) if wanted.file in names[0]]
         return snapshot / named[0][0] if len(named) == 1 else None
     is_model = any((snapshot / name).exists() for name in ("config.json", "model_config.yaml"))
     return snapshot if is_model or any(snapshot.glob("*.gguf")) else None
-
-
-def _gguf_names(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")]
 
 
 @contextmanager

@@ -92,15 +92,12 @@ class CheckpointDescription:
     def problems(self) -> tuple[str, ...]:
         """What the built-in engine would refuse or get wrong, one sentence each."""
         found = []
-        for check in (self._check_readable, self._check_names, self._check_text):
+        for check in (self.checkpoint.require_readable, self._check_names, self._check_text):
             try:
                 check()
             except Nemotron4Error as error:
                 found.append(str(error).replace("\nhint: ", "; "))
         return tuple(found)
-
-    def _check_readable(self) -> None:
-        self.checkpoint.require_readable()
 
     def _check_names(self) -> None:
         """Every weight of the model is there once, with its shape."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import importlib.util
 import re
@@ -217,7 +218,7 @@ def _fetch_snapshot(wanted: HubId, folder: Path, progress: Progress, endpoint: s
         repository,
         revision=info.sha,
         local_dir=folder,
-        allow_patterns=[_literal(name) for name in names],
+        allow_patterns=[glob.escape(name) for name in names],
         endpoint=endpoint,
     )
     progress("verifying")
@@ -279,11 +280,6 @@ def _named_gguf(wanted: HubId, siblings: Mapping[str, Any]) -> list[str]:
 def _summary(names: Iterable[str]) -> str:
     suffixes = sorted({Path(name).suffix or name for name in names})
     return f"it has: {', '.join(suffixes[:8])}" if suffixes else "it is empty"
-
-
-def _literal(name: str) -> str:
-    """A file name as a pattern that matches it alone."""
-    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
 @contextlib.contextmanager

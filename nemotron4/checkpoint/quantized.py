@@ -310,16 +310,8 @@ def _by_column(stored: Mapping[str, Place], stem: str, quantization: Quantizatio
     rows, columns = parts["qweight"][1].shape[::-1]
     if quantization.method == "awq":
         return QuantizedWeight((rows * 8, columns), "int4", parts, _expand_awq)
-    expand = _expand_gptq_v1 if quantization.has_gptq_v1_zeros else _expand_gptq_v2
+    expand = functools.partial(_expand_gptq, added_to_zeros=1 if quantization.has_gptq_v1_zeros else 0)
     return QuantizedWeight((rows, columns * 8), "int4", parts, expand)
-
-
-def _expand_gptq_v1(parts: Mapping[str, Place], start: int, stop: int) -> torch.Tensor:
-    return _expand_gptq(parts, start, stop, added_to_zeros=1)
-
-
-def _expand_gptq_v2(parts: Mapping[str, Place], start: int, stop: int) -> torch.Tensor:
-    return _expand_gptq(parts, start, stop, added_to_zeros=0)
 
 
 def _expand_gptq(parts: Mapping[str, Place], start: int, stop: int, *, added_to_zeros: int) -> torch.Tensor:

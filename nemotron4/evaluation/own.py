@@ -99,12 +99,10 @@ def open_folder(folder: Path, settings: Sequence[str] = ()) -> Task:
         needs_sandbox=own.grader == "code",
         needs_responses=not is_judged,
         options={"prompt": own.prompt, "rubric": own.rubric} if is_judged else {"prompt": own.prompt},
-        with_options=lambda options: _with_options(folder, own, options),
+        with_options=lambda options: open_folder(
+            folder, [f"{name}={value!r}" for name, value in options.items() if value]
+        ),
     )
-
-
-def _with_options(folder: Path, own: OwnTask, options: Mapping[str, Any]) -> Task:
-    return open_folder(folder, [f"{name}={value!r}" for name, value in options.items() if value])
 
 
 def open_function(name: str) -> Task:

@@ -61,12 +61,8 @@ def _whole_modules(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Para
     }
 
 
-def save_adapter(folder: Path, model: nn.Module, config: AdapterConfig, *, base: str) -> None:
-    """Write the adapter of ``model``; ``base`` is the path or id of the model it belongs to."""
-    write_adapter(folder, adapter_tensors(model, config), config, base=base)
-
-
 def write_adapter(folder: Path, tensors: dict[str, Tensor], config: AdapterConfig, *, base: str) -> None:
+    """``base`` is the path or id of the model that the adapter belongs to."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(

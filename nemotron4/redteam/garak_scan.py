@@ -284,14 +284,10 @@ def _run_unit(unit: Unit, probes: list[str], run: _Run) -> dict[str, str]:
     return failed
 
 
-def report_files(processes: Path, unit: Unit) -> list[Path]:
-    return sorted(processes.glob(f"{unit.name}-*.report.jsonl"))
-
-
 def finished_probes(processes: Path, unit: Unit) -> dict[str, Mapping[str, Counts]]:
     """Probes of the unit that some process finished, with their counts."""
     found: dict[str, Mapping[str, Counts]] = {}
-    for path in report_files(processes, unit):
+    for path in sorted(processes.glob(f"{unit.name}-*.report.jsonl")):
         for probe, counts in read_report(path).probes.items():
             if probe in unit.probes:
                 found.setdefault(probe, counts)

@@ -20,7 +20,7 @@ from typing import Any
 from nemotron4.errors import ConfigError, DataError, import_optional
 from nemotron4.records import Conversation, JsonObject, Message, PreferencePair, write
 from nemotron4.runs import publish, write_json
-from nemotron4.synth.accounting import Accounting, read_accounting
+from nemotron4.synth.accounting import read_accounting
 from nemotron4.synth.card import write_card
 from nemotron4.synth.columns import columns_of
 from nemotron4.synth.ledger import Reader
@@ -66,7 +66,9 @@ def export(folder: Path, recipe: SynthRecipe, *, is_partial_allowed: bool = Fals
             exported = set(recipe.export.stages)
             reviews = labels.counts(ledger, exported)
             write_card(partial, recipe, accounting, counts, ledger, reviews)
-            write_json(partial / "accounting.json", _accounting_rows(accounting) | {"reviews": reviews})
+            stages = [stage.to_json() for stage in accounting.stages]
+            counted = {"balanced": accounting.is_balanced, "stages": stages, "reviews": reviews}
+            write_json(partial / "accounting.json", counted)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -96,10 +98,6 @@ def _remove_leftovers(folder: Path) -> None:
             old.rename(folder / EXPORT)
     for leftover in folder.glob(f".{EXPORT}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _accounting_rows(accounting: Accounting) -> JsonObject:
-    return {"balanced": accounting.is_balanced, "stages": [stage.to_json() for stage in accounting.stages]}
 
 
 def rows_of(

@@ -17,7 +17,7 @@ from nemotron4.errors import CheckpointError, ConfigError, RequestError
 from nemotron4.inference.engine import Engine
 from nemotron4.inference.runner import NativeRunner
 from nemotron4.model.adapter_config import AdapterConfig
-from nemotron4.model.adapter_files import save_adapter
+from nemotron4.model.adapter_files import adapter_tensors, write_adapter
 from nemotron4.model.adapters import add_adapter
 from tests import tiny_models
 
@@ -36,7 +36,7 @@ def write_lora(base: Path, folder: Path, *, seed: int, **config: Any) -> Path:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5, generator=generator)
-    save_adapter(folder, model, settings, base=str(base))
+    write_adapter(folder, adapter_tensors(model, settings), settings, base=str(base))
     return folder
 
 

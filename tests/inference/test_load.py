@@ -17,7 +17,7 @@ from nemotron4.engine import SamplingParams, SamplingRequest
 from nemotron4.errors import CheckpointError, ConfigError, Nemotron4Error
 from nemotron4.inference.engine import Engine
 from nemotron4.model.adapter_config import AdapterConfig
-from nemotron4.model.adapter_files import save_adapter
+from nemotron4.model.adapter_files import adapter_tensors, write_adapter
 from nemotron4.model.adapters import add_adapter
 from tests.checkpoint.gguf_files import write_gguf
 from tests.tiny_models import nemotron_directory
@@ -49,7 +49,7 @@ def test_a_lora_adapter_is_served_with_its_scale(tiny: Path, tmp_path: Path) -> 
             if "lora_B" in name:
                 parameter.normal_(0.0, 0.3)
         logprobs = torch.log_softmax(model(torch.tensor([ROW]))[0], -1)
-    save_adapter(tmp_path / "adapter", model, lora, base=str(tiny))
+    write_adapter(tmp_path / "adapter", adapter_tensors(model, lora), lora, base=str(tiny))
     expected = [float(logprobs[i, ROW[i + 1]]) for i in range(len(ROW) - 1)]
     with nemotron4.load(tiny, max_running=2) as engine:
         plain = engine.score(token_ids=[ROW])[0]
@@ -66,13 +66,13 @@ def test_a_bottleneck_adapter_is_served_and_a_fresh_one_changes_nothing(
     model, _ = load_transformer(open_checkpoint(tiny), dtype=torch.float32)
     bottleneck = AdapterConfig(kind="bottleneck", rank=4)
     add_adapter(model, bottleneck, seed=1)
-    save_adapter(tmp_path / "fresh", model, bottleneck, base=str(tiny))
+    write_adapter(tmp_path / "fresh", adapter_tensors(model, bottleneck), bottleneck, base=str(tiny))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "adapter_" in name:
                 parameter.normal_(0.0, 0.3)
         expected = torch.log_softmax(model(torch.tensor([ROW]))[0, -1], -1)
-    save_adapter(tmp_path / "trained", model, bottleneck, base=str(tiny))
+    write_adapter(tmp_path / "trained", adapter_tensors(model, bottleneck), bottleneck, base=str(tiny))
     with nemotron4.load(tiny, max_running=2) as engine:
         plain = engine.score(token_ids=[ROW])
     with nemotron4.load(tiny, adapter=tmp_path / "fresh", max_running=2) as engine:
@@ -91,7 +91,7 @@ def test_virtual_tokens_precede_every_prompt_and_are_shared(tiny: Path, tmp_path
                 parameter.normal_(0.0, 0.5)
         size = model.config.vocab_size
         logprobs = torch.log_softmax(model(torch.tensor([[*range(size, size + 40), *ROW]]))[0, 40:], -1)
-    save_adapter(tmp_path / "adapter", model, p_tuning, base=str(tiny))
+    write_adapter(tmp_path / "adapter", adapter_tensors(model, p_tuning), p_tuning, base=str(tiny))
     expected = [float(logprobs[i, ROW[i + 1]]) for i in range(len(ROW) - 1)]
     with nemotron4.load(tiny, adapter=tmp_path / "adapter", max_running=2) as engine:
         assert engine.info.context_length == model.config.context_length - 40

@@ -10,7 +10,7 @@ import torch
 
 from nemotron4.errors import CheckpointError, ConfigError
 from nemotron4.model.adapter_config import AdapterConfig
-from nemotron4.model.adapter_files import load_adapter, lora_from_nemo, save_adapter
+from nemotron4.model.adapter_files import adapter_tensors, load_adapter, lora_from_nemo, write_adapter
 from nemotron4.model.adapters import LoraLinear, PromptEmbedding, adapted_modules, adapters_off, add_adapter
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.transformer import Transformer
@@ -90,7 +90,7 @@ def test_a_saved_adapter_loads_into_the_same_logits(config: AdapterConfig, tmp_p
     model = fresh_model()
     add_adapter(model, config, seed=0)
     disturb(model)
-    save_adapter(tmp_path, model, config, base="base")
+    write_adapter(tmp_path, adapter_tensors(model, config), config, base="base")
     loaded = fresh_model()
     load_adapter(loaded, tmp_path)
     assert torch.equal(loaded(TOKENS), model(TOKENS))
@@ -106,7 +106,7 @@ def test_p_tuning_puts_the_encoder_in_front_and_keeps_only_the_table(tmp_path: P
     prompted = torch.cat([torch.tensor([[50, 51, 52]]), TOKENS], dim=1)
     expected = model(prompted)
     assert not torch.allclose(expected[:, 3:], before)
-    save_adapter(tmp_path, model, P_TUNING, base="base")
+    write_adapter(tmp_path, adapter_tensors(model, P_TUNING), P_TUNING, base="base")
     loaded = fresh_model()
     load_adapter(loaded, tmp_path)
     torch.testing.assert_close(loaded(prompted), expected, rtol=1e-6, atol=1e-6)
@@ -147,7 +147,7 @@ def test_an_unknown_target_is_named_with_the_known_ones() -> None:
 def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
     model = fresh_model()
     add_adapter(model, LORA, seed=0)
-    save_adapter(tmp_path, model, LORA, base="base")
+    write_adapter(tmp_path, adapter_tensors(model, LORA), LORA, base="base")
     values = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(values | {"r": 3}))
     with pytest.raises(CheckpointError, match="shape"):
@@ -158,7 +158,7 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_lora_forms_that_would_be_served_wrongly_are_refused(setting: dict, tmp_path: Path) -> None:
     model = fresh_model()
     add_adapter(model, LORA, seed=0)
-    save_adapter(tmp_path, model, LORA, base="base")
+    write_adapter(tmp_path, adapter_tensors(model, LORA), LORA, base="base")
     values = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(values | setting))
     with pytest.raises(CheckpointError, match=next(iter(setting))):
@@ -194,7 +194,7 @@ def test_peft_loads_the_saved_lora_and_computes_the_same_logits(tmp_path: Path) 
     config = AdapterConfig(kind="lora", rank=4, alpha=6, targets=("attention", "up_proj"))
     add_adapter(model, config, seed=0)
     disturb(model)
-    save_adapter(tmp_path, model, config, base="base")
+    write_adapter(tmp_path, adapter_tensors(model, config), config, base="base")
     adapted = peft.PeftModel.from_pretrained(theirs, tmp_path)
     torch.testing.assert_close(adapted(TOKENS).logits, model(TOKENS), rtol=1e-5, atol=1e-5)
     again = fresh_model()
