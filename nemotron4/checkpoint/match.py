@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import CheckpointError, unknown_name
-from nemotron4.model.shapes import weight_shapes
+from nemotron4.model.config import weight_shapes
 
 
 def check_language_model(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The shape of a decoder: one frozen dataclass for the Nemotron-4 and the Llama family."""
+"""The shape of a decoder of the Nemotron-4 or Llama family, and of its weights. No torch."""
 
 from __future__ import annotations
 
@@ -96,18 +96,47 @@ class ModelConfig:
 
     @property
     def num_parameters(self) -> int:
-        """Closed form: weights, norm weights and norm biases, embeddings (twice unless tied)."""
-        d, f, e = self.hidden_size, self.ffn_hidden_size, self.head_dim
-        q, kv = self.num_heads * e, self.num_kv_heads * e
-        norm = 2 * d if self.norm == "layernorm1p" else d
-        bias = (q + 2 * kv + d) if self.attention_bias else 0
-        mlp = (2 if self.mlp == "relu2" else 3) * d * f
-        layers = self.num_layers * (2 * d * q + 2 * d * kv + mlp + 2 * norm + bias)
-        embeddings = self.vocab_size * d * (1 if self.tie_embeddings else 2)
-        reward = self.num_reward_attributes
-        head = reward * (d + 1) - self.vocab_size * d * (not self.tie_embeddings) if reward else 0
-        return layers + norm + embeddings + head
+        """Of the decoder with its output layer, or with the head of a reward model."""
+        shapes = weight_shapes(self)
+        if self.tie_embeddings or self.num_reward_attributes:
+            del shapes["lm_head.weight"]
+        return sum(map(math.prod, shapes.values())) + self.num_reward_attributes * (self.hidden_size + 1)
 
     def kv_bytes_per_token(self, bytes_per_element: int) -> int:
         """Keys and values of one position in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_element
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every weight of a language model in the order of ``Transformer.state_dict()``."""
+    hidden, query, kv = (
+        config.hidden_size,
+        config.num_heads * config.head_dim,
+        config.num_kv_heads * config.head_dim,
+    )
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+
+    def norm(name: str) -> None:
+        shapes[f"{name}.weight"] = (hidden,)
+        if config.norm == "layernorm1p":
+            shapes[f"{name}.bias"] = (hidden,)
+
+    def linear(name: str, rows: int, columns: int, *, has_bias: bool = False) -> None:
+        shapes[f"{name}.weight"] = (rows, columns)
+        if has_bias:
+            shapes[f"{name}.bias"] = (rows,)
+
+    for i in range(config.num_layers):
+        prefix = f"model.layers.{i}"
+        norm(f"{prefix}.input_layernorm")
+        for name, rows in (("q_proj", query), ("k_proj", kv), ("v_proj", kv)):
+            linear(f"{prefix}.self_attn.{name}", rows, hidden, has_bias=config.attention_bias)
+        has_bias = config.attention_bias
+        linear(f"{prefix}.self_attn.o_proj", hidden, query, has_bias=has_bias)
+        norm(f"{prefix}.post_attention_layernorm")
+        for name in ("gate_proj", "up_proj") if config.mlp == "swiglu" else ("up_proj",):
+            linear(f"{prefix}.mlp.{name}", config.ffn_hidden_size, hidden)
+        linear(f"{prefix}.mlp.down_proj", hidden, config.ffn_hidden_size)
+    norm("model.norm")
+    shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    return shapes

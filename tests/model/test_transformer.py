@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from transformers import LlamaForCausalLM, NemotronForCausalLM
 
 from nemotron4.errors import ConfigError
-from nemotron4.model.config import ModelConfig, RopeScaling
+from nemotron4.model.config import ModelConfig, RopeScaling, weight_shapes
 from nemotron4.model.presets import PRESETS
 from nemotron4.model.transformer import Transformer
 from tests.peers import llama_config, nemotron_config
@@ -225,3 +226,17 @@ def test_layernorm1p_adds_one_in_float32() -> None:
 def test_impossible_shapes_are_refused(change: dict[str, float], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         ModelConfig(**{**NEMOTRON.__dict__, **change})
+
+
+@pytest.mark.parametrize(
+    ("norm", "mlp", "is_tied", "has_bias"),
+    list(itertools.product(("layernorm1p", "rmsnorm"), ("relu2", "swiglu"), (False, True), (False, True))),
+)
+def test_shapes_are_those_of_the_state_dict(norm: str, mlp: str, is_tied: bool, has_bias: bool) -> None:
+    config = ModelConfig(
+        num_layers=2, hidden_size=12, ffn_hidden_size=20, num_heads=4, num_kv_heads=2, head_dim=8,
+        vocab_size=30, norm=norm, mlp=mlp, tie_embeddings=is_tied, attention_bias=has_bias,
+    )  # fmt: skip
+    with torch.device("meta"):
+        state = Transformer(config).state_dict()
+    assert list(weight_shapes(config).items()) == [(name, tuple(t.shape)) for name, t in state.items()]
