@@ -226,7 +226,8 @@ def products_note(compute: str, device: torch.device) -> tuple[str, ...]:
     narrow = wide.to(getattr(torch, compute))
     # In turns, because other programs slow both, and for a while, because each takes a millisecond, or half a
     # second on a processor that has no instructions for it.
-    rounds, end = [], time.perf_counter() + 0.3
+    rounds: list[tuple[float, float]] = []
+    end = time.perf_counter() + 0.3
     while len(rounds) < 2 or time.perf_counter() < end:
         rounds.append((_product_seconds(wide), _product_seconds(narrow)))
     ratio = min(seconds for seconds, _ in rounds) / min(seconds for _, seconds in rounds)
