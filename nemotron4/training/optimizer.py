@@ -26,6 +26,18 @@ MOMENT_BYTES = {"float32": 8.0, "8bit": 2 * (1 + 4 / 256), "offloaded": 0.0}
 OFFLOADED_BYTES = 12  # in main memory: the moments and a copy of the weight
 
 
+class ClippingAdamW(torch.optim.AdamW):
+    """torch's fused AdamW. Its next step divides gradients by ``grad_scale`` as it reads them, so that
+    clipping is no pass over memory of its own.
+    """
+
+    grad_scale: Tensor | None = None
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        super().step()
+        self.grad_scale = None
+
+
 class Joined(torch.optim.Optimizer):
     """Optimisers of different parameters as one."""
 
@@ -44,6 +56,8 @@ class Joined(torch.optim.Optimizer):
 class Offloaded(torch.optim.Optimizer):
     """AdamW on copies of the weights in main memory: gradients go there, new weights come back."""
 
+    grad_scale: Tensor | None = None  # as ClippingAdamW's
+
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: OptimizerSection) -> None:
         self._copies = {p: nn.Parameter(p.detach().to("cpu", copy=True)) for p in parameters.values()}
         named = {name: self._copies[p] for name, p in parameters.items()}
@@ -56,7 +70,9 @@ class Offloaded(torch.optim.Optimizer):
         for parameter, copy in self._copies.items():
             copy.copy_(parameter)  # a checkpoint may have been read into it
             copy.grad = None if parameter.grad is None else parameter.grad.to("cpu")
+        self._own.grad_scale = None if self.grad_scale is None else self.grad_scale.to("cpu")
         self._own.step()
+        self.grad_scale = None
         for parameter, copy in self._copies.items():
             parameter.copy_(copy)
             self.state[parameter] = self._own.state[copy]
@@ -94,9 +110,9 @@ def build_optimizer(
     return parts[0] if len(parts) == 1 else Joined(parts)
 
 
-def _adamw(parameters: Mapping[str, nn.Parameter], settings: OptimizerSection) -> torch.optim.AdamW:
+def _adamw(parameters: Mapping[str, nn.Parameter], settings: OptimizerSection) -> ClippingAdamW:
     # One pass over memory for the whole update: half the time of the plain form on a CPU.
-    return torch.optim.AdamW(_groups(parameters, settings), fused=True, **_options(settings))
+    return ClippingAdamW(_groups(parameters, settings), fused=True, **_options(settings))
 
 
 def _options(settings: OptimizerSection) -> dict[str, Any]:
@@ -123,8 +139,13 @@ def apply_gradients(
 ) -> None:
     """One update by the gradients that the parameters hold, cut to ``clip_norm`` (0: not), then none left."""
     if clip_norm and norm > clip_norm:
-        for parameter in engine.trainable.values():
-            if parameter.grad is not None:
+        trained = [p for p in engine.trainable.values() if p.grad is not None]
+        is_whole = not any(isinstance(parameter, DTensor) for parameter in trained)
+        if isinstance(optimizer, ClippingAdamW | Offloaded) and is_whole:
+            optimizer.grad_scale = torch.tensor(norm / clip_norm, device=engine.device)
+        else:
+            for parameter in trained:
+                assert parameter.grad is not None
                 parameter.grad.mul_(clip_norm / norm)
     _step(optimizer, rate)
 

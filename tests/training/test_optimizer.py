@@ -14,7 +14,13 @@ import torch
 from nemotron4.cluster.layout import OPTIMIZER_BYTES
 from nemotron4.errors import ConfigError
 from nemotron4.training import checks
-from nemotron4.training.optimizer import MOMENT_BYTES, OFFLOADED_BYTES, build_optimizer, moments
+from nemotron4.training.optimizer import (
+    MOMENT_BYTES,
+    OFFLOADED_BYTES,
+    apply_gradients,
+    build_optimizer,
+    moments,
+)
 from nemotron4.training.output import fingerprint, run_facts
 from nemotron4.training.recipe import OptimizerSection, build
 from tests import tiny_models
@@ -70,6 +76,26 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     assert second.run() == 4
     expected = weights(whole)
     assert all(torch.equal(value, expected[name]) for name, value in weights(second).items())
+
+
+@pytest.mark.parametrize("kind", ["float32", "offloaded"])
+def test_gradients_are_clipped_to_the_norm_in_one_process(tmp_path: Path, kind: str) -> None:
+    trainer = make_trainer(tmp_path, moments=kind)
+    parameters = trainer.engine.trainable
+    before = weights(trainer)
+    rows = trainer.engine.rows(trainer.batch(0, 0), 4096)
+    trainer.engine.forward_backward(rows, trainer.objective)
+    norm = trainer.engine.grad_norm()
+    gradients = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+    with torch.profiler.profile() as profile:
+        apply_gradients(trainer.engine, trainer.optimizer, norm, 0.1, norm / 4)
+    passes = {event.key for event in profile.key_averages()}
+    assert "aten::mul_" not in passes, "AdamW's own pass over memory does it"
+    state = dict(moments(parameters, trainer.optimizer))
+    for name, gradient in gradients.items():
+        # The first moment is 1 - beta of the gradient that the update saw.
+        torch.testing.assert_close(state[f"exp_avg.{name}"], gradient * 0.25 * 0.1)
+        assert not torch.equal(parameters[name], before[name])
 
 
 def test_offloaded_moments_train_stop_and_go_on_as_those_next_to_the_model(tmp_path: Path) -> None:
