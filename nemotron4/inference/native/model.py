@@ -121,7 +121,8 @@ class Memory:
 
 def packed(rows_RC: Array, kind: Form, memory: Memory | None = None) -> Weight:
     """A weight of float32 rows."""
-    weight = Weight.empty(kind, *rows_RC.shape, memory)
+    rows, cols = rows_RC.shape
+    weight = Weight.empty(kind, rows, cols, memory)
     c.library().native_pack(weight.as_c(), pointer(rows_RC), 0, len(rows_RC))
     return weight
 
