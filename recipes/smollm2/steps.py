@@ -22,6 +22,8 @@ instruction were not learned from 58 rows of each in 185 steps; a wish shows in 
 - Added at 09:19, after the measures of sft (73 of 144 in other words, the first run's end 64; small letters 1
   of 6, capitals 0, quotes 4): stage contrast (contrasts.py), 400 pairs without drawing, RPO from sft, rank 4,
   rate 2e-3. DPO and RPO of fresh pairs go on from it, as many as time allows; it may ship by the same rule.
+- Changed at 10:14: contrast was stopped after 26 of 50 steps and not measured, so DPO starts from sft; then
+  one round of RPO, as time allows. IFEval of what ships by the rule, and of the bare model, whole.
 - DPO, then RPO twice, each of rank 1 (cut to rank 9), on the policy's own answers to 240 fresh prompts, two
   thirds of them instructions: the best and the worst of 4 by ``tasks.value``; where none follows and an edit
   of the best does, that edit and what it was made from. GRPO from sft with DPO's prompts if time is left. A
