@@ -13,7 +13,7 @@ from nemotron4.cli.commands import COMMANDS
 from nemotron4.cli.main import main
 
 ROOT = Path(__file__).parents[1]
-MAX_WORDS = 36_200  # of README and docs: say what makes it grow
+MAX_WORDS = 36_300  # of README and docs: say what makes it grow
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
 
 
