@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from nemotron4.checkpoint.cache import cache_dir, is_hub_id, resolve
+from nemotron4.checkpoint.cache import is_hub_id, resolve
 from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.config import cache_dir
 from nemotron4.errors import CheckpointError
 from nemotron4.model.adapter_files import CONFIG_FILE, read_values
 from nemotron4.text.prompt import PromptFormat, find_format

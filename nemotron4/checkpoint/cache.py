@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from nemotron4.config import cache_dir as cache_dir
+from nemotron4.config import cache_dir
 from nemotron4.errors import CheckpointError, DownloadError, nearest
 from nemotron4.runs import publish
 

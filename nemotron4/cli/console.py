@@ -1,4 +1,4 @@
-"""What the sub-commands share: groups, JSON on stdout, everything else on stderr."""
+"""What the sub-commands share: groups, questions to a person, JSON on stdout, everything else on stderr."""
 
 from __future__ import annotations
 

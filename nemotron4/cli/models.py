@@ -19,7 +19,8 @@ app = group("List, describe and delete the models that have been fetched.")
 @app.command("list")
 def list_models(as_json: JsonOption = False) -> None:
     """Show the models of our cache and of Hugging Face's own."""
-    from nemotron4.checkpoint.cache import DEMO_NAME, cache_dir, list_cache
+    from nemotron4.checkpoint.cache import DEMO_NAME, list_cache
+    from nemotron4.config import cache_dir
 
     models = list_cache()
     if as_json:

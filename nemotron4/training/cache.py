@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy
 
-from nemotron4.checkpoint.cache import cache_dir
+from nemotron4.config import cache_dir
 from nemotron4.json_form import to_json
 from nemotron4.records import Message
 from nemotron4.runs import publish

@@ -27,7 +27,7 @@ instruction were not learned from 58 rows of each in 185 steps; a wish shows in 
 - DPO, then RPO twice, each of rank 1 (cut to rank 9), on the policy's own answers to 240 fresh prompts, two
   thirds of them instructions: the best and the worst of 4 by ``tasks.value``; where none follows and an edit
   of the best does, that edit and what it was made from. GRPO from sft with DPO's prompts if time is left. A
-  reward model on human pairs stands beside.
+  reward model on human pairs is trained apart.
 - Measured after each: ``held_out()``, 129 prompts (33 of the first adapter, 16 functions, 24 sums, 16
   readings, 40 instructions) as raw text, greedy, up to 256 tokens, an empty answer has not ended; after sft
   also 144 prompts of one instruction in words that no training has (``held_out_wishes``): these decide
@@ -124,7 +124,7 @@ def before_repetition(text: str, *, is_whole: bool, several: int = 4) -> str:
 
 
 def cleaned(kind: str, text: str, *, is_whole: bool) -> str:
-    if kind == "code":  # the program and what stands before it
+    if kind == "code":  # the program and what is before it
         head, fence, rest = text.partition("```")
         program, end, _ = rest.partition("\n```")
         return f"{head}{fence}{program}{end}".strip() if fence and end else ""

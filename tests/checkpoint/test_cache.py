@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from nemotron4.checkpoint import open_checkpoint
-from nemotron4.checkpoint.cache import cache_dir, list_cache, remove, resolve
+from nemotron4.checkpoint.cache import list_cache, remove, resolve
 from nemotron4.cli.main import main
+from nemotron4.config import cache_dir
 from nemotron4.errors import CheckpointError
 from tests.tiny_models import nemotron_directory
 

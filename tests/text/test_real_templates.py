@@ -20,7 +20,7 @@ import jinja2
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from nemotron4.checkpoint.cache import cache_dir
+from nemotron4.config import cache_dir
 from nemotron4.errors import TemplateError
 from nemotron4.records import Message
 from nemotron4.text.chat_template import ChatTemplate, JinjaWriter

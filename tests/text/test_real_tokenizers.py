@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from nemotron4.checkpoint.cache import cache_dir
+from nemotron4.config import cache_dir
 from nemotron4.text.json_tokenizer import JsonTokenizer
 from nemotron4.text.tokenizer import TextStream
 from nemotron4.text.tokenizer_files import read_json
