@@ -13,7 +13,7 @@ from nemotron4.cli.commands import COMMANDS
 from nemotron4.cli.main import main
 
 ROOT = Path(__file__).parents[1]
-MAX_WORDS = 36_300  # of README and docs: say what makes it grow
+MAX_WORDS = 35_300  # of README and docs: say what makes it grow
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
 
 
@@ -155,7 +155,9 @@ def test_the_architecture_names_files_that_are_there_and_short_journeys() -> Non
     ]
     for name in in_journeys:
         assert (ROOT / "nemotron4" / name).is_file(), f"docs/architecture.md names {name}"
-    for row in re.findall(r"^\| `(\w+)` \|.*\| `([\w.]+)` \|$", tables, re.M):
+    first = re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|", tables, re.M)
+    assert len(first) >= 10
+    for row in first:
         assert (ROOT / "nemotron4" / row[0] / row[1]).is_file(), row
     assert len(named) > 40
     journeys = text.split("## Journeys", 1)[1].split("## Layers")[0].split("\n**")[1:]
