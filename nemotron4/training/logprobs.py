@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from nemotron4.training.losses import wide
 
 CHUNK_TOKENS = 512
+SLICE_IDS = 4096  # of a weight gradient in 16 bits, whose product and sum stay near the processor
 
 
 def token_logprobs(
@@ -166,8 +167,11 @@ class _Gradients:
         if self._weight_VD is not None:
             if self._weight_VD.dtype == hidden_ND.dtype:
                 self._weight_VD.addmm_(narrow_cV.T, hidden_ND[chunk])
-            else:
-                self._weight_VD += narrow_cV.T @ hidden_ND[chunk]
+                return
+            size = len(weight_VD) if weight_VD.is_cuda else SLICE_IDS
+            for start in range(0, len(weight_VD), size):
+                ids = slice(start, start + size)
+                self._weight_VD[ids] += narrow_cV[:, ids].T @ hidden_ND[chunk]
 
     def finished(self, group: dist.ProcessGroup | None) -> tuple[Tensor | None, Tensor | None]:
         """(N, D) and (V, D), each in its input's type."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nemotron4.training import logprobs
 from nemotron4.training.logprobs import token_logprobs, token_logprobs_and_entropies
 
 
@@ -111,6 +112,16 @@ def test_bfloat16_inputs_give_float32_logprobs_and_gradients_of_their_own_type()
     torch.testing.assert_close(
         logprobs_N, plain_token_logprobs(hidden_ND, weight_VD, target_N), rtol=0.05, atol=0.1
     )
+
+
+def test_the_weights_gradient_in_16_bits_is_made_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = _inputs(9, torch.float64)
+    half = (exact[0].bfloat16(), exact[1].bfloat16(), exact[2], exact[3].float())
+    *_, expected_VD = _value_and_gradients(plain_token_logprobs, *exact)
+    for size in (1, 7, 31, 64):
+        monkeypatch.setattr(logprobs, "SLICE_IDS", size)
+        *_, grad_VD = _value_and_gradients(lambda h, w, t: token_logprobs(h, w, t, chunk_tokens=4), *half)
+        torch.testing.assert_close(grad_VD.double(), expected_VD, rtol=0.05, atol=0.1)
 
 
 def test_no_tokens_give_no_logprobs() -> None:

@@ -102,13 +102,19 @@ INLINE const uint16_t *seen_values(const uint16_t *values, int num_seen, int wid
     return copy;
 }
 
-// Keys and values of the block behind the one at ``start``: no two of a head are neighbours in memory.
-INLINE void prefetch_next(const AttendTask &t, const int32_t *blocks, int start, int end, int padded, int wide) {
-    if (start + BLOCK >= end) return;
-    const char *keys = t.keys + blocks[start / BLOCK + 1] * t.key_block;
-    const char *values = t.values + blocks[start / BLOCK + 1] * t.value_block;
-    for (int i = 0; i < padded * BLOCK * 2; i += 64) prefetch(keys + i);
-    for (int i = 0; i < wide * BLOCK * 2; i += 64) prefetch(values + i);
+// Keys and values of the block behind the one at ``start``: no two of a head are neighbours in memory. They are
+// fetched a few lines at a time between the products, because a core waits for sixteen lines at most.
+struct Ahead {
+    const char *keys, *values;
+};
+
+INLINE Ahead ahead_of(const AttendTask &t, const int32_t *blocks, int start, int end) {
+    const int32_t next = blocks[start / BLOCK + (start + BLOCK < end)];
+    return {t.keys + next * t.key_block, t.values + next * t.value_block};
+}
+
+INLINE void prefetch_columns(const char *block, int first, int count) { // of bfloat16, all positions
+    for (int i = first * BLOCK * 2; i < (first + count) * BLOCK * 2; i += 64) prefetch(block + i);
 }
 
 #if defined(HAS_AMX)
@@ -143,15 +149,17 @@ void attend_tiles(Running &run, int first, int count, const AttendTask &t, const
     for (; start < end; start += BLOCK) {
         const uint16_t *keys = (const uint16_t *)(t.keys + blocks[start / BLOCK] * t.key_block);
         const uint16_t *values = (const uint16_t *)(t.values + blocks[start / BLOCK] * t.value_block);
-        prefetch_next(t, blocks, start, end, padded, wide);
+        const Ahead ahead = ahead_of(t, blocks, start, end);
         _tile_zero(0);
         _tile_zero(1);
         for (int e = 0; e < padded; e += 32) {
             _tile_loadd(4, rows + e, padded * 2);
             _tile_loadd(5, keys + e * BLOCK, BLOCK * 4);
+            prefetch_columns(ahead.keys, e, 16);
             _tile_loadd(6, keys + e * BLOCK + 32, BLOCK * 4);
             _tile_dpbf16ps(0, 4, 5);
             _tile_dpbf16ps(1, 4, 6);
+            prefetch_columns(ahead.keys, e + 16, 16);
         }
         _tile_stored(0, s[0], BLOCK * 4);
         _tile_stored(1, s[0] + 16, BLOCK * 4);
@@ -170,6 +178,7 @@ void attend_tiles(Running &run, int first, int count, const AttendTask &t, const
         _tile_zero(C);                                                                                                 \
         _tile_loadd(B, values + 2 * (e + at), wide * 4);                                                               \
         _tile_dpbf16ps(C, 4, B);                                                                                       \
+        prefetch_columns(ahead.values, e + at, 16);                                                                    \
         _tile_stored(C, part + e + at, wide * 4);                                                                      \
     }
             COLUMNS_IN_TILES(0, 5, 0)
@@ -276,11 +285,12 @@ template <int QB> void attend_pairs(const AttendTask &t, const AttendMember &m, 
     for (int start = 0; start <= last; start += BLOCK) {
         const uint16_t *keys = (const uint16_t *)(t.keys + m.blocks[start / BLOCK] * t.key_block);
         const uint16_t *values = (const uint16_t *)(t.values + m.blocks[start / BLOCK] * t.value_block);
-        prefetch_next(t, m.blocks, start, last + 1, padded, wide);
+        const Ahead ahead = ahead_of(t, m.blocks, start, last + 1);
         V s[2][QB] = {};
         for (int half = 0; half < 2; half++)
             for (int e = 0; e < padded; e += 32) {
                 V sum[QB];
+                prefetch_columns(ahead.keys, e + half * 16, 16);
                 sixteen_pairs<QB>(&rows[0][e], MOST_DIM, keys + e * BLOCK + half * 32, BLOCK * 2, sum);
                 for (int j = 0; j < QB; j++) s[half][j] += sum[j];
             }
@@ -295,6 +305,7 @@ template <int QB> void attend_pairs(const AttendTask &t, const AttendMember &m, 
         values = seen_values(values, last + 1 - start, wide, copy);
         for (int e = 0; e < wide; e += 16) {
             V sum[QB];
+            prefetch_columns(ahead.values, e, 16);
             sixteen_pairs<QB>(p[0], BLOCK, values + 2 * e, wide * 2, sum);
             for (int j = 0; j < QB; j++) store(sums[j] + e, fma(load(sums[j] + e), shrink[j], sum[j]));
         }
