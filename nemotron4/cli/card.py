@@ -48,9 +48,10 @@ def card(
     name: Annotated[str | None, typer.Option(help="Default the folder's.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default DIR/README.md.")] = None,
 ) -> None:
-    """Write a model card in the layout of the published one; what is not known is empty and says why.
+    """Write a model card in the layout of the published one.
 
-    The card that training leaves is replaced by the whole one. A README.md of another program stays.
+    What is not known is empty and says why. The card that training leaves is replaced by the whole one.
+    A README.md of another program stays.
     """
     from nemotron4.model_card import MARK, render
     from nemotron4.runs import write_file

@@ -50,7 +50,7 @@ def chat(
     keep: Annotated[bool, typer.Option(help="Keep the conversation in a file for /resume.")] = True,
     force_adapter: ForceAdapterOption = False,
 ) -> None:
-    """Chat with a model: answers stream to the terminal, /help lists what else there is.
+    """Chat with a model in the terminal; /help lists the commands.
 
     The conversation is kept after each turn in a file of yours that /resume reads; --no-keep keeps none.
     Lines may also come from a pipe; then each is answered on stdout and the program ends with

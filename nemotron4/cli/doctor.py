@@ -81,9 +81,9 @@ def checkpoint(
     gpu: Annotated[str, typer.Option(help="h100-80gb, h200-141gb, mi300x-192gb, ...")] = GPU,
     as_json: JsonOption = False,
 ) -> None:
-    """Describe a checkpoint from its headers, and name what would go wrong with it. No weight is read.
+    """Describe a checkpoint from its headers, and name what would go wrong with it.
 
-    The exit status is 1 when the built-in engine cannot serve it.
+    No weight is read. The exit status is 1 when the built-in engine cannot serve it.
     """
     from nemotron4.checkpoint.description import describe_checkpoint
     from nemotron4.cluster.hardware import gpu_named

@@ -22,6 +22,7 @@ from nemotron4.cli.console import (
 )
 from nemotron4.cli.options import (
     ConcurrencyOption,
+    FolderArgument,
     JsonOption,
     MaxTokensOption,
     RunFolderOption,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 app = group("Have people compare models: blind, in random order, on the report's 6-point scale.")
 
-StudyArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a study.")]
 RULE = "-" * 72
 
 
@@ -85,7 +85,7 @@ def new(
 
 @app.command()
 def rate(
-    study: StudyArgument,
+    study: FolderArgument,
     annotator: Annotated[str, typer.Option(metavar="HANDLE", help="Who you are: any short name.")],
     again: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Rate this prompt again; repeatable.")
@@ -134,7 +134,7 @@ def _rate_prompt(
 
 
 @app.command()
-def page(study: StudyArgument, port: PortOption = PAGE_PORT) -> None:
+def page(study: FolderArgument, port: PortOption = PAGE_PORT) -> None:
     """Rate answers on a local page, several people at once."""
     from nemotron4.evaluation.human import Study
 
@@ -143,7 +143,7 @@ def page(study: StudyArgument, port: PortOption = PAGE_PORT) -> None:
 
 @app.command()
 def export(
-    study: StudyArgument,
+    study: FolderArgument,
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines; .gz and .zst compress.")],
     form: Annotated[str, typer.Option(help="judgments or preference.")] = "judgments",
     as_json: JsonOption = False,
@@ -156,7 +156,7 @@ def export(
 
 @app.command()
 def report(
-    study: StudyArgument,
+    study: FolderArgument,
     baseline: Annotated[str, typer.Option(metavar="NAME", help="The model to compare with.")],
     as_json: JsonOption = False,
 ) -> None:

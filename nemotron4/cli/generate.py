@@ -26,6 +26,7 @@ from nemotron4.cli.options import (
     MaxTokensOption,
     ModelArgument,
     QuantizeOption,
+    ServedNameOption,
     TemperatureOption,
     TopPOption,
 )
@@ -102,9 +103,7 @@ def generate(
     force_adapter: ForceAdapterOption = False,
     chat_template: ChatTemplateOption = None,
     json_schema: JsonSchemaOption = None,
-    served_model_name: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="What batch rows may call the model; repeatable.")
-    ] = None,
+    served_model_name: ServedNameOption = None,
     json_: JsonOption = False,
 ) -> int:
     """Answer a file of prompts, in continuous batches.

@@ -80,6 +80,14 @@ GpuMemoryOption = Annotated[
 ]
 RevisionOption = Annotated[str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a hub id.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run or a study.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Override a value of the recipe by its dotted name."),
+]
+ServedNameOption = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="What requests may call the model; repeatable.")
+]
 RunFolderOption = Annotated[
     Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nemotron4.cli.console import group, note, print_json
-from nemotron4.cli.options import JsonOption
+from nemotron4.cli.options import JsonOption, SetOption
 from nemotron4.errors import unknown
 
 if TYPE_CHECKING:
@@ -34,10 +34,7 @@ def run(
         Path | None, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes it.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="The recipe's other values of this name.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Override a value of the recipe: values.k=4."),
-    ] = None,
+    overrides: SetOption = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     again: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Remove and repeat this stage and all after it.")

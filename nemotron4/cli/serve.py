@@ -27,6 +27,7 @@ from nemotron4.cli.options import (
     PolicyOption,
     QuantizeOption,
     RevisionOption,
+    ServedNameOption,
 )
 from nemotron4.errors import ConfigError, Problems, unknown_name
 from nemotron4.inference import PREFIX_CACHE_GB
@@ -81,9 +82,7 @@ def serve(
         int, typer.Option(help="Stages of layers, one after the other (vllm).")
     ] = Parallel.pipeline,
     nodes: Annotated[int, typer.Option(help="The same command runs on each (vllm).")] = Parallel.nodes,
-    served_model_name: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="What /v1 calls the model; repeatable.")
-    ] = None,
+    served_model_name: ServedNameOption = None,
     unknown_fields: Annotated[
         Literal["warn", "refuse"], typer.Option(help="Of OpenAI bodies: ignore with a header, or 400.")
     ] = ServerSettings.unknown_fields,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from nemotron4.cli.console import PAGE_PORT, PortOption, group, note, present, print_json, serve_page
-from nemotron4.cli.options import JsonOption, RunFolderOption
+from nemotron4.cli.options import FolderArgument, JsonOption, RunFolderOption, SetOption
 
 if TYPE_CHECKING:
     from nemotron4.client import ChatModel
@@ -25,11 +25,6 @@ app = group(
 )
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.")]
-FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Override a value of the recipe: stage.0.knobs.n=5."),
-]
 
 
 def _load(recipe: Path, overrides: list[str] | None) -> SynthRecipe:
@@ -49,7 +44,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no accounting.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Start a run, or continue it: after a kill, a stop, or a change of the recipe."""
+    """Start a run, or continue it, also with a changed recipe."""
     from nemotron4.progress import Progress
     from nemotron4.synth.execute import parse_shard, run_recipe
     from nemotron4.synth.shards import run_shards
