@@ -24,6 +24,8 @@ instruction were not learned from 58 rows of each in 185 steps; a wish shows in 
   rate 2e-3. DPO and RPO of fresh pairs go on from it, as many as time allows; it may ship by the same rule.
 - Changed at 10:14: contrast was stopped after 26 of 50 steps and not measured, so DPO starts from sft; then
   one round of RPO, as time allows. IFEval of what ships by the rule, and of the bare model, whole.
+- Went on at 11:30 with both rounds of RPO, as written below. The card's question is asked as its client asks
+  it, with its four end strings.
 - DPO, then RPO twice, each of rank 1 (cut to rank 9), on the policy's own answers to 240 fresh prompts, two
   thirds of them instructions: the best and the worst of 4 by ``tasks.value``; where none follows and an edit
   of the best does, that edit and what it was made from. GRPO from sft with DPO's prompts if time is left. A

@@ -11,12 +11,17 @@ from nemotron4.report import Bar, Bars, Folded, Table, as_markdown, percent, wri
 
 KINDS = ("code", "sum", "reading", "instruction")
 STAGES = ("before", "sft", "contrast", "dpo", "rpo-1", "rpo-2", "grpo")
-IFEVAL = ("prompt_strict", "instruction_strict", "looping")
+IFEVAL = {
+    "prompt_strict": "IFEval: prompts, strict",
+    "instruction_strict": "IFEval: instructions, strict",
+    "looping": "IFEval: loops",
+}
 SHOWN = {"ends": ("all", "forms", "code"), "loops": ("all",), "holds": ("verse", *KINDS)}
 
 
 def report(out: Path, run: Path, picture: Path | None) -> None:
     """A table of all stages, bars, and the answers to the first ten prompts, as they came."""
+    out.mkdir(parents=True, exist_ok=True)
     columns = [(metric, group) for metric, groups in SHOWN.items() for group in groups]
     rows: list[list[str]] = []
     bars: list[Bar] = []
@@ -38,12 +43,12 @@ def report(out: Path, run: Path, picture: Path | None) -> None:
             bars.append(Bar(f"{metric}: {group}", *ends, series=name))
         found = _ifeval(run / f"ifeval-{name}" / "run" / "ifeval" / "result.json")
         rows[-1] += [f"{value:.1f} % [{lower:.1f}, {upper:.1f}]" for value, lower, upper in found]
-        bars += [Bar(f"IFEval, {IFEVAL[at]}", *each, series=name) for at, each in enumerate(found)]
+        bars += [Bar(label, *each, series=name) for label, each in zip(IFEVAL.values(), found, strict=False)]
         answers = [(answer["prompt"], answer["text"]) for answer in measured["answers"][:10]]
         texts.append(Folded(f"{name}: answers to the first ten prompts", answers))
     names = [f"{metric}: {group}" for metric, group in columns]
     rows = [[*row, *[""] * (1 + len(names) + len(IFEVAL) - len(row))] for row in rows]
-    table = Table(["stage", *names, *(f"IFEval, {name}" for name in IFEVAL)], rows)
+    table = Table(["stage", *names, *IFEVAL.values()], rows)
     shown = Bars("Held-out prompts and IFEval", "%", bars, limit=100.0)
     if picture is not None:
         draw_bars(shown, picture)
