@@ -51,8 +51,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     min_new_tokens: int = 0  # until then ``min_tokens_masks`` cannot be drawn, new_text strings do not stop
     stop_token_ids: frozenset[int] = frozenset()  # the token stays in ``token_ids``
-    # What ``text.answers`` makes of them: none of the model's own ends; the text with what ended it; control
-    # pieces by name.
+    # For ``text.answers``: none of the model's own ends; the text with what ended it; control pieces by name.
     ignore_eos: bool = False
     shows_stop: bool = False
     shows_special: bool = False
@@ -180,6 +179,8 @@ class EngineStats:
     generated_tokens_total: int
     requests_finished_total: int
     preemptions_total: int
+    spec_decode_num_draft_tokens_total: int = 0  # guessed; of them drawn:
+    spec_decode_num_accepted_tokens_total: int = 0
 
 
 class Tokenizer(Protocol):

@@ -167,6 +167,7 @@ NOT_NEEDED: dict[str, str] = {
          "--cpu-offload-gb", "--flash-attn", "--mlock", "--no-mmap", "--distributed-executor-backend"),
         "leave it out: there is nothing to choose",
     ),
+    "--speculative-config": "prompt and answer are looked up for guesses: --num-speculative-tokens",
     "--enable-prefix-caching": "leave it out: beginnings are always cached, in --prefix-cache-gb",
     "--trust-remote-code": "leave it out: code that comes with a checkpoint is never run",
     "--enable-auto-tool-choice": "leave it out: tools work with every model",

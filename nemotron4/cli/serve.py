@@ -30,7 +30,7 @@ from nemotron4.cli.options import (
     ServedNameOption,
 )
 from nemotron4.errors import ConfigError, Problems, unknown_name
-from nemotron4.inference import PREFIX_CACHE_GB
+from nemotron4.inference import NUM_SPECULATIVE_TOKENS, PREFIX_CACHE_GB
 from nemotron4.server.settings import RemoteServer, ServerSettings, read_api_keys
 
 if TYPE_CHECKING:
@@ -67,6 +67,9 @@ def serve(
     prefix_cache_gb: Annotated[
         float, typer.Option(min=0, help="Of it, what ended requests may leave for later ones.")
     ] = PREFIX_CACHE_GB,
+    num_speculative_tokens: Annotated[
+        int, typer.Option(min=0, help="Most tokens guessed at once while one row runs alone (builtin).")
+    ] = NUM_SPECULATIVE_TOKENS,
     context: ContextOption = None,
     kv_cache_dtype: KvCacheDtypeOption = "auto",
     gpu_memory_utilization: GpuMemoryOption = None,
@@ -200,7 +203,7 @@ def serve(
     parallel.require_one_device()
     _check_builtin(kv_cache_dtype)
     options |= {"quantize": quantize, "force_adapter": force_adapter, "memory_share": gpu_memory_utilization}
-    options["prefix_cache_gb"] = prefix_cache_gb
+    options |= {"prefix_cache_gb": prefix_cache_gb, "num_speculative_tokens": num_speculative_tokens}
     put_on_port(lambda: _load_builtin(model, merged, named, context=context, revision=revision, **options))
     return 0
 

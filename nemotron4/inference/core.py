@@ -25,9 +25,8 @@ from nemotron4.engine import (
     TokenStep,
 )
 from nemotron4.errors import EngineBusyError, Nemotron4Error, RequestError
-from nemotron4.inference import sampling
 from nemotron4.inference.blocks import BlockPool
-from nemotron4.inference.requests import Deliver, Request
+from nemotron4.inference.requests import Deliver, Request, Turn, check_request, drawn_together
 from nemotron4.inference.runner import Array, StepRunner
 from nemotron4.inference.scheduler import Scheduler, Slice
 from nemotron4.inference.scheduler import Sequence as ScheduledSequence
@@ -64,11 +63,13 @@ class EngineCore:
         max_step_tokens: int,
         num_virtual_tokens: int = 0,
         max_kept_blocks: int | None = None,
+        num_speculative_tokens: int = 0,
         adapters: AdapterBank | None = None,
     ) -> None:
         """``num_virtual_tokens``: ids behind the vocabulary that precede every prompt (P-tuning).
 
         ``max_kept_blocks``: of ended requests, for prompts that begin like theirs; None: any number.
+        ``num_speculative_tokens``: the most that are guessed at once; 0: none.
         ``adapters``: those that requests may name; without a bank none can be loaded.
         """
         self._adapters = adapters
@@ -78,6 +79,7 @@ class EngineCore:
         self.prompt_format = prompt_format
         self._runner = runner
         self._max_waiting = max_waiting
+        self._num_speculative_tokens = num_speculative_tokens
         width = runner.config.vocab_size
         self._virtual_ids = tuple(range(width, width + num_virtual_tokens))
         cache = runner.cache
@@ -95,6 +97,7 @@ class EngineCore:
         self._exchanged = threading.Event()
         self._mask_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="nemotron4-grammar")
         self._num_prompt_tokens = self._num_reused = self._num_generated = self._num_finished = 0
+        self._num_guessed = self._num_right = 0
         self._thread = threading.Thread(target=self._loop, name="nemotron4-engine", daemon=True)
         self._thread.start()
 
@@ -114,6 +117,8 @@ class EngineCore:
             generated_tokens_total=self._num_generated,
             requests_finished_total=self._num_finished,
             preemptions_total=scheduler.num_preemptions,
+            spec_decode_num_draft_tokens_total=self._num_guessed,
+            spec_decode_num_accepted_tokens_total=self._num_right,
         )
 
     async def stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> AsyncIterator[TokenStep]:
@@ -217,25 +222,8 @@ class EngineCore:
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         """Raise RequestError if this request can never be served."""
-        num_prompt, limit = len(prompt_ids), self.info.context_length
-        if num_prompt == 0:
-            raise RequestError("the prompt is empty", hint="give at least one token")
-        outside = next((i for i in prompt_ids if not 0 <= i < self.info.vocab_size), None)
-        if outside is not None:
-            raise RequestError(
-                f"token id {outside} is outside the vocabulary of {self.info.vocab_size}",
-                hint=f"use ids from 0 to {self.info.vocab_size - 1}",
-            )
-        total = num_prompt + params.max_new_tokens
-        if total > limit:
-            raise RequestError(
-                f"the prompt has {num_prompt} tokens and {params.max_new_tokens} new ones are asked for: "
-                f"{total} is above the context length of {limit}",
-                hint=f"ask for at most {limit - num_prompt} new tokens"
-                if num_prompt < limit
-                else "shorten the prompt",
-            )
-        total += len(self._virtual_ids)
+        check_request(self.info, prompt_ids, params)
+        total = len(prompt_ids) + params.max_new_tokens + len(self._virtual_ids)
         if not self._scheduler.fits(total):
             cached = self._scheduler.pool.num_blocks * self._scheduler.pool.block_size
             raise RequestError(
@@ -244,9 +232,6 @@ class EngineCore:
             )
         if params.grammar is not None:
             self._grammars.follow(params.grammar)
-        biased = next((i for i in params.logit_bias if not 0 <= i < self.info.vocab_size), None)
-        if biased is not None:
-            raise RequestError(f"logit_bias names token id {biased}, outside the vocabulary")
 
     def _request(self, prompt_ids: Sequence[int], params: SamplingParams, deliver: Deliver) -> Request:
         self.check(prompt_ids, params)
@@ -257,6 +242,7 @@ class EngineCore:
             params,
             self.tokenizer,
             deliver,
+            num_guesses=self._num_speculative_tokens,
             virtual_ids=self._virtual_ids,
             vocab_size=self.info.vocab_size,
             grammar=None if params.grammar is None else self._grammars.follow(params.grammar),
@@ -337,47 +323,64 @@ class EngineCore:
             return
         finally:
             concurrent.futures.wait(masks.values())
-        drawn_R = self._drawn(slices, result.logits_RV)
-        rows = iter(range(len(drawn_R)))
+        rows = iter(result.logits_RV)
+        turns: list[Turn] = []
         for planned, first_row in zip(slices, result.first_rows, strict=True):
-            request = self._requests[planned.sequence]
-            row = next(rows) if planned.completes else None
-            num_reused = planned.sequence.take_reused()
-            self._num_reused += num_reused
-            request.num_cached += num_reused
+            turn = Turn(
+                self._requests[planned.sequence], planned, [next(rows) for _ in range(planned.num_results)]
+            )
             try:
-                if request.needs_prompt_logits:
-                    logits_of = partial(self._prompt_logits, result.hidden_ND, first_row)
-                    request.observe_prompt(planned.start, logits_of, planned.end)
-                if request.params.hidden_mean:
-                    last_row = first_row + planned.end - planned.start
-                    hidden_SD = self._runner.hidden(result.hidden_ND, first_row, last_row)
-                    request.observe_hidden(planned.start, hidden_SD)
-                planned.sequence.num_computed = planned.end
-                if row is not None:
-                    if request in masks:
-                        masks[request].result()
-                    steps = request.advance(result.logits_RV[row], drawn_R[row])
-                    self._num_generated += len(steps) if request.params.max_new_tokens > 0 else 0
-                    if steps[-1].finish_reason is not None:
-                        self._end(request)
-                    for step in steps:
-                        request.deliver(step)
+                self._take_positions(turn, result.hidden_ND, first_row)
+                if turn.request in masks:
+                    masks[turn.request].result()
             except Exception as error:
                 self._fail([planned], error)
+                continue
+            if turn.results:
+                turns.append(turn)
+        while turns:
+            drawn = drawn_together(turns, handle=self._runner.handle)
+            turns = [
+                turn for turn, token_id in zip(turns, drawn, strict=True) if self._goes_on(turn, token_id)
+            ]
 
-    def _drawn(self, slices: list[Slice], logits_RV: Array) -> list[int | None]:
-        """The next token of each row that needs nothing but its logits, all rows together; else None."""
-        requests = [self._requests[planned.sequence] for planned in slices if planned.completes]
-        tokens: list[int | None] = [None] * len(requests)
-        plain = [row for row, request in enumerate(requests) if request.draws_plainly]
-        if plain:
-            draws = [requests[row].next_draw(logits_RV[row]) for row in plain]
-            for row, token_id in zip(
-                plain, sampling.draw_rows(draws, handle=self._runner.handle), strict=True
-            ):
-                tokens[row] = token_id
-        return tokens
+    def _take_positions(self, turn: Turn, hidden_ND: Any, first_row: int) -> None:
+        """Note what of the slice is known to hold, and what was wanted of it besides the next token."""
+        request, planned = turn.request, turn.planned
+        end = planned.end - len(planned.guesses)
+        num_reused = planned.sequence.take_reused()
+        self._num_reused += num_reused
+        request.num_cached += num_reused
+        if request.needs_prompt_logits:
+            request.observe_prompt(planned.start, partial(self._prompt_logits, hidden_ND, first_row), end)
+        if request.params.hidden_mean:
+            hidden_SD = self._runner.hidden(hidden_ND, first_row, first_row + end - planned.start)
+            request.observe_hidden(planned.start, hidden_SD)
+        planned.sequence.num_computed = end
+
+    def _goes_on(self, turn: Turn, token_id: int | None) -> bool:
+        """Take the next token; True if it was guessed, so that the results of the next row hold too."""
+        request, sequence, guesses = turn.request, turn.planned.sequence, turn.planned.guesses
+        try:
+            steps = request.advance(turn.results[turn.num_right], token_id)
+        except Exception as error:
+            self._fail([turn.planned], error)
+            return False
+        self._num_generated += len(steps) if request.params.max_new_tokens > 0 else 0
+        is_over = steps[-1].finish_reason is not None
+        is_right = guesses[turn.num_right : turn.num_right + 1] == (steps[-1].token_id,)
+        turn.num_right += is_right
+        if is_right and not is_over:
+            sequence.num_computed += 1
+        elif guesses and sequence.lookup is not None:
+            sequence.lookup.learn(len(guesses), turn.num_right, len(sequence.new_ids))
+            self._num_guessed += len(guesses)
+            self._num_right += turn.num_right
+        if is_over:
+            self._end(request)
+        for step in steps:
+            request.deliver(step)
+        return is_right and not is_over
 
     def _start_masks(self, slices: list[Slice]) -> dict[Request, Future[None]]:
         """What grammars allow next, computed while the model runs: the library needs no interpreter lock."""

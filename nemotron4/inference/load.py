@@ -16,7 +16,7 @@ from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.shipped import AUTO, NONE, with_shipped
 from nemotron4.engine import ChatFormat, ModelInfo, Tokenizer
 from nemotron4.errors import CheckpointError, ConfigError, TemplateError, unknown_name
-from nemotron4.inference import PREFIX_CACHE_GB
+from nemotron4.inference import NUM_SPECULATIVE_TOKENS, PREFIX_CACHE_GB
 from nemotron4.inference.adapters import AdapterBank
 from nemotron4.inference.engine import Engine
 from nemotron4.inference.native.adapters import NativeAdapters
@@ -47,6 +47,7 @@ def load(
     max_running: int = 128,
     max_waiting: int = 1024,
     max_step_tokens: int = 512,
+    num_speculative_tokens: int = NUM_SPECULATIVE_TOKENS,
     memory_share: float | None = None,
     chat_template: str | None = None,
 ) -> Engine:
@@ -64,18 +65,16 @@ def load(
     ``cache_gb`` bounds the keys and values of running requests; by default it is what ``max_running`` full
     contexts need, but at most ``memory_share`` of what is free: a quarter (CPU) or 85 % (GPU) if absent.
     ``prefix_cache_gb`` bounds what of that ended requests leave behind for prompts that begin like theirs.
+    ``num_speculative_tokens`` are guessed at once, at most, while one request runs alone.
     ``chat_template`` is a format's name or a file with a Jinja template, in place of the checkpoint's own.
     """
-    only = _merged(adapter, adapters)
-    checkpoint, beside = _opened(*with_shipped(model, only), force=force_adapter)
-    can_reload = beside is None and adapters is None
+    checkpoint, beside = _opened(*with_shipped(model, _merged(adapter, adapters)), force=force_adapter)
     chosen_device = device_name(device)
     precision = choose(
         checkpoint, chosen_device, dtype=dtype, quantize=quantize, has_adapter_beside=beside is not None
     )
-    num_blocks = cache_blocks(
-        checkpoint.config, DTYPES[precision.dtype], chosen_device, cache_gb, max_running, memory_share
-    )
+    size = DTYPES[precision.dtype]
+    num_blocks = cache_blocks(checkpoint.config, size, chosen_device, cache_gb, max_running, memory_share)
     runner, num_virtual, tokenizer, own = _read(checkpoint, precision, chosen_device, num_blocks, beside)
     prompt_format = own if chat_template is None else chosen_format(chat_template, tokenizer)
     described = describe(checkpoint, precision.name, chosen_device)
@@ -89,9 +88,10 @@ def load(
         max_waiting=max_waiting,
         max_step_tokens=max_step_tokens,
         num_virtual_tokens=num_virtual,
+        num_speculative_tokens=num_speculative_tokens,
         adapters=None if adapters is None else _bank(runner, checkpoint, adapters, force=force_adapter),
-        reload=_Reload(checkpoint, precision, chosen_device) if can_reload else None,
-        max_kept_blocks=int(prefix_cache_gb * 1e9) // block_bytes(checkpoint.config, DTYPES[precision.dtype]),
+        reload=None if beside or adapters is not None else _Reload(checkpoint, precision, chosen_device),
+        max_kept_blocks=int(prefix_cache_gb * 1e9) // block_bytes(checkpoint.config, size),
     )
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nemotron4.engine import PositionLogprobs, SamplingParams, Tokenizer, TokenStep
+from nemotron4.engine import ModelInfo, PositionLogprobs, SamplingParams, Tokenizer, TokenStep
+from nemotron4.errors import RequestError
 from nemotron4.inference import sampling
+from nemotron4.inference.lookup import Lookup
 from nemotron4.inference.runner import Array
 from nemotron4.inference.scheduler import Sequence as ScheduledSequence
+from nemotron4.inference.scheduler import Slice
 from nemotron4.text.answers import StopCheck
 from nemotron4.text.structured_output import Follower
 
@@ -23,6 +27,31 @@ Deliver = Callable[[TokenStep | Exception], None]
 
 # Rows of logits turned into log-probabilities at once: bounds memory for wide vocabularies.
 LOGPROB_ROWS = 64
+
+
+def check_request(info: ModelInfo, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+    """Raise RequestError for what this model can never answer."""
+    num_prompt, limit = len(prompt_ids), info.context_length
+    if num_prompt == 0:
+        raise RequestError("the prompt is empty", hint="give at least one token")
+    outside = next((i for i in prompt_ids if not 0 <= i < info.vocab_size), None)
+    if outside is not None:
+        raise RequestError(
+            f"token id {outside} is outside the vocabulary of {info.vocab_size}",
+            hint=f"use ids from 0 to {info.vocab_size - 1}",
+        )
+    total = num_prompt + params.max_new_tokens
+    if total > limit:
+        raise RequestError(
+            f"the prompt has {num_prompt} tokens and {params.max_new_tokens} new ones are asked for: "
+            f"{total} is above the context length of {limit}",
+            hint=f"ask for at most {limit - num_prompt} new tokens"
+            if num_prompt < limit
+            else "shorten the prompt",
+        )
+    biased = next((i for i in params.logit_bias if not 0 <= i < info.vocab_size), None)
+    if biased is not None:
+        raise RequestError(f"logit_bias names token id {biased}, outside the vocabulary")
 
 
 class Request:
@@ -36,11 +65,15 @@ class Request:
         deliver: Deliver,
         *,
         vocab_size: int,
+        num_guesses: int = 0,
         virtual_ids: tuple[int, ...] = (),
         grammar: Follower | None = None,
         adapter: LoadedAdapter | None = None,
     ) -> None:
-        """``vocab_size``: ids from there on have rows in the logits and no piece; they are never drawn."""
+        """``vocab_size``: ids from there on have rows in the logits and no piece; they are never drawn.
+
+        ``num_guesses``: most tokens guessed at once; none under a grammar, whose mask is for one position.
+        """
         self.num_cached = 0  # positions found in the cache so far
         self._grammar = grammar
         self._allowed_V: Array | None = None  # by the grammar, for the next token
@@ -54,6 +87,9 @@ class Request:
             max_shared=self._max_shared(len(virtual_ids)),
             adapter=adapter,
             salt=adapter.salt if adapter else b"",
+            lookup=Lookup(params.max_new_tokens, most=num_guesses)
+            if num_guesses and grammar is None
+            else None,
         )
         self._num_virtual = len(virtual_ids)
         seed = secrets.randbits(63) if params.seed is None else params.seed
@@ -200,3 +236,24 @@ class Request:
             return logits_V
         assert self._allowed_V is not None, "the mask is computed while the model runs"
         return sampling.masked(logits_V, self._allowed_V)
+
+
+@dataclass
+class Turn:
+    """One request's part of a step, and how many of its guesses were right so far."""
+
+    request: Request
+    planned: Slice
+    results: list[Array]  # logits of the last known token and of each guess
+    num_right: int = 0
+
+
+def drawn_together(turns: Sequence[Turn], *, handle: int | None) -> list[int | None]:
+    """The next token of each that needs nothing but its logits; else None."""
+    tokens: list[int | None] = [None] * len(turns)
+    plain = [i for i, turn in enumerate(turns) if turn.request.draws_plainly]
+    if plain:
+        draws = [turns[i].request.next_draw(turns[i].results[turns[i].num_right]) for i in plain]
+        for i, token_id in zip(plain, sampling.draw_rows(draws, handle=handle), strict=True):
+            tokens[i] = token_id
+    return tokens

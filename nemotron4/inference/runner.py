@@ -1,6 +1,6 @@
 """One step of the engine on the device: planned slices in, logits out.
 
-Shape suffixes: N = packed rows of all slices, R = rows that complete a sequence, D = hidden size,
+Shape suffixes: N = packed rows of all slices, R = rows whose logits are wanted, D = hidden size,
 V = vocabulary.
 """
 
@@ -24,7 +24,7 @@ class StepResult(NamedTuple):
     hidden_ND: Any  # of the runner's own kind
     first_rows: list[int]  # of each slice
     logits_RV: (
-        Array  # of the last row of each slice that completes, float32; may be wider than the vocabulary
+        Array  # of the last rows of slices (``num_results``), float32; may be wider than the vocabulary
     )
 
 
@@ -77,34 +77,33 @@ class NativeRunner:
         tokens: list[int] = []
         first_rows, first_blocks, blocks = [0], [0], list[int]()
         positions: list[int] = []
-        last_rows: list[int] = []
+        result_rows: list[int] = []
         for planned in slices:
-            tokens += planned.sequence.token_ids(planned.start, planned.end)
+            tokens += planned.token_ids()
             positions += range(planned.start, planned.end)
             blocks += planned.sequence.blocks[: -(-planned.end // self.cache.block_size)]
             first_rows.append(len(tokens))
             first_blocks.append(len(blocks))
-            if planned.completes:
-                last_rows.append(len(tokens) - 1)
-        lists = (tokens, positions, first_rows, first_blocks, blocks, last_rows)
+            result_rows += range(len(tokens) - planned.num_results, len(tokens))
+        lists = (tokens, positions, first_rows, first_blocks, blocks, result_rows)
         arrays = [np.array(x, dtype=np.int32) for x in lists]
-        tokens_N, positions_N, first_rows_S, first_blocks_S, blocks_array, last_rows_R = arrays
+        tokens_N, positions_N, first_rows_S, first_blocks_S, blocks_array, result_rows_R = arrays
         # Only log-probabilities of a prompt need what is left of the other rows.
         needs_hidden = any(planned.sequence.max_shared is not None for planned in slices)
         hidden_ND = np.empty((len(tokens) if needs_hidden else 0, config.hidden_size), np.float32)
-        logits_RV = np.empty((len(last_rows), config.vocab_size), np.float32)
+        logits_RV = np.empty((len(result_rows), config.vocab_size), np.float32)
         adapters_N = self._adapters(slices, len(tokens))
         self.model.step(
             CStep(
                 len(tokens),
                 len(slices),
-                len(last_rows),
+                len(result_rows),
                 tokens_N.ctypes.data,
                 positions_N.ctypes.data,
                 first_rows_S.ctypes.data,
                 first_blocks_S.ctypes.data,
                 blocks_array.ctypes.data,
-                last_rows_R.ctypes.data,
+                result_rows_R.ctypes.data,
                 hidden_ND.ctypes.data if needs_hidden else None,
                 logits_RV.ctypes.data,
                 None if adapters_N is None else adapters_N.ctypes.data,

@@ -1,6 +1,6 @@
 """A step of the engine in PyTorch: on a GPU, with adapters next to the weights, and without a library.
 
-Shape suffixes: N = packed rows of all slices, R = rows that complete a sequence, D = hidden size,
+Shape suffixes: N = packed rows of all slices, R = rows whose logits are wanted, D = hidden size,
 V = vocabulary.
 """
 
@@ -49,10 +49,12 @@ class ModelRunner:
         positions: list[np.ndarray] = []
         segments: list[CacheSegment] = []
         first_rows: list[int] = []
+        result_rows: list[int] = []
         for planned in slices:
             sequence = planned.sequence
             first_rows.append(len(tokens))
-            tokens += sequence.token_ids(planned.start, planned.end)
+            tokens += planned.token_ids()
+            result_rows += range(len(tokens) - planned.num_results, len(tokens))
             positions.append(np.arange(planned.start, planned.end))
             num_prompt = len(sequence.prompt_ids)
             segments.append(CacheSegment(sequence.blocks, planned.start, planned.end, num_prompt))
@@ -65,12 +67,7 @@ class ModelRunner:
         if self.adapters is not None:
             self.adapters.begin(slices, first_rows)
         hidden_ND = self.model.model(tokens_N, positions_N, attend)
-        last_rows = [
-            row + planned.end - planned.start - 1
-            for row, planned in zip(first_rows, slices, strict=True)
-            if planned.completes
-        ]
-        logits_RV = self.model.logits(hidden_ND[last_rows])
+        logits_RV = self.model.logits(hidden_ND[result_rows])
         return StepResult(hidden_ND, first_rows, logits_RV.cpu().numpy())
 
     @torch.inference_mode()

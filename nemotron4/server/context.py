@@ -226,6 +226,11 @@ class _EngineCollector(Collector):
             "generated_tokens": ("New tokens.", stats.generated_tokens_total),
             "requests_finished": ("Rows that ended by themselves.", stats.requests_finished_total),
             "preemptions": ("Rows set back to make room for others.", stats.preemptions_total),
+            "spec_decode_num_draft_tokens": ("Tokens guessed.", stats.spec_decode_num_draft_tokens_total),
+            "spec_decode_num_accepted_tokens": (
+                "Guessed tokens that were drawn.",
+                stats.spec_decode_num_accepted_tokens_total,
+            ),
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"nemotron4_{name}", text, value)

@@ -130,6 +130,7 @@ def small_engine(
     max_waiting: int = 256,
     max_step_tokens: int = 128,
     path: EnginePath = "float32",
+    num_speculative_tokens: int = 0,
 ) -> Engine:
     """``path``: one of those that ``load`` chooses from; names without "torch" are the library's."""
     model = model or random_model()
@@ -151,6 +152,7 @@ def small_engine(
         max_running=max_running,
         max_waiting=max_waiting,
         max_step_tokens=max_step_tokens,
+        num_speculative_tokens=num_speculative_tokens,
     )
 
 

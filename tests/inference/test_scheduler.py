@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemotron4.inference.blocks import BlockPool, prefix_digests
+from nemotron4.inference.lookup import Lookup
 from nemotron4.inference.scheduler import Scheduler, Sequence
 
 
@@ -83,6 +84,46 @@ def test_blocks_of_a_step_that_never_ran_are_not_shared() -> None:
     planner.finish(failed)
     planner.add(Sequence(tuple(range(10))))
     assert compute(planner) == [(0, 10)]
+
+
+def guessing(planner: Scheduler, count: int = 1) -> Sequence:
+    """Sequences with one new token, whose next one is known from the prompt; the last of them."""
+    for _ in range(count):
+        planner.add(Sequence((1, 2, 1), lookup=Lookup(10, most=3)))
+    compute(planner)
+    for sequence in planner.running:
+        sequence.new_ids[:] = [2]
+    return sequence
+
+
+def test_a_guess_is_computed_behind_the_last_token_and_nothing_of_it_stays() -> None:
+    planner = scheduler()
+    sequence = guessing(planner)
+    [planned] = planner.plan()
+    assert (planned.start, planned.end, planned.guesses, planned.num_results) == (3, 5, (1,), 2)
+    assert planned.token_ids() == [2, 1]
+    sequence.num_computed = 4
+    sequence.new_ids.append(9)
+    [planned] = planner.plan()
+    assert (planned.start, planned.token_ids()) == (4, [9])
+    planner.finish(sequence)
+    assert planner.pool.num_used == 0
+
+
+def test_nobody_gives_way_to_a_guess() -> None:
+    planner = scheduler(num_blocks=2)
+    guessing(planner)
+    taken = planner.pool.allocate(1)
+    assert [planned.guesses for planned in planner.plan()] == [()]
+    planner.pool.release(taken)
+    assert [planned.guesses for planned in planner.plan()] == [(1,)]
+    assert planner.num_preemptions == 0
+
+
+def test_with_company_nothing_is_guessed() -> None:
+    planner = scheduler()
+    guessing(planner, 2)
+    assert [planned.guesses for planned in planner.plan()] == [(), ()]
 
 
 def test_kept_prefixes_are_given_up_oldest_first() -> None:

@@ -45,7 +45,8 @@ def test_metrics_count_tokens_requests_and_latencies(make_app: App) -> None:
     assert found["nemotron4_prompt_tokens_total", ()] == num_prompt
     assert found["nemotron4_generated_tokens_total", ()] == 3
     assert found["nemotron4_requests_finished_total", ()] == 1
-    for name in ("requests_running", "requests_waiting", "cache_blocks_used", "preemptions_total"):
+    guesses = ("spec_decode_num_draft_tokens_total", "spec_decode_num_accepted_tokens_total")
+    for name in ("requests_running", "requests_waiting", "cache_blocks_used", "preemptions_total", *guesses):
         assert found[f"nemotron4_{name}", ()] == 0
     assert found["nemotron4_cache_blocks_total", ()] > 0
     for name in ("time_to_first_token", "time_per_output_token", "row"):
