@@ -94,6 +94,24 @@ def test_each_row_has_its_own_adapter_as_if_it_were_merged(
     assert len({each.token_ids for each in found}) > len(PROMPTS)
 
 
+def test_guessed_tokens_have_the_adapter_of_their_request(
+    base: Path, adapters: dict[str, Path], path: str
+) -> None:
+    found = []
+    for most in (0, 7):
+        with nemotron4.load(base, dtype="float32", adapters=adapters, num_speculative_tokens=most) as engine:
+            engine._scheduler.max_guessing = 3
+            params = [
+                dataclasses.replace(engine_params(name), max_new_tokens=60)
+                for name in (None, "wide", "narrow")
+            ]
+            found.append(engine.generate_each([engine.request(PROMPTS[1], each) for each in params]))
+            stats = engine.stats()
+    assert found[0] == found[1]
+    num_right = stats.spec_decode_num_accepted_tokens_total
+    assert 0 < num_right < stats.spec_decode_num_draft_tokens_total
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "int8", "int4"])
 def test_short_weights_take_adapters_and_give_each_row_the_same_bits_in_any_batch(
     base: Path, adapters: dict[str, Path], precision: str
