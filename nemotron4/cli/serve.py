@@ -185,7 +185,7 @@ def serve(
     options |= {"max_running": max_running, "max_waiting": max_waiting, "chat_template": chat_template}
     parallel = Parallel(tensor=tensor_parallel, pipeline=pipeline_parallel, nodes=nodes)
     if engine == "vllm":
-        _check_vllm(model, named, quantize)
+        _check_vllm(model, named, quantize, (prefix_cache_gb, num_speculative_tokens))
         return run_vllm(
             model,
             find_rank(os.environ),
@@ -234,13 +234,20 @@ def _endpoint(url: str | None, key_variable: str) -> RemoteServer | None:
     return None if url is None else RemoteServer(url, os.environ.get(key_variable))
 
 
-def _check_vllm(model: str, named: dict[str, str] | None, quantize: str | None) -> None:
+def _check_vllm(
+    model: str, named: dict[str, str] | None, quantize: str | None, cache_and_guesses: tuple[float, int]
+) -> None:
     if named is not None:
         raise ConfigError("vLLM runs here with one adapter, without a name", hint="--adapter PATH")
     if quantize is not None:
         raise ConfigError(
             f"quantize is {quantize!r}; vLLM reads weights that are quantised already",
             hint=f"nemotron4 convert {model} DST --to hf --quantize {quantize}, then serve DST",
+        )
+    if cache_and_guesses != (PREFIX_CACHE_GB, NUM_SPECULATIVE_TOKENS):
+        raise ConfigError(
+            "prefix_cache_gb and num_speculative_tokens are of the built-in engine; vLLM reads neither",
+            hint="leave them out",
         )
 
 

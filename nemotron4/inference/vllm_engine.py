@@ -27,6 +27,7 @@ from nemotron4.engine import (
     TokenStep,
 )
 from nemotron4.errors import ConfigError, EngineBusyError, Nemotron4Error, RequestError
+from nemotron4.inference.requests import check_request
 from nemotron4.inference.sent_weights import SentWeights
 from nemotron4.inference.vllm_sampling import position_logprobs, prompt_positions, vllm_params
 from nemotron4.records import Generation
@@ -180,22 +181,7 @@ class VllmEngine:
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         """Raise RequestError if this request can never be served."""
-        limit, vocab_size = self.info.context_length, self.info.vocab_size
-        if not prompt_ids:
-            raise RequestError("the prompt is empty", hint="give at least one token")
-        for token_id in (*prompt_ids, *params.logit_bias):
-            if not 0 <= token_id < vocab_size:
-                raise RequestError(
-                    f"token id {token_id} is outside the vocabulary of {vocab_size}",
-                    hint=f"use ids from 0 to {vocab_size - 1}",
-                )
-        total = len(prompt_ids) + params.max_new_tokens
-        if total > limit:
-            raise RequestError(
-                f"{len(prompt_ids)} prompt tokens and {params.max_new_tokens} new ones make {total}: "
-                f"above the context length of {limit}",
-                hint="shorten the prompt or ask for fewer new tokens",
-            )
+        check_request(self.info, prompt_ids, params)
 
     def close(self) -> None:
         """Stop vLLM and its processes; requests in flight end with finish reason ``abort``."""

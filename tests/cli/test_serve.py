@@ -37,6 +37,11 @@ CARD_PROMPT = (
         (["--tensor-parallel", "2"], "tensor_parallel is 2, pipeline_parallel 1, nodes 1"),
         (["--kv-cache-dtype", "fp8"], "kv_cache_dtype is 'fp8'; the built-in engine"),
         (["--engine", "vllm", "--quantize", "int8"], "vLLM reads weights that are quantised already"),
+        (
+            ["--engine", "vllm", "--num-speculative-tokens", "3"],
+            "num_speculative_tokens are of the built-in engine",
+        ),
+        (["--engine", "vllm", "--prefix-cache-gb", "1"], "prefix_cache_gb and num_speculative_tokens"),
         (["--engine", "vllm", "--nodes", "2", "--port", "0"], "several nodes must know it"),
         (["--engine", "vllm", "--tensor-parallel", "3", "--nodes", "2"], "do not divide by 2 nodes"),
     ],
