@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -38,14 +40,21 @@ def split_name(function: str) -> tuple[Path, str]:
 
 
 def load_function(file: Path, name: str) -> Callable[..., Any]:
+    """ConfigError for whatever the file does instead of making the function. Its prints go to stderr."""
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the author's: any of them is his message
+        raise ConfigError(f"{file}: cannot be loaded: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise ConfigError(f"{file}: there is no function {name!r}")
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(f"{file}: {name} is an async function", hint="write it as a plain def")
     return function  # type: ignore[no-any-return]
 
 
@@ -97,7 +106,10 @@ class OwnCode:
             except TimeoutError:  # an OSError, so before it
                 await self._end()
                 await self._fail(batch, f"{self._name}: no answer within {self._timeout_s:g} s")
-            except (BadContentError, OSError, ValueError) as error:
+            except BadContentError as error:
+                await self._fail(batch, f"{self._name}: {error}")
+            except (OSError, ValueError) as error:
+                await self._end()  # what it writes next may be about these rows
                 await self._fail(batch, f"{self._name}: {error}")
             else:
                 for (_, future), value in zip(batch, made, strict=True):
@@ -152,7 +164,8 @@ def serve(function: Callable[..., Any], source: TextIO, sink: TextIO) -> None:
             made = called(function, names, rows)
             if len(made) != len(rows):
                 raise ValueError(f"it made {len(made)} results for {len(rows)} rows")
-            answer = json.dumps({"rows": made})
+            answer = json.dumps({"rows": made}, allow_nan=False, ensure_ascii=False)
+            answer.encode()  # half of a character pair is no text
         except Exception as error:  # the author's: any of them is his message
             where = traceback.extract_tb(error.__traceback__)[-1]
             answer = json.dumps({"error": f"{type(error).__name__}: {error} (line {where.lineno})"})
@@ -173,10 +186,11 @@ def called(function: Callable[..., Any], names: Sequence[str], rows: list[JsonOb
 
 
 def _main(file: str, name: str) -> None:
-    function = load_function(Path(file), name)
-    # What the function prints must not come between the answers.
-    answers, sys.stdout = sys.stdout, sys.stderr
-    serve(function, sys.stdin, answers)
+    # What the file prints while it is loaded, the function, or a program it starts, must not come between the
+    # answers: a line too many would give every later row the answer of another.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    serve(load_function(Path(file), name), sys.stdin, answers)
 
 
 if __name__ == "__main__":

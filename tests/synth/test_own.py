@@ -214,6 +214,44 @@ def test_a_changed_function_is_run_again(bench: Bench, tmp_path: Path, code: str
     assert columns(bench)[0]["text"] == "Tea"
 
 
+CHATTY = """
+import os
+print("loading")
+def tell(row):
+    os.system("echo hi")
+    return {"n": row["n"], "made": float("nan") if row["n"] == 4 else row["n"]}
+"""
+
+
+def test_nothing_that_is_printed_gives_a_row_the_answer_of_another(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "chatty.py").write_text(CHATTY, encoding="utf-8")
+    source = rows_from(tmp_path / "r.jsonl", [{"n": n} for n in range(5)])
+    knobs = {"function": f"{tmp_path}/chatty.py:tell", "batch_size": 1}
+    recipe = make_recipe([source, then("python", **knobs)])
+    bench.run(recipe)
+    assert sorted((row["n"], row["made"]) for row in columns(bench)) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert bench.accounting(recipe).stage("out").failed == {"content: python": 1}  # NaN is no value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def f(row)\n", "mine.py: cannot be loaded: SyntaxError"),
+        ("import no_such_module\n", "cannot be loaded: ModuleNotFoundError: No module named"),
+        ("raise SystemExit(0)\n", "cannot be loaded: SystemExit: 0"),
+        ("async def f(row): return row\n", "f is an async function"),
+        ("# caf\xe9\n", "no function 'f'"),
+    ],
+)
+def test_a_file_that_makes_no_function_is_refused_first(
+    bench: Bench, tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "mine.py").write_bytes(text.encode("latin-1"))
+    source = rows_from(tmp_path / "r.jsonl", [{"text": "tea"}])
+    with pytest.raises(ConfigError, match=message):
+        bench.run(make_recipe([source, then("python", function=f"{tmp_path}/mine.py:f")]))
+
+
 def test_a_missing_function_is_refused_first(bench: Bench, tmp_path: Path, code: str) -> None:
     source = rows_from(tmp_path / "r.jsonl", [{"text": "tea"}])
     for function, message in (

@@ -321,7 +321,7 @@ KINDS = {
     "python": Kind(
         summary="a function of your own, in a process of its own",
         takes=ANY_ROW, makes=ColumnRow, knobs=FunctionKnobs, run=python, makes_by=_made, check=_check_python,
-        identity=lambda knobs: split_name(knobs.function)[0].read_text(encoding="utf-8"),
+        identity=lambda knobs: split_name(knobs.function)[0].read_text("utf-8", "replace"),
         calls=lambda _: 0, fan_out=lambda _: 1,
     ),
     "single_answer": Kind(
