@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from nemotron4 import config
 from nemotron4.client.interface import Sampling
+from nemotron4.client.own_code import load_function
 from nemotron4.errors import ConfigError, DataError, unknown_name
 from nemotron4.evaluation.data import DataFile, DataSource, unpack
 from nemotron4.evaluation.task import (
@@ -38,7 +40,9 @@ TASK_FILE = "task.toml"
 Grader = Literal["choice", "number", "exact", "contains", "regex", "code", "judge", "python"]
 Grade = Callable[[str, JsonObject], Score]
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
-_CHOICE = re.compile(r"\s*\(?([A-Z])\b|.*\banswer(?: is)?:?\s*\(?([A-Z])\b", re.DOTALL)
+# "I think" and "A good start" open with a word, not with a choice.
+_OPENING = re.compile(r"\s*\(?(?![AI] (?!is\b|because\b)[a-z])([A-Z])\b")
+_SAID = re.compile(r"\banswer(?: is)?:?\s*\(?([A-Z])\b")
 JUDGE_PROMPT = (
     "Rate the answer below from 1 to 10 by this rubric, and end with the rating in this form: [[5]].\n\n"
     "[Rubric]\n{rubric}\n\n[Question]\n{question}\n\n[Answer]\n{response}\n"
@@ -100,7 +104,9 @@ def open_folder(folder: Path, settings: Sequence[str] = ()) -> Task:
         needs_responses=not is_judged,
         options={"prompt": own.prompt, "rubric": own.rubric} if is_judged else {"prompt": own.prompt},
         with_options=lambda options: open_folder(
-            folder, [f"{name}={value!r}" for name, value in options.items() if value]
+            # JSON's texts are TOML's too, with quotes and line ends in them.
+            folder,
+            [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in options.items() if value],
         ),
     )
 
@@ -120,19 +126,11 @@ def list_folders(folder: Path) -> list[Path]:
 
 def _import_function(name: str, folder: Path) -> Callable[..., Any]:
     file, _, function = name.rpartition(":")
-    path = folder / file
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"{name!r}: there is no Python file {path}", hint="write it as FILE.py:FUNCTION")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = getattr(module, function, None)
-    if not callable(found):
-        message, hint = unknown_name(
-            f"function of {path}", function, [n for n in vars(module) if n[0] != "_"]
+    if not (folder / file).is_file():
+        raise ConfigError(
+            f"{name!r}: there is no Python file {folder / file}", hint="write it as FILE.py:FUNCTION"
         )
-        raise ConfigError(message, hint=hint)
-    return found  # type: ignore[no-any-return]
+    return load_function(folder / file, function)
 
 
 def _load(own: OwnTask, file: DataFile, source: DataSource) -> list[Item]:
@@ -146,12 +144,34 @@ def _load(own: OwnTask, file: DataFile, source: DataSource) -> list[Item]:
         messages = user(_filled(own.prompt, row, where))
         if own.system is not None:
             messages = (Message("system", _filled(own.system, row, where)), *messages)
-        if own.grader not in ("code", "judge", "python", "regex"):
-            _field(row, own.answer, where)
+        _check_answer(own, row, where)
         items[name] = Item(id=name, messages=messages, fields={"row": row})
     if not items:
         raise DataError(f"{content.path}: holds no row")
     return list(items.values())
+
+
+def _check_answer(own: OwnTask, row: JsonObject, where: str) -> None:
+    """DataError for what no response could equal, so that it is not taken for a wrong one."""
+    if own.grader == "code":
+        _tests(own, row, where)
+    if own.grader not in ("choice", "number", "exact", "contains"):
+        return
+    right = _field(row, own.answer, where)
+    if not isinstance(right, str | int | float) or not str(right).strip():
+        raise DataError(f"{where}: field {own.answer!r} is {right!r}; expected a text or a number")
+    if own.grader == "choice" and not re.fullmatch(r"[A-Za-z]", str(right).strip()):
+        raise DataError(f"{where}: field {own.answer!r} is {right!r}; expected the letter of a choice")
+    if own.grader == "number" and answers.final_number(str(right)) is None:
+        raise DataError(f"{where}: field {own.answer!r} is {right!r}; expected a number")
+
+
+def _tests(own: OwnTask, row: JsonObject, where: str) -> list[str]:
+    given = _field(row, own.tests, where)
+    tests = [given] if isinstance(given, str) else given
+    if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
+        raise DataError(f"{where}: field {own.tests!r} is {given!r:.60}; expected a list of asserts")
+    return tests
 
 
 def _field(row: JsonObject, name: str, where: str) -> Any:
@@ -186,21 +206,30 @@ def _grade(own: OwnTask, folder: Path, inputs: Inputs) -> Grade:
         sandbox = inputs.sandbox or open_sandbox()
 
         def run(response: str, row: JsonObject) -> Score:
-            tests = [str(test) for test in _field(row, own.tests, own.name)]
+            tests = _tests(own, row, own.name)
             program = code.find_program(response, code.called_function(tests))
             return code.run_program(code.mbpp_program(program, tests, ""), sandbox)
 
         return run
     if own.grader == "python":
-        return partial(_by_function, _import_function(own.function, folder))
+        return partial(_by_function, own.function, _import_function(own.function, folder))
     return partial(_by_answer, own)
 
 
-def _by_function(function: Callable[..., Any], response: str, row: JsonObject) -> Score:
-    value = function(response, row)
-    if value is None:
-        return unscored("the function gave no score")
-    return Score(value=float(value))
+def _by_function(name: str, function: Callable[..., Any], response: str, row: JsonObject) -> Score:
+    try:
+        value = function(response, row)
+        if value is None:
+            return unscored("the function gave no score")
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError(f"it returned {number}")
+    except Exception as error:  # the author's: any of them is his message
+        raise ConfigError(
+            f"{name}: {type(error).__name__}: {error}; the row is {json.dumps(row, ensure_ascii=False):.200}",
+            hint="mend it and repeat the command: answers are kept",
+        ) from error
+    return Score(value=number)
 
 
 def _by_answer(own: OwnTask, response: str, row: JsonObject) -> Score:
@@ -212,16 +241,22 @@ def _by_answer(own: OwnTask, response: str, row: JsonObject) -> Score:
     if own.grader == "exact":
         return passed(_plain(response) == _plain(right))
     if own.grader == "choice":
-        match = _CHOICE.match(response)
-        if match is None:
+        said = _SAID.findall(response)
+        opening = _OPENING.match(response)
+        if opening is None and not said:
             return unparsed("the reply names no choice")
-        return passed((match[1] or match[2]) == right.strip().upper())
+        return passed((opening[1] if opening is not None else said[-1]) == right.strip().upper())
     found = list(re.finditer(own.pattern, response))
     if not found:
         return unparsed("the pattern does not match")
     if own.answer not in row:
         return passed(True)
-    return passed(_plain(found[-1][found[-1].re.groups and 1]) == _plain(right))
+    group = found[-1][found[-1].re.groups and 1]
+    return (
+        unparsed("group 1 of the pattern is empty")
+        if group is None
+        else passed(_plain(group) == _plain(right))
+    )
 
 
 def _plain(text: str) -> str:

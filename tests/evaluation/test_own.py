@@ -36,9 +36,12 @@ def score(folder: Path, responses: list[str], capsys: pytest.CaptureFixture[str]
 
 GRADED = [
     ("choice", "", "B", ["B", "The answer is (B).", "(b)", "A. Because"], [1, 1, 0, 0]),
+    ("choice", "", "B", ["I think the answer is B", "A good answer: B", "B because A", "I am"], [1, 1, 1, 0]),
+    ("choice", "", "A", ["A is right", "A because I think so", "A, not B", "A good one"], [1, 1, 1, 0]),
     ("number", "", "57", ["She makes $57.00.", "57,000", "it is 57"], [1, 0, 1]),
     ("exact", "", "Paris", [" paris. ", "Paris, France"], [1, 0]),
     ("contains", "", "Paris", ["It is PARIS!", "London"], [1, 0]),
+    ("regex", "pattern = 'Answer:( x)?'", "x", ["Answer: x", "Answer: y"], [1, 0]),
     ("regex", "pattern = 'Answer: (.*)'", "Paris", ["Answer: x\nAnswer: Paris", "Paris"], [1, 0]),
 ]
 
@@ -60,7 +63,7 @@ def test_programs_are_taken_out_of_any_fence_and_run(folder: Path, capsys: Any) 
     write(
         folder,
         'name = "mine"\nprompt = "{q}"\ngrader = "code"\n',
-        [{"q": "f", "tests": ["assert f(1) == 2"]}] * 2,
+        [{"q": "f", "tests": ["assert f(1) == 2"]}, {"q": "f", "tests": "assert f(1) == 2"}],
     )
     result = score(folder, ["~~~\ndef f(x):\n    return x + 1\n~~~", "def f(x): return 0"], capsys)
     assert result["numerators"]["accuracy"] == 1
@@ -119,6 +122,50 @@ def test_settings_replace_lines_of_the_file_and_are_named(folder: Path, tmp_path
     assert result["metrics"]["accuracy"] == 100
     assert result["name"] == "mine (prompt Say {q})"
     assert "unknown setting of mine 'promt'" in captured.err
+
+
+def test_a_setting_keeps_its_quotes_and_lines(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    write(folder, 'name = "mine"\nprompt = "{q}"\ngrader = "exact"\n', [{"q": "a", "answer": 'a\n"it\'s"'}])
+    with serving(FakeBehaviour(script=lambda m, s: m[-1].content)) as model:
+        command = ["eval", "run", str(folder), "--model", model, "--out", str(tmp_path / "out"), "--json"]
+        assert main([*command, "--set", 'prompt={q}\n"it\'s"']) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["accuracy"] == 100
+
+
+@pytest.mark.parametrize(
+    ("grader", "row", "words"),
+    [
+        ("choice", {"answer": 1}, "field 'answer' is 1; expected the letter of a choice"),
+        ("number", {"answer": "many"}, "field 'answer' is 'many'; expected a number"),
+        ("exact", {"answer": None}, "field 'answer' is None; expected a text or a number"),
+        ("code", {"tests": []}, "field 'tests' is []; expected a list of asserts"),
+    ],
+)
+def test_an_answer_that_none_could_equal_is_no_wrong_answer(
+    folder: Path, capsys: Any, grader: str, row: dict[str, Any], words: str
+) -> None:
+    write(folder, f'name = "a"\nprompt = "{{q}}"\ngrader = "{grader}"\n', [{"q": "a"} | row])
+    (folder / "r.jsonl").write_text('{"id": 0, "response": "x"}\n')
+    assert main(["eval", "score", str(folder), "--responses", str(folder / "r.jsonl")]) == 1
+    assert f"items.jsonl:1: {words}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("def grade(response, row): return row['x']\n", "grade.py:grade: KeyError: 'x'; the row is"),
+        ("def grade(response, row): return 'good'\n", "could not convert string to float"),
+        ("def grade(response, row): return float('nan')\n", "it returned nan"),
+        ("import no_such_module\n", "grade.py: cannot be loaded: ModuleNotFoundError"),
+    ],
+)
+def test_what_a_function_does_wrong_is_said(folder: Path, capsys: Any, code: str, words: str) -> None:
+    toml = 'name = "a"\nprompt = "{q}"\ngrader = "python"\nfunction = "grade.py:grade"\n'
+    write(folder, toml, [{"q": "a"}])
+    (folder / "grade.py").write_text(code)
+    (folder / "r.jsonl").write_text('{"id": 0, "response": "x"}\n')
+    assert main(["eval", "score", str(folder), "--responses", str(folder / "r.jsonl")]) == 1
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
