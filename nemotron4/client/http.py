@@ -41,6 +41,7 @@ _STATUS_WORDS = (
     (400, ("invalid_request", "bad request", *_CONTEXT_WORDS)),
 )
 _COUNTS = ("prompt_tokens", "completion_tokens")
+_LONGEST_WAIT_S = 100 * 365 * 86_400.0  # of what an endpoint asks for; clocks do not know every number
 
 
 def api_key(variable: str | None, asker: str) -> str | None:
@@ -130,19 +131,40 @@ def _decoded(url: str, content: bytes, retry_after: str | None) -> Any:
             error.paid_tokens = token_counts(json.loads(content))
             error.kind = "broken_text"
         raise error from None
-    if isinstance(answer, dict) and answer.get("error") and "choices" not in answer:
-        error = error_for_status(url, _status_of(answer["error"]), content, retry_after)
+    failure = _failure_in(answer)
+    if failure is not None:
+        error = error_for_status(url, _status_of(failure), orjson.dumps({"error": failure}), retry_after)
         error.paid_tokens = token_counts(answer)
         raise error
     return answer
 
 
+def _failure_in(answer: Any) -> Any | None:
+    """The error that an answer is, or that took the place of its choice; None of one that is an answer."""
+    if not isinstance(answer, dict):
+        return None
+    choices = answer.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    if failure := answer.get("error") or first.get("error"):
+        return failure
+    is_broken_off = first.get("finish_reason") in ("error", "abort")
+    return f"the answer was broken off: {first['finish_reason']}" if is_broken_off else None
+
+
 def token_counts(answer: Any) -> tuple[int, int]:
     """(prompt, new) tokens of an answer, 0 where it does not tell."""
-    usage = answer.get("usage") if isinstance(answer, dict) else None
-    values = [usage.get(name) if isinstance(usage, dict) else None for name in _COUNTS]
-    prompt, completion = (value if isinstance(value, int) else 0 for value in values)
-    return prompt, completion
+    prompt, completion = reported_counts(answer)
+    return prompt or 0, completion or 0
+
+
+def reported_counts(answer: Any) -> tuple[int | None, int | None]:
+    """(prompt, new) tokens of an answer, None where it tells no number."""
+    usage: Any = answer.get("usage") if isinstance(answer, dict) else None
+    counts: list[int | None] = [None, None]
+    for place, name in enumerate(_COUNTS if isinstance(usage, dict) else ()):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            counts[place] = max(0, int(usage.get(name)))
+    return counts[0], counts[1]
 
 
 def _status_of(error: Any) -> int:
@@ -208,10 +230,10 @@ def _seconds(retry_after: str | None) -> float | None:
     if retry_after is None:
         return None
     try:
-        return max(0.0, float(retry_after))
+        wait_s = float(retry_after)
     except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
-        return None
+        try:
+            wait_s = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return min(max(0.0, wait_s), _LONGEST_WAIT_S)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from nemotron4.client.http import HttpEndpoint, token_counts
+from nemotron4.client.http import HttpEndpoint, reported_counts, token_counts
 from nemotron4.client.interface import (
     BadContentError,
     ChatModel,
@@ -163,6 +163,7 @@ def _said(choice: JsonObject) -> tuple[str, str | None]:
     if isinstance(content, list):
         texts = []
         for part in content:
+            part = {"text": part} if isinstance(part, str) else part
             kind, text = part.get("type", "text"), part.get("text")
             if kind in ("thinking", "reasoning"):
                 thoughts.append(str(part.get(kind) or text or ""))
@@ -216,13 +217,13 @@ def _reply(
     logprobs: tuple[TextLogprob, ...] | None,
     thoughts: str | None = None,
 ) -> Reply:
-    usage = answer.get("usage") or {}
+    prompt_tokens, completion_tokens = reported_counts(answer)
     return Reply(
         text=text,
         finish_reason=str(choice.get("finish_reason") or "unknown"),
         model=str(answer.get("model") or ""),
-        prompt_tokens=usage.get("prompt_tokens"),
-        completion_tokens=usage.get("completion_tokens"),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
         logprobs=logprobs,
         thoughts=thoughts,
     )
@@ -359,8 +360,7 @@ def connect(
 ) -> ChatModel:
     """``.../generate`` is the card's server, everything else an OpenAI-compatible one (``/v1`` is added).
 
-    Without a name the server is asked for the model it
-    serves. A key comes from the environment only.
+    Without a name the server is asked for the model it serves. A key comes from the environment only.
     """
     if not is_address(address):
         raise ConfigError(f"{address!r} is not an address", hint="write it as http://HOST:PORT")

@@ -134,7 +134,7 @@ class ModelEndpoint:
         """Once for all calls that are told to wait until about the same moment."""
         if wait_s >= LONG_WAIT_S and now + wait_s > self._told_until + LONG_WAIT_S:
             self._told_until = now + wait_s
-            until = time.strftime("%d %B %H:%M:%S", time.localtime(time.time() + wait_s))
+            until = time.strftime("%d %B %Y %H:%M:%S", time.localtime(time.time() + wait_s))
             self._notice(f"endpoint {self.name!r} asks to wait {wait_s:,.0f} s, until {until}: {message}")
 
     def stop(self, reason: BaseException) -> None:

@@ -185,6 +185,14 @@ def test_retry_after_as_a_date_is_understood() -> None:
     assert error.retry_after_s == 0.0
 
 
+@pytest.mark.parametrize("value", ["inf", "1e300", "99999999999999", "Fri, 31 Dec 9999 23:59:59 -2300"])
+def test_retry_after_of_any_length_has_a_moment(value: str) -> None:
+    error = error_for_status("http://x", 429, b"", value)
+    assert isinstance(error, TransientError)
+    assert error.retry_after_s is not None
+    assert time.localtime(time.time() + error.retry_after_s).tm_year > 2100
+
+
 def test_logprobs_of_the_reply_and_of_a_continuation() -> None:
     async def use(server: FakeServer) -> tuple[Reply, list[tuple[str, float]]]:
         model = OpenAIChatModel(server.url, "fake")

@@ -50,6 +50,39 @@ def test_a_content_in_parts_is_joined() -> None:
     parts = [{"type": "text", "text": "one "}, {"type": "thinking", "thinking": "hm"}, {"text": "two"}]
     reply = asked(said({"content": parts}))
     assert (reply.text, reply.thoughts) == ("one two", "hm")
+    assert asked(said({"content": ["one ", "two"]})).text == "one two"
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        ({"prompt_tokens": "12", "completion_tokens": 3.0}, (12, 3)),
+        ({"prompt_tokens": -5, "completion_tokens": "many"}, (0, None)),
+        ("none", (None, None)),
+        ([7], (None, None)),
+    ],
+)
+def test_token_counts_in_other_forms_cost_no_answer(
+    usage: object, counts: tuple[int | None, int | None]
+) -> None:
+    choice = {"message": {"content": "hi"}, "finish_reason": "stop"}
+    reply = asked(orjson.dumps({"choices": [choice], "usage": usage}))
+    assert (reply.text, reply.prompt_tokens, reply.completion_tokens) == ("hi", *counts)
+
+
+@pytest.mark.parametrize(
+    ("more", "choice"),
+    [
+        ({"error": {"code": 502, "message": "upstream"}}, {"message": {"content": None}}),
+        ({}, {"error": {"code": 502, "message": "upstream"}, "message": {"content": "Half an"}}),
+        ({}, {"message": {"content": "Half an"}, "finish_reason": "error"}),
+        ({}, {"message": {"content": "Half an"}, "finish_reason": "abort"}),
+    ],
+)
+def test_an_answer_that_broke_off_is_asked_for_again(more: dict[str, Any], choice: dict[str, Any]) -> None:
+    with pytest.raises(TransientError) as caught:
+        asked(orjson.dumps({"choices": [choice], "usage": {"completion_tokens": 9}} | more))
+    assert (caught.value.kind, caught.value.paid_tokens) == ("server_error", (0, 9))
 
 
 def test_thoughts_beside_the_answer_stay_apart() -> None:
