@@ -26,10 +26,7 @@ def load(kind: type[Settings], path: Path, overrides: Sequence[str] = ()) -> Set
 
 def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Source]:
     """The values of a TOML file with the overrides applied, and where they come from."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    text = read_text(path)
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -37,6 +34,18 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Sou
     for override in overrides:
         apply_override(values, override)
     return values, Source(str(path), text)
+
+
+def read_text(path: Path) -> str:
+    """A settings file; the mark that some editors put before UTF-8 is no part of it."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not UTF-8 text: byte 0x{error.object[error.start]:02x} at {error.start}"
+        ) from error
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
@@ -47,7 +56,11 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     table: Any = values
     *parents, last = name.strip().split(".")
     for parent in parents:
-        child = table[int(parent)] if isinstance(table, list) else table.setdefault(parent, {})
+        child = (
+            table[_place(table, parent, override)]
+            if isinstance(table, list)
+            else table.setdefault(parent, {})
+        )
         if not isinstance(child, dict | list):
             raise ConfigError(f"override {override!r}: {parent!r} is a value, not a table")
         table = child
@@ -55,7 +68,15 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
         value = text
-    table[last] = value
+    table[_place(table, last, override) if isinstance(table, list) else last] = value
+
+
+def _place(entries: Sequence[Any], name: str, override: str) -> int:
+    if not name.isdecimal() or int(name) >= len(entries):
+        raise ConfigError(
+            f"override {override!r}: {name!r} is no place in the list; expected 0 to {len(entries) - 1}"
+        )
+    return int(name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,3 +65,16 @@ def test_a_near_name_is_offered(tmp_path: Path) -> None:
 def test_an_override_without_a_value_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="override 'steps' has no '='"):
         config.load(Settings, write(tmp_path, "steps = 3\n"), ["steps"])
+
+
+@pytest.mark.parametrize("place", ["2.steps=1", "x.steps=1", "2=1"])
+def test_an_override_of_an_entry_that_is_not_there_is_refused(tmp_path: Path, place: str) -> None:
+    path = write(tmp_path, "[[stage]]\nsteps = 3\n[[stage]]\nsteps = 4\n")
+    with pytest.raises(ConfigError, match=r"is no place in the list; expected 0 to 1"):
+        config.read(path, [f"stage.{place}"])
+
+
+def test_the_mark_of_an_editor_before_the_text_is_no_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes(b"\xef\xbb\xbfsteps = 3\n")
+    assert config.read(path)[0] == {"steps": 3}

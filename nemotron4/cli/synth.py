@@ -244,7 +244,7 @@ def merge(
     from nemotron4.synth.merge import merge as merge_shards
     from nemotron4.synth.recipe import load_saved_recipe
 
-    changed = merge_shards(shards, out, check(load_saved_recipe(shards[0])))
+    changed = merge_shards(shards, out, check(load_saved_recipe(shards[0]), is_run=False))
     note(f"{changed} decisions of stages that see all rows changed; `synth run` finishes what became ready")
     _print_accounting(out)
 

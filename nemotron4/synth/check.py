@@ -7,8 +7,8 @@ what endpoints can do, exports that no stage makes, files, licences.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Set
+from itertools import islice
 
 from nemotron4.client import ChatModel
 from nemotron4.errors import ConfigError, unknown_name
@@ -37,12 +37,18 @@ LICENCES = (
 )  # fmt: skip
 
 
-def check(recipe: SynthRecipe) -> Pipeline:
-    """The recipe's stages; everything that is wrong with it is a ConfigError or DataError."""
+SEEN_ROWS = 1000  # of a file whose columns are looked at
+
+
+def check(recipe: SynthRecipe, *, is_run: bool = True) -> Pipeline:
+    """The recipe's stages; everything that is wrong with it is a ConfigError or DataError.
+
+    ``is_run``: its sources will be read, so they must be there and make rows; a merge needs none.
+    """
     prompts = load_prompts(recipe.prompts)
     stages = build_graph(recipe, KINDS, prompts)
-    _check_answers(stages)
-    _check_columns(stages)
+    numbers = _check_answers(stages)
+    _check_columns(stages, numbers, _source_columns(stages) if is_run else {})
     _check_vectors(stages)
     for stage in stages:
         _check_endpoints(recipe, stage)
@@ -76,8 +82,22 @@ def check_keys(recipe: SynthRecipe) -> None:
             connect(name, endpoint)  # says what is missing
 
 
-def _check_answers(stages: tuple[PreparedStage, ...]) -> None:
-    """Judges get as many answers as they compare. Filters may take some away, never add any."""
+def _source_columns(stages: tuple[PreparedStage, ...]) -> dict[str, Set[str]]:
+    """The columns of files by stage; a ConfigError names a source that makes nothing."""
+    found: dict[str, Set[str]] = {}
+    for stage in stages:
+        if stage.kind.roots is None:
+            continue
+        first = list(islice(stage.kind.roots(stage.knobs), SEEN_ROWS if stage.makes is ColumnRow else 1))
+        if not first:
+            raise ConfigError(f"stage {stage.name!r} ({stage.config.kind}) makes no row of what it reads")
+        if stage.makes is ColumnRow:
+            found[stage.name] = {name for row in first for name in row}
+    return found
+
+
+def _check_answers(stages: tuple[PreparedStage, ...]) -> dict[str, set[int]]:
+    """Judges get as many answers as they compare; the numbers by stage. Filters take some away, add none."""
     numbers: dict[str, set[int]] = {}
     for stage in stages:
         above = set[int]().union(*(numbers.get(name, set()) for name in stage.config.takes))
@@ -95,9 +115,12 @@ def _check_answers(stages: tuple[PreparedStage, ...]) -> None:
                     f"but gets {number}",
                     hint=f"set k = {low} in the stage that answers, or take another judge",
                 )
+    return numbers
 
 
-def _check_columns(stages: tuple[PreparedStage, ...]) -> None:
+def _check_columns(
+    stages: tuple[PreparedStage, ...], numbers: Mapping[str, set[int]], sources: Mapping[str, Set[str]]
+) -> None:
     """Templates name columns that the rows above have; what files and functions give, only the rows tell."""
     columns: dict[str, Set[str] | None] = {}
     for stage in stages:
@@ -105,14 +128,20 @@ def _check_columns(stages: tuple[PreparedStage, ...]) -> None:
         known = None if not above or None in above else set.intersection(*map(set, filter(None, above)))
         if stage.kind.reads is not None and known is not None:
             wanted = stage.kind.reads(stage.knobs)
-            missing = {name for name in wanted - known if not re.fullmatch(r"response_\d+", name)}
+            missing = wanted - known
             if missing:
                 raise ConfigError(
                     f"stage {stage.name!r} ({stage.config.kind}): no column {', '.join(sorted(missing))}",
                     hint=f"the rows have {', '.join(sorted(known))}",
                 )
-        if stage.makes is not ColumnRow:
+        if stage.makes is Answered:
+            number = max(numbers[stage.name], default=0)
+            answers = {f"response_{place}" for place in range(1, number + 1)}
+            columns[stage.name] = (known_columns(Answered) or set()) | answers
+        elif stage.makes is not ColumnRow:
             columns[stage.name] = known_columns(stage.makes)
+        elif stage.name in sources:
+            columns[stage.name] = sources[stage.name]
         elif stage.kind.adds is not None and known is not None:
             columns[stage.name] = known | set(stage.kind.adds(stage.knobs))
         else:

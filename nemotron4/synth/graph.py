@@ -100,10 +100,31 @@ def _check_inputs(entry: StageConfig, kind: Kind, made: Mapping[str, type]) -> N
 
 def _knobs(entry: StageConfig, kind: Kind) -> Any:
     try:
-        return config.build(kind.knobs, entry.knobs)
+        knobs = config.build(kind.knobs, entry.knobs)
+        for field in dataclasses.fields(knobs):
+            _check_number(field, getattr(knobs, field.name))
+        return knobs
     except ConfigError as error:
         text = error.message.removeprefix("settings: ").removeprefix("settings")
         raise ConfigError(f"stage {entry.name!r} ({entry.kind}): {text}", hint=error.hint) from error
+
+
+def _check_number(field: dataclasses.Field[Any], value: Any) -> None:
+    """ConfigError for a number that no stage can work with: it would fail every row, after it was paid."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if field.name == "threshold" or field.name.endswith("share"):
+        is_fine, expected = 0 <= value <= 1, "0 to 1"
+    elif isinstance(value, int) and isinstance(field.default, int):
+        # 0 is no limit where that is the default.
+        least = 1 if field.default and not field.name.startswith("min_") else 0
+        is_fine, expected = value >= least, f"{least} or more"
+    elif field.name == "timeout_s":
+        is_fine, expected = value > 0, "more than 0"
+    else:
+        return
+    if not is_fine:
+        raise ConfigError(f"{field.name} is {value}; expected {expected}")
 
 
 def _sampling(entry: StageConfig, kind: Kind) -> Sampling | None:

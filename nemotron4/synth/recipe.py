@@ -16,6 +16,12 @@ from nemotron4.records import JsonObject
 from nemotron4.runs import write_json
 
 
+def _check_not_negative(settings: object, *names: str) -> None:
+    for name in names:
+        if not getattr(settings, name) >= 0:  # NaN is neither
+            raise ValueError(f"{name} is {getattr(settings, name)}; expected 0 or more")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EndpointConfig:
     """One model. Prices are per million tokens, in any currency.
@@ -50,9 +56,9 @@ class EndpointConfig:
             raise ValueError(f"url is {self.url!r}; expected an http:// or https:// address")
         if self.max_in_flight < 1:
             raise ValueError(f"max_in_flight is {self.max_in_flight}; expected 1 or more")
-        for name in ("requests_per_minute", "tokens_per_minute"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 (no limit) or more")
+        if self.timeout_s <= 0:
+            raise ValueError(f"timeout_s is {self.timeout_s}; expected more than 0")
+        _check_not_negative(self, "requests_per_minute", "tokens_per_minute", "price_in", "price_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +83,9 @@ class Budget:
     tokens: int = 0
     money: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_not_negative(self, "calls", "tokens", "money")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetryConfig:
@@ -100,6 +109,7 @@ class RetryConfig:
             raise ValueError(f"max_failure_share is {self.max_failure_share}; expected in (0, 1]")
         if self.max_attempts < 1 or self.max_repairs < 0:
             raise ValueError("max_attempts must be 1 or more, max_repairs 0 or more")
+        _check_not_negative(self, "first_wait_s", "max_wait_s", "max_outage_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +149,8 @@ class SynthRecipe:
         for stage in self.stage:
             if stage.name in names:
                 raise ValueError(f"two stages are called {stage.name!r}")
+            if len(set(stage.takes)) < len(stage.takes):
+                raise ValueError(f"stage {stage.name!r} takes a stage twice")
             for upstream in stage.takes:
                 if upstream not in names:
                     message, hint = unknown_name("stage", upstream, names)

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
+from nemotron4 import config
 from nemotron4.client import Reply, Reward, Sampling
 from nemotron4.errors import ConfigError, Nemotron4Error, unknown_name
 from nemotron4.records import JsonObject, Message
@@ -61,11 +62,7 @@ def load_prompts(override: Path | None = None) -> PromptBook:
     )
     if override is None:
         return PromptBook(shipped.values())
-    try:
-        text = override.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{override}: cannot be read: {error.strerror}") from error
-    for name, prompt in _parse(text, str(override)).items():
+    for name, prompt in _parse(config.read_text(override), str(override)).items():
         if name not in shipped:
             message, hint = unknown_name("prompt", name, shipped)
             raise ConfigError(f"{override}: {message}", hint=hint)

@@ -38,6 +38,14 @@ def test_tasks_are_blended_by_weights(
     assert Counter(row["columns"]["task"] for row in bench.rows("out").values()) == kept
 
 
+def test_a_blend_without_rows_of_a_task_says_which(bench: Bench, tmp_path: Path) -> None:
+    source = rows_from(tmp_path / "r.jsonl", {"math": 3})
+    knobs = {"weights": {"math": 1.0, "maths": 1.0}}
+    recipe = make_recipe([source, {"name": "out", "kind": "blend", "takes": ["in"], "knobs": knobs}])
+    bench.run(recipe)
+    assert bench.accounting(recipe).stage("out").filtered == {"blend: no row of the task 'maths'": 3}
+
+
 def test_pairs_are_balanced_by_length(bench: Bench, tmp_path: Path) -> None:
     prompts = tmp_path / "p.jsonl"
     prompts.write_text(

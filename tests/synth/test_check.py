@@ -16,6 +16,13 @@ PROMPTS = '[[stage]]\nname = "in"\nkind = "prompt_file"\nknobs = {{file = "{fold
 ANSWER = '[[stage]]\nname = "out"\nkind = "respond"\ntakes = ["in"]\nknobs = {{k = 3}}\n'
 JUDGE = '[[stage]]\nname = "judge"\nkind = "judge_llm"\ntakes = ["out"]\n'
 QUALITY = '[[stage]]\nname = "good"\nkind = "quality"\ntakes = ["out"]\n'
+ROWS = PROMPTS.replace("prompt_file", "row_file").replace(', task = "t"', "")
+
+
+def own(template: str, above: str = "out", more: str = "") -> str:
+    """A stage ``prompt``; the template's braces and those of ``more`` are for the recipe's own format."""
+    stage = f'[[stage]]\nname = "mine"\nkind = "prompt"\ntakes = ["{above}"]\n[stage.knobs]\n'
+    return f'{stage}template = "{{{template}}}"\n{more}\n'
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])
@@ -45,6 +52,20 @@ QUALITY = '[[stage]]\nname = "good"\nkind = "quality"\ntakes = ["out"]\n'
         ),
         (HEAD + PROMPTS.replace("p.jsonl", "latin1.jsonl") + ANSWER, "latin1.jsonl: not UTF-8 text"),
         (HEAD + PROMPTS.replace("p.jsonl", "half.jsonl") + ANSWER, "half of a character pair"),
+        (HEAD + PROMPTS.replace("p.jsonl", "empty.jsonl") + ANSWER, "stage 'in' (prompt_file) makes no row"),
+        (HEAD + PROMPTS + ANSWER.replace("3", "-3"), "k is -3; expected 1 or more"),
+        (HEAD + PROMPTS + ANSWER + own("{response_4}"), "stage 'mine' (prompt): no column response_4"),
+        (HEAD + ROWS + own("{titel}", "in"), "no column titel\nhint: the rows have prompt"),
+        (HEAD + PROMPTS + own("{prompt}", "in", "at_least = {{ reply = 3 }}"), "which no reply has"),
+        (
+            HEAD + PROMPTS + own("{prompt}", "in", 'only = {{ a = ["no"] }}\nschema = {{ type = "object", '
+            'properties = {{ a = {{ type = "string", enum = ["y", "n"] }} }} }}'), "but the reply is one of",
+        ),
+        (HEAD + PROMPTS + ANSWER.replace('["in"]', '["in", "in"]'), "stage 'out' takes a stage twice"),
+        (HEAD + PROMPTS + ANSWER + "[budget]\ncalls = -1\n", "calls is -1; expected 0 or more"),
+        (HEAD + PROMPTS + ANSWER + "[retry]\nmax_outage_s = -1.0\n", "max_outage_s is -1.0"),
+        (HEAD + "timeout_s = 0.0\n" + PROMPTS + ANSWER, "timeout_s is 0.0; expected more than 0"),
+        ("# caf\u00e9" + HEAD + PROMPTS + ANSWER, "recipe.toml: not UTF-8 text: byte 0xe9 at 5"),
     ],
 )  # fmt: skip
 def test_a_recipe_that_cannot_work_is_refused_before_the_first_call(
@@ -54,6 +75,7 @@ def test_a_recipe_that_cannot_work_is_refused_before_the_first_call(
         "p.jsonl": b'{"prompt": "Hi"}\n',
         "latin1.jsonl": '{"prompt": "caf\u00e9"}\n'.encode("latin-1"),
         "half.jsonl": b'{"prompt": "\\ud800"}\n',
+        "empty.jsonl": b"",
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -67,7 +89,7 @@ def test_a_recipe_that_cannot_work_is_refused_before_the_first_call(
 
 def _synth(command: str, text: str, server: FakeServer, folder: Path, **values: Any) -> int:
     recipe = folder / "recipe.toml"
-    recipe.write_text(text.format(url=server.url, folder=folder, **values), encoding="utf-8")
+    recipe.write_text(text.format(url=server.url, folder=folder, **values), encoding="latin-1")
     out = ["--out", str(folder / "run")] if command == "run" else []
     return main(["synth", command, str(recipe), *out])
 

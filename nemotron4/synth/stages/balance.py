@@ -93,6 +93,9 @@ def blend(rows: Iterable[tuple[bytes, Any]], knobs: BlendKnobs) -> Mapping[bytes
     unit = min(counts[task] / weight for task, weight in knobs.weights.items())
     if knobs.n:
         unit = min(unit, knobs.n / sum(knobs.weights.values()))
+    # Not an error: a shard may have none of a task, and the whole be complete.
+    missing = ", ".join(repr(task) for task in knobs.weights if not counts[task])
+    rule = f"blend: no row of the task {missing}" if missing else "blend"
     limits = {task: round(weight * unit) for task, weight in knobs.weights.items()}
     kept: Counter[str] = Counter()
     drops: dict[bytes, Drop] = {}
@@ -100,7 +103,7 @@ def blend(rows: Iterable[tuple[bytes, Any]], knobs: BlendKnobs) -> Mapping[bytes
         kept[task] += 1
         if kept[task] > limits.get(task, 0):
             reason = f"more than {limits[task]} rows" if task in limits else "no weight"
-            drops[record] = ("blend", f"{reason} of the task {task!r}")
+            drops[record] = (rule, f"{reason} of the task {task!r}")
     return drops
 
 

@@ -152,6 +152,14 @@ class PromptKnobs:
         unknown = {*self.at_least, *self.only, *([self.each] if self.each else [])} - set(self.columns)
         if unknown:
             raise ValueError(f"{sorted(unknown)} are no columns of the reply: {', '.join(self.columns)}")
+        properties: Mapping[str, Any] = self.schema.get("properties", {self.output: {"type": "string"}})
+        for name, least in self.at_least.items():
+            part = properties[name]
+            if part["type"] not in ("integer", "number") or part.get("maximum", least) < least:
+                raise ValueError(f"at_least.{name} is {least:g}, which no reply has: {_kind(part)}")
+        for name, allowed in self.only.items():
+            if not {*allowed} <= {str(value) for value in properties[name].get("enum", allowed)}:
+                raise ValueError(f"only.{name} is {allowed}, but the reply is {_kind(properties[name])}")
 
     @property
     def columns(self) -> tuple[str, ...]:
