@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 from nemotron4.client import BadContentError, Reward
 from nemotron4.errors import DataError
 from nemotron4.grading import answers, instructions, judgments
-from nemotron4.grading.code import extract_mbpp, mbpp_program, run_program
+from nemotron4.grading.code import called_function, find_program, mbpp_program, run_program
 from nemotron4.grading.sandbox import Sandbox, open_sandbox
 from nemotron4.records import ATTRIBUTES, JsonObject, Message
 from nemotron4.synth.ledger import Reader
@@ -68,12 +68,13 @@ class TruthJudge:
                 [constraint.arguments for constraint in prompt.constraints],
             )
         elif prompt.tests is not None:
-            program = mbpp_program(extract_mbpp(response.text), prompt.tests.splitlines(), "")
-            score = run_program(program, _sandbox())
+            tests = prompt.tests.splitlines()
+            program = find_program(response.text, called_function(tests))
+            score = run_program(mbpp_program(program, tests, ""), _sandbox())
         elif prompt.answer is not None:
             numeric = re.fullmatch(r"-?[\d,]+(?:\.\d+)?", prompt.answer.strip())
             score = (
-                answers.gsm8k(response.text, prompt.answer, "flexible")
+                answers.gsm8k(response.text, prompt.answer, "value")
                 if numeric
                 else answers.boxed(response.text, prompt.answer)
             )

@@ -214,6 +214,14 @@ def test_truth_pairs_a_right_with_a_wrong_answer(bench: Bench, recipe: MakeRecip
     assert (row.chosen_reward, row.rejected_reward) == (1.0, 0.0)
 
 
+def test_a_right_number_written_otherwise_is_not_rejected(
+    bench: Bench, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    prompts = prompts_from(tmp_path / "p.jsonl", GSM8K, **KNOBS)
+    made = recipe([prompts, then("respond", name="r"), then("judge_truth", "r")])
+    assert judged(bench, made, answering("It is $4.00.", "It is 4.")) == {"all right": 1}
+
+
 @pytest.mark.parametrize(("answers", "rule"), [(("4 it is", "So: 4"), "all right"), (("5", "6"), "all wrong"),
                                                (("4", "4."), "identical answers")])  # fmt: skip
 def test_prompts_without_a_pair_are_counted_by_reason(
@@ -253,7 +261,7 @@ def test_truth_runs_the_tests_of_code(bench: Bench, recipe: MakeRecipe, tmp_path
                    then("judge_truth", "r")])  # fmt: skip
     wrong, right = (
         "```python\ndef double(x):\n    return x * x\n```",
-        "```python\ndef double(x):\n    return 2 * x\n```",
+        "~~~\ndef double(x):\n    # asserts nothing\n    return 2 * x\n~~~",
     )
     judged(bench, made, answering(wrong, right))
     assert values(bench)[0].chosen.text == right
@@ -478,6 +486,14 @@ def test_several_models_share_the_prompts(bench: Bench, recipe: MakeRecipe, tmp_
             "p.jsonl:1: the conversation has no user turn",
         ),
         ([{"prompt": "x", "a": ""}], {"answer_field": "a"}, "p.jsonl:1: field 'a' holds no answer"),
+        ([{"prompt": "x", "a": None}], {"answer_field": "a"}, "p.jsonl:1: field 'a' holds no answer"),
+        (
+            [{"prompt": "x", "a": "7"}],
+            {"answer_field": "a", "answer_after": "##"},
+            "no answer after '##': '7'",
+        ),
+        ([{"prompt": "x"}], {"tests_field": "t"}, "p.jsonl:1: field 't' holds no tests: None"),
+        ([{"prompt": "x", "t": [5]}], {"tests_field": "t"}, "p.jsonl:1: field 't' holds no tests"),
     ],
 )
 def test_a_bad_line_of_a_source_is_named(

@@ -108,7 +108,7 @@ MANY = 1000  # more answers to one prompt than anybody asks for
 KINDS = {
     "judge_truth": Kind(
         summary="pairs by ground truth: constraints, tests, or the known answer",
-        takes=(Answered,), makes=JudgedPair, run=judge_truth,
+        takes=(Answered,), makes=JudgedPair, run=judge_truth, version=2,
         compares=(2, MANY), calls=lambda knobs: 0, fan_out=lambda knobs: 0.45,
     ),
     "judge_llm": Kind(

@@ -53,7 +53,8 @@ def document_roots(knobs: DocumentKnobs) -> Iterator[JsonObject]:
         if not isinstance(text, str):
             raise DataError(f"{where}: field {knobs.text_field!r} is missing or not a text")
         number = re.split(r":| row ", where)[-1]
-        yield {"id": str(row.get(knobs.id_field, number)), "text": text}
+        given = row.get(knobs.id_field)
+        yield {"id": number if given is None else str(given), "text": text}
 
 
 async def documents(root: Root, context: Context, knobs: DocumentKnobs) -> Sequence[Row]:
@@ -72,18 +73,29 @@ def prompt_roots(knobs: PromptFileKnobs) -> Iterator[JsonObject]:
     for where, row in data_rows(knobs.file, knobs.limit):
         entry: JsonObject = {"messages": _messages(row, knobs.text_field, where)}
         if knobs.answer_field:
-            answer = str(row.get(knobs.answer_field, ""))
-            if knobs.answer_after:
-                answer = answer.rpartition(knobs.answer_after)[2]
-            if not answer.strip():
-                raise DataError(f"{where}: field {knobs.answer_field!r} holds no answer")
-            entry["answer"] = answer.strip()
+            entry["answer"] = _answer(row.get(knobs.answer_field), knobs, where)
         if knobs.tests_field:
-            tests = row.get(knobs.tests_field)
-            entry["tests"] = "\n".join(tests) if isinstance(tests, list) else str(tests)
+            entry["tests"] = _tests(row.get(knobs.tests_field), knobs, where)
         if knobs.unsafe_field and row.get(knobs.unsafe_field):
             entry["unsafe"] = True
         yield entry
+
+
+def _answer(given: object, knobs: PromptFileKnobs, where: str) -> str:
+    text = str(given) if isinstance(given, str | int | float) else ""
+    _, mark, after = text.rpartition(knobs.answer_after) if knobs.answer_after else ("", "", text)
+    if not after.strip() or (knobs.answer_after and not mark):
+        expected = f" after {knobs.answer_after!r}" if knobs.answer_after else ""
+        raise DataError(f"{where}: field {knobs.answer_field!r} holds no answer{expected}: {given!r:.60}")
+    return after.strip()
+
+
+def _tests(given: object, knobs: PromptFileKnobs, where: str) -> str:
+    """No tests are no tests passed: what is not there must not become a program that runs."""
+    tests = [given] if isinstance(given, str) else given
+    if not isinstance(tests, list) or not any(tests) or not all(isinstance(test, str) for test in tests):
+        raise DataError(f"{where}: field {knobs.tests_field!r} holds no tests: {given!r:.60}")
+    return "\n".join(tests)
 
 
 def _turns(row: JsonObject, where: str) -> list[Message]:
