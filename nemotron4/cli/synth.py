@@ -184,12 +184,15 @@ def retry(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no accounting.")] = False,
 ) -> None:
     """Try what failed again, with new samples."""
+    from nemotron4.errors import unknown
     from nemotron4.progress import Progress
     from nemotron4.synth.execute import run_recipe
-    from nemotron4.synth.recipe import LEDGER, load_saved_recipe
+    from nemotron4.synth.recipe import LEDGER, load_saved_recipe, load_saved_shard
     from nemotron4.synth.writer import Ledger
 
-    loaded = load_saved_recipe(folder)
+    loaded, shard = load_saved_recipe(folder), load_saved_shard(folder) or (0, 1)
+    if stage is not None and stage not in (names := [each.name for each in loaded.stage]):
+        raise unknown("stage", stage, names)
     ledger = Ledger(folder / LEDGER)
     try:
         number = ledger.requeue_failed(stage)
@@ -197,9 +200,12 @@ def retry(
         ledger.close()
     note(f"{number} failures are tried again")
     with nullcontext() if quiet else Progress(None, name=loaded.name) as progress:
-        run_recipe(loaded, folder, models=_local_models(loaded), progress=progress)
+        outcome = run_recipe(loaded, folder, models=_local_models(loaded), shard=shard, progress=progress)
     if not quiet:
+        note(f"{outcome.ending}: {outcome.reason} ({outcome.calls} calls in {outcome.seconds:.1f} s)")
         _print_accounting(folder)
+    if outcome.signal is not None:
+        raise typer.Exit(128 + outcome.signal)
 
 
 @app.command()

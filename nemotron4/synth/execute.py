@@ -17,7 +17,7 @@ from nemotron4.runs import IncompleteError
 from nemotron4.synth.accounting import Accounting, read_accounting
 from nemotron4.synth.check import prepare
 from nemotron4.synth.ledger import Reader
-from nemotron4.synth.recipe import LEDGER, SynthRecipe, save_recipe
+from nemotron4.synth.recipe import LEDGER, RECIPE, SynthRecipe, load_saved_shard, save_recipe
 from nemotron4.synth.runner import Runner, RunOutcome
 from nemotron4.synth.writer import Ledger
 
@@ -110,7 +110,13 @@ def run_recipe(
         notice(f"note: {note}")
     ledger = Ledger(folder / LEDGER, synchronous="FULL" if recipe.durable == "power_loss" else "NORMAL")
     try:
-        save_recipe(folder, recipe)
+        earlier = load_saved_shard(folder) if (folder / RECIPE).exists() else None
+        if earlier is not None and earlier != shard:
+            raise ConfigError(
+                f"{folder} is shard {earlier[0]}/{earlier[1]} of its run; given {shard[0]}/{shard[1]}",
+                hint="repeat its own command, or give every shard a folder of its own",
+            )
+        save_recipe(folder, recipe, shard)
         runner = Runner(
             pipeline,
             ledger,

@@ -185,15 +185,27 @@ LEDGER = "ledger.sqlite"
 RECIPE = "recipe.json"
 
 
-def save_recipe(folder: Path, recipe: SynthRecipe) -> None:
-    """The resolved recipe, the program's version and commit, next to the data they made."""
+def save_recipe(folder: Path, recipe: SynthRecipe, shard: tuple[int, int] = (0, 1)) -> None:
+    """The resolved recipe, the program's version and commit, and the shard, next to the data they made."""
     folder.mkdir(parents=True, exist_ok=True)
-    value = {"version": __version__, "commit": _commit(), "recipe": to_json(recipe)}
+    value = {
+        "version": __version__, "commit": _commit(), "shard": list(shard), "recipe": to_json(recipe),
+    }  # fmt: skip
     write_json(folder / RECIPE, value)
 
 
 def load_saved_recipe(folder: Path) -> SynthRecipe:
     """The recipe of an existing run."""
+    return config.build(SynthRecipe, _saved(folder)["recipe"])
+
+
+def load_saved_shard(folder: Path) -> tuple[int, int] | None:
+    """(index, number) of the shard that a run is; None where an earlier version did not write it."""
+    index, number = _saved(folder).get("shard") or (None, None)
+    return None if index is None else (index, number)
+
+
+def _saved(folder: Path) -> JsonObject:
     path = folder / RECIPE
     try:
         value: JsonObject = json.loads(path.read_text(encoding="utf-8"))
@@ -201,7 +213,7 @@ def load_saved_recipe(folder: Path) -> SynthRecipe:
         raise DataError(
             f"{path}: {error.strerror}", hint="name the folder given to `synth run --out`"
         ) from error
-    return config.build(SynthRecipe, value["recipe"])
+    return value
 
 
 def _commit() -> str | None:

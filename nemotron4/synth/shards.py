@@ -93,8 +93,8 @@ def run_shards(
         )
     pipeline = check(recipe)
     shards = [folder / "shards" / f"{index:04d}-of-{num_shards:04d}" for index in range(num_shards)]
-    for shard in shards:
-        save_recipe(shard, recipe)
+    for index, shard in enumerate(shards):
+        save_recipe(shard, recipe, (index, num_shards))
 
     def tell() -> None:
         if progress is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nemotron4.cli.main import main
 from nemotron4.client import FakeBehaviour, FakeChatModel
 from nemotron4.errors import ConfigError
 from nemotron4.synth.check import check
@@ -52,6 +53,18 @@ def test_local_workers_give_the_rows_of_one_process(tmp_path: Path) -> None:
 def test_shards_share_the_budget(tmp_path: Path) -> None:
     made = dataclasses.replace(recipe(40), budget=Budget(calls=8))
     assert [run_recipe(made, tmp_path / str(i), shard=(i, 2)).calls for i in range(2)] == [4, 4]
+
+
+def test_a_shard_stays_the_shard_that_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = recipe()
+    calls = run_recipe(made, tmp_path, shard=(0, 2)).calls
+    assert 0 < calls < 6
+    with pytest.raises(ConfigError, match="is shard 0/2 of its run; given 0/1"):
+        run_recipe(made, tmp_path)
+    assert main(["synth", "retry", str(tmp_path)]) == 0
+    assert f"spent: {calls} calls" in capsys.readouterr().out  # not those of the others
+    assert main(["synth", "retry", str(tmp_path), "--stage", "opn"]) == 1
+    assert "did you mean 'open'?" in capsys.readouterr().err
 
 
 def test_a_model_in_this_process_is_not_sharded(tmp_path: Path) -> None:
