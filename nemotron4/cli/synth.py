@@ -64,6 +64,8 @@ def run(
         _print_accounting(out)
     if outcome.signal is not None:
         raise typer.Exit(128 + outcome.signal)
+    if outcome.is_target_missed:
+        raise typer.Exit(1)
 
 
 def _local_models(recipe: SynthRecipe) -> dict[str, ChatModel]:

@@ -45,6 +45,7 @@ class RunOutcome:
     seconds: float
     calls: int
     signal: int | None = None
+    is_target_missed: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ class Runner:
             seconds=time.monotonic() - started_at,
             calls=self.spending.calls - calls_before,
             signal=self._signal,
+            is_target_missed=self._stop_reason is None and self._missed_target() is not None,
         )
 
     def stop(

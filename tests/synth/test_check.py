@@ -102,3 +102,10 @@ def test_what_is_perhaps_not_meant_is_said(tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().err
     assert "note: endpoint 'other' is used by no stage" in said
     assert "note: stage 'in': its rows are neither exported nor taken by another stage" in said
+
+
+@pytest.mark.parametrize(("number", "status"), [(1, 0), (2, 1)])
+def test_a_missed_target_is_no_success(number: int, status: int, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Hi"}\n', encoding="utf-8")
+    with ServerThread() as server:
+        assert _synth("run", f"{HEAD}{PROMPTS}{ANSWER}[target]\nout = {number}\n", server, tmp_path) == status
