@@ -73,6 +73,8 @@ class OwnTask:
         needed = {"regex": "pattern", "judge": "rubric", "python": "function"}.get(self.grader)
         if needed is not None and not getattr(self, needed):
             raise ValueError(f"the grader {self.grader!r} needs {needed}")
+        if not self.prompt.strip():
+            raise ValueError("prompt is empty")
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(f"name is {self.name!r}; expected letters, digits, dots, dashes, underscores")
         try:
@@ -106,7 +108,7 @@ def open_folder(folder: Path, settings: Sequence[str] = ()) -> Task:
         with_options=lambda options: open_folder(
             # JSON's texts are TOML's too, with quotes and line ends in them.
             folder,
-            [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in options.items() if value],
+            [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in options.items()],
         ),
     )
 

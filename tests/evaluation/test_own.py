@@ -173,6 +173,7 @@ def test_what_a_function_does_wrong_is_said(folder: Path, capsys: Any, code: str
     [
         ('name = "a/b"\nprompt = "{q}"\ngrader = "exact"\n', "name is 'a/b'"),
         ('name = "a"\nprompt = "{q}"\ngrader = "regex"\n', "the grader 'regex' needs pattern"),
+        ('name = "a"\nprompt = ""\ngrader = "exact"\n', "prompt is empty"),
         ('name = "a"\nprompt = "{q}"\ngrader = "regex"\npattern = "("\n', "pattern is no regular expression"),
         ('name = "a"\nprompt = "{q}"\ngrader = "exakt"\n', "grader is 'exakt'; expected 'choice'"),
         ('name = "a"\npromt = "{q}"\ngrader = "exact"\n', "unknown key 'promt'"),

@@ -219,6 +219,16 @@ def test_a_request_that_can_never_succeed_is_unscored_under_its_reason(
     assert result["unscored_reasons"] == {"request refused: bad_request": 1}
 
 
+def test_after_answers_a_forbidden_request_is_about_its_prompt(
+    data: Any, tmp_path: Path, capsys: Any
+) -> None:
+    with ScriptedServer(lambda m: 403 if "Say 3" in m[-1]["content"] else _say_the_number(m)) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", data(GSM8K), "--json"]
+        more = ["--concurrency", "1", "--on-failure", "exclude"]
+        assert main([*command, "--out", str(tmp_path / "out"), *more]) == 0
+    assert json.loads(capsys.readouterr().out)["unscored_reasons"] == {"request refused: unauthorized": 1}
+
+
 def test_a_judgment_that_is_refused_is_counted_once_under_its_reason(
     data: Any, tmp_path: Path, capsys: Any
 ) -> None:
