@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from nemotron4.errors import RequestError, together
+from nemotron4.errors import RequestError, raise_together
+from nemotron4.json_form import require_numbers
 from nemotron4.records import Generation, Message
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -70,13 +71,14 @@ class SamplingParams:
     adapter: str | None = None  # one that the engine has loaded next to the model; None: the model alone
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         checks = (
             (self.max_new_tokens >= 0, "max_new_tokens", self.max_new_tokens, "0 or more"),
             (self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or more"),
             (self.top_k >= 0, "top_k", self.top_k, "0 (off) or more"),
             (0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]"),
             (0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]"),
-            (self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "more than 0"),
+            (self.repetition_penalty >= 1e-6, "repetition_penalty", self.repetition_penalty, "1e-6 or more"),
             (-2 <= self.presence_penalty <= 2, "presence_penalty", self.presence_penalty, "in [-2, 2]"),
             (-2 <= self.frequency_penalty <= 2, "frequency_penalty", self.frequency_penalty, "in [-2, 2]"),
             (self.min_new_tokens >= 0, "min_new_tokens", self.min_new_tokens, "0 or more"),
@@ -84,9 +86,7 @@ class SamplingParams:
             (self.logprobs is None or self.logprobs >= 0, "logprobs", self.logprobs, "None or 0 and more"),
             (not self.hidden_mean or self.max_new_tokens == 0, "hidden_mean", True, "False with new tokens"),
         )
-        problems = [RequestError(f"{n} is {v}; expected {e}") for ok, n, v, e in checks if not ok]
-        if problems:
-            raise together(problems)
+        raise_together([RequestError(f"{n} is {v}; expected {e}") for ok, n, v, e in checks if not ok])
 
 
 @dataclass(frozen=True)

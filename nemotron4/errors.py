@@ -37,6 +37,12 @@ def together(errors: Iterable[Nemotron4Error]) -> Nemotron4Error:
     return first
 
 
+def raise_together(problems: Sequence[Nemotron4Error]) -> None:
+    """Raise all of them as one, if there are any."""
+    if problems:
+        raise together(problems)
+
+
 class Problems:
     """Errors that are told together: each check is made ``with problems.kept()``, then ``tell`` raises."""
 

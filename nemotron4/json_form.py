@@ -15,13 +15,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import types
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
 
-from nemotron4.errors import ConfigError, unknown_name
+from nemotron4.errors import ConfigError, Nemotron4Error, RequestError, raise_together, unknown_name
 
 JsonObject = dict[str, Any]
 WORDS: dict[Any, str] = {
@@ -263,3 +265,41 @@ def _mismatch(path: str, value: Any, expected: str) -> FieldError:
 def shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+# Checking what a program gives
+
+
+def require_numbers(given: Any) -> None:
+    """RequestError for a field of a dataclass that is no number of its type: whole, or finite; no texts.
+
+    A mapping of numbers may hold -inf, which bans.
+    """
+    problems: list[Nemotron4Error] = []
+    for name, is_whole, is_needed in _numbers(type(given)):
+        value = getattr(given, name)
+        if value is None and not is_needed:
+            continue
+        is_number = isinstance(value, Integral if is_whole else Real) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value):
+            expected = "a whole number" if is_whole else "a finite number"
+            problems.append(RequestError(f"{name} is {value!r}; expected {expected}"))
+    for name, hint in _hints(type(given)).items():
+        if hint == Mapping[int, float]:
+            for key, value in getattr(given, name).items():
+                if not isinstance(key, Integral) or not isinstance(value, Real) or not value < math.inf:
+                    expected = "expected a whole number with a finite one"
+                    problems.append(RequestError(f"{name} has {key!r}: {value!r}; {expected}"))
+    raise_together(problems)
+
+
+@functools.cache
+def _numbers(kind: type) -> tuple[tuple[str, bool, bool], ...]:
+    """(name, is whole, is needed) of the fields that hold a number."""
+    unions = (None, Union, types.UnionType)
+    hints = {n: get_args(hint) or (hint,) for n, hint in _hints(kind).items() if get_origin(hint) in unions}
+    return tuple(
+        (name, int in parts, type(None) not in parts)
+        for name, parts in hints.items()
+        if {*parts} <= {int, float, type(None)}
+    )

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import functools
 import queue
+import sys
 import threading
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -238,16 +239,12 @@ class EngineCore:
         if self._is_closing:
             raise RequestError("the engine is closed")
         return Request(
-            prompt_ids,
-            params,
-            self.tokenizer,
-            deliver,
-            num_guesses=self._num_speculative_tokens,
-            virtual_ids=self._virtual_ids,
+            prompt_ids, params, self.tokenizer, deliver,
+            num_guesses=self._num_speculative_tokens, virtual_ids=self._virtual_ids,
             vocab_size=self.info.vocab_size,
             grammar=None if params.grammar is None else self._grammars.follow(params.grammar),
             adapter=None if params.adapter is None else self._bank()[params.adapter],
-        )
+        )  # fmt: skip
 
     @functools.cached_property
     def _grammars(self) -> GrammarVocabulary:
@@ -270,28 +267,33 @@ class EngineCore:
     # -- for the engine's own thread -----------------------------------------------------------------------
 
     def _loop(self) -> None:
-        while True:
-            self._wake.clear()
-            if self._is_closing:  # looked at after the clearing: else a close between the two is never seen
-                break
-            self._take_mail()
-            if self._next_runner is not None and not self._scheduler.running:
-                self._runner, self._next_runner = self._next_runner, None
-                self._scheduler.pool = self._scheduler.pool.emptied()  # other weights, same cache
-                self._exchanged.set()
-            slices = self._scheduler.plan(admits=self._next_runner is None)
-            if slices:
-                self._step(slices)
-                self._send()
-            else:
-                self._wake.wait()
-        self._exchanged.set()
-        self._take_mail()
-        for request in list(self._requests.values()):
-            self._end(request)
-            request.deliver(TokenStep(None, finish_reason="abort"))
-        self._send()
-        self._mask_threads.shutdown()
+        try:
+            while True:
+                self._wake.clear()
+                if (
+                    self._is_closing
+                ):  # looked at after the clearing: else a close between the two is never seen
+                    break
+                self._take_mail()
+                if self._next_runner is not None and not self._scheduler.running:
+                    self._runner, self._next_runner = self._next_runner, None
+                    self._scheduler.pool = self._scheduler.pool.emptied()  # other weights, same cache
+                    self._exchanged.set()
+                slices = self._scheduler.plan(admits=self._next_runner is None)
+                if slices:
+                    self._step(slices)
+                    self._send()
+                else:
+                    self._wake.wait()
+        finally:  # also after a mistake of ours: nobody may wait for ever
+            self._is_closing = True
+            self._exchanged.set()
+            error = sys.exception()
+            wrapped = None if error is None else Nemotron4Error(f"the engine ended by a mistake: {error!r}")
+            for request in (*self._requests.values(), *self._inbox):
+                request.deliver(wrapped or TokenStep(None, finish_reason="abort"))
+            self._send()
+            self._mask_threads.shutdown()
 
     def _send(self) -> None:
         """Hand the step's tokens to the event loops that wait for them, waking each loop once."""
@@ -326,9 +328,8 @@ class EngineCore:
         rows = iter(result.logits_RV)
         turns: list[Turn] = []
         for planned, first_row in zip(slices, result.first_rows, strict=True):
-            turn = Turn(
-                self._requests[planned.sequence], planned, [next(rows) for _ in range(planned.num_results)]
-            )
+            results = [next(rows) for _ in range(planned.num_results)]
+            turn = Turn(self._requests[planned.sequence], planned, results)
             try:
                 self._take_positions(turn, result.hidden_ND, first_row)
                 if turn.request in masks:

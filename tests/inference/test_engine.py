@@ -305,6 +305,10 @@ def test_full_log_probabilities_cover_the_vocabulary() -> None:
         ),
         ([40], {"logit_bias": {500: 1.0}}, "logit_bias names token id 500"),
         ([40], {"temperature": -1.0}, "temperature is -1.0"),
+        ([40], {"max_new_tokens": 3.5}, "max_new_tokens is 3.5; expected a whole number"),
+        ([40], {"temperature": "0.5"}, "temperature is '0.5'; expected a finite number"),
+        ([40], {"logit_bias": {5: float("nan")}}, "logit_bias has 5: nan"),
+        ([40], {"repetition_penalty": 1e-300}, "repetition_penalty is 1e-300"),
     ],
 )
 def test_impossible_requests_are_refused(prompt: list[int], settings: dict[str, object], words: str) -> None:
@@ -371,3 +375,16 @@ def test_a_failing_step_costs_only_its_requests(monkeypatch: pytest.MonkeyPatch)
             engine.generate([[40]], max_new_tokens=3)
         assert len(token_ids(engine, [[40]], max_new_tokens=3)[0]) == 3
         assert engine.stats().cache_blocks_used == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_ends_by_a_mistake_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*, admits: bool) -> object:
+        raise KeyError("a block")
+
+    with small_engine() as engine:
+        monkeypatch.setattr(engine._scheduler, "plan", explode)
+        with pytest.raises(Exception, match="the engine ended by a mistake: KeyError"):
+            engine.generate([[40]], max_new_tokens=3)
+        with pytest.raises(RequestError, match="the engine is closed"):
+            engine.generate([[40]], max_new_tokens=3)
