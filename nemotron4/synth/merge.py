@@ -6,6 +6,7 @@ The result of a merge does not depend on the order of the shards.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from nemotron4.synth.recipe import LEDGER, load_saved_recipe, save_recipe
 from nemotron4.synth.review import open_reviews
 from nemotron4.synth.rows import decode, digest
 from nemotron4.synth.tables import DONE, FILTERED, Effects, children_of
+from nemotron4.synth.work import SPENDING_COUNTERS
 from nemotron4.synth.writer import Ledger
 
 PAGE = 1024  # decisions in one transaction
@@ -45,18 +47,34 @@ def merge(shards: Sequence[Path], target: Path, pipeline: Pipeline) -> int:
 
 
 def _copy(ledger: Ledger, source: Path) -> None:
-    """One transaction per shard; a shard that is in already changes nothing."""
+    """One transaction per shard. Of a shard that is in already its new replies are taken, and what they cost.
+
+    Its work is then done again here, answered by them.
+    """
     name = f"merged:{source.parent.resolve()}"
-    if ledger.meta(name) is not None:
-        return
+    earlier = ledger.meta(name)
     with ledger.attached(source) as db:
-        for table in ("record", "work", "call"):
-            db.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM shard.{table}")
-        db.execute(
-            "INSERT INTO tally SELECT * FROM shard.tally WHERE true "
-            "ON CONFLICT DO UPDATE SET value = value + excluded.value"
+        spent = {
+            (stage, counter): value
+            for stage, counter, value in db.execute("SELECT * FROM shard.tally").fetchall()
+            if counter in SPENDING_COUNTERS
+        }
+        db.execute("INSERT OR IGNORE INTO call SELECT * FROM shard.call")
+        if earlier is None:
+            for table in ("record", "work"):
+                db.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM shard.{table}")
+            added = db.execute("SELECT * FROM shard.tally").fetchall()
+        elif earlier == "done":  # by a version that did not note what had been spent
+            added = []
+        else:
+            before = {(stage, counter): value for stage, counter, value in json.loads(earlier)}
+            added = [(*key, value - before.get(key, 0.0)) for key, value in spent.items()]
+        db.executemany(
+            "INSERT INTO tally VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
+            added,
         )
-        db.execute("INSERT INTO meta VALUES (?, 'done')", (name,))
+        noted = json.dumps([[*key, value] for key, value in spent.items()])
+        db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, noted))
 
 
 def _vector(ledger: Ledger, stage: str, record: bytes) -> bytes:

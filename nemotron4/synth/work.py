@@ -317,7 +317,7 @@ class Work:
             return
         self._account(target, *error.paid_tokens, latency_s=0.0)
         self.count("calls_unusable")
-        paid = {name: self.tally.pop(name) for name in list(self.tally) if name in _SPENDING_COUNTERS}
+        paid = {name: self.tally.pop(name) for name in list(self.tally) if name in SPENDING_COUNTERS}
         self.shared.commit.store(Effects(stage=self.stage, tally=paid)).add_done_callback(
             lambda done: _free(done, ())
         )
@@ -340,10 +340,10 @@ class Work:
 
     def _flush(self) -> None:
         """Store the held replies and what was spent; their slots are free when that is durable."""
-        if not self._held and not self.tally.keys() & set(_SPENDING_COUNTERS):
+        if not self._held and not self.tally.keys() & set(SPENDING_COUNTERS):
             return
         held, tally = self._held, self.tally
-        paid = {name: tally.pop(name) for name in list(tally) if name in _SPENDING_COUNTERS}
+        paid = {name: tally.pop(name) for name in list(tally) if name in SPENDING_COUNTERS}
         self._held = []
         future = self.shared.commit.store(
             Effects(stage=self.stage, replies=[reply for reply, _ in held], tally=paid)
@@ -365,7 +365,7 @@ def _logprobs(stored: Any) -> tuple[TextLogprob, ...] | None:
     )
 
 
-_SPENDING_COUNTERS = (
+SPENDING_COUNTERS = (
     "calls", "calls_failed", "calls_unusable", "latency_s", "prompt_tokens", "completion_tokens", "money",
 )  # fmt: skip
 

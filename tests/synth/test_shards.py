@@ -15,11 +15,13 @@ import pytest
 from nemotron4.cli.main import main
 from nemotron4.client import FakeBehaviour, FakeChatModel
 from nemotron4.errors import ConfigError
+from nemotron4.synth.accounting import read_accounting
 from nemotron4.synth.check import check
 from nemotron4.synth.execute import of_shards, run_recipe
 from nemotron4.synth.export import export
+from nemotron4.synth.ledger import Reader
 from nemotron4.synth.merge import merge
-from nemotron4.synth.recipe import Budget, SynthRecipe
+from nemotron4.synth.recipe import LEDGER, Budget, SynthRecipe
 from nemotron4.synth.shards import run_shards
 from tests.synth.conftest import make_recipe
 
@@ -48,6 +50,18 @@ def test_local_workers_give_the_rows_of_one_process(tmp_path: Path) -> None:
     assert files_of(tmp_path / "one", made) == files_of(tmp_path / "two", made)
     told = of_shards(sorted((tmp_path / "two" / "shards").iterdir()), made)
     assert (told.calls, told.done["open"], told.failed) == (6, 6, 0)
+
+
+def test_what_shards_pay_for_after_a_merge_is_not_paid_again(tmp_path: Path) -> None:
+    run_shards(recipe(), tmp_path / "two", 2)
+    stages = recipe().stage
+    warmer = dataclasses.replace(stages[1], temperature=0.3)
+    changed = dataclasses.replace(recipe(), stage=(stages[0], warmer, stages[2]))
+    assert run_shards(changed, tmp_path / "two", 2).calls == 0  # by the merged run itself
+    with Reader(tmp_path / "two" / LEDGER) as ledger:
+        assert read_accounting(ledger, changed).total("calls") == 12
+    run_recipe(changed, tmp_path / "one")
+    assert files_of(tmp_path / "one", changed) == files_of(tmp_path / "two", changed)
 
 
 def test_shards_share_the_budget(tmp_path: Path) -> None:
