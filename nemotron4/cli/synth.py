@@ -69,15 +69,16 @@ def run(
 
 
 def _local_models(recipe: SynthRecipe) -> dict[str, ChatModel]:
-    """The models of ``local`` endpoints, loaded into this process."""
+    """The models of ``local`` endpoints, loaded into this process once the recipe is known to work."""
+    names = {name: each.model for name, each in recipe.endpoint.items() if each.form == "local"}
+    if not names:
+        return {}
     from nemotron4.client import EngineChatModel
     from nemotron4.inference.load import load
+    from nemotron4.synth.check import check
 
-    return {
-        name: EngineChatModel(load(endpoint.model), name=endpoint.model)
-        for name, endpoint in recipe.endpoint.items()
-        if endpoint.form == "local"
-    }
+    check(recipe)
+    return {name: EngineChatModel(load(model), name=model) for name, model in names.items()}
 
 
 def _accounting(folder: Path) -> Any:

@@ -109,3 +109,13 @@ def test_a_missed_target_is_no_success(number: int, status: int, tmp_path: Path)
     (tmp_path / "p.jsonl").write_text('{"prompt": "Hi"}\n', encoding="utf-8")
     with ServerThread() as server:
         assert _synth("run", f"{HEAD}{PROMPTS}{ANSWER}[target]\nout = {number}\n", server, tmp_path) == status
+
+
+def test_a_recipe_is_checked_before_its_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Hi"}\n', encoding="utf-8")
+    with ServerThread() as server:
+        text = HEAD + 'form = "local"\nmodel = "no-such-model"\n' + PROMPTS + ANSWER + JUDGE
+        assert _synth("run", text, server, tmp_path) == 1
+    assert "compares exactly 2 answers" in capsys.readouterr().err
