@@ -270,9 +270,7 @@ class EngineCore:
         try:
             while True:
                 self._wake.clear()
-                if (
-                    self._is_closing
-                ):  # looked at after the clearing: else a close between the two is never seen
+                if self._is_closing:  # after the clearing: else a close between the two is never seen
                     break
                 self._take_mail()
                 if self._next_runner is not None and not self._scheduler.running:
