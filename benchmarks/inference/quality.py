@@ -2,8 +2,9 @@
 """What a precision costs: KL divergence to float32, and change of perplexity with its standard error.
 
     benchmarks/inference/quality.py MODEL FILE... [--tokens 512] [--precisions stored int8 int4 bfloat16]
+        [--kv-cache-dtype int8]
 
-Each file is a text; its first tokens are scored.
+Each file is a text; its first tokens are scored. float32 has its own cache whatever the others have.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from nemotron4.checkpoint import open_checkpoint
-from nemotron4.inference.native.library import BLOCK
+from nemotron4.inference.native.library import BLOCK, Form
 from nemotron4.inference.native.model import NativeCache, read_model
-from nemotron4.inference.precision import FLOATS, QUANTISED
+from nemotron4.inference.precision import CACHES, FLOATS, QUANTISED
 from nemotron4.inference.runner import NativeRunner
 from nemotron4.inference.scheduler import Sequence, Slice
 
@@ -35,11 +36,14 @@ def main() -> None:
     parser.add_argument(
         "--precisions", nargs="+", choices=KINDS, default=["stored", "int8", "int4", "bfloat16"]
     )
+    parser.add_argument("--kv-cache-dtype", choices=("bfloat16", "int8"), default="bfloat16")
     options = parser.parse_args()
+    cache = CACHES[options.kv_cache_dtype]
     checkpoint = open_checkpoint(options.model)
     tokenizer = checkpoint.tokenizer()
     rows = [list(tokenizer.encode(path.read_text()))[: options.tokens] for path in options.files]
-    runners = {name: runner(checkpoint, name, options.tokens) for name in ("float32", *options.precisions)}
+    runners = {name: runner(checkpoint, name, cache, options.tokens) for name in options.precisions}
+    runners["float32"] = runner(checkpoint, "float32", Form.F32, options.tokens)
     divergences: dict[str, list[float]] = {name: [] for name in options.precisions}
     losses: dict[str, list[float]] = {name: [] for name in options.precisions}
     for row in rows:
@@ -55,8 +59,8 @@ def main() -> None:
         print(f"{name}: KL {np.mean(divergences[name]):.5f}, perplexity {change:+.2%} (+-{error:.2%})")
 
 
-def runner(checkpoint: Any, name: str, num_tokens: int) -> NativeRunner:
-    cache = NativeCache(checkpoint.config, -(-num_tokens // BLOCK), is_bf16=name != "float32")
+def runner(checkpoint: Any, name: str, kept: Form, num_tokens: int) -> NativeRunner:
+    cache = NativeCache(checkpoint.config, -(-num_tokens // BLOCK), kept)
     return NativeRunner(read_model(checkpoint, KINDS[name], cache, num_threads=2))
 
 

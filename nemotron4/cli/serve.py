@@ -164,6 +164,7 @@ def serve(
     )
     merged, named = split_adapters(adapter or (), is_enabled=enable_lora)
     from nemotron4.cluster.slurm import find_rank
+    from nemotron4.inference.precision import check_cache_type
     from nemotron4.server.guard import GuardSettings
     from nemotron4.server.run import run
     from nemotron4.text.content_safety import read_policy
@@ -201,8 +202,9 @@ def serve(
             **options,
         )
     parallel.require_one_device()
-    _check_builtin(kv_cache_dtype)
-    options |= {"quantize": quantize, "force_adapter": force_adapter, "memory_share": gpu_memory_utilization}
+    check_cache_type(kv_cache_dtype)
+    options |= {"quantize": quantize, "kv_cache_dtype": kv_cache_dtype}
+    options |= {"force_adapter": force_adapter, "memory_share": gpu_memory_utilization}
     options |= {"prefix_cache_gb": prefix_cache_gb, "num_speculative_tokens": num_speculative_tokens}
     put_on_port(lambda: _load_builtin(model, merged, named, context=context, revision=revision, **options))
     return 0
@@ -251,14 +253,6 @@ def _check_vllm(
         )
 
 
-def _check_builtin(kv_cache_dtype: str) -> None:
-    if kv_cache_dtype != "auto":
-        raise ConfigError(
-            f"kv_cache_dtype is {kv_cache_dtype!r}; the built-in engine keeps the model's type",
-            hint="leave it out, or add --engine vllm",
-        )
-
-
 def _load_builtin(
     model: str,
     adapter: str,
@@ -281,6 +275,10 @@ def _load_builtin(
             from nemotron4.inference.reward import load_reward  # with torch, which a language model needs not
 
             taken = ("dtype", "device", "force_adapter", "max_waiting")
+            unread = ("quantize", "kv_cache_dtype", "chat_template", "cache_gb")
+            given = [name for name in unread if options[name] not in (None, "auto")]
+            if given:
+                raise ConfigError(f"a reward model reads no {', '.join(given)}", hint="leave them out")
             return load_reward(checkpoint, adapter=chosen, **{name: options[name] for name in taken})
         ready = load(checkpoint, adapter=chosen, adapters=named, **options)
     show_notes(ready.info)

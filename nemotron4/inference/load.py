@@ -21,7 +21,7 @@ from nemotron4.inference.adapters import AdapterBank
 from nemotron4.inference.engine import Engine
 from nemotron4.inference.native.adapters import NativeAdapters
 from nemotron4.inference.native.model import NativeCache, read_model
-from nemotron4.inference.precision import DTYPES, Precision, choose
+from nemotron4.inference.precision import CACHES, DTYPES, Precision, choose
 from nemotron4.inference.runner import NativeRunner, StepRunner
 from nemotron4.model.config import ModelConfig
 from nemotron4.records import Message
@@ -39,6 +39,7 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     quantize: str | None = None,
+    kv_cache_dtype: str = "auto",
     adapter: str | Path | None = AUTO,
     force_adapter: bool = False,
     adapters: Mapping[str, str | Path] | None = None,
@@ -56,6 +57,7 @@ def load(
     ``quantize`` "int8" or "int4" quantises the weights while they are read (CPU). ``dtype`` "auto" takes the
     weights of a quantised GGUF file as they are stored, keeps bfloat16 weights where the processor multiplies
     them fast (a GPU, AMX), and is float32 otherwise.
+    ``kv_cache_dtype`` "int8" keeps keys and values in eight bits instead of sixteen (CPU).
     ``adapter`` is a folder that training or PEFT wrote, or NeMo's LoRA; None is none, and "auto" the one that
     ships for a pulled name (smollm2). LoRA and (IA)3 are merged into the weights as they are read, a
     bottleneck adapter runs next to them, P-tuning's table precedes every prompt.
@@ -71,9 +73,14 @@ def load(
     checkpoint, beside = _opened(*with_shipped(model, _merged(adapter, adapters)), force=force_adapter)
     chosen_device = device_name(device)
     precision = choose(
-        checkpoint, chosen_device, dtype=dtype, quantize=quantize, has_adapter_beside=beside is not None
+        checkpoint,
+        chosen_device,
+        dtype=dtype,
+        quantize=quantize,
+        kv_cache_dtype=kv_cache_dtype,
+        has_adapter_beside=beside is not None,
     )
-    size = DTYPES[precision.dtype]
+    size = block_bytes(checkpoint.config, precision.dtype)
     num_blocks = cache_blocks(checkpoint.config, size, chosen_device, cache_gb, max_running, memory_share)
     runner, num_virtual, tokenizer, own = _read(checkpoint, precision, chosen_device, num_blocks, beside)
     prompt_format = own if chat_template is None else chosen_format(chat_template, tokenizer)
@@ -91,7 +98,7 @@ def load(
         num_speculative_tokens=num_speculative_tokens,
         adapters=None if adapters is None else _bank(runner, checkpoint, adapters, force=force_adapter),
         reload=None if beside or adapters is not None else _Reload(checkpoint, precision, chosen_device),
-        max_kept_blocks=int(prefix_cache_gb * 1e9) // block_bytes(checkpoint.config, size),
+        max_kept_blocks=int(prefix_cache_gb * 1e9) // size,
     )
 
 
@@ -189,7 +196,7 @@ def _read(
 
 
 def _native_runner(checkpoint: Checkpoint, precision: Precision, num_blocks: int) -> tuple[StepRunner, int]:
-    cache = NativeCache(checkpoint.config, num_blocks, is_bf16=precision.dtype == "bfloat16")
+    cache = NativeCache(checkpoint.config, num_blocks, CACHES[precision.dtype])
     model = read_model(checkpoint, precision.kind, cache, num_threads=_num_threads())
     return NativeRunner(model), 0
 
@@ -268,20 +275,24 @@ def find_device(wanted: str) -> torch.device:
     return torch.device(device_name(wanted))
 
 
-def block_bytes(config: ModelConfig, bytes_per_element: int) -> int:
-    return NativeCache.block_size * config.kv_bytes_per_token(bytes_per_element)
+def block_bytes(config: ModelConfig, dtype: str) -> int:
+    """Of keys and values in ``dtype``; eight bits have a float32 scale for each position and head."""
+    if dtype == "int8":
+        per_token = config.kv_bytes_per_token(1) // config.head_dim * (config.head_dim + 4)
+    else:
+        per_token = config.kv_bytes_per_token(DTYPES[dtype])
+    return NativeCache.block_size * per_token
 
 
 def cache_blocks(
     config: ModelConfig,
-    bytes_per_element: int,
+    one_block: int,
     device: str,
     cache_gb: float | None,
     max_running: int,
     share: float | None = None,
 ) -> int:
-    """How many blocks of keys and values there is memory for."""
-    one_block = block_bytes(config, bytes_per_element)
+    """How many blocks of keys and values, of ``one_block`` bytes each, there is memory for."""
     if cache_gb is not None:
         num_blocks = int(cache_gb * 1e9) // one_block
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # torch's names -> bytes
 QUANTISED = {"int8": Form.S8, "int4": Form.U4}
 FLOATS = {"float32": Form.F32, "bfloat16": Form.BF16}
+CACHES = {**FLOATS, "int8": Form.S8}  # of keys and values
+CACHE_TYPES = ("auto", "int8")
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,41 @@ class Precision:
     dtype: str  # of keys and values; in PyTorch of the weights too
 
 
+def check_cache_type(name: str) -> None:
+    if name not in CACHE_TYPES:
+        raise ConfigError(
+            f"kv_cache_dtype is {name!r}; the built-in engine has {' and '.join(CACHE_TYPES)}",
+            hint="leave it out, or add --engine vllm",
+        )
+
+
 def choose(
     checkpoint: Checkpoint,
     device: str,
     *,
     dtype: str = "auto",
     quantize: str | None = None,
+    kv_cache_dtype: str = "auto",
     has_adapter_beside: bool = False,
 ) -> Precision:
-    """Raises ConfigError for a name that is unknown, and for ``quantize`` where it cannot be had."""
+    """Raises ConfigError for a name that is unknown, and for what cannot be had here."""
+    check_cache_type(kv_cache_dtype)
+    found = _of_weights(
+        checkpoint, device, dtype=dtype, quantize=quantize, has_adapter_beside=has_adapter_beside
+    )
+    if kv_cache_dtype == "auto":
+        return found
+    if not found.is_native or found.dtype != "bfloat16":
+        raise ConfigError(
+            f"kv_cache_dtype is {kv_cache_dtype!r}, which weights in {found.name} on {device} do not have",
+            hint="it goes with bfloat16 and quantised weights, by the library on a CPU",
+        )
+    return replace(found, dtype=kv_cache_dtype)
+
+
+def _of_weights(
+    checkpoint: Checkpoint, device: str, *, dtype: str, quantize: str | None, has_adapter_beside: bool
+) -> Precision:
     if dtype != "auto" and dtype not in DTYPES:
         message, hint = unknown_name("dtype", dtype, ("auto", *DTYPES))
         raise ConfigError(message, hint=hint)

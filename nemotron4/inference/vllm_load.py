@@ -253,8 +253,9 @@ def _settings(
         settings |= {"model": str(folder), "load_format": LOAD_FORMAT}
         settings["model_loader_extra_config"] = source_of(checkpoint, adapter)
     if limits.cache_gb is not None or device.type == "cpu":
-        blocks = cache_blocks(config, dtype.itemsize, device.type, limits.cache_gb, limits.max_running)
-        total = blocks * KVCache.bytes_per_block(config, dtype)
+        one_block = KVCache.bytes_per_block(config, dtype)
+        blocks = cache_blocks(config, one_block, device.type, limits.cache_gb, limits.max_running)
+        total = blocks * one_block
         settings["kv_cache_memory_bytes"] = max(1, total // layout.num_devices)
     if device.type == "cpu" and layout.pipeline_parallel > 1:
         # Without compilation vLLM's CPU build skips the pass in which later stages make their buffers; this

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from nemotron4.cli.main import main
+from tests.checkpoint import nemo_layouts as layouts
 
 CARD_PROMPT = (
     "<extra_id_0>System\n\n<extra_id_1>User\nWrite a poem on NVIDIA in the style of Shakespeare\n"
@@ -51,6 +52,17 @@ def test_a_wrong_option_is_refused_before_the_model(
 ) -> None:
     assert main(["serve", "/no/such/model", *arguments]) in (1, 2)
     assert message in capsys.readouterr().err
+
+
+def test_a_reward_model_names_the_options_that_it_does_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = layouts.tiny_config(num_layers=2, num_reward_attributes=9)
+    weights = layouts.hugging_face_weights(config)
+    model = layouts.write_release(tmp_path / "reward", config, weights, tensor_parallel=1)
+    options = ["--quantize", "int8", "--kv-cache-dtype", "int8", "--chat-template", "chatml"]
+    assert main(["serve", str(model), "--port", "0", *options]) == 1
+    assert "a reward model reads no quantize, kv_cache_dtype, chat_template" in capsys.readouterr().err
 
 
 def test_a_busy_port_is_refused_before_the_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,14 +97,17 @@ class ModuleCheckpoint:
 
 
 EnginePath = Literal[
-    "torch-float32", "torch-bfloat16", "torch-float16", "float32", "bfloat16", "int8", "int4"
+    "torch-float32", "torch-bfloat16", "torch-float16", "float32", "bfloat16", "int8", "int4", "int8-cache"
 ]
-PATHS: tuple[EnginePath, ...] = ("torch-float32", "torch-bfloat16", "float32", "bfloat16", "int8", "int4")
-_KINDS = {
-    "float32": Form.F32,
-    "bfloat16": Form.BF16,
-    "int8": Form.S8,
-    "int4": Form.U4,
+PATHS: tuple[EnginePath, ...] = (
+    "torch-float32", "torch-bfloat16", "float32", "bfloat16", "int8", "int4", "int8-cache",
+)  # fmt: skip
+_KINDS = {  # of weights, of keys and values
+    "float32": (Form.F32, Form.F32),
+    "bfloat16": (Form.BF16, Form.BF16),
+    "int8": (Form.S8, Form.BF16),
+    "int4": (Form.U4, Form.BF16),
+    "int8-cache": (Form.F32, Form.S8),
 }
 
 
@@ -112,9 +115,10 @@ def small_runner(
     model: Transformer, path: EnginePath, num_blocks: int, *, num_threads: int = 2
 ) -> StepRunner:
     if path in _KINDS:
-        cache = NativeCache(model.config, num_blocks, is_bf16=path != "float32")
+        weights, kept = _KINDS[path]
+        cache = NativeCache(model.config, num_blocks, kept)
         checkpoint = cast(Checkpoint, ModuleCheckpoint(model))
-        return NativeRunner(read_model(checkpoint, _KINDS[path], cache, num_threads=num_threads))
+        return NativeRunner(read_model(checkpoint, weights, cache, num_threads=num_threads))
     dtype = getattr(torch, path.removeprefix("torch-"))
     model = model.to(dtype)
     if can_pack(dtype, torch.device("cpu")):

@@ -119,6 +119,9 @@ def next_logprobs(engine: Engine, row: list[int], **sampling: float) -> list[flo
         ({"quantize": "int3"}, ConfigError, "unknown quantize 'int3'"),
         ({"quantize": "int8", "dtype": "float32"}, ConfigError, "a weight has one type"),
         ({"cache_gb": 0.0}, ConfigError, "hold no request"),
+        ({"kv_cache_dtype": "fp8"}, ConfigError, "'fp8'; the built-in engine has auto and int8"),
+        ({"kv_cache_dtype": "int8", "dtype": "float32"}, ConfigError, "weights in float32 on cpu do not have"),
+        ({"kv_cache_dtype": "int8", "dtype": "float16"}, ConfigError, "weights in float16 on cpu do not have"),
         ({"adapter": "nowhere"}, CheckpointError, "nowhere/adapter_config.json"),
     ],
 )
@@ -127,6 +130,17 @@ def test_what_cannot_be_loaded_is_refused(
 ) -> None:
     with pytest.raises(kind, match=words):
         nemotron4.load(tiny, **settings)  # type: ignore[arg-type]
+
+
+def test_a_cache_of_eight_bits_holds_nearly_twice_as_much(tiny: Path) -> None:
+    found = {}
+    for name in ("auto", "int8"):
+        with nemotron4.load(tiny, dtype="bfloat16", kv_cache_dtype=name, cache_gb=0.01) as engine:
+            config = open_checkpoint(tiny).config
+            found[name] = engine.stats().cache_blocks_total
+            assert engine.generate("a b", max_new_tokens=3, temperature=0)[0].token_ids
+    dim = config.head_dim
+    assert found["int8"] / found["auto"] == pytest.approx(2 * dim / (dim + 4), rel=0.01)
 
 
 def test_a_server_is_built_without_torch() -> None:

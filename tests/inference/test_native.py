@@ -24,6 +24,7 @@ from nemotron4.inference.native.model import STORED, NativeCache, Weight, read_m
 from nemotron4.inference.native.model import packed as pack_rows
 from nemotron4.inference.scheduler import Sequence, Slice
 from nemotron4.model.config import RopeScaling
+from nemotron4.model.kv_cache import CachedAttend
 from tests.checkpoint.gguf_files import write_gguf
 from tests.inference import native_twin as twin
 from tests.inference.small_engine import SMALL, random_model, random_prompts, small_engine, small_runner
@@ -143,7 +144,7 @@ def test_a_whole_step_gives_the_same_bits_under(isa: str, tmp_path: Path) -> Non
     """In a process of its own."""
     code = (
         "from tests.inference.test_native import scores; import torch, sys;"
-        "torch.save({p: scores(p) for p in ('float32', 'bfloat16', 'int8', 'int4')}, sys.argv[1])"
+        "torch.save({p: scores(p) for p in ('float32', 'bfloat16', 'int8', 'int4', 'int8-cache')}, sys.argv[1])"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "found.pt")],
@@ -156,16 +157,31 @@ def test_a_whole_step_gives_the_same_bits_under(isa: str, tmp_path: Path) -> Non
         assert torch.equal(found, scores(path)), path
 
 
-def scores(path: str) -> torch.Tensor:
-    """Logits of the last of 50 positions, computed in two parts."""
+def scores(path: str, length: int = 50, cut: int = 32) -> torch.Tensor:
+    """Logits of the last position, computed in two parts."""
     runner = small_runner(random_model(), path, 8)  # type: ignore[arg-type]
-    [prompt] = random_prompts(50)
-    sequence = Sequence(tuple(prompt), blocks=[3, 1])
-    runner.run([Slice(sequence, 0, 32)])
-    return torch.from_numpy(runner.run([Slice(sequence, 32, 50)]).logits_RV)
+    [prompt] = random_prompts(length)
+    sequence = Sequence(tuple(prompt), blocks=[3, 1, 0, 6, 2])
+    runner.run([Slice(sequence, 0, cut)])
+    return torch.from_numpy(runner.run([Slice(sequence, cut, length)]).logits_RV)
 
 
-@pytest.mark.parametrize("path", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(("length", "bound"), [(3, 1e-3), (32, 1e-3), (150, 0.15)])
+def test_attention_over_codes_of_eight_bits_equals_its_twin(
+    length: int, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``bound`` is a share of what the codes change: behind 32 positions the twin rounds other weights."""
+    found, exact = scores("int8-cache", length, length - 2), scores("float32", length, length - 2)
+    monkeypatch.setattr(CachedAttend, "__call__", lambda _, layer, q, k, v: twin.attention_over_codes(q, k, v))
+    runner = small_runner(random_model(), "torch-float32", 8)
+    planned = Slice(Sequence(tuple(random_prompts(length)[0]), blocks=[0, 1, 2, 3, 4]), 0, length)
+    expected = torch.from_numpy(runner.run([planned]).logits_RV)
+    change = (expected - exact).norm()
+    assert 0.003 < change / exact.norm() < 0.02
+    assert (found - expected).norm() < bound * change
+
+
+@pytest.mark.parametrize("path", ["float32", "bfloat16", "int8", "int8-cache"])
 def test_rows_that_share_their_first_blocks_give_the_bits_that_they_give_alone(path: str) -> None:
     """Eight rows behind 96 shared positions, two of them behind 128, their own parts of different lengths."""
     runner = small_runner(random_model(), path, 40)  # type: ignore[arg-type]
@@ -291,7 +307,7 @@ def test_what_enters_quantised_attention_and_the_output_layer_is_wide(
     shape = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32, "num_attention_heads": 4}
     source = llama_directory(tmp_path / "source", num_hidden_layers=5, **shape)
     checkpoint = open_checkpoint(write_gguf(source, tmp_path / "m.gguf", GGMLQuantizationType.Q8_0))
-    cache = NativeCache(checkpoint.config, 2, is_bf16=True)
+    cache = NativeCache(checkpoint.config, 2, Form.BF16)
     weights = read_model(checkpoint, kind, cache, num_threads=1).weights
     narrow = {name for name, weight in weights.items() if not weight.is_wide}
     assert narrow == {f"model.layers.{i}.mlp.{part}" for i in (3, 4) for part in ("up.0", "down_proj")}

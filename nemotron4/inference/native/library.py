@@ -11,7 +11,7 @@ from functools import lru_cache
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.inference.native.build import BuildError, load_library
 
-VERSION = 4
+VERSION = 5
 GROUP = 32  # input columns that share a scale
 PANEL = 16  # output rows that lie side by side
 BLOCK = 32  # positions of a block of the cache
@@ -66,7 +66,7 @@ class CModel(ctypes.Structure):
         ("virtual_rows", c_void_p),
         ("inverse_frequency", c_void_p),
         ("rotary_factor", c_float),
-        ("cache_is_bf16", c_int32),
+        ("cache_kind", c_int32),
         ("keys", c_void_p),
         ("values", c_void_p),
     )

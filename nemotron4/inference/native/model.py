@@ -133,12 +133,14 @@ class NativeCache:
     block_size = c.BLOCK
     is_read_in_place = True
 
-    def __init__(self, config: ModelConfig, num_blocks: int, *, is_bf16: bool) -> None:
+    def __init__(self, config: ModelConfig, num_blocks: int, kind: Form) -> None:
         self.num_blocks = num_blocks
-        self.is_bf16 = is_bf16
-        dtype = np.dtype(np.uint16 if is_bf16 else np.float32)
+        self.kind = kind
+        dtype = np.dtype({Form.F32: np.float32, Form.BF16: np.uint16, Form.S8: np.uint8}[kind])
         shape = (num_blocks, config.num_layers, config.num_kv_heads, c.BLOCK)
-        widths = (_to(32, config.head_dim) if is_bf16 else config.head_dim, _to(16, config.head_dim))
+        widths = [config.head_dim if kind == Form.F32 else _to(32, config.head_dim), _to(16, config.head_dim)]
+        if kind == Form.S8:  # a position's scale, float32
+            widths = [width + 4 for width in widths]
         self.keys, self.values = (
             _zeros(math.prod(shape) * width * dtype.itemsize).view(dtype).reshape(*shape, width)
             for width in widths
@@ -175,7 +177,7 @@ class NativeModel:
             config.mlp == "swiglu", config.norm_eps, layers, _norm(norms["model.norm"]),
             weights["lm_head"].as_c(), pointer(embedding),
             embedding is not None and embedding.dtype == np.uint16, pointer(virtual_rows),
-            pointer(frequencies), rotary_factor(config), cache.is_bf16, pointer(cache.keys),
+            pointer(frequencies), rotary_factor(config), cache.kind, pointer(cache.keys),
             pointer(cache.values),
         )  # fmt: skip
         self.handle = self._library.native_open(ctypes.byref(model), num_threads, c.wanted_isa())

@@ -48,9 +48,11 @@ struct Model {
     const float *virtual_rows;    // [ids from vocab on][hidden], or null
     const float *inverse_frequency; // [rotary_dim / 2]
     float rotary_factor;            // of cos and sin
-    int32_t cache_is_bf16;
+    int32_t cache_kind; // W_F32, W_BF16 or W_S8
     // float32: [block][layer][kv head][dim][32 positions] and [...][32 positions][dim to a multiple of 16];
-    // bfloat16, in pairs: [...][dim to a multiple of 32, by two][32 positions][2], [...][16][dim to 16][2 positions]
+    // bfloat16, in pairs: [...][dim to a multiple of 32, by two][32 positions][2], [...][16][dim to 16][2 positions];
+    // codes as bfloat16, but of 32 neighbours the firsts of the pairs and then the seconds, and behind those of a head
+    // and block their scales: [32 positions], float32
     void *keys, *values;
 };
 
@@ -104,7 +106,7 @@ struct AttendTask { // queries of one key/value head
     int32_t heads_per_kv, head_dim;
     const char *keys, *values; // of this layer and head, block 0
     int64_t key_block, value_block; // bytes between blocks
-    int32_t is_bf16;
+    int32_t kind;                   // of the cache
     float scale;
 };
 

@@ -195,13 +195,14 @@ struct Product {
 
 struct CacheShape { // of one key/value head in one block
     int wide; // dimensions of a value
-    int64_t element, key_bytes, value_bytes;
+    int64_t element, scales, key_bytes, value_bytes; // scales: behind codes
     int64_t per_block; // of these in a block: of each layer, of each head
 
     explicit CacheShape(const Model &m)
-        : wide(rounded(m.head_dim, 16)), element(m.cache_is_bf16 ? 2 : 4),
-          key_bytes((int64_t)(m.cache_is_bf16 ? rounded(m.head_dim, 32) : m.head_dim) * BLOCK * element),
-          value_bytes((int64_t)wide * BLOCK * element), per_block((int64_t)m.num_layers * m.kv_heads) {}
+        : wide(rounded(m.head_dim, 16)), element(m.cache_kind == W_S8 ? 1 : m.cache_kind == W_BF16 ? 2 : 4),
+          scales(m.cache_kind == W_S8 ? BLOCK * 4 : 0),
+          key_bytes((int64_t)(m.cache_kind == W_F32 ? m.head_dim : rounded(m.head_dim, 32)) * BLOCK * element + scales),
+          value_bytes((int64_t)wide * BLOCK * element + scales), per_block((int64_t)m.num_layers * m.kv_heads) {}
 };
 
 struct Rotate { // queries and keys of neighbouring rows; keys and values into the cache
@@ -236,10 +237,14 @@ struct Rotate { // queries and keys of neighbouring rows; keys and values into t
             const float *k = q + (m->heads + kv) * dim, *v = q + (m->heads + m->kv_heads + kv) * dim;
             const int64_t place_of_head = row_blocks[r] * shape.per_block + kv;
             char *ks = keys + place_of_head * shape.key_bytes, *vs = values + place_of_head * shape.value_bytes;
-            if (m->cache_is_bf16) {
-                for (int e = 0; e < dim; e++) ((uint16_t *)ks)[e / 2 * 2 * BLOCK + place * 2 + e % 2] = nearest(k[e]);
-                uint16_t *to = (uint16_t *)vs + place / 2 * 2 * shape.wide + place % 2;
-                for (int e = 0; e < dim; e++) to[2 * e] = nearest(v[e]);
+            const auto key_at = [&](int e) { return e / 2 * 2 * BLOCK + place * 2 + e % 2; };
+            const auto value_at = [&](int e) { return place / 2 * 2 * shape.wide + place % 2 + 2 * e; };
+            if (m->cache_kind == W_S8) {
+                put_codes(k, dim, (int8_t *)ks, key_at, (float *)(ks + shape.key_bytes - shape.scales) + place);
+                put_codes(v, dim, (int8_t *)vs, value_at, (float *)(vs + shape.value_bytes - shape.scales) + place);
+            } else if (m->cache_kind == W_BF16) {
+                for (int e = 0; e < dim; e++) ((uint16_t *)ks)[key_at(e)] = nearest(k[e]);
+                for (int e = 0; e < dim; e++) ((uint16_t *)vs)[value_at(e)] = nearest(v[e]);
             } else {
                 for (int e = 0; e < dim; e++) ((float *)ks)[e * BLOCK + place] = k[e];
                 memcpy(vs + sizeof(float) * (size_t)(place * shape.wide), v, sizeof(float) * (size_t)dim);
@@ -250,6 +255,16 @@ struct Rotate { // queries and keys of neighbouring rows; keys and values into t
         uint32_t u;
         memcpy(&u, &x, 4);
         return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+    }
+    template <class At> static void put_codes(const float *x, int dim, int8_t *codes, At at, float *scale) {
+        float largest = 0;
+        for (int e = 0; e < dim; e++) largest = std::max(largest, std::fabs(x[e]));
+        const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+        for (int e = 0; e < dim; e++) {
+            const int place = at(e);
+            codes[place / 32 * 32 + place % 2 * 16 + place % 32 / 2] = (int8_t)(int)std::nearbyint(x[e] * inverse);
+        }
+        *scale = largest / 127.0f;
     }
 };
 
@@ -284,7 +299,7 @@ struct Attend {
                                  values + kv * shape.value_bytes,
                                  shape.per_block * shape.key_bytes,
                                  shape.per_block * shape.value_bytes,
-                                 m->cache_is_bf16,
+                                 m->cache_kind,
                                  1.0f / std::sqrt((float)m->head_dim)};
         kernels->attend(task, scratch);
     }
@@ -565,7 +580,7 @@ void make_plan(const Step &s, Plan &plan, int heads_per_kv) {
 
 extern "C" {
 
-int native_version() { return 4; }
+int native_version() { return 5; }
 
 Engine *native_open(const Model *model, int num_threads, const char *isa) {
     const Kernels *kernels = kernels_named(isa);

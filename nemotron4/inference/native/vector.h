@@ -37,6 +37,7 @@ INLINE V to_float(I x) { return (V)_mm512_cvtepi32_ps((__m512i)x); }
 INLINE I to_int(V x) { return (I)_mm512_cvtps_epi32((__m512)x); } // to the nearest, ties to even
 INLINE V absolute(V x) { return (V)_mm512_abs_ps((__m512)x); }
 INLINE V load_halves(const uint16_t *p) { return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE I load_bytes(const int8_t *p) { return (I)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 #else
 #if defined(__AVX2__)
 struct Halves {
@@ -65,6 +66,10 @@ INLINE V load_halves(const uint16_t *p) {
     return join(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
                 _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1)));
 }
+INLINE I load_bytes(const int8_t *p) {
+    return (I)join((__m256)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)),
+                   (__m256)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))));
+}
 #else
 INLINE V fma(V a, V b, V c) {
     V out;
@@ -81,6 +86,11 @@ INLINE V load_halves(const uint16_t *p) {
     for (int i = 0; i < 16; i++) out[i] = half_to_float(p[i]);
     return out;
 }
+INLINE I load_bytes(const int8_t *p) {
+    I out;
+    for (int i = 0; i < 16; i++) out[i] = p[i];
+    return out;
+}
 #endif
 INLINE V fma(float a, V b, V c) { return fma(all(a), b, c); }
 INLINE V maximum(V a, V b) { return a > b ? a : b; }
@@ -91,6 +101,10 @@ INLINE V absolute(V x) { return (V)((I)x & 0x7fffffff); }
 
 INLINE V lower(I pairs) { return (V)(pairs << 16); } // the first and the second of two bfloat16 in each lane
 INLINE V upper(I pairs) { return (V)(pairs & (int32_t)0xffff0000); }
+INLINE I pairs_of(V first, V second) { // of numbers that bfloat16 holds
+    typedef uint32_t U __attribute__((vector_size(64)));
+    return (I)((U)first >> 16) | (I)upper((I)second);
+}
 INLINE V rounded_bf16(V x) { // to the nearest, ties to even
     const I u = (I)x;
     return upper(u + 0x7fff + ((u >> 16) & 1));
