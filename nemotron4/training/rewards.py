@@ -259,7 +259,7 @@ class FunctionJudge:
         _check_parameters(source.path, needed_parameters(file, name))
         self.identity = hashlib.sha256(file.read_bytes()).hexdigest()
         self._path = source.path
-        self._code = OwnCode(source.path, batch_size=MAX_IN_FLIGHT, timeout_s=source.timeout_s)
+        self._code = OwnCode(source.path, batch_size=MAX_IN_FLIGHT, timeout_s=source.timeout_s, by_name=True)
         self._runner = asyncio.Runner()
         weakref.finalize(self, _end, self._runner, self._code)
 
