@@ -285,7 +285,7 @@ def _write_output(recipe: Recipe, trainer: Trainer, base: Checkpoint, *, is_writ
             write_file(folder / "README.md", card)
     elif is_writer:
         # From a checkpoint: no process could hold the whole of a large model.
-        path = checkpoints.step_folder(trainer.checkpoints, step)
+        path = trainer.kept(step)
         dtype = result_dtype(recipe, base)
         whole = f"{trainer.fingerprint} {step} {dtype}"
         write_model(folder, path, dtype=dtype, fingerprint=whole, card=card)
