@@ -27,9 +27,11 @@ def load(kind: type[Settings], path: Path, overrides: Sequence[str] = ()) -> Set
 def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Source]:
     """The values of a TOML file with the overrides applied, and where they come from."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 (byte {error.start})", hint="save it as UTF-8") from error
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -47,7 +49,11 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     table: Any = values
     *parents, last = name.strip().split(".")
     for parent in parents:
-        child = table[int(parent)] if isinstance(table, list) else table.setdefault(parent, {})
+        child = (
+            table[_place(override, parent, table)]
+            if isinstance(table, list)
+            else table.setdefault(parent, {})
+        )
         if not isinstance(child, dict | list):
             raise ConfigError(f"override {override!r}: {parent!r} is a value, not a table")
         table = child
@@ -55,7 +61,13 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
         value = text
-    table[last] = value
+    table[_place(override, last, table) if isinstance(table, list) else last] = value
+
+
+def _place(override: str, name: str, entries: list[Any]) -> int:
+    if not name.isdecimal() or int(name) >= len(entries):
+        raise ConfigError(f"override {override!r}: {name!r} is no place in a list of {len(entries)}, from 0")
+    return int(name)
 
 
 @dataclasses.dataclass(frozen=True)

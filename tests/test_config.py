@@ -65,3 +65,19 @@ def test_a_near_name_is_offered(tmp_path: Path) -> None:
 def test_an_override_without_a_value_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="override 'steps' has no '='"):
         config.load(Settings, write(tmp_path, "steps = 3\n"), ["steps"])
+
+
+def test_a_file_of_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_bytes(b"# caf\xe9\nsteps = 1\n")
+    with pytest.raises(ConfigError, match=r"s\.toml: is not UTF-8 \(byte 5\)"):
+        config.load(Settings, path)
+    path.write_bytes(b"\xef\xbb\xbfsteps = 1\n")  # as Windows editors begin a file
+    assert config.load(Settings, path).steps == 1
+
+
+@pytest.mark.parametrize("name", ["inner.names.1", "inner.names.a", "inner.names.a.b", "inner.names.-1"])
+def test_an_override_of_no_entry_of_a_list_is_refused(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, 'steps = 1\n[inner]\nnames = ["x"]\n')
+    with pytest.raises(ConfigError, match="is no place in a list of 1"):
+        config.load(Settings, path, [f"{name}=y"])

@@ -23,6 +23,7 @@ from nemotron4.training.metrics import products_note
 from nemotron4.training.optimizer import MOMENT_BYTES, OFFLOADED_BYTES
 from nemotron4.training.reading import HUB, files_of
 from nemotron4.training.recipe import Recipe
+from nemotron4.training.rewards import check_judges
 from nemotron4.training.run import pick_device
 from nemotron4.training.schedule import Plan, plan_steps
 
@@ -82,6 +83,9 @@ def _check(recipe: Recipe, made: dict[str, Checked], by_shape: bool) -> Checked:
         notes = [*read.ignored, *plan.notes, *products_note(recipe.model.compute, device)]
         notes += _offloaded(recipe, config, device, by_shape=by_shape)
         check_adapter(recipe, base, config)
+        check_judges(recipe, made)
+    if recipe.samples is not None and base is not None:
+        files_of(recipe.samples.prompts)
     if recipe.parallel.tensor > 1:
         sharded.check_divisible(config, recipe.parallel.tensor)
     if recipe.parallel.pipeline > 1:

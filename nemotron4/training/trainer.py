@@ -165,7 +165,7 @@ class Trainer:
         if result == "best":
             if self._best_step is None:
                 raise ConfigError(
-                    f"{self.folder}: run.metric was changed after the last validation, so no step is the best",
+                    f"{self.folder}: run.metric was changed after the last validation: no step is the best",
                     hint="undo the change, or take run.result = STEP",
                 )
             return self._best_step

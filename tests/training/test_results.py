@@ -181,7 +181,7 @@ def test_a_number_that_makes_no_run_is_refused(
 def test_a_result_behind_the_last_step_of_the_epochs_is_refused_before_the_first(
     tmp_path: Path, start: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="run.result is step 100 of a run of 2 steps"):
+    with pytest.raises(ConfigError, match=r"run.result is step 100 of a run of 2 steps"):
         run.train(recipe(tmp_path, start, run={"max_steps": None, "epochs": 1, "result": 100}))
     assert not (tmp_path / "run").exists()
 
