@@ -170,7 +170,7 @@ def _with_training(made: CardContent, directory: Path) -> CardContent:
             made, missing={**made.missing, "Model Overview": "no record of its training lies here"}
         )
     record = json.loads((folder / RECORD_FILE).read_text("utf-8"))
-    step = record["num_steps"]
+    step = record.get("result_step", record["num_steps"])
     blocks = training_blocks(record, folder / METRICS_FILE, step)
     return replace(made, overview=[overview(record, step)], training=blocks)
 

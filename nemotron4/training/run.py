@@ -15,7 +15,7 @@ from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import ConfigError
 from nemotron4.inference.rollouts import RolloutEngine
 from nemotron4.model.adapter_files import adapter_tensors
-from nemotron4.runs import write_file
+from nemotron4.runs import write_file, write_json
 from nemotron4.training import checkpoints, parallel
 from nemotron4.training.composing import write_result
 from nemotron4.training.dataset import Dataset
@@ -274,6 +274,8 @@ def _write_output(recipe: Recipe, trainer: Trainer, base: Checkpoint, *, is_writ
     step = trainer.result_step
     record = json.loads((trainer.folder / RECORD_FILE).read_text("utf-8")) if is_writer else {}
     card = model_card(record, trainer.folder / METRICS_FILE, step) if is_writer else ""
+    if is_writer:
+        write_json(trainer.folder / RECORD_FILE, record | {"result_step": step}, indent=2)
     if recipe.adapter is not None:
         if step != trainer.step:
             trainer.load(step)

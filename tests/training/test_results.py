@@ -98,6 +98,8 @@ def test_the_start_is_the_result_where_no_step_is_better(tmp_path: Path, start: 
     summary = run.train(recipe(tmp_path, start, **more | {"optimizer": {"learning_rate": 1.0}}))
     found = validation_losses(tmp_path)
     assert min(found, key=found.__getitem__) == 0
+    assert main(["card", str(summary.output), "--out", str(tmp_path / "card.md")]) == 0
+    assert "Stage sft, 0 of 2 steps" in (tmp_path / "card.md").read_text()
     assert torch.allclose(logits(str(summary.output)), logits(str(start)), atol=1e-6)
 
 
