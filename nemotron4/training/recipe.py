@@ -241,6 +241,11 @@ class Recipe:
                 f"batch.row_tokens ({self.batch.row_tokens})",
                 hint="a packed row holds at least one sequence",
             )
+        if self.adapter is not None and self.model.preset is not None:
+            raise ConfigError(
+                "[adapter] on the fresh weights of model.preset, which no file keeps",
+                hint="train the whole model without [adapter], or name a checkpoint as model.start",
+            )
         if self.adapter is not None and self.adapter.use_dora and self.parallel.tensor > 1:
             raise ConfigError("adapter.use_dora needs whole rows of a weight", hint="set parallel.tensor = 1")
         if self.optimizer.moments != "float32" and self.parallel.num_processes > 1:

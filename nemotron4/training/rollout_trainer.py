@@ -54,6 +54,7 @@ class RolloutTrainer(Trainer):
     ``identity`` changes with what rewards come from; ``skeleton`` is that of a ``Sampler``.
     """
 
+    changeable = "a judge's function, prompt or weights, or the critic's start,"  # the rest is told before
     has_own_validation = False
 
     def __init__(

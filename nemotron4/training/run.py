@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -242,9 +243,11 @@ def _with_reference(
 
 
 def _reference_cache(recipe: Recipe, weights: str) -> Path:
-    """Next to the first file of rows, where other runs on them find it; for the hub's in the run."""
+    """Next to the first file of rows, where other runs on them find it, or else in the run's folder."""
     first = recipe.data.sources[0][0].path
     folder = recipe.run.directory if first.startswith(HUB) else files_of(first)[0].parent
+    if not os.access(folder, os.W_OK):
+        folder = recipe.run.directory
     return folder / f".reference-{weights}.jsonl"
 
 

@@ -47,6 +47,7 @@ class Trainer:
     the numbers of every step.
     """
 
+    changeable = "data, model or settings"  # of which another fingerprint says that they have changed
     has_own_validation = True  # False: a kind of training that begins with a validation by itself
 
     def __init__(
@@ -299,7 +300,7 @@ class Trainer:
         state = checkpoints.read_state(path)
         if state.fingerprint != self.fingerprint:
             raise ConfigError(
-                f"{path}: the checkpoint belongs to another run: data, model or settings have changed",
+                f"{path}: the checkpoint belongs to another run: {self.changeable} have changed",
                 hint="give the changed run a new run.directory, or undo the change to continue this one",
             )
         if state.step > self.plan.num_steps:

@@ -226,6 +226,7 @@ def test_a_new_recipe_is_whole_and_has_every_setting(
     text = path.read_text()
     assert "# warmup_steps = 10" in text
     assert "# [adapter]" in text
+    assert "# [samples]" in text
     assert main(command) == 1
     assert "exists already" in capsys.readouterr().err
     assert main(["train", str(tmp_path / "b.toml"), "--new", "dpoo"]) == 1

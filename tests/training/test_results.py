@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from nemotron4.cli.main import main
 from nemotron4.errors import ConfigError
 from nemotron4.training import run
 from nemotron4.training.recipe import OptimizerSection, Recipe, build
+from nemotron4.training.sampler import SAMPLES_FILE, Samples
 from nemotron4.training.schedule import learning_rate, plan_steps
 from tests import tiny_models
 
@@ -299,3 +301,18 @@ def test_the_result_has_the_type_of_the_start(tmp_path: Path) -> None:
     assert "the result is written in bfloat16" in notes
     wide = run.train(recipe(tmp_path, start, run={"result_dtype": "float32"}))
     assert {info.dtype for info in open_checkpoint(str(wide.output)).tensors.values()} == {"float32"}
+
+
+def test_reference_numbers_are_kept_in_the_run_where_the_rows_cannot_be_written_to(
+    tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe(tmp_path, start)
+    assert run._reference_cache(made, "w").parent == tmp_path
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert run._reference_cache(made, "w").parent == tmp_path / "run"
+
+
+def test_answers_of_the_start_are_there_once_after_an_early_kill(tmp_path: Path) -> None:
+    (tmp_path / SAMPLES_FILE).write_text('{"step": 0, "prompt": "x", "answer": "y"}\n')
+    Samples(tmp_path, (), None, 1).begin(0)  # type: ignore[arg-type]
+    assert (tmp_path / SAMPLES_FILE).read_text() == ""
