@@ -59,7 +59,7 @@ def card(
     if not directory.is_dir():
         raise ConfigError(f"{directory} is no folder", hint="name the folder of a model or an adapter")
     target = out or directory / CARD_FILE
-    if out is None and target.is_file() and not target.read_text("utf-8").startswith(MARK):
+    if out is None and target.is_file() and not target.read_bytes().startswith(MARK.encode()):
         raise ConfigError(f"{target} was written by somebody else", hint="--out FILE writes another file")
     made = replace(
         _described(directory, name or directory.resolve().name),

@@ -481,6 +481,11 @@ def test_a_preview_counts_prompts_and_steps(tmp_path: Path, nemotron: Path) -> N
     found = preview(recipe)
     assert (found.num_samples, found.num_steps) == (6, 3)
     assert "Add 0 and 0" in found.first_sample
+    without = preview(make(tmp_path, nemotron, "grpo", policy_gradient={"kl_coefficient": 0.0}))
+    assert found.weights_bytes - without.weights_bytes == 4 * found.num_parameters  # the reference
+    ppo = preview(make(tmp_path, nemotron, "ppo", policy_gradient={"group_size": 1}))
+    assert ppo.weights_bytes - found.weights_bytes == 4 * found.num_parameters  # the critic
+    assert ppo.optimizer_bytes == 2 * found.optimizer_bytes
     # Each prompt is answered four times, with six tokens at most.
     assert found.tokens_per_epoch * found.trained_share == pytest.approx(6 * 4 * 6)
 
