@@ -316,7 +316,7 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
 
 def build(values: Mapping[str, Any], *, source: config.Source | None = None) -> Recipe:
     """The recipe of plain values, every key checked; ``source`` is named in errors."""
-    source = dataclasses.replace(source or config.Source("recipe"), synonyms=SYNONYMS)
+    source = source or config.Source("recipe")
     name = values.get("stage")
     if not isinstance(name, str):
         raise ConfigError(f"{source.name}: stage is {name!r}; expected one of {', '.join(stage.names())}")
@@ -324,6 +324,7 @@ def build(values: Mapping[str, Any], *, source: config.Source | None = None) -> 
         kind = stage.find(name)
     except ConfigError as error:
         raise ConfigError(f"{source.at('stage')}: {error.message}", hint=error.hint) from error
+    source = dataclasses.replace(source, synonyms={**_own_names(kind), **SYNONYMS})
     common = {key: value for key, value in values.items() if key != kind.table}
     problems = Problems()
     for other in (name.replace("-", "_") for name in stage.names()):
@@ -342,6 +343,20 @@ def build(values: Mapping[str, Any], *, source: config.Source | None = None) -> 
         made = config.build(Recipe, common, source=source)
     problems.tell()
     return made
+
+
+def _own_names(kind: Stage) -> dict[str, str]:
+    """Every setting's full name, for one that is in another table or in none."""
+    sections: dict[str, Any] = {
+        kind.table: kind.section, "adapter": AdapterConfig, "batch": BatchSection, "data": DataSection,
+        "run": RunSection, "optimizer": OptimizerSection, "model": ModelSection,
+    }  # fmt: skip
+    return {
+        field.name: f"{table}.{field.name}"
+        for table, section in sections.items()
+        for field in (dataclasses.fields(section) if section is not None else ())
+        if field.name != "kind"
+    }
 
 
 def _settings(kind: Stage, values: Mapping[str, Any], source: config.Source) -> Any:
