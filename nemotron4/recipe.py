@@ -26,6 +26,7 @@ from nemotron4.runs import held, write_json
 RECIPE_FILE = "recipe.toml"
 MANIFEST = "manifest.json"
 LOGS = "logs"
+MAX_NESTED = 20  # values within values
 PLACES = ("recipe", "out", "folder", "port", "url")
 _PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.-]+)\}")
 
@@ -120,7 +121,11 @@ class StagedRecipe:
 
 def load_staged(folder: Path, overrides: Sequence[str] = (), preset: str | None = None) -> StagedRecipe:
     """The recipe with the preset and the lists applied: every word holds only places."""
-    recipe = config.load(StagedRecipe, folder / RECIPE_FILE if folder.is_dir() else folder, overrides)
+    path = folder / RECIPE_FILE if folder.is_dir() else folder
+    recipe = config.load(StagedRecipe, path, overrides)
+    own = config.load(StagedRecipe, path).values if overrides else recipe.values
+    if added := [name for name in recipe.values if name not in own]:
+        raise unknown("value", added[0], own)
     if preset is not None and preset not in recipe.preset:
         raise unknown("preset", preset, recipe.preset or ["none, the recipe has no presets"])
     values = {**recipe.values, **(recipe.preset[preset] if preset else {})}
@@ -147,7 +152,11 @@ def _copies(stage: CommandStage, values: Mapping[str, Value]) -> Iterator[Comman
             f"stage {stage.name}: each is {stage.each!r}; expected the name of a list in [values]"
         )
     for entry in entries:
-        yield _with_values(replace(stage, name=f"{stage.name}-{entry}"), {**values, stage.each: entry})
+        try:
+            copy = replace(stage, name=f"{stage.name}-{entry}")
+        except ValueError as error:
+            raise ConfigError(f"stage {stage.name} for each {stage.each}: {error}") from error
+        yield _with_values(copy, {**values, stage.each: entry})
 
 
 def _with_values(stage: CommandStage, values: Mapping[str, Value]) -> CommandStage:
@@ -168,11 +177,12 @@ def _with_values(stage: CommandStage, values: Mapping[str, Value]) -> CommandSta
 
 def _fill(word: str, value: Callable[[str], str | None]) -> str:
     """Replace the innermost placeholders that have a value, until none has."""
-    while True:
+    for _ in range(MAX_NESTED):
         filled = _PLACEHOLDER.sub(lambda match: match[0] if (v := value(match[1])) is None else v, word)
         if filled == word:
             return word
         word = filled
+    raise ConfigError(f"the values of the recipe name each other in a circle: {word[:80]}")
 
 
 def _check_places(stage: CommandStage, earlier: Sequence[str]) -> None:
@@ -253,6 +263,8 @@ class StagedRun:
             self.manifest = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DataError(f"{path}: not valid JSON: {error}") from error
+        if not isinstance(self.manifest, dict) or not isinstance(self.manifest.get("stages"), dict):
+            raise DataError(f"{path}: not the manifest of a recipe's run", hint="take another --out")
         for name, wanted in settings.items():
             if self.manifest.get(name) != wanted:
                 raise ConfigError(

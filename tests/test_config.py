@@ -78,3 +78,19 @@ def test_the_mark_of_an_editor_before_the_text_is_no_part_of_it(tmp_path: Path) 
     path = tmp_path / "a.toml"
     path.write_bytes(b"\xef\xbb\xbfsteps = 3\n")
     assert config.read(path)[0] == {"steps": 3}
+
+
+def test_a_file_of_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_bytes(b"# caf\xe9\nsteps = 1\n")
+    with pytest.raises(ConfigError, match=r"s\.toml: not UTF-8 text: byte 0xe9 at 5"):
+        config.load(Settings, path)
+    path.write_bytes(b"\xef\xbb\xbfsteps = 1\n")  # as Windows editors begin a file
+    assert config.load(Settings, path).steps == 1
+
+
+@pytest.mark.parametrize("name", ["inner.names.1", "inner.names.a", "inner.names.a.b", "inner.names.-1"])
+def test_an_override_of_no_entry_of_a_list_is_refused(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, 'steps = 1\n[inner]\nnames = ["x"]\n')
+    with pytest.raises(ConfigError, match="is no place in the list; expected 0 to 0"):
+        config.load(Settings, path, [f"{name}=y"])

@@ -80,6 +80,12 @@ def test_a_card_of_somebody_else_stays(model: Path, capsys: pytest.CaptureFixtur
     assert (model / "CARD.md").read_text("utf-8").startswith(MARK)
 
 
+def test_a_card_in_another_encoding_stays_too(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (model / "README.md").write_bytes(b"caf\xe9")
+    assert main(["card", str(model)]) == 1
+    assert "was written by somebody else" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["card", str(tmp_path)]) == 1
     assert "no checkpoint" in capsys.readouterr().err

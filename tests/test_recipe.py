@@ -245,3 +245,18 @@ def test_a_stage_may_add_to_the_folder_of_an_earlier_one(folder: Path, tmp_path:
     words = finished(folder, tmp_path / "out")
     assert main(words) == 0
     assert main(words) == 0  # the folder is another one than when the stage began
+
+
+def test_an_override_of_a_value_that_the_recipe_does_not_have_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown value 'm'"):
+        load_staged(folder, ["values.m=5"])
+    assert load_staged(folder, ["values.n=5"]).values["n"] == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [('values.seed=["A"]', "stage last for each seed: name is 'last-A'"), ("values.n=x{n}", "in a circle")],
+)
+def test_values_that_make_no_commands_are_refused(folder: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_staged(folder, [override])

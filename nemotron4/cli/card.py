@@ -59,7 +59,7 @@ def card(
     if not directory.is_dir():
         raise ConfigError(f"{directory} is no folder", hint="name the folder of a model or an adapter")
     target = out or directory / CARD_FILE
-    if out is None and target.is_file() and not target.read_text("utf-8").startswith(MARK):
+    if out is None and target.is_file() and not target.read_bytes().startswith(MARK.encode()):
         raise ConfigError(f"{target} was written by somebody else", hint="--out FILE writes another file")
     made = replace(
         _described(directory, name or directory.resolve().name),
@@ -170,7 +170,7 @@ def _with_training(made: CardContent, directory: Path) -> CardContent:
             made, missing={**made.missing, "Model Overview": "no record of its training lies here"}
         )
     record = json.loads((folder / RECORD_FILE).read_text("utf-8"))
-    step = record["num_steps"]
+    step = record.get("result_step", record["num_steps"])
     blocks = training_blocks(record, folder / METRICS_FILE, step)
     return replace(made, overview=[overview(record, step)], training=blocks)
 

@@ -1,6 +1,6 @@
 """Functions of a recipe's author, each in a process of its own: a crash or a hang costs rows, not the run.
 
-    python -m nemotron4.client.own_code FILE.py FUNCTION
+    python -m nemotron4.client.own_code FILE.py FUNCTION [by-name]
 
 reads lists of rows as JSON lines and answers each with ``{"rows": [...]}`` or ``{"error": "..."}``.
 """
@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import json
 import os
+import symtable
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from nemotron4.errors import ConfigError
 from nemotron4.records import JsonObject
 
 LIMIT = 1 << 30  # bytes of one answer
+BY_NAME = "by-name"
 
 
 def split_name(function: str) -> tuple[Path, str]:
@@ -61,7 +63,8 @@ def load_function(file: Path, name: str) -> Callable[..., Any]:
 def needed_parameters(file: Path, name: str) -> tuple[str, ...]:
     """Names of a function's parameters without a default, from the file's text: nothing of it runs here."""
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+        text = file.read_text(encoding="utf-8")
+        tree = ast.parse(text, str(file))
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read as Python: {error}") from error
     for node in tree.body:
@@ -72,15 +75,25 @@ def needed_parameters(file: Path, name: str) -> tuple[str, ...]:
                 *given[: len(given) - len(node.args.defaults)],
                 *(arg.arg for arg, default in named if default is None),
             )
+    symbols = symtable.symtable(text, str(file), "exec").get_symbols()
+    bound = {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+    stars = any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in tree.body)
+    if name not in bound and not stars:
+        raise ConfigError(f"{file}: there is no function {name!r}")
     return ()  # made in another way than by def
 
 
 class OwnCode:
-    """One function in its process, started at the first call. Rows that wait are handed over together."""
+    """One function in its process, started at the first call. Rows that wait are handed over together.
 
-    def __init__(self, function: str, *, batch_size: int, timeout_s: float) -> None:
+    ``by_name``: a single parameter is a field of the row as several are, not the row.
+    """
+
+    def __init__(self, function: str, *, batch_size: int, timeout_s: float, by_name: bool = False) -> None:
         self._file, self._name = split_name(function)
         self._batch_size, self._timeout_s = batch_size, timeout_s
+        self._more = (BY_NAME,) if by_name else ()
+        self._num_alone = 0  # of those that wait: the rows of a batch that failed
         self._waiting: list[tuple[JsonObject, asyncio.Future[Any]]] = []
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
@@ -100,7 +113,9 @@ class OwnCode:
 
     async def _work(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
+            size = 1 if self._num_alone else self._batch_size
+            batch, self._waiting = self._waiting[:size], self._waiting[size:]
+            self._num_alone = max(0, self._num_alone - size)
             try:
                 made = await asyncio.wait_for(self._ask([row for row, _ in batch]), self._timeout_s)
             except TimeoutError:  # an OSError, so before it
@@ -108,7 +123,7 @@ class OwnCode:
                 await self._fail(batch, f"{self._name}: no answer within {self._timeout_s:g} s")
             except BadContentError as error:
                 await self._fail(batch, f"{self._name}: {error}")
-            except (OSError, ValueError) as error:
+            except (OSError, TypeError, ValueError) as error:  # TypeError: a row with a date
                 await self._end()  # what it writes next may be about these rows
                 await self._fail(batch, f"{self._name}: {error}")
             else:
@@ -122,15 +137,14 @@ class OwnCode:
             if not batch[0][1].done():
                 batch[0][1].set_exception(BadContentError(message, kind="python"))
             return
-        for entry in batch:
-            self._waiting.insert(0, entry)
-        self._batch_size = 1
+        self._waiting[:0] = batch
+        self._num_alone = len(batch)
 
     async def _ask(self, rows: list[JsonObject]) -> list[Any]:
         if self._process is None:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "nemotron4.client.own_code", str(self._file), self._name,
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LIMIT,
+                *self._more, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LIMIT,
             )  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -153,7 +167,7 @@ class OwnCode:
             await process.wait()
 
 
-def serve(function: Callable[..., Any], source: TextIO, sink: TextIO) -> None:
+def serve(function: Callable[..., Any], source: TextIO, sink: TextIO, *, by_name: bool = False) -> None:
     """Answer each list of rows; see ``called``."""
     parameters = inspect.signature(function).parameters.values()
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -161,7 +175,7 @@ def serve(function: Callable[..., Any], source: TextIO, sink: TextIO) -> None:
     for line in source:
         rows = json.loads(line)
         try:
-            made = called(function, names, rows)
+            made = called(function, names, rows, by_name=by_name)
             if len(made) != len(rows):
                 raise ValueError(f"it made {len(made)} results for {len(rows)} rows")
             answer = json.dumps({"rows": made}, allow_nan=False, ensure_ascii=False)
@@ -173,24 +187,26 @@ def serve(function: Callable[..., Any], source: TextIO, sink: TextIO) -> None:
         sink.flush()
 
 
-def called(function: Callable[..., Any], names: Sequence[str], rows: list[JsonObject]) -> list[Any]:
-    """A function of ``rows`` gets the list, one of a single other parameter one row at a time.
+def called(
+    function: Callable[..., Any], names: Sequence[str], rows: list[JsonObject], *, by_name: bool = False
+) -> list[Any]:
+    """A function of ``rows`` gets the list; one of a single other parameter, not ``by_name``, row after row.
 
     One of several gets fields of a row by their names; where all names have an s behind, lists of them.
     """
-    if len(names) < 2:
+    if len(names) < 2 and not by_name:
         return list(function(rows)) if names == ("rows",) else [function(row) for row in rows]
     if all(name.endswith("s") and name[:-1] in row for name in names for row in rows):
         return list(function(**{name: [row[name[:-1]] for row in rows] for name in names}))
     return [function(**{name: row[name] for name in names}) for row in rows]
 
 
-def _main(file: str, name: str) -> None:
+def _main(file: str, name: str, more: str = "") -> None:
     # What the file prints while it is loaded, the function, or a program it starts, must not come between the
     # answers: a line too many would give every later row the answer of another.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    serve(load_function(Path(file), name), sys.stdin, answers)
+    serve(load_function(Path(file), name), sys.stdin, answers, by_name=more == BY_NAME)
 
 
 if __name__ == "__main__":

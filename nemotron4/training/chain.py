@@ -7,11 +7,11 @@ stage; ``model.start = "previous"`` (the default) is the last stage's model that
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemotron4 import config
 from nemotron4.errors import ConfigError
 from nemotron4.training import recipe as recipes
 from nemotron4.training import stage
@@ -22,10 +22,7 @@ PREVIOUS = "previous"
 
 def load(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
     """The recipe or recipes of a file; stage i is overridden by ``stage.i.name=value``, i from 0."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError):
-        values = {}  # the loader of single recipes reports both with the file's name
+    values, _ = config.read(path)
     if not isinstance(values.get("stage"), list):
         return [recipes.load(path, overrides)]
     recipes.override(values, overrides)
@@ -37,6 +34,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
 
 def _stages(values: dict[str, Any]) -> Iterator[Recipe]:
     tables = values.pop("stage")
+    if not tables:
+        raise ConfigError("stage is an empty list; expected [[stage]] tables")
+    for place, table in enumerate((values, *tables)):
+        named = {"stage": table} if place else {}
+        named |= {name: table[name] for name in ("run", "model") if isinstance(table, dict) and name in table}
+        for name, value in named.items():
+            if not isinstance(value, dict):
+                raise ConfigError(f"{name} is {value!r}; expected a table [{name}]")
     folder = values.get("run", {}).get("directory")
     if not isinstance(folder, str):
         raise ConfigError("a chain needs run.directory outside its stages; each stage gets a folder in it")
@@ -48,6 +53,8 @@ def _stages(values: dict[str, Any]) -> Iterator[Recipe]:
         name = table.pop("name", None)
         if not isinstance(name, str) or name in names:
             raise ConfigError(f"stage {place} has name {name!r}; expected a text that no other stage has")
+        if "kind" not in table:
+            raise ConfigError(f"stage {name!r} has no kind; expected one of {', '.join(stage.names())}")
         names.add(name)
         merged = _merged(values, {**table, "stage": table.get("kind")})
         merged.pop("kind", None)

@@ -47,6 +47,7 @@ class SavedState:
     best_validation: float | None = None
     best_step: int | None = None
     num_stale: int = 0  # validations since the best one
+    metric: str = ""  # run.metric, of which the best is one
 
 
 class Writer:

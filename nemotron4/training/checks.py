@@ -23,6 +23,8 @@ from nemotron4.training.metrics import products_note
 from nemotron4.training.optimizer import MOMENT_BYTES, OFFLOADED_BYTES
 from nemotron4.training.reading import HUB, files_of
 from nemotron4.training.recipe import Recipe
+from nemotron4.training.rewards import check_judges
+from nemotron4.training.rollout_settings import PolicyGradientSection
 from nemotron4.training.run import pick_device
 from nemotron4.training.schedule import Plan, plan_steps
 
@@ -82,6 +84,9 @@ def _check(recipe: Recipe, made: dict[str, Checked], by_shape: bool) -> Checked:
         notes = [*read.ignored, *plan.notes, *products_note(recipe.model.compute, device)]
         notes += _offloaded(recipe, config, device, by_shape=by_shape)
         check_adapter(recipe, base, config)
+        check_judges(recipe, made)
+    if recipe.samples is not None and base is not None:
+        files_of(recipe.samples.prompts)
     if recipe.parallel.tensor > 1:
         sharded.check_divisible(config, recipe.parallel.tensor)
     if recipe.parallel.pipeline > 1:
@@ -105,7 +110,10 @@ def _offloaded(recipe: Recipe, config: ModelConfig, device: torch.device, *, by_
 
 
 def memory(recipe: Recipe, config: ModelConfig) -> tuple[int, int]:
-    """Bytes of weights, and of gradients and AdamW's moments, on one process."""
+    """Bytes of weights, and of gradients and AdamW's moments, on one process.
+
+    With the frozen reference and the critic of a stage that draws answers; a critic counts as the policy.
+    """
     wide = 2 if recipe.model.compute == "bfloat16" else 4
     trained = trainable_parameters(recipe, config)
     frozen = codes = 0
@@ -113,6 +121,11 @@ def memory(recipe: Recipe, config: ModelConfig) -> tuple[int, int]:
         net = _adapted(recipe, config)
         frozen = sum(p.numel() for p in net.parameters() if not p.requires_grad)
         codes = sum(b.nbytes for weight in quantized_weights(net).values() for b in weight.buffers())
+    rollouts = recipe.kind.rollouts(recipe.settings)
+    if rollouts is not None and recipe.adapter is None and getattr(rollouts, "kl_coefficient", 1.0):
+        frozen += config.num_parameters
+    if isinstance(rollouts, PolicyGradientSection) and rollouts.has_critic:
+        trained += config.num_parameters
     shards = recipe.parallel.num_processes // recipe.parallel.replicas
     # One process keeps the 16-bit copies of what trains; several gather them block by block.
     copies = 2 * trained if wide == 2 and recipe.parallel.num_processes == 1 else 0

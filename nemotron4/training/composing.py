@@ -72,7 +72,8 @@ def write_result(
         return
     made, rank, error = composed(below, tensors, config)
     name = base_of(below)
-    whole = replace(config, rank=rank, alpha=float(rank), use_rslora=False)
+    saved = dict.fromkeys((*read_adapter_config(below).modules_to_save, *config.modules_to_save))
+    whole = replace(config, rank=rank, alpha=float(rank), use_rslora=False, modules_to_save=tuple(saved))
     write_adapter(folder, _in_type(made, dtype), whole, base=name)
     write_base(folder, base.base, name, {"compose": "merge", "rank": rank, "relative_error": error})
     note(f"the adapter has rank {rank} and holds this run's and that of {below}, relative error {error:.1e}")

@@ -22,6 +22,7 @@ from nemotron4.training.recipe import (
     OptimizerSection,
     ParallelSection,
     RunSection,
+    SamplesSection,
 )
 
 WIDTH = 110
@@ -50,7 +51,7 @@ def new_recipe(path: Path, kind: str, overrides: Sequence[str]) -> None:
     sections: list[tuple[str, type | None]] = [
         ("model", ModelSection), ("data", DataSection), (chosen.table, chosen.section),
         ("optimizer", OptimizerSection), ("batch", BatchSection), ("run", RunSection),
-        ("adapter", AdapterConfig), ("parallel", ParallelSection),
+        ("adapter", AdapterConfig), ("samples", SamplesSection), ("parallel", ParallelSection),
     ]  # fmt: skip
     rows = ", ".join(each.name for each in chosen.kinds)
     lines = [

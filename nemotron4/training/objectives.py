@@ -84,6 +84,9 @@ class PairObjective(Objective):
         correlation = _correlation(totals)
         return metrics if correlation is None else metrics | {"reward_correlation": correlation}
 
+    def names(self, totals: Totals) -> set[str]:
+        return super().names(totals) | {"reward_correlation"}
+
 
 class _OfTwo(NamedTuple):
     """Of each sample's two answers: the policy's sums over tokens, the number of tokens, and what the loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +23,7 @@ def _check_at_least(section: str, values: dict[str, float], minimum: float) -> N
     problems = [
         ConfigError(f"{section}.{name} is {value}; expected {minimum:g} or more")
         for name, value in values.items()
-        if value < minimum
+        if not minimum <= value < math.inf
     ]
     if problems:
         raise together(problems)
@@ -84,6 +85,7 @@ class DataSection:
         if shares and (min(shares) < 0 or sum(shares) <= 0):
             raise ConfigError(f"data.weights is {shares}; expected non-negative, not all zero")
         _check_at_least("data", {"max_length": self.max_length}, 2)
+        _check_at_least("data", {"max_bad_rows": self.max_bad_rows}, 0)
 
     @property
     def sources(self) -> tuple[tuple[TrainingSource, ...], tuple[TrainingSource, ...]]:
@@ -146,8 +148,9 @@ class OptimizerSection:
             raise ConfigError(f"optimizer.betas is {self.betas}; expected two numbers in [0, 1)")
         if (self.schedule == "wsd") != bool(self.decay_steps):
             raise ConfigError("optimizer.schedule wsd needs decay_steps, and no other schedule has them")
-        values = ("learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "clip_norm")
-        _check_at_least("optimizer", {name: getattr(self, name) for name in values}, 0)
+        rates = ("learning_rate", "min_learning_rate", "weight_decay", "clip_norm", "eps")
+        steps = ("warmup_steps", "decay_steps")
+        _check_at_least("optimizer", {name: getattr(self, name) for name in (*rates, *steps)}, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +175,10 @@ class RunSection:
         if (self.max_steps is None) == (self.epochs is None):
             raise ConfigError("run needs exactly one of max_steps and epochs")
         _check_at_least("run", {"save_every": self.save_every, "keep_checkpoints": self.keep_checkpoints}, 1)
-        _check_at_least("run", {"length": self.max_steps or self.epochs or 0}, 1)
-        _check_at_least("run", {"extend": self.extend}, 0)
+        length = "epochs" if self.max_steps is None else "max_steps"
+        _check_at_least("run", {length: getattr(self, length)}, 1)
+        others = ("extend", "validate_every", "early_stop_after")
+        _check_at_least("run", {name: getattr(self, name) for name in others}, 0)
         if isinstance(self.result, int) and not 1 <= self.result <= self.extend + (
             self.max_steps or self.result
         ):
@@ -235,6 +240,11 @@ class Recipe:
                 f"data.max_length ({self.data.max_length}) is above "
                 f"batch.row_tokens ({self.batch.row_tokens})",
                 hint="a packed row holds at least one sequence",
+            )
+        if self.adapter is not None and self.model.preset is not None:
+            raise ConfigError(
+                "[adapter] on the fresh weights of model.preset, which no file keeps",
+                hint="train the whole model without [adapter], or name a checkpoint as model.start",
             )
         if self.adapter is not None and self.adapter.use_dora and self.parallel.tensor > 1:
             raise ConfigError("adapter.use_dora needs whole rows of a weight", hint="set parallel.tensor = 1")
@@ -306,7 +316,7 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
 
 def build(values: Mapping[str, Any], *, source: config.Source | None = None) -> Recipe:
     """The recipe of plain values, every key checked; ``source`` is named in errors."""
-    source = dataclasses.replace(source or config.Source("recipe"), synonyms=SYNONYMS)
+    source = source or config.Source("recipe")
     name = values.get("stage")
     if not isinstance(name, str):
         raise ConfigError(f"{source.name}: stage is {name!r}; expected one of {', '.join(stage.names())}")
@@ -314,6 +324,7 @@ def build(values: Mapping[str, Any], *, source: config.Source | None = None) -> 
         kind = stage.find(name)
     except ConfigError as error:
         raise ConfigError(f"{source.at('stage')}: {error.message}", hint=error.hint) from error
+    source = dataclasses.replace(source, synonyms={**_own_names(kind), **SYNONYMS})
     common = {key: value for key, value in values.items() if key != kind.table}
     problems = Problems()
     for other in (name.replace("-", "_") for name in stage.names()):
@@ -332,6 +343,20 @@ def build(values: Mapping[str, Any], *, source: config.Source | None = None) -> 
         made = config.build(Recipe, common, source=source)
     problems.tell()
     return made
+
+
+def _own_names(kind: Stage) -> dict[str, str]:
+    """Every setting's full name, for one that is in another table or in none."""
+    sections: dict[str, Any] = {
+        kind.table: kind.section, "adapter": AdapterConfig, "batch": BatchSection, "data": DataSection,
+        "run": RunSection, "optimizer": OptimizerSection, "model": ModelSection,
+    }  # fmt: skip
+    return {
+        field.name: f"{table}.{field.name}"
+        for table, section in sections.items()
+        for field in (dataclasses.fields(section) if section is not None else ())
+        if field.name != "kind"
+    }
 
 
 def _settings(kind: Stage, values: Mapping[str, Any], source: config.Source) -> Any:

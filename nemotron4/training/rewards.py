@@ -8,9 +8,10 @@ import math
 import re
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
+from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.client import (
     BadContentError,
@@ -32,7 +33,7 @@ from nemotron4.inference.rollouts import RolloutEngine
 from nemotron4.records import ATTRIBUTES, Message
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import model_hash
-from nemotron4.training.rollout_settings import PREVIOUS, RewardSource
+from nemotron4.training.rollout_settings import PREVIOUS, PolicyGradientSection, RewardSource
 from nemotron4.training.rollouts import Answer, Judge, RewardVerdict, RolloutBackend
 
 # -- a program's checks
@@ -259,7 +260,7 @@ class FunctionJudge:
         _check_parameters(source.path, needed_parameters(file, name))
         self.identity = hashlib.sha256(file.read_bytes()).hexdigest()
         self._path = source.path
-        self._code = OwnCode(source.path, batch_size=MAX_IN_FLIGHT, timeout_s=source.timeout_s)
+        self._code = OwnCode(source.path, batch_size=MAX_IN_FLIGHT, timeout_s=source.timeout_s, by_name=True)
         self._runner = asyncio.Runner()
         weakref.finalize(self, _end, self._runner, self._code)
 
@@ -313,6 +314,26 @@ def connect(recipe: Recipe, base: Checkpoint) -> RolloutBackend:
     sources = rollouts.rewards
     judges = [_judge(source, recipe.model.device) for source in sources]
     return RolloutBackend(RolloutEngine(base), WeightedJudges(sources, judges))
+
+
+def check_judges(recipe: Recipe, made: Container[str]) -> None:
+    """An error for a judge, or a critic's start, that is not there, before anything trains.
+
+    ``made`` are folders of models that earlier stages will leave. No model is loaded and no server asked.
+    """
+    rollouts = recipe.kind.rollouts(recipe.settings)
+    if rollouts is None:
+        return
+    models = [rollouts.critic.start] if isinstance(rollouts, PolicyGradientSection) else []
+    for source in rollouts.rewards:
+        if source.kind == "reward_model" and source.model != PREVIOUS:
+            _checked_attribute(source)
+            models.append(source.model)
+        elif source.kind != "reward_model":
+            _judge(source, "cpu")
+    for model in models:
+        if model is not None and model not in made:
+            open_checkpoint(model)
 
 
 def _judge(source: RewardSource, device: str) -> Judge:

@@ -19,6 +19,15 @@ NEEDED_SETTINGS = {
     "python": ("path",),
     "pattern": ("pattern",),
 }
+# What only these kinds read.
+OPTIONAL_SETTINGS = {
+    "api_key_env": ("http", "genrm"),
+    "attribute": ("reward_model", "http"),
+    "answer_field": ("gsm8k", "boxed"),
+    "timeout_s": ("python",),
+    "prompt": ("genrm",),
+    "max_tokens": ("genrm",),
+}
 PREVIOUS = "previous"  # in a chain: the last reward model before this stage
 
 
@@ -53,8 +62,9 @@ class RewardSource:
             if (getattr(self, name) is None) == (name in needed):
                 problem = "is missing" if name in needed else "has no meaning"
                 raise ConfigError(f"reward of kind {self.kind!r}: {name} {problem}")
-        if self.prompt is not None and self.kind != "genrm":
-            raise ConfigError(f"reward of kind {self.kind!r}: prompt has no meaning")
+        for name, kinds in OPTIONAL_SETTINGS.items():
+            if self.kind not in kinds and getattr(self, name) != getattr(RewardSource, name):
+                raise ConfigError(f"reward of kind {self.kind!r}: {name} has no meaning")
         if self.weight == 0 and self.gate is None:
             raise ConfigError(f"reward of kind {self.kind!r}: weight is 0, so it would judge nothing")
         if self.timeout_s <= 0:
@@ -113,6 +123,8 @@ class RolloutSection:
             raise ConfigError(f"{self.table}.max_staleness needs servers, and max_resamples = 0")
         if self.servers and self.temperature != 1:
             raise ConfigError(f"{self.table}.servers need temperature 1, at which probabilities compare")
+        if self.importance_cap <= 0:
+            raise ConfigError(f"{self.table}.importance_cap is {self.importance_cap}; expected more than 0")
         if self.temperature <= 0:
             raise ConfigError(
                 f"{self.table}.temperature is {self.temperature}; expected more than 0",

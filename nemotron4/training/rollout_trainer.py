@@ -54,6 +54,7 @@ class RolloutTrainer(Trainer):
     ``identity`` changes with what rewards come from; ``skeleton`` is that of a ``Sampler``.
     """
 
+    changeable = "a judge's function, prompt or weights, or the critic's start,"  # the rest is told before
     has_own_validation = False
 
     def __init__(
@@ -88,7 +89,7 @@ class RolloutTrainer(Trainer):
             self.sampler.update()
             self._has_sent = True
         if self._step == 0 and self.validation:
-            self._validate()  # what the start gives, so that the curve has its beginning
+            self._validate_start()  # what the start gives, so that the curve has its beginning
         started = time.perf_counter()
         # Not asked of the optimiser: a step without updates leaves it at an earlier one's.
         rate = learning_rate(self._step, self.plan.num_scheduled, self.rates)

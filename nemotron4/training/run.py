@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.errors import ConfigError
 from nemotron4.inference.rollouts import RolloutEngine
 from nemotron4.model.adapter_files import adapter_tensors
-from nemotron4.runs import write_file
+from nemotron4.runs import write_file, write_json
 from nemotron4.training import checkpoints, parallel
 from nemotron4.training.composing import write_result
 from nemotron4.training.dataset import Dataset
@@ -242,9 +243,11 @@ def _with_reference(
 
 
 def _reference_cache(recipe: Recipe, weights: str) -> Path:
-    """Next to the first file of rows, where other runs on them find it; for the hub's in the run."""
+    """Next to the first file of rows, where other runs on them find it, or else in the run's folder."""
     first = recipe.data.sources[0][0].path
     folder = recipe.run.directory if first.startswith(HUB) else files_of(first)[0].parent
+    if not os.access(folder, os.W_OK):
+        folder = recipe.run.directory
     return folder / f".reference-{weights}.jsonl"
 
 
@@ -274,6 +277,8 @@ def _write_output(recipe: Recipe, trainer: Trainer, base: Checkpoint, *, is_writ
     step = trainer.result_step
     record = json.loads((trainer.folder / RECORD_FILE).read_text("utf-8")) if is_writer else {}
     card = model_card(record, trainer.folder / METRICS_FILE, step) if is_writer else ""
+    if is_writer:
+        write_json(trainer.folder / RECORD_FILE, record | {"result_step": step}, indent=2)
     if recipe.adapter is not None:
         if step != trainer.step:
             trainer.load(step)
@@ -285,7 +290,7 @@ def _write_output(recipe: Recipe, trainer: Trainer, base: Checkpoint, *, is_writ
             write_file(folder / "README.md", card)
     elif is_writer:
         # From a checkpoint: no process could hold the whole of a large model.
-        path = checkpoints.step_folder(trainer.checkpoints, step)
+        path = trainer.kept(step)
         dtype = result_dtype(recipe, base)
         whole = f"{trainer.fingerprint} {step} {dtype}"
         write_model(folder, path, dtype=dtype, fingerprint=whole, card=card)

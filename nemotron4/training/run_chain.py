@@ -31,13 +31,15 @@ def run(
     with parallel.launch(pick_device(stages[0].model.device)):
         tell = note if parallel.is_first() else lambda text: None
         first = checks.check(stages)[0]
+        has_trained = False  # then what comes after is made of another model, or says that it is not
         for place, recipe in enumerate(stages):
             if len(stages) > 1:
                 tell(f"stage {place + 1} of {len(stages)}: {recipe.stage}, in {recipe.run.directory}")
             is_last = place + 1 == len(stages)
-            if not is_last and is_finished(recipe):
+            if not is_last and not has_trained and is_finished(recipe):
                 tell("finished before")
                 continue
+            has_trained = True
             summary = train(
                 recipe,
                 note=note,

@@ -99,7 +99,7 @@ class Samples:
     def begin(self, step: int) -> None:
         path = self.folder / SAMPLES_FILE
         if self.is_writer and path.exists():
-            forget_after(path, step)
+            forget_after(path, step if step else -1)  # the start is answered again
 
     def write(self, progress: StepRecord) -> None:
         if progress.kind != "validation":

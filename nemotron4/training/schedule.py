@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from nemotron4.errors import TrainingError
+from nemotron4.errors import ConfigError, TrainingError
 from nemotron4.training.recipe import OptimizerSection, Recipe
 
 
@@ -38,6 +38,9 @@ def plan_steps(recipe: Recipe, num_samples: int) -> Plan:
     for _ in range(recipe.run.extend):
         more.append(min(recipe.samples_at(seen), max(plan.sizes)))
         seen += more[-1]
+    num_steps, result = len(plan.sizes) + len(more), recipe.run.result
+    if isinstance(result, int) and result > num_steps:
+        raise ConfigError(f"run.result is step {result} of a run of {num_steps} steps")
     return replace(plan, sizes=(*plan.sizes, *more), num_extended=len(more))
 
 

@@ -68,6 +68,10 @@ class Objective:
         """Metrics of a step from its added-up totals."""
         return means(totals)
 
+    def names(self, totals: Totals) -> set[str]:
+        """What ``summarise`` may give for totals like these, and the loss."""
+        return {"loss", *(name for name in totals if not name.startswith("_"))}
+
 
 def means(totals: Totals) -> dict[str, float]:
     """Sum over count of every public total; one without a term is left out, not zero."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -47,6 +47,7 @@ class Trainer:
     the numbers of every step.
     """
 
+    changeable = "data, model or settings"  # of which another fingerprint says that they have changed
     has_own_validation = True  # False: a kind of training that begins with a validation by itself
 
     def __init__(
@@ -93,6 +94,7 @@ class Trainer:
         self._best: float | None = None
         self._best_step: int | None = None
         self._num_stale = 0
+        self._has_metric = not recipe.run.metric  # whether it is known that validation measures it
         self.rates = replace(recipe.optimizer, warmup_steps=self.plan.warmup_steps)
 
     @property
@@ -124,7 +126,7 @@ class Trainer:
         settings = self.recipe.run
         is_stopping = self._is_stopping()
         if self._step == 0 and self.recipe.samples is not None and self.has_own_validation:
-            self._validate()  # what the start answers, so that there is a before and an after
+            self._validate_start()  # what the start answers, so that there is a before and an after
         while not self.is_finished and not is_stopping:
             self._train_step()
             is_last = self._step == self.plan.num_steps
@@ -137,6 +139,14 @@ class Trainer:
             is_due = self._step % settings.save_every == 0 or self._step == settings.result
             if self.is_finished or is_best or is_due or is_stopping:
                 self._save()
+
+    def _validate_start(self) -> None:
+        """The start may stay the best, so it is kept where the best is the result."""
+        self._best = self._best_step = None  # also where a checkpoint of step 0 has it
+        self._num_stale = 0
+        self._validate()
+        if self.recipe.run.result == "best":
+            self._save()
 
     @property
     def step(self) -> int:
@@ -154,17 +164,25 @@ class Trainer:
         """The step whose model the run leaves."""
         result = self.recipe.run.result
         if result == "best":
-            assert self._best_step is not None, "the recipe has validation"
+            if self._best_step is None:
+                raise ConfigError(
+                    f"{self.folder}: run.metric was changed after the last validation: no step is the best",
+                    hint="undo the change, or take run.result = STEP",
+                )
             return self._best_step
         return self._step if result == "last" else result
 
-    def load(self, step: int) -> None:
-        """Put the parameters of a kept checkpoint into the model."""
+    def kept(self, step: int) -> Path:
+        """The folder of a kept checkpoint."""
         path = checkpoints.step_folder(self.checkpoints, step)
         if not path.is_dir():
             kept = ", ".join(str(int(each.name[5:])) for each in sorted(self.checkpoints.glob("step-*")))
             raise ConfigError(f"{path}: there is no such checkpoint", hint=f"kept are the steps {kept}")
-        checkpoints.load(path, self.tensors())
+        return path
+
+    def load(self, step: int) -> None:
+        """Put the parameters of a kept checkpoint into the model."""
+        checkpoints.load(self.kept(step), self.tensors())
 
     def _is_stopping(self) -> bool:
         """Whether any process was told to stop or could not write: all of them stop after the same step."""
@@ -176,6 +194,8 @@ class Trainer:
         samples = self.batch(self._step, self._seen)
         rows = self.engine.rows(samples, self.recipe.batch.row_tokens)
         result = self.engine.forward_backward(rows, self.objective)
+        if not self._has_metric:
+            self._check_metric(self.objective.names(result.totals))
         norm = self._update()
         self._seen += self.plan.sizes[self._step]
         self._step += 1
@@ -231,17 +251,22 @@ class Trainer:
 
     def _is_best(self, values: Mapping[str, float], metric: str) -> bool:
         """Keep count of what is best; True for a value that is better than all before."""
-        if metric not in values:
-            raise ConfigError(
-                f"run.metric is {metric!r}, which validation does not measure",
-                hint=f"it measures {', '.join(sorted(values))}",
-            )
+        self._check_metric(values)
         value = -values[metric] if metric in HIGHER_IS_BETTER else values[metric]
         is_best = self._best is None or value < self._best
         self._num_stale = 0 if is_best else self._num_stale + 1
         if is_best:
             self._best, self._best_step = value, self._step
         return is_best
+
+    def _check_metric(self, measured: Collection[str]) -> None:
+        metric = self.recipe.run.metric
+        if metric and metric not in measured:
+            raise ConfigError(
+                f"run.metric is {metric!r}, which validation does not measure",
+                hint=f"it measures {', '.join(sorted(measured))}",
+            )
+        self._has_metric = True
 
     def _write(self, values: Mapping[str, float], kind: str) -> None:
         progress = StepRecord(self._step, self.plan.num_steps, values, kind)
@@ -256,7 +281,13 @@ class Trainer:
 
     def _save(self) -> None:
         state = checkpoints.SavedState(
-            self._step, self._seen, self.fingerprint, self._best, self._best_step, self._num_stale
+            self._step,
+            self._seen,
+            self.fingerprint,
+            self._best,
+            self._best_step,
+            self._num_stale,
+            self.recipe.run.metric,
         )
         self._writer.save(self.tensors(), state)
 
@@ -269,7 +300,7 @@ class Trainer:
         state = checkpoints.read_state(path)
         if state.fingerprint != self.fingerprint:
             raise ConfigError(
-                f"{path}: the checkpoint belongs to another run: data, model or settings have changed",
+                f"{path}: the checkpoint belongs to another run: {self.changeable} have changed",
                 hint="give the changed run a new run.directory, or undo the change to continue this one",
             )
         if state.step > self.plan.num_steps:
@@ -280,5 +311,6 @@ class Trainer:
             )
         checkpoints.load(path, self.tensors())
         self._step, self._seen = state.step, state.samples_seen
-        self._best, self._best_step = state.best_validation, state.best_step
-        self._num_stale = state.num_stale
+        if state.metric == self.recipe.run.metric:  # values of another are no measure for this one's
+            self._best, self._best_step = state.best_validation, state.best_step
+            self._num_stale = state.num_stale

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from nemotron4.errors import ConfigError
+from nemotron4.errors import ConfigError, Nemotron4Error
 from nemotron4.training import chain, run_chain
 from nemotron4.training import run as training_run
 from nemotron4.training.output import RECORD_FILE
@@ -113,6 +114,40 @@ def test_a_repeated_command_passes_over_finished_stages(folder: Path) -> None:
     assert (before[first], before[second]) == (after[first], after[second])
 
 
+def test_a_stage_whose_start_was_trained_again_is_not_passed_over(tmp_path: Path, start: Path) -> None:
+    path = chain_file(tmp_path, start)
+    run_chain.run(chain.load(path))
+    shutil.rmtree(tmp_path / "chain" / "00-sft")
+    with pytest.raises(ConfigError, match=r"01-dpo is of another run: start.weights"):
+        run_chain.run(chain.load(path, ["stage.0.optimizer.learning_rate=1e-2"]))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('model = "previous"', 'model = "nowhere"', "nowhere"),
+        ('start = "previous"', 'start = "nowhere"', "nowhere"),
+        (
+            'kind = "reward_model", model = "previous"',
+            'kind = "python", path = "no.py:score"',
+            "no such file",
+        ),
+        ('kind = "reward_model", model = "previous"', 'kind = "pattern", pattern = "("', "pattern"),
+    ],
+)
+def test_a_judge_that_is_not_there_is_told_before_the_first_stage_trains(
+    tmp_path: Path, start: Path, old: str, new: str, message: str
+) -> None:
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": [{"role": "user", "content": "Hi?"}]}] * 2)
+    path = chain_file(tmp_path, start)
+    more = POLICY_STAGE.format(pairs=tmp_path / "pairs.jsonl", prompts=prompts)
+    more = more.replace(', attribute = "helpfulness"', "").replace(old, new)
+    path.write_text(path.read_text().replace("max_length = 100", "max_length = 200") + more)
+    with pytest.raises(Nemotron4Error, match=f"stage 5 of 5.*{message}"):
+        run_chain.run(chain.load(path))
+    assert not (tmp_path / "chain").exists()
+
+
 def test_changed_data_makes_a_stage_unfinished(tmp_path: Path, start: Path) -> None:
     stages = chain.load(chain_file(tmp_path, start))
     run_chain.run(stages[:1])
@@ -134,6 +169,9 @@ def test_stages_are_overridden_by_their_place(tmp_path: Path, start: Path) -> No
         ('kind = "sft"', 'kind = "policy-gradient"', r"needs a table \[policy_gradient\]"),
         ('name = "dpo"', 'name = "sft"', "no other stage has"),
         ("max_length = 100", "max_lenght = 100", "stage 'sft'.*unknown key 'data.max_lenght'"),
+        ('kind = "sft"', "", "stage 'sft' has no kind"),
+        ('kind = "sft"', 'kind = "sft"\nrun = 3', r"run is 3; expected a table \[run\]"),
+        ("[model]", "[[stage]]\n[model]", "stage 0 has name None"),
     ],
 )
 def test_a_wrong_chain_is_refused(tmp_path: Path, start: Path, old: str, new: str, message: str) -> None:

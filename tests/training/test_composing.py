@@ -144,6 +144,19 @@ def test_a_cut_sum_states_its_error_and_is_the_best_of_its_rank() -> None:
     assert float((whole - got).norm() / whole.norm()) == pytest.approx(error, rel=1e-3)
 
 
+def test_what_an_adapter_saved_whole_stays_in_the_one_that_goes_on_from_it(tmp_path: Path) -> None:
+    start = tiny_models.nemotron_directory(tmp_path / "start")  # its output layer is not tied
+    run.train(recipe(tmp_path, start, adapter={"modules_to_save": ["lm_head"]}))
+    first = tmp_path / "run" / "adapter"
+    still = {
+        "optimizer": {"learning_rate": 0.0},
+        "run": {"directory": str(tmp_path / "second"), "max_steps": 1},
+    }
+    second = run.train(recipe(tmp_path, first, **still)).output
+    assert read_adapter_config(tmp_path / "second" / "adapter").modules_to_save == ("lm_head",)
+    assert torch.allclose(logits(str(first)), logits(str(second)), atol=1e-5)
+
+
 def test_an_adapter_alone_is_a_start_on_its_own_base(tmp_path: Path, llama: Path) -> None:
     run.train(recipe(tmp_path, llama))
     adapter = tmp_path / "run" / "adapter"

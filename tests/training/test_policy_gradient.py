@@ -285,6 +285,17 @@ def test_a_step_without_any_reward_stops_the_run_and_says_why(tmp_path: Path, ne
         run.train(make(tmp_path, nemotron, "grpo"), connect=judging(Away()))
 
 
+def test_a_changed_judge_is_refused_by_name(tmp_path: Path, nemotron: Path) -> None:
+    code = tmp_path / "rewards.py"
+    code.write_text("def score(answer):\n    return len(answer)\n")
+    judge = {"kind": "python", "path": f"{code}:score"}
+    more: dict = {"policy_gradient": {"rewards": [judge], "kl_coefficient": 0.0}}
+    run.train(make(tmp_path, nemotron, "grpo", **more, run={"max_steps": 1}))
+    code.write_text("def score(answer):\n    return -len(answer)\n")
+    with pytest.raises(ConfigError, match=r"a judge.s function, prompt or weights.* have changed"):
+        run.train(make(tmp_path, nemotron, "grpo", **more))
+
+
 def test_a_run_whose_groups_never_differ_says_so_and_leaves_no_model(tmp_path: Path, nemotron: Path) -> None:
     anything = {"kind": "pattern", "pattern": ".*", "weight": 0.1}
     recipe = make(
@@ -447,6 +458,13 @@ def test_a_prompt_that_cannot_be_judged_is_found_before_the_run(
         ({"policy_gradient": {"rewards": []}}, "names no judge"),
         ({"policy_gradient": {"rewards": [{"kind": "http"}]}}, "url is missing"),
         ({"policy_gradient": {"rewards": [{"kind": "gsm8k", "url": "x"}]}}, "url has no meaning"),
+        ({"policy_gradient": {"rewards": [{"kind": "gsm8k", "timeout_s": 5}]}}, "timeout_s has no meaning"),
+        ({"policy_gradient": {"rewards": [PATTERN | {"answer_field": "x"}]}}, "answer_field has no meaning"),
+        ({"policy_gradient": {"importance_cap": 0}}, "importance_cap is 0"),
+        (
+            {"model": {"preset": "nano", "tokenizer": "none", "start": None}, "adapter": {"kind": "lora"}},
+            "fresh weights of model.preset",
+        ),
         ({"policy_gradient": {"temperature": 0}}, "temperature is 0"),
         ({"policy_gradient": {"max_new_tokens": 80}}, "leaves no room for a prompt"),
         ({"stage": "sft"}, r"table \[policy_gradient\] has no meaning in stage sft"),
@@ -463,6 +481,11 @@ def test_a_preview_counts_prompts_and_steps(tmp_path: Path, nemotron: Path) -> N
     found = preview(recipe)
     assert (found.num_samples, found.num_steps) == (6, 3)
     assert "Add 0 and 0" in found.first_sample
+    without = preview(make(tmp_path, nemotron, "grpo", policy_gradient={"kl_coefficient": 0.0}))
+    assert found.weights_bytes - without.weights_bytes == 4 * found.num_parameters  # the reference
+    ppo = preview(make(tmp_path, nemotron, "ppo", policy_gradient={"group_size": 1}))
+    assert ppo.weights_bytes - found.weights_bytes == 4 * found.num_parameters  # the critic
+    assert ppo.optimizer_bytes == 2 * found.optimizer_bytes
     # Each prompt is answered four times, with six tokens at most.
     assert found.tokens_per_epoch * found.trained_share == pytest.approx(6 * 4 * 6)
 

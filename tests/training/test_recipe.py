@@ -114,6 +114,20 @@ def test_the_base_is_trained_on_8_trillion_tokens_in_the_reports_steps() -> None
 
 
 @pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("max_steps=3", "run.max_steps"), ("optimizer.epochs=3", "run.epochs"),
+        ("beta=0.1", "preference.beta"), ("run.lr=1", "optimizer.learning_rate"),
+        ("batch.rank=8", "adapter.rank"),
+    ],
+)  # fmt: skip
+def test_a_setting_in_the_wrong_table_is_told_its_own(change: str, name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        recipes.load(FOLDER / "smollm2" / "dpo.toml", [change])
+    assert caught.value.hint == f"here it is {name}"
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ("preference.beta=0", "beta is 0"),
@@ -226,6 +240,7 @@ def test_a_new_recipe_is_whole_and_has_every_setting(
     text = path.read_text()
     assert "# warmup_steps = 10" in text
     assert "# [adapter]" in text
+    assert "# [samples]" in text
     assert main(command) == 1
     assert "exists already" in capsys.readouterr().err
     assert main(["train", str(tmp_path / "b.toml"), "--new", "dpoo"]) == 1

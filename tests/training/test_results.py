@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from nemotron4.cli.main import main
 from nemotron4.errors import ConfigError
 from nemotron4.training import run
 from nemotron4.training.recipe import OptimizerSection, Recipe, build
+from nemotron4.training.sampler import SAMPLES_FILE, Samples
 from nemotron4.training.schedule import learning_rate, plan_steps
 from tests import tiny_models
 
@@ -91,6 +93,39 @@ def test_the_result_is_the_best_step_where_the_recipe_asks(tmp_path: Path, start
     assert torch.allclose(outputs[0], logits(str(step)), atol=1e-6)
 
 
+def test_the_start_is_the_result_where_no_step_is_better(tmp_path: Path, start: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": [{"role": "user", "content": "Hi"}]}\n')
+    more = overfitting(tmp_path, result="best", max_steps=2, early_stop_after=2)
+    more |= {"samples": {"prompts": str(tmp_path / "prompts.jsonl"), "max_new_tokens": 2}}
+    summary = run.train(recipe(tmp_path, start, **more | {"optimizer": {"learning_rate": 1.0}}))
+    found = validation_losses(tmp_path)
+    assert min(found, key=found.__getitem__) == 0
+    assert main(["card", str(summary.output), "--out", str(tmp_path / "card.md")]) == 0
+    assert "Stage sft, 0 of 2 steps" in (tmp_path / "card.md").read_text()
+    assert torch.allclose(logits(str(summary.output)), logits(str(start)), atol=1e-6)
+
+
+def test_values_of_another_metric_are_no_measure_for_this_one(tmp_path: Path, start: Path) -> None:
+    pairs = [
+        {"prompt": f"Say {i}.", "chosen": f"{i}", "rejected": "no", "chosen_reward": 1, "rejected_reward": 0}
+        for i in range(4)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    more: dict = {
+        "stage": "preference",
+        "preference": {"loss": "dpo"},
+        "data": {"train": [str(path)], "validation": [str(path)]},
+    }
+    asked = {"result": "best", "validate_every": 1, "max_steps": 1}
+    run.train(recipe(tmp_path, start, **more, run=asked | {"metric": "accuracy"}))
+    run.train(recipe(tmp_path, start, **more, run=asked | {"metric": "loss", "max_steps": 3}))
+    found = validation_losses(tmp_path)
+    best = min((2, 3), key=found.__getitem__)
+    state = json.loads((tmp_path / "run/checkpoints/step-00000003/state.json").read_text())
+    assert (state["best_step"], state["best_validation"]) == (best, found[best])
+
+
 def test_the_adapter_of_an_earlier_step_is_written(tmp_path: Path, start: Path) -> None:
     more = {"adapter": {"kind": "lora", "rank": 4, "targets": ["all"]}, "optimizer": {"learning_rate": 1e-2}}
     short = run.train(recipe(tmp_path, start, **more, run={"max_steps": 2}))
@@ -120,10 +155,39 @@ def test_a_run_that_gets_no_better_stops_early_and_stays_stopped(tmp_path: Path,
 
 
 def test_an_unknown_metric_names_those_that_are_measured(tmp_path: Path, start: Path) -> None:
-    more = overfitting(tmp_path, metric="accuracy")
+    more = overfitting(tmp_path, metric="accuracy", validate_every=0)
     with pytest.raises(ConfigError, match="'accuracy', which validation does not measure") as caught:
         run.train(recipe(tmp_path, start, **more))
     assert "loss" in str(caught.value.hint)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists(), "it is known before the first update"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"run": {"max_steps": 0}}, "run.max_steps is 0"),
+        ({"run": {"max_steps": None, "epochs": 0}}, "run.epochs is 0"),
+        ({"run": {"validate_every": -1}}, "run.validate_every is -1"),
+        ({"run": {"validate_every": 1, "early_stop_after": -1}}, "run.early_stop_after is -1"),
+        ({"data": {"max_bad_rows": -1}}, "data.max_bad_rows is -1"),
+        ({"optimizer": {"learning_rate": float("nan")}}, "learning_rate is nan"),
+        ({"optimizer": {"eps": -1.0}}, "eps is -1.0"),
+        ({"optimizer": {"schedule": "wsd", "decay_steps": -5}}, "decay_steps is -5"),
+    ],
+)
+def test_a_number_that_makes_no_run_is_refused(
+    settings: dict, message: str, tmp_path: Path, start: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe(tmp_path, start, **settings)
+
+
+def test_a_result_behind_the_last_step_of_the_epochs_is_refused_before_the_first(
+    tmp_path: Path, start: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"run.result is step 100 of a run of 2 steps"):
+        run.train(recipe(tmp_path, start, run={"max_steps": None, "epochs": 1, "result": 100}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_opens_wherever_a_model_does(tmp_path: Path, start: Path) -> None:
@@ -237,3 +301,18 @@ def test_the_result_has_the_type_of_the_start(tmp_path: Path) -> None:
     assert "the result is written in bfloat16" in notes
     wide = run.train(recipe(tmp_path, start, run={"result_dtype": "float32"}))
     assert {info.dtype for info in open_checkpoint(str(wide.output)).tensors.values()} == {"float32"}
+
+
+def test_reference_numbers_are_kept_in_the_run_where_the_rows_cannot_be_written_to(
+    tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe(tmp_path, start)
+    assert run._reference_cache(made, "w").parent == tmp_path
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert run._reference_cache(made, "w").parent == tmp_path / "run"
+
+
+def test_answers_of_the_start_are_there_once_after_an_early_kill(tmp_path: Path) -> None:
+    (tmp_path / SAMPLES_FILE).write_text('{"step": 0, "prompt": "x", "answer": "y"}\n')
+    Samples(tmp_path, (), None, 1).begin(0)  # type: ignore[arg-type]
+    assert (tmp_path / SAMPLES_FILE).read_text() == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import gc
 import json
 import threading
@@ -234,6 +235,41 @@ def test_a_function_that_takes_too_long_gives_no_reward(tmp_path: Path) -> None:
     assert "no answer within 1.5 s" in verdict.reason
 
 
+def test_what_the_file_prints_while_it_is_loaded_is_not_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text("import os\nprint('[]')\nos.system('echo more')\n" + OWN)
+    judge = FunctionJudge(RewardSource(kind="python", path=f"{tmp_path}/rewards.py:one", timeout_s=20))
+    assert [verdict.value for verdict in judge([answer("2"), answer("3")])] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("signature", "value"),
+    [
+        ("answer", "len(answer)"), ("row", "row['bonus']"), ("rows", "[row['bonus'] for row in rows]"),
+        ("completions, **kwargs", "[len(text) for text in completions]"),
+    ],
+)  # fmt: skip
+def test_a_single_parameter_is_what_its_name_says(signature: str, value: str, tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(f"def score({signature}):\n    return {value}\n")
+    judge = FunctionJudge(RewardSource(kind="python", path=f"{tmp_path}/rewards.py:score"))
+    assert [verdict.value for verdict in judge([answer("seven", bonus=5)])] == [5]
+
+
+def test_after_a_bad_answer_the_function_gets_batches_again(tmp_path: Path) -> None:
+    text = "def score(answers):\n    assert 'bad' not in answers\n    return [len(answers)] * len(answers)\n"
+    (tmp_path / "rewards.py").write_text(text)
+    judge = FunctionJudge(RewardSource(kind="python", path=f"{tmp_path}/rewards.py:score"))
+    assert [v.value for v in judge([answer("a"), answer("bad")])] == [1, None]
+    assert [v.value for v in judge([answer("a"), answer("b")])] == [2, 2]
+
+
+def test_a_row_that_json_cannot_hold_has_no_reward(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(OWN)
+    judge = FunctionJudge(RewardSource(kind="python", path=f"{tmp_path}/rewards.py:one"))
+    [verdict] = judge([answer("2", day=datetime.date(2026, 11, 30))])
+    assert verdict.value is None
+    assert "date is not JSON serializable" in verdict.reason
+
+
 @pytest.mark.parametrize(
     ("signature", "is_right"),
     [
@@ -256,8 +292,12 @@ def test_a_function_that_asks_for_what_no_answer_has_is_refused_before_it_runs(
 
 
 @pytest.mark.parametrize(
-    ("path", "message"), [("nowhere.py:score", "no such file"), ("score", "expected FILE.py:NAME")]
-)
+    ("path", "message"),
+    [
+        ("nowhere.py:score", "no such file"), ("score", "expected FILE.py:NAME"),
+        (f"{__file__}:scor", "there is no function 'scor'"),
+    ],
+)  # fmt: skip
 def test_a_function_that_is_not_there_is_refused_before_the_run(path: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         FunctionJudge(RewardSource(kind="python", path=path))
