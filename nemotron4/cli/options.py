@@ -74,7 +74,9 @@ JsonSchemaOption = Annotated[
 ContextOption = Annotated[
     int | None, typer.Option(min=1, help="Tokens of prompt and answer; default the model's.")
 ]
-KvCacheDtypeOption = Annotated[str, typer.Option(help="Keys and values: auto, int8 (on a CPU), or a type of vLLM's (fp8, ...).")]
+KvCacheDtypeOption = Annotated[
+    str, typer.Option(help="Keys and values: auto, int8 (on a CPU), or a type of vLLM's (fp8, ...).")
+]
 GpuMemoryOption = Annotated[
     float | None, typer.Option(min=0.01, max=1, help="Share of the GPU's memory; vLLM takes 0.9.")
 ]

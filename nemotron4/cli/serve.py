@@ -164,7 +164,6 @@ def serve(
     )
     merged, named = split_adapters(adapter or (), is_enabled=enable_lora)
     from nemotron4.cluster.slurm import find_rank
-    from nemotron4.inference.precision import check_cache_type
     from nemotron4.server.guard import GuardSettings
     from nemotron4.server.run import run
     from nemotron4.text.content_safety import read_policy
@@ -202,8 +201,7 @@ def serve(
             **options,
         )
     parallel.require_one_device()
-    check_cache_type(kv_cache_dtype)
-    options |= {"quantize": quantize, "kv_cache_dtype": kv_cache_dtype}
+    options |= {"quantize": quantize, "kv_cache_dtype": _builtin_cache(kv_cache_dtype)}
     options |= {"force_adapter": force_adapter, "memory_share": gpu_memory_utilization}
     options |= {"prefix_cache_gb": prefix_cache_gb, "num_speculative_tokens": num_speculative_tokens}
     put_on_port(lambda: _load_builtin(model, merged, named, context=context, revision=revision, **options))
@@ -251,6 +249,13 @@ def _check_vllm(
             "prefix_cache_gb and num_speculative_tokens are of the built-in engine; vLLM reads neither",
             hint="leave them out",
         )
+
+
+def _builtin_cache(kv_cache_dtype: str) -> str:
+    from nemotron4.inference.precision import check_cache_type
+
+    check_cache_type(kv_cache_dtype)
+    return kv_cache_dtype
 
 
 def _load_builtin(

@@ -56,12 +56,10 @@ def load(
 
     ``quantize`` "int8" or "int4" quantises the weights while they are read (CPU). ``dtype`` "auto" takes the
     weights of a quantised GGUF file as they are stored, keeps bfloat16 weights where the processor multiplies
-    them fast (a GPU, AMX), and is float32 otherwise.
-    ``kv_cache_dtype`` "int8" keeps keys and values in eight bits instead of sixteen (CPU).
+    them fast (a GPU, AMX), and is float32 otherwise. ``kv_cache_dtype`` "int8": keys and values in 8 bits.
     ``adapter`` is a folder that training or PEFT wrote, or NeMo's LoRA; None is none, and "auto" the one that
     ships for a pulled name (smollm2). LoRA and (IA)3 are merged into the weights as they are read, a
-    bottleneck adapter runs next to them, P-tuning's table precedes every prompt.
-    ``force_adapter`` puts it on a base that is not the one it records.
+    bottleneck adapter runs next to them, P-tuning's table precedes prompts. ``force_adapter``: on any base.
     ``adapters`` are LoRA adapters by name that requests choose from (``SamplingParams.adapter``), next to the
     weights; an empty mapping lets them be loaded later (``Engine.load_adapter``).
     ``cache_gb`` bounds the keys and values of running requests; by default it is what ``max_running`` full
@@ -73,24 +71,19 @@ def load(
     checkpoint, beside = _opened(*with_shipped(model, _merged(adapter, adapters)), force=force_adapter)
     chosen_device = device_name(device)
     precision = choose(
-        checkpoint,
-        chosen_device,
-        dtype=dtype,
-        quantize=quantize,
-        kv_cache_dtype=kv_cache_dtype,
+        checkpoint, chosen_device, dtype=dtype, quantize=quantize, kv_cache_dtype=kv_cache_dtype,
         has_adapter_beside=beside is not None,
-    )
+    )  # fmt: skip
     size = block_bytes(checkpoint.config, precision.dtype)
     num_blocks = cache_blocks(checkpoint.config, size, chosen_device, cache_gb, max_running, memory_share)
     runner, num_virtual, tokenizer, own = _read(checkpoint, precision, chosen_device, num_blocks, beside)
     prompt_format = own if chat_template is None else chosen_format(chat_template, tokenizer)
-    described = describe(checkpoint, precision.name, chosen_device)
-    info, usable_format = checked(described, tokenizer, prompt_format)
+    info, usable = checked(describe(checkpoint, precision.name, chosen_device), tokenizer, prompt_format)
     return Engine(
         runner,
         replace(info, context_length=info.context_length - num_virtual),
         tokenizer,
-        usable_format,
+        usable,
         max_running=max_running,
         max_waiting=max_waiting,
         max_step_tokens=max_step_tokens,

@@ -55,8 +55,8 @@ def product(
 def attention_over_codes(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
     """(N, H, E) of one sequence from its first position on, over keys and values of eight bits.
 
-    Queries, and weights with the values' scales, are rounded to bfloat16; a weight is e to the score without the
-    largest of all, where the library takes the largest so far: the same up to one block of 32 positions.
+    Queries, and weights with the values' scales, are rounded to bfloat16; a weight is e to the score less the
+    largest of all, where the library takes the largest so far: the same in one block of 32 positions.
     """
     num_rows, num_heads, head_dim = q_NHE.shape
     num_kv = k_NKE.shape[1]

@@ -120,8 +120,16 @@ def next_logprobs(engine: Engine, row: list[int], **sampling: float) -> list[flo
         ({"quantize": "int8", "dtype": "float32"}, ConfigError, "a weight has one type"),
         ({"cache_gb": 0.0}, ConfigError, "hold no request"),
         ({"kv_cache_dtype": "fp8"}, ConfigError, "'fp8'; the built-in engine has auto and int8"),
-        ({"kv_cache_dtype": "int8", "dtype": "float32"}, ConfigError, "weights in float32 on cpu do not have"),
-        ({"kv_cache_dtype": "int8", "dtype": "float16"}, ConfigError, "weights in float16 on cpu do not have"),
+        (
+            {"kv_cache_dtype": "int8", "dtype": "float32"},
+            ConfigError,
+            "weights in float32 on cpu do not have",
+        ),
+        (
+            {"kv_cache_dtype": "int8", "dtype": "float16"},
+            ConfigError,
+            "weights in float16 on cpu do not have",
+        ),
         ({"adapter": "nowhere"}, CheckpointError, "nowhere/adapter_config.json"),
     ],
 )

@@ -27,12 +27,20 @@ from nemotron4.model.config import RopeScaling
 from nemotron4.model.kv_cache import CachedAttend
 from tests.checkpoint.gguf_files import write_gguf
 from tests.inference import native_twin as twin
-from tests.inference.small_engine import SMALL, random_model, random_prompts, small_engine, small_runner
+from tests.inference.small_engine import (
+    PATHS,
+    SMALL,
+    random_model,
+    random_prompts,
+    small_engine,
+    small_runner,
+)
 from tests.tiny_models import llama_directory
 
 LIBRARY = library.library()
 BEST = library.instruction_set()
 HERE = [isa for isa in library.INSTRUCTION_SETS if LIBRARY.native_isa(isa.encode()).decode() == isa]
+NATIVE = [path for path in PATHS if not path.startswith("torch")]
 SHAPES = [(1, 64, 16), (2, 32, 5), (3, 100, 33), (7, 576, 64), (8, 96, 17), (9, 40, 100), (16, 64, 48)]
 SHAPES += [(17, 1536, 40), (24, 33, 31), (33, 160, 80), (64, 256, 96), (70, 96, 16), (300, 64, 32)]
 
@@ -143,8 +151,8 @@ def test_four_bits_represent_a_four_bit_weight_exactly() -> None:
 def test_a_whole_step_gives_the_same_bits_under(isa: str, tmp_path: Path) -> None:
     """In a process of its own."""
     code = (
-        "from tests.inference.test_native import scores; import torch, sys;"
-        "torch.save({p: scores(p) for p in ('float32', 'bfloat16', 'int8', 'int4', 'int8-cache')}, sys.argv[1])"
+        "from tests.inference.test_native import NATIVE, scores; import torch, sys;"
+        "torch.save({p: scores(p) for p in NATIVE}, sys.argv[1])"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "found.pt")],
@@ -172,7 +180,9 @@ def test_attention_over_codes_of_eight_bits_equals_its_twin(
 ) -> None:
     """``bound`` is a share of what the codes change: behind 32 positions the twin rounds other weights."""
     found, exact = scores("int8-cache", length, length - 2), scores("float32", length, length - 2)
-    monkeypatch.setattr(CachedAttend, "__call__", lambda _, layer, q, k, v: twin.attention_over_codes(q, k, v))
+    monkeypatch.setattr(
+        CachedAttend, "__call__", lambda _, layer, q, k, v: twin.attention_over_codes(q, k, v)
+    )
     runner = small_runner(random_model(), "torch-float32", 8)
     planned = Slice(Sequence(tuple(random_prompts(length)[0]), blocks=[0, 1, 2, 3, 4]), 0, length)
     expected = torch.from_numpy(runner.run([planned]).logits_RV)

@@ -11,10 +11,8 @@ from nemotron4.inference.native.library import Form
 from nemotron4.inference.scheduler import Sequence, Slice
 from nemotron4.model.config import ModelConfig
 from tests.inference import native_twin as twin
-from tests.inference.small_engine import PATHS, random_model, random_prompts, small_runner
-from tests.inference.test_native import HERE, packed, product, random
-
-NATIVE = [path for path in PATHS if not path.startswith("torch")]
+from tests.inference.small_engine import random_model, random_prompts, small_runner
+from tests.inference.test_native import HERE, NATIVE, packed, product, random
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
