@@ -276,7 +276,8 @@ def require_numbers(given: Any) -> None:
     A mapping of numbers may hold -inf, which bans.
     """
     problems: list[Nemotron4Error] = []
-    for name, is_whole, is_needed in _numbers(type(given)):
+    kind: type[object] = type(given)
+    for name, is_whole, is_needed in _numbers(kind):
         value = getattr(given, name)
         if value is None and not is_needed:
             continue
@@ -284,7 +285,7 @@ def require_numbers(given: Any) -> None:
         if not is_number or not math.isfinite(value):
             expected = "a whole number" if is_whole else "a finite number"
             problems.append(RequestError(f"{name} is {value!r}; expected {expected}"))
-    for name, hint in _hints(type(given)).items():
+    for name, hint in _hints(kind).items():
         if hint == Mapping[int, float]:
             for key, value in getattr(given, name).items():
                 if not isinstance(key, Integral) or not isinstance(value, Real) or not value < math.inf:

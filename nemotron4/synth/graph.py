@@ -100,7 +100,7 @@ def _check_inputs(entry: StageConfig, kind: Kind, made: Mapping[str, type]) -> N
 
 def _knobs(entry: StageConfig, kind: Kind) -> Any:
     try:
-        knobs = config.build(kind.knobs, entry.knobs)
+        knobs: Any = config.build(kind.knobs, entry.knobs)
         for field in dataclasses.fields(knobs):
             _check_number(field, getattr(knobs, field.name))
         return knobs

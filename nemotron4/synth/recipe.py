@@ -201,8 +201,8 @@ def load_saved_recipe(folder: Path) -> SynthRecipe:
 
 def load_saved_shard(folder: Path) -> tuple[int, int] | None:
     """(index, number) of the shard that a run is; None where an earlier version did not write it."""
-    index, number = _saved(folder).get("shard") or (None, None)
-    return None if index is None else (index, number)
+    found = _saved(folder).get("shard")
+    return None if found is None else (found[0], found[1])
 
 
 def _saved(folder: Path) -> JsonObject:

@@ -122,7 +122,7 @@ def memory(recipe: Recipe, config: ModelConfig) -> tuple[int, int]:
         frozen = sum(p.numel() for p in net.parameters() if not p.requires_grad)
         codes = sum(b.nbytes for weight in quantized_weights(net).values() for b in weight.buffers())
     rollouts = recipe.kind.rollouts(recipe.settings)
-    if rollouts is not None and recipe.adapter is None and getattr(rollouts, "kl_coefficient", 1.0):
+    if rollouts is not None and recipe.adapter is None and bool(getattr(rollouts, "kl_coefficient", True)):
         frozen += config.num_parameters
     if isinstance(rollouts, PolicyGradientSection) and rollouts.has_critic:
         trained += config.num_parameters
