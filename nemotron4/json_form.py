@@ -276,7 +276,7 @@ def require_numbers(given: Any) -> None:
     A mapping of numbers may hold -inf, which bans.
     """
     problems: list[Nemotron4Error] = []
-    kind: type[object] = type(given)
+    kind: type = type(given)
     for name, is_whole, is_needed in _numbers(kind):
         value = getattr(given, name)
         if value is None and not is_needed:
