@@ -62,6 +62,7 @@ def text_request(
             f"the prompt holds token id {outside}, which is outside the vocabulary",
             hint=f"use ids from 0 to {engine.info.vocab_size - 1}",
         )
+    params = _drawable(engine, params)
     return SamplingRequest(tuple(ids), params if params.ignore_eos else _ending_at(params, end_ids(engine)))
 
 
@@ -124,6 +125,7 @@ def turn_request(
     engine: InferenceEngine, own: ChatFormat, prompt_ids: tuple[int, ...], params: SamplingParams
 ) -> SamplingRequest:
     """The same for a conversation whose ids are known."""
+    params = _drawable(engine, params)
     if params.ignore_eos:
         return SamplingRequest(prompt_ids, params, drops_newline=own.drops_newline)
     if params.grammar is not None and not params.grammar.has_text:
@@ -159,7 +161,14 @@ def chat_format(engine: InferenceEngine) -> ChatFormat:
 
 
 def _known(engine: InferenceEngine, ids: Iterable[int]) -> frozenset[int]:
-    return frozenset(token_id for token_id in ids if token_id < engine.info.vocab_size)
+    return frozenset(token_id for token_id in ids if 0 <= token_id < engine.info.vocab_size)
+
+
+def _drawable(engine: InferenceEngine, params: SamplingParams) -> SamplingParams:
+    """Without stop ids that no token has: they end nothing, and a mask has no place for them."""
+    if not params.stop_token_ids:
+        return params
+    return replace(params, stop_token_ids=_known(engine, params.stop_token_ids))
 
 
 def _ending_at(params: SamplingParams, ids: frozenset[int]) -> SamplingParams:
