@@ -175,6 +175,20 @@ def test_the_grammar_binds_names_and_arguments(name: str, is_required: bool) -> 
         assert not fits(form.write([call])), call
 
 
+def test_arguments_are_an_object_where_the_schema_leaves_it_open() -> None:
+    tokenizer, form = FakeTokenizer(), FORMATS["nemotron"]
+    schema = {"properties": {"city": {"type": "string"}}, "required": ["city"]}
+    for parameters in (schema, {"anyOf": [schema, {"type": "string"}]}):
+        tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+        wanted = tools.grammar(form, [tool], tokenizer, is_required=True)
+        follower = GrammarVocabulary(tokenizer, tokenizer.vocab_size).follow(wanted)
+        for token_id in tokenizer.encode('<TOOLCALL>[{"name": "f", "arguments": '):
+            follower.consume(token_id)
+        allowed = follower.allowed()
+        [brace], [quote] = tokenizer.encode("{"), tokenizer.encode('"')
+        assert (allowed[brace], allowed[quote]) == (True, False)
+
+
 def test_one_call_is_one_call() -> None:
     tokenizer = FakeTokenizer()
     form = FORMATS["nemotron"]
