@@ -26,7 +26,7 @@ from nemotron4.engine import (
 )
 from nemotron4.errors import Nemotron4Error, RequestError, TemplateError
 from nemotron4.records import Generation, Message
-from nemotron4.text.messages import with_one_system_message
+from nemotron4.text.messages import with_calls_as_text, with_one_system_message
 from nemotron4.text.tokenizer import TextStream
 
 if TYPE_CHECKING:
@@ -101,13 +101,14 @@ def encode_chat(
     add_generation_prompt: bool = True,
 ) -> list[int]:
     """The prompt of a conversation. A format that has room for one system message gets several as one."""
-    prefill = ""
+    own = own or chat_format(engine)
+    prefill, messages = "", with_calls_as_text(messages, own)
     if continues_last:
         if not messages or messages[-1].role != "assistant":
             raise TemplateError("there is no answer to continue", hint="end with an assistant's message")
         prefill, messages = messages[-1].content, messages[:-1]
     encode = partial(
-        (own or chat_format(engine)).encode,
+        own.encode,
         engine.tokenizer,
         add_generation_prompt=add_generation_prompt or continues_last,
         prefill=prefill,

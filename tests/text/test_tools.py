@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemotron4.errors import RequestError
+from nemotron4.inference.fake import FakeEngine
 from nemotron4.inference.fake_tokenizer import FakeTokenizer
 from nemotron4.records import Message
 from nemotron4.text import tools
+from nemotron4.text.answers import encode_chat
 from nemotron4.text.prompt import nemotron4
 from nemotron4.text.structured_output import GrammarVocabulary
 from nemotron4.text.tools import FORMATS, CallReader, ToolCall
@@ -145,6 +147,8 @@ def test_a_format_without_tools_gets_them_in_its_system_turn() -> None:
     assert '<AVAILABLE_TOOLS>[{"name": "get_time"}]</AVAILABLE_TOOLS>' in prompt
     assert 'Assistant\n<TOOLCALL>[{"name": "get_time", "arguments": {}}]</TOOLCALL>\n' in prompt
     assert 'Tool\n<TOOL_RESPONSE>[{"time": "12:00"}]</TOOL_RESPONSE>\n<extra_id_1>Assistant\n' in prompt
+    engine = FakeEngine(prompt_format=nemotron4())  # as rows of `generate` come, without tools
+    assert encode_chat(engine, talk) == encode_chat(engine, tools.spelled(talk, (), form))
 
 
 @pytest.mark.parametrize("name", FORMATS)
