@@ -29,6 +29,7 @@ from nemotron4.server.openai_schemas import (
     StreamOptions,
 )
 from nemotron4.server.settings import Service
+from nemotron4.server.structured import ResponseFormat, StructuredOutputs
 
 BODIES: Mapping[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
@@ -37,6 +38,8 @@ BODIES: Mapping[str, type[BaseModel]] = {
 }
 _PARTS: Mapping[str, type[BaseModel]] = {
     "stream_options": StreamOptions,
+    "response_format": ResponseFormat,
+    "structured_outputs": StructuredOutputs,
 }
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
@@ -113,4 +116,4 @@ def _known_fields(path: str, location: Sequence[str]) -> list[str]:
     owner = BODIES.get(path)
     for part in location[:-1]:
         owner = _PARTS.get(part, owner)
-    return list(owner.model_fields) if owner is not None else []
+    return [each.alias or name for name, each in owner.model_fields.items()] if owner is not None else []

@@ -28,6 +28,7 @@ from nemotron4.server.openai_choices import (
     sampling_params,
     token_name,
     usage,
+    usage_in_chunks,
     with_request_variables,
 )
 from nemotron4.server.openai_schemas import (
@@ -171,7 +172,6 @@ async def _events(
     tools: AskedTools | None,
 ) -> AsyncGenerator[dict[str, Any], None]:
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
-    more: dict[str, object] = {"usage": None} if with_usage else {}
     tokenizer = service.engine.tokenizer
     started: set[int] = set()
     readers = [CallReader(tools.form) if tools and tools.specs else None for _ in choices]
@@ -182,7 +182,7 @@ async def _events(
     ) -> dict[str, Any]:
         shown = None if logprobs is None else logprobs.model_dump()
         part = {"index": index, "delta": delta, "logprobs": shown, "finish_reason": reason}
-        return identity.chunk(CHUNK, [part], **more)
+        return identity.chunk(CHUNK, [part], **usage_in_chunks(body, choices, len(choices)))
 
     async with aclosing(screened.parts()) as parts:
         async for index, text, is_whole in parts:
@@ -202,6 +202,7 @@ async def _events(
             if is_whole:
                 yield chunk(index, {}, reason=_reason(choices[index], num_calls[index]))
     if screened.guard is not None:
+        more = usage_in_chunks(body, choices, len(choices))
         yield identity.chunk(CHUNK, [], **more, guard=screened.report)
     if with_usage:
         yield identity.chunk(CHUNK, [], usage=usage(choices, len(choices)).model_dump())

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from nemotron4.engine import ChatFormat, PositionLogprobs, SamplingParams, SamplingRequest, Tokenizer
 from nemotron4.errors import unknown_name
-from nemotron4.records import Message
+from nemotron4.records import JsonObject, Message
 from nemotron4.server.context import ApiError, RequestContext
 from nemotron4.server.guard import Guard, Screening, report
 from nemotron4.server.openai_schemas import (
@@ -242,6 +242,14 @@ def usage(choices: Sequence[Choice], n: int) -> Usage:
         total_tokens=num_prompt + num_new,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=num_cached),
     )
+
+
+def usage_in_chunks(body: CompletionRequest | ChatRequest, choices: Sequence[Choice], n: int) -> JsonObject:
+    """The field of a chunk with choices: null before the last one has it, or so far, as the client asks."""
+    options = body.stream_options
+    if options is None or not options.include_usage:
+        return {}
+    return {"usage": usage(choices, n).model_dump() if options.continuous_usage_stats else None}
 
 
 def token_name(tokenizer: Tokenizer, token_id: int) -> tuple[str, list[int]]:
