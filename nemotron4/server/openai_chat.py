@@ -45,6 +45,7 @@ from nemotron4.server.openai_tools import AskedTools, MadeCall, asked_tools
 from nemotron4.server.rows import event_stream, until_disconnect
 from nemotron4.server.settings import Service
 from nemotron4.text.answers import chat_request
+from nemotron4.text.messages import with_calls_as_text
 from nemotron4.text.tools import CallReader, ToolCall, read_calls
 
 CHUNK = "chat.completion.chunk"
@@ -61,7 +62,9 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
     tools = asked_tools(body, messages, own, service.settings.tool_format)
     choices = await _choices(body, own, messages, tools, service)
     identity = Identity.new("chatcmpl", check_model(body.model, service))
-    screened = Screened(choices, [messages] * len(choices), service, context)
+    judged = with_calls_as_text(messages, None)
+    prefill = judged[-1].content if body.continue_final_message else ""
+    screened = Screened(choices, [judged] * len(choices), service, context, prefill=prefill)
     if body.stream:
         events = _events(body, choices, screened, identity, service, prefix, tools)
         return await event_stream(request, events, service)

@@ -269,7 +269,10 @@ def positions_of(choice: Choice, numbers: range) -> list[PositionLogprobs]:
 
 
 class Screened:
-    """One request's choices. ``conversations`` has the prompt of each choice, as messages."""
+    """One request's choices. ``conversations`` has the prompt of each choice, as messages.
+
+    ``prefill``: the last message, with which each answer begins.
+    """
 
     def __init__(
         self,
@@ -277,8 +280,11 @@ class Screened:
         conversations: Sequence[Sequence[Message]],
         service: Service,
         context: RequestContext,
+        *,
+        prefill: str = "",
     ) -> None:
         self._choices = choices
+        self._prefill = prefill
         self._conversations = conversations
         self._service = service
         self._context = context
@@ -329,7 +335,10 @@ class Screened:
 
     async def _judge(self, guard: Guard) -> None:
         pairs = zip(self._conversations, self._choices, strict=True)
-        answers = [(conversation, choice.answer.text) for conversation, choice in pairs]
+        answers = [
+            (conversation[:-1] if self._prefill else conversation, self._prefill + choice.answer.text)
+            for conversation, choice in pairs
+        ]
         self._answers = await guard.screen_answers(answers, self._context, self._service.metrics)
         for choice, screening in zip(self._choices, self._answers, strict=True):
             choice.is_blocked = guard.is_refused(screening)
