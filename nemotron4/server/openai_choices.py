@@ -154,11 +154,19 @@ def warn_of_unknown(body: BaseModel, service: Service, context: RequestContext) 
         pass_over(message, service, context, param=name[:60], hint=f"; {hint}")
 
 
-def pass_over(message: str, service: Service, context: RequestContext, *, param: str, hint: str = "") -> None:
+def pass_over(
+    message: str,
+    service: Service,
+    context: RequestContext,
+    *,
+    param: str,
+    hint: str = "",
+    ignored: str = "is ignored",
+) -> None:
     """What nobody reads: a warning, or ApiError, as the operator says."""
     if service.settings.unknown_fields == "refuse":
         raise ApiError(400, message + hint, param=param, code="unknown_parameter")
-    context.warnings.append(f"{message} is ignored")
+    context.warnings.append(f"{message} {ignored}")
 
 
 def with_request_variables(
@@ -167,8 +175,8 @@ def with_request_variables(
     """The model's format with ``chat_template_kwargs``; others than its template reads are passed over."""
     own, unread = with_variables(own, variables or {})  # type: ignore[arg-type]  # a PromptFormat
     for name in unread:
-        message = f"chat_template_kwargs: {name[:60]!r} is no variable of the model's chat template and"
-        pass_over(message, service, context, param="chat_template_kwargs")
+        message = f"chat_template_kwargs: {name[:60]!r} is no variable of the model's chat template"
+        pass_over(message, service, context, param="chat_template_kwargs", ignored="and is ignored")
     return own
 
 
