@@ -203,7 +203,9 @@ async def _events(
                 num_calls[index] += 1
                 yield chunk(index, {"tool_calls": [made]})
             if is_whole:
-                yield chunk(index, {}, reason=_reason(choices[index], num_calls[index]))
+                left = _logprobs(body, choices[index], tokenizer)  # of tokens that spell calls
+                left = left if left and left.content else None
+                yield chunk(index, {}, left, _reason(choices[index], num_calls[index]))
     if screened.guard is not None:
         more = usage_in_chunks(body, choices, len(choices))
         yield identity.chunk(CHUNK, [], **more, guard=screened.report)
