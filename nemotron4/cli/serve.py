@@ -278,6 +278,11 @@ def _load_builtin(
         if checkpoint.config.num_reward_attributes or (chosen and _has_reward_head(chosen)):
             if named is not None:
                 raise ConfigError("a reward model has one adapter, without a name", hint="--adapter PATH")
+            forgotten = [
+                name for name in ("quantize", "chat_template", "cache_gb") if options[name] is not None
+            ]
+            if forgotten:
+                raise ConfigError(f"a reward model takes no {', no '.join(forgotten)}", hint="leave it out")
             from nemotron4.inference.reward import load_reward  # with torch, which a language model needs not
 
             taken = ("dtype", "device", "force_adapter", "max_waiting")

@@ -16,6 +16,9 @@ import httpx
 import pytest
 
 from nemotron4.cli.main import main
+from nemotron4.cli.serve import _load_builtin
+from nemotron4.errors import ConfigError
+from tests.checkpoint import nemo_layouts as layouts
 
 CARD_PROMPT = (
     "<extra_id_0>System\n\n<extra_id_1>User\nWrite a poem on NVIDIA in the style of Shakespeare\n"
@@ -51,6 +54,15 @@ def test_a_wrong_option_is_refused_before_the_model(
 ) -> None:
     assert main(["serve", "/no/such/model", *arguments]) in (1, 2)
     assert message in capsys.readouterr().err
+
+
+def test_a_reward_model_forgets_no_option(tmp_path: Path) -> None:
+    config = layouts.tiny_config(num_layers=2, num_reward_attributes=9)
+    weights = layouts.hugging_face_weights(config)
+    folder = layouts.write_release(tmp_path / "reward", config, weights, tensor_parallel=1)
+    options = {"quantize": "int8", "chat_template": "chatml", "cache_gb": None}
+    with pytest.raises(ConfigError, match="takes no quantize, no chat_template"):
+        _load_builtin(str(folder), "none", None, context=None, revision=None, **options)
 
 
 def test_a_busy_port_is_refused_before_the_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,6 +93,12 @@ def test_what_cannot_be_loaded_is_refused(client: TestClient, body: Any, status:
     assert words in refused.json()["error"]["message"], refused.text
 
 
+def test_the_model_and_an_adapter_cannot_share_a_name(client: TestClient) -> None:
+    engine = client.app.state.service.engine  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="are both called 'one'"):
+        create_app(engine, ServerSettings(served_names=("base", "one")))
+
+
 def test_adapters_are_changed_with_a_key_only(client: TestClient) -> None:
     body = {"lora_name": "new", "lora_path": "x"}
     wrong = client.post("/v1/load_lora_adapter", json=body, headers={"Authorization": "Bearer no"})
