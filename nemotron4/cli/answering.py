@@ -218,6 +218,10 @@ class RowAnswers:
                 raise FieldError("only a row of /v1/chat/completions can be scored")
             messages = read_messages(row["body"]["messages"], "messages")
             turns = read_messages([choice["message"] for choice in body["choices"]], "choices")
+            if row["body"].get("continue_final_message"):  # one turn, of which the row has the beginning
+                start = "" if row["body"].get("echo") else messages[-1].content
+                turns = tuple(dataclasses.replace(turn, content=start + turn.content) for turn in turns)
+                messages = messages[:-1]
             body["choices"] = await self._scored(messages, body["choices"], turns)
         return [answer]
 

@@ -93,8 +93,9 @@ async def _requests(body: CompletionRequest, service: Service) -> tuple[list[str
     except RequestError as error:
         raise ApiError(400, error.message, param="prompt") from error
     requests = [fitted(request, body, max_new_tokens, service) for request in whole]
-    is_text = isinstance(given[0], str)
-    return given if is_text else [engine.tokenizer.decode(ids) for ids in given], requests
+    if isinstance(given[0], str) and body.truncate_prompt_tokens is None:
+        return given, requests
+    return [engine.tokenizer.decode(request.prompt_ids) for request in requests], requests
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,21 @@ def test_calls_in_an_answer_are_scored_with_it(tmp_path: Path) -> None:
     assert answer.more["tool_calls"][0]["function"] == {"name": "now", "arguments": {}}
 
 
+@pytest.mark.parametrize("echo", [False, True])
+def test_a_continued_answer_is_scored_as_one_turn(tmp_path: Path, echo: bool) -> None:
+    seen: list[Message] = []
+
+    class Judge(FakeChatModel):
+        async def score(self, messages: Sequence[Message]) -> Reward:
+            seen.extend(messages)
+            return await super().score(messages)
+
+    talk = [*HI, {"role": "assistant", "content": "It is "}]
+    row: list[object] = [batch_row("a", messages=talk, continue_final_message=True, echo=echo, temperature=0)]
+    Run(tmp_path, row).start(chat_engine("noon"), PARAMS, judge=Judge())
+    assert seen == [Message("user", "hi"), Message("assistant", "It is noon")]
+
+
 def test_every_setting_is_a_field_of_a_row() -> None:
     row = {
         "prompt": "x",
