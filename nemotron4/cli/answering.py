@@ -203,7 +203,7 @@ class RowAnswers:
         if "messages" not in row:
             raise FieldError("only a row with 'messages' can be scored")
         messages = read_messages(row["messages"], "messages")
-        return await self._scored(messages, lines, [each.text for each in generations])
+        return await self._scored(messages, lines, [Message("assistant", g.text) for g in generations])
 
     async def _routed(self, row: JsonObject, number: int, seed: int | None) -> list[JsonObject]:
         """A row of OpenAI's batch files, answered as the server would."""
@@ -217,24 +217,27 @@ class RowAnswers:
             if body["object"] != "chat.completion":
                 raise FieldError("only a row of /v1/chat/completions can be scored")
             messages = read_messages(row["body"]["messages"], "messages")
-            texts = [choice["message"]["content"] or "" for choice in body["choices"]]
-            body["choices"] = await self._scored(messages, body["choices"], texts)
+            turns = read_messages([choice["message"] for choice in body["choices"]], "choices")
+            if row["body"].get("continue_final_message"):  # one turn, of which the row has the beginning
+                start = "" if row["body"].get("echo") else messages[-1].content
+                turns = tuple(dataclasses.replace(turn, content=start + turn.content) for turn in turns)
+                messages = messages[:-1]
+            body["choices"] = await self._scored(messages, body["choices"], turns)
         return [answer]
 
     async def _scored(
-        self, messages: Sequence[Message], samples: list[JsonObject], texts: Sequence[str]
+        self, messages: Sequence[Message], samples: list[JsonObject], answers: Sequence[Message]
     ) -> list[JsonObject]:
         """The samples with their rewards; the best one alone if that is wanted."""
 
-        async def score(text: str) -> JsonObject:
+        async def score(answer: Message) -> JsonObject:
             judge = self._wanted.judge
             assert judge is not None, "the caller has looked"
-            turns = [*messages, Message("assistant", text)]
-            reward = await call_with_retries(lambda: judge.score(turns))
+            reward = await call_with_retries(lambda: judge.score([*messages, answer]))
             scalar = RewardJudge().scalar(reward) if reward.scalar is None else reward.scalar
             return {"reward": scalar, "attributes": dict(reward.attributes)}
 
-        rewards = await asyncio.gather(*map(score, texts))
+        rewards = await asyncio.gather(*map(score, answers))
         scored = [{**sample, **reward} for sample, reward in zip(samples, rewards, strict=True)]
         # The first of equals: the same command then keeps the same sample.
         return [max(scored, key=_reward)] if self._wanted.keeps_best else scored

@@ -393,6 +393,8 @@ class EngineCore:
         for planned in slices:
             request = self._requests[planned.sequence]
             self._end(request)
-            wrapped = Nemotron4Error(f"this request could not be computed: {error}")
-            wrapped.__cause__ = error
-            request.deliver(wrapped)
+            told = error
+            if not isinstance(error, RequestError):  # which a grammar that cannot be followed raises
+                told = Nemotron4Error(f"this request could not be computed: {error}")
+                told.__cause__ = error
+            request.deliver(told)

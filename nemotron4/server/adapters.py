@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,12 +21,14 @@ class LoadAdapter(BaseModel):
 
     lora_name: str = Field(min_length=1, max_length=200, description="What requests call it as their model.")
     lora_path: str = Field(description="A folder or NeMo's .nemo file on the server's disk.")
+    load_inplace: Literal[False] | None = Field(None, description="vLLM's. Not supported: unload it first.")
 
 
 class UnloadAdapter(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     lora_name: str
+    lora_int_id: int | None = Field(None, description="vLLM's. Accepted and ignored.")
 
 
 def adapter_routes(service: Service) -> APIRouter:
@@ -49,7 +52,7 @@ def adapter_routes(service: Service) -> APIRouter:
             raise ApiError(400, f"The name {body.lora_name!r} is taken.", param="lora_name")
         try:
             await asyncio.to_thread(engine.load_adapter, body.lora_name, body.lora_path)
-        except (CheckpointError, ConfigError, RequestError) as error:
+        except (CheckpointError, ConfigError, RequestError, OSError) as error:
             raise ApiError(400, str(error).replace("\nhint: ", "; "), param="lora_path") from error
         return f"Success: LoRA adapter '{body.lora_name}' added successfully."
 

@@ -121,6 +121,7 @@ def create_app(
     ``tabs`` are what the page shows next to the chat.
     """
     service = Service(engine, settings or ServerSettings(), Metrics(engine), guard=guard)
+    service.require_distinct_names()
     # The interactive pages load scripts from the internet; the OpenAPI page itself is enough.
     app = FastAPI(
         title="nemotron4", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False

@@ -24,7 +24,7 @@ from starlette.responses import Response
 
 from nemotron4.engine import InferenceEngine, RewardScorer
 from nemotron4.errors import RequestError
-from nemotron4.server.context import context_of
+from nemotron4.server.context import ApiError, context_of
 from nemotron4.server.reward import score_rows
 from nemotron4.server.rows import until_disconnect
 from nemotron4.server.settings import Service
@@ -51,12 +51,15 @@ def read_request(body: bytes, json_length: int | None) -> tuple[dict[str, Any], 
     try:
         request = json.loads(body[:end])
         inputs = list(request["inputs"])
+        asked_outputs(request)  # before anything is computed
         found, position = {}, end
         for entry in inputs:
             size = (entry.get("parameters") or {}).get("binary_data_size")
             data = None if size is None else body[position : position + size]
             position += size or 0
             found[str(entry["name"])] = _tensor(entry, data)
+    except RecursionError as error:
+        raise RequestError("the request nests too deeply") from error
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise RequestError(f"not a KServe v2 inference request: {error!r}") from error
     if position != len(body):
@@ -66,7 +69,9 @@ def read_request(body: bytes, json_length: int | None) -> tuple[dict[str, Any], 
 
 def _tensor(entry: Mapping[str, Any], data: bytes | None) -> Tensor:
     name, datatype = entry["name"], entry["datatype"]
-    shape = tuple(int(n) for n in entry["shape"])
+    shape = tuple(entry["shape"])
+    if not all(type(n) is int for n in shape):
+        raise RequestError(f"input {name!r} has shape {list(shape)!r:.60}; expected integers")
     count = math.prod(shape)
     if datatype != "BYTES" and datatype not in _FORMATS:
         raise RequestError(f"input {name!r} has datatype {datatype!r}; expected BYTES, {', '.join(_FORMATS)}")
@@ -74,6 +79,9 @@ def _tensor(entry: Mapping[str, Any], data: bytes | None) -> Tensor:
         values = _flat(entry["data"])
         if datatype == "BYTES":
             values = [value.encode() if isinstance(value, str) else value for value in values]
+        wrong = next((value for value in values if not _is_of(datatype, value)), None)
+        if wrong is not None:
+            raise RequestError(f"input {name!r} holds {wrong!r:.60}; expected values of {datatype}")
     elif datatype == "BYTES":
         values = _byte_strings(data)
     else:
@@ -81,6 +89,15 @@ def _tensor(entry: Mapping[str, Any], data: bytes | None) -> Tensor:
     if len(values) != count or min(shape, default=0) < 1:
         raise RequestError(f"input {name!r} has {len(values)} values; shape {list(shape)} needs {count}")
     return Tensor(datatype, shape, values)
+
+
+def _is_of(datatype: str, value: object) -> bool:
+    """JSON has fewer types: a BOOL may be 0 or 1, and a text is no number."""
+    if datatype == "BYTES":
+        return isinstance(value, bytes)
+    if datatype == "BOOL":
+        return value in (True, False)
+    return type(value) is int or (datatype == "FP32" and type(value) is float)
 
 
 def _flat(data: Any) -> list[Any]:
@@ -99,15 +116,20 @@ def _byte_strings(data: bytes) -> list[bytes]:
     return values
 
 
+def asked_outputs(request: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], bool]:
+    """Names and parameters of the outputs that are asked for, and whether they are binary by default."""
+    asked = {str(each["name"]): dict(each.get("parameters") or {}) for each in request.get("outputs") or []}
+    return asked, bool(dict(request.get("parameters") or {}).get("binary_data_output", False))
+
+
 def write_response(
     request: Mapping[str, Any], model: str, outputs: Mapping[str, Tensor]
 ) -> tuple[bytes, dict[str, str]]:
     """Body and headers: the asked outputs (all, if none is named), binary where the request wants it."""
-    asked = {entry["name"]: entry.get("parameters") or {} for entry in request.get("outputs") or []}
+    asked, default = asked_outputs(request)
     unknown = asked.keys() - outputs.keys()
     if unknown:
         raise RequestError(f"output {sorted(unknown)[0]!r} is unknown; known: {', '.join(outputs)}")
-    default = bool((request.get("parameters") or {}).get("binary_data_output", False))
     entries, blobs = [], []
     for name, tensor in outputs.items():
         if asked and name not in asked:
@@ -170,8 +192,8 @@ def kserve_routes(service: Service, scorer: RewardScorer) -> APIRouter:
     async def post_infer(request: Request) -> Response:
         """Score a batch."""
         header = request.headers.get(LENGTH_HEADER)
-        if header is not None and not header.isdigit():
-            raise RequestError(f"{LENGTH_HEADER} is {header!r}; expected a number")
+        if header is not None and not (header.isascii() and header.isdigit() and len(header) < 16):
+            raise RequestError(f"{LENGTH_HEADER} is {header!r:.60}; expected a number")
         asked, inputs = read_request(await request.body(), None if header is None else int(header))
         rows = await asyncio.to_thread(rows_of, inputs, service.engine)
         work = score_rows(service, scorer, rows, context_of(request.scope))
@@ -190,7 +212,15 @@ def kserve_routes(service: Service, scorer: RewardScorer) -> APIRouter:
         router.add_api_route(path, get_metadata, methods=["GET"])
         router.add_api_route(f"{path}/config", get_config, methods=["GET"])
         router.add_api_route(f"{path}/infer", post_infer, methods=["POST"])
+    router.add_api_route(
+        "/v2/models/{rest:path}", _no_model, methods=["GET", "POST"], include_in_schema=False
+    )
     return router
+
+
+async def _no_model(rest: str) -> Response:
+    text = f"There is no /v2/models/{rest[:100]} here; this server has {MODEL!r}, version 1."
+    raise ApiError(404, text, code="model_not_found")
 
 
 def triton_config() -> dict[str, Any]:
@@ -232,7 +262,7 @@ def rows_of(inputs: Mapping[str, Tensor], engine: InferenceEngine) -> list[list[
     if "sentences" in inputs:
         try:
             texts = [value.decode() for value in inputs["sentences"].values]
-        except (UnicodeDecodeError, AttributeError) as error:
+        except UnicodeDecodeError as error:
             raise RequestError(f"input 'sentences' is not UTF-8 text: {error}") from error
         rows = [encode_text(engine, text) for text in texts]
     else:

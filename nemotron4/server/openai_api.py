@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nemotron4.errors import unknown_name
+from nemotron4.server.adapters import LoadAdapter, UnloadAdapter
 from nemotron4.server.context import ApiError
 from nemotron4.server.embeddings import EmbeddingsRequest
 from nemotron4.server.openai_chat import answer_chat
@@ -29,14 +30,19 @@ from nemotron4.server.openai_schemas import (
     StreamOptions,
 )
 from nemotron4.server.settings import Service
+from nemotron4.server.structured import ResponseFormat, StructuredOutputs
 
 BODIES: Mapping[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
     "/v1/embeddings": EmbeddingsRequest,
+    "/v1/load_lora_adapter": LoadAdapter,
+    "/v1/unload_lora_adapter": UnloadAdapter,
 }
 _PARTS: Mapping[str, type[BaseModel]] = {
     "stream_options": StreamOptions,
+    "response_format": ResponseFormat,
+    "structured_outputs": StructuredOutputs,
 }
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
@@ -99,8 +105,11 @@ def _field_error(path: str, problems: Sequence[Mapping[str, Any]]) -> ApiError:
         return ApiError(400, f"messages{first['msg']}", param="messages")
     if first["type"] == "extra_forbidden":
         name = location[-1]
-        message, hint = unknown_name("field", name[:60], _known_fields(path, location))
-        return ApiError(400, f"{message}; {hint}", param=name[:60], code="unknown_parameter")
+        known = _known_fields(path, location)
+        message, hint = unknown_name("field", name[:60], known)
+        return ApiError(
+            400, f"{message}; {hint}" if known else message, param=name[:60], code="unknown_parameter"
+        )
     if first["type"] == "unsupported":
         where = ".".join(part for part in location if part.islower() or part.isdigit())
         return ApiError(400, f"{where}: {first['msg']}", param=field, code="unsupported_parameter")
@@ -113,4 +122,4 @@ def _known_fields(path: str, location: Sequence[str]) -> list[str]:
     owner = BODIES.get(path)
     for part in location[:-1]:
         owner = _PARTS.get(part, owner)
-    return list(owner.model_fields) if owner is not None else []
+    return [each.alias or name for name, each in owner.model_fields.items()] if owner is not None else []

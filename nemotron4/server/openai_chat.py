@@ -28,6 +28,7 @@ from nemotron4.server.openai_choices import (
     sampling_params,
     token_name,
     usage,
+    usage_in_chunks,
     with_request_variables,
 )
 from nemotron4.server.openai_schemas import (
@@ -44,6 +45,7 @@ from nemotron4.server.openai_tools import AskedTools, MadeCall, asked_tools
 from nemotron4.server.rows import event_stream, until_disconnect
 from nemotron4.server.settings import Service
 from nemotron4.text.answers import chat_request
+from nemotron4.text.messages import with_calls_as_text
 from nemotron4.text.tools import CallReader, ToolCall, read_calls
 
 CHUNK = "chat.completion.chunk"
@@ -60,7 +62,9 @@ async def answer_chat(body: ChatRequest, request: Request, service: Service) -> 
     tools = asked_tools(body, messages, own, service.settings.tool_format)
     choices = await _choices(body, own, messages, tools, service)
     identity = Identity.new("chatcmpl", check_model(body.model, service))
-    screened = Screened(choices, [messages] * len(choices), service, context)
+    judged = with_calls_as_text(messages, None)
+    prefill = judged[-1].content if body.continue_final_message else ""
+    screened = Screened(choices, [judged] * len(choices), service, context, prefill=prefill)
     if body.stream:
         events = _events(body, choices, screened, identity, service, prefix, tools)
         return await event_stream(request, events, service)
@@ -171,7 +175,6 @@ async def _events(
     tools: AskedTools | None,
 ) -> AsyncGenerator[dict[str, Any], None]:
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
-    more: dict[str, object] = {"usage": None} if with_usage else {}
     tokenizer = service.engine.tokenizer
     started: set[int] = set()
     readers = [CallReader(tools.form) if tools and tools.specs else None for _ in choices]
@@ -182,7 +185,7 @@ async def _events(
     ) -> dict[str, Any]:
         shown = None if logprobs is None else logprobs.model_dump()
         part = {"index": index, "delta": delta, "logprobs": shown, "finish_reason": reason}
-        return identity.chunk(CHUNK, [part], **more)
+        return identity.chunk(CHUNK, [part], **usage_in_chunks(body, choices, len(choices)))
 
     async with aclosing(screened.parts()) as parts:
         async for index, text, is_whole in parts:
@@ -200,8 +203,11 @@ async def _events(
                 num_calls[index] += 1
                 yield chunk(index, {"tool_calls": [made]})
             if is_whole:
-                yield chunk(index, {}, reason=_reason(choices[index], num_calls[index]))
+                left = _logprobs(body, choices[index], tokenizer)  # of tokens that spell calls
+                left = left if left and left.content else None
+                yield chunk(index, {}, left, _reason(choices[index], num_calls[index]))
     if screened.guard is not None:
+        more = usage_in_chunks(body, choices, len(choices))
         yield identity.chunk(CHUNK, [], **more, guard=screened.report)
     if with_usage:
         yield identity.chunk(CHUNK, [], usage=usage(choices, len(choices)).model_dump())

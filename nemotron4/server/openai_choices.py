@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from nemotron4.engine import ChatFormat, PositionLogprobs, SamplingParams, SamplingRequest, Tokenizer
 from nemotron4.errors import unknown_name
-from nemotron4.records import Message
+from nemotron4.records import JsonObject, Message
 from nemotron4.server.context import ApiError, RequestContext
 from nemotron4.server.guard import Guard, Screening, report
 from nemotron4.server.openai_schemas import (
@@ -154,11 +154,19 @@ def warn_of_unknown(body: BaseModel, service: Service, context: RequestContext) 
         pass_over(message, service, context, param=name[:60], hint=f"; {hint}")
 
 
-def pass_over(message: str, service: Service, context: RequestContext, *, param: str, hint: str = "") -> None:
+def pass_over(
+    message: str,
+    service: Service,
+    context: RequestContext,
+    *,
+    param: str,
+    hint: str = "",
+    ignored: str = "is ignored",
+) -> None:
     """What nobody reads: a warning, or ApiError, as the operator says."""
     if service.settings.unknown_fields == "refuse":
         raise ApiError(400, message + hint, param=param, code="unknown_parameter")
-    context.warnings.append(f"{message} is ignored")
+    context.warnings.append(f"{message} {ignored}")
 
 
 def with_request_variables(
@@ -167,8 +175,8 @@ def with_request_variables(
     """The model's format with ``chat_template_kwargs``; others than its template reads are passed over."""
     own, unread = with_variables(own, variables or {})  # type: ignore[arg-type]  # a PromptFormat
     for name in unread:
-        message = f"chat_template_kwargs: {name[:60]!r} is no variable of the model's chat template and"
-        pass_over(message, service, context, param="chat_template_kwargs")
+        message = f"chat_template_kwargs: {name[:60]!r} is no variable of the model's chat template"
+        pass_over(message, service, context, param="chat_template_kwargs", ignored="and is ignored")
     return own
 
 
@@ -244,6 +252,14 @@ def usage(choices: Sequence[Choice], n: int) -> Usage:
     )
 
 
+def usage_in_chunks(body: CompletionRequest | ChatRequest, choices: Sequence[Choice], n: int) -> JsonObject:
+    """The field of a chunk with choices: null before the last one has it, or so far, as the client asks."""
+    options = body.stream_options
+    if options is None or not options.include_usage:
+        return {}
+    return {"usage": usage(choices, n).model_dump() if options.continuous_usage_stats else None}
+
+
 def token_name(tokenizer: Tokenizer, token_id: int) -> tuple[str, list[int]]:
     """Text and bytes of one token; a control piece, which has none, goes by its name."""
     data = tokenizer.token_bytes(token_id)
@@ -261,7 +277,10 @@ def positions_of(choice: Choice, numbers: range) -> list[PositionLogprobs]:
 
 
 class Screened:
-    """One request's choices. ``conversations`` has the prompt of each choice, as messages."""
+    """One request's choices. ``conversations`` has the prompt of each choice, as messages.
+
+    ``prefill``: the last message, with which each answer begins.
+    """
 
     def __init__(
         self,
@@ -269,8 +288,11 @@ class Screened:
         conversations: Sequence[Sequence[Message]],
         service: Service,
         context: RequestContext,
+        *,
+        prefill: str = "",
     ) -> None:
         self._choices = choices
+        self._prefill = prefill
         self._conversations = conversations
         self._service = service
         self._context = context
@@ -321,7 +343,10 @@ class Screened:
 
     async def _judge(self, guard: Guard) -> None:
         pairs = zip(self._conversations, self._choices, strict=True)
-        answers = [(conversation, choice.answer.text) for conversation, choice in pairs]
+        answers = [
+            (conversation[:-1] if self._prefill else conversation, self._prefill + choice.answer.text)
+            for conversation, choice in pairs
+        ]
         self._answers = await guard.screen_answers(answers, self._context, self._service.metrics)
         for choice, screening in zip(self._choices, self._answers, strict=True):
             choice.is_blocked = guard.is_refused(screening)

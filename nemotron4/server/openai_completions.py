@@ -26,6 +26,7 @@ from nemotron4.server.openai_choices import (
     fitted,
     sampling_params,
     usage,
+    usage_in_chunks,
 )
 from nemotron4.server.openai_schemas import (
     Completion,
@@ -92,8 +93,9 @@ async def _requests(body: CompletionRequest, service: Service) -> tuple[list[str
     except RequestError as error:
         raise ApiError(400, error.message, param="prompt") from error
     requests = [fitted(request, body, max_new_tokens, service) for request in whole]
-    is_text = isinstance(given[0], str)
-    return given if is_text else [engine.tokenizer.decode(ids) for ids in given], requests
+    if isinstance(given[0], str) and body.truncate_prompt_tokens is None:
+        return given, requests
+    return [engine.tokenizer.decode(request.prompt_ids) for request in requests], requests
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,6 @@ async def _events(
     run: _Run, choices: list[Choice], n: int, identity: Identity, screened: Screened
 ) -> AsyncGenerator[dict[str, Any], None]:
     with_usage = bool(run.body.stream_options and run.body.stream_options.include_usage)
-    more: dict[str, object] = {"usage": None} if with_usage else {}
     started: set[int] = set()
     async with aclosing(screened.parts()) as parts:
         async for index, text, is_whole in parts:
@@ -179,8 +180,10 @@ async def _events(
                 "logprobs": None if logprobs is None else logprobs.model_dump(),
                 "finish_reason": choice.finish_reason if is_whole else None,
             }
+            more = usage_in_chunks(run.body, choices, n)
             yield identity.chunk("text_completion", [part], **more)
     if screened.guard is not None:
+        more = usage_in_chunks(run.body, choices, n)
         yield identity.chunk("text_completion", [], **more, guard=screened.report)
     if with_usage:
         yield identity.chunk("text_completion", [], usage=usage(choices, n).model_dump())

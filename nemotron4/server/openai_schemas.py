@@ -80,6 +80,9 @@ class _Strict(BaseModel):
 
 class StreamOptions(_Strict):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(
+        None, description="vLLM's: with include_usage, in each chunk."
+    )
     include_obfuscation: Ignored
 
 

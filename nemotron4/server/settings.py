@@ -127,7 +127,20 @@ class Service:
     @property
     def model_names(self) -> tuple[str, ...]:
         """What ``model`` may say: the names of the base, then those of the adapters."""
-        return (*(self.settings.served_names or (self.engine.info.name,)), *self.adapter_names)
+        return (*self.base_names, *self.adapter_names)
+
+    @property
+    def base_names(self) -> tuple[str, ...]:
+        return self.settings.served_names or (self.engine.info.name,)
+
+    def require_distinct_names(self) -> None:
+        """ConfigError for an adapter with a name of the base, which no request could then reach."""
+        for name in self.adapter_names:
+            if name in self.base_names:
+                raise ConfigError(
+                    f"the model and an adapter are both called {name!r}",
+                    hint="give the adapter another name, or the model one: --served-model-name NAME",
+                )
 
     @property
     def adapter_names(self) -> tuple[str, ...]:

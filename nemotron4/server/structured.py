@@ -40,6 +40,11 @@ class StructuredOutputs(_Strict):
     grammar: str | None = None
     json_object: bool | None = None
     disable_any_whitespace: bool | None = Field(None, description="Accepted and ignored.")
+    # What vLLM's own clients send along unset.
+    disable_fallback: bool | None = Field(None, description="Accepted and ignored.")
+    disable_additional_properties: Literal[False] | None = Field(None, description="Not supported.")
+    whitespace_pattern: None = Field(None, description="Not supported.")
+    structural_tag: None = Field(None, description="Not supported.")
 
 
 class StructuredFields(_Strict):

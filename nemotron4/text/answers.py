@@ -26,7 +26,7 @@ from nemotron4.engine import (
 )
 from nemotron4.errors import Nemotron4Error, RequestError, TemplateError
 from nemotron4.records import Generation, Message
-from nemotron4.text.messages import with_one_system_message
+from nemotron4.text.messages import with_calls_as_text, with_one_system_message
 from nemotron4.text.tokenizer import TextStream
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def text_request(
             f"the prompt holds token id {outside}, which is outside the vocabulary",
             hint=f"use ids from 0 to {engine.info.vocab_size - 1}",
         )
+    params = _drawable(engine, params)
     return SamplingRequest(tuple(ids), params if params.ignore_eos else _ending_at(params, end_ids(engine)))
 
 
@@ -100,13 +101,14 @@ def encode_chat(
     add_generation_prompt: bool = True,
 ) -> list[int]:
     """The prompt of a conversation. A format that has room for one system message gets several as one."""
-    prefill = ""
+    own = own or chat_format(engine)
+    prefill, messages = "", with_calls_as_text(messages, own)
     if continues_last:
         if not messages or messages[-1].role != "assistant":
             raise TemplateError("there is no answer to continue", hint="end with an assistant's message")
         prefill, messages = messages[-1].content, messages[:-1]
     encode = partial(
-        (own or chat_format(engine)).encode,
+        own.encode,
         engine.tokenizer,
         add_generation_prompt=add_generation_prompt or continues_last,
         prefill=prefill,
@@ -124,6 +126,7 @@ def turn_request(
     engine: InferenceEngine, own: ChatFormat, prompt_ids: tuple[int, ...], params: SamplingParams
 ) -> SamplingRequest:
     """The same for a conversation whose ids are known."""
+    params = _drawable(engine, params)
     if params.ignore_eos:
         return SamplingRequest(prompt_ids, params, drops_newline=own.drops_newline)
     if params.grammar is not None and not params.grammar.has_text:
@@ -159,7 +162,14 @@ def chat_format(engine: InferenceEngine) -> ChatFormat:
 
 
 def _known(engine: InferenceEngine, ids: Iterable[int]) -> frozenset[int]:
-    return frozenset(token_id for token_id in ids if token_id < engine.info.vocab_size)
+    return frozenset(token_id for token_id in ids if 0 <= token_id < engine.info.vocab_size)
+
+
+def _drawable(engine: InferenceEngine, params: SamplingParams) -> SamplingParams:
+    """Without stop ids that no token has: they end nothing, and a mask has no place for them."""
+    if not params.stop_token_ids:
+        return params
+    return replace(params, stop_token_ids=_known(engine, params.stop_token_ids))
 
 
 def _ending_at(params: SamplingParams, ids: frozenset[int]) -> SamplingParams:

@@ -182,13 +182,18 @@ class NemotronWriter:
         return [TextSegment(f"{name}\n"), TextSegment(LABEL_START, is_marker=True), label]
 
 
-def reward_segments(messages: Sequence[Message]) -> list[TextSegment]:
-    """A conversation for the reward model: its system text, the turns, and the marker where it is read."""
+def require_answer(messages: Sequence[Message]) -> None:
+    """TemplateError for a conversation without an answer to judge at its end."""
     if not messages or messages[-1].role.lower() != "assistant":
         last = messages[-1].role if messages else "nothing"
         raise TemplateError(
             f"the conversation ends with {last}; expected the assistant's answer to be judged"
         )
+
+
+def reward_segments(messages: Sequence[Message]) -> list[TextSegment]:
+    """A conversation for the reward model: its system text, the turns, and the marker where it is read."""
+    require_answer(messages)
     if not _has_system(messages):
         messages = [Message("system", REWARD_SYSTEM), *messages]
     turns = NemotronWriter().segments(messages, purpose="show")

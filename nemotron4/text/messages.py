@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nemotron4.engine import ChatFormat
 from nemotron4.errors import unknown_name
 from nemotron4.records import FieldError, JsonObject, Message
 
@@ -115,3 +116,14 @@ def with_one_system_message(messages: Sequence[Message]) -> list[Message]:
         return list(messages)
     joined = "\n\n".join(each.content for each in messages[:num])
     return [Message("system", joined), *messages[num:]]
+
+
+def with_calls_as_text(messages: Sequence[Message], own: ChatFormat | None) -> Sequence[Message]:
+    """Calls of tools and their results as text, for a format (None: the reward model's) that knows none."""
+    if not any("tool_calls" in message.more for message in messages):
+        return messages
+    from nemotron4.text import tools  # here: it brings the library of grammars, which few conversations need
+
+    if own is None:
+        return tools.spelled(messages, (), tools.FORMATS["nemotron"])
+    return messages if tools.knows_tools(own) else tools.spelled(messages, (), tools.format_of(own))

@@ -22,6 +22,7 @@ from nemotron4.text.formats import (
     encode_segments,
     join_text,
 )
+from nemotron4.text.messages import with_calls_as_text
 from nemotron4.text.tokenizer import Tokenizer
 
 CARD_QUESTION = "Write a poem on NVIDIA in the style of Shakespeare"
@@ -234,11 +235,13 @@ def encode_judged(
     """What a reward model reads: NVIDIA's form where the vocabulary has its marker, else the
     conversation in the model's own format.
     """
+    formats.require_answer(messages)
     if formats.LABEL_START in tokenizer.markers:
-        return encode_reward(tokenizer, messages)
+        return encode_reward(tokenizer, with_calls_as_text(messages, None))
     if prompt_format is None:
         raise TemplateError("the reward model has neither the label marker nor a chat template")
-    return prompt_format.encode(tokenizer, messages, add_generation_prompt=False)
+    written = with_calls_as_text(messages, prompt_format)
+    return prompt_format.encode(tokenizer, written, add_generation_prompt=False)
 
 
 def encode_conversation(

@@ -117,7 +117,8 @@ class Follower:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise RequestError(f"the grammar could not be followed: {self._matcher.get_error()[:300]}")
+            reason = self._matcher.get_error().partition("\n<state>")[0]  # behind it is the parser's state
+            raise RequestError(f"the grammar could not be followed: {reason[:300]}")
 
 
 class GrammarVocabulary:

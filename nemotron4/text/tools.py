@@ -187,7 +187,8 @@ def _opening(form: ToolFormat, tokenizer: Tokenizer) -> str:
 def _tool_rule(index: int, function: Mapping[str, Any], form: ToolFormat) -> str:
     head = f"{{{json.dumps('name')}: {json.dumps(function['name'], ensure_ascii=False)}, "
     head += f"{json.dumps(form.arguments)}: "
-    schema = function.get("parameters") or {"type": "object", "properties": {}, "additionalProperties": False}
+    schema = function.get("parameters") or {"properties": {}, "additionalProperties": False}
+    schema = {**schema, "type": "object"}  # arguments are an object, also where the schema leaves it open
     try:
         structured_output.json_schema(schema)
     except RequestError as error:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from nemotron4.cli.batch import as_json
 from nemotron4.cli.main import main
 from nemotron4.cli.rows import read_request
 from nemotron4.client import FakeChatModel
-from nemotron4.engine import SamplingParams
+from nemotron4.engine import Reward, SamplingParams
 from nemotron4.inference.fake import FakeEngine
-from nemotron4.records import FieldError
+from nemotron4.records import FieldError, Message
 from nemotron4.text.prompt import nemotron4
 from tests import tiny_models
 from tests.cli.test_generate import Run, _read, _write
@@ -115,6 +116,37 @@ def test_batch_rows_follow_the_commands_settings_and_can_be_scored(tmp_path: Pat
     assert best["response"]["body"]["choices"] == [max(choices, key=lambda choice: choice["reward"])]
 
 
+def test_calls_in_an_answer_are_scored_with_it(tmp_path: Path) -> None:
+    seen: list[Message] = []
+
+    class Judge(FakeChatModel):
+        async def score(self, messages: Sequence[Message]) -> Reward:
+            seen.append(messages[-1])
+            return await super().score(messages)
+
+    tool = {"type": "function", "function": {"name": "now"}}
+    row: list[object] = [batch_row("a", tools=[tool], tool_choice="required", max_tokens=200)]
+    call = '<TOOLCALL>[{"name": "now", "arguments": {}}]</TOOLCALL>'
+    Run(tmp_path, row).start(chat_engine(call), PARAMS, judge=Judge())
+    [answer] = seen
+    assert answer.more["tool_calls"][0]["function"] == {"name": "now", "arguments": {}}
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_a_continued_answer_is_scored_as_one_turn(tmp_path: Path, echo: bool) -> None:
+    seen: list[Message] = []
+
+    class Judge(FakeChatModel):
+        async def score(self, messages: Sequence[Message]) -> Reward:
+            seen.extend(messages)
+            return await super().score(messages)
+
+    talk = [*HI, {"role": "assistant", "content": "It is "}]
+    row: list[object] = [batch_row("a", messages=talk, continue_final_message=True, echo=echo, temperature=0)]
+    Run(tmp_path, row).start(chat_engine("noon"), PARAMS, judge=Judge())
+    assert seen == [Message("user", "hi"), Message("assistant", "It is noon")]
+
+
 def test_every_setting_is_a_field_of_a_row() -> None:
     row = {
         "prompt": "x",
@@ -159,7 +191,7 @@ PROGRAM = """
     from nemotron4.cli.batch import Output, answer_file
     from nemotron4.cli.main import explained
     from nemotron4.client import FakeChatModel
-    from nemotron4.engine import SamplingParams
+    from nemotron4.engine import Reward, SamplingParams
     from nemotron4.inference.fake import FakeEngine
     from nemotron4.text.prompt import nemotron4
 

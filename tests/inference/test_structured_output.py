@@ -203,6 +203,20 @@ def test_what_cannot_be_expressed_is_refused_by_name(make: Any, message: str) ->
         make()
 
 
+def test_a_grammar_that_fails_while_it_is_followed_is_the_requests_fault(engine: Engine) -> None:
+    params = SamplingParams(max_new_tokens=20, grammar=structured_output.grammar("root ::= root"))
+    with pytest.raises(RequestError, match=r"the grammar could not be followed: \w+$"):
+        engine.generate_each([engine.request("Say", params)])
+
+
+def test_stop_ids_outside_the_vocabulary_end_nothing(engine: Engine) -> None:
+    least: dict[str, Any] = {"min_new_tokens": 2, "temperature": 0}
+    outside: dict[str, Any] = {**least, "stop_token_ids": [10**6, -1]}
+    free, same = (engine.generate("Say", **each) for each in (least, outside))
+    [formed] = engine.generate("Say", grammar=structured_output.choice(["yes"]), **outside)
+    assert (same, formed.text) == (free, "yes")
+
+
 def test_the_minimum_of_tokens_does_not_break_a_document(engine: Engine) -> None:
     grammar = structured_output.choice(["yes"])
     params = SamplingParams(max_new_tokens=50, min_new_tokens=20, grammar=grammar)

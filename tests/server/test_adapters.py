@@ -79,13 +79,24 @@ def test_the_models_name_chooses_and_adapters_come_and_go(client: TestClient) ->
         ({"lora_name": "base", "lora_path": "x"}, 400, "The name 'base' is taken"),
         ({"lora_name": "new", "lora_path": "/no/such/folder"}, 400, "cannot be read"),
         ({"lora_name": "new"}, 400, "lora_path: Field required"),
-        ({"lora_name": "new", "lora_path": "x", "force": True}, 400, "unknown field 'force'"),
+        ({"lora_name": "new", "lora_path": "x" * 5000}, 400, "File name too long"),
+        (
+            {"lora_name": "new", "lora_path": "x", "force": True},
+            400,
+            "'force'; known: load_inplace, lora_name",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(client: TestClient, body: Any, status: int, words: str) -> None:
     refused = client.post("/v1/load_lora_adapter", json=body)
     assert refused.status_code == status
     assert words in refused.json()["error"]["message"], refused.text
+
+
+def test_the_model_and_an_adapter_cannot_share_a_name(client: TestClient) -> None:
+    engine = client.app.state.service.engine  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="are both called 'one'"):
+        create_app(engine, ServerSettings(served_names=("base", "one")))
 
 
 def test_adapters_are_changed_with_a_key_only(client: TestClient) -> None:

@@ -59,6 +59,21 @@ def test_an_unsafe_prompt_never_reaches_the_model(guarded: App) -> None:
     assert app.engine.stats().generated_tokens_total == 0
 
 
+def test_an_answer_is_judged_with_its_given_beginning_and_calls_with_the_prompt(guarded: App) -> None:
+    hi = {"role": "user", "content": "hello"}
+    talk = [hi, {"role": "assistant", "content": "Turn the lo"}]
+    body = {"messages": talk, "continue_final_message": True, "temperature": 0, "echo": True}
+    (choice,) = guarded("ck.").post(CHAT, body).json()["choices"]
+    assert (choice["finish_reason"], "ck." in choice["message"]["content"]) == ("content_filter", False)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"how": "lock"}'}}
+    talk = [
+        hi,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "x"},
+    ]
+    assert guarded().post(CHAT, {"messages": talk}).json()["error"]["code"] == "content_filter"
+
+
 def test_a_safe_exchange_passes_with_its_verdicts(guarded: App) -> None:
     answer = chat(guarded(), "hello").json()
     assert answer["choices"][0]["message"]["content"] == "Fine."

@@ -158,6 +158,14 @@ def test_a_stream_says_the_same(chat_app: App) -> None:
         assert scores == choice["logprobs"]["content"]
 
 
+def test_a_stream_may_count_as_it_goes(chat_app: App) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    chunks = _events(chat_app("one two").post(ROUTE, {"messages": HI, "temperature": 0, **options}).text)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert 0 < counts[0] < counts[-1]
+
+
 def test_a_model_without_turns_refuses_chat(make_app: App) -> None:
     response = make_app("a").post(ROUTE, {"messages": HI})
     assert response.status_code == 400

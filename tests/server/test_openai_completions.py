@@ -297,3 +297,9 @@ def test_a_failure_in_mid_stream_is_an_error_event_without_done(make_app: App) -
     assert "secret" not in response.text + app.log.getvalue()
     assert app.engine.stats().num_running == 0
     assert _texts(_complete(app, prompt="p")) == ["abcdef"]
+
+
+def test_a_cut_prompt_is_echoed_as_it_was_read(make_app: App) -> None:
+    cut = {"prompt": "abcdef", "truncate_prompt_tokens": 2, "echo": True, "logprobs": 0, "max_tokens": 1}
+    [choice] = _complete(make_app("ok"), **cut)["choices"]
+    assert (choice["text"], choice["logprobs"]["text_offset"]) == ("efo", [0, 1, 2])

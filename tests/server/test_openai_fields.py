@@ -180,6 +180,9 @@ def test_pages_of_an_allowed_site_may_use_the_server() -> None:
     preflight = app.request("OPTIONS", CHAT, headers=ask)
     assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (204, site)
     assert "Authorization" in preflight.headers["access-control-allow-headers"]
+    names = "authorization,content-type,x-stainless-lang"  # as OpenAI's own client asks
+    preflight = app.request("OPTIONS", CHAT, headers={**ask, "Access-Control-Request-Headers": names})
+    assert preflight.headers["access-control-allow-headers"] == names
     answer = app.post(CHAT, {"messages": HI}, Origin=site, **key)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, site)
     assert app.post(CHAT, {"messages": HI}, Origin=site).status_code == 401

@@ -119,6 +119,9 @@ def test_the_page_learns_the_card_s_prompt_from_the_server(make_app: App) -> Non
     info = app.request("GET", "/page/info").json()
     assert info["card"]["prompt"].startswith("<extra_id_0>System\n\n<extra_id_1>User\nWrite a poem")
     assert info["checkpoint"] == ""  # of the fake engine
+    call = {"function": {"name": "f", "arguments": "{}"}}
+    asked = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]}
+    assert "<TOOLCALL>" in app.post("/page/prompt", asked).json()["prompt"]
 
 
 def test_the_page_shows_the_description_of_the_checkpoint(make_app: App) -> None:

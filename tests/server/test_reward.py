@@ -169,6 +169,9 @@ def sentences(*texts: str) -> dict[str, Any]:
     return {"name": "sentences", "datatype": "BYTES", "shape": [len(texts), 1], "data": list(texts)}
 
 
+FLAG = {"name": "add_EOS", "datatype": "BOOL", "shape": [1, 1]}
+
+
 def test_triton_json_scores_a_batch(client: TestClient, engine: RewardEngine) -> None:
     texts = [render_reward(MESSAGES), "the quick fox<extra_id_2>"]
     answer = infer(client, {"id": "7", "inputs": [sentences(*texts)]}).json()
@@ -206,14 +209,24 @@ def test_triton_tokens_and_end_of_text_are_scored(client: TestClient, engine: Re
         ([sentences("word " * 700)], "expected 1 to 300"),
         ([{**sentences("x"), "shape": [2, 1]}], "has 1 values; shape [2, 1] needs 2"),
         ([{"name": "sentences"}], "not a KServe v2 inference request"),
+        ([{**sentences("x"), "shape": [1.9, 1]}], "has shape [1.9, 1]; expected integers"),
+        ([sentences("x"), {**FLAG, "data": ["false"]}], "holds 'false'; expected values of BOOL"),
+        ([{"name": "tokens", "datatype": "INT64", "shape": [1, 1], "data": [1.5]}], "holds 1.5; expected"),
+        ({"inputs": [sentences("x")], "outputs": [5]}, "not a KServe v2 inference request"),
+        ({"inputs": [sentences("x")], "parameters": [5]}, "not a KServe v2 inference request"),
     ],
 )
 def test_a_triton_request_that_cannot_be_scored_is_refused(
-    client: TestClient, inputs: list[Any], message: str
+    client: TestClient, inputs: Any, message: str
 ) -> None:
-    answer = infer(client, {"inputs": inputs})
+    answer = infer(client, inputs if isinstance(inputs, dict) else {"inputs": inputs})
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+
+
+def test_another_triton_model_is_not_found(client: TestClient) -> None:
+    answer = client.post("/v2/models/other/infer", json={})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 
 
 def test_binary_bytes_that_are_cut_short_are_refused(client: TestClient) -> None:

@@ -66,6 +66,14 @@ def test_text_format_and_nulls_ask_for_nothing(make_app: App) -> None:
     fields = {"response_format": {"type": "text"}, "guided_json": None, OUTPUTS: None, "grammar": None}
     answer = app.post("/v1/chat/completions", {"messages": HI, "temperature": 0, **fields}).json()
     assert answer["choices"][0]["message"]["content"] == "plain words"
+    unset: dict[str, Any] = dict.fromkeys(
+        ["json", "regex", "grammar", "whitespace_pattern", "structural_tag"]
+    )
+    unset |= dict.fromkeys(["disable_fallback", "disable_additional_properties"], False)  # vLLM's, in full
+    answer = app.post("/v1/chat/completions", {"messages": HI, OUTPUTS: {**unset, "choice": ["b"]}}).json()
+    assert answer["choices"][0]["message"]["content"] == "b"
+    wrong = app.post("/v1/chat/completions", {"messages": HI, OUTPUTS: {"jsn": {}}}).json()
+    assert "did you mean 'json'?" in wrong["error"]["message"]
 
 
 @pytest.mark.parametrize(

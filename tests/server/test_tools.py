@@ -80,6 +80,17 @@ def test_a_stream_sends_the_text_and_then_each_call(serving: Any) -> None:
     assert reasons[-1] == "tool_calls"
 
 
+def test_a_stream_has_the_log_probabilities_of_its_calls(make_app: App) -> None:
+    app = make_app(CALL, prompt_format=card_format())
+    body = {"messages": HI, "tools": [WEATHER], "temperature": 0, "logprobs": True}
+    [whole] = app.post(ROUTE, body).json()["choices"]
+    lines = app.post(ROUTE, {**body, "stream": True}).text.split("\n\n")
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    parts = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    streamed = [each for part in parts if part for each in part["content"]]
+    assert streamed == whole["logprobs"]["content"] != []
+
+
 @pytest.mark.parametrize("form", [None, "hermes", "llama3", "mistral", "nemotron"])
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
 def test_a_call_that_must_come_comes_and_validates(make_app: App, form: str | None, choice: Any) -> None:

@@ -264,6 +264,19 @@ def test_the_reward_text_needs_an_answer_and_a_marker(chatml_tokenizer: JsonToke
         prompt.render_reward([user("q")])
     with pytest.raises(TemplateError, match="no marker '<extra_id_2>'"):
         prompt.encode_reward(chatml_tokenizer, [user("q"), assistant("a")])
+    with pytest.raises(TemplateError, match="ends with user; expected the assistant's answer"):
+        prompt.encode_judged(chatml_tokenizer, prompt.chatml(), [user("q")])
+
+
+def test_calls_of_tools_are_judged_as_they_are_written(
+    nemotron_tokenizer: SentencePieceTokenizer, chatml_tokenizer: JsonTokenizer
+) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {}}}
+    talk = [user("q"), Message("assistant", "", {"tool_calls": [call]})]
+    written = [user("q"), assistant('<TOOLCALL>[{"name": "f", "arguments": {}}]</TOOLCALL>')]
+    for tokenizer, own in ((nemotron_tokenizer, None), (chatml_tokenizer, prompt.chatml())):
+        called, spelled = (prompt.encode_judged(tokenizer, own, each) for each in (talk, written))
+        assert called == spelled
 
 
 def test_a_template_may_write_the_control_pieces_of_a_sentencepiece_model(

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemotron4.errors import RequestError
+from nemotron4.inference.fake import FakeEngine
 from nemotron4.inference.fake_tokenizer import FakeTokenizer
 from nemotron4.records import Message
 from nemotron4.text import tools
+from nemotron4.text.answers import encode_chat
 from nemotron4.text.prompt import nemotron4
 from nemotron4.text.structured_output import GrammarVocabulary
 from nemotron4.text.tools import FORMATS, CallReader, ToolCall
@@ -145,6 +147,8 @@ def test_a_format_without_tools_gets_them_in_its_system_turn() -> None:
     assert '<AVAILABLE_TOOLS>[{"name": "get_time"}]</AVAILABLE_TOOLS>' in prompt
     assert 'Assistant\n<TOOLCALL>[{"name": "get_time", "arguments": {}}]</TOOLCALL>\n' in prompt
     assert 'Tool\n<TOOL_RESPONSE>[{"time": "12:00"}]</TOOL_RESPONSE>\n<extra_id_1>Assistant\n' in prompt
+    engine = FakeEngine(prompt_format=nemotron4())  # as rows of `generate` come, without tools
+    assert encode_chat(engine, talk) == encode_chat(engine, tools.spelled(talk, (), form))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -173,6 +177,20 @@ def test_the_grammar_binds_names_and_arguments(name: str, is_required: bool) -> 
     for call in bad:
         jsonschema.validate({"city": "x"}, WEATHER["function"]["parameters"])
         assert not fits(form.write([call])), call
+
+
+def test_arguments_are_an_object_where_the_schema_leaves_it_open() -> None:
+    tokenizer, form = FakeTokenizer(), FORMATS["nemotron"]
+    schema = {"properties": {"city": {"type": "string"}}, "required": ["city"]}
+    for parameters in (schema, {"anyOf": [schema, {"type": "string"}]}):
+        tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+        wanted = tools.grammar(form, [tool], tokenizer, is_required=True)
+        follower = GrammarVocabulary(tokenizer, tokenizer.vocab_size).follow(wanted)
+        for token_id in tokenizer.encode('<TOOLCALL>[{"name": "f", "arguments": '):
+            follower.consume(token_id)
+        allowed = follower.allowed()
+        [brace], [quote] = tokenizer.encode("{"), tokenizer.encode('"')
+        assert (allowed[brace], allowed[quote]) == (True, False)
 
 
 def test_one_call_is_one_call() -> None:
