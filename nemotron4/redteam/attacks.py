@@ -200,9 +200,12 @@ async def pair(arena: Arena) -> None:
                 return
             history += _exchange(prompt, "prompt", await arena.attack((Message("user", prompt),)))
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(arena.settings.streams):
-            group.create_task(stream())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(arena.settings.streams):
+                group.create_task(stream())
+    except ExceptionGroup as failed:  # one failed call is this goal's failure, as in the other methods
+        raise failed.exceptions[0] from failed
 
 
 async def tap(arena: Arena) -> None:
