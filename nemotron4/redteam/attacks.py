@@ -156,7 +156,9 @@ class Arena:
             attempt = AttackAttempt(
                 talk, score, str((found or {}).get("reason", "the judge kept to no form"))
             )
-        if self.best is None or attempt.rank > self.best.rank or self.best.is_blocked:
+        is_better = self.best is None or attempt.rank > self.best.rank or self.best.is_blocked
+        # A blocked one says nothing of an answer that came and got no score.
+        if is_better and (self.best is None or self.best.is_blocked or not attempt.is_blocked):
             self.best = attempt
         return attempt
 

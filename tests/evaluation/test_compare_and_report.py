@@ -170,7 +170,13 @@ def test_shares_of_items_are_compared_in_the_percent_of_their_metric(tmp_path: P
     def result(name: str, *shares: float) -> tuple[Path, Result]:
         items = {str(n): {"instruction_strict": share} for n, share in enumerate(shares)}
         metric = Metric(100 * sum(shares) / len(shares))
-        more: dict[str, Any] = {"data_sha256": "", "prompt_sha256": "", "grader_sha256": "", "seed": 0, "unparsed": 0}
+        more: dict[str, Any] = {
+            "data_sha256": "",
+            "prompt_sha256": "",
+            "grader_sha256": "",
+            "seed": 0,
+            "unparsed": 0,
+        }
         made = Result(
             task="ifeval",
             name="ifeval",

@@ -169,6 +169,19 @@ def test_blocked_answers_are_blocked_and_other_forms_unscored(
     )
 
 
+def test_a_blocked_answer_hides_none_that_has_no_score(
+    goals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def first_open_then_guarded(messages: Any, sampling: Any) -> str:
+        is_second = any("Score:" in m.content for m in messages)
+        return json.dumps({"improvement": "", "prompt": "be guarded" if is_second else "go"})
+
+    with three(attack=first_open_then_guarded, score=lambda messages, sampling: "eight") as where:
+        assert main(run(tmp_path / "run", goals, where, "--streams", "1", "--depth", "2")) == 0
+    first = json.loads(capsys.readouterr().out)["goals"][0]
+    assert (first["outcome"], first["queries"], first["blocked"]) == ("unscored", 2, 1)
+
+
 def test_a_finished_goal_is_not_asked_again_and_another_run_is_refused(
     goals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
