@@ -161,7 +161,18 @@ def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObj
             raise DataError(f"{path}:{number}: not valid JSON: {error}") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}: the line is {shown(row)}; expected a JSON object")
+        if "\\ud" in line.lower() and not is_unicode(row):
+            raise DataError(f"{path}:{number}: a text has half of a character pair (a lone surrogate)")
         yield number, row
+
+
+def is_unicode(row: JsonObject) -> bool:
+    """JSON can write half of a surrogate pair, which no file, terminal or tokenizer takes."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def numbered_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, str]]:

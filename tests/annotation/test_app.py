@@ -11,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from nemotron4.annotation.app import create_app
+from nemotron4.errors import DataError
 from nemotron4.evaluation.human import Study, create
 from nemotron4.records import AskedPrompt, Message
 
@@ -84,3 +85,11 @@ def test_an_id_with_a_slash_is_shown_and_judged(tmp_path: Path) -> None:
         said = {"annotator": "eve", "answer": "A", "values": {"helpfulness": 5}}
         assert client.post(f"{place}/judgments", json=said).json()["item"] == name
     assert len(study.store.judgments(name)) == 1
+
+
+def test_half_a_surrogate_pair_is_refused_in_words(study: Study, page: TestClient) -> None:
+    said = '{"annotator": "eve", "answer": "A", "values": {"length": "\\ud83d"}}'
+    headers = {"content-type": "application/json"}
+    assert page.post("api/items/p0/judgments", content=said, headers=headers).status_code == 400
+    with pytest.raises(DataError, match="surrogate"):
+        study.store.put_draft("d", {"text": "\ud83d"})
