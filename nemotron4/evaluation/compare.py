@@ -187,11 +187,13 @@ def _rows(found: PairedComparison) -> list[list[str]]:
 
 
 def _are_shares(result: Result, metric: str) -> bool:
-    """Whether items have shares of 1 where the metric is in percent, as it is told by their mean."""
+    """Whether items have shares of 1 where the metric is in percent, as it is told by their mean. Without a
+    metric of that name (own tasks) they are shares if each is right or wrong.
+    """
     items = [value for item in result.items.values() if (value := item.get(metric)) is not None]
     value = result.metrics[metric].value if metric in result.metrics else None
     if value is None or not items:
-        return False
+        return bool(items) and {*items} <= {0.0, 1.0}
     mean = sum(items) / len(items)
     return abs(100 * mean - value) < abs(mean - value)
 

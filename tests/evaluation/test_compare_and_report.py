@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,14 @@ def test_shares_of_items_are_compared_in_the_percent_of_their_metric(tmp_path: P
     (row,) = next(block for block in blocks if isinstance(block, Table)).rows
     assert row[2:4] == ["a: 58.33", "b: 75.00"]
     assert row[4].startswith("+16.67 ")
+
+
+def test_items_of_an_own_task_have_another_name_than_its_metric(scored: Scored, tmp_path: Path) -> None:
+    results = []
+    for name, right in (("a", {1}), ("b", {1, 2})):
+        folder = scored(name, right)
+        found = load_result(folder)
+        items = {item: {"score": values["strict"]} for item, values in found.items.items()}
+        results.append((folder, replace(found, metrics={"accuracy": found.metrics["strict"]}, items=items)))
+    (row,) = next(block for block in versus_blocks(results) if isinstance(block, Table)).rows
+    assert row[4].startswith("+5.00 ")
