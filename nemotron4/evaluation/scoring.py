@@ -180,12 +180,17 @@ def score_files(
     return replace(result, notes=(*result.notes, f"{num_outside} answers to tasks outside this set left out"))
 
 
+# How reasons begin for which an item is not in the numbers though the benchmark counts it.
+TOO_LONG, REFUSED = "prompt does not fit the context", "request refused"
+MISSING = ("no response", "no judgment", TOO_LONG, REFUSED)
+
+
 def with_failures(unscored: Mapping[str, int], missing: str, refused: Counter[str]) -> dict[str, int]:
     """What is missing because its request can never succeed, under that reason instead."""
     reasons = Counter(unscored)
     for kind, count in refused.items():
         reasons[missing] -= count
-        words = "prompt does not fit the context" if kind == "context_length" else f"request refused: {kind}"
+        words = TOO_LONG if kind == "context_length" else f"{REFUSED}: {kind}"
         reasons[words] += count
     return {reason: count for reason, count in reasons.items() if count > 0}
 

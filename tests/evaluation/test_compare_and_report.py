@@ -206,3 +206,19 @@ def test_items_of_an_own_task_have_another_name_than_its_metric(scored: Scored, 
         results.append((folder, replace(found, metrics={"accuracy": found.metrics["strict"]}, items=items)))
     (row,) = next(block for block in versus_blocks(results) if isinstance(block, Table)).rows
     assert row[4].startswith("+5.00 ")
+
+
+@pytest.mark.parametrize(
+    ("reason", "star"),
+    [
+        ("no response", "*"),
+        ("request refused: bad_request", "*"),
+        ("prompt does not fit the context", "*"),
+        ("no judgment", "*"),
+        ("no rating", ""),  # the benchmark leaves such an item out itself
+    ],
+)
+def test_a_value_without_some_of_the_items_has_a_star(scored: Scored, reason: str, star: str) -> None:
+    folder = scored("first", {1})
+    result = replace(load_result(folder), data_is_standard=True, unscored={reason: 2})
+    assert report.Found(folder, result).star == star
