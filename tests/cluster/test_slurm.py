@@ -149,3 +149,18 @@ def test_the_script_ends_after_the_server_that_it_told_to_end(tmp_path: Path) ->
         script.terminate()
         script.wait(timeout=20)
         assert (tmp_path / "srun.ended").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["name=1"], "settings is given for --job serve"),
+        (["--job", "train", "--context", "9"], "context is given for --job train"),
+        (["--job", "train", "--out", "x"], "out is given for --job train"),
+    ],
+)
+def test_what_the_job_does_not_read_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["launch", "slurm", "recipe.toml", *arguments]) == 1
+    assert message in capsys.readouterr().err
