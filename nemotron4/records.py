@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,7 +148,7 @@ class Generation(Record):
 def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObject]]:
     """Line number (from 1) and object of every non-blank line. DataError names file and line."""
     path = Path(path)
-    for number, line in numbered_lines(path):
+    for number, line in _text_lines(path):
         if not line.strip():
             continue
         try:
@@ -161,7 +162,31 @@ def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObj
             raise DataError(f"{path}:{number}: not valid JSON: {error}") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}: the line is {shown(row)}; expected a JSON object")
+        if "\\ud" in line.lower() and not is_unicode(row):
+            raise DataError(f"{path}:{number}: a text has half of a character pair (a lone surrogate)")
         yield number, row
+
+
+def is_unicode(row: JsonObject) -> bool:
+    """JSON can write half of a surrogate pair, which no file, terminal or tokenizer takes."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        yield from numbered_lines(path)
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise DataError(
+            f"{path}: not UTF-8 text: byte 0x{byte:02x} ({error.reason})",
+            hint=f"iconv -f latin1 -t utf-8 {path.name} > new.jsonl, if it is Latin-1",
+        ) from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
 
 
 def numbered_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, str]]:

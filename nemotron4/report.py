@@ -150,13 +150,13 @@ def as_markdown(blocks: Iterable[Block]) -> str:
 def _markdown(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f"{'#' * level} {text}"
+            return f"{'#' * level} {_plain(text)}"
         case Text(text, is_verdict):
-            return f"**{text}**" if is_verdict else text
+            return f"**{_plain(text)}**" if is_verdict else _plain(text)
         case Table(columns, rows, title):
             rules = ["---:" if is_number else "---" for is_number in numeric_columns(block)]
             lines = ["| " + " | ".join(map(_cell, line)) + " |" for line in (columns, rules, *rows)]
-            return (f"{title}\n\n" if title else "") + "\n".join(lines)
+            return (f"{_plain(title)}\n\n" if title else "") + "\n".join(lines)
         case Bars(title, unit, _, _, picture):
             if picture is not None:
                 return f"![{title}, {unit}]({picture})"
@@ -164,13 +164,18 @@ def _markdown(block: Block) -> str:
         case Picture(path, caption):
             return f"![{caption}]({path})"
         case Links(items):
-            return "\n".join(f"- [{text}]({address})" for text, address in items)
+            return "\n".join(f"- [{_plain(text)}]({address})" for text, address in items)
         case Folded():
             return _folded(block)  # Markdown has no form of it, and passes HTML through
 
 
+def _plain(text: str) -> str:
+    """Words of a model or a file open no HTML and load no picture where the Markdown is shown."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", printable(text)).replace("![", "!\\[")
+
+
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return _plain(text).replace("|", "\\|").replace("\n", " ")
 
 
 def _folded(block: Folded) -> str:
@@ -369,6 +374,6 @@ def write_report(folder: Path, title: str, blocks: Sequence[Block]) -> list[Path
     written = []
     page = as_html([_inlined(block, folder) for block in blocks], title)
     for name, content in (("report.md", as_markdown(blocks)), ("report.html", page)):
-        write_file(folder / name, content)
+        write_file(folder / name, content.encode("utf-8", "backslashreplace"))
         written.append(folder / name)
     return written

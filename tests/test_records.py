@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -73,3 +74,28 @@ def test_a_wrong_row_is_named(tmp_path: Path, row: dict[str, Any], words: str) -
 def test_an_attribute_without_a_value_is_not_trained() -> None:
     row = {"messages": [{"role": "user", "content": "Hi"}], "attributes": {"coherence": 2, "verbosity": None}}
     assert RewardSample.from_json(row).attributes == {"coherence": 2.0}
+
+
+def test_half_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "\\ud83d\\ude00 \\\\ud83d"}\n{"text": "\\ud83d"}\n')
+    rows = records.read_json_lines(path)
+    assert next(rows)[1] == {"text": "\U0001f600 \\ud83d"}
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: .*surrogate"):
+        next(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "caf\xe9"}\n', r"a\.jsonl: not UTF-8 text: byte 0xe9"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n')[:-9], r"a\.jsonl\.gz: cannot be read"),
+        ("a.jsonl.gz", b"{}", r"a\.jsonl\.gz: cannot be read"),
+    ],
+)
+def test_another_encoding_and_a_cut_file_are_named(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(records.read_json_lines(tmp_path / name))

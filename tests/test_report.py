@@ -47,7 +47,7 @@ BLOCKS: list[Block] = [
 def test_markdown_says_everything_and_keeps_cells_apart() -> None:
     text = as_markdown(BLOCKS)
     assert text.startswith("# Scan\n\n**Half of the attacks worked.**\n\n| area | rate |\n| --- | ---: |\n")
-    assert "| <b>\\|\x1b[31m | 50.0 % |" in text
+    assert "| &lt;b>\\|\\u001b[31m | 50.0 % |" in text
     assert "jailbreaks  ████████████████                  5/10" in text
     assert "&lt;b&gt;|&#92;u001b[31m" in text
 
@@ -108,3 +108,18 @@ def test_a_share_without_items_is_unscored() -> None:
 def test_files_are_written_whole(tmp_path: Path) -> None:
     assert [path.name for path in write_report(tmp_path, "Scan", BLOCKS)] == ["report.md", "report.html"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.md"]
+
+
+def test_words_of_a_model_open_nothing_where_the_markdown_is_shown(tmp_path: Path) -> None:
+    hostile = '<img src=x onerror="alert(1)"> ![](http://x/track.png) p < 0.05 \ud83d'
+    blocks: list[Block] = [
+        Heading(hostile),
+        Text(hostile),
+        Table(["a"], [[hostile]], hostile),
+        Links([(hostile, "b")]),
+    ]
+    markdown, _ = write_report(tmp_path, "t", blocks)
+    text = markdown.read_text()
+    assert "<img" not in text
+    assert "![" not in text
+    assert text.count("p < 0.05 \\ud83d") == 5

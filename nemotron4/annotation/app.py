@@ -214,8 +214,9 @@ class JudgmentRoutes:
             Route("/study", _reading(self.study)),
             Route("/changes", _reading(self.changes)),
             Route("/items", _reading(self.items)),
-            Route("/items/{item}", _reading(self.item, missing=404)),
-            Route("/items/{item}/judgments", say, methods=["POST"]),
+            # An id of a user's file may hold a slash.
+            Route("/items/{item:path}/judgments", say, methods=["POST"]),
+            Route("/items/{item:path}", _reading(self.item, missing=404)),
             Route("/report", _reading(self.report)),
         ]
         if not self.store.vocabulary.is_blind:  # the rows name the models

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from nemotron4.annotation.vocabulary import Annotation, Vocabulary, check_annotator
 from nemotron4.errors import DataError
-from nemotron4.records import JsonObject
+from nemotron4.records import JsonObject, is_unicode
 
 _APPLICATION_ID = 0x6E34616E  # "n4an": an SQLite file of another program is refused
 _FORM = 1
@@ -243,5 +243,7 @@ class AnnotationStore:
         return int(self._read("SELECT coalesce(max(id), 0) FROM judgment")[0][0])
 
 
-def _text(row: Any) -> str:
+def _text(row: JsonObject) -> str:
+    if not is_unicode(row):
+        raise DataError("a text has half of a character pair (a lone surrogate)")
     return json.dumps(row, ensure_ascii=False)

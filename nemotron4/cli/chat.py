@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nemotron4.checkpoint.shipped import AUTO
-from nemotron4.cli.console import note, show_notes
+from nemotron4.cli.console import note, read_line, show_notes
 from nemotron4.cli.options import (
     AdapterOption,
     ChatTemplateOption,
@@ -103,7 +103,7 @@ def _talk(
             note(f"{talk.engine.info.name} is ready. Ctrl-C stops an answer, /exit leaves, /help tells more.")
             if kept is not None and kept.exists():
                 note("/resume continues the last conversation.")
-        talk.run(_ask_person if is_interactive else _next_line, is_interactive=is_interactive)
+        talk.run(_ask_person if is_interactive else partial(read_line, ""), is_interactive=is_interactive)
     finally:
         talk.engine.close()
 
@@ -123,10 +123,3 @@ def _ask_person() -> str:
     except EOFError:
         note()
         raise
-
-
-def _next_line() -> str:
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.rstrip("\n")

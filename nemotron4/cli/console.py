@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from nemotron4.cli.commands import HELP_NAMES
-from nemotron4.errors import Nemotron4Error, unknown_name
+from nemotron4.errors import DataError, Nemotron4Error, unknown_name
 
 if TYPE_CHECKING:
     from nemotron4.annotation.app import ItemSource
@@ -84,7 +84,12 @@ def read_line(prompt: str) -> str:
         import readline  # noqa: F401 - gives input() line editing and history
 
         return input(prompt)
-    line = sys.stdin.readline()
+    try:
+        line = sys.stdin.readline()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"standard input is not UTF-8 text: {error.reason}", hint="convert it first"
+        ) from error
     if not line:
         raise EOFError
     return line.rstrip("\n")
@@ -107,7 +112,7 @@ def ask_word(
         given = _read(f"{question} [{default}]" if default else question, read) or (default or "")
         if given in known:
             return given
-        if given.isdigit() and 1 <= int(given) <= len(names):
+        if given.isascii() and given.isdigit() and 1 <= int(given) <= len(names):
             return names[int(given) - 1]
         message, hint = unknown_name("word", given, names)
         _refuse(Nemotron4Error(message, hint=hint))

@@ -152,7 +152,7 @@ def score(
     from nemotron4.evaluation.data import DataSource, data_folder
     from nemotron4.evaluation.registry import find_task
     from nemotron4.evaluation.result import result_blocks, save
-    from nemotron4.evaluation.scoring import score_files
+    from nemotron4.evaluation.scoring import require_scored, score_files
 
     found = find_task(task, data_folder(folder))
     result = score_files(
@@ -168,6 +168,7 @@ def score(
     if out is not None:
         save(result, out)
     present(result.to_json(), result_blocks(result, found), as_json=as_json)
+    require_scored(result)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -87,6 +88,14 @@ def slurm(
     submit: Annotated[bool, typer.Option("--submit", help="Hand the script to sbatch.")] = False,
 ) -> None:
     """Check paths and plan, and print a batch script for Slurm."""
+    of_serving = {
+        "tensor_parallel": tensor_parallel,
+        "pipeline_parallel": pipeline_parallel,
+        "context": context,
+    }
+    _refuse_forgotten(
+        job, {"train": {"settings": settings or None}, "serve": of_serving, "synth": {"out": out}}
+    )
     batch = SlurmJob(
         name=f"nemotron4-{job}",
         nodes=nodes,
@@ -103,6 +112,14 @@ def slurm(
     else:
         text = _run_script(batch, job, target, settings or [], out, shards)
     print(scripts.submit(text) if submit else text, end="" if not submit else "\n")
+
+
+def _refuse_forgotten(job: str, belongs: Mapping[str, Mapping[str, object]]) -> None:
+    """What is given for another job than the one that is asked for would be read and forgotten."""
+    for owner, options in belongs.items():
+        for name, value in options.items():
+            if owner != job and value is not None:
+                raise ConfigError(f"{name} is given for --job {job}", hint=f"it belongs to --job {owner}")
 
 
 def _serve_script(

@@ -24,7 +24,7 @@ from nemotron4.cluster.layout import (
 )
 from nemotron4.cluster.plan import HardwarePlan, KvCacheDtype, Workload, make_plan
 from nemotron4.cluster.sizes import Shape
-from nemotron4.errors import CheckpointError, nearest
+from nemotron4.errors import CheckpointError, ConfigError, nearest
 from nemotron4.report import Block, Heading, Table, Text
 
 
@@ -96,6 +96,10 @@ def plan(
 
 def _gpu(name: str, gigabytes: float | None, terabytes_per_s: float | None) -> Gpu:
     if gigabytes is None:
+        if terabytes_per_s is not None:
+            raise ConfigError(
+                "gpu_bandwidth is of another GPU than those in the table", hint="add --gpu-memory GB"
+            )
         return gpu_named(name)
     return gpu_of_memory(gigabytes, terabytes_per_s=terabytes_per_s)
 

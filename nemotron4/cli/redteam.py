@@ -202,7 +202,7 @@ def replay(
     max_failures: MaxFailuresOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask every attack again that worked: a regression test. The exit status is 1 if one still works.
+    """Ask every attack again that worked. The exit status is 1 if one still works or none could be judged.
 
     Each new conversation is recorded as a session of its own. A killed replay continues; a finished one is
     what the next one is compared with.
@@ -225,7 +225,8 @@ def replay(
             titles = {each.session.id or "": attack_title(each.session) for each in store.sessions()}
             write_junit(result, junit, titles)
     present(result.to_json(), result_blocks(result), as_json=as_json)
-    if result.count("still works"):
+    is_unjudged = bool(result.rows) and not result.judged and judge != "person"
+    if result.count("still works") or is_unjudged:
         raise typer.Exit(1)
 
 

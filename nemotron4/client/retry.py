@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from nemotron4.client.interface import BadContentError, HopelessError, TransientError
+from nemotron4.client.interface import BadContentError, ClientError, HopelessError, TransientError
 from nemotron4.records import JsonObject
 from nemotron4.runs import IncompleteError, RowLog, in_flight
 
@@ -143,6 +143,19 @@ async def call_with_retries(
             await asyncio.sleep(policy.wait_s(attempt, error, draw.random()))
 
 
+# Failures that say something of the endpoint and nothing of the item.
+OF_THE_ENDPOINT = ("unauthorized", "not_found")
+FORBIDDEN = 403
+
+
+def is_of_endpoint(error: ClientError, *, has_answered: bool) -> bool:
+    """Whether every other call fails so, too: a run stops then, and no item is booked as failed.
+
+    After answers a 403 may be about one prompt alone.
+    """
+    return error.kind in OF_THE_ENDPOINT and not (has_answered and error.status == FORBIDDEN)
+
+
 ERROR = "error"  # a row with this field says why there is no answer: {"kind": ..., "message": ...}
 
 
@@ -160,17 +173,24 @@ async def ask_missing(
     ``ask`` gives the fields of a row and retries by itself. A call that can never succeed, or whose answer is
     unusable, leaves a row with ``error``; one that may succeed later leaves none in the log. When all others
     are done, more than ``max_failures`` of these (None: all) are an IncompleteError, fewer have rows with
-    ``error`` in the result. ``on_rows`` is called in a thread with rows that are on the disk.
+    ``error`` in the result. A failure of the endpoint itself (a wrong key) is raised. ``on_rows`` is called
+    in a thread with rows that are on the disk.
     """
     failures: dict[str, TransientError] = {}
+    has_answered = any(ERROR not in row for row in log.rows)
 
     async def work(name: str) -> JsonObject | None:
+        nonlocal has_answered
         try:
-            return {"id": name, **await ask(name)}
+            row = {"id": name, **await ask(name)}
+            has_answered = True
+            return row
         except TransientError as error:
             failures[name] = error
             return None
         except (HopelessError, BadContentError) as error:
+            if is_of_endpoint(error, has_answered=has_answered):
+                raise
             return {"id": name, ERROR: {"kind": error.kind, "message": error.message}}
 
     def keep(rows: list[JsonObject | None]) -> None:

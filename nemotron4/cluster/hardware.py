@@ -5,6 +5,7 @@ An "80 GB" card has 80 GiB of chips, of which about 79.6 GiB are visible: 85.5 G
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -86,7 +87,8 @@ def gpu_named(name: str) -> Gpu:
 
 def gpu_of_memory(gigabytes: float, *, terabytes_per_s: float | None = None) -> Gpu:
     """A GPU that is in no table. Without a bandwidth there are no rates, with one only those of decoding."""
-    if gigabytes <= 0 or (terabytes_per_s is not None and terabytes_per_s <= 0):
+    given = (gigabytes, 1.0 if terabytes_per_s is None else terabytes_per_s)
+    if not all(0 < value < math.inf for value in given):  # no NaN either
         raise ConfigError(
             f"gpu_memory is {gigabytes} GB and gpu_bandwidth {terabytes_per_s} TB/s; expected more than 0"
         )

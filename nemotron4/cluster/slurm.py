@@ -191,8 +191,9 @@ def serve_script(job: SlurmJob, arguments: list[str]) -> str:
         *_header(job, tasks_per_node=1, extra=["--signal=B:TERM@60"]),
         f"{_srun(job)} {command} &",
         "server=$!",
-        # Slurm warns the script a minute before the end; running requests get to finish.
-        "trap 'kill -TERM \"$server\"' TERM",
+        # Slurm warns the script a minute before the end; running requests get to finish. A trap ends the wait
+        # below, and with the script Slurm would end the server: so it waits itself.
+        'trap \'kill -TERM "$server"; wait "$server"\' TERM',
         'wait "$server"',
     ]
     return "\n".join(lines) + "\n"

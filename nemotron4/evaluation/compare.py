@@ -169,7 +169,7 @@ def _rows(found: PairedComparison) -> list[list[str]]:
     for name, test in sorted(
         found.tests.items(), key=lambda entry: [*first.metrics, entry[0]].index(entry[0])
     ):
-        scale = 100 if {*_values(first, name), *_values(second, name)} <= {0.0, 1.0} else 1
+        scale = 100 if _are_shares(first, name) or _are_shares(second, name) else 1
         span = f"[{scale * test.interval.lower:+.2f}, {scale * test.interval.upper:+.2f}]"
         values = [_shown(result, name) for result in (first, second)]
         rows.append(
@@ -186,8 +186,16 @@ def _rows(found: PairedComparison) -> list[list[str]]:
     return rows
 
 
-def _values(result: Result, metric: str) -> list[float]:
-    return [value for item in result.items.values() if (value := item.get(metric)) is not None]
+def _are_shares(result: Result, metric: str) -> bool:
+    """Whether items have shares of 1 where the metric is in percent, as it is told by their mean. Without a
+    metric of that name (own tasks) they are shares if each is right or wrong.
+    """
+    items = [value for item in result.items.values() if (value := item.get(metric)) is not None]
+    value = result.metrics[metric].value if metric in result.metrics else None
+    if value is None or not items:
+        return bool(items) and {*items} <= {0.0, 1.0}
+    mean = sum(items) / len(items)
+    return abs(100 * mean - value) < abs(mean - value)
 
 
 def _shown(result: Result, metric: str) -> str:

@@ -58,7 +58,7 @@ class Content:
 
     def text(self) -> str:
         try:
-            return self.data.decode("utf-8")
+            return self.data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"{self.path}: not UTF-8 text: {error.reason}") from error
 
@@ -75,8 +75,8 @@ class Content:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{self.path}:{number}: not valid JSON: {error.msg}") from error
+            except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting, too
+                raise DataError(f"{self.path}:{number}: not valid JSON: {error}") from error
             if not isinstance(row, dict):
                 raise DataError(f"{self.path}:{number}: expected a JSON object")
             yield number, row

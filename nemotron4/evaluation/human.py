@@ -98,16 +98,18 @@ class Study:
         self.title = folder.name
         try:
             study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+            self.models: tuple[str, ...] = tuple(study["models"])
+            self.seed: int = study["seed"]
+            self.prompts = [
+                AskedPrompt(name, tuple(Message(**turn) for turn in turns), category)
+                for name, turns, category in study["prompts"]
+            ]
         except OSError as error:
             raise DataError(
                 f"{folder}: there is no study here", hint="make one: nemotron4 eval human new"
             ) from error
-        self.models: tuple[str, ...] = tuple(study["models"])
-        self.seed: int = study["seed"]
-        self.prompts = [
-            AskedPrompt(name, tuple(Message(**turn) for turn in turns), category)
-            for name, turns, category in study["prompts"]
-        ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{folder / 'study.json'}: not a study of this version: {error!r}") from error
         self.answers = {model: self._read_answers(model) for model in self.models}
         self.store = AnnotationStore(folder / STORE, VOCABULARY)
         self._take_old_ratings()

@@ -162,6 +162,9 @@ def _check_answer(own: OwnTask, row: JsonObject, where: str) -> None:
     right = _field(row, own.answer, where)
     if not isinstance(right, str | int | float) or not str(right).strip():
         raise DataError(f"{where}: field {own.answer!r} is {right!r}; expected a text or a number")
+    if own.grader in ("exact", "contains") and not _plain(str(right)):  # every response would hold it
+        message = f"field {own.answer!r} is {right!r}, of which nothing is left without punctuation"
+        raise DataError(f"{where}: {message}", hint='use grader = "regex"')
     if own.grader == "choice" and not re.fullmatch(r"[A-Za-z]", str(right).strip()):
         raise DataError(f"{where}: field {own.answer!r} is {right!r}; expected the letter of a choice")
     if own.grader == "number" and answers.final_number(str(right)) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ _ALL = (
     MBPP_427, MBPP_500, MT_BENCH_FIRST, ARENA_HARD_SAMPLED, ALPACA_EVAL_SAMPLED, MMLU_LOGPROB, MMLU_5SHOT,
     ARC_CHALLENGE, HELLASWAG, WINOGRANDE, BBH,
 )  # fmt: skip
+BAD_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)  # what a proxy cut short
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
 
 
@@ -109,7 +111,7 @@ def fetch_files(files: Sequence[DataFile], folder: Path) -> Iterator[str]:
             else:
                 try:
                     _keep(file, file.build(download) if file.build else download(str(file.url)), folder)
-                except (httpx.HTTPError, DownloadError, DataError) as error:
+                except (httpx.HTTPError, DownloadError, DataError, *BAD_GZIP) as error:
                     failures.append(file.path)
                     yield f"failed   {file.path}: {error}"
                 else:

@@ -12,7 +12,7 @@ from nemotron4.errors import DataError
 from nemotron4.evaluation import published
 from nemotron4.evaluation.compare import versus_blocks
 from nemotron4.evaluation.result import RESULT_FILE, Result, fraction, load_result, number
-from nemotron4.evaluation.scoring import SAMPLES_FILE
+from nemotron4.evaluation.scoring import MISSING, SAMPLES_FILE
 from nemotron4.plots import draw_bar_panels, draw_radar
 from nemotron4.records import read_json_lines
 from nemotron4.report import Bar, Bars, Block, Heading, Links, Picture, Table, Text
@@ -38,7 +38,7 @@ class Found:
     @property
     def star(self) -> str:
         """Marks a value that is not of the whole benchmark: a sample, other data, or answers missing."""
-        missing = any(reason.startswith("no response") for reason in self.result.unscored)
+        missing = any(reason.startswith(MISSING) for reason in self.result.unscored)
         is_part = self.result.limit is not None or not self.result.data_is_standard or missing
         return "*" if is_part else ""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron4.client import ChatModel, ClientError, HopelessError, Sampling
+from nemotron4.client.retry import is_of_endpoint
 from nemotron4.errors import ConfigError, Nemotron4Error
 from nemotron4.evaluation.conversation import ItemAnswer, ItemRequest, hold, of_item, of_judgment
 from nemotron4.evaluation.data import DataSource
@@ -31,10 +32,6 @@ from nemotron4.progress import Progress
 from nemotron4.records import JsonObject, Message, write
 from nemotron4.runs import IncompleteError, RowLog, claim, held, in_flight
 
-# Failures that say something of the endpoint and nothing of the item: the run stops, nothing is booked. After
-# answers a 403 may be about one prompt alone.
-OF_THE_ENDPOINT = ("unauthorized", "not_found")
-FORBIDDEN = 403
 MIN_FAILURES_TO_STOP = 20
 
 
@@ -224,8 +221,8 @@ class _Run:
                 try:
                     answer = await hold(conversation, model, lambda error: progress.repeated(error.message))
                 except HopelessError as error:
-                    is_of_item = error.status == FORBIDDEN and bool(num_answered or log.rows)
-                    if self._on_failure == "stop" or (error.kind in OF_THE_ENDPOINT and not is_of_item):
+                    has_answered = bool(num_answered or len(log))
+                    if self._on_failure == "stop" or is_of_endpoint(error, has_answered=has_answered):
                         raise Nemotron4Error(
                             f"{self._task.name}: request {conversation.id} failed: {error.message}",
                             hint=error.hint or "what was answered is kept; see --on-failure",

@@ -133,12 +133,14 @@ def _clip_notes(responses: Sequence[ItemResponse]) -> list[str]:
 
 def require_scored(result: Result) -> None:
     """A result in which nothing could be scored is an error, not a number."""
-    if any(metric.value is not None for name, metric in result.metrics.items() if name != "looping"):
+    by_item = (value for item in result.items.values() for value in item.values())
+    metrics = (metric.value for name, metric in result.metrics.items() if name != "looping")
+    if any(value is not None for value in (*metrics, *by_item)):
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in result.unscored.items()) or "no items"
     raise Nemotron4Error(
         f"{result.name}: nothing was scored: {reasons}",
-        hint="read failures.jsonl and the answers in the folder of the run",
+        hint="read the answers, and failures.jsonl in the folder of a run",
     )
 
 
@@ -178,12 +180,17 @@ def score_files(
     return replace(result, notes=(*result.notes, f"{num_outside} answers to tasks outside this set left out"))
 
 
+# How reasons begin for which an item is not in the numbers though the benchmark counts it.
+TOO_LONG, REFUSED = "prompt does not fit the context", "request refused"
+MISSING = ("no response", "no judgment", TOO_LONG, REFUSED)
+
+
 def with_failures(unscored: Mapping[str, int], missing: str, refused: Counter[str]) -> dict[str, int]:
     """What is missing because its request can never succeed, under that reason instead."""
     reasons = Counter(unscored)
     for kind, count in refused.items():
         reasons[missing] -= count
-        words = "prompt does not fit the context" if kind == "context_length" else f"request refused: {kind}"
+        words = TOO_LONG if kind == "context_length" else f"{REFUSED}: {kind}"
         reasons[words] += count
     return {reason: count for reason, count in reasons.items() if count > 0}
 
@@ -210,13 +217,18 @@ def read_responses(
             continue
         texts = _texts(row, f"{path}:{number}")
         first, epoch = (_from_one(row, field, f"{path}:{number}") for field in ("turn", "epoch"))
-        ends = _tuple(row.get("finish_reason")) or (None,) * len(texts)
+        ends = (*_tuple(row.get("finish_reason")), *(None,) * len(texts))  # not known of each turn
         by_turn = turns.setdefault((epoch, name), {})
         for turn, (text, finish) in enumerate(zip(texts, ends, strict=False), start=first):
             if turn in by_turn:
                 raise DataError(f"{path}:{number}: id {name!r} is answered twice")
             by_turn[turn] = text, finish, row.get("clipped_to")
-    epochs: list[dict[str, ItemResponse]] = [{} for _ in range(max((epoch for epoch, _ in turns), default=1))]
+    numbers = {epoch for epoch, _ in turns}
+    if numbers and max(numbers) > len(numbers):
+        raise DataError(
+            f"{path}: has epoch {max(numbers)}, but {len(numbers)} epochs; expected 1, 2 and so on"
+        )
+    epochs: list[dict[str, ItemResponse]] = [{} for _ in numbers or (1,)]
     for (epoch, name), by_turn in turns.items():
         expected = 1 + len(known[name].follow_ups)
         if sorted(by_turn) != list(range(1, expected + 1)):

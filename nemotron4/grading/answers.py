@@ -36,7 +36,15 @@ def extract_gsm8k(response: str, method: Gsm8kMethod) -> str | None:
 def final_number(response: str) -> Fraction | None:
     """The value of the last number of a text: ``$57.00``, ``1,000 apples`` and ``-3.`` are numbers."""
     found = [match[0] for match in _NUMBER.finditer(response)]
-    return Fraction(found[-1].replace(",", "")) if found else None
+    return _value(found[-1].replace(",", "")) if found else None
+
+
+def _value(number: str) -> Fraction | None:
+    """None for more digits than Python reads (4,300): a model that loops writes such numbers."""
+    try:
+        return Fraction(number)
+    except ValueError:
+        return None
 
 
 def normal_gsm8k(answer: str) -> str:
@@ -145,10 +153,11 @@ def normal_math(answer: str) -> str:
 
 def _as_fraction(answer: str) -> Fraction | None:
     for pattern in (_SIMPLE_FRACTION, _LATEX_FRACTION):
-        if (match := pattern.match(answer)) and int(match.group(3)):
-            sign = -1 if match.group(1) else 1
-            return Fraction(sign * int(match.group(2)), int(match.group(3)))
-    return Fraction(answer) if _DECIMAL.match(answer) else None
+        if match := pattern.match(answer):
+            above, below = _value(match.group(2)), _value(match.group(3))
+            if above is not None and below:
+                return (-1 if match.group(1) else 1) * above / below
+    return _value(answer) if _DECIMAL.match(answer) else None
 
 
 def boxed(response: str, answer: str) -> Score:

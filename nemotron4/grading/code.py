@@ -58,15 +58,20 @@ def find_program(response: str, function: str | None) -> str:
     defining = [block for block in blocks if function and _defines(block, function)]
     if not blocks:
         blocks = [_unfenced(text)]
-    lines = (defining or blocks)[0].splitlines()
+    lines = _lines((defining or blocks)[0])
     return "\n".join(line for line in lines if not line.startswith("assert ")).rstrip() + "\n"
+
+
+def _lines(text: str) -> list[str]:
+    """Python's own line ends alone: a text in quotes may hold others, such as U+2028."""
+    return re.split(r"\r\n|\r|\n", text)
 
 
 def _fenced_blocks(text: str) -> list[str]:
     """Blocks of Markdown (CommonMark 4.5): at least three backticks or tildes, at any indentation."""
     blocks: list[list[str]] = []
     fence = ""
-    for line in text.splitlines():
+    for line in _lines(text):
         mark = re.match(r"[ \t]*(?:[-*+]|\d+[.)])?[ \t]*(`{3,}|~{3,})(.*)", line)
         if fence:
             closes = mark is not None and mark[1].startswith(fence) and not mark[2].strip()
@@ -84,7 +89,7 @@ _CODE_LINE = re.compile(r"(?:async def|def|class|import|from|@)\b|@\w")
 
 def _unfenced(text: str) -> str:
     """From the first line that opens a program to the last at which it still parses; else the whole text."""
-    lines = text.splitlines()
+    lines = _lines(text)
     start = next((n for n, line in enumerate(lines) if _CODE_LINE.match(line)), None)
     if start is None:
         return text

@@ -156,7 +156,9 @@ class Arena:
             attempt = AttackAttempt(
                 talk, score, str((found or {}).get("reason", "the judge kept to no form"))
             )
-        if self.best is None or attempt.rank > self.best.rank or self.best.is_blocked:
+        is_better = self.best is None or attempt.rank > self.best.rank or self.best.is_blocked
+        # A blocked one says nothing of an answer that came and got no score.
+        if is_better and (self.best is None or self.best.is_blocked or not attempt.is_blocked):
             self.best = attempt
         return attempt
 
@@ -200,9 +202,12 @@ async def pair(arena: Arena) -> None:
                 return
             history += _exchange(prompt, "prompt", await arena.attack((Message("user", prompt),)))
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(arena.settings.streams):
-            group.create_task(stream())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(arena.settings.streams):
+                group.create_task(stream())
+    except ExceptionGroup as failed:  # one failed call is this goal's failure, as in the other methods
+        raise failed.exceptions[0] from failed
 
 
 async def tap(arena: Arena) -> None:

@@ -48,13 +48,13 @@ def take_file(store: SessionStore, path: Path, form: str, *, annotator: str) -> 
         return num_taken, refused
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from error
     for name, make in _READERS[form](content, path, annotator):
         try:
             store.record(*make())
             num_taken += 1
-        except (DataError, KeyError, TypeError, AttributeError) as error:
+        except (DataError, KeyError, TypeError, ValueError, AttributeError) as error:
             said = error.message if isinstance(error, DataError) else f"not in the form of {form}: {error!r}"
             refused.append(f"{path}: {name}: {said}")
     return num_taken, refused

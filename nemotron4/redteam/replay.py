@@ -31,6 +31,7 @@ from nemotron4.report import Block, Table, Text, percent
 from nemotron4.runs import write_file, write_json
 
 ANNOTATOR = "replay"
+GONE: tuple[AttackVerdict, ...] = ("no longer works", "blocked")
 ROWS_FILE = "rows.jsonl"
 _RESULT = re.compile(r"replay-(\d{4})\.json")
 
@@ -71,14 +72,11 @@ class ReplayResult:
 
     @property
     def working_again(self) -> list[Replayed]:
-        return [
-            row for row in self.rows if row.verdict == "still works" and row.before not in (None, row.verdict)
-        ]
+        return [row for row in self.rows if row.verdict == "still works" and row.before in GONE]
 
     @property
     def stopped(self) -> list[Replayed]:
-        gone = ("no longer works", "blocked")
-        return [row for row in self.rows if row.before == "still works" and row.verdict in gone]
+        return [row for row in self.rows if row.before == "still works" and row.verdict in GONE]
 
     def to_json(self) -> JsonObject:
         interval = self.interval

@@ -26,6 +26,7 @@ from nemotron4.annotation.vocabulary import (
     scale,
 )
 from nemotron4.errors import DataError, unknown
+from nemotron4.json_form import shown
 from nemotron4.records import ATTRIBUTES, FieldError, JsonObject, Message, Record, require
 
 TECHNIQUES: Mapping[str, str] = MappingProxyType(
@@ -269,6 +270,10 @@ def take_row(store: SessionStore, row: JsonObject) -> Session:
 def _judgments_of(row: JsonObject) -> Iterable[Annotation]:
     """The assessments, ratings and corrections of a row, one judgment for each."""
     name = str(row.get("id"))
+    for kind in ("assessments", "ratings", "corrections"):
+        said = row.get(kind) or []
+        if not isinstance(said, list) or not all(isinstance(each, dict) for each in said):
+            raise FieldError(f"field {kind!r} is {shown(said)}; expected a list of objects")
     for each in row.get("assessments") or ():
         outcome = require(each, "outcome", str, "a string")
         values = {key: each.get(key) for key in ("category", "severity", "notes")}

@@ -36,15 +36,8 @@ def data_rows(file: Path, limit: int = 0) -> Iterator[tuple[str, JsonObject]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    try:
-        for line, row in read_json_lines(path):
-            yield f"{path}:{line}", row
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise DataError(
-            f"{path}: not UTF-8 text: byte 0x{byte:02x} ({error.reason})",
-            hint=f"iconv -f latin1 -t utf-8 {path.name} > new.jsonl, if it is Latin-1",
-        ) from error
+    for line, row in read_json_lines(path):
+        yield f"{path}:{line}", row
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:

@@ -131,8 +131,10 @@ def parse_strict(reply: str) -> SafetyVerdict:
     return SafetyVerdict("unsafe", codes) if all(code in CATEGORIES for code in codes) else UNKNOWN
 
 
+# A reply that names both words, as an echo of the question does ("'safe' or 'unsafe'"), is no verdict.
 _FIRST_WORD = re.compile(
-    r"^[\s*_`'\"#>-]*(safe|unsafe)\b(?!\s+(?:or|and|and/or)\s+(?:safe|unsafe))", re.IGNORECASE
+    r"^[\s*_`'\"#>-]*(safe\b(?!.*\bunsafe\b|\W*unsafe\b)|unsafe\b(?!\W*(?:(?:or|and|and/or)\b\W*)?safe\b))",
+    re.IGNORECASE,
 )
 _CODE = re.compile(r"\bO(\d{1,2})\b", re.IGNORECASE)
 
@@ -140,7 +142,8 @@ _CODE = re.compile(r"\bO(\d{1,2})\b", re.IGNORECASE)
 def parse_tolerant(reply: str) -> SafetyVerdict:
     """The first word decides, whatever its case and quotes; codes may be anywhere after it.
 
-    A reply that opens with anything else is unknown: a verdict inside a sentence may be denied by it.
+    A reply that opens with anything else, or goes on with the other word, is unknown: a verdict inside a
+    sentence may be denied by it.
     """
     found = _FIRST_WORD.match(reply)
     if found is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from nemotron4.annotation.app import create_app
-from nemotron4.evaluation.human import Study
+from nemotron4.errors import DataError
+from nemotron4.evaluation.human import Study, create
+from nemotron4.records import AskedPrompt, Message
 
 OLD = Path(__file__).parent / "old"
 
@@ -66,3 +69,27 @@ def test_without_the_token_nothing_is_there(study: Study) -> None:
     with TestClient(create_app(study), base_url="http://127.0.0.1/") as client:
         for path in ("", "api/study", "wrong/api/study", "web/judgments.js"):
             assert client.get(f"http://127.0.0.1/{path}").status_code == 404
+
+
+def test_an_id_with_a_slash_is_shown_and_judged(tmp_path: Path) -> None:
+    name = "HumanEval/0"
+    create(tmp_path / "s", [AskedPrompt(name, (Message("user", "hi"),))], {"a": "", "b": ""}, seed=0)
+    for model in "ab":
+        (tmp_path / "s" / f"answers-{model}.jsonl").write_text(
+            json.dumps({"id": name, "response": model}) + "\n"
+        )
+    study = Study(tmp_path / "s")
+    place = f"/{study.store.token()}/api/items/HumanEval%2F0"
+    with TestClient(create_app(study), base_url="http://127.0.0.1") as client:
+        assert client.get(place).json()["id"] == name
+        said = {"annotator": "eve", "answer": "A", "values": {"helpfulness": 5}}
+        assert client.post(f"{place}/judgments", json=said).json()["item"] == name
+    assert len(study.store.judgments(name)) == 1
+
+
+def test_half_a_surrogate_pair_is_refused_in_words(study: Study, page: TestClient) -> None:
+    said = '{"annotator": "eve", "answer": "A", "values": {"length": "\\ud83d"}}'
+    headers = {"content-type": "application/json"}
+    assert page.post("api/items/p0/judgments", content=said, headers=headers).status_code == 400
+    with pytest.raises(DataError, match="surrogate"):
+        study.store.put_draft("d", {"text": "\ud83d"})

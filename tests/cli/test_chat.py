@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from nemotron4.cli.console import ask_word, read_line
 from nemotron4.cli.conversation import Chat
 from nemotron4.engine import SamplingParams
-from nemotron4.errors import Nemotron4Error, RequestError, TemplateError
+from nemotron4.errors import DataError, Nemotron4Error, RequestError, TemplateError
 from nemotron4.inference.fake import FakeEngine
 from nemotron4.records import Conversation, Message, read
 from nemotron4.text.prompt import nemotron4
@@ -341,3 +342,13 @@ def test_another_model_goes_on_with_the_conversation() -> None:
     _talk(chat, "hello", "/model other", "again", is_interactive=True)
     assert opened == ["other"]
     assert [message.content for message in chat.messages][1::2] == ["1: HELLO", "from the other"]
+
+
+def test_input_of_another_encoding_and_digits_that_are_no_numbers_are_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    with pytest.raises(DataError, match="standard input is not UTF-8"):
+        read_line("")
+    with pytest.raises(Nemotron4Error, match="unknown word '²'"):
+        ask_word("outcome", {"success": "", "failure": ""}, read=lambda prompt: "²")

@@ -292,6 +292,22 @@ def test_the_smallest_layout_is_named_even_when_one_is_given(capsys: pytest.Capt
     assert "layout asked for: 16 x h100-80gb" in text
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--gpu-memory", "nan"], "gpu_memory is nan GB"),
+        (["--gpu-memory", "inf"], "gpu_memory is inf GB"),
+        (["--gpu-memory", "80", "--gpu-bandwidth", "nan"], "gpu_bandwidth nan TB/s"),
+        (["--gpu-bandwidth", "4"], "gpu_bandwidth is of another GPU"),  # it was read and forgotten
+    ],
+)
+def test_a_gpu_that_cannot_be_meant_is_refused(
+    given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "nemotron4-15b", *given]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_any_gpu_can_be_given_by_memory_and_bandwidth(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["plan", "llama-3.1-70b", "--context", "8192", "--gpu-memory", "96"]
     assert main([*command, "--json"]) == 0

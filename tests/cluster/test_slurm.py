@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,35 @@ def test_submit_hands_the_script_to_sbatch(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert main(arguments) == 0
     assert capsys.readouterr().out == "Submitted batch job 7 (#!/bin/bash)\n"
+
+
+def test_the_script_ends_after_the_server_that_it_told_to_end(tmp_path: Path) -> None:
+    """Slurm ends what still runs when the script is over."""
+    server = tmp_path / "srun"
+    server.write_text(
+        '#!/bin/bash\ntrap \'sleep 0.7; touch "$0.ended"; exit 0\' TERM\ntouch "$0.started"\n'
+        "while :; do sleep 0.05; done\n"
+    )
+    server.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with subprocess.Popen(["bash", "-c", SCRIPTS["serve"]], env=environment) as script:
+        while not (tmp_path / "srun.started").exists():
+            time.sleep(0.02)
+        script.terminate()
+        script.wait(timeout=20)
+        assert (tmp_path / "srun.ended").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["name=1"], "settings is given for --job serve"),
+        (["--job", "train", "--context", "9"], "context is given for --job train"),
+        (["--job", "train", "--out", "x"], "out is given for --job train"),
+    ],
+)
+def test_what_the_job_does_not_read_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["launch", "slurm", "recipe.toml", *arguments]) == 1
+    assert message in capsys.readouterr().err

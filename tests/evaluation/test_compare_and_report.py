@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import pytest
 from nemotron4.cli.main import main
 from nemotron4.errors import DataError
 from nemotron4.evaluation import report
-from nemotron4.evaluation.result import load_result
+from nemotron4.evaluation.compare import versus_blocks
+from nemotron4.evaluation.result import Result, load_result
+from nemotron4.evaluation.task import Metric
+from nemotron4.report import Table
 
 Scored = Callable[..., Path]
 
@@ -159,3 +163,62 @@ def test_one_unscored_item_leaves_the_others_compared_and_is_named(
     assert comparison["left_out"]["strict"] == ["19"]
     assert main(["eval", "compare", str(first), str(second)]) == 0
     assert "left out, scored by one only 1: 19" in capsys.readouterr().out
+
+
+def test_shares_of_items_are_compared_in_the_percent_of_their_metric(tmp_path: Path) -> None:
+    """IFEval's instructions, and means over epochs: neither 0 nor 1, and still percent."""
+
+    def result(name: str, *shares: float) -> tuple[Path, Result]:
+        items = {str(n): {"instruction_strict": share} for n, share in enumerate(shares)}
+        metric = Metric(100 * sum(shares) / len(shares))
+        more: dict[str, Any] = {
+            "data_sha256": "",
+            "prompt_sha256": "",
+            "grader_sha256": "",
+            "seed": 0,
+            "unparsed": 0,
+        }
+        made = Result(
+            task="ifeval",
+            name="ifeval",
+            metrics={"instruction_strict": metric},
+            num_items=len(shares),
+            unscored={},
+            data_is_standard=True,
+            model=name,
+            items=items,
+            **more,
+        )
+        return tmp_path / name, made
+
+    blocks = versus_blocks([result("a", 0.5, 0.25, 1.0), result("b", 0.75, 0.5, 1.0)])
+    (row,) = next(block for block in blocks if isinstance(block, Table)).rows
+    assert row[2:4] == ["a: 58.33", "b: 75.00"]
+    assert row[4].startswith("+16.67 ")
+
+
+def test_items_of_an_own_task_have_another_name_than_its_metric(scored: Scored, tmp_path: Path) -> None:
+    results = []
+    for name, right in (("a", {1}), ("b", {1, 2})):
+        folder = scored(name, right)
+        found = load_result(folder)
+        items = {item: {"score": values["strict"]} for item, values in found.items.items()}
+        results.append((folder, replace(found, metrics={"accuracy": found.metrics["strict"]}, items=items)))
+    (row,) = next(block for block in versus_blocks(results) if isinstance(block, Table)).rows
+    assert row[4].startswith("+5.00 ")
+
+
+@pytest.mark.parametrize(
+    ("reason", "star"),
+    [
+        ("no response", "*"),
+        ("request refused: bad_request", "*"),
+        ("prompt does not fit the context", "*"),
+        ("no judgment", "*"),
+        ("no rating", ""),  # the benchmark leaves such an item out itself
+    ],
+)
+def test_a_value_without_some_of_the_items_has_a_star(scored: Scored, reason: str, star: str) -> None:
+    folder = scored("first", {1})
+    result = replace(load_result(folder), data_is_standard=True, unscored={reason: 2})
+    assert report.Found(folder, result).star == star

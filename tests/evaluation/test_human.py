@@ -13,7 +13,7 @@ import pytest
 
 from nemotron4.cli.main import main
 from nemotron4.client import FakeBehaviour
-from nemotron4.errors import ConfigError
+from nemotron4.errors import ConfigError, DataError
 from nemotron4.evaluation.human import Study
 from nemotron4.evaluation.human_results import Comparison, evaluate
 from tests.fake_serving import serving
@@ -195,3 +195,12 @@ def test_judgments_are_exported_as_said_and_as_pairs(study: Study, tmp_path: Pat
         ("ours", "base"),
         ("ours", "third"),
     }
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "{}", "[]", '{"models": [], "seed": 0, "prompts": [["a", [5], "c"]]}']
+)
+def test_a_folder_of_something_else_is_no_study(tmp_path: Path, content: str) -> None:
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises(DataError, match=r"study\.json: not a study of this version"):
+        Study(tmp_path)

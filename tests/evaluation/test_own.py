@@ -138,6 +138,7 @@ def test_a_setting_keeps_its_quotes_and_lines(folder: Path, tmp_path: Path, caps
         ("choice", {"answer": 1}, "field 'answer' is 1; expected the letter of a choice"),
         ("number", {"answer": "many"}, "field 'answer' is 'many'; expected a number"),
         ("exact", {"answer": None}, "field 'answer' is None; expected a text or a number"),
+        ("contains", {"answer": "..."}, "field 'answer' is '...', of which nothing is left"),
         ("code", {"tests": []}, "field 'tests' is []; expected a list of asserts"),
     ],
 )

@@ -391,7 +391,7 @@ def test_a_refused_request_is_by_default_what_the_benchmarks_own_program_makes_o
     assert "1 requests count as wrong (request refused: bad_request): 3" in result["notes"]
 
 
-@pytest.mark.parametrize(("status", "flags"), [(400, ["--on-failure", "stop"]), (401, [])])
+@pytest.mark.parametrize(("status", "flags"), [(400, ["--on-failure", "stop"]), (401, []), (403, [])])
 def test_the_run_stops_where_asked_and_where_the_endpoint_refuses_everybody(
     data: Any, tmp_path: Path, capsys: Any, status: int, flags: list[str]
 ) -> None:

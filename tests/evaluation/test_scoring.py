@@ -11,6 +11,11 @@ from typing import Any
 import pytest
 
 from nemotron4.cli.main import main
+from nemotron4.errors import DataError
+from nemotron4.evaluation.data import DataSource
+from nemotron4.evaluation.scoring import read_responses
+from nemotron4.evaluation.task import Inputs, Item, Judgment, user
+from nemotron4.evaluation.tasks import alpaca_eval
 from nemotron4.grading.sandbox import SandboxError, open_sandbox
 
 Rows = list[dict[str, Any]]
@@ -245,6 +250,43 @@ def test_rewardbench_needs_every_subset_for_a_section(score: Any) -> None:
 def test_a_bad_row_names_its_file_and_line(score: Any, rows: Rows, expected: str) -> None:
     with pytest.raises(AssertionError, match=expected):
         score("gsm8k", GSM8K, rows)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('{"id": 0, "response": ' + "1" * 5000 + "}", "answers.jsonl:1: not valid JSON"),
+        ("[" * 100_000, "answers.jsonl:1: not valid JSON"),
+        ('{"id": 0, "response": "a", "epoch": 900000000}', "has epoch 900000000, but 1 epochs"),
+        ("", "gsm8k: nothing was scored: 1 no response"),
+    ],
+)
+def test_odd_files_of_answers_are_one_line(tmp_path: Path, capsys: Any, line: str, expected: str) -> None:
+    answers, data = tmp_path / "answers.jsonl", tmp_path / "data.jsonl"
+    answers.write_text(line + "\n")
+    data.write_text('{"question": "q", "answer": "#### 1"}\n')
+    assert main(["eval", "score", "gsm8k", "--responses", str(answers), "--data", str(data)]) == 1
+    assert expected in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_and_one_end_for_two_turns_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": "a", "response": ["x", "y"], "finish_reason": "stop"}\n')
+    item = Item(id="a", messages=user("q"), follow_ups=("again",))
+    ((epoch,), _) = read_responses(path, [item], lambda name: False)
+    assert epoch["a"].texts == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[{"token": "m"}], {"m": None}, {"m": "x"}, [1], {"content": [1]}, {"content": [{"top_logprobs": [1]}]}],
+)
+def test_log_probabilities_of_another_form_are_refused_by_their_judgment(given: Any) -> None:
+    item = Item(id="0", messages=user("q"), fields={"baseline": "b"})
+    judgment = Judgment(id="0", fields={"logprobs": given})
+    inputs = Inputs(items=[item], responses={}, judgments=[judgment], source=DataSource(Path()))
+    with pytest.raises(DataError, match="judgment 0: not log-probabilities"):
+        alpaca_eval.score(inputs)
 
 
 def test_gzipped_answers_and_line_separators_inside_texts_are_read(tmp_path: Path, capsys: Any) -> None:

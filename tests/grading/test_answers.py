@@ -144,3 +144,10 @@ def test_numbers_are_compared_by_value(response: str, answer: str, is_right: boo
 
 def test_without_a_number_a_reply_is_unparsed_by_value_too() -> None:
     assert answers.gsm8k("no idea", "57", "value").is_unparsed
+
+
+def test_a_number_of_thousands_of_digits_is_wrong_and_ends_nothing() -> None:
+    digits = "7" * 5000  # what a looping model writes; Python reads 4,300
+    assert answers.gsm8k(f"It is {digits}", "#### 7", "value").value == 0
+    for boxed in (digits, f"1/{digits}", f"\\frac{{{digits}}}{{3}}", f"0.{digits}"):
+        assert answers.boxed(f"\\boxed{{{boxed}}}", "7").value == 0

@@ -150,3 +150,9 @@ def test_an_answer_that_is_only_the_body_stays_one() -> None:
 def test_the_function_that_the_first_assert_calls_is_found() -> None:
     assert code.called_function(["assert set(similar((3, 4), (5,))) == set()"]) == "similar"
     assert code.called_function(["assert len([]) == 0"]) is None
+
+
+def test_a_text_in_quotes_keeps_the_line_ends_that_are_none_of_python() -> None:
+    program = "def f():\n    return 'a\u2028b\x85'\n"
+    assert code.find_program(f"```python\n{program}```", "f") == program
+    assert code.find_program(program.replace("\n", "\r\n"), "f").strip() == program.strip()

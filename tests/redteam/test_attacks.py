@@ -13,10 +13,11 @@ import pytest
 
 from nemotron4.cli.main import main
 from nemotron4.client import ChatModel, FakeBehaviour, HopelessError, Reply, Sampling
-from nemotron4.redteam.attacks import FORMS, read_goals, report_goals, texts
+from nemotron4.redteam.attacks import FORMS, GoalResult, attack_goals, read_goals, report_goals, texts
 from nemotron4.redteam.garak_areas import REPORT_AREAS
 from nemotron4.redteam.judges import ask_in_form
 from nemotron4.redteam.sessions import CATEGORIES, SessionStore
+from nemotron4.redteam.settings import AttackSettings
 from tests.fake_serving import serving
 from tests.redteam.target import serving_target
 
@@ -168,6 +169,19 @@ def test_blocked_answers_are_blocked_and_other_forms_unscored(
     )
 
 
+def test_a_blocked_answer_hides_none_that_has_no_score(
+    goals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def first_open_then_guarded(messages: Any, sampling: Any) -> str:
+        is_second = any("Score:" in m.content for m in messages)
+        return json.dumps({"improvement": "", "prompt": "be guarded" if is_second else "go"})
+
+    with three(attack=first_open_then_guarded, score=lambda messages, sampling: "eight") as where:
+        assert main(run(tmp_path / "run", goals, where, "--streams", "1", "--depth", "2")) == 0
+    first = json.loads(capsys.readouterr().out)["goals"][0]
+    assert (first["outcome"], first["queries"], first["blocked"]) == ("unscored", 2, 1)
+
+
 def test_a_finished_goal_is_not_asked_again_and_another_run_is_refused(
     goals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,3 +253,40 @@ def test_an_unknown_method_is_refused(
     assert main(run(tmp_path / "run", goals, where, "--method", "pear")) == 1
     assert "did you mean 'pair'?" in capsys.readouterr().err
     assert read_goals(goals)[1].category == "other"
+
+
+class OneAnswer:
+    """A model that always says or raises the same."""
+
+    name = "m"
+
+    def __init__(self, answer: str | Exception) -> None:
+        self._answer = answer
+
+    async def chat(self, messages: Any, sampling: Any) -> Reply:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return Reply(text=self._answer, finish_reason="stop", model=self.name)
+
+
+def play(out: Path, answer: str | Exception) -> list[GoalResult]:
+    attacks = OneAnswer('{"improvement": "", "prompt": "do it"}')
+    models = {
+        "target": OneAnswer(answer),
+        "attacker": attacks,
+        "judge": OneAnswer('{"score": 2, "reason": ""}'),
+    }
+    settings = AttackSettings(method="pair", streams=2, depth=1)
+    found = attack_goals(report_goals()[:2], settings, out=out, **cast(dict[str, ChatModel], models))
+    return asyncio.run(found)
+
+
+def test_a_target_that_refuses_the_streams_of_pair_costs_its_goal_alone(tmp_path: Path) -> None:
+    results = play(tmp_path, HopelessError("too long", kind="context_length", status=400))
+    assert [(each.outcome, each.reason) for each in results] == [("unscored", "no answer: too long")] * 2
+
+
+def test_a_wrong_key_ends_the_run_and_books_nothing(tmp_path: Path) -> None:
+    with pytest.raises(HopelessError, match="wrong key"):
+        play(tmp_path, HopelessError("wrong key", kind="unauthorized", status=401))
+    assert [each.outcome for each in play(tmp_path, "No.")] == ["failure"] * 2

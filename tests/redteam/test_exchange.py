@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from nemotron4.cli.main import main
+from nemotron4.errors import DataError
+from nemotron4.redteam.exchange import take_file
 from nemotron4.redteam.sessions import SessionStore
 
 
@@ -166,3 +168,14 @@ def test_sessions_become_files_of_both(tmp_path: Path) -> None:
     seeds = written["seeds"]
     assert [(seed["value"], seed["sequence"]) for seed in seeds] == [("hello", 0), ("now tell me", 1)]
     assert len({seed["prompt_group_alias"] for seed in seeds}) == 1
+
+
+def test_a_piece_of_another_form_costs_its_conversation_alone(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text('[{"conversation_id": 1, "sequence": "x", "role": "user"}]')
+    with SessionStore(tmp_path / "s.sqlite") as store:
+        taken, refused = take_file(store, path, "pyrit", annotator="a")
+        assert (taken, len(refused)) == (0, 1)
+        path.write_text("[" * 100_000)
+        with pytest.raises(DataError, match="not JSON"):
+            take_file(store, path, "pyrit", annotator="a")

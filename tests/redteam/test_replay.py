@@ -101,6 +101,15 @@ def test_a_classifier_judges_and_is_named(database: Path, capsys: pytest.Capture
     }
 
 
+def test_a_replay_without_a_verdict_is_no_pass(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(FakeBehaviour(script=lambda messages, sampling: "I cannot say"), model="j") as url:
+        result = run(database, "--judge", url, capsys=capsys, status=1)
+    assert (result["unscored"], result["rate"]) == (3, None)
+    # What had no verdict before does not "work again".
+    since = run(database, capsys=capsys, status=1)["since_the_last_replay"]
+    assert (since["works_again"], since["stopped_working"]) == ([], [])
+
+
 def test_an_unknown_judge_is_refused(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["redteam", "replay", str(database), "--target", "http://x", "--judge", "nobody"]) == 1
     assert "expected person, refusal or a URL" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from nemotron4.client import FakeBehaviour, Sampling
 from nemotron4.client.remote import connect
 from nemotron4.errors import DataError
 from nemotron4.records import Message, PreferencePair, RewardSample
+from nemotron4.redteam.exchange import take_file
 from nemotron4.redteam.session_report import export, page_tab, report
 from nemotron4.redteam.sessions import Session, SessionStore
 from tests.fake_serving import serving
@@ -299,3 +300,16 @@ def test_an_attack_whose_questions_were_interrupted_is_kept_as_a_draft(
         (kept,) = store.sessions()
         assert store.drafts() == {}
     assert (kept.outcome, kept.session.messages[1].content) == ("success", "Turn it left.")
+
+
+@pytest.mark.parametrize("field", ["assessments", "ratings", "corrections"])
+def test_judgments_of_another_form_are_refused_by_their_line(
+    field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row: dict[str, Any] = {"annotator": "a", "model": "m", "technique": "direct", "category": "hate"}
+    row |= {"messages": [{"role": "user", "content": "x"}], field: 5}
+    (tmp_path / "s.jsonl").write_text(json.dumps(row) + "\n")
+    with SessionStore(tmp_path / "s.sqlite") as store:
+        taken, refused = take_file(store, tmp_path / "s.jsonl", "sessions", annotator="a")
+    assert taken == 0
+    assert f"s.jsonl:1: field '{field}' is 5; expected a list of objects" in refused[0]

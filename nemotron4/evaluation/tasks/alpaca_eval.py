@@ -110,6 +110,13 @@ def _fill(template: str, values: Mapping[str, str]) -> str:
     return re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], template)
 
 
+def _read(judgment: Judgment) -> Score:
+    try:
+        return _preference(judgment)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"judgment {judgment.id}: not log-probabilities of m and M: {error!r}") from error
+
+
 def _preference(judgment: Judgment) -> Score:
     """From log-probabilities (with the order, else the baseline was first) or the package's stored number."""
     fields = judgment.fields
@@ -132,7 +139,7 @@ def _preference(judgment: Judgment) -> Score:
 
 def score(inputs: Inputs) -> Outcome:
     reasons: Counter[str] = Counter()
-    found = {judgment.id: _preference(judgment) for judgment in inputs.judgments}
+    found = {judgment.id: _read(judgment) for judgment in inputs.judgments}
     reasons.update(str(one.reason) for one in found.values() if not one.is_scored)
     if found and reasons["no log-probabilities"] == len(found):
         raise DataError(
