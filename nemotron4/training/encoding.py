@@ -119,8 +119,9 @@ class Encoder:
         return self._segment(ids, (False,) * len(ids))
 
     def document(self, text: str) -> Segment:
-        """A text that trains whole, between separators."""
-        ids = [self.separator, *self.tokenizer.encode(text, parse_special=False), self.separator]
+        """A text that trains whole, behind a separator, with its end."""
+        ids = [self.separator, *self.tokenizer.encode(text, parse_special=False)]
+        ids.append(self.separator if self.tokenizer.eos_id is None else self.tokenizer.eos_id)
         front = len(self.virtual_ids) + 1
         return Segment((*self.virtual_ids, *ids), (*[False] * front, *[True] * (len(ids) - 1)))
 
