@@ -229,15 +229,21 @@ def encode_reward(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
 
 
 def encode_judged(
-    tokenizer: Tokenizer, prompt_format: ChatFormat | None, messages: Sequence[Message]
+    tokenizer: Tokenizer,
+    prompt_format: ChatFormat | None,
+    messages: Sequence[Message],
+    tools: Sequence[Any] = (),
 ) -> list[int]:
     """What a reward model reads: NVIDIA's form where the vocabulary has its marker, else the
-    conversation in the model's own format.
+    conversation in the model's own format. TemplateError for tools or calls that the form cannot write.
     """
     if formats.LABEL_START in tokenizer.markers:
+        with_tools(nemotron4(), tools, messages)
         return encode_reward(tokenizer, messages)
     if prompt_format is None:
         raise TemplateError("the reward model has neither the label marker nor a chat template")
+    if isinstance(prompt_format, PromptFormat):
+        prompt_format = with_tools(prompt_format, tools, messages)
     return prompt_format.encode(tokenizer, messages, add_generation_prompt=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -47,7 +48,7 @@ class Data:
     orders: Mapping[int, Callable[[int], EpochOrder]] = field(
         default_factory=dict
     )  # of sources with their own
-    ignored: Sequence[str] = ()  # a line for each file with columns that nothing reads
+    ignored: Sequence[str] = ()  # a line for each file with columns that nothing reads, or rows that were cut
 
 
 def open_start(recipe: Recipe) -> Checkpoint:
@@ -200,10 +201,19 @@ def source_kind(recipe: Recipe, source: TrainingSource) -> RowKind:
 def encoded(source: TrainingSource, kind: RowKind, encoder: Encoder) -> StoredSamples:
     """The samples of a source, from the cache if they are there."""
     ignored = Ignored()
+    cut: Counter[str] = Counter()
+
+    def on_row(read: ReadRow, sample: Sample) -> None:
+        cut[read.where.rpartition(":")[0]] += sample.was_cut
+
+    def lines() -> list[str]:
+        told = f"cut to data.max_length, {encoder.max_length} tokens"
+        return [*ignored.lines(), *(f"{file}: {num:,} rows {told}" for file, num in cut.items() if num)]
+
     return stored(
         cache_key([source], kind, encoder),
-        lambda: encode_rows(read_rows(source, kind, ignored), kind, encoder),
-        ignored.lines,
+        lambda: encode_rows(read_rows(source, kind, ignored), kind, encoder, on_row),
+        lines,
     )
 
 
