@@ -14,7 +14,7 @@ from nemotron4.checkpoint.cache import resolve
 from nemotron4.checkpoint.derived import ExtendedCheckpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
-from nemotron4.errors import ConfigError, TemplateError, unknown_name
+from nemotron4.errors import ConfigError, DataError, TemplateError, unknown_name
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.presets import PRESETS
 from nemotron4.text.prompt import chosen_format
@@ -144,6 +144,12 @@ def read_data(recipe: Recipe, encoder: Encoder) -> Data:
     orders = {place: part.order for place, part in enumerate(train) if isinstance(part, CorpusWindows)}
     if orders and len(train) > 1 and not recipe.data.shares:
         raise ConfigError("data.train has an indexed corpus and more sources; give each a weight")
+    for source, share, part in zip(recipe.data.sources[0], recipe.data.shares, train, strict=False):
+        if share and not len(part):
+            raise DataError(
+                f"{source.path}: no row of it can train, and its weight is {share:g}",
+                hint="see nemotron4 doctor data, or leave the source out",
+            )
     total = sum(len(part) + len(part.problems) for part in stored[0])
     hashes = [
         [part.facts["hash"] if isinstance(part, StoredSamples) else part.fingerprint for part in group]

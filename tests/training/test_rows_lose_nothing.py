@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 import os
 from pathlib import Path
@@ -12,14 +13,16 @@ from typing import Any
 import pytest
 
 from nemotron4.checkpoint import open_checkpoint
+from nemotron4.cli.main import main
 from nemotron4.errors import DataError
 from nemotron4.records import FieldError, Message
 from nemotron4.training import stage
 from nemotron4.training.cache import source_hashes
 from nemotron4.training.encoding import Encoder, Problem, ReadRow
-from nemotron4.training.inputs import encoded
+from nemotron4.training.inputs import encoded, read_data
 from nemotron4.training.preview import shown
 from nemotron4.training.reading import TrainingSource, read_rows
+from nemotron4.training.recipe import build
 from nemotron4.training.rows import Fields
 from tests import tiny_models
 
@@ -126,6 +129,40 @@ def test_rows_that_are_cut_are_told(model: Path, tmp_path: Path) -> None:
     for _ in range(2):  # made, and from the cache
         found = encoded(TrainingSource(path=str(path)), stage.kinds()["sft"], encoder)
         assert found.facts["ignored"] == [f"{path}: 2 rows cut to data.max_length, 60 tokens"]
+
+
+def test_a_weighted_source_without_a_row_is_an_error(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [USER, ANSWER]}) + "\n")
+    (tmp_path / "b.jsonl").write_text("")
+
+    def read_weighted(weight: float) -> int:
+        train = [{"path": str(tmp_path / "a.jsonl"), "weight": 1}]
+        train += [{"path": str(tmp_path / "b.jsonl"), "weight": weight}]
+        recipe = build(
+            {
+                "stage": "sft",
+                "model": {"start": str(model), "device": "cpu"},
+                "data": {"train": train, "max_length": 100},
+                "optimizer": {"learning_rate": 1e-3},
+                "run": {"directory": str(tmp_path / "run"), "max_steps": 1},
+            }
+        )
+        return len(read_data(recipe, encoder_of(model)).train)
+
+    assert read_weighted(0) == 1
+    with pytest.raises(DataError, match=r"b\.jsonl: no row of it can train, and its weight is 0\.5"):
+        read_weighted(0.5)
+
+
+def test_clean_rows_of_a_table_with_dates_are_written(model: Path, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    row = {"prompt": "Hi", "response": "Yes", "when": datetime.datetime(2026, 11, 30)}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    clean = tmp_path / "clean.jsonl"
+    options = ["--kind", "sft", "--model", str(model), "--write-clean", str(clean)]
+    assert main(["doctor", "data", str(tmp_path / "a.parquet"), *options]) == 0
+    assert json.loads(clean.read_text())["when"] == "2026-11-30 00:00:00"
 
 
 def test_a_new_version_of_a_hub_s_data_set_is_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
