@@ -19,6 +19,7 @@ from nemotron4.records import ATTRIBUTES, FieldError, JsonObject, Message, requi
 Prompt = str | tuple[Message, ...]
 MISSING = -100.0
 SYSTEM_NAMES = ("system", "system_prompt")  # the second is OpenOrca's
+TRAIN_NAMES = ("weight", "train", "loss")  # of a message: OpenAI's, and others'
 ALL_ATTRIBUTES = ("quality", "toxicity", "humor", "creativity", *ATTRIBUTES)
 # A row that has one of these and is read without it would train something else than it says.
 MEANINGFUL = frozenset(
@@ -31,9 +32,6 @@ MEANINGFUL = frozenset(
         "functions",
         "tool_calls",
         "function_call",
-        "weight",
-        "train",
-        "loss",
         "loss_weight",
         "loss_mask",
         "mask",
@@ -85,7 +83,7 @@ MEANINGFUL = frozenset(
         "thinking",
         "chat_template_kwargs",
     ]
-) | frozenset((*ALL_ATTRIBUTES, *SYSTEM_NAMES, "system_message"))
+) | frozenset((*ALL_ATTRIBUTES, *SYSTEM_NAMES, *TRAIN_NAMES, "system_message"))
 ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user",
@@ -220,7 +218,7 @@ def _message(fields: Fields) -> Message:
     for name in ("tool_call_id", "name"):
         if name in fields:
             more[name] = fields.text(name)
-    return Message(role, content, more=more, trains=_trains(fields))
+    return Message(role, content, more=more, trains=_trains(fields, role))
 
 
 def _content(fields: Fields, name: str) -> str:
@@ -237,13 +235,14 @@ def _content(fields: Fields, name: str) -> str:
     return "".join(texts)
 
 
-def _trains(fields: Fields) -> bool:
-    """What OpenAI calls ``weight`` 0 or 1, and others ``train`` or ``loss``."""
-    for name in ("weight", "train", "loss"):
+def _trains(fields: Fields, role: str) -> bool:
+    for name in TRAIN_NAMES:
         if name in fields:
             value = fields[name]
             if value not in (0, 1):
                 raise FieldError(f"field {name!r} is {value!r}; expected 0 or 1, whether the message trains")
+            if value and role != "assistant" and name != "weight":
+                raise FieldError(f"field {name!r} is {value!r}, and only the assistant's messages can train")
             return bool(value)
     return True
 

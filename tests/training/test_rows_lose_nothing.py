@@ -84,6 +84,22 @@ def test_an_answer_of_weight_0_is_refused_where_it_alone_would_train() -> None:
         parse("sft", {"prompt": [USER], "completion": [{**ANSWER, "weight": 0}]})
 
 
+def test_a_text_before_answers_that_are_messages_is_the_user_s_turn() -> None:
+    pair = parse(
+        "preference", {"prompt": "Hi", "chosen": [ANSWER], "rejected": [{**ANSWER, "content": "No"}]}
+    )
+    judged = parse("kto", {"prompt": "Hi", "completion": [ANSWER], "label": True})
+    assert pair.prompt == judged.prompt == (Message("user", "Hi"),)
+    assert parse("preference", {"prompt": "Hi", "chosen": "A", "rejected": "B"}).prompt == "Hi"
+
+
+@pytest.mark.parametrize("name", ["train", "loss"])
+def test_a_user_s_message_that_should_train_is_refused(name: str) -> None:
+    with pytest.raises(FieldError, match=f"{name!r} is True, and only the assistant's messages can train"):
+        parse("sft", {"messages": [{**USER, name: True}, ANSWER]})
+    assert parse("sft", {"messages": [{**USER, name: False}, {**ANSWER, name: True}]}).messages[1].trains
+
+
 @pytest.mark.parametrize("arguments", ["not json", "[1]", 3])
 def test_arguments_of_a_call_are_an_object(arguments: object) -> None:
     call = {"function": {"name": "f", "arguments": arguments}}
