@@ -256,8 +256,7 @@ def open_text(path: Path, encoding: str = "utf-8-sig", *, newline: str | None = 
         if path.suffix == ".gz":
             return io.TextIOWrapper(gzip.open(path, "rb"), encoding=encoding, newline=newline)
         if path.suffix == ".zst":
-            reader = _zstandard().ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True)
-            return io.TextIOWrapper(reader, encoding, newline=newline)
+            return io.TextIOWrapper(io.BufferedReader(_ZstdReader(path)), encoding, newline=newline)
         return path.open(encoding=encoding, newline=newline)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
@@ -270,6 +269,42 @@ def _compressed_writer(raw: BinaryIO, path: Path) -> Any:
     if path.suffix == ".zst":
         return _zstandard().ZstdCompressor().stream_writer(raw, closefd=False)
     return io.BufferedWriter(_Unclosed(raw))
+
+
+class _ZstdReader(io.RawIOBase):
+    """Frames one after the other. zstandard's own reader takes a file that is cut short for a whole one."""
+
+    def __init__(self, path: Path) -> None:
+        self._make = _zstandard().ZstdDecompressor().decompressobj
+        self._error: type[Exception] = _zstandard().ZstdError
+        self._file = path.open("rb")
+        self._frame: Any = None
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            is_between = self._frame is None or self._frame.eof
+            data = (self._frame.unused_data if self._frame and is_between else b"") or self._file.read(4096)
+            if not data and is_between:
+                return 0
+            if not data:
+                raise EOFError("the compressed data is cut short")
+            if is_between:
+                self._frame = self._make()
+            try:
+                self._ready = memoryview(self._frame.decompress(data))
+            except self._error as error:
+                raise OSError(str(error)) from error
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class _Unclosed(io.RawIOBase):

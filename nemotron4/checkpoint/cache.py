@@ -12,6 +12,7 @@ into Hugging Face's own cache is read there and never changed.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -168,8 +169,22 @@ def _in_hub_cache(model: str) -> Path | None:
         files = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf")]
         named = [names for names in models_among(files) if wanted.file in names[0]]
         return snapshot / named[0][0] if len(named) == 1 else None
-    is_model = any((snapshot / name).exists() for name in ("config.json", "model_config.yaml"))
-    return snapshot if is_model or any(snapshot.glob("*.gguf")) else None
+    return snapshot if _has_weights(snapshot) else None
+
+
+def _has_weights(snapshot: Path) -> bool:
+    """Other programs fetch a model's configuration or tokenizer alone, or some of its shards."""
+    index = snapshot / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError):
+            return True  # what is wrong with it is said when it is opened
+        return all((snapshot / str(shard)).exists() for shard in shards)
+    if (snapshot / "model_config.yaml").exists():
+        return True
+    patterns = ("*.safetensors", "*.gguf", "*.bin", ".metadata")
+    return any(next(snapshot.glob(pattern), None) for pattern in patterns)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from nemotron4.checkpoint.convert_files import Finished, OutputFile, read_manife
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint, adapter_hash
 from nemotron4.checkpoint.nemo import NemoCheckpoint
+from nemotron4.checkpoint.nemo_files import as_bytes
 from nemotron4.checkpoint.write_gguf import GgufScheme, gguf_files
 from nemotron4.checkpoint.write_huggingface import huggingface_files
 from nemotron4.checkpoint.write_nemo import nemo_files
@@ -153,8 +154,13 @@ def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def _fingerprint(checkpoint: Checkpoint) -> str:
+    """Of the names, shapes and types, and of three rows of each: a model that trained on is another one."""
     rows = sorted((info.name, info.shape, info.dtype) for info in checkpoint.tensors.values())
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(rows).encode())
+    for name, shape, _ in rows:
+        for row in sorted({0, shape[0] // 2, shape[0] - 1}):
+            digest.update(as_bytes(checkpoint.read_rows(name, row, row + 1, torch.float32).contiguous()))
+    return digest.hexdigest()[:16]
 
 
 def _sentencepiece(checkpoint: Checkpoint) -> bytes | None:

@@ -130,7 +130,10 @@ def _rotary_fraction(
 
 
 def _rope_scaling(file: GgufFile, kind: str) -> RopeScaling | None:
-    scaling = file.metadata.get(f"{kind}.rope.scaling.type", "none")
+    # As llama.cpp: a factor without a type is linear, and files of 2023 call it ``scale_linear``.
+    given = file.metadata.get(f"{kind}.rope.scaling.factor", file.metadata.get(f"{kind}.rope.scale_linear"))
+    silent = "none" if given in (None, 0, 1) else "linear"
+    scaling = file.metadata.get(f"{kind}.rope.scaling.type", silent)
     if scaling not in ("none", "linear", "yarn"):
         raise CheckpointError(f"{file.path}: RoPE scaling of kind {scaling!r}; readable: none, linear, yarn")
     if ROPE_FACTORS in file.tensors:
@@ -145,7 +148,7 @@ def _rope_scaling(file: GgufFile, kind: str) -> RopeScaling | None:
     def number(key: str, default: float) -> float:
         return _shortest(float(file.metadata.get(f"{kind}.rope.scaling.{key}", default)))
 
-    factor = number("factor", 1.0)
+    factor = _shortest(float(given or 1.0))
     if scaling == "linear":
         return RopeScaling(kind="linear", factor=factor)
     context = file.metadata.get(f"{kind}.context_length", 0)

@@ -192,6 +192,8 @@ def _refuse_unsupported(reader: _Reader, kind: str, values: Mapping[str, Any]) -
                 "the text would look right and be wrong; a model without it is needed",
             )
     window, context = reader.get("sliding_window"), reader.get("max_position_embeddings", 0)
+    if kind == "mistral" and "sliding_window" not in values:
+        window = 4096  # transformers' own where the file is silent; null is none
     if kind == "mistral" and window is not None and window < context:
         raise reader.refuse(
             f"sliding_window is {window} and the context {context}; attention here is full",

@@ -32,7 +32,7 @@ EIGHT_BIT = ("I8", "F8_E4M3", "F8_E5M2")
 EXPANDED = ("compressed-tensors", "fp8", "modelopt", "gptq", "awq")
 UNUSED = (
     *("input_scale", "output_scale", "k_scale", "v_scale", "q_scale", "prob_scale"),
-    *("input_global_scale", "pre_quant_scale", "k_zero_point", "v_zero_point", "input_zero_point"),
+    *("input_global_scale", "k_zero_point", "v_zero_point", "input_zero_point"),
 )
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # the nibble in which each of eight neighbouring columns is
@@ -51,6 +51,15 @@ class Quantization:
     def has_gptq_v1_zeros(self) -> bool:
         """GPTQ's first format stores zero points minus 1."""
         return bool(self.entry.get("checkpoint_format", "gptq") != "gptq_v2")
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """Rows and columns that share a scale, where the files say so: the last block may be smaller."""
+        groups = (group.get("block_structure") for group in _weight_groups(self.entry))
+        found = self.entry.get("weight_block_size") or next(groups, None)
+        if isinstance(found, str):
+            found = [int(size) for size in found.split("x") if size.isdigit()]
+        return (int(found[0]), int(found[1])) if isinstance(found, list) and len(found) == 2 else None
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,8 @@ def _problem(entry: Mapping[str, Any], method: str) -> str | None:
         return f"the weights are quantised ({method})"
     if method == "compressed-tensors":
         for name in ("transform_config", "sparsity_config"):
-            if entry.get(name):
+            given = entry.get(name)
+            if given and not (isinstance(given, Mapping) and given.get("format") == "dense"):
                 return f"the weights have a {name}"
         readable = ("int-quantized", "float-quantized", "naive-quantized", "pack-quantized")
         if entry.get("format") not in (*readable, "nvfp4-pack-quantized", "mixed-precision"):
@@ -148,7 +158,7 @@ def quantized_weights(
         if suffix == "weight_packed" or (suffix == "weight" and tensor.word == "U8"):
             weights[f"{stem}.weight"] = _packed(stored, stem, suffix)
         elif suffix == "weight" and tensor.word in EIGHT_BIT:
-            weights[name] = _eight_bit(stored, stem, file, tensor)
+            weights[name] = _eight_bit(stored, stem, file, tensor, quantization.block)
         elif suffix == "qweight":
             weights[f"{stem}.weight"] = _by_column(stored, stem, quantization)
     used = {part[1].name for weight in weights.values() for part in weight.parts.values()}
@@ -171,7 +181,9 @@ def _parts(stored: Mapping[str, Place], stem: str, needed: tuple[str, ...], more
 # -- eight bits --------------------------------------------------------------------------------------------
 
 
-def _eight_bit(stored: Mapping[str, Place], stem: str, file: Path, tensor: StoredTensor) -> QuantizedWeight:
+def _eight_bit(
+    stored: Mapping[str, Place], stem: str, file: Path, tensor: StoredTensor, block: tuple[int, int] | None
+) -> QuantizedWeight:
     scale = "weight_scale_inv" if f"{stem}.weight_scale_inv" in stored else "weight_scale"
     if f"{stem}.{scale}" not in stored:
         raise CheckpointError(f"{file}: the scale of tensor {tensor.name!r} is missing")
@@ -179,9 +191,10 @@ def _eight_bit(stored: Mapping[str, Place], stem: str, file: Path, tensor: Store
     shape = (tensor.shape[0], tensor.shape[1])
     found = parts[scale][1].shape
     grid = found if len(found) == 2 else (*found, 1)[:2] if len(found) == 1 else (1, 1)
+    sides = block or tuple(-(-size // n) if size % n == 0 else 0 for n, size in zip(grid, shape, strict=True))
     if len(found) > 2 or not all(
-        n == 1 or 0 <= n * -(-size // n) - size < -(-size // n) or n == size
-        for n, size in zip(grid, shape, strict=True)
+        n in (1, size) or (side and n == -(-size // side))
+        for n, size, side in zip(grid, shape, sides, strict=True)
     ):
         raise CheckpointError(f"{file}: the scale of tensor {tensor.name!r} has shape {list(found)}")
     word = DTYPES[tensor.word][0]
@@ -190,32 +203,34 @@ def _eight_bit(stored: Mapping[str, Place], stem: str, file: Path, tensor: Store
         word,
         {"weight": parts["weight"], "scale": parts[scale]}
         | {name: part for name, part in parts.items() if name == "weight_zero_point"},
-        _expand_eight_bit,
+        functools.partial(_expand_eight_bit, sides=sides),
     )
 
 
-def _expand_eight_bit(parts: Mapping[str, Place], start: int, stop: int) -> torch.Tensor:
+def _expand_eight_bit(
+    parts: Mapping[str, Place], start: int, stop: int, *, sides: tuple[int, ...]
+) -> torch.Tensor:
     values_RC = read_rows(*parts["weight"], start, stop).float()
     num_rows = parts["weight"][1].shape[0]
     if "weight_zero_point" in parts:
-        values_RC -= _spread(parts["weight_zero_point"], num_rows, start, stop, values_RC.shape[1])
-    return values_RC * _spread(parts["scale"], num_rows, start, stop, values_RC.shape[1])
+        values_RC -= _spread(parts["weight_zero_point"], num_rows, start, stop, values_RC.shape[1], sides)
+    return values_RC * _spread(parts["scale"], num_rows, start, stop, values_RC.shape[1], sides)
 
 
-def _spread(place: Place, num_rows: int, start: int, stop: int, num_columns: int) -> torch.Tensor:
+def _spread(
+    place: Place, num_rows: int, start: int, stop: int, num_columns: int, sides: tuple[int, ...]
+) -> torch.Tensor:
     """The scales of rows ``start:stop``: [1, 1], [R, 1] or a value for each column."""
     import torch
 
     scale = read_tensor(*place).float()
     scale = scale.reshape(-1, 1) if scale.dim() < 2 else scale
     if scale.shape[0] not in (1, num_rows):  # blocks of rows
-        height = -(-num_rows // scale.shape[0])
-        scale = scale[torch.arange(start, stop) // height]
+        scale = scale[torch.arange(start, stop) // sides[0]]
     elif scale.shape[0] == num_rows and num_rows > 1:
         scale = scale[start:stop]
     if scale.shape[1] not in (1, num_columns):  # groups of columns
-        width = -(-num_columns // scale.shape[1])
-        scale = scale.repeat_interleave(width, dim=1)[:, :num_columns]
+        scale = scale.repeat_interleave(sides[1], dim=1)[:, :num_columns]
     return scale
 
 
@@ -239,7 +254,15 @@ def _packed(stored: Mapping[str, Place], stem: str, suffix: str) -> QuantizedWei
             f"{file}: tensor {tensor.name!r} of shape {list(tensor.shape)} does not hold rows of {columns} "
             "values in 4 or 8 bits"
         )
+    _require_groups(parts, "weight_g_idx", columns, parts["weight_scale"][1].shape[-1])
     return QuantizedWeight((tensor.shape[0], columns), f"int{bits}", parts, _expand_packed)
+
+
+def _require_groups(parts: Mapping[str, Place], index: str, columns: int, num_groups: int) -> None:
+    """Groups of one size, or the group of each column: else which column has which scale is a guess."""
+    if index not in parts and columns % max(1, num_groups):
+        file, tensor = next(iter(parts.values()))
+        raise CheckpointError(f"{file}: tensor {tensor.name!r}: {num_groups} groups of {columns} columns")
 
 
 def _unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
@@ -308,6 +331,8 @@ def _expand_e2m1(parts: Mapping[str, Place], start: int, stop: int) -> torch.Ten
 def _by_column(stored: Mapping[str, Place], stem: str, quantization: Quantization) -> QuantizedWeight:
     parts = _parts(stored, stem, ("qweight", "scales", "qzeros"), ("g_idx",))
     rows, columns = parts["qweight"][1].shape[::-1]
+    num_inputs = columns if quantization.method == "awq" else columns * 8
+    _require_groups(parts, "g_idx", num_inputs, parts["scales"][1].shape[0])
     if quantization.method == "awq":
         return QuantizedWeight((rows * 8, columns), "int4", parts, _expand_awq)
     expand = functools.partial(_expand_gptq, added_to_zeros=1 if quantization.has_gptq_v1_zeros else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -160,7 +161,9 @@ def _write(found: Examination, clean: Path | None, folder: Path | None) -> None:
     if clean is not None:
         from nemotron4.records import write
 
-        written = write(clean, [row for row in found.clean if isinstance(row, dict)])
+        # Tables hold more than JSON can: dates are written as texts, as are bytes.
+        plain = (json.loads(json.dumps(row, default=str)) for row in found.clean if isinstance(row, dict))
+        written = write(clean, plain)
         note(f"{written:,} clean rows written to {clean}")
     if folder is not None:
         from nemotron4.report import write_report

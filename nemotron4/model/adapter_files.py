@@ -175,9 +175,18 @@ def _refuse_unsupported_lora(values: dict[str, Any], path: Path) -> None:
         "alpha_pattern",
         "layers_to_transform",
         "lora_bias",
+        "layer_replication",
+        "alora_invocation_tokens",
+        "target_parameters",
     ):
         if values.get(name):
             raise CheckpointError(f"{path}: {name} is {values[name]!r}, which is not supported")
+    start = values.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(("pissa", "olora", "corda", "loftq")):
+        raise CheckpointError(
+            f"{path}: init_lora_weights is {start!r}, whose update is of another base",
+            hint="save it in PEFT with path_initial_model_for_weight_conversion, or merge it there",
+        )
     if values.get("bias", "none") != "none":
         raise CheckpointError(f"{path}: bias is {values['bias']!r}; only 'none' is supported")
 

@@ -118,12 +118,14 @@ def with_one_system_message(messages: Sequence[Message]) -> list[Message]:
     return [Message("system", joined), *messages[num:]]
 
 
-def with_calls_as_text(messages: Sequence[Message], own: ChatFormat | None) -> Sequence[Message]:
-    """Calls of tools and their results as text, for a format (None: the reward model's) that knows none."""
-    if not any("tool_calls" in message.more for message in messages):
+def with_calls_as_text(
+    messages: Sequence[Message], own: ChatFormat | None, described: Sequence[JsonObject] = ()
+) -> Sequence[Message]:
+    """Tools, calls and results as text, for a format (None: the reward model's) that knows none of them."""
+    if not described and not any("tool_calls" in message.more for message in messages):
         return messages
     from nemotron4.text import tools  # here: it brings the library of grammars, which few conversations need
 
     if own is None:
-        return tools.spelled(messages, (), tools.FORMATS["nemotron"])
-    return messages if tools.knows_tools(own) else tools.spelled(messages, (), tools.format_of(own))
+        return tools.spelled(messages, described, tools.FORMATS["nemotron"])
+    return messages if tools.knows_tools(own) else tools.spelled(messages, described, tools.format_of(own))

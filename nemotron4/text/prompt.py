@@ -230,17 +230,22 @@ def encode_reward(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
 
 
 def encode_judged(
-    tokenizer: Tokenizer, prompt_format: ChatFormat | None, messages: Sequence[Message]
+    tokenizer: Tokenizer,
+    prompt_format: ChatFormat | None,
+    messages: Sequence[Message],
+    tools: Sequence[Any] = (),
 ) -> list[int]:
     """What a reward model reads: NVIDIA's form where the vocabulary has its marker, else the
-    conversation in the model's own format.
+    conversation in the model's own format; tools and calls that it cannot write are text, as in a chat.
     """
     formats.require_answer(messages)
     if formats.LABEL_START in tokenizer.markers:
-        return encode_reward(tokenizer, with_calls_as_text(messages, None))
+        return encode_reward(tokenizer, with_calls_as_text(messages, None, tools))
     if prompt_format is None:
         raise TemplateError("the reward model has neither the label marker nor a chat template")
-    written = with_calls_as_text(messages, prompt_format)
+    written = with_calls_as_text(messages, prompt_format, tools)
+    if written is messages and isinstance(prompt_format, PromptFormat):
+        prompt_format = with_tools(prompt_format, tools, messages)
     return prompt_format.encode(tokenizer, written, add_generation_prompt=False)
 
 

@@ -30,7 +30,7 @@ from nemotron4.runs import publish
 from nemotron4.text.tokenizer import tokenizer_hash
 from nemotron4.training.encoding import Encoder, Problem, sample_hash
 from nemotron4.training.indexed import IndexedCorpus, is_corpus
-from nemotron4.training.reading import HUB, TrainingSource, files_of
+from nemotron4.training.reading import HUB, TrainingSource, files_of, hub_rows
 from nemotron4.training.rollouts import PromptSample
 from nemotron4.training.samples import Sample, SampleSequence, Segment
 
@@ -66,9 +66,9 @@ def cache_key(sources: Sequence[TrainingSource], kind: object, encoder: Encoder)
 
 
 def source_hashes(source: TrainingSource) -> dict[str, str]:
-    """A hash of each file's content; of a data set of the hub its name (its cache knows the version)."""
+    """A hash of each file's content; of a data set of the hub the files of its version."""
     if source.path.startswith(HUB):
-        return {source.path: source.path}
+        return {source.path: repr(hub_rows(source.path).cache_files)}
     if is_corpus(source.path):
         return {source.path: IndexedCorpus(source.path).fingerprint}
     return {str(file): file_hash(file) for file in files_of(source.path)}

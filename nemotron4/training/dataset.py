@@ -107,9 +107,9 @@ class TextWindows(SampleSequence):
     """Documents laid end to end and cut into windows; a window's pieces do not see each other.
 
     ``stream`` holds the documents' tokens and ``starts`` where each begins, with the stream's length behind
-    them. A document starts and ends with the separator (BOS or EOS), so its first token and its end train
-    too. One that goes on in the next window repeats one token there, so no prediction is lost. ``front`` is
-    put before each piece and never trains (P-tuning).
+    them. A document starts with the separator (BOS, else EOS) and ends with EOS, so its first token and its
+    end train too. One that goes on in the next window repeats one token there, so no prediction is lost.
+    ``front`` is put before each piece and never trains (P-tuning).
     """
 
     def __init__(

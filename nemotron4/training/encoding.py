@@ -105,22 +105,23 @@ class Encoder:
 
     def labelled_answer(self, prompt: Sequence[Message], labels: Mapping[str, int], answer: str) -> Segment:
         """The last answer of a conversation, written for the given attributes; it alone trains."""
-        prompt_format = with_labels(self._format(), {len(prompt): labels})
+        prompt_format = with_labels(with_tools(self._format(), (), prompt), {len(prompt): labels})
         parts = encode_answer(prompt_format, self.tokenizer, prompt, answer)
         trained = [*[False] * len(parts.prompt_ids), *[True] * len(parts.answer_ids)]
         return self._segment((*parts.prompt_ids, *parts.answer_ids), trained)
 
-    def judged_text(self, conversation: Prompt) -> Segment:
+    def judged_text(self, conversation: Prompt, tools: Sequence[Any] = ()) -> Segment:
         """What a reward model reads; it gives its score at the last token. No token is a target."""
         if isinstance(conversation, str):
             ids = self.tokenizer.encode(conversation)
         else:
-            ids = encode_judged(self.tokenizer, self.prompt_format, conversation)
+            ids = encode_judged(self.tokenizer, self.prompt_format, conversation, tools)
         return self._segment(ids, (False,) * len(ids))
 
     def document(self, text: str) -> Segment:
-        """A text that trains whole, between separators."""
-        ids = [self.separator, *self.tokenizer.encode(text, parse_special=False), self.separator]
+        """A text that trains whole, behind a separator, with its end."""
+        ids = [self.separator, *self.tokenizer.encode(text, parse_special=False)]
+        ids.append(self.separator if self.tokenizer.eos_id is None else self.tokenizer.eos_id)
         front = len(self.virtual_ids) + 1
         return Segment((*self.virtual_ids, *ids), (*[False] * front, *[True] * (len(ids) - 1)))
 
@@ -181,7 +182,7 @@ def _within_length(sample: Sample, encoder: Encoder, *, trains_text: bool) -> Sa
     require_trained(cut, "after the cut to data.max_length ")
     if len(cut) > 1 and len(set(cut)) == 1 and len(set(sample.segments)) > 1:
         raise RowError(f"the answers are the same after the cut to data.max_length ({encoder.max_length})")
-    return replace(sample, segments=cut)
+    return replace(sample, segments=cut, was_cut=True)
 
 
 def require_trained(segments: Sequence[Segment], when: str = "") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +14,7 @@ from nemotron4.checkpoint.cache import resolve
 from nemotron4.checkpoint.derived import ExtendedCheckpoint
 from nemotron4.checkpoint.interface import Checkpoint
 from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
-from nemotron4.errors import ConfigError, TemplateError, unknown_name
+from nemotron4.errors import ConfigError, DataError, TemplateError, unknown_name
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.presets import PRESETS
 from nemotron4.text.prompt import chosen_format
@@ -47,7 +48,7 @@ class Data:
     orders: Mapping[int, Callable[[int], EpochOrder]] = field(
         default_factory=dict
     )  # of sources with their own
-    ignored: Sequence[str] = ()  # a line for each file with columns that nothing reads
+    ignored: Sequence[str] = ()  # a line for each file with columns that nothing reads, or rows that were cut
 
 
 def open_start(recipe: Recipe) -> Checkpoint:
@@ -143,6 +144,12 @@ def read_data(recipe: Recipe, encoder: Encoder) -> Data:
     orders = {place: part.order for place, part in enumerate(train) if isinstance(part, CorpusWindows)}
     if orders and len(train) > 1 and not recipe.data.shares:
         raise ConfigError("data.train has an indexed corpus and more sources; give each a weight")
+    for source, share, part in zip(recipe.data.sources[0], recipe.data.shares, train, strict=False):
+        if share and not len(part):
+            raise DataError(
+                f"{source.path}: no row of it can train, and its weight is {share:g}",
+                hint="see nemotron4 doctor data, or leave the source out",
+            )
     total = sum(len(part) + len(part.problems) for part in stored[0])
     hashes = [
         [part.facts["hash"] if isinstance(part, StoredSamples) else part.fingerprint for part in group]
@@ -200,10 +207,19 @@ def source_kind(recipe: Recipe, source: TrainingSource) -> RowKind:
 def encoded(source: TrainingSource, kind: RowKind, encoder: Encoder) -> StoredSamples:
     """The samples of a source, from the cache if they are there."""
     ignored = Ignored()
+    cut: Counter[str] = Counter()
+
+    def on_row(read: ReadRow, sample: Sample) -> None:
+        cut[read.where.rpartition(":")[0]] += sample.was_cut
+
+    def lines() -> list[str]:
+        told = f"cut to data.max_length, {encoder.max_length} tokens"
+        return [*ignored.lines(), *(f"{file}: {num:,} rows {told}" for file, num in cut.items() if num)]
+
     return stored(
         cache_key([source], kind, encoder),
-        lambda: encode_rows(read_rows(source, kind, ignored), kind, encoder),
-        ignored.lines,
+        lambda: encode_rows(read_rows(source, kind, ignored), kind, encoder, on_row),
+        lines,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nemotron4.records import FieldError
+from nemotron4.records import FieldError, Message
 from nemotron4.training import rows
 from nemotron4.training.encoding import Encoder, ReadRow, RowError, RowKind
 from nemotron4.training.rows import Fields, Prompt
@@ -39,6 +39,8 @@ class JudgedKind(RowKind):
             is_desirable, name = row.require("label", bool, "true or false"), "completion"
         question = rows.asked(row)
         prompt = rows.prompt(row, "prompt") if question is None else question
+        if isinstance(prompt, str) and isinstance(row.row.get(name), list):
+            prompt = (Message("user", prompt),)  # an answer that is a message follows no rendered text
         return JudgedRow(prompt=prompt, answer=rows.answer(row, name), is_desirable=is_desirable)
 
     def related(self, rows: Iterator[ReadRow]) -> Iterator[tuple[ReadRow, Any]]:

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -271,7 +272,7 @@ def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
         for batch in _batches(path, pyarrow):
             for row in batch.to_pylist():
                 number += 1
-                yield f"{path}:{number}", {name: value for name, value in row.items() if value is not None}
+                yield f"{path}:{number}", _without_nulls(row)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
@@ -292,6 +293,13 @@ def _batches(path: Path, pyarrow: Any) -> Iterator[Any]:
 
 def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
     """``hub:ORG/NAME[:split]`` through the package datasets, whose cache and settings apply."""
+    for number, row in enumerate(hub_rows(name), start=1):
+        yield f"{name}:{number}", _without_nulls(row)
+
+
+@cache
+def hub_rows(name: str) -> Any:
+    """The data set itself; ``cache_files`` of it name its version."""
     datasets = import_optional("datasets", f"reading {name}")
     repository, _, split = name.removeprefix(HUB).partition(":")
     try:
@@ -301,5 +309,11 @@ def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(found, datasets.Dataset):
         splits = ", ".join(found)
         raise DataError(f"{name}: a data set with the splits {splits}", hint=f"name one: {name}:{min(found)}")
-    for number, row in enumerate(found, start=1):
-        yield f"{name}:{number}", {key: value for key, value in row.items() if value is not None}
+    return found
+
+
+def _without_nulls(value: Any) -> Any:
+    """In Arrow every object of a column has the fields of all; a call would train other tools' arguments."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(entry) for name, entry in value.items() if entry is not None}
+    return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value

@@ -18,6 +18,8 @@ from nemotron4.records import ATTRIBUTES, FieldError, JsonObject, Message, requi
 
 Prompt = str | tuple[Message, ...]
 MISSING = -100.0
+SYSTEM_NAMES = ("system", "system_prompt")  # the second is OpenOrca's
+TRAIN_NAMES = ("weight", "train", "loss")  # of a message: OpenAI's, and others'
 ALL_ATTRIBUTES = ("quality", "toxicity", "humor", "creativity", *ATTRIBUTES)
 # A row that has one of these and is read without it would train something else than it says.
 MEANINGFUL = frozenset(
@@ -25,15 +27,11 @@ MEANINGFUL = frozenset(
         "instruction",
         "input",
         "output",
-        "system",
         "history",
         "tools",
         "functions",
         "tool_calls",
         "function_call",
-        "weight",
-        "train",
-        "loss",
         "loss_weight",
         "loss_mask",
         "mask",
@@ -85,7 +83,7 @@ MEANINGFUL = frozenset(
         "thinking",
         "chat_template_kwargs",
     ]
-) | frozenset(ALL_ATTRIBUTES)
+) | frozenset((*ALL_ATTRIBUTES, *SYSTEM_NAMES, *TRAIN_NAMES, "system_message"))
 ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user",
@@ -94,6 +92,7 @@ ROLES = {
     "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool",
     "tool_response": "tool", "ipython": "tool",
 }  # fmt: skip
+LISTED = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
 TURN_MARK = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 HH_MARK = re.compile(r"\n\n(Human|Assistant):")
 
@@ -105,7 +104,7 @@ class Fields(Mapping[str, Any]):
     """
 
     def __init__(self, row: JsonObject, *, is_text: bool = False) -> None:
-        self.row = row
+        self.row = {name: _cell(value) for name, value in row.items()} if is_text else row
         self.is_text = is_text
         self._read: set[str] = set()
         self._inside: dict[str, None] = {}  # unread fields of the objects in it
@@ -165,6 +164,11 @@ class Fields(Mapping[str, Any]):
         return [*left, *self._inside]
 
 
+def _cell(value: Any) -> Any:
+    """Messages that a table holds as JSON; every other cell as it is."""
+    return _from_text(value, list) if isinstance(value, str) and LISTED.match(value) else value
+
+
 def _from_text(value: str, kind: type | tuple[type, ...]) -> Any:
     try:
         found = json.loads(value.lower() if kind is bool else value)
@@ -214,7 +218,7 @@ def _message(fields: Fields) -> Message:
     for name in ("tool_call_id", "name"):
         if name in fields:
             more[name] = fields.text(name)
-    return Message(role, content, more=more, trains=_trains(fields))
+    return Message(role, content, more=more, trains=_trains(fields, role))
 
 
 def _content(fields: Fields, name: str) -> str:
@@ -231,13 +235,14 @@ def _content(fields: Fields, name: str) -> str:
     return "".join(texts)
 
 
-def _trains(fields: Fields) -> bool:
-    """What OpenAI calls ``weight`` 0 or 1, and others ``train`` or ``loss``."""
-    for name in ("weight", "train", "loss"):
+def _trains(fields: Fields, role: str) -> bool:
+    for name in TRAIN_NAMES:
         if name in fields:
             value = fields[name]
             if value not in (0, 1):
                 raise FieldError(f"field {name!r} is {value!r}; expected 0 or 1, whether the message trains")
+            if value and role != "assistant" and name != "weight":
+                raise FieldError(f"field {name!r} is {value!r}, and only the assistant's messages can train")
             return bool(value)
     return True
 
@@ -249,22 +254,30 @@ def _tool_calls(fields: Fields) -> list[JsonObject]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise FieldError(f"tool_calls[{i}] has no function name")
-        arguments = function.get("arguments", {})
-        if isinstance(arguments, str):  # OpenAI's API has them as text; templates write objects
-            arguments = _from_text(arguments, dict)
+        arguments = _arguments(function.get("arguments"), f"tool_calls[{i}]")
         found.append({"type": "function", **call, "function": {**function, "arguments": arguments}})
         if "function" not in call:
             found[-1] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     return found
 
 
+def _arguments(value: object, where: str) -> JsonObject:
+    """OpenAI's API has them as text; templates write objects."""
+    if isinstance(value, str):
+        value = _from_text(value, dict) if value.strip() else {}
+    if value is not None and not isinstance(value, dict):
+        raise FieldError(f"{where} has the arguments {json.dumps(value)[:60]}; expected a JSON object")
+    return value or {}
+
+
 def _called(text: str) -> JsonObject:
     """ShareGPT's ``function_call``: the call as JSON text."""
     try:
         call = json.loads(text)
-        return {"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
+        name, given = call["name"], call["arguments"]
     except (ValueError, KeyError, TypeError):
         raise FieldError("a function_call is not JSON with name and arguments") from None
+    return {"type": "function", "function": {"name": name, "arguments": _arguments(given, "a function_call")}}
 
 
 def tools(row: Fields) -> tuple[Any, ...]:
@@ -286,7 +299,7 @@ def tools(row: Fields) -> tuple[Any, ...]:
 def prompt(row: Fields, name: str) -> Prompt:
     """A string, taken as rendered, or messages, behind the row's system text where it has one."""
     if isinstance(row.row.get(name), str) and not (row.is_text and row.row[name].lstrip().startswith("[")):
-        if any(row.row.get(other) for other in ("system", "history")):
+        if any(row.row.get(other) for other in (*SYSTEM_NAMES, "history")):
             raise FieldError(
                 f"a system text needs messages, and field {name!r} is text that is already rendered"
             )
@@ -296,10 +309,8 @@ def prompt(row: Fields, name: str) -> Prompt:
 
 def system(row: Fields) -> tuple[Message, ...]:
     """The column ``system`` as the first message, if it says anything."""
-    if not row.row.get("system"):
-        row.get("system")
-        return ()
-    return (Message("system", row.text("system")),)
+    name = next((name for name in SYSTEM_NAMES if row.row.get(name)), None)
+    return () if name is None else (Message("system", row.text(name)),)
 
 
 def asked(row: Fields) -> tuple[Message, ...] | None:
@@ -347,7 +358,10 @@ def spoken_turns(text: str, name: str) -> tuple[Message, ...]:
 
 def answer(row: Fields, name: str) -> str:
     """A string, or one assistant message in a list."""
-    if not isinstance(row.row.get(name), list):
+    value = row.row.get(name)
+    if not isinstance(value, list):
+        if row.is_text and isinstance(value, str) and LISTED.match(value):
+            raise FieldError(f"field {name!r} is a list of messages, but not in JSON: {value[:40]!r}")
         return row.text(name)
     found = messages(row, name)
     if len(found) != 1 or found[0].role != "assistant":
@@ -360,6 +374,8 @@ def plain_answer(found: Message, name: str) -> str:
         raise FieldError(
             f"field {name!r} has an answer with {', '.join(found.more)}; only texts can be compared"
         )
+    if not found.trains:
+        raise FieldError(f"field {name!r} is an answer of weight 0, which would train")
     return found.content
 
 

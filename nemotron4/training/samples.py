@@ -39,6 +39,7 @@ class Sample:
     labels: tuple[float, ...] = ()
     where: str = ""
     reference: tuple[float, ...] = ()  # log-probability of each segment under the reference model, nats
+    was_cut: bool = False  # to the recipe's length; told when the row is encoded
 
     @property
     def num_tokens(self) -> int:

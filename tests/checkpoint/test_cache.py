@@ -119,6 +119,21 @@ def test_a_model_of_hugging_face_s_own_cache_is_used(snapshot: Path) -> None:
     assert resolve("org/tiny:Q4_0") == snapshot / "tiny-Q4_0.gguf"
 
 
+def test_a_snapshot_without_its_weights_is_no_model(snapshot: Path) -> None:
+    """A tokenizer alone, or some shards: ``pull`` would take it for the whole, and nothing would fetch it."""
+    weights = snapshot / "model.safetensors"
+    index = snapshot / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "other.safetensors"}}))
+    with pytest.raises(CheckpointError, match="no model 'org/tiny'"):
+        resolve("org/tiny")
+    index.unlink()
+    assert resolve("org/tiny") == snapshot
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="no model 'org/tiny'"):
+        resolve("org/tiny")
+    assert list_cache() == []
+
+
 def test_only_what_we_fetched_is_deleted(snapshot: Path, cache: Path, tmp_path: Path) -> None:
     ours = nemotron_directory(cache / "hub" / "nvidia" / "tiny")
     assert remove("nvidia/tiny") > 0

@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemotron4.checkpoint.convert import ConvertOptions, convert, verify
@@ -223,8 +224,6 @@ def test_dtype_is_converted_by_value(tmp_path: Path, dtype: Any, expected: torch
 
 @pytest.mark.parametrize(("scheme", "bound"), [("int8", 0.01), ("fp8", 0.04)])
 def test_eight_bit_weights_state_their_true_error(tmp_path: Path, scheme: Any, bound: float) -> None:
-    from safetensors.torch import load_file
-
     source = release(tmp_path / "m")
     finished = convert(open_checkpoint(source), tmp_path / "q", ConvertOptions(to="hf", quantize=scheme))
     facts = {name: value for row in finished for name, value in row.facts.items()}
@@ -386,8 +385,6 @@ def test_adapters_merge_as_peft_does(tmp_path: Path, kind: str) -> None:
 
 
 def query_adapter(folder: Path, layer: int, *, width: int = 48) -> Path:
-    from safetensors.torch import save_file
-
     folder.mkdir()
     (folder / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]})
@@ -455,6 +452,17 @@ def test_the_same_command_after_the_end_changes_nothing(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in destination.iterdir()} == before
     with pytest.raises(CheckpointError, match="another conversion"):
         converted(source, destination, to="hf", dtype="fp32")
+
+
+def test_a_model_that_trained_on_is_another_conversion(tmp_path: Path) -> None:
+    """The same name, shapes and types: a second run told of files that held the weights before."""
+    source = llama_directory(tmp_path / "m")
+    converted(source, tmp_path / "hf", to="hf")
+    weights = load_file(source / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    save_file({**weights, name: weights[name] * 1.01}, source / "model.safetensors")
+    with pytest.raises(CheckpointError, match="another conversion"):
+        converted(source, tmp_path / "hf", to="hf")
 
 
 MEMORY = """
@@ -550,9 +558,9 @@ def test_a_killed_conversion_leaves_only_whole_files_and_goes_on(tmp_path: Path)
 def test_a_failing_source_leaves_no_file_that_looks_whole(tmp_path: Path) -> None:
     source = release(tmp_path / "m")
     checkpoint = open_checkpoint(source)
-    chunk = source / "model_weights/model.decoder.layers.mlp.linear_fc2.weight/3.0.1"
+    chunk = source / "model_weights/model.embedding.word_embeddings.weight/1.0"
     chunk.unlink()
-    with pytest.raises(CheckpointError, match=r"linear_fc2\.weight/3\.0\.1"):
+    with pytest.raises(CheckpointError, match=r"word_embeddings\.weight/1\.0"):
         convert(checkpoint, tmp_path / "hf", ConvertOptions(to="hf"))
     assert {path.name for path in (tmp_path / "hf").iterdir()} == {JOURNAL}
 

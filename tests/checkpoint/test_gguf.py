@@ -186,6 +186,15 @@ def test_linear_rope_scaling_is_read(nemotron: Path, tmp_path: Path) -> None:
     assert open_checkpoint(file).config.rope_scaling == RopeScaling(kind="linear", factor=4.0)
 
 
+@pytest.mark.parametrize("key", ["scaling__factor", "scale_linear"])
+def test_a_rope_factor_without_a_type_is_linear_as_in_llama_cpp(
+    nemotron: Path, tmp_path: Path, key: str
+) -> None:
+    for factor, expected in ((4.0, RopeScaling(kind="linear", factor=4.0)), (1.0, None)):
+        file = write_gguf(nemotron, tmp_path / f"{factor}.gguf", **{f"nemotron__rope__{key}": factor})
+        assert open_checkpoint(file).config.rope_scaling == expected
+
+
 def test_stored_rope_factors_give_the_logits_of_llama3_scaling(tmp_path: Path) -> None:
     rope = {
         "rope_type": "llama3",

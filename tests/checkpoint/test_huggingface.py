@@ -81,6 +81,9 @@ def test_a_mistral_model_without_a_window_is_a_llama_block(tmp_path: Path) -> No
     edit_config(tmp_path / "m", sliding_window=16)
     with pytest.raises(CheckpointError, match="sliding_window is 16"):
         open_checkpoint(tmp_path / "m")
+    edit_config(tmp_path / "m", remove=("sliding_window",), max_position_embeddings=8192)
+    with pytest.raises(CheckpointError, match="sliding_window is 4096"):  # transformers' where none is named
+        open_checkpoint(tmp_path / "m")
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,26 @@ def test_autofp8_and_fine_grained_fp8(tmp_path: Path, suffix: str) -> None:
     expect(directory_with(tmp_path, parts, config), values.float() * spread, "float8_e4m3fn")
 
 
+def test_the_last_block_of_fine_grained_fp8_may_be_smaller(tmp_path: Path) -> None:
+    scale = torch.rand((3, 2), generator=torch.Generator().manual_seed(1)) + 0.5
+    values = random_weight().to(torch.float8_e4m3fn)
+    spread = scale.repeat_interleave(40, 0)[:ROWS].repeat_interleave(40, 1)[:, :COLUMNS]
+    parts = {"weight": values, "weight_scale_inv": scale}
+    config = {"quant_method": "fp8", "weight_block_size": [40, 40]}
+    expect(directory_with(tmp_path / "a", parts, config), values.float() * spread, "float8_e4m3fn")
+    folder = directory_with(tmp_path / "b", parts | {"weight_scale_inv": torch.ones(5, 1)}, config)
+    with pytest.raises(CheckpointError, match=r"the scale of tensor .* has shape \[5, 1\]"):
+        open_checkpoint(folder)
+
+
+def test_a_scale_of_the_layer_s_input_that_changes_the_result_is_not_left_out(tmp_path: Path) -> None:
+    parts = {"weight": random_weight().to(torch.float8_e4m3fn), "weight_scale": torch.ones(())}
+    parts |= {"pre_quant_scale": torch.ones(COLUMNS)}
+    folder = directory_with(tmp_path, parts, {"quant_method": "modelopt", "quant_algo": "FP8"})
+    with pytest.raises(CheckpointError, match="pre_quant_scale"):
+        load_transformer(open_checkpoint(folder), dtype=torch.float32)
+
+
 def test_scales_of_the_cache_are_left_out_with_a_note(tmp_path: Path) -> None:
     parts = {"weight": random_weight().to(torch.float8_e4m3fn), "weight_scale": torch.ones(ROWS, 1)}
     folder = directory_with(tmp_path, parts, compressed_config("float-quantized", 8))

@@ -154,7 +154,16 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
         load_adapter(fresh_model(), tmp_path)
 
 
-@pytest.mark.parametrize("setting", [{"bias": "all"}, {"rank_pattern": {"q_proj": 2}}, {"lora_bias": True}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"bias": "all"},
+        {"rank_pattern": {"q_proj": 2}},
+        {"lora_bias": True},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"alora_invocation_tokens": [1, 2]},
+    ],
+)
 def test_lora_forms_that_would_be_served_wrongly_are_refused(setting: dict, tmp_path: Path) -> None:
     model = fresh_model()
     add_adapter(model, LORA, seed=0)

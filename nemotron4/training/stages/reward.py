@@ -143,7 +143,8 @@ class RewardPairKind(RowKind):
             raise RowError("field 'margin' or 'preference_strength' is missing; the objective needs it")
         labels = (row.strength,) if row.strength is not None else ()
         segments = tuple(
-            encoder.judged_text(_conversation(row.prompt, answer)) for answer in (row.chosen, row.rejected)
+            encoder.judged_text(_conversation(row.prompt, answer), row.tools)
+            for answer in (row.chosen, row.rejected)
         )
         return Sample(segments, labels)
 

@@ -1,0 +1,211 @@
+"""What a row says reaches the tokens, or is refused by name: nothing of it is left out in silence."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nemotron4.checkpoint import open_checkpoint
+from nemotron4.cli.main import main
+from nemotron4.errors import DataError
+from nemotron4.records import FieldError, Message
+from nemotron4.training import stage
+from nemotron4.training.cache import source_hashes
+from nemotron4.training.encoding import Encoder, Problem, ReadRow
+from nemotron4.training.inputs import encoded, read_data
+from nemotron4.training.preview import shown
+from nemotron4.training.reading import TrainingSource, read_rows
+from nemotron4.training.recipe import build
+from nemotron4.training.rows import Fields
+from tests import tiny_models
+
+USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+CALLS = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+
+
+def parse(kind: str, row: dict[str, Any]) -> Any:
+    fields = Fields(row)
+    parsed = stage.kinds()[kind].parse(fields)
+    fields.unread()
+    return parsed
+
+
+def read(path: Path, kind: str) -> list[ReadRow | Problem]:
+    return list(read_rows(TrainingSource(path=str(path)), stage.kinds()[kind]))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.nemotron_directory(tmp_path_factory.mktemp("lose") / "model")
+
+
+def encoder_of(folder: Path, **settings: Any) -> Encoder:
+    checkpoint = open_checkpoint(folder)
+    return Encoder(checkpoint.tokenizer(), checkpoint.prompt_format(), **{"max_length": 200, **settings})
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "written"),
+    [
+        ("reward", {"messages": [USER, CALLS], "attributes": {"helpfulness": 3}}, '"name": "f"'),
+        ("reward_pairs", {"prompt": [USER, CALLS, USER], "chosen": "A", "rejected": "B"}, '"name": "f"'),
+        (
+            "reward_pairs",
+            {"prompt": [USER], "chosen": "A", "rejected": "B", "tools": [{"name": "fetch"}]},
+            '"name": "fetch"',
+        ),
+    ],
+)
+def test_a_judged_conversation_keeps_its_tools_as_text(
+    model: Path, tmp_path: Path, kind: str, row: dict[str, Any], written: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    encoder = encoder_of(model, max_length=2000)
+    found = encoded(TrainingSource(path=str(tmp_path / "a.jsonl")), stage.kinds()[kind], encoder)
+    assert not found.problems
+    for segment in found.sample(0).segments:
+        assert written in encoder.tokenizer.decode(segment.tokens)
+
+
+def test_the_system_prompt_of_openorca_is_read_and_refused_where_it_has_no_place() -> None:
+    row = {"id": "a", "system_prompt": "Be brief.", "question": "Hi?", "response": "Hello."}
+    assert parse("sft", row).messages[0] == Message("system", "Be brief.")
+    with pytest.raises(FieldError, match="a system text needs messages"):
+        parse("sft", {"system_prompt": "Be brief.", "prompt": "Hi?", "response": "Hello."})
+
+
+def test_an_answer_of_weight_0_is_refused_where_it_alone_would_train() -> None:
+    with pytest.raises(FieldError, match="'completion' is an answer of weight 0"):
+        parse("sft", {"prompt": [USER], "completion": [{**ANSWER, "weight": 0}]})
+
+
+def test_a_text_before_answers_that_are_messages_is_the_user_s_turn() -> None:
+    pair = parse(
+        "preference", {"prompt": "Hi", "chosen": [ANSWER], "rejected": [{**ANSWER, "content": "No"}]}
+    )
+    judged = parse("kto", {"prompt": "Hi", "completion": [ANSWER], "label": True})
+    assert pair.prompt == judged.prompt == (Message("user", "Hi"),)
+    assert parse("preference", {"prompt": "Hi", "chosen": "A", "rejected": "B"}).prompt == "Hi"
+
+
+@pytest.mark.parametrize("name", ["train", "loss"])
+def test_a_user_s_message_that_should_train_is_refused(name: str) -> None:
+    with pytest.raises(FieldError, match=f"{name!r} is True, and only the assistant's messages can train"):
+        parse("sft", {"messages": [{**USER, name: True}, ANSWER]})
+    assert parse("sft", {"messages": [{**USER, name: False}, {**ANSWER, name: True}]}).messages[1].trains
+
+
+@pytest.mark.parametrize("arguments", ["not json", "[1]", 3])
+def test_arguments_of_a_call_are_an_object(arguments: object) -> None:
+    call = {"function": {"name": "f", "arguments": arguments}}
+    with pytest.raises(FieldError, match="expected a JSON object"):
+        parse("sft", {"messages": [USER, {**CALLS, "tool_calls": [call]}]})
+    called = {"from": "tool_call", "value": json.dumps({"name": "f", "arguments": arguments})}
+    with pytest.raises(FieldError, match="expected a JSON object"):
+        parse("sft", {"conversations": [{"from": "human", "value": "Hi"}, called]})
+
+
+def test_messages_in_the_cells_of_a_table_do_not_train_as_text(tmp_path: Path) -> None:
+    answers = [[USER, ANSWER], [USER, {**ANSWER, "content": "Go"}]]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "chosen", "rejected"])
+        writer.writerow(["Hi", *map(json.dumps, answers)])
+        writer.writerow(["Hi", *map(str, answers)])  # as pandas writes them
+    good, bad = read(tmp_path / "a.csv", "preference")
+    assert isinstance(good, ReadRow)
+    assert (good.row.prompt, good.row.chosen) == ((Message("user", "Hi"),), "Hello")
+    assert isinstance(bad, Problem)
+    assert "not in JSON" in bad.message
+
+
+def test_arguments_of_other_calls_do_not_come_with_a_table_s_rows(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [
+        {"messages": [USER, {**CALLS, "tool_calls": [{"function": {"name": "f", "arguments": {name: 1}}}]}]}
+        for name in "ab"
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = [each.row for each in read(tmp_path / "a.parquet", "sft") if isinstance(each, ReadRow)]
+    calls = [row.messages[1].more["tool_calls"][0]["function"]["arguments"] for row in found]
+    assert calls == [{"a": 1}, {"b": 1}]
+
+
+def test_rows_that_are_cut_are_told(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"messages": [USER, {**ANSWER, "content": text}]} for text in ("word " * 90, "ok", "word " * 99)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    encoder = encoder_of(model, max_length=60, over_long="cut")
+    for _ in range(2):  # made, and from the cache
+        found = encoded(TrainingSource(path=str(path)), stage.kinds()["sft"], encoder)
+        assert found.facts["ignored"] == [f"{path}: 2 rows cut to data.max_length, 60 tokens"]
+
+
+def test_a_weighted_source_without_a_row_is_an_error(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [USER, ANSWER]}) + "\n")
+    (tmp_path / "b.jsonl").write_text("")
+
+    def read_weighted(weight: float) -> int:
+        train = [{"path": str(tmp_path / "a.jsonl"), "weight": 1}]
+        train += [{"path": str(tmp_path / "b.jsonl"), "weight": weight}]
+        recipe = build(
+            {
+                "stage": "sft",
+                "model": {"start": str(model), "device": "cpu"},
+                "data": {"train": train, "max_length": 100},
+                "optimizer": {"learning_rate": 1e-3},
+                "run": {"directory": str(tmp_path / "run"), "max_steps": 1},
+            }
+        )
+        return len(read_data(recipe, encoder_of(model)).train)
+
+    assert read_weighted(0) == 1
+    with pytest.raises(DataError, match=r"b\.jsonl: no row of it can train, and its weight is 0\.5"):
+        read_weighted(0.5)
+
+
+def test_clean_rows_of_a_table_with_dates_are_written(model: Path, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    row = {"prompt": "Hi", "response": "Yes", "when": datetime.datetime(2026, 11, 30)}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    clean = tmp_path / "clean.jsonl"
+    options = ["--kind", "sft", "--model", str(model), "--write-clean", str(clean)]
+    assert main(["doctor", "data", str(tmp_path / "a.parquet"), *options]) == 0
+    assert json.loads(clean.read_text())["when"] == "2026-11-30 00:00:00"
+
+
+def test_a_new_version_of_a_hub_s_data_set_is_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for version in "ab":
+        data = SimpleNamespace(cache_files=[{"filename": f"/cache/{version}/train.arrow"}])
+        monkeypatch.setattr("nemotron4.training.cache.hub_rows", lambda _, data=data: data)
+        found.append(source_hashes(TrainingSource(path="hub:org/name:train")))
+    assert found[0] != found[1]
+
+
+def test_a_document_ends_with_the_end_of_text(model: Path) -> None:
+    encoder = encoder_of(model)
+    tokenizer = encoder.tokenizer
+    assert tokenizer.bos_id != tokenizer.eos_id
+    assert shown(encoder.document("Hi").tokens, tokenizer) == "<s>Hi</s>"
+
+
+def test_compressed_rows_that_are_cut_short_are_an_error(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    lines = b"".join(b'{"text": "%s"}\n' % os.urandom(20).hex().encode() for _ in range(10_000))
+    data = zstandard.compress(lines)
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(data)
+    assert len(read(path, "pretrain")) == 10_000
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match="cut short"):
+        read(path, "pretrain")
