@@ -9,6 +9,7 @@ form takes the gradients before they are clipped, and FSDP2's needs a process gr
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from nemotron4.errors import ConfigError, import_optional
+from nemotron4.errors import ConfigError, TrainingError, import_optional
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.recipe import OptimizerSection
 
@@ -132,6 +133,17 @@ def _groups(parameters: Mapping[str, nn.Parameter], settings: OptimizerSection) 
         group = groups.setdefault((layout, decay), {"params": [], "weight_decay": decay})
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def finite_norm(engine: TrainingEngine, step: int, name: str = "gradient") -> float:
+    """The norm of all gradients; TrainingError for one that no update can be made of."""
+    norm = engine.grad_norm()
+    if not math.isfinite(norm):
+        raise TrainingError(
+            f"the {name}'s norm is {norm} at step {step}; no update was made",
+            hint="lower its learning_rate, or resume from the last checkpoint with other data",
+        )
+    return norm
 
 
 def apply_gradients(

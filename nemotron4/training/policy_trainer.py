@@ -20,7 +20,7 @@ from nemotron4.training.advantages import (
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.judged import Judged, groups_of, reward_of
 from nemotron4.training.loading import Origin, build_critic
-from nemotron4.training.optimizer import apply_gradients, build_optimizer
+from nemotron4.training.optimizer import apply_gradients, build_optimizer, finite_norm
 from nemotron4.training.policy import AnswerSample, CriticObjective
 from nemotron4.training.reference import model_hash
 from nemotron4.training.rollout_settings import PolicyGradientSection
@@ -122,7 +122,7 @@ class PolicyTrainer(RolloutTrainer):
         rows = self.critic.rows(part, self.recipe.batch.row_tokens)
         result = self.critic.forward_backward(rows, self.critic_objective)
         rate = learning_rate(self._step, self.plan.num_scheduled, self.critic_settings)
-        norm = self.critic.grad_norm()
+        norm = finite_norm(self.critic, self._step + 1, "critic's gradient")
         apply_gradients(self.critic, self.critic_optimizer, norm, rate, self.recipe.optimizer.clip_norm)
         self._critic_losses.append(result.loss)
 

@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 import torch
 
-from nemotron4.errors import ConfigError, TrainingError
+from nemotron4.errors import ConfigError
 from nemotron4.training import checkpoints
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import TrainingEngine
@@ -30,7 +30,7 @@ from nemotron4.training.metrics import (
     hear_nothing,
     peak_memory_bytes,
 )
-from nemotron4.training.optimizer import apply_gradients, build_optimizer
+from nemotron4.training.optimizer import apply_gradients, build_optimizer, finite_norm
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.samples import Sample
 from nemotron4.training.schedule import learning_rate, plan_steps
@@ -166,7 +166,7 @@ class Trainer:
         if result == "best":
             if self._best_step is None:
                 raise ConfigError(
-                    f"{self.folder}: run.metric was changed after the last validation: no step is the best",
+                    f"{self.folder}: no step is the best: run.metric has changed since, or was no number",
                     hint="undo the change, or take run.result = STEP",
                 )
             return self._best_step
@@ -229,12 +229,7 @@ class Trainer:
         return {"mfu": self.cost.flops(samples) / seconds / self.peak_flops_per_s}
 
     def _update(self) -> float:
-        norm = self.engine.grad_norm()
-        if not math.isfinite(norm):
-            raise TrainingError(
-                f"the gradient's norm is {norm} at step {self._step + 1}; no update was made",
-                hint="lower optimizer.learning_rate, or resume from the last checkpoint with other data",
-            )
+        norm = finite_norm(self.engine, self._step + 1)
         rate = learning_rate(self._step, self.plan.num_scheduled, self.rates)
         apply_gradients(self.engine, self.optimizer, norm, rate, self.recipe.optimizer.clip_norm)
         return norm
@@ -253,7 +248,7 @@ class Trainer:
         """Keep count of what is best; True for a value that is better than all before."""
         self._check_metric(values)
         value = -values[metric] if metric in HIGHER_IS_BETTER else values[metric]
-        is_best = self._best is None or value < self._best
+        is_best = not math.isnan(value) and (self._best is None or value < self._best)
         self._num_stale = 0 if is_best else self._num_stale + 1
         if is_best:
             self._best, self._best_step = value, self._step

@@ -219,6 +219,15 @@ def test_p_tuning_trains_against_the_base_without_its_virtual_prompt(tmp_path: P
     assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 12
 
 
+def test_a_critic_s_gradient_that_is_not_finite_stops_before_the_update(
+    tmp_path: Path, nemotron: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms = iter([1.0, float("nan")])  # the policy's, then the critic's
+    monkeypatch.setattr(TrainingEngine, "grad_norm", lambda _: next(norms))
+    with pytest.raises(TrainingError, match="the critic's gradient's norm is nan at step 1"):
+        run.train(make(tmp_path, nemotron, "ppo"), connect=judging(LengthJudge()))
+
+
 @pytest.mark.parametrize("algorithm", ["grpo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_training_raises_its_reward(tmp_path: Path, nemotron: Path, algorithm: str) -> None:
     recipe = make(

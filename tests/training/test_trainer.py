@@ -227,6 +227,13 @@ def test_a_mixture_draws_sources_by_weight_and_covers_each_in_turn() -> None:
     assert sorted(small[:10]) == list(range(1, 11))
 
 
+def test_a_value_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=3)
+    assert [trainer._is_best({"loss": value}, "loss") for value in (float("nan"), 2.0, float("nan"))] == [
+        False, True, False,
+    ]  # fmt: skip
+
+
 def test_non_finite_gradients_stop_before_the_update(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_steps=3)
     before = {name: p.detach().clone() for name, p in trainer.engine.trainable.items()}
