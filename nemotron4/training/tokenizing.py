@@ -7,7 +7,7 @@ what it was made of.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,20 +68,20 @@ def tokenize(
         raise ConfigError(f"{model}: its tokenizer has no token that ends a text")
     settings = _settings(sources, tokenizer, end_id)
     record = Path(f"{prefix}.json")
-    if Path(f"{prefix}.idx").exists():
+    if Path(f"{prefix}.idx").exists() and Path(f"{prefix}.bin").exists():
         return _finished(record, prefix, settings)
     Path(prefix).absolute().parent.mkdir(parents=True, exist_ok=True)
     with RowLog(Path(f"{prefix}.run.partial"), settings=settings) as log:
         last = max(log.rows, key=lambda row: row["id"], default=None)
         try:
             found = _write(
-                sources, tokenizer, end_id, prefix, log, last, num_workers, max_bad_rows, keep_bytes
-            )
+                sources, tokenizer, end_id, prefix, log, last, num_workers, max_bad_rows, keep_bytes,
+                lambda made: write_json(record, {**settings, **to_json(made)}),
+            )  # fmt: skip
         except BaseException:
             if not any(row["documents"] for row in log.rows):
                 log.path.unlink()  # nothing is lost, and the corrected command is not another run
             raise
-        write_json(record, {**settings, **to_json(found)})
         log.path.unlink()
     return found
 
@@ -111,6 +111,8 @@ def _finished(record: Path, prefix: str, settings: dict[str, Any]) -> Tokenized:
             f"{prefix}.idx exists, and is of other texts: {'; '.join(found[:3])}",
             hint="name another --out, or delete it",
         )
+    for left in ("lengths.partial", "run.partial"):  # of a start that was killed when all was written
+        Path(f"{prefix}.{left}").unlink(missing_ok=True)
     names = ("prefix", "documents", "tokens", "rows")
     problems = tuple(Problem(**problem) for problem in known["problems"])
     return Tokenized(
@@ -128,7 +130,9 @@ def _write(
     num_workers: int,
     max_bad_rows: int,
     keep_bytes: int,
+    on_whole: Callable[[Tokenized], None],
 ) -> Tokenized:
+    """``on_whole`` is told what the corpus is before the files of a whole one appear."""
     kept = last or {"id": 0, "tokens": 0, "documents": 0, "problems": []}
     dtype = token_type(tokenizer.vocab_size)
     writer = CorpusWriter(prefix, dtype, kept_tokens=kept["tokens"], kept_documents=kept["documents"])
@@ -151,14 +155,14 @@ def _write(
         unkept = 0
         encoded = encode_batches(texts(), tokenizer, end_id=end_id, dtype=dtype, num_workers=num_workers)
         try:
-            for made in encoded:
+            for part in encoded:
                 batch = waiting.pop(0)
-                writer.add(made.tokens, made.lengths)
+                writer.add(part.tokens, part.lengths)
                 problems += batch.problems
-                problems += [Problem(batch.places[place], message) for place, message in made.failed]
+                problems += [Problem(batch.places[place], message) for place, message in part.failed]
                 progress.add(batch.last - rows, detail=f"{writer.num_tokens / 1e6:,.1f} M tokens")
                 rows = batch.last
-                unkept += len(made.tokens)
+                unkept += len(part.tokens)
                 if unkept >= keep_bytes:
                     keep()
                     unkept = 0
@@ -166,10 +170,12 @@ def _write(
             encoded.close()
             keep()
         refuse_too_many(problems, rows, max_bad_rows)
+        made = Tokenized(
+            prefix, writer.num_documents, writer.num_tokens, rows, tuple(problems), tuple(ignored.lines())
+        )
+        on_whole(made)
         writer.finish()
-    return Tokenized(
-        prefix, writer.num_documents, writer.num_tokens, rows, tuple(problems), tuple(ignored.lines())
-    )
+    return made
 
 
 def _batches(sources: Sequence[TrainingSource], ignored: Ignored, num_done: int) -> Iterator[_Batch]:

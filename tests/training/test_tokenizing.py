@@ -14,7 +14,10 @@ import pytest
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.cli.main import main
+from nemotron4.training import indexed
 from nemotron4.training.indexed import IndexedCorpus
+from nemotron4.training.reading import TrainingSource
+from nemotron4.training.tokenizing import Tokenized, tokenize
 from tests import tiny_models
 
 
@@ -91,6 +94,33 @@ def test_after_kill_9_the_same_command_makes_the_same_corpus(tmp_path: Path, mod
         assert (b"continuing" in said) == (prefix == "killed")
     for suffix in (".bin", ".idx"):
         assert (tmp_path / f"killed{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("is_published", [False, True])
+def test_an_end_while_the_files_are_finished_loses_nothing(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, is_published: bool
+) -> None:
+    """Before or behind the moment at which ``PREFIX.bin`` appears."""
+    path, _ = texts(tmp_path, 40)
+
+    def make(prefix: str) -> Tokenized:
+        source = TrainingSource(path=str(path))
+        return tokenize([source], str(model), str(tmp_path / prefix), num_workers=1)
+
+    def ending(partial: Path, target: Path) -> None:
+        if is_published:
+            partial.rename(target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(indexed, "publish", ending)
+        with pytest.raises(KeyboardInterrupt):
+            make("ended")
+    ended, whole = make("ended"), make("whole")
+    assert (ended.documents, ended.tokens) == (whole.documents, whole.tokens) == (40, ended.tokens)
+    for suffix in (".bin", ".idx"):
+        assert (tmp_path / f"ended{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+    assert not [*tmp_path.glob("*.partial")]
 
 
 def test_more_bad_rows_than_allowed_end_without_a_corpus(
