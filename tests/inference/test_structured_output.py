@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from llguidance import LLParserLimits
 
 import nemotron4
 from nemotron4.engine import ModelInfo, SamplingParams
@@ -254,3 +255,19 @@ def test_the_demo_model_writes_verdicts_and_documents(demo_model: Path) -> None:
         if each.finish_reason == "stop":
             jsonschema.validate(json.loads(each.text), DESCRIPTION)
     assert sum(each.finish_reason == "stop" for each in made) >= 1
+
+
+def test_a_pattern_of_a_million_letters_is_refused_by_the_bound_on_its_work() -> None:
+    """The time is llguidance's; that it keeps to less than its own bound is ours."""
+    tokenizer = FakeTokenizer()
+    vocabulary = structured_output.GrammarVocabulary(tokenizer, tokenizer.vocab_size)
+    follower = vocabulary.follow(structured_output.regex("(a{1000}){1000}"))
+
+    def follow() -> None:
+        for token_id in tokenizer.encode("a a a a"):
+            follower.allowed()
+            follower.consume(token_id)
+
+    with pytest.raises(RequestError, match="could not be followed"):
+        follow()
+    assert LLParserLimits().initial_lexer_fuel > structured_output.LEXER_FUEL
