@@ -258,6 +258,32 @@ def test_two_annotators_see_each_other_at_once(browser: Browser, bench: Bench, m
         assert browser.problems() == []
 
 
+def test_what_is_said_while_the_server_is_away_is_sent_when_it_is_back(
+    browser: Browser, bench: Bench, made: SynthRecipe
+) -> None:
+    away = """window.fetched = window.fetch;
+        window.fetch = (url, options) => options ? Promise.reject(new TypeError()) : window.fetched(url);"""
+    with serving(bench.folder) as client:
+        browser.open(str(client.base_url))
+        browser.fill("#annotator", "ada")
+        browser.press(TAB)
+        browser.click(".items li button")
+        browser.wait_for(".answer h3", text="the judge's choice")
+        shown = browser.run("return location.hash.slice(1)")
+        browser.run(away)
+        browser.click(".answer .edit")
+        browser.press(SELECT_ALL, "better words", ESCAPE)
+        browser.wait_for(".problem", text="does not answer")
+        browser.press("j")
+        browser.until(lambda: browser.run("return location.hash.slice(1)") != shown, "another item is open")
+        browser.press("k")
+        browser.wait_for(".answer h3", text="(edited)")
+        browser.wait_for(".answer .text", text="better words")
+        browser.run("window.fetch = window.fetched")
+        said = lambda: client.get(f"api/items/{shown}").json()["judgments"]  # noqa: E731
+        browser.until(lambda: said() and said()[0]["values"]["edit"] == "better words", "it is stored")
+
+
 @pytest.mark.slow
 def test_the_page_has_no_serious_accessibility_problem(
     browser: Browser, bench: Bench, made: SynthRecipe

@@ -28,6 +28,7 @@ class Judgments {
   #pending = Promise.resolve();
   #isPressed = false;
   #isStale = false;
+  #unsaved = new Map(); // values for which the server was away, by person, item and answer
 
   constructor(root, ask, { before = null, forms = EXPORTS } = {}) {
     this.root = root;
@@ -169,6 +170,7 @@ class Judgments {
   /** What others judged meanwhile appears by itself; what is typed stays. */
   async #poll() {
     if (document.hidden || !this.root.isConnected || !this.root.offsetParent) return;
+    if (this.#unsaved.size) await this.#guarded(async () => { for (const [place, values] of [...this.#unsaved]) await this.#send(place, values); });
     try {
       const found = await this.ask("changes");
       if (found.last_change === this.#lastChange) return;
@@ -211,7 +213,12 @@ class Judgments {
 
   /** My values about the item, or about one answer. */
   #mine(answer = "") {
-    return this.#item.judgments.find((each) => each.annotator === this.annotator && each.answer === answer)?.values ?? {};
+    const stored = this.#item.judgments.find((each) => each.annotator === this.annotator && each.answer === answer)?.values;
+    return { ...stored, ...this.#unsaved.get(this.#place(answer)) };
+  }
+
+  #place(answer) {
+    return JSON.stringify([this.annotator, this.#item.id, answer]);
   }
 
   /** Everything that a digit can answer, in the order in which it is shown. */
@@ -281,8 +288,8 @@ class Judgments {
       this.at.annotator.focus();
       throw new Error("Say who you are first: a judgment has a name.");
     }
-    const { id } = this.#item;
-    const stored = await this.ask(`items/${encodeURIComponent(id)}/judgments`, { annotator: this.annotator, answer, values });
+    const { id } = this.#item, place = this.#place(answer);
+    const stored = await this.#send(place, { ...this.#unsaved.get(place), ...values });
     if (this.#item.id === id) {
       this.#item.judgments = [...this.#item.judgments.filter((each) => each.annotator !== stored.annotator || each.answer !== stored.answer), stored];
       this.#drawItem();
@@ -290,6 +297,18 @@ class Judgments {
     this.at.status.textContent = "Saved";
     this.#drawProgress(await this.ask("changes"));
     await this.#refresh();
+  }
+
+  /** What is said while the server is away stays on the page and is sent when it answers again. */
+  async #send(place, values) {
+    const [annotator, id, answer] = JSON.parse(place);
+    this.#unsaved.delete(place);
+    try {
+      return await this.ask(`items/${encodeURIComponent(id)}/judgments`, { annotator, answer, values });
+    } catch (error) {
+      if (error instanceof TypeError) this.#unsaved.set(place, values); // fetch's, of a server that is away
+      throw error;
+    }
   }
 
   // ---- report and export

@@ -8,7 +8,7 @@ async function ask(path, body) {
   try {
     response = await fetch(`api/${path}`, options);
   } catch {
-    throw new Error("The server of this page does not answer. Is its command still running?");
+    throw new TypeError("The server of this page does not answer. Is its command still running?"); // as fetch has it
   }
   const answer = await response.json().catch(() => ({ error: { message: `status ${response.status}` } }));
   if (!response.ok) throw new Error([answer.error.message, answer.error.hint].filter(Boolean).join(": "));
