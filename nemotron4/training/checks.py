@@ -21,6 +21,7 @@ from nemotron4.training.inputs import Data
 from nemotron4.training.loading import check_adapter
 from nemotron4.training.metrics import products_note
 from nemotron4.training.optimizer import MOMENT_BYTES, OFFLOADED_BYTES
+from nemotron4.training.preference_settings import PreferenceSection
 from nemotron4.training.reading import HUB, files_of
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.rewards import check_judges
@@ -85,6 +86,8 @@ def _check(recipe: Recipe, made: dict[str, Checked], by_shape: bool) -> Checked:
         notes += _offloaded(recipe, config, device, by_shape=by_shape)
         check_adapter(recipe, base, config)
         check_judges(recipe, made)
+    if isinstance(recipe.settings, PreferenceSection):
+        notes += recipe.settings.notes
     if recipe.samples is not None and base is not None:
         files_of(recipe.samples.prompts)
     if recipe.parallel.tensor > 1:

@@ -8,6 +8,8 @@ from typing import Literal
 from nemotron4.errors import ConfigError
 from nemotron4.training.rollout_settings import RolloutSection
 
+READ_BY = {"eta": "rpo", "distance": "rpo", "desirable_weight": "kto", "undesirable_weight": "kto"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceSection:
@@ -36,3 +38,12 @@ class PreferenceSection:
             raise ConfigError("preference.pairs = online makes pairs; loss kto has none")
         if self.loss == "kto" and self.sft_weight:
             raise ConfigError("preference.sft_weight has no meaning for kto")
+
+    @property
+    def notes(self) -> list[str]:
+        """What is set and not read: a recipe for rpo is also one for dpo, with another loss."""
+        return [
+            f"preference.{name} is ignored: loss {loss} reads it, {self.loss} does not"
+            for name, loss in READ_BY.items()
+            if loss != self.loss and getattr(self, name) != getattr(PreferenceSection, name)
+        ]

@@ -165,6 +165,17 @@ def test_every_shipped_recipe_is_checked_without_its_checkpoint(
     assert "GB weights" in shown
 
 
+def test_a_setting_that_the_loss_does_not_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NEMOTRON4_CACHE", str(tmp_path))
+    path = str(FOLDER / "smollm2" / "dpo.toml")
+    for loss, is_named in (("dpo", True), ("rpo", False)):
+        assert main(["train", path, "--dry-run", f"preference.loss={loss}", "preference.eta=2.0"]) == 0
+        said = "preference.eta is ignored: loss rpo reads it, dpo does not"
+        assert (said in capsys.readouterr().out) == is_named
+
+
 SAMPLES = {
     "sft": ("sft", "sft_validation"),
     "prompts": ("prompts", "samples", "problems", "problems_validation"),
