@@ -57,8 +57,7 @@ class Problems:
             self._found.append(error)
 
     def tell(self) -> None:
-        if self._found:
-            raise together(self._found)
+        raise_together(self._found)
 
 
 class ConfigError(Nemotron4Error):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemotron4 import config
-from nemotron4.errors import ConfigError, Problems, together, unknown_name
+from nemotron4.errors import ConfigError, Problems, raise_together, unknown_name
 from nemotron4.model.adapter_config import AdapterConfig, Codes
 from nemotron4.training import stage
 from nemotron4.training.reading import TrainingSource
@@ -20,13 +20,13 @@ from nemotron4.training.synonyms import SYNONYMS
 
 
 def _check_at_least(section: str, values: dict[str, float], minimum: float) -> None:
-    problems = [
-        ConfigError(f"{section}.{name} is {value}; expected {minimum:g} or more")
-        for name, value in values.items()
-        if not minimum <= value < math.inf
-    ]
-    if problems:
-        raise together(problems)
+    raise_together(
+        [
+            ConfigError(f"{section}.{name} is {value}; expected {minimum:g} or more")
+            for name, value in values.items()
+            if not minimum <= value < math.inf
+        ]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

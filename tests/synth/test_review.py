@@ -242,14 +242,19 @@ def test_a_person_reviews_by_keyboard(
     assert len([each for each in said if "preferred" in each["values"]]) == 1
 
 
+def opened_by_ada(browser: Browser, client: httpx.Client) -> str:
+    """The first row on the page; its id."""
+    browser.open(str(client.base_url))
+    browser.fill("#annotator", "ada")
+    browser.press(TAB)
+    browser.click(".items li button")
+    browser.wait_for(".answer h3", text="the judge's choice")
+    return str(browser.run("return location.hash.slice(1)"))
+
+
 def test_two_annotators_see_each_other_at_once(browser: Browser, bench: Bench, made: SynthRecipe) -> None:
     with serving(bench.folder) as client:
-        browser.open(str(client.base_url))
-        browser.fill("#annotator", "ada")
-        browser.press(TAB)
-        browser.click(".items li button")
-        browser.wait_for(".answer h3", text="the judge's choice")
-        shown = browser.run("return location.hash.slice(1)")
+        shown = opened_by_ada(browser, client)
         say(client, bytes.fromhex(shown), by="bob", verdict="reject")
         browser.wait_for(".others", text="bob: verdict reject")
         browser.wait_for(".items li[aria-current=true] .reject", text="reject")
@@ -264,12 +269,7 @@ def test_what_is_said_while_the_server_is_away_is_sent_when_it_is_back(
     away = """window.fetched = window.fetch;
         window.fetch = (url, options) => options ? Promise.reject(new TypeError()) : window.fetched(url);"""
     with serving(bench.folder) as client:
-        browser.open(str(client.base_url))
-        browser.fill("#annotator", "ada")
-        browser.press(TAB)
-        browser.click(".items li button")
-        browser.wait_for(".answer h3", text="the judge's choice")
-        shown = browser.run("return location.hash.slice(1)")
+        shown = opened_by_ada(browser, client)
         browser.run(away)
         browser.click(".answer .edit")
         browser.press(SELECT_ALL, "better words", ESCAPE)
