@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 import secrets
 import sqlite3
 import threading
@@ -38,6 +40,17 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One opener at a time: SQLite does not wait for another one where a new file gets its log."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class AnnotationStore:
     """The judgments of one study, and its items where they have no other home.
 
@@ -67,7 +80,11 @@ class AnnotationStore:
         except (OSError, sqlite3.Error) as error:
             raise DataError(f"{path}: cannot be opened: {error}") from error
         try:
-            self._prepare()
+            with _alone(path.parent):
+                self._prepare()
+        except sqlite3.OperationalError as error:
+            self._db.close()
+            raise DataError(f"{path}: cannot be opened: {error}", hint="try again") from error
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise DataError(f"{path}: not a file of judgments: {error}") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,18 @@ with AnnotationStore(Path(sys.argv[1]), VOCABULARY) as store:
         tokens = {store.token() for _ in range(2)}
     assert pair.questions["helpfulness"].kappa == 1.0
     assert len(tokens) == 1
+
+
+def test_a_new_file_is_opened_by_several_at_once(tmp_path: Path) -> None:
+    at_once = threading.Barrier(6)
+
+    def opened(path: Path) -> None:
+        at_once.wait()
+        AnnotationStore(path, VOCABULARY).close()
+
+    with ThreadPoolExecutor(6) as threads:
+        for number in range(150):  # without the turns one opener in about 500 met "database is locked"
+            list(threads.map(opened, [tmp_path / f"{number}.sqlite"] * 6))
 
 
 def test_states_are_what_a_list_is_filtered_by(tmp_path: Path) -> None:
