@@ -38,6 +38,17 @@ instruction were not learned from 58 rows of each in 185 steps; a wish shows in 
 - The last stage of sft, dpo, rpo-1, rpo-2 ships of which holds: at least 95 % of the 129 end, less than 5 %
   loop, at most 2 of 16 code answers are empty, at least 13 of 40 instructions and 2 of 24 sums hold, and the
   answer to the card's question ends and names NVIDIA. IFEval does not choose.
+
+Written on 30 November 2026, 17:58 UTC, before what it names had begun:
+
+- Seed 1 of the whole recipe by its one command, SFT at its full 418 steps in one piece. Nothing of it
+  ships in place of seed 0; it says how far another seed is away.
+- From the kept SFT stage (seed 0): GRPO with DPO's 240 prompts, 15 rounds of 16 prompts by 4 answers,
+  which is DPO's reward budget. From RPO-2: a third round of RPO (``--round 3``), to mend the loops on
+  IFEval, goal 5 %. Both are measured as the stages above, and IFEval whole. RPO-3 ships if the rule above
+  holds for it and fewer of its 129 answers loop than of RPO-2's, or as many, and as many or more of them
+  hold.
+- The reward model at its own 60 steps.
 """
 
 from __future__ import annotations
