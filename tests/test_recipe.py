@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,10 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from nemotron4.cli.main import main
+from nemotron4.cli.training_view import TrainingView
 from nemotron4.errors import ConfigError
 from nemotron4.recipe import hash_of, load_staged
+from nemotron4.training.metrics import StepRecord
 
 RECIPE = """
 name = "tiny"
@@ -140,6 +144,18 @@ def finished(folder: Path, out: Path, *more: str) -> list[str]:
     (out / "slow").mkdir(parents=True, exist_ok=True)
     (out / "slow" / "copy.begun").write_text("earlier")
     return ["recipe", "run", str(folder), "--out", str(out), *more]
+
+
+def test_a_training_stage_shows_its_step_in_words(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEMOTRON4_PROGRESS", "json")
+    view = TrainingView(console=Console(file=(said := io.StringIO())))
+    view.show(StepRecord(3, 40, {"loss": 1.5, "seconds": 2.0}))
+    (folder / "write.py").write_text(f"import time\nprint({said.getvalue()!r})\ntime.sleep(0.2)\n{WRITE}")
+    monkeypatch.setattr("nemotron4.progress.PLAIN_INTERVAL_S", 0.0)
+    assert main(finished(folder, tmp_path / "out")) == 0
+    assert "stage 1 of 4, data: step 3/40  loss 1.5000" in capsys.readouterr().err
 
 
 def test_a_preset_changes_values_and_leaves_stages_out(

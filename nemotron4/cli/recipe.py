@@ -149,6 +149,8 @@ class _Shown:
             self._said = line.strip() or self._said
         elif "note" in told:
             self._said = told["note"]
+        elif "line" in told:
+            self._said, self._left_s = told["line"], told["left_s"] or 0.0
         else:
             of = f" of {told['total']:,}" if told["total"] is not None else ""
             self._said = f"{told['name'] or 'progress'}: {told['done']:,}{of} {told['unit']}"

@@ -63,9 +63,17 @@ class TrainingView:
 
     def _text(self) -> str:
         part, newest = self._part, self._newest
-        if self._is_json:
-            return json.dumps(to_json(part) if part is not None or newest is None else newest.to_json())
-        return self.part_line(part) if part is not None else self.line(newest) if newest else ""
+        line = self.part_line(part) if part is not None else self.line(newest) if newest else ""
+        if not self._is_json:
+            return line
+        told: dict[str, object] = {}
+        if part is not None:
+            told = {**to_json(part), "unit": "", "left_s": None}
+        elif newest is not None:
+            left_s = self._seconds_left(newest) if self._seconds else None
+            amount = {"unit": "steps", "done": newest.step, "total": newest.num_steps, "left_s": left_s}
+            told = {**newest.to_json(), **amount}
+        return json.dumps({**told, "line": line})
 
     def part_line(self, part: Part) -> str:
         """``answers 12 of 64, 3,410 tokens`` or ``... 512 of 2,000, about 3 min left``"""
