@@ -58,6 +58,26 @@ def test_nothing_held_out_is_trained_on(steps: ModuleType, tmp_path: Path) -> No
     )
 
 
+def test_the_greedy_answers_of_a_round_come_first_and_one_that_loops_is_the_worst(
+    steps: ModuleType, tmp_path: Path
+) -> None:
+    steps.ask(tmp_path, 4, 8, is_greedy=True)
+    rows = list(read_rows(tmp_path / "ask.jsonl"))
+    assert [row["temperature"] for row in rows] == [0.0] * 8 + [1.0] * 8
+    assert [row["prompt"] for row in rows[:8]] == [row["prompt"] for row in rows[8:]]
+    task = rows[0]["meta"] | {"task": steps.tasks.form_task("What is interesting about {}?", "bees")}
+    said = [
+        ("Bees buzz. " * 20, "length"),
+        ("", "length"),
+        ("Bees dance to tell where to fly to next.", "stop"),
+    ]
+    drawn = [{"meta": task, "text": text, "finish_reason": reason} for text, reason in said]
+    steps.write_rows(tmp_path / "drawn.jsonl", drawn)
+    steps.pair(tmp_path)
+    [pair] = read_rows(tmp_path / "pairs.jsonl")
+    assert pair["rejected"] == said[0][0].strip()
+
+
 @pytest.mark.parametrize(
     ("kind", "check", "right", "wrong"),
     [
