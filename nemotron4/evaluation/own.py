@@ -40,9 +40,16 @@ TASK_FILE = "task.toml"
 Grader = Literal["choice", "number", "exact", "contains", "regex", "code", "judge", "python"]
 Grade = Callable[[str, JsonObject], Score]
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
+# Around a letter, and no part of it: bold, code, quotes, LaTeX.
+_MARKS = re.compile(r"[*_`$#{}\"'’“”]|\\[a-z]*")
 # "I think" and "A good start" open with a word, not with a choice.
-_OPENING = re.compile(r"\s*\(?(?![AI] (?!is\b|because\b)[a-z])([A-Z])\b")
-_SAID = re.compile(r"\banswer(?: is)?:?\s*\(?([A-Z])\b")
+_LETTER = r"(?:[Oo]ption |[Cc]hoice )?\(?(?![AI] (?!is\b|because\b)[a-z])([A-Z])\b"
+# What is stated in so many words, else how the reply opens, else a choice that it names.
+_CHOICES = (
+    re.compile(r"(?i:\b(?:answer|correct (?:option|choice)))(?i:\s+is\b:?|\s*:)\s*" + _LETTER),
+    re.compile(r"\A\s*" + _LETTER),
+    re.compile(r"(?i:\banswer)\s*" + _LETTER),
+)
 JUDGE_PROMPT = (
     "Rate the answer below from 1 to 10 by this rubric, and end with the rating in this form: [[5]].\n\n"
     "[Rubric]\n{rubric}\n\n[Question]\n{question}\n\n[Answer]\n{response}\n"
@@ -75,6 +82,8 @@ class OwnTask:
             raise ValueError(f"the grader {self.grader!r} needs {needed}")
         if not self.prompt.strip():
             raise ValueError("prompt is empty")
+        if doubled := re.search(r"\{\{\s*(\w+)\s*\}\}", f"{self.prompt} {self.system} {self.rubric}"):
+            raise ValueError(f"{doubled[0]} would keep a pair of braces; write {{{doubled[1]}}} for a field")
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(f"name is {self.name!r}; expected letters, digits, dots, dashes, underscores")
         try:
@@ -246,11 +255,10 @@ def _by_answer(own: OwnTask, response: str, row: JsonObject) -> Score:
     if own.grader == "exact":
         return passed(_plain(response) == _plain(right))
     if own.grader == "choice":
-        said = _SAID.findall(response)
-        opening = _OPENING.match(response)
-        if opening is None and not said:
+        letter = _chosen(response)
+        if letter is None:
             return unparsed("the reply names no choice")
-        return passed((opening[1] if opening is not None else said[-1]) == right.strip().upper())
+        return passed(letter == right.strip().upper())
     found = list(re.finditer(own.pattern, response))
     if not found:
         return unparsed("the pattern does not match")
@@ -262,6 +270,12 @@ def _by_answer(own: OwnTask, response: str, row: JsonObject) -> Score:
         if group is None
         else passed(_plain(group) == _plain(right))
     )
+
+
+def _chosen(response: str) -> str | None:
+    text = _MARKS.sub("", response)
+    found = next((said for pattern in _CHOICES if (said := pattern.findall(text))), None)
+    return found[-1] if found else None
 
 
 def _plain(text: str) -> str:

@@ -18,7 +18,10 @@ Gsm8kMethod = Literal["strict", "flexible", "value"]
 
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-_NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<![\w.])-?\.\d+")
+_EXPONENT = r"(?:[eE][+-]?\d{1,3}(?!\w))?"
+_NUMBER = re.compile(
+    rf"(?<![\w.])-?(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?{_EXPONENT}|(?<![\w.])-?\.\d+{_EXPONENT}"
+)
 _LETTERS = "ABCD"
 
 
@@ -34,8 +37,8 @@ def extract_gsm8k(response: str, method: Gsm8kMethod) -> str | None:
 
 
 def final_number(response: str) -> Fraction | None:
-    """The value of the last number of a text: ``$57.00``, ``1,000 apples`` and ``-3.`` are numbers."""
-    found = [match[0] for match in _NUMBER.finditer(response)]
+    """The value of the last number of a text: ``$57.00``, ``1,000 apples``, ``-3.``, ``1e-05`` are numbers."""
+    found = [match[0] for match in _NUMBER.finditer(response.replace("\N{MINUS SIGN}", "-"))]
     return _value(found[-1].replace(",", "")) if found else None
 
 

@@ -38,6 +38,10 @@ GRADED = [
     ("choice", "", "B", ["B", "The answer is (B).", "(b)", "A. Because"], [1, 1, 0, 0]),
     ("choice", "", "B", ["I think the answer is B", "A good answer: B", "B because A", "I am"], [1, 1, 1, 0]),
     ("choice", "", "A", ["A is right", "A because I think so", "A, not B", "A good one"], [1, 1, 1, 0]),
+    ("choice", "", "B", ["**B**", "ANSWER: B", "$\\boxed{B}$", "I'm sure the answer is B"], [1, 1, 1, 1]),
+    ("choice", "", "B", ["A. Paris\nB. Rome\nAnswer: **B**", "B is wrong. The answer is A"], [1, 0]),
+    ("number", "", 1e-05, ["It is 0.00001.", "5", "1e-5"], [1, 0, 1]),
+    ("number", "", -5, ["It is \N{MINUS SIGN}5.", "5"], [1, 0]),
     ("number", "", "57", ["She makes $57.00.", "57,000", "it is 57"], [1, 0, 1]),
     ("exact", "", "Paris", [" paris. ", "Paris, France"], [1, 0]),
     ("contains", "", "Paris", ["It is PARIS!", "London"], [1, 0]),
@@ -48,7 +52,7 @@ GRADED = [
 
 @pytest.mark.parametrize(("grader", "more", "right", "responses", "expected"), GRADED)
 def test_every_grader_decides(
-    folder: Path, capsys: Any, grader: str, more: str, right: str, responses: list[str], expected: list[int]
+    folder: Path, capsys: Any, grader: str, more: str, right: Any, responses: list[str], expected: list[int]
 ) -> None:
     toml = f'name = "mine"\nprompt = "Q: {{q}} {{x}}"\ngrader = "{grader}"\n{more}\n'
     write(
@@ -175,6 +179,7 @@ def test_what_a_function_does_wrong_is_said(folder: Path, capsys: Any, code: str
         ('name = "a/b"\nprompt = "{q}"\ngrader = "exact"\n', "name is 'a/b'"),
         ('name = "a"\nprompt = "{q}"\ngrader = "regex"\n', "the grader 'regex' needs pattern"),
         ('name = "a"\nprompt = ""\ngrader = "exact"\n', "prompt is empty"),
+        ('name = "a"\nprompt = "{{ q }}"\ngrader = "exact"\n', "write {q} for a field"),
         ('name = "a"\nprompt = "{q}"\ngrader = "regex"\npattern = "("\n', "pattern is no regular expression"),
         ('name = "a"\nprompt = "{q}"\ngrader = "exakt"\n', "grader is 'exakt'; expected 'choice'"),
         ('name = "a"\npromt = "{q}"\ngrader = "exact"\n', "unknown key 'promt'"),
