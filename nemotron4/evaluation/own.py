@@ -22,18 +22,17 @@ from nemotron4.evaluation.task import (
     Inputs,
     Item,
     JudgeRequest,
-    Metric,
     Outcome,
     Task,
     accuracy,
     answered,
+    mean,
     user,
     why,
 )
 from nemotron4.grading import answers, code, judgments
 from nemotron4.grading.sandbox import open_sandbox
 from nemotron4.grading.score import Score, passed, unparsed, unscored
-from nemotron4.grading.statistics import bootstrap_ratio
 from nemotron4.records import JsonObject, Message
 
 TASK_FILE = "task.toml"
@@ -207,7 +206,7 @@ def _score(own: OwnTask, folder: Path, inputs: Inputs) -> Outcome:
     values = [found.value for found in scores if found.value is not None]
     is_binary = {*values} <= {0.0, 1.0}
     return Outcome(
-        metrics={"accuracy": accuracy(scores)} if is_binary else {"mean": _mean(values, inputs.seed)},
+        metrics={"accuracy": accuracy(scores)} if is_binary else {"mean": mean(values, inputs.seed)},
         unscored=missing,
         unparsed=sum(found.is_unparsed for found in scores),
         items={item.id: {"score": found.value} for item, found in zip(items, scores, strict=True)},
@@ -308,15 +307,8 @@ def _score_ratings(own: OwnTask, inputs: Inputs) -> Outcome:
         missing["no judgment"] = num_absent
     values = [score.value for score in found.values() if score.value is not None]
     return Outcome(
-        metrics={"rating": _mean(values, inputs.seed)},
+        metrics={"rating": mean(values, inputs.seed)},
         unscored=missing,
         items={name: {"rating": score.value} for name, score in found.items()},
         reasons={name: str(score.reason) for name, score in found.items() if score.reason},
     )
-
-
-def _mean(values: Sequence[float], seed: int) -> Metric:
-    if not values:
-        return Metric(None, 0, 0)
-    drawn = bootstrap_ratio(list(values), [1.0] * len(values), seed=seed)
-    return Metric(sum(values) / len(values), sum(values), len(values), drawn)

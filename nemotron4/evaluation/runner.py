@@ -25,7 +25,7 @@ from nemotron4.evaluation.scoring import (
     score_task,
     with_failures,
 )
-from nemotron4.evaluation.task import Item, Judgment, Task
+from nemotron4.evaluation.task import Item, Judgment, Task, load_items
 from nemotron4.evaluation.viewer import LoggedSample, write_logs
 from nemotron4.json_form import to_json
 from nemotron4.progress import Progress
@@ -80,7 +80,7 @@ async def run_task(
     }
     with held(folder):
         claim(folder, identity, {"sampling": to_json(Sampling()), "epochs": 1})
-        items = choose(task.load(source), limit=settings.limit, seed=settings.seed)
+        items = choose(load_items(task, source), limit=settings.limit, seed=settings.seed)
         return await _Run(task, source, settings, folder, items).result(model, judge, judge_name)
 
 

@@ -18,7 +18,16 @@ from typing import Any, Literal
 from nemotron4.errors import ConfigError, DataError, Nemotron4Error, nearest
 from nemotron4.evaluation.data import Content, DataSource, unpack
 from nemotron4.evaluation.result import Result, make_result, result_name
-from nemotron4.evaluation.task import Inputs, Item, Judgment, Outcome, Task, combine_epochs, share
+from nemotron4.evaluation.task import (
+    Inputs,
+    Item,
+    Judgment,
+    Outcome,
+    Task,
+    combine_epochs,
+    load_items,
+    share,
+)
 from nemotron4.grading.repetition import is_looping
 from nemotron4.grading.sandbox import open_sandbox
 from nemotron4.records import JsonObject
@@ -162,7 +171,7 @@ def score_files(
         raise ConfigError(f"{task.name} has no judge", hint="leave --judgments out")
     if responses is None and task.needs_responses:
         raise ConfigError(f"{task.name} is scored from answers", hint="pass --responses FILE")
-    items = task.load(source)
+    items = load_items(task, source)
     epochs, num_outside = read_responses(responses, items, task.is_outside) if responses else ([{}], 0)
     result = score_task(
         task,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nemotron4.client.interface import Sampling
+from nemotron4.errors import DataError
 from nemotron4.evaluation.data import DataFile, DataSource
 from nemotron4.grading.sandbox import Sandbox
 from nemotron4.grading.score import Score
@@ -125,6 +126,17 @@ class Task:
         return self.files[0]
 
 
+def load_items(task: Task, source: DataSource) -> list[Item]:
+    """The task's items; DataError for an id on two of them, as one would get the other's answer."""
+    items = task.load(source)
+    for name, count in Counter(item.id for item in items).items():
+        if count > 1:
+            raise DataError(
+                f"{task.name}: id {name!r} is on {count} rows of the data", hint="ids must differ"
+            )
+    return items
+
+
 def answered(inputs: Inputs) -> tuple[list[Item], Counter[str]]:
     """The items with a response, and the count of those without."""
     found = [item for item in inputs.items if item.id in inputs.responses]
@@ -145,6 +157,14 @@ def share(numerator: float, denominator: float, interval: Interval | None = None
     interval = interval or wilson(numerator, denominator)
     percent = Interval(100 * interval.lower, 100 * interval.upper, interval.method)
     return Metric(100 * numerator / denominator, numerator, denominator, percent)
+
+
+def mean(values: Sequence[float], seed: int) -> Metric:
+    """The values as they are, with a bootstrap's interval."""
+    if not values:
+        return Metric(None, 0, 0)
+    drawn = bootstrap_ratio(list(values), [1.0] * len(values), seed=seed)
+    return Metric(sum(values) / len(values), sum(values), len(values), drawn)
 
 
 def _subject_mean(items: Sequence[Item], scores: Sequence[Score], *, seed: int) -> Metric:
@@ -195,18 +215,26 @@ def combine_epochs(outcomes: Sequence[Outcome], *, seed: int) -> Outcome:
                 if value is not None:
                     by_metric[metric][name].append(value)
     metrics: dict[str, Metric] = {}
-    for metric in outcomes[0].metrics:
-        if metric not in by_metric:
-            means = [found for o in outcomes if (found := o.metrics[metric].value) is not None]
-            metrics[metric] = Metric(sum(means) / len(means) if means else None)
+    for metric in dict.fromkeys(name for outcome in outcomes for name in outcome.metrics):
+        # Own tasks know items by one score, whose metric has its name by what the scores are.
+        key = "score" if metric in ("accuracy", "mean") and "score" in by_metric else metric
+        if key not in by_metric:
+            known = [o.metrics[metric].value for o in outcomes if metric in o.metrics]
+            found = [value for value in known if value is not None]
+            metrics[metric] = Metric(sum(found) / len(found) if found else None)
             continue
-        items = by_metric[metric]
+        items = by_metric[key]
         means = [sum(values) / len(values) for values in items.values()]
-        metrics[metric] = _mean(means, seed)
-        if {value for values in items.values() for value in values} <= {0.0, 1.0}:
+        is_binary = {value for values in items.values() for value in values} <= {0.0, 1.0}
+        if metric == "mean":
+            metrics[metric] = mean(means, seed)
+        elif is_binary or key == metric:
+            metrics[metric] = _share_of(means, seed)
+        if is_binary:
             whole = [int(sum(values)) for values in items.values() if len(values) == num_epochs]
             for k in range(2, num_epochs + 1):
-                metrics[f"{metric} (pass@{k})"] = _mean([_pass_at(num_epochs, c, k) for c in whole], seed)
+                chances = [_pass_at(num_epochs, c, k) for c in whole]
+                metrics[f"{metric} (pass@{k})"] = _share_of(chances, seed)
     return Outcome(
         metrics=metrics,
         unscored=sum((Counter(outcome.unscored) for outcome in outcomes), Counter()),
@@ -229,7 +257,7 @@ def _pass_at(num_samples: int, num_right: int, k: int) -> float:
     return 1.0 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
 
 
-def _mean(values: Sequence[float], seed: int) -> Metric:
+def _share_of(values: Sequence[float], seed: int) -> Metric:
     if not values:
         return Metric(None, 0, 0)
     return share(sum(values), len(values), bootstrap_ratio(list(values), [1.0] * len(values), seed=seed))

@@ -37,7 +37,7 @@ def extract_gsm8k(response: str, method: Gsm8kMethod) -> str | None:
 
 
 def final_number(response: str) -> Fraction | None:
-    """The value of the last number of a text: ``$57.00``, ``1,000 apples``, ``-3.``, ``1e-05`` are numbers."""
+    """The value of a text's last number: ``$57.00``, ``1,000 apples``, ``-3.``, ``1e-05`` are numbers."""
     found = [match[0] for match in _NUMBER.finditer(response.replace("\N{MINUS SIGN}", "-"))]
     return _value(found[-1].replace(",", "")) if found else None
 

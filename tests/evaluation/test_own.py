@@ -88,6 +88,27 @@ def test_a_function_grades_and_may_leave_an_item_out(folder: Path, capsys: Any) 
     assert result["unscored_reasons"] == {"the function gave no score": 1}
 
 
+def test_epochs_of_an_own_task_have_an_interval_and_pass_at_k(folder: Path, capsys: Any) -> None:
+    toml = 'name = "mine"\nprompt = "{q}"\ngrader = "python"\nfunction = "grade.py:grade"\n'
+    write(folder, toml, [{"q": "a"}] * 2)
+    (folder / "grade.py").write_text("def grade(response, row): return float(response)\n")
+
+    def scored(values: list[tuple[int, int, str]]) -> dict[str, Any]:
+        rows = [{"id": item, "epoch": epoch, "response": text} for item, epoch, text in values]
+        (folder / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert main(["eval", "score", str(folder), "--responses", str(folder / "r.jsonl"), "--json"]) == 0
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return result
+
+    binary = scored([(0, 1, "1"), (1, 1, "0"), (0, 2, "0"), (1, 2, "0")])
+    assert binary["metrics"]["accuracy"] == 25
+    assert binary["metrics"]["accuracy (pass@2)"] == 50
+    assert "accuracy" in binary["intervals"]
+    # One epoch of zeros and ones, the other of shares: its metric has another name.
+    mixed = scored([(0, 1, "1"), (1, 1, "0"), (0, 2, "0.5"), (1, 2, "0")])
+    assert mixed["metrics"] == {"mean": 0.375, "looping": 0}
+
+
 def test_a_judge_rates_by_a_rubric(folder: Path, tmp_path: Path, capsys: Any) -> None:
     write(
         folder,

@@ -49,6 +49,15 @@ def score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., d
 GSM8K: Rows = [{"question": f"{n} + {n}?", "answer": f"It is {2 * n}.\n#### {2 * n}"} for n in range(4)]
 
 
+def test_two_rows_of_one_id_are_refused(score: Any) -> None:
+    """One would get the answer to the other."""
+    row = {"subject": "art", "index": 0, "question": "?", "choices": list("abcd"), "answer": "A"}
+    with pytest.raises(AssertionError, match="mmlu: id 'art/0' is on 2 rows of the data"):
+        score(
+            "mmlu", [row, {**row, "question": "Another?", "answer": "B"}], [{"id": "art/0", "response": "A"}]
+        )
+
+
 def test_gsm8k_reports_both_extractions_and_counts_what_is_missing(score: Any) -> None:
     responses = [
         {"id": 0, "response": "#### 0"},
