@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -59,7 +60,19 @@ def find_results(folders: Sequence[Path]) -> list[Found]:
         if not results:
             raise DataError(f"{folder}: no {RESULT_FILE} in it or one level below")
         found += results
-    return found
+    return _told_apart(found)
+
+
+def _told_apart(found: Sequence[Found]) -> list[Found]:
+    """Two runs of one benchmark with one name of the model: the folder is part of each one's name."""
+    counts = Counter((one.model, one.result.name) for one in found)
+    shared = {model for (model, _), count in counts.items() if count > 1}
+    return [
+        replace(one, result=replace(one.result, model=f"{one.model} ({one.folder.parent})"))
+        if one.model in shared
+        else one
+        for one in found
+    ]
 
 
 def value_of(found: Sequence[Found], model: str, task: str, metric: str) -> Found | None:

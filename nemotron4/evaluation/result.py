@@ -151,10 +151,9 @@ def load_result(folder: Path) -> Result:
         result: Result = read_fields(Result, row, metrics=metrics, items=scored, reasons=reasons)
         return result
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read: {error.strerror}",
-            hint="a run that was stopped has no result: run it again",
-        ) from error
+        inside = ", ".join(str(found.parent) for found in sorted(folder.glob(f"*/{RESULT_FILE}")))
+        hint = f"it holds {inside}" if inside else "a run that was stopped has no result: run it again"
+        raise DataError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a result of this version: {error!r}") from error
 

@@ -102,6 +102,15 @@ def test_the_report_shows_ours_beside_the_published_values(
     assert (out / "benchmarks.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_two_runs_of_one_model_name_are_both_in_the_tables(scored: Scored, capsys: Any) -> None:
+    """Two checkpoints behind one served name: the second one was in no table."""
+    folders = [scored("first", {1}).parent, scored("second", {1, 2}).parent]
+    found = report.find_results(folders)
+    assert [one.model for one in found] == [f"m<1> ({folder})" for folder in folders]
+    assert main(["eval", "compare", str(folders[0]), str(folders[1])]) == 1
+    assert f"it holds {folders[0] / 'gsm8k'}" in capsys.readouterr().err
+
+
 def test_the_report_refuses_a_run_without_a_result(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no result"):
         report.find_results([tmp_path])
