@@ -8,14 +8,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from nemotron4 import config
 from nemotron4.client.interface import Sampling
-from nemotron4.client.own_code import load_function
+from nemotron4.client.own_code import load_function, needed_parameters
 from nemotron4.errors import ConfigError, DataError, unknown_name
 from nemotron4.evaluation.data import DataFile, DataSource, unpack
 from nemotron4.evaluation.task import (
@@ -112,6 +112,7 @@ def open_folder(folder: Path, settings: Sequence[str] = ()) -> Task:
         verdicts=judgments.RATINGS if is_judged else (),
         needs_sandbox=own.grader == "code",
         needs_responses=not is_judged,
+        own_code=_hash_of_function(own.function, folder) if own.grader == "python" else "",
         options={"prompt": own.prompt, "rubric": own.rubric} if is_judged else {"prompt": own.prompt},
         with_options=lambda options: open_folder(
             # JSON's texts are TOML's too, with quotes and line ends in them.
@@ -123,10 +124,10 @@ def open_folder(folder: Path, settings: Sequence[str] = ()) -> Task:
 
 def open_function(name: str) -> Task:
     """``FILE.py:FUNCTION``: what the function returns."""
-    found = _import_function(name, Path())()
+    found = load_function(*_split_name(name, Path()))()
     if not isinstance(found, Task):
         raise ConfigError(f"{name} returned {type(found).__name__}; expected nemotron4.evaluation.task.Task")
-    return found
+    return replace(found, own_code=_hash_of_function(name, Path()) + found.own_code)
 
 
 def list_folders(folder: Path) -> list[Path]:
@@ -134,13 +135,20 @@ def list_folders(folder: Path) -> list[Path]:
     return sorted(path.parent for path in (folder / "tasks").glob(f"*/{TASK_FILE}"))
 
 
-def _import_function(name: str, folder: Path) -> Callable[..., Any]:
+def _split_name(name: str, folder: Path) -> tuple[Path, str]:
     file, _, function = name.rpartition(":")
     if not (folder / file).is_file():
         raise ConfigError(
             f"{name!r}: there is no Python file {folder / file}", hint="write it as FILE.py:FUNCTION"
         )
-    return load_function(folder / file, function)
+    return folder / file, function
+
+
+def _hash_of_function(name: str, folder: Path) -> str:
+    """Of its file; ConfigError, before answers are paid for, if there is no such function."""
+    file, function = _split_name(name, folder)
+    needed_parameters(file, function)
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _load(own: OwnTask, file: DataFile, source: DataSource) -> list[Item]:
@@ -225,7 +233,7 @@ def _grade(own: OwnTask, folder: Path, inputs: Inputs) -> Grade:
 
         return run
     if own.grader == "python":
-        return partial(_by_function, own.function, _import_function(own.function, folder))
+        return partial(_by_function, own.function, load_function(*_split_name(own.function, folder)))
     return partial(_by_answer, own)
 
 

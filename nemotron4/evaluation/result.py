@@ -29,9 +29,9 @@ def sha256_of(value: str) -> str:
     return hashlib.sha256(value.encode()).hexdigest()
 
 
-def grader_sha256() -> str:
-    """Hash of the source of every grader and task: another grader is another number."""
-    digest = hashlib.sha256()
+def grader_sha256(own_code: str) -> str:
+    """Hash of the source of all graders and of the task's own code: another grader is another number."""
+    digest = hashlib.sha256(own_code.encode())
     for package in ("nemotron4.grading", "nemotron4.evaluation.tasks"):
         for file in sorted(resources.files(package).iterdir(), key=lambda entry: entry.name):
             if file.name.endswith((".py", ".json")):
@@ -106,7 +106,7 @@ def make_result(task: Task, outcome: Outcome, **more: Any) -> Result:
         items=outcome.items,
         reasons=outcome.reasons,
         prompt_sha256=sha256_of(task.prompt),
-        grader_sha256=grader_sha256(),
+        grader_sha256=grader_sha256(task.own_code),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         notes=notes,
         **more,

@@ -110,6 +110,7 @@ class Task:
     judge: Judge | None = None
     card_judge: str | None = None
     verdicts: tuple[str, ...] = ()  # all that a judge may say under `--set verdict=choice`
+    own_code: str = ""  # hash of a grader outside the package
     needs_sandbox: bool = False
     needs_responses: bool = True  # False: a judge's texts are enough to score
     is_outside: Callable[[str], bool] = lambda _: False  # an id of a larger set that this one is a part of

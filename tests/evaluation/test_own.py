@@ -88,6 +88,20 @@ def test_a_function_grades_and_may_leave_an_item_out(folder: Path, capsys: Any) 
     assert result["unscored_reasons"] == {"the function gave no score": 1}
 
 
+def test_results_of_two_versions_of_a_function_are_not_compared(folder: Path, capsys: Any) -> None:
+    toml = 'name = "mine"\nprompt = "{q}"\ngrader = "python"\nfunction = "grade.py:grade"\n'
+    write(folder, toml, [{"q": "a"}])
+    (folder / "r.jsonl").write_text('{"id": 0, "response": "x"}\n')
+    results = [str(folder / "first"), str(folder / "second")]
+    for value, out in zip((0, 1), results, strict=True):
+        (folder / "grade.py").write_text(f"def grade(response, row): return {value}\n")
+        scoring = ["--responses", str(folder / "r.jsonl"), "--out", out]
+        assert main(["eval", "score", str(folder), *scoring]) == 0
+    capsys.readouterr()
+    assert main(["eval", "compare", *results, "--json"]) == 1
+    assert list(json.loads(capsys.readouterr().out)["differences"]) == ["grader_sha256"]
+
+
 def test_epochs_of_an_own_task_have_an_interval_and_pass_at_k(folder: Path, capsys: Any) -> None:
     toml = 'name = "mine"\nprompt = "{q}"\ngrader = "python"\nfunction = "grade.py:grade"\n'
     write(folder, toml, [{"q": "a"}] * 2)
@@ -182,7 +196,8 @@ def test_an_answer_that_none_could_equal_is_no_wrong_answer(
         ("def grade(response, row): return row['x']\n", "grade.py:grade: KeyError: 'x'; the row is"),
         ("def grade(response, row): return 'good'\n", "could not convert string to float"),
         ("def grade(response, row): return float('nan')\n", "it returned nan"),
-        ("import no_such_module\n", "grade.py: cannot be loaded: ModuleNotFoundError"),
+        ("import no_such_module as grade\n", "grade.py: cannot be loaded: ModuleNotFoundError"),
+        ("def other(response, row): return 1\n", "grade.py: there is no function 'grade'"),
     ],
 )
 def test_what_a_function_does_wrong_is_said(folder: Path, capsys: Any, code: str, words: str) -> None:
