@@ -351,6 +351,12 @@ def is_address(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
+def base_url(address: str) -> str:
+    """With the ``/v1`` of an OpenAI-compatible server; other tools are given the address of one of its routes."""
+    address = address.rstrip("/").removesuffix("/completions").removesuffix("/chat")
+    return address if address.endswith(("/v1", "/generate")) else f"{address}/v1"
+
+
 def connect(
     address: str,
     name: str | None,
@@ -364,12 +370,10 @@ def connect(
     """
     if not is_address(address):
         raise ConfigError(f"{address!r} is not an address", hint="write it as http://HOST:PORT")
-    address = address.rstrip("/")
+    address = base_url(address)
     if address.endswith("/generate"):
         root = address.removesuffix("/generate")
         return GenerateChatModel(root, name=name or "generate", timeout_s=timeout_s)
-    if not address.endswith("/v1"):
-        address += "/v1"
     key = os.environ.get(key_variable)
     return OpenAIChatModel(address, name or _only_model(address, key), api_key=key, timeout_s=timeout_s)
 

@@ -294,7 +294,10 @@ def _from_one(row: JsonObject, name: str, where: str) -> int:
 
 def _read_id(path: Path, number: int, row: JsonObject) -> str:
     if not isinstance(row.get("id"), str | int) or isinstance(row.get("id"), bool):
-        raise DataError(f"{path}:{number}: field 'id' is {row.get('id')!r}; expected a string or an integer")
+        raise DataError(
+            f"{path}:{number}: field 'id' is {row.get('id')!r}; expected a string or an integer",
+            hint=f"the row's fields are {', '.join(row) or 'none'}; docs/evaluation.md has the ones to write",
+        )
     return str(row["id"])
 
 

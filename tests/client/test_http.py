@@ -28,6 +28,7 @@ from nemotron4.client import (
 )
 from nemotron4.client.fake_server import FakeServer
 from nemotron4.client.http import error_for_status
+from nemotron4.client.remote import base_url
 from nemotron4.errors import EngineBusyError, RequestError
 from nemotron4.inference.fake import FakeEngine
 from nemotron4.records import ATTRIBUTES, Message
@@ -145,6 +146,11 @@ def test_a_refused_prompt_and_a_wrong_key_are_hopeless() -> None:
     with pytest.raises(HopelessError, match="401: wrong API key") as caught:
         with_server(FakeBehaviour(), use, api_key="right")
     assert caught.value.kind == "unauthorized"
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/v1/completions"])
+def test_the_address_of_a_route_is_that_of_its_server(end: str) -> None:
+    assert base_url(f"http://127.0.0.1:8000{end}") == "http://127.0.0.1:8000/v1"
 
 
 def test_nobody_listening_is_a_connection_error() -> None:

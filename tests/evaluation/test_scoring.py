@@ -253,7 +253,7 @@ def test_rewardbench_needs_every_subset_for_a_section(score: Any) -> None:
             "responses.jsonl:2: id '0' is answered twice",
         ),
         ([{"id": 0, "response": None}], "responses.jsonl:1: field 'response'"),
-        ([{"response": "x"}], "responses.jsonl:1: field 'id'"),
+        ([{"task_id": 0, "solution": "x"}], "(?s)responses.jsonl:1: field 'id'.*are task_id, solution"),
     ],
 )
 def test_a_bad_row_names_its_file_and_line(score: Any, rows: Rows, expected: str) -> None:
