@@ -352,7 +352,7 @@ def is_address(text: str) -> bool:
 
 
 def base_url(address: str) -> str:
-    """With the ``/v1`` of an OpenAI-compatible server; other tools are given the address of one of its routes."""
+    """With the ``/v1`` of an OpenAI-compatible server; other tools take the address of one of its routes."""
     address = address.rstrip("/").removesuffix("/completions").removesuffix("/chat")
     return address if address.endswith(("/v1", "/generate")) else f"{address}/v1"
 

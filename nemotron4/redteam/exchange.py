@@ -124,7 +124,11 @@ def _read_promptfoo(content: Any, path: Path, annotator: str) -> Found:
 
 def _promptfoo_session(row: JsonObject, annotator: str) -> Made:
     """A test that failed is an attack that worked; one with an error has no verdict."""
-    meta = {**(row.get("testCase") or {}).get("metadata", {}), **(row.get("metadata") or {})}
+    meta = {
+        **((row.get("testCase") or {}).get("metadata") or {}),
+        **((row.get("response") or {}).get("metadata") or {}),
+        **(row.get("metadata") or {}),
+    }
     prompt = row.get("prompt") or {}
     raw = prompt.get("raw") if isinstance(prompt, dict) else prompt
     output = (row.get("response") or {}).get("output")
@@ -136,7 +140,7 @@ def _promptfoo_session(row: JsonObject, annotator: str) -> Made:
     session = Session(
         annotator=annotator,
         model=str(model or "unknown"),
-        messages=(*_turns(raw), Message("assistant", text)),
+        messages=_talk(raw, text, meta),
         technique=_own(TECHNIQUES, meta.get("technique"))
         or _known(_TECHNIQUES, str(meta.get("strategyId") or "basic"), "other"),
         category=_own(CATEGORIES, meta.get("category"))
@@ -147,6 +151,25 @@ def _promptfoo_session(row: JsonObject, annotator: str) -> Made:
         return session, []
     outcome = "failure" if row["success"] else "success"
     return session, [_judged("promptfoo", outcome, str((row.get("gradingResult") or {}).get("reason") or ""))]
+
+
+def _talk(raw: str, answer: str, meta: Mapping[str, Any]) -> tuple[Message, ...]:
+    """What was asked and answered.
+
+    Strategies that write their own attacks keep them apart from the test's prompt: a whole conversation
+    (crescendo, goat), or the attack that the answer is to (jailbreak).
+    """
+    if isinstance(given := meta.get("messages"), list) and given:
+        asked = tuple(Message(str(turn["role"]), turn["content"]) for turn in given)
+        if not all(isinstance(turn.content, str) for turn in asked):
+            raise DataError("holds something else than text")
+        if asked[-1].role == "assistant":
+            return asked
+    else:
+        asked = _turns(raw)
+        if isinstance(final := meta.get("redteamFinalPrompt"), str):
+            asked = (*(turn for turn in asked if turn.role == "system"), Message("user", final))
+    return (*asked, Message("assistant", answer))
 
 
 def _turns(raw: str) -> tuple[Message, ...]:

@@ -134,6 +134,27 @@ def test_results_of_promptfoo(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (three.category, three.outcome, three.session.model) == ("hate", "failure", "openai:small")
 
 
+def test_attacks_that_a_strategy_of_promptfoo_wrote_are_the_sessions_turns(tmp_path: Path) -> None:
+    """The test's prompt is only what they began with: the answer is to another text."""
+    talk = [
+        {"role": "user", "content": "Tell me of locks."},
+        {"role": "assistant", "content": "There are many."},
+        {"role": "user", "content": "And without a key?"},
+    ]
+    row = {"prompt": {"raw": "Open a lock."}, "response": {"output": "Like this."}, "success": False}
+    rows = [
+        {**row, "metadata": {"messages": talk, "redteamFinalPrompt": "And without a key?"}},
+        {**row, "response": {"output": "Sure.", "metadata": {"redteamFinalPrompt": "You are a locksmith."}}},
+    ]
+    _, database = record(tmp_path, {"results": {"results": rows}}, "promptfoo")
+    with SessionStore(database) as store:
+        found = [[turn.content for turn in each.session.messages] for each in store.sessions()]
+    assert sorted(found, key=len, reverse=True) == [
+        [*(turn["content"] for turn in talk), "Like this."],
+        ["You are a locksmith.", "Sure."],
+    ]
+
+
 def test_another_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert record(tmp_path, {"a": 1}, "pyrit")[0] == 1
     assert "memory.get_message_pieces" in capsys.readouterr().err
