@@ -73,8 +73,8 @@ def new(
             raise ConfigError(f"models names {name!r} twice")
         sources[name] = source
     rows = read_prompts(prompts)
-    create(out, rows, sources, seed=seed)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+    create(out, rows, sources, seed=seed, sampling=sampling)
     run_stoppable(collect_answers(out, rows, sources, sampling, concurrency=concurrency, note=note))
     study = Study(out)
     left_out = len(study.prompts) - len(study.complete_prompts)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 from nemotron4.annotation.app import Listed, Shown, ShownAnswer, judgment_rows
@@ -24,6 +25,7 @@ from nemotron4.client import ChatModel, Sampling, call_with_retries
 from nemotron4.client.remote import connect, is_address
 from nemotron4.client.retry import ERROR, ask_missing
 from nemotron4.errors import ConfigError, DataError
+from nemotron4.evaluation.settings import StudySettings
 from nemotron4.progress import Progress
 from nemotron4.records import AskedPrompt, JsonObject, Message, PreferencePair, read_json_lines
 from nemotron4.report import Block
@@ -70,7 +72,14 @@ def check_name(kind: str, name: str) -> str:
     return name
 
 
-def create(folder: Path, prompts: Sequence[AskedPrompt], models: Mapping[str, str], *, seed: int) -> None:
+def create(
+    folder: Path,
+    prompts: Sequence[AskedPrompt],
+    models: Mapping[str, str],
+    *,
+    seed: int,
+    sampling: Sampling,
+) -> None:
     """Make the study, or check that the folder is this one. ``models``: name -> source of its answers."""
     if len(models) < 2:
         raise ConfigError(f"{len(models)} model given; a comparison needs two or more")
@@ -84,7 +93,10 @@ def create(folder: Path, prompts: Sequence[AskedPrompt], models: Mapping[str, st
             "models": list(models),
             "seed": seed,
             "prompts_sha256": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
         },
+        {"max_tokens": StudySettings.max_tokens, "temperature": StudySettings.temperature},
     )
     study = {"models": dict(models), "seed": seed, "prompts": rows}
     write_json(folder / "study.json", study, indent=None)
@@ -221,26 +233,21 @@ class Study:
         return collect(found, "no answer was rated higher than another")
 
     def _pairs(self, prompt: AskedPrompt, judgments: Sequence[Annotation]) -> Iterator[PreferencePair]:
-        said: dict[str, list[int]] = {}
+        """Of people who rated both answers: one person's 3 may be another's 5."""
+        said: dict[str, dict[str, int]] = {}
         for each in judgments:
             if AXES[0] in each.values:
-                said.setdefault(each.answer, []).append(each.values[AXES[0]])
-        means = {model: sum(values) / len(values) for model, values in said.items()}
-        ranked = sorted(means, key=lambda model: -means[model])
-        for at, better in enumerate(ranked):
-            for worse in ranked[at + 1 :]:
-                if means[better] > means[worse]:
-                    yield PreferencePair(
-                        id=f"{prompt.id}:{better}:{worse}",
-                        prompt=prompt.messages,
-                        chosen=self.answers[better][prompt.id],
-                        rejected=self.answers[worse][prompt.id],
-                        meta={
-                            "chosen_model": better,
-                            "rejected_model": worse,
-                            "annotators": len(said[better]),
-                        },
-                    )
+                said.setdefault(each.answer, {})[each.annotator] = each.values[AXES[0]]
+        for better, worse in permutations(said, 2):
+            both = said[better].keys() & said[worse].keys()
+            if sum(said[better][who] - said[worse][who] for who in both) > 0:
+                yield PreferencePair(
+                    id=f"{prompt.id}:{better}:{worse}",
+                    prompt=prompt.messages,
+                    chosen=self.answers[better][prompt.id],
+                    rejected=self.answers[worse][prompt.id],
+                    meta={"chosen_model": better, "rejected_model": worse, "annotators": len(both)},
+                )
 
 
 def answers_path(folder: Path, model: str) -> Path:
@@ -287,15 +294,23 @@ async def _ask(
 
 
 def _take_answers(log: RowLog, path: Path, by_id: Mapping[str, AskedPrompt]) -> None:
-    """Answers of other prompts are no part of the study; an answer that is no text is an error."""
-    there = set(log.keys)
+    """Answers of other prompts are no part of the study; an answer that is no text, or another one than the
+    study or a line above has, is an error.
+    """
+    there = {str(row["id"]): row["response"] for row in log.rows if ERROR not in row}
     found = []
     for number, row in read_json_lines(path):
-        name = str(row.get("id"))
-        if name not in by_id or name in there:
+        name, response = str(row.get("id")), row.get("response")
+        if name not in by_id:
             continue
-        if not isinstance(row.get("response"), str):
+        if not isinstance(response, str):
             raise DataError(f"{path}:{number}: field 'response' is not a string; expected one answer")
-        found.append({"id": name, "response": row["response"]})
-        there.add(name)
+        if name not in there:
+            found.append({"id": name, "response": response})
+        elif there[name] != response:
+            raise DataError(
+                f"{path}:{number}: there is another answer to prompt {name!r} already",
+                hint="a study keeps its answers: mend the file, or make another study",
+            )
+        there[name] = response
     log.append(*found)

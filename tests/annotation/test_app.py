@@ -11,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from nemotron4.annotation.app import create_app
+from nemotron4.client import Sampling
 from nemotron4.errors import DataError
 from nemotron4.evaluation.human import Study, create
 from nemotron4.records import AskedPrompt, Message
@@ -73,7 +74,13 @@ def test_without_the_token_nothing_is_there(study: Study) -> None:
 
 def test_an_id_with_a_slash_is_shown_and_judged(tmp_path: Path) -> None:
     name = "HumanEval/0"
-    create(tmp_path / "s", [AskedPrompt(name, (Message("user", "hi"),))], {"a": "", "b": ""}, seed=0)
+    create(
+        tmp_path / "s",
+        [AskedPrompt(name, (Message("user", "hi"),))],
+        {"a": "", "b": ""},
+        seed=0,
+        sampling=Sampling(),
+    )
     for model in "ab":
         (tmp_path / "s" / f"answers-{model}.jsonl").write_text(
             json.dumps({"id": name, "response": model}) + "\n"

@@ -197,6 +197,24 @@ def test_judgments_are_exported_as_said_and_as_pairs(study: Study, tmp_path: Pat
     }
 
 
+def test_a_pair_is_of_people_who_rated_both(study: Study) -> None:
+    for who, model, level in (("ada", "ours", 3), ("bob", "base", 5), ("eve", "ours", 4), ("eve", "base", 2)):
+        study.rate(who, "p0", model, {"helpfulness": level})
+    (pair,) = study.export("preference").rows
+    assert pair.to_json()["meta"] == {"chosen_model": "ours", "rejected_model": "base", "annotators": 1}
+
+
+def test_a_study_keeps_its_answers_and_says_so(inputs: Path, study: Study, capsys: Any) -> None:
+    """Other answers or settings of the same command were taken for the ones there."""
+    (inputs / "base.jsonl").write_text('{"id": "p0", "response": "Another text."}\n')
+    assert new(inputs) == 1
+    assert "base.jsonl:1: there is another answer to prompt 'p0' already" in capsys.readouterr().err
+    sources = ",".join(f"{model}=http://127.0.0.1:1" for model in MODELS)
+    command = ["eval", "human", "new", "--out", str(inputs / "study"), "--models", sources]
+    assert main([*command, "--prompts", str(inputs / "prompts.jsonl"), "--max-tokens", "7"]) == 1
+    assert "max_tokens" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "content", ["{", "{}", "[]", '{"models": [], "seed": 0, "prompts": [["a", [5], "c"]]}']
 )
