@@ -15,6 +15,7 @@ from nemotron4.records import JsonObject
 from nemotron4.runs import IncompleteError, RowLog, in_flight
 
 Result = TypeVar("Result")
+_MIN_FAILURES = 20  # fewer are no outage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +144,28 @@ async def call_with_retries(
             await asyncio.sleep(policy.wait_s(attempt, error, draw.random()))
 
 
+class Outage:
+    """Whether an endpoint is gone: requests fail, each after all its attempts, and few or none are answered.
+
+    What is left would fail as slowly: a minute each, for hours.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self._most_in_a_row = max(_MIN_FAILURES, 2 * concurrency)
+        self._in_a_row = self._num_failed = self.num_answered = 0
+
+    def answered(self) -> None:
+        self.num_answered += 1
+        self._in_a_row = 0
+
+    def failed(self) -> bool:
+        """Count one more; true if the endpoint is gone."""
+        self._num_failed += 1
+        self._in_a_row += 1
+        is_most = self._num_failed >= max(_MIN_FAILURES, self.num_answered)
+        return is_most or self._in_a_row >= self._most_in_a_row
+
+
 # Failures that say something of the endpoint and nothing of the item.
 OF_THE_ENDPOINT = ("unauthorized", "not_found")
 FORBIDDEN = 403
@@ -173,10 +196,11 @@ async def ask_missing(
     ``ask`` gives the fields of a row and retries by itself. A call that can never succeed, or whose answer is
     unusable, leaves a row with ``error``; one that may succeed later leaves none in the log. When all others
     are done, more than ``max_failures`` of these (None: all) are an IncompleteError, fewer have rows with
-    ``error`` in the result. A failure of the endpoint itself (a wrong key) is raised. ``on_rows`` is called
-    in a thread with rows that are on the disk.
+    ``error`` in the result. A failure of the endpoint itself (a wrong key, an outage) is raised. ``on_rows``
+    is called in a thread with rows that are on the disk.
     """
     failures: dict[str, TransientError] = {}
+    outage = Outage(concurrency)
     has_answered = any(ERROR not in row for row in log.rows)
 
     async def work(name: str) -> JsonObject | None:
@@ -184,11 +208,15 @@ async def ask_missing(
         try:
             row = {"id": name, **await ask(name)}
             has_answered = True
+            outage.answered()
             return row
         except TransientError as error:
             failures[name] = error
+            if outage.failed():
+                raise _incomplete(len(failures), len(ids), error) from error
             return None
         except (HopelessError, BadContentError) as error:
+            outage.answered()
             if is_of_endpoint(error, has_answered=has_answered):
                 raise
             return {"id": name, ERROR: {"kind": error.kind, "message": error.message}}
@@ -201,13 +229,16 @@ async def ask_missing(
     await in_flight((name for name in ids if name not in log), work, keep, limit=concurrency)
     limit = len(ids) - 1 if max_failures is None else max_failures
     if len(failures) > limit:
-        first = next(iter(failures.values()))
-        raise IncompleteError(
-            f"{len(failures)} of {len(ids)} requests have no answer yet: {first.message}",
-            hint="repeat the command: what was answered is kept",
-        )
+        raise _incomplete(len(failures), len(ids), next(iter(failures.values())))
     failed = {
         name: {"id": name, ERROR: {"kind": error.kind, "message": error.message}}
         for name, error in failures.items()
     }
     return {name: failed.get(name) or log[name] for name in ids}
+
+
+def _incomplete(num_failed: int, num_asked: int, first: TransientError) -> IncompleteError:
+    return IncompleteError(
+        f"{num_failed} of {num_asked} requests have no answer yet: {first.message}",
+        hint="repeat the command: what was answered is kept",
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron4.client import ChatModel, ClientError, HopelessError, Sampling
-from nemotron4.client.retry import is_of_endpoint
+from nemotron4.client.retry import Outage, is_of_endpoint
 from nemotron4.errors import ConfigError, Nemotron4Error
 from nemotron4.evaluation.conversation import ItemAnswer, ItemRequest, hold, of_item, of_judgment
 from nemotron4.evaluation.data import DataSource
@@ -31,8 +31,6 @@ from nemotron4.json_form import to_json
 from nemotron4.progress import Progress
 from nemotron4.records import JsonObject, Message, write
 from nemotron4.runs import IncompleteError, RowLog, claim, held, in_flight
-
-MIN_FAILURES_TO_STOP = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +202,8 @@ class _Run:
         """The rows of all conversations by id, in the order of the file, in which they are scored again."""
         by_id = {conversation.id: conversation for conversation in conversations}
         transient: list[ClientError] = []
-        num_answered = num_refused = 0
+        has_answered = False
+        outage = Outage(self._settings.concurrency)
         with (
             RowLog(self._folder / file, key=_conversation_id) as log,
             RowLog(self._folder / FAILURES_FILE) as failed,
@@ -217,26 +216,26 @@ class _Run:
         ):
 
             async def work(conversation: ItemRequest) -> tuple[RowLog, JsonObject] | None:
-                nonlocal num_answered, num_refused
+                nonlocal has_answered
                 try:
                     answer = await hold(conversation, model, lambda error: progress.repeated(error.message))
                 except HopelessError as error:
-                    has_answered = bool(num_answered or len(log))
-                    if self._on_failure == "stop" or is_of_endpoint(error, has_answered=has_answered):
+                    is_alive = has_answered or bool(len(log))
+                    if self._on_failure == "stop" or is_of_endpoint(error, has_answered=is_alive):
                         raise Nemotron4Error(
                             f"{self._task.name}: request {conversation.id} failed: {error.message}",
                             hint=error.hint or "what was answered is kept; see --on-failure",
                         ) from error
-                    num_refused += 1
+                    outage.answered()
                     return failed, {"id": conversation.id, "kind": error.kind, "message": error.message}
                 except ClientError as error:
                     transient.append(error)
-                    if error.kind == "quota" or len(transient) >= max(MIN_FAILURES_TO_STOP, num_answered):
-                        raise self._incomplete(
-                            len(by_id), len(left) - num_answered - num_refused, error
-                        ) from error
+                    if outage.failed() or error.kind == "quota":
+                        num_missing = len(left) - outage.num_answered
+                        raise self._incomplete(len(by_id), num_missing, error) from error
                     return None
-                num_answered += 1
+                has_answered = True
+                outage.answered()
                 return log, as_row(answer, conversation)
 
             def keep(rows: Sequence[tuple[RowLog, JsonObject] | None]) -> None:

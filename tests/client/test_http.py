@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -29,9 +30,11 @@ from nemotron4.client import (
 from nemotron4.client.fake_server import FakeServer
 from nemotron4.client.http import error_for_status
 from nemotron4.client.remote import base_url
+from nemotron4.client.retry import ask_missing
 from nemotron4.errors import EngineBusyError, RequestError
 from nemotron4.inference.fake import FakeEngine
 from nemotron4.records import ATTRIBUTES, Message
+from nemotron4.runs import IncompleteError, RowLog
 from nemotron4.text.prompt import nemotron4, render
 
 Result = TypeVar("Result")
@@ -274,6 +277,25 @@ def test_retries_end_with_success_or_after_the_last_attempt() -> None:
     with pytest.raises(TransientError):
         asyncio.run(call_with_retries(flaky, policy=policy))
     assert calls == -7
+
+
+def test_a_server_that_dies_after_many_answers_ends_the_run(tmp_path: Path) -> None:
+    """Each of what is left fails after a minute of attempts."""
+    asked = 0
+
+    async def ask(name: str) -> dict[str, Any]:
+        nonlocal asked
+        asked += 1
+        if asked > 100:
+            raise TransientError("refused", kind="connection")
+        return {"response": "x"}
+
+    ids = [str(n) for n in range(1000)]
+    with RowLog(tmp_path / "rows.jsonl") as log:
+        work = ask_missing(log, ids, ask, concurrency=4, on_rows=lambda rows: None, max_failures=None)
+        with pytest.raises(IncompleteError, match="20 of 1000 requests have no answer yet: refused"):
+            asyncio.run(work)
+    assert asked < 130
 
 
 def test_hopeless_errors_are_not_retried() -> None:
