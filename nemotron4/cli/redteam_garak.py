@@ -94,7 +94,8 @@ def garak(
 @contextlib.contextmanager
 def _open_target(target: str, model_name: str | None) -> Iterator[Target]:
     """The server at an address, or a model served by a child process for as long as the scan takes."""
-    from nemotron4.client.remote import KEY_VARIABLE, base_url, connect, is_address
+    from nemotron4.client.http import base_url
+    from nemotron4.client.remote import KEY_VARIABLE, connect, is_address
     from nemotron4.redteam.garak_process import Target
 
     if is_address(target):

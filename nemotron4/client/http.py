@@ -57,6 +57,12 @@ def api_key(variable: str | None, asker: str) -> str | None:
     return key
 
 
+def base_url(address: str) -> str:
+    """With the ``/v1`` of an OpenAI-compatible server; other tools take the address of one of its routes."""
+    address = address.rstrip("/").removesuffix("/completions").removesuffix("/chat")
+    return address if address.endswith(("/v1", "/generate")) else f"{address}/v1"
+
+
 class HttpEndpoint:
     """JSON over HTTP to one base URL. Connections open at the first call; ``close`` ends them."""
 

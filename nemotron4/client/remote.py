@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from nemotron4.client.http import HttpEndpoint, reported_counts, token_counts
+from nemotron4.client.http import HttpEndpoint, base_url, reported_counts, token_counts
 from nemotron4.client.interface import (
     BadContentError,
     ChatModel,
@@ -349,12 +349,6 @@ TIMEOUT_S = 3600.0
 
 def is_address(text: str) -> bool:
     return text.startswith(("http://", "https://"))
-
-
-def base_url(address: str) -> str:
-    """With the ``/v1`` of an OpenAI-compatible server; other tools take the address of one of its routes."""
-    address = address.rstrip("/").removesuffix("/completions").removesuffix("/chat")
-    return address if address.endswith(("/v1", "/generate")) else f"{address}/v1"
 
 
 def connect(

@@ -28,8 +28,7 @@ from nemotron4.client import (
     call_with_retries,
 )
 from nemotron4.client.fake_server import FakeServer
-from nemotron4.client.http import error_for_status
-from nemotron4.client.remote import base_url
+from nemotron4.client.http import base_url, error_for_status
 from nemotron4.client.retry import ask_missing
 from nemotron4.errors import EngineBusyError, RequestError
 from nemotron4.inference.fake import FakeEngine
