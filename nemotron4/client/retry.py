@@ -212,7 +212,7 @@ async def ask_missing(
             return row
         except TransientError as error:
             failures[name] = error
-            if outage.failed():
+            if outage.failed() and len(failures) > (max_failures or 0):
                 raise _incomplete(len(failures), len(ids), error) from error
             return None
         except (HopelessError, BadContentError) as error:
