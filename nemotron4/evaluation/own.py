@@ -282,7 +282,7 @@ def _by_answer(own: OwnTask, response: str, row: JsonObject) -> Score:
 def _chosen(response: str) -> str | None:
     text = _MARKS.sub("", response)
     found = next((said for pattern in _CHOICES if (said := pattern.findall(text))), None)
-    return found[-1] if found else None
+    return str(found[-1]) if found else None
 
 
 def _plain(text: str) -> str:

@@ -78,7 +78,7 @@ def _run_all(
     return Outcome(
         metrics={metric: accuracy([each[metric] for each in scores]) for metric in METRICS},
         items={
-            item.id: {metric: _score_humaneval.value for metric, _score_humaneval in each.items()}
+            item.id: {metric: found.value for metric, found in each.items()}
             for item, each in zip(items, scores, strict=True)
         },
         reasons=why(items, [each["pass@1"] for each in scores]),
