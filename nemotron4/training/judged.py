@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,7 +61,8 @@ def rollout_metrics(answers: Sequence[Judged]) -> dict[str, float]:
     lengths = [len(answer.generation.token_ids) for answer in answers]
     metrics: dict[str, float] = {}
     if rewards:
-        mean = sum(rewards) / len(rewards)
+        # Equal rewards have no deviation, and not one of the mean's rounding error.
+        mean = rewards[0] if len(set(rewards)) == 1 else sum(rewards) / len(rewards)
         metrics["reward"] = mean
         metrics["reward_std"] = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
     groups = groups_of(judged)
@@ -71,6 +74,13 @@ def rollout_metrics(answers: Sequence[Judged]) -> dict[str, float]:
     if len(rewards) > len(groups):
         metrics["share_equal_groups"] = sum(not differ(group) for group in groups) / len(groups)
     return metrics
+
+
+def has_one_reward(path: Path) -> bool:
+    """Whether all answers in a run's record, also from before an interruption, had the same reward."""
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    found = {(line["reward"], line["reward_std"]) for line in lines if line["kind"] == "train"}
+    return len(found) == 1 and found.pop()[1] == 0
 
 
 def divergences(answers: Sequence[Judged], temperature: float) -> dict[str, float]:

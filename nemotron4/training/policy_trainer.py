@@ -18,8 +18,9 @@ from nemotron4.training.advantages import (
     token_kl,
 )
 from nemotron4.training.engine import TrainingEngine
-from nemotron4.training.judged import Judged, groups_of, reward_of
+from nemotron4.training.judged import Judged, groups_of, has_one_reward, reward_of
 from nemotron4.training.loading import Origin, build_critic
+from nemotron4.training.metrics import METRICS_FILE
 from nemotron4.training.optimizer import apply_gradients, build_optimizer, finite_norm
 from nemotron4.training.policy import AnswerSample, CriticObjective
 from nemotron4.training.reference import model_hash
@@ -105,6 +106,16 @@ class PolicyTrainer(RolloutTrainer):
         ]
 
     # ---- the critic
+
+    def _why_nothing_learnt(self) -> str:
+        """A critic's errors make updates of equal rewards too, which say nothing of the answers."""
+        reason = super()._why_nothing_learnt()
+        if self.critic is None or reason:
+            return reason
+        is_constant = self.is_writer and has_one_reward(self.folder / METRICS_FILE)
+        return f"in all {self._step} steps every answer had the same reward" * self.engine.any_process(
+            is_constant
+        )
 
     def _values(self, samples: Sequence[AnswerSample]) -> list[Row]:
         return super()._values(samples) if self.critic is None else self._token_scores(self.critic, samples)

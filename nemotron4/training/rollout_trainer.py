@@ -308,15 +308,19 @@ class RolloutTrainer(Trainer):
     def run(self) -> int:
         """As every trainer's, but a run that has not learnt anything is an error and leaves no model."""
         steps = super().run()
-        has_learnt = any(float(state.get("step", 0)) > 0 for state in self.optimizer.state.values())
-        if self.is_finished and not has_learnt:
+        if self.is_finished and (reason := self._why_nothing_learnt()):
             raise TrainingError(
-                f"{self.folder}: in none of {steps} steps two answers to one prompt had different rewards: "
-                "nothing was learnt, and no model is written",
+                f"{self.folder}: {reason}: nothing was learnt, and no model is written",
                 hint="look at the rewards in metrics.jsonl; try easier prompts, a finer reward, a larger "
                 f"{self.settings.table}.group_size or max_new_tokens, or a better start",
             )
         return steps
+
+    def _why_nothing_learnt(self) -> str:
+        """Empty for a run that has made an update."""
+        if any(float(state.get("step", 0)) > 0 for state in self.optimizer.state.values()):
+            return ""
+        return f"in none of {self._step} steps two answers to one prompt had different rewards"
 
     # ---- validation
 

@@ -322,6 +322,21 @@ def test_a_run_whose_groups_never_differ_says_so_and_leaves_no_model(tmp_path: P
     assert not (tmp_path / "run" / "model").exists()
 
 
+def test_ppo_whose_rewards_were_all_one_value_says_so_and_leaves_no_model(
+    tmp_path: Path, nemotron: Path
+) -> None:
+    same = {"kind": "pattern", "pattern": ".*", "weight": 0.1}
+    of_one = {"rewards": [same], "group_size": 1, "num_prompts": 3}
+    for _ in range(2):  # and so does the same command again
+        recipe = make(
+            tmp_path, nemotron, "ppo", policy_gradient=of_one, run={"max_steps": 2, "save_every": 1}
+        )
+        with pytest.raises(TrainingError, match="in all 2 steps every answer had the same reward: nothing"):
+            run.train(recipe)
+    assert [line["reward_std"] for line in metrics(tmp_path / "run")] == [0, 0]
+    assert not (tmp_path / "run" / "model").exists()
+
+
 def test_dynamic_sampling_draws_prompts_until_enough_groups_differ(tmp_path: Path, nemotron: Path) -> None:
     """The judge is fair to two of six prompts; of the four that a step takes others are passed over."""
 
