@@ -48,6 +48,7 @@ class SavedState:
     best_step: int | None = None
     num_stale: int = 0  # validations since the best one
     metric: str = ""  # run.metric, of which the best is one
+    owes_validation: bool = False  # the run was stopped while it validated this step
 
 
 class Writer:

@@ -26,6 +26,7 @@ from nemotron4.training import parallel
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.rollout_settings import RolloutSection
 from nemotron4.training.sampler import DrawnAnswer
+from nemotron4.training.stopping import StopSwitch, joined_unless_stopped
 
 PART_BYTES = 3 << 20  # of a tensor in one request
 ROWS_OF_A_CALL = 16
@@ -36,8 +37,8 @@ RETRIES = RetryPolicy(max_attempts=6, max_wait_s=20.0)
 class RemoteSampler:
     """What a ``Sampler`` does, by servers. Every process of a run has one and makes the same calls."""
 
-    def __init__(self, engine: TrainingEngine, settings: RolloutSection) -> None:
-        self._engine, self._settings = engine, settings
+    def __init__(self, engine: TrainingEngine, settings: RolloutSection, stop: StopSwitch) -> None:
+        self._engine, self._settings, self._stop = engine, settings, stop
         self._key = api_key(settings.server_key_env, "policy_gradient.servers")
         kinds = {type(module) for module in adapted_modules(engine.scorer.net).values()}
         if kinds - {LoraLinear}:
@@ -54,10 +55,10 @@ class RemoteSampler:
     def begin(self, requests: Sequence[SamplingRequest]) -> Callable[[], list[DrawnAnswer]]:
         """Send this process's share; the returned function waits for everybody's answers."""
         share = list(self._engine.share(requests))
-        pending = self._threads.submit(lambda: asyncio.run(self._ask_all(share)))
+        pending = self._threads.submit(lambda: asyncio.run(self._stop.wait(self._ask_all(share))))
 
         def wait() -> list[DrawnAnswer]:
-            found = self._engine.joined(pending.result())
+            found = joined_unless_stopped(self._engine, pending.result)
             oldest = min((version for _, version in found), default=self._version)
             if self._version - oldest > self._settings.max_staleness:
                 raise TrainingError(

@@ -35,6 +35,7 @@ from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import model_hash
 from nemotron4.training.rollout_settings import PREVIOUS, PolicyGradientSection, RewardSource
 from nemotron4.training.rollouts import Answer, Judge, RewardVerdict, RolloutBackend
+from nemotron4.training.stopping import StopSwitch
 
 # -- a program's checks
 
@@ -145,16 +146,17 @@ class ModelJudge:
 class HttpJudge:
     """``POST /score`` of a server. A call that fails is repeated; one that keeps failing gives no reward."""
 
-    def __init__(self, source: RewardSource) -> None:
+    def __init__(self, source: RewardSource, stop: StopSwitch | None = None) -> None:
         assert source.url is not None, "the recipe has checked it"
         self._url = source.url.rstrip("/").removesuffix("/v1")
         self._model = source.model or "reward"
         self._attribute = _checked_attribute(source)
         self._api_key = api_key(source.api_key_env, f"reward of kind {source.kind!r}")
         self.identity = ""  # the server may change at any time; the recipe names it
+        self._stop = stop or StopSwitch()
 
     def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
-        return asyncio.run(self._judge_all(answers))
+        return asyncio.run(self._stop.wait(self._judge_all(answers)))
 
     async def _judge_all(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
         model = OpenAIChatModel(self._url, self._model, api_key=self._api_key)
@@ -202,8 +204,8 @@ sentences, then the rating in this form: [[5]].
 class GenerativeJudge(HttpJudge):
     """A chat model behind an OpenAI route that writes a judgment with a rating from 1 to 10: ``[[7]]``."""
 
-    def __init__(self, source: RewardSource) -> None:
-        super().__init__(source)
+    def __init__(self, source: RewardSource, stop: StopSwitch | None = None) -> None:
+        super().__init__(source, stop)
         self._prompt = RATING_PROMPT
         if source.prompt is not None:
             try:
@@ -254,7 +256,7 @@ class FunctionJudge:
     It returns a number for each answer; None is no reward. A crash or a hang costs answers, not the run.
     """
 
-    def __init__(self, source: RewardSource) -> None:
+    def __init__(self, source: RewardSource, stop: StopSwitch | None = None) -> None:
         assert source.path is not None, "the recipe has checked it"
         file, name = split_name(source.path)
         _check_parameters(source.path, needed_parameters(file, name))
@@ -262,13 +264,18 @@ class FunctionJudge:
         self._path = source.path
         self._code = OwnCode(source.path, batch_size=MAX_IN_FLIGHT, timeout_s=source.timeout_s, by_name=True)
         self._runner = asyncio.Runner()
+        self._stop = stop or StopSwitch()
         weakref.finalize(self, _end, self._runner, self._code)
 
     def __call__(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
-        return self._runner.run(self._judge_all(answers))
+        return self._runner.run(self._stop.wait(self._judge_all(answers)))
 
     async def _judge_all(self, answers: Sequence[Answer]) -> list[RewardVerdict]:
-        return list(await asyncio.gather(*(self._judge(answer) for answer in answers)))
+        try:
+            return list(await asyncio.gather(*(self._judge(answer) for answer in answers)))
+        except asyncio.CancelledError:
+            await self._code.close()
+            raise
 
     async def _judge(self, answer: Answer) -> RewardVerdict:
         prompt = answer.prompt
@@ -312,8 +319,9 @@ def connect(recipe: Recipe, base: Checkpoint) -> RolloutBackend:
     rollouts = recipe.kind.rollouts(recipe.settings)
     assert rollouts is not None, "the stage draws answers"
     sources = rollouts.rewards
-    judges = [_judge(source, recipe.model.device) for source in sources]
-    return RolloutBackend(RolloutEngine(base), WeightedJudges(sources, judges))
+    stop = StopSwitch()
+    judges = [_judge(source, recipe.model.device, stop) for source in sources]
+    return RolloutBackend(RolloutEngine(base), WeightedJudges(sources, judges), stop)
 
 
 def check_judges(recipe: Recipe, made: Container[str]) -> None:
@@ -336,14 +344,14 @@ def check_judges(recipe: Recipe, made: Container[str]) -> None:
             open_checkpoint(model)
 
 
-def _judge(source: RewardSource, device: str) -> Judge:
+def _judge(source: RewardSource, device: str, stop: StopSwitch | None = None) -> Judge:
     if source.kind == "reward_model":
         return ModelJudge(source, device)
     if source.kind == "python":
-        return FunctionJudge(source)
+        return FunctionJudge(source, stop)
     if source.kind == "genrm":
-        return GenerativeJudge(source)
-    return HttpJudge(source) if source.kind == "http" else verifier(source)
+        return GenerativeJudge(source, stop)
+    return HttpJudge(source, stop) if source.kind == "http" else verifier(source)
 
 
 class WeightedJudges:

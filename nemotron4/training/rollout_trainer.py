@@ -45,6 +45,7 @@ from nemotron4.training.rollouts import Answer, PromptSample, RolloutBackend
 from nemotron4.training.sampler import DrawnAnswer, Sampler
 from nemotron4.training.samples import Sample
 from nemotron4.training.schedule import learning_rate
+from nemotron4.training.stopping import joined_unless_stopped
 from nemotron4.training.trainer import Trainer
 
 
@@ -70,8 +71,9 @@ class RolloutTrainer(Trainer):
         settings = self.recipe.kind.rollouts(self.recipe.settings)
         assert settings is not None, "the stage draws answers"
         self.settings: RolloutSection = settings
+        self.stop_requested = backend.stop
         self.sampler: Sampler | RemoteSampler = (
-            RemoteSampler(self.engine, settings)
+            RemoteSampler(self.engine, settings, self.stop_requested)
             if settings.servers
             else Sampler(self.engine, backend.generate, skeleton, self.on_part)
         )
@@ -191,7 +193,7 @@ class RolloutTrainer(Trainer):
             Answer(owner.prompt, each.generation.text, owner.fields)
             for owner, each in zip(owners, found, strict=True)
         ]
-        verdicts = self.engine.joined(self.judge(self.engine.share(answers)))
+        verdicts = joined_unless_stopped(self.engine, lambda: self.judge(self.engine.share(answers)))
         return [
             Judged(
                 first + i // group_size,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nemotron4.training.rows import Prompt
 from nemotron4.training.samples import Sample
+from nemotron4.training.stopping import StopSwitch
 
 if TYPE_CHECKING:
     from nemotron4.checkpoint.interface import Checkpoint
@@ -58,6 +59,7 @@ class RolloutBackend:
 
     generate: RolloutEngine
     judge: Judge
+    stop: StopSwitch  # which the judge obeys
 
 
 Connect = Callable[["Recipe", "Checkpoint"], RolloutBackend]

@@ -7,7 +7,6 @@ line for each step and validation) and ``checkpoints/``. The same call continues
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +34,7 @@ from nemotron4.training.recipe import Recipe
 from nemotron4.training.samples import Sample
 from nemotron4.training.schedule import learning_rate, plan_steps
 from nemotron4.training.stage import Objective
+from nemotron4.training.stopping import StepStoppedError, StopSwitch
 
 HIGHER_IS_BETTER = frozenset(("reward", "accuracy", "margin_beta", "reward_correlation", "score_margin"))
 
@@ -82,7 +82,7 @@ class Trainer:
         self.constants = constants
         self.plan = plan_steps(recipe, len(train))
         self.optimizer = build_optimizer(engine.trainable, recipe.optimizer)
-        self.stop_requested = threading.Event()
+        self.stop_requested = StopSwitch()
         result = recipe.run.result
         self._writer = checkpoints.Writer(
             self.checkpoints,
@@ -94,6 +94,8 @@ class Trainer:
         self._best: float | None = None
         self._best_step: int | None = None
         self._num_stale = 0
+        self._owes_validation = False  # of the last step done
+        self._is_saved = True
         self._has_metric = not recipe.run.metric  # whether it is known that validation measures it
         self.rates = replace(recipe.optimizer, warmup_steps=self.plan.warmup_steps)
 
@@ -128,17 +130,25 @@ class Trainer:
         if self._step == 0 and self.recipe.samples is not None and self.has_own_validation:
             self._validate_start()  # what the start answers, so that there is a before and an after
         while not self.is_finished and not is_stopping:
-            self._train_step()
-            is_last = self._step == self.plan.num_steps
             is_best = False
-            if self.validation and (
-                is_last or (settings.validate_every and self._step % settings.validate_every == 0)
-            ):
-                is_best = self._validate()
-            is_stopping = self._is_stopping()
+            try:
+                if not self._owes_validation:
+                    self._train_step()
+                    self._is_saved, self._owes_validation = False, self._is_validation_due()
+                if self._owes_validation:
+                    is_best = self._validate()
+                    self._is_saved, self._owes_validation = False, False
+            except StepStoppedError:
+                is_stopping = True
+            is_stopping = is_stopping or self._is_stopping()
             is_due = self._step % settings.save_every == 0 or self._step == settings.result
-            if self.is_finished or is_best or is_due or is_stopping:
+            if not self._is_saved and (self.is_finished or is_best or is_due or is_stopping):
                 self._save()
+
+    def _is_validation_due(self) -> bool:
+        every = self.recipe.run.validate_every
+        is_last = self._step == self.plan.num_steps
+        return bool(self.validation) and (is_last or bool(every and self._step % every == 0))
 
     def _validate_start(self) -> None:
         """The start may stay the best, so it is kept where the best is the result."""
@@ -157,7 +167,8 @@ class Trainer:
     def is_finished(self) -> bool:
         """At the last step, or stopped early because validation has not become better."""
         limit = self.recipe.run.early_stop_after
-        return self._step >= self.plan.num_steps or bool(limit and self._num_stale >= limit)
+        is_at_end = self._step >= self.plan.num_steps or bool(limit and self._num_stale >= limit)
+        return is_at_end and not self._owes_validation
 
     @property
     def result_step(self) -> int:
@@ -283,8 +294,10 @@ class Trainer:
             self._best_step,
             self._num_stale,
             self.recipe.run.metric,
+            self._owes_validation,
         )
         self._writer.save(self.tensors(), state)
+        self._is_saved = True
 
     def _resume(self) -> None:
         if self.is_writer:
@@ -306,6 +319,7 @@ class Trainer:
             )
         checkpoints.load(path, self.tensors())
         self._step, self._seen = state.step, state.samples_seen
+        self._owes_validation = state.owes_validation
         if state.metric == self.recipe.run.metric:  # values of another are no measure for this one's
             self._best, self._best_step = state.best_validation, state.best_step
             self._num_stale = state.num_stale
