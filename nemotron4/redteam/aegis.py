@@ -76,11 +76,14 @@ def fetch_prompts(path: Path) -> int:
             f"{hub}: {DATASET} could not be fetched: {error!r}",
             hint=f"without a network, write the prompts to {path} by hand: one {{'prompt': ...}} a line",
         ) from error
-    rows = list(_user_prompts(_parse(name, content)))
-    if not rows:
-        raise DownloadError(f"{hub}: {name} of {DATASET} holds no row with text_type user_message")
     path.parent.mkdir(parents=True, exist_ok=True)
-    return records.write(path, rows)
+    try:
+        rows = list(_user_prompts(_parse(name, content)))
+        if not rows:
+            raise ValueError("no row has the text_type user_message")
+        return records.write(path, rows)
+    except (ValueError, csv.Error, RecursionError) as error:
+        raise DownloadError(f"{hub}: {name} of {DATASET} is not what it was: {error}") from error
 
 
 def _test_file(names: Iterable[str]) -> str:
@@ -91,22 +94,30 @@ def _test_file(names: Iterable[str]) -> str:
     return found[0]
 
 
-def _parse(name: str, content: bytes) -> list[Mapping[str, Any]]:
+def _parse(name: str, content: bytes) -> list[Any]:
+    """The rows; a ValueError, or csv's, for content of another form."""
     if name.endswith(".csv"):
-        return list(csv.DictReader(io.StringIO(content.decode())))
+        return list(csv.DictReader(io.StringIO(content.decode(), newline=""), strict=True))
     if name.endswith(".json"):
         return list(json.loads(content))
     if name.endswith(".jsonl"):
         return [json.loads(line) for line in content.splitlines() if line.strip()]
     parquet = import_optional("pyarrow.parquet", f"reading {name}")
-    return list(parquet.read_table(io.BytesIO(content)).to_pylist())
+    try:
+        return list(parquet.read_table(io.BytesIO(content)).to_pylist())
+    except (OSError, import_optional("pyarrow", f"reading {name}").ArrowException) as error:
+        raise ValueError(f"not a Parquet file: {error}") from error
 
 
-def _user_prompts(rows: Iterable[Mapping[str, Any]]) -> Iterable[JsonObject]:
+def _user_prompts(rows: Iterable[Any]) -> Iterable[JsonObject]:
     """The dataset also holds answers and whole dialogues, which are no prompts."""
     for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} is no object")
         if row.get("text_type") != "user_message":
             continue
+        if not isinstance(row.get("text"), str):
+            raise ValueError(f"row {number} has no text")
         labels = [
             value for name, value in row.items() if name.startswith("labels_") and isinstance(value, str)
         ]

@@ -18,6 +18,7 @@ import pytest
 
 from nemotron4.cli.main import main
 from nemotron4.client import FakeBehaviour
+from nemotron4.errors import DownloadError
 from nemotron4.redteam.aegis import fetch_prompts, read_aegis_prompts, tally_all
 from tests.fake_serving import serving
 from tests.redteam.target import serving_target
@@ -280,3 +281,31 @@ def test_prompts_are_fetched_from_a_hub(
         ("Hello", None),
     ]
     assert num_strange == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("test.json", b"<!DOCTYPE html><p>Sign in", "Expecting value"),
+        ("test.jsonl", b'{"text_type": "user_message", "text": "Hel', "Unterminated string"),
+        ("test.jsonl", b'"a text"', "row 1 is no object"),
+        ("test.json", b'{"text": "Hello"}', "row 1 is no object"),
+        ("test.csv", CSV.encode().replace(b"text,", b"prompt,", 1), "row 1 has no text"),
+        ("test.csv", b"<!DOCTYPE html><p>Sign in", "no row has the text_type user_message"),
+        ("test.csv", CSV.encode()[:70], "unexpected end of data"),
+        ("test.csv", b"text,text_type\n\xff,user_message\n", "can't decode byte 0xff"),
+        ("test.parquet", b"PAR1 cut", "not a Parquet file"),
+        ("test.jsonl", b'{"text_type": "user_message", "text": "\\ud800"}', "surrogates not allowed"),
+    ],
+)
+def test_what_is_no_test_set_is_refused_in_one_line(
+    name: str, content: bytes, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    monkeypatch.setenv("HF_TOKEN", "hub-token")
+    with FakeHub({name: content}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        with pytest.raises(DownloadError, match=reason):
+            fetch_prompts(tmp_path / "aegis.jsonl")
+    assert not list(tmp_path.iterdir())
