@@ -31,10 +31,12 @@ class Found:
 
     folder: Path
     result: Result
+    place: str = ""  # tells models of one name apart
 
     @property
     def model(self) -> str:
-        return self.result.model or self.folder.resolve().parent.name
+        name = self.result.model or self.folder.resolve().parent.name
+        return f"{name} ({self.place})" if self.place else name
 
     @property
     def star(self) -> str:
@@ -60,19 +62,16 @@ def find_results(folders: Sequence[Path]) -> list[Found]:
         if not results:
             raise DataError(f"{folder}: no {RESULT_FILE} in it or one level below")
         found += results
-    return _told_apart(found)
+    return _told_apart(list({one.folder.resolve(): one for one in found}.values()))
 
 
-def _told_apart(found: Sequence[Found]) -> list[Found]:
-    """Two runs of one benchmark with one name of the model: the folder is part of each one's name."""
-    counts = Counter((one.model, one.result.name) for one in found)
-    shared = {model for (model, _), count in counts.items() if count > 1}
-    return [
-        replace(one, result=replace(one.result, model=f"{one.model} ({one.folder.parent})"))
-        if one.model in shared
-        else one
-        for one in found
-    ]
+def _told_apart(found: list[Found]) -> list[Found]:
+    """Where a benchmark has two results of one name, the run's folder is added to it, or else the path."""
+    for place in (lambda one: one.folder.resolve().parent.name, lambda one: str(one.folder)):
+        counts = Counter((one.model, one.result.name) for one in found)
+        twice = {model for (model, _), count in counts.items() if count > 1}
+        found = [replace(one, place=place(one)) if one.model in twice else one for one in found]
+    return found
 
 
 def value_of(found: Sequence[Found], model: str, task: str, metric: str) -> Found | None:

@@ -102,13 +102,27 @@ def test_the_report_shows_ours_beside_the_published_values(
     assert (out / "benchmarks.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_two_runs_of_one_model_name_are_both_in_the_tables(scored: Scored, capsys: Any) -> None:
-    """Two checkpoints behind one served name: the second one was in no table."""
+def test_compare_names_the_results_inside_a_run(scored: Scored, capsys: Any) -> None:
     folders = [scored("first", {1}).parent, scored("second", {1, 2}).parent]
-    found = report.find_results(folders)
-    assert [one.model for one in found] == [f"m<1> ({folder})" for folder in folders]
     assert main(["eval", "compare", str(folders[0]), str(folders[1])]) == 1
     assert f"it holds {folders[0] / 'gsm8k'}" in capsys.readouterr().err
+
+
+def test_two_results_of_one_model_are_two_columns(scored: Scored, tmp_path: Path) -> None:
+    first, second = scored("first", {1}), scored("second", {1, 2})
+    found = report.find_results([first, second.parent, first])  # one of them named twice
+    assert [one.model for one in found] == ["m<1> (first)", "m<1> (second)"]
+    (tmp_path / "old").mkdir()
+    elsewhere = first.parent.rename(tmp_path / "old" / "second") / "gsm8k"
+    paths = [str(elsewhere), str(second)]
+    assert [one.place for one in report.find_results([elsewhere, second])] == paths
+    table = next(
+        block
+        for block in report.report_blocks(report.find_results([elsewhere, second]), [])
+        if isinstance(block, Table)
+    )
+    assert table.columns[1:3] == [f"m<1> ({path}) (ours)" for path in paths]
+    assert [row[1:3] for row in table.rows if any(row[1:3])] == [["5.0 [0.9, 23.6]*", "10.0 [2.8, 30.1]*"]]
 
 
 def test_the_report_refuses_a_run_without_a_result(tmp_path: Path) -> None:
