@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from nemotron4.errors import TemplateError
-from nemotron4.records import Message
+from nemotron4.records import FieldError, Message
 from nemotron4.text.prompt import (
     PromptFormat,
     encode_answer,
@@ -241,7 +241,10 @@ class PlainText(RowKind):
     """``text``: a document that trains whole. A stage that reads it gives it a name."""
 
     def parse(self, row: Fields) -> TextRow:
-        return TextRow(text=row.text("text"))
+        text = row.text("text")
+        if not text:
+            raise FieldError("field 'text' is empty, so nothing would train")
+        return TextRow(text=text)
 
     def sample(self, row: TextRow, encoder: Encoder) -> Sample:
         return Sample((encoder.document(row.text),))

@@ -209,3 +209,12 @@ def test_compressed_rows_that_are_cut_short_are_an_error(tmp_path: Path) -> None
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match="cut short"):
         read(path, "pretrain")
+
+
+def test_an_empty_text_of_a_corpus_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "a"}\n{"text": ""}\n')
+    first, second = read(path, "pretrain")
+    assert isinstance(first, ReadRow)
+    assert isinstance(second, Problem)
+    assert str(second) == f"{path}:2: field 'text' is empty, so nothing would train"
