@@ -244,8 +244,10 @@ def _wanted(repository: str, siblings: Mapping[str, Any]) -> list[str]:
     """Files of the top folder that the model needs: safetensors, or a single GGUF model."""
     top = [name for name in siblings if "/" not in name]
     names = [name for name in top if any(Path(name).match(pattern) for pattern in HUB_PATTERNS)]
-    if any(name.endswith(".safetensors") for name in names):
-        return names
+    if weights := [name for name in names if name.endswith(".safetensors")]:
+        # Mistral's own form of the same weights.
+        twice = {name for name in weights if name.startswith("consolidated")}
+        return names if twice == set(weights) else [name for name in names if name not in twice]
     models = models_among(top)
     if len(models) == 1:
         return [*names, *models[0]]

@@ -33,7 +33,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 def model(tmp_path: Path, hub: FakeHub) -> str:
     directory = llama_directory(tmp_path / "source", max_shard_size="60KB")
     files = {file.name: file.read_bytes() for file in directory.iterdir()}
-    unwanted = ("pytorch_model.bin", "consolidated.pt", "model.onnx", "original/params.json", "model.gguf")
+    unwanted = (
+        "pytorch_model.bin",
+        "consolidated.pt",
+        "consolidated.safetensors",
+        "model.onnx",
+        "original/params.json",
+        "model.gguf",
+    )
     hub.repositories["org/tiny"] = files | dict.fromkeys(unwanted, b"unwanted")
     hub.repositories["org/tiny"]["LICENSE"] = b"Apache-2.0"
     return "org/tiny"
