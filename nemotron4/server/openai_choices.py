@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -147,9 +147,11 @@ def check_request(body: CompletionRequest | ChatRequest, service: Service, conte
             raise ApiError(400, "stop: an empty string cannot be a stop string", param="stop")
 
 
-def warn_of_unknown(body: BaseModel, service: Service, context: RequestContext) -> None:
+def warn_of_unknown(
+    body: BaseModel, service: Service, context: RequestContext, *, also_known: Collection[str] = ()
+) -> None:
     """Fields that nobody knows."""
-    for name in body.model_extra or ():
+    for name in [name for name in body.model_extra or () if name not in also_known]:
         message, hint = unknown_name("field", name[:60], type(body).model_fields)
         pass_over(message, service, context, param=name[:60], hint=f"; {hint}")
 

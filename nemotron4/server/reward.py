@@ -17,11 +17,15 @@ from nemotron4.engine import Reward, RewardScorer
 from nemotron4.errors import RequestError
 from nemotron4.server.context import RequestContext, context_of
 from nemotron4.server.openai_choices import Identity, check_model, warn_of_unknown
-from nemotron4.server.openai_schemas import Messages
+from nemotron4.server.openai_schemas import ChatRequest, Messages
+from nemotron4.server.openai_tools import ToolFields
 from nemotron4.server.page import Proxy
 from nemotron4.server.rows import event_stream, until_disconnect
 from nemotron4.server.settings import RemoteServer, Service
 from nemotron4.text.answers import encode_text
+
+# Of a chat completion, which nothing is drawn by here.
+SAMPLING = ChatRequest.model_fields.keys() - ToolFields.model_fields.keys()
 
 
 class ScoreRequest(BaseModel):
@@ -43,9 +47,9 @@ class RewardReply(BaseModel):
 
 
 class HostedRequest(BaseModel):
-    """The part of a chat completion that the hosted reward model reads; sampling settings are ignored."""
+    """The part of a chat completion that the hosted reward model reads."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow")
 
     messages: Messages
     model: str | None = None
@@ -91,6 +95,7 @@ def reward_routes(service: Service, scorer: RewardScorer) -> APIRouter:
     @router.post("/v1/chat/completions", response_model=None)
     async def post_chat(body: HostedRequest, request: Request) -> dict[str, Any] | Response:
         """NVIDIA's hosted form: the attributes are the tokens, their values the log-probabilities."""
+        warn_of_unknown(body, service, context_of(request.scope), also_known=SAMPLING)
         identity = Identity.new("chatcmpl", check_model(body.model, service))
         work = scored(request, partial(scorer.encode, body.messages))
         if body.stream:

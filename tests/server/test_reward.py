@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import struct
 import subprocess
 import textwrap
@@ -295,6 +296,16 @@ def test_the_message_form_is_that_of_every_route(client: TestClient, engine: Rew
     answer = client.post("/score", json={"messages": turns, "model": engine.info.name, "qwertz": 1})
     assert answer.json()["reward"] == pytest.approx(expected.scalar, abs=1e-5)
     assert "qwertz" in answer.headers["warning"]
+    hosted = {
+        "messages": turns,
+        "temperature": 0.2,
+        "max_tokens": 1,
+        "logprobs": True,
+        "qwertz": 1,
+        "tools": [],
+    }
+    warning = client.post("/v1/chat/completions", json=hosted).headers["warning"]
+    assert sorted(re.findall("unknown field '([a-z_]+)'", warning)) == ["qwertz", "tools"]
     for path in ("/score", "/v1/chat/completions"):
         refused = client.post(path, json={"messages": turns, "model": "other"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
