@@ -240,16 +240,21 @@ async def _run_all(
     from nemotron4.evaluation.result import result_blocks
     from nemotron4.evaluation.runner import run_task
     from nemotron4.evaluation.scoring import require_scored
+    from nemotron4.report import print_report
 
     results = []
     try:
         for task in tasks:
             results.append(await run_task(task, source, settings, model=chat, judge=judge))
-            present(results[-1].to_json(), result_blocks(results[-1], task), as_json=as_json)
+            if not as_json:
+                print_report(result_blocks(results[-1], task))
     finally:
         await chat.close()
         if judge is not None:
             await judge.close()
+    if as_json:
+        found = [result.to_json() for result in results]
+        print_json(found[0] if len(found) == 1 else {"results": found})
     for result in results:
         require_scored(result)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,20 @@ def test_settings_replace_lines_of_the_file_and_are_named(folder: Path, tmp_path
     assert result["metrics"]["accuracy"] == 100
     assert result["name"] == "mine (prompt Say {q})"
     assert "unknown setting of mine 'promt'" in captured.err
+
+
+def test_several_results_are_one_json_document(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    write(folder, 'name = "mine"\nprompt = "{q}"\ngrader = "exact"\n', [{"q": "a", "answer": "a"}])
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    write(other, 'name = "yours"\nprompt = "{q}"\ngrader = "exact"\n', [{"q": "a", "answer": "b"}])
+    with serving(FakeBehaviour(script=lambda m, s: m[-1].content)) as model:
+        command = ["eval", "run", str(folder), str(other), "--model", model, "--out", str(tmp_path / "out")]
+        assert main([*command, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [(result["name"], result["metrics"]["accuracy"]) for result in results] == [
+        ("mine", 100),
+        ("yours", 0),
+    ]
 
 
 def test_a_setting_keeps_its_quotes_and_lines(folder: Path, tmp_path: Path, capsys: Any) -> None:
