@@ -262,9 +262,9 @@ class MergedCheckpoint(DerivedCheckpoint):
 
     def read_rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         if name in self._adapter.head:
-            head = read_tensor(self._adapter.file, self._adapter.head[name])[start:stop]
-            return head if dtype is None else head.to(dtype)
-        rows_RC = self.base.read_rows(name, start, stop)
+            rows_RC = read_tensor(self._adapter.file, self._adapter.head[name])[start:stop]
+        else:
+            rows_RC = self.base.read_rows(name, start, stop)
         update = self._adapter.updates.get(name)
         stored = rows_RC.dtype
         if update is not None:

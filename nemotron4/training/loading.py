@@ -175,7 +175,15 @@ def check_adapter(recipe: Recipe, base: Checkpoint, config: ModelConfig) -> None
             "in one process",
             hint="what trains cannot be quantised; leave model.quantize out",
         )
-    if recipe.adapter is None or not config.tie_embeddings:
+    if recipe.adapter is None:
+        return
+    if twice := set(recipe.adapter.target_names) & set(recipe.adapter.modules_to_save):
+        raise ConfigError(
+            f"adapter.targets and adapter.modules_to_save both name {min(twice)}, which other programs open "
+            "without its LoRA",
+            hint="a module that trains whole needs no LoRA: take it out of targets",
+        )
+    if not config.tie_embeddings:
         return
     named = (*recipe.adapter.target_names, *recipe.adapter.modules_to_save)
     tied = [name for name in named if name in ("lm_head", "embed_tokens")]

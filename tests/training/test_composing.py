@@ -16,7 +16,7 @@ from nemotron4.checkpoint.merge_adapter import MergedCheckpoint
 from nemotron4.cli.main import main
 from nemotron4.errors import CheckpointError, ConfigError
 from nemotron4.model.adapter_config import AdapterConfig
-from nemotron4.model.adapter_files import WEIGHTS_FILE, read_adapter_config
+from nemotron4.model.adapter_files import PEFT_PREFIX, WEIGHTS_FILE, read_adapter_config, write_adapter
 from nemotron4.training import chain, run, run_chain
 from nemotron4.training.composing import composed
 from nemotron4.training.recipe import Recipe, build
@@ -240,6 +240,24 @@ def test_a_tied_weight_is_refused_before_training(tmp_path: Path, more: dict) ->
     with pytest.raises(ConfigError, match="shares its weight"):
         run.train(recipe(tmp_path, start, adapter={"kind": "lora", "rank": 2} | more))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_lora_on_a_module_that_is_kept_whole_is_refused_and_in_older_files_merged(tmp_path: Path) -> None:
+    start = tiny_models.llama_directory(tmp_path / "start", tie_word_embeddings=False)
+    both = {"targets": ["lm_head"], "modules_to_save": ["lm_head"]}
+    with pytest.raises(ConfigError, match="both name lm_head"):
+        run.train(recipe(tmp_path, start, adapter={"kind": "lora", "rank": 2} | both))
+    config = AdapterConfig(kind="lora", rank=2, targets=("lm_head",), modules_to_save=("lm_head",))
+    base = open_checkpoint(start)
+    num_rows, num_columns = base.tensors["lm_head.weight"].shape
+    whole, up, down = (
+        torch.randn(shape) for shape in ((num_rows, num_columns), (num_rows, 2), (2, num_columns))
+    )
+    factors = {"lora_A.weight": down, "lora_B.weight": up, "weight": whole}
+    tensors = {f"{PEFT_PREFIX}lm_head.{name}": tensor for name, tensor in factors.items()}
+    write_adapter(tmp_path / "adapter", tensors, config, base=str(start))
+    merged = MergedCheckpoint(base, tmp_path / "adapter").read_rows("lm_head.weight", 0, num_rows)
+    torch.testing.assert_close(merged, whole + up @ down)
 
 
 def test_an_adapter_has_the_type_that_is_asked_for(tmp_path: Path, llama: Path) -> None:
