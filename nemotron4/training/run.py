@@ -135,6 +135,7 @@ def train(
             on_part=shown,
             is_writer=is_writer,
         )
+        trainer.saved_state()  # a refusal leaves the folder as it is
         if is_writer:
             for line in trainer.plan.notes:
                 tell(line)

@@ -299,12 +299,11 @@ class Trainer:
         self._writer.save(self.tensors(), state)
         self._is_saved = True
 
-    def _resume(self) -> None:
-        if self.is_writer:
-            self.folder.mkdir(parents=True, exist_ok=True)
+    def saved_state(self) -> checkpoints.SavedState | None:
+        """What the run goes on from; ConfigError where it cannot."""
         path = checkpoints.newest(self.checkpoints)
         if path is None:
-            return
+            return None
         state = checkpoints.read_state(path)
         if state.fingerprint != self.fingerprint:
             raise ConfigError(
@@ -317,7 +316,15 @@ class Trainer:
                 hint=f"ask for {state.step} or more, or give the shorter run a new run.directory; "
                 "run.result = STEP takes the model of an earlier step",
             )
-        checkpoints.load(path, self.tensors())
+        return state
+
+    def _resume(self) -> None:
+        if self.is_writer:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        state = self.saved_state()
+        if state is None:
+            return
+        self.load(state.step)
         self._step, self._seen = state.step, state.samples_seen
         self._owes_validation = state.owes_validation
         if state.metric == self.recipe.run.metric:  # values of another are no measure for this one's

@@ -230,9 +230,11 @@ def test_what_changes_the_numbers_is_refused_by_name(
 
 
 def test_fewer_steps_than_done_are_an_error(tmp_path: Path, start: Path) -> None:
-    run.train(recipe(tmp_path, start))
+    made = run.train(recipe(tmp_path, start))
+    record = (made.directory / "run.json").read_text()
     with pytest.raises(ConfigError, match="4 steps are done, and the recipe asks for 2"):
         run.train(recipe(tmp_path, start, run={"max_steps": 2}))
+    assert (made.directory / "run.json").read_text() == record
 
 
 def test_a_longer_schedule_says_what_happens_to_the_rate(tmp_path: Path, start: Path) -> None:
