@@ -208,6 +208,11 @@ def test_a_dry_run_refuses_a_wrong_command_line_and_runs_nothing(
     stages = json.loads(capsys.readouterr().out)["stages"]
     assert [stage["stage"] for stage in stages] == ["data", "slow", "last-0", "last-1"]
     assert stages[0]["reads"] == [str(folder / "synth.toml"), str(folder / "write.py")]
+    assert main(["recipe", "run", str(folder), "--dry-run", "--until", "slow", "--json"]) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert [stage["stage"] for stage in stages] == ["data", "slow"]
+    assert main(["recipe", "run", str(folder), "--dry-run", "--again", "slow"]) == 1
+    assert "--again removes stages, and --dry-run nothing" in capsys.readouterr().err
     path = folder / "recipe.toml"
     path.write_text(path.read_text().replace("--quiet", "--quite"))
     assert main(["recipe", "run", str(folder), "--dry-run", "--out", str(tmp_path / "out")]) == 1

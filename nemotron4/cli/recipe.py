@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,6 +57,10 @@ def run(
     here = folder if folder.is_dir() else folder.parent
     places = Places(here, out or Path("OUT"), loaded.port, _find_model)
     if dry_run:
+        if again is not None:
+            raise ConfigError("--again removes stages, and --dry-run nothing", hint="leave one of them out")
+        if until is not None:
+            loaded = replace(loaded, stage=loaded.stage[: names.index(until) + 1])
         from nemotron4.cli.recipe_check import show_dry_run
 
         show_dry_run(loaded, places, slurm=slurm, as_json=as_json)
