@@ -26,6 +26,7 @@ from nemotron4.server.settings import PageSettings, RemoteServer, Service
 from nemotron4.text import prompt
 from nemotron4.text.formats import CARD_STOP_STRINGS
 from nemotron4.text.messages import with_calls_as_text
+from nemotron4.text.tokenizer import check_encodable
 from nemotron4.web import read_files
 
 if TYPE_CHECKING:
@@ -206,7 +207,9 @@ def page_routes(service: Service, page: PageSettings, tabs: Sequence[PageTab] = 
     @router.post("/page/prompt")
     async def post_prompt(body: PromptRequest) -> dict[str, str]:
         """The conversation in the model card's template, as one text."""
-        return {"prompt": prompt.render(with_calls_as_text(body.messages, None))}
+        text = prompt.render(with_calls_as_text(body.messages, None))
+        check_encodable(text)
+        return {"prompt": text}
 
     if other is not None:
 

@@ -142,6 +142,9 @@ def test_the_page_writes_the_card_s_prompt(make_app: App) -> None:
     assert answer.json() == {"prompt": "<extra_id_0>System\ns\n<extra_id_1>User\nq\n<extra_id_1>Assistant\n"}
     refused = app.post("/page/prompt", {"messages": [{"role": "user", "content": "a"}], "more": 1})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "more")
+    refused = app.post("/page/prompt", {"messages": [{"role": "user", "content": "\ud800"}]})
+    assert refused.status_code == 400
+    assert "surrogate" in refused.json()["error"]["message"]
 
 
 def test_the_openapi_page_says_what_a_field_left_out_is(make_app: App) -> None:
