@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from nemotron4.training.engine import TrainingEngine
+if TYPE_CHECKING:
+    from nemotron4.training.engine import TrainingEngine
 
 Found = TypeVar("Found")
 
