@@ -292,7 +292,7 @@ def test_prompts_are_fetched_from_a_hub(
         ("test.json", b'{"text": "Hello"}', "row 1 is no object"),
         ("test.csv", CSV.encode().replace(b"text,", b"prompt,", 1), "row 1 has no text"),
         ("test.csv", b"<!DOCTYPE html><p>Sign in", "no row has the text_type user_message"),
-        ("test.csv", CSV.encode()[:70], "unexpected end of data"),
+        ("test.csv", CSV.encode()[:60], "unexpected end of data"),
         ("test.csv", b"text,text_type\n\xff,user_message\n", "can't decode byte 0xff"),
         ("test.parquet", b"PAR1 cut", "not a Parquet file"),
         ("test.jsonl", b'{"text_type": "user_message", "text": "\\ud800"}', "surrogates not allowed"),
