@@ -119,7 +119,7 @@ def test_two_results_of_one_model_are_two_columns(scored: Scored, tmp_path: Path
     table = next(
         block
         for block in report.report_blocks(report.find_results([elsewhere, second]), [])
-        if isinstance(block, Table)
+        if isinstance(block, Table) and "(ours)" in "".join(block.columns)
     )
     assert table.columns[1:3] == [f"m<1> ({path}) (ours)" for path in paths]
     assert [row[1:3] for row in table.rows if any(row[1:3])] == [["5.0 [0.9, 23.6]*", "10.0 [2.8, 30.1]*"]]
