@@ -122,7 +122,7 @@ def test_two_results_of_one_model_are_two_columns(scored: Scored, tmp_path: Path
         if isinstance(block, Table) and "(ours)" in "".join(block.columns)
     )
     assert table.columns[1:3] == [f"m<1> ({path}) (ours)" for path in paths]
-    assert [row[1:3] for row in table.rows if any(row[1:3])] == [["5.0 [0.9, 23.6]*", "10.0 [2.8, 30.1]*"]]
+    assert [row[1:3] for row in table.rows if any(row[1:3])] == [["5.00 [0.9, 23.6]*", "10.00 [2.8, 30.1]*"]]
 
 
 def test_the_report_refuses_a_run_without_a_result(tmp_path: Path) -> None:
