@@ -30,7 +30,7 @@ from nemotron4.server.openai_schemas import (
     StreamOptions,
 )
 from nemotron4.server.settings import Service
-from nemotron4.server.structured import ResponseFormat, StructuredOutputs
+from nemotron4.server.structured import NvExt, ResponseFormat, StructuredOutputs
 
 BODIES: Mapping[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
@@ -43,6 +43,7 @@ _PARTS: Mapping[str, type[BaseModel]] = {
     "stream_options": StreamOptions,
     "response_format": ResponseFormat,
     "structured_outputs": StructuredOutputs,
+    "nvext": NvExt,
 }
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nemotron4.engine import PositionLogprobs, SamplingRequest, Tokenizer
+from nemotron4.engine import InferenceEngine, PositionLogprobs, SamplingRequest, Tokenizer
 from nemotron4.errors import RequestError
 from nemotron4.records import Message
 from nemotron4.server.context import ApiError, context_of
@@ -83,7 +83,8 @@ async def _requests(body: CompletionRequest, service: Service) -> tuple[list[str
         body, service, max_new_tokens=max_new_tokens, logprobs=body.logprobs, prompt_logprobs=prompt_logprobs
     )
     if isinstance(given[0], str):
-        rows = await text_ids(partial(encode_text, engine), given)
+        encode = partial(_text_ids, engine, is_bare=body.add_special_tokens is False)
+        rows = await text_ids(encode, given)
     else:
         rows = given
     if not all(rows):
@@ -96,6 +97,10 @@ async def _requests(body: CompletionRequest, service: Service) -> tuple[list[str
     if isinstance(given[0], str) and body.truncate_prompt_tokens is None:
         return given, requests
     return [engine.tokenizer.decode(request.prompt_ids) for request in requests], requests
+
+
+def _text_ids(engine: InferenceEngine, text: str, *, is_bare: bool) -> list[int]:
+    return engine.tokenizer.encode(text) if is_bare else encode_text(engine, text)
 
 
 @dataclass(frozen=True)

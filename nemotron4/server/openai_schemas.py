@@ -6,6 +6,7 @@ one that nobody knows is refused with the nearest known name.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -44,16 +45,19 @@ Ignored = Annotated[
 ]
 
 
-def _only(*neutral: object) -> Any:
-    """A field that is not supported; ``neutral`` values ask for nothing and pass, as null does."""
+def _only(*neutral: object, instead: str = "") -> Any:
+    """A field that is not supported; ``neutral`` values ask for nothing and pass, as null does.
+
+    ``instead``: the field that does here what this one does at other servers.
+    """
 
     def check(value: object) -> object:
         if value is not None and value not in neutral:
-            allowed = " or ".join(repr(each) for each in (*neutral, None)).replace("None", "null")
+            allowed = " or ".join(json.dumps(each) for each in (*neutral, None))
             raise PydanticCustomError(
                 "unsupported",
-                "not supported by this server; leave it out or send {allowed}",
-                {"allowed": allowed},
+                "not supported by this server; {use}leave it out or send {allowed}",
+                {"allowed": allowed, "use": f"here it is {instead}, so " if instead else ""},
             )
         return value
 
@@ -117,6 +121,27 @@ class _Sampling(StructuredFields, _Strict):
     user: Ignored
     metadata: Ignored
     store: Ignored
+    # What changes an answer at vLLM, llama.cpp, SGLang, TGI or Ollama.
+    allowed_token_ids: _only([])  # type: ignore[valid-type]
+    bad_words: _only([])  # type: ignore[valid-type]
+    logits_processors: _only([])  # type: ignore[valid-type]
+    use_beam_search: _only(False)  # type: ignore[valid-type]
+    num_beams: _only(1)  # type: ignore[valid-type]
+    length_penalty: _only(1)  # type: ignore[valid-type]
+    prompt_logprobs: _only(instead="echo with logprobs, of /v1/completions")  # type: ignore[valid-type]
+    return_token_ids: _only(False)  # type: ignore[valid-type]
+    return_tokens_as_token_ids: _only(False)  # type: ignore[valid-type]
+    n_predict: _only(-1, instead="max_tokens")  # type: ignore[valid-type]
+    max_new_tokens: _only(instead="max_tokens")  # type: ignore[valid-type]
+    max_output_tokens: _only(instead="max_tokens")  # type: ignore[valid-type]
+    min_new_tokens: _only(0, instead="min_tokens")  # type: ignore[valid-type]
+    do_sample: _only(True, instead="temperature")  # type: ignore[valid-type]
+    repeat_penalty: _only(1, instead="repetition_penalty")  # type: ignore[valid-type]
+    typical_p: _only(1)  # type: ignore[valid-type]
+    mirostat: _only(0)  # type: ignore[valid-type]
+    regex: _only(instead="guided_regex")  # type: ignore[valid-type]
+    ebnf: _only(instead="guided_grammar")  # type: ignore[valid-type]
+    stop_regex: _only([])  # type: ignore[valid-type]
 
 
 class CompletionRequest(_Sampling):
@@ -126,6 +151,8 @@ class CompletionRequest(_Sampling):
     best_of: int | None = Field(None, description="Not supported: leave it out or send 1.")
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    add_special_tokens: bool | None = Field(None, description="False leaves BOS out of a text.")
+    prompt_embeds: _only()  # type: ignore[valid-type]
     suffix: _only("")  # type: ignore[valid-type]
 
 
@@ -165,6 +192,9 @@ class ChatRequest(ToolFields, _Sampling):
     safety_identifier: Ignored
     prompt_cache_key: Ignored
     prompt_cache_retention: Ignored
+    add_special_tokens: _only(False)  # type: ignore[valid-type]
+    chat_template: _only()  # type: ignore[valid-type]
+    documents: _only([], instead="chat_template_kwargs.documents")  # type: ignore[valid-type]
     functions: _only([])  # type: ignore[valid-type]
     function_call: _only("none", "auto")  # type: ignore[valid-type]
     modalities: _only(["text"])  # type: ignore[valid-type]

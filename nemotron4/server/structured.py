@@ -47,6 +47,15 @@ class StructuredOutputs(_Strict):
     structural_tag: None = Field(None, description="Not supported.")
 
 
+class NvExt(_Strict):
+    """NIM's."""
+
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+
+
 class StructuredFields(_Strict):
     """What completions and chat have in common; at most one may ask for a form."""
 
@@ -56,9 +65,10 @@ class StructuredFields(_Strict):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    nvext: NvExt | None = None
     guided_decoding_backend: str | None = Field(None, description="Accepted and ignored.")
     grammar: str | None = Field(None, description="llama.cpp's: a grammar in GBNF or Lark.")
-    json_schema: dict[str, Any] | None = Field(None, description="llama.cpp's.")
+    json_schema: dict[str, Any] | str | None = Field(None, description="llama.cpp's and SGLang's.")
 
 
 def grammar_of(body: StructuredFields) -> Grammar | None:
@@ -84,6 +94,7 @@ def grammar_of(body: StructuredFields) -> Grammar | None:
 
 def _asked(body: StructuredFields) -> list[tuple[str, Literal["json", "regex", "choice", "grammar"], Any]]:
     outputs = body.structured_outputs or StructuredOutputs.model_validate({})
+    nvext = body.nvext or NvExt()
     return [
         ("response_format", "json", _schema(body.response_format)),
         ("structured_outputs", "json", outputs.json_),
@@ -95,6 +106,10 @@ def _asked(body: StructuredFields) -> list[tuple[str, Literal["json", "regex", "
         ("guided_regex", "regex", body.guided_regex),
         ("guided_choice", "choice", body.guided_choice),
         ("guided_grammar", "grammar", body.guided_grammar),
+        ("nvext", "json", nvext.guided_json),
+        ("nvext", "regex", nvext.guided_regex),
+        ("nvext", "choice", nvext.guided_choice),
+        ("nvext", "grammar", nvext.guided_grammar),
         ("grammar", "grammar", body.grammar or None),
         ("json_schema", "json", body.json_schema),
     ]

@@ -66,6 +66,42 @@ def test_an_unknown_field_is_a_warning_or_refused() -> None:
     assert "did you mean 'temperature'?" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"allowed_token_ids": [5]},
+            "allowed_token_ids: not supported by this server; leave it out or send []",
+        ),
+        ({"bad_words": ["b"]}, "bad_words: not supported"),
+        ({"prompt_logprobs": 0}, "here it is echo with logprobs, of /v1/completions, so leave it out"),
+        ({"repeat_penalty": 1.1}, "here it is repetition_penalty, so leave it out or send 1 or null"),
+        ({"n_predict": 5}, "n_predict: not supported by this server; here it is max_tokens"),
+        ({"do_sample": False}, "here it is temperature"),
+        ({"regex": "[0-9]"}, "here it is guided_regex"),
+        ({"ebnf": "root ::= [0-9]"}, "here it is guided_grammar"),
+        ({"nvext": {"guided_jsn": {}}}, "did you mean 'guided_json'?"),
+    ],
+)
+def test_fields_of_other_servers_that_change_an_answer_are_refused(fields: dict[str, Any], said: str) -> None:
+    for path, needed in ((CHAT, {"messages": HI}), (TEXT, {"prompt": "p"})):
+        response = chat_app().post(path, {**needed, **fields})
+        assert (response.status_code, said in response.json()["error"]["message"]) == (400, True)
+
+
+def test_what_asks_for_nothing_at_other_servers_is_no_warning() -> None:
+    neutral = {"bad_words": [], "repeat_penalty": 1.0, "n_predict": -1, "do_sample": True, "mirostat": 0}
+    response = chat_app(unknown_fields="refuse").post(CHAT, {"messages": HI, **neutral})
+    assert (response.status_code, "warning" in response.headers) == (200, False)
+
+
+def test_a_text_may_be_asked_without_bos() -> None:
+    app = InProcess(FakeEngine("b", adds_bos=True), ServerSettings())
+    for adds, num_tokens in ((None, 3), (True, 3), (False, 2)):
+        answer = app.post(TEXT, {"prompt": "ab", "add_special_tokens": adds})
+        assert answer.json()["usage"]["prompt_tokens"] == num_tokens
+
+
 def test_an_answer_can_be_continued() -> None:
     prompts: list[str] = []
     app = chat_app(lambda prompt: prompts.append(prompt) or " 42")

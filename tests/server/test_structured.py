@@ -43,11 +43,13 @@ OUTPUTS = "structured_outputs"
         ({OUTPUTS: {"regex": "[0-9]{3}"}}, r"\d{3}"),
         ({OUTPUTS: {"grammar": 'root ::= "yes" | "no"'}}, "yes|no"),
         ({"guided_json": LETTER}, '"[AB]"'),
+        ({"nvext": {"guided_json": LETTER}}, '"[AB]"'),
         ({"guided_regex": "[0-9]{3}"}, r"\d{3}"),
         ({"guided_choice": ["yes", "no"]}, "yes|no"),
         ({"guided_grammar": 'start: "yes" | "no"'}, "yes|no"),
         ({"grammar": 'root ::= "yes" | "no"'}, "yes|no"),
         ({"json_schema": LETTER}, '"[AB]"'),
+        ({"json_schema": json.dumps(LETTER)}, '"[AB]"'),
     ],
 )
 def test_every_field_gives_the_form_on_both_routes(make_app: App, fields: dict[str, Any], form: str) -> None:
