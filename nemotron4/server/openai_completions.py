@@ -133,11 +133,19 @@ class _Run:
             positions = [None, *choice.answer.prompt_logprobs]
             for token_id, position in zip(choice.answer.request.prompt_ids, positions, strict=True):
                 self._add(columns, token_id, position, offset)
-                offset += len(stream.push(token_id))
+                offset += len(stream.push(token_id)) or self._num_spelled(index, token_id, offset)
         for number in choice.take_tokens():
             token_id, position = choice.answer.token_ids[number], choice.answer.logprobs[number]
             self._add(columns, token_id, position, prompt_length + choice.answer.starts[number])
         return columns
+
+    def _num_spelled(self, index: int, token_id: int, offset: int) -> int:
+        """Characters of a control piece that the prompt spells here; a BOS that was put first has none."""
+        if not self.tokenizer.is_control(token_id):
+            return 0
+        piece = self.tokenizer.piece(token_id)
+        is_spelled = self.prompt_texts[index].startswith(piece, offset)
+        return len(piece) if is_spelled and self.tokenizer.encode(piece) == [token_id] else 0
 
     def _add(
         self, columns: CompletionLogprobs, token_id: int, position: PositionLogprobs | None, offset: int

@@ -16,7 +16,7 @@ from nemotron4.server.openai_choices import check_model, warn_of_unknown, with_r
 from nemotron4.server.openai_schemas import ERRORS, Messages
 from nemotron4.server.openai_tools import ToolFields, asked_tools
 from nemotron4.server.settings import Service
-from nemotron4.text.answers import chat_format, encode_chat, encode_text
+from nemotron4.text.answers import chat_format, encode_chat, encode_text, text_with_markers
 
 
 class TokenizeRequest(ToolFields):
@@ -91,13 +91,14 @@ def tokenizer_routes(service: Service) -> APIRouter:
 
     @router.post("/detokenize", responses=ERRORS)
     async def post_detokenize(body: DetokenizeRequest, request: Request) -> DetokenizeResponse:
-        """The text of token ids."""
+        """The text of token ids, control pieces by name, as vLLM has them."""
         warn_of_unknown(body, service, context_of(request.scope))
         check_model(body.model, service)
         outside = next((i for i in body.tokens if i >= engine.tokenizer.vocab_size), None)
         if outside is not None:
             raise ApiError(400, f"tokens: id {outside} is outside the vocabulary", param="tokens")
-        return DetokenizeResponse(prompt=await asyncio.to_thread(engine.tokenizer.decode, body.tokens))
+        text = await asyncio.to_thread(text_with_markers, engine.tokenizer, body.tokens)
+        return DetokenizeResponse(prompt=text)
 
     @router.get("/tokenizer_info")
     async def get_tokenizer_info() -> dict[str, Any]:

@@ -282,8 +282,8 @@ class AnswerText:
         return self._send(self._end(step))
 
     def _piece(self, token_id: int) -> str:
-        if self.request.params.shows_special and self._tokenizer.is_control(token_id):
-            return self._stream.finish() + self._tokenizer.piece(token_id)
+        if self.request.params.shows_special:
+            return _shown(self._tokenizer, self._stream, token_id)
         return self._stream.push(token_id)
 
     def generation(self) -> Generation:
@@ -365,3 +365,15 @@ def continuation(tokenizer: Tokenizer, prompt_ids: Sequence[int], new_ids: Itera
     """The text of ids behind a prompt, stop tokens included."""
     stream = TextStream(tokenizer, prompt_ids)
     return "".join([*map(stream.push, new_ids), stream.finish()])
+
+
+def text_with_markers(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
+    """The text of ids, control pieces by name."""
+    stream = TextStream(tokenizer)
+    return "".join([*(_shown(tokenizer, stream, token_id) for token_id in ids), stream.finish()])
+
+
+def _shown(tokenizer: Tokenizer, stream: TextStream, token_id: int) -> str:
+    if tokenizer.is_control(token_id):
+        return stream.finish() + tokenizer.piece(token_id)
+    return stream.push(token_id)

@@ -11,6 +11,7 @@ import pytest
 from nemotron4.inference.fake import FakeEngine
 from nemotron4.inference.fake_tokenizer import EOS, FakeTokenizer
 from nemotron4.server.settings import ServerSettings
+from nemotron4.text.json_tokenizer import JsonTokenizer, byte_of_character
 from nemotron4.text.prompt import from_template, nemotron4
 from tests.server.conftest import InProcess
 
@@ -175,6 +176,37 @@ def test_the_tokenizer_can_be_asked() -> None:
     assert app.post("/tokenize", {"prompt": "a", "messages": HI}).status_code == 400
     assert app.post("/detokenize", {"tokens": [10**6]}).status_code == 400
     assert app.post("/tokenize", {"prompt": "a", "model": "other"}).status_code == 404
+
+
+def byte_tokenizer() -> JsonTokenizer:
+    """A token for each byte, and <|end|>, which is special."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    spec = {
+        "version": "1.0",
+        "added_tokens": [{"id": 256, "content": "<|end|>", "special": True, **flags}],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": byte_of_character(), "merges": []},
+    }
+    return JsonTokenizer(spec, source="toy", bos="<|end|>", eos="<|end|>")
+
+
+def test_special_tokens_are_in_a_detokenized_text() -> None:
+    app = InProcess(FakeEngine("b", tokenizer=byte_tokenizer()), ServerSettings())
+    ids = app.post("/tokenize", {"prompt": "<|end|>é<|end|>"}).json()["tokens"]
+    assert len(ids) == 4
+    assert app.post("/detokenize", {"tokens": ids}).json() == {"prompt": "<|end|>é<|end|>"}
+
+
+def test_offsets_of_an_echoed_prompt_count_the_special_tokens_in_it() -> None:
+    app = InProcess(FakeEngine("b", tokenizer=byte_tokenizer(), adds_bos=True), ServerSettings())
+    body = {"echo": True, "logprobs": 0, "max_tokens": 1}
+    choice = app.post(TEXT, {**body, "prompt": "a<|end|>b"}).json()["choices"][0]
+    assert choice["text"] == "a<|end|>bb"
+    assert choice["logprobs"]["text_offset"] == [0, 0, 1, 8, 9]  # of the BOS put first, and of the new token
+    choice = app.post(TEXT, {**body, "prompt": [97, 256, 98]}).json()["choices"][0]
+    assert (choice["text"], choice["logprobs"]["text_offset"]) == ("abb", [0, 1, 1, 2])
 
 
 def test_a_stream_that_waits_sends_its_headers_and_comments(
