@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -32,7 +33,7 @@ def _of_command(context: Any, words: list[str]) -> list[Problem]:
         try:
             given, rest, order = command.make_parser(context).parse_args(args=list(words))
         except typer.TyperException as error:
-            name = getattr(error, "option_name", None)
+            name = _as_typed(error, words)
             without = _without(words, name)
             if name is None or without == words:
                 return []
@@ -51,6 +52,15 @@ def _of_command(context: Any, words: list[str]) -> list[Problem]:
     if rest and not has_unknown:  # else they may be the values of what is unknown
         found.append((f"unexpected: {' '.join(map(str, rest))}", f"see `{context.command_path} --help`"))
     return found
+
+
+def _as_typed(error: Any, words: list[str]) -> str | None:
+    """The unknown option as it was written: of llama.cpp's ``-ngl`` the parser names ``-n`` alone."""
+    name: str | None = getattr(error, "option_name", None)
+    if name is not None and hasattr(error, "possibilities"):
+        typed = (word for word in words if re.fullmatch(r"-[a-z]{2,}", word) and word.startswith(name))
+        name = error.option_name = next(typed, name)
+    return name
 
 
 def _without(words: list[str], option: str | None) -> list[str]:
@@ -97,6 +107,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--torch-dtype": ("--dtype",),
     "--precision": ("--dtype",),
     "--max-num-seqs": ("--max-running",),
+    "--np": ("--max-running",),
+    "--ctk": ("--kv-cache-dtype",),
+    "--cache-type-k": ("--kv-cache-dtype",),
     "--parallel": ("--max-running", "--max-in-flight", "--concurrency"),
     "--num-concurrent": ("--concurrency", "--max-in-flight"),
     "--workers": ("--concurrency",),
@@ -164,9 +177,16 @@ NOT_NEEDED: dict[str, str] = {
     **dict.fromkeys(
         ("--enforce-eager", "--disable-log-requests", "--disable-log-stats", "--swap-space", "--block-size",
          "--enable-chunked-prefill", "--max-num-batched-tokens", "--chat-template-content-format",
-         "--cpu-offload-gb", "--flash-attn", "--mlock", "--no-mmap", "--distributed-executor-backend"),
+         "--cpu-offload-gb", "--flash-attn", "--fa", "--jinja", "--cont-batching", "--uvicorn-log-level",
+         "--mlock", "--no-mmap", "--distributed-executor-backend"),
         "leave it out: there is nothing to choose",
     ),
+    **dict.fromkeys(
+        ("--generation-config", "--override-generation-config"),
+        "leave it out: a request brings its temperature, top_p, ...; else they are off",
+    ),
+    **dict.fromkeys(("--ssl-keyfile", "--ssl-certfile", "--root-path"), "put a proxy before it"),
+    "--tokenizer": "leave it out: the model's folder has it",
     "--speculative-config": "prompt and answer are looked up for guesses: --num-speculative-tokens",
     "--enable-prefix-caching": "leave it out: beginnings are always cached, in --prefix-cache-gb",
     "--trust-remote-code": "leave it out: code that comes with a checkpoint is never run",
@@ -216,6 +236,8 @@ def ours(option: str, command: str, options: Collection[str], arguments: Collect
     option = option.replace("_", "-")
     if option in ("-m", "-hf"):
         option = "--model"
+    elif re.fullmatch(r"-[a-z]{2,}", option):
+        option = f"-{option}"
     if option in options:
         return f"here it is {option}"
     known = next((name for name in OPTIONS.get(option, ()) if name in options), None)

@@ -47,6 +47,7 @@ from nemotron4.server.tokenizer_api import tokenizer_routes
 GENERATE_ALLOWS = "PUT, GET, HEAD, OPTIONS"
 OTHER_ALLOWS = "GET, HEAD, OPTIONS"
 POST_ONLY = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings")
+OPENAI = ("/v1/models", *POST_ONLY)
 
 
 class Health(BaseModel):
@@ -88,7 +89,7 @@ class UnknownPath:
 
 
 def _answer(method: str, path: str) -> Response:
-    if path == "/v1" or path.startswith("/v1/"):
+    if path == "/v1" or path.startswith("/v1/") or f"/v1{path}" in OPENAI:  # an address without its /v1
         return _openai_answer(method, path)
     allowed = GENERATE_ALLOWS if path == "/generate" else OTHER_ALLOWS
     if path == "/" or method in ("GET", "HEAD"):
@@ -103,8 +104,8 @@ def _openai_answer(method: str, path: str) -> Response:
         allowed = "POST" if path in POST_ONLY else "GET"
         error = ApiError(405, f"{path} takes {allowed}, not {method}.", headers={"Allow": allowed})
     else:
-        known = ", ".join(("/v1/models", *POST_ONLY))
-        error = ApiError(404, f"There is no {path[:100]} here. Routes: {known}.", code="unknown_url")
+        text = f"There is no {path[:100]} here. Routes: {', '.join(OPENAI)}."
+        error = ApiError(404, text, code="unknown_url")
     return json_response(error_object(error), error.status, error.headers)
 
 

@@ -319,6 +319,8 @@ def test_help_is_found_under_its_usual_names(
         ),
         (["chat", "smollm2", "--n-predict", "9"], "hint: here it is --max-new-tokens"),
         (["chat", "smollm2", "--top_k", "9"], "unknown option '--top_k'"),
+        (["serve", "smollm2", "-ngl", "99", "-fa", "-c", "9"], "option '-ngl'\nhint: here it is --device"),
+        (["serve", "smollm2", "-ngl", "99", "-fa"], "option '-fa'\nhint: leave it out"),
         (["serve", "smollm2", "--trust-remote-code"], "hint: leave it out: code that comes with"),
         (["serve", "smollm2", "--seed", "1"], "hint: leave it out: a request brings its own seed"),
         (["generate", "smollm2", "--prompt", "Hi"], "hint: here INPUT is given without an option"),

@@ -96,6 +96,13 @@ def test_what_asks_for_nothing_at_other_servers_is_no_warning() -> None:
     assert (response.status_code, "warning" in response.headers) == (200, False)
 
 
+@pytest.mark.parametrize("path", ["/chat/completions", "/models", "/v1/v1/completions"])
+def test_an_address_with_another_prefix_than_v1_is_told_the_routes(path: str) -> None:
+    answer = chat_app().post(path, {"messages": HI})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")
+    assert "/v1/chat/completions" in answer.json()["error"]["message"]
+
+
 def test_a_text_may_be_asked_without_bos() -> None:
     app = InProcess(FakeEngine("b", adds_bos=True), ServerSettings())
     for adds, num_tokens in ((None, 3), (True, 3), (False, 2)):
