@@ -110,6 +110,12 @@ def hub_id(model: str) -> HubId | None:
     return None if match is None or ".." in (match[3] or "").split("/") else HubId(*match.groups())
 
 
+def hub_address_hint(model: str) -> str | None:
+    """How to write what is a page of the hub, or Ollama's and llama.cpp's name for one."""
+    match = re.match(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)", model)
+    return None if match is None else f"write it as {match[1]}"
+
+
 def is_hub_id(model: str) -> bool:
     return hub_id(model) is not None
 
@@ -144,7 +150,9 @@ def resolve(model: str, *, revision: str | None = None) -> Path:
             f"revision is {revision!r}, and {model!r} is not a hub id", hint="a revision is of ORG/NAME"
         )
     known = [DEMO_NAME, *(entry.name for entry in list_cache())]
-    if guess := nearest(model, known):
+    if written := hub_address_hint(model):
+        hint = written
+    elif guess := nearest(model, known):
         hint = f"did you mean {guess!r}?"
     elif wanted is not None:
         hint = f"run: nemotron4 pull {model}"
@@ -167,7 +175,7 @@ def _in_hub_cache(model: str) -> Path | None:
         return None
     if wanted.file is not None:
         files = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf")]
-        named = [names for names in models_among(files) if wanted.file in names[0]]
+        named = named_among(files, wanted.file)
         return snapshot / named[0][0] if len(named) == 1 else None
     return snapshot if _has_weights(snapshot) else None
 
@@ -246,3 +254,11 @@ def models_among(names: Iterable[str]) -> list[list[str]]:
         part = part_of(name)
         found.setdefault((name, 0) if part is None else (part.stem, part.total), []).append(name)
     return list(found.values())
+
+
+def named_among(names: Iterable[str], wanted: str) -> list[list[str]]:
+    """The GGUF models that have this name, else those that have it as a part, in any case."""
+    models = models_among(names)
+    return [files for files in models if wanted in files] or [
+        files for files in models if wanted.lower() in files[0].lower()
+    ]

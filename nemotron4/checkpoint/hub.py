@@ -20,6 +20,7 @@ from typing import Any
 from nemotron4.checkpoint.cache import (
     DEMO_NAME,
     HubId,
+    hub_address_hint,
     hub_cache_dir,
     hub_id,
     keep,
@@ -27,6 +28,7 @@ from nemotron4.checkpoint.cache import (
     locked_partial,
     model_dir,
     models_among,
+    named_among,
     resolve,
 )
 from nemotron4.config import cache_dir
@@ -185,7 +187,7 @@ def pull_hub(
     wanted = hub_id(model)
     if wanted is None:
         guess = nearest(model, [DEMO_NAME])
-        hint = f"did you mean {guess!r}?" if guess else "write it as ORG/NAME"
+        hint = f"did you mean {guess!r}?" if guess else hub_address_hint(model) or "write it as ORG/NAME"
         raise DownloadError(f"{model!r} is not a hub id", hint=hint)
     wanted = wanted._replace(revision=revision or wanted.revision)
     with contextlib.suppress(CheckpointError):
@@ -266,12 +268,9 @@ def _wanted(repository: str, siblings: Mapping[str, Any]) -> list[str]:
 def _named_gguf(wanted: HubId, siblings: Mapping[str, Any]) -> list[str]:
     """The file, or all parts, of the one GGUF model whose name is or contains what was asked for."""
     assert wanted.file is not None
-    models = models_among(siblings)
-    named = [files for files in models if wanted.file in files] or [
-        files for files in models if wanted.file.lower() in files[0].lower()
-    ]
+    named = named_among(siblings, wanted.file)
     if len(named) != 1:
-        found = ", ".join(files[0] for files in named or models) or "no GGUF file"
+        found = ", ".join(files[0] for files in named or models_among(siblings)) or "no GGUF file"
         raise DownloadError(
             f"{wanted.repository}: {wanted.file!r} names {len(named)} GGUF models; it has: {found}",
             hint="give the whole name of one file after the colon",

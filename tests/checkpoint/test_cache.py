@@ -116,7 +116,9 @@ def test_a_model_of_hugging_face_s_own_cache_is_used(snapshot: Path) -> None:
     (snapshot / "tiny-Q4_0.gguf").write_bytes(b"")
     (snapshot / "tiny-Q8_0.gguf").write_bytes(b"")
     assert resolve("org/tiny:tiny-Q8_0.gguf") == snapshot / "tiny-Q8_0.gguf"
-    assert resolve("org/tiny:Q4_0") == snapshot / "tiny-Q4_0.gguf"
+    assert resolve("org/tiny:Q4_0") == resolve("org/tiny:q4_0") == snapshot / "tiny-Q4_0.gguf"
+    with pytest.raises(CheckpointError, match="hint: write it as org/tiny:Q4_0"):
+        resolve("hf.co/org/tiny:Q4_0")
 
 
 def test_a_snapshot_without_its_weights_is_no_model(snapshot: Path) -> None:
