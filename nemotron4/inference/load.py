@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.description import describe_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint
+from nemotron4.checkpoint.safetensors import read_json
 from nemotron4.checkpoint.shipped import AUTO, NONE, with_shipped
 from nemotron4.engine import ChatFormat, ModelInfo, Tokenizer
 from nemotron4.errors import CheckpointError, ConfigError, TemplateError, unknown_name
@@ -216,9 +217,18 @@ def describe(checkpoint: Checkpoint, dtype: torch.dtype | str, device: torch.dev
         device=str(device),
         eos_token_ids=checkpoint.eos_token_ids,
         adds_bos=checkpoint.adds_bos,
-        notes=checkpoint.notes,
+        notes=(*checkpoint.notes, *_unread_sampling(checkpoint.path / "generation_config.json")),
         checkpoint=found.summary,
     )
+
+
+def _unread_sampling(file: Path) -> tuple[str, ...]:
+    """A note for those who come from vLLM, which samples by this file where a request says nothing."""
+    values = read_json(file) if file.is_file() else {}
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    given = [f"{name} {values[name]}" for name in names if values.get(name) not in (None, 0, 1)]
+    told = f"{file.name} asks for {', '.join(given)}, which is not used: a request brings its own"
+    return (told,) if given else ()
 
 
 def checked(

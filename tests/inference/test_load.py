@@ -16,6 +16,7 @@ from nemotron4.checkpoint.load import load_transformer
 from nemotron4.engine import SamplingParams, SamplingRequest
 from nemotron4.errors import CheckpointError, ConfigError, Nemotron4Error
 from nemotron4.inference.engine import Engine
+from nemotron4.inference.load import describe
 from nemotron4.model.adapter_config import AdapterConfig
 from nemotron4.model.adapter_files import adapter_tensors, write_adapter
 from nemotron4.model.adapters import add_adapter
@@ -29,6 +30,12 @@ ROW = [7, 40, 41, 42, 43, 44, 45, 46]
 def tiny(tmp_path: Path) -> Path:
     nemotron_directory(tmp_path / "tiny")
     return tmp_path / "tiny"
+
+
+def test_sampling_values_of_a_checkpoint_are_noted_as_not_used(tiny: Path) -> None:
+    (tiny / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 1.0}')
+    notes = describe(open_checkpoint(tiny), "float32", "cpu").notes
+    assert "asks for temperature 0.6, which is not used" in notes[-1]
 
 
 def test_a_directory_gives_the_scores_of_its_weights(tiny: Path) -> None:
