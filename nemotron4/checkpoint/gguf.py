@@ -28,7 +28,7 @@ from nemotron4.checkpoint.interface import (
 from nemotron4.checkpoint.safetensors import read_bytes
 from nemotron4.errors import CheckpointError, ConfigError, unknown_name
 from nemotron4.model.config import ModelConfig, RopeScaling, yarn_attention
-from nemotron4.text.gguf_vocabulary import from_gguf
+from nemotron4.text.gguf_vocabulary import WHOLE_WORDS, from_gguf
 from nemotron4.text.tokenizer import Tokenizer
 from nemotron4.text.tokenizer_files import TOOL_USE, joined_templates
 
@@ -333,7 +333,7 @@ class GgufCheckpoint(OwnOrChosenFormat):
         setting = self._metadata.get("tokenizer.ggml.add_bos_token")
         if isinstance(setting, bool):
             return setting
-        is_llama3 = self._metadata.get("tokenizer.ggml.pre") in ("llama-bpe", "llama3", "llama-v3")
+        is_llama3 = self._metadata.get("tokenizer.ggml.pre") in WHOLE_WORDS
         is_sentencepiece = self._metadata.get("tokenizer.ggml.model") == "llama"
         return not self._is_nemotron and (is_sentencepiece or is_llama3)
 

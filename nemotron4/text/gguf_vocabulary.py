@@ -85,8 +85,8 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
 # Expressions that cut a text into words one after the other; each works on the words of the one before. Names
 # and expressions are llama.cpp's; its converters write several names for the same.
 _PRE_TOKENIZERS = {name: steps for names, steps in _NAMES.items() for name in names.split()}
-# Where a whole word that has an id is not built from merges.
-_WHOLE_WORDS = frozenset(
+# Where a whole word that has an id is not built from merges. llama.cpp puts BOS first with all of them.
+WHOLE_WORDS = frozenset(
     ["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken"]
 )
 _KINDS: Mapping[type, str] = {str: "a string", bool: "true or false", int: "an integer"}
@@ -125,7 +125,7 @@ def _byte_level_bpe(metadata: Mapping[str, object]) -> Tokenizer:
         "decoder": byte_level,
         "model": {
             "type": "BPE",
-            "ignore_merges": name in _WHOLE_WORDS,
+            "ignore_merges": name in WHOLE_WORDS,
             "vocab": {token: i for i, token in enumerate(tokens)},
             "merges": [str(merge) for merge in _list(metadata, "merges")],
         },

@@ -71,7 +71,7 @@ def write_gguf(source: Path, file: Path, kind: Kind = Kind.F32, **metadata: Any)
     else:
         values["llama.attention.layer_norm_rms_epsilon"] = config["rms_norm_eps"]
         values["tokenizer.chat_template"] = CHATML
-    values |= {key.replace("__", "."): value for key, value in metadata.items()}
+    values |= {key.replace("__", "."): value for key, value in metadata.items() if "ggml__pre" not in key}
     for key, value in values.items():
         if isinstance(value, bool):
             writer.add_bool(key, value)
@@ -83,7 +83,7 @@ def write_gguf(source: Path, file: Path, kind: Kind = Kind.F32, **metadata: Any)
             writer.add_array(key, value)
         elif value is not None:
             writer.add_string(key, value)
-    _add_vocabulary(writer, source, config["vocab_size"])
+    _add_vocabulary(writer, source, config["vocab_size"], metadata.get("tokenizer__ggml__pre", "gpt-2"))
     for name, tensor in load_file(source / "model.safetensors").items():
         tensor = tensor.astype(np.float32)
         part = name.split(".")[-2]
@@ -113,7 +113,7 @@ def _llama3_factors(head_dim: int, rope: dict[str, Any]) -> np.ndarray:
     return np.array(factors, np.float32)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, source: Path, vocab_size: int) -> None:
+def _add_vocabulary(writer: gguf.GGUFWriter, source: Path, vocab_size: int, pre: str) -> None:
     """Padded with unused entries (type 5) to the rows of the embedding, as llama.cpp's converter does."""
     if (source / "tokenizer.model").is_file():
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
@@ -133,7 +133,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, source: Path, vocab_size: int) -> N
     model = json.loads((source / "tokenizer.json").read_text())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(pre)
     padding = [f"[PAD{i}]" for i in range(len(tokens), vocab_size)]
     writer.add_token_list(tokens + padding)
     writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens] + [5] * len(padding))

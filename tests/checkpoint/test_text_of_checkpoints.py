@@ -33,6 +33,15 @@ def test_a_gguf_file_speaks_like_its_source(tmp_path: Path, family: str) -> None
     assert file.adds_bos is source.adds_bos is False
 
 
+@pytest.mark.parametrize(("pre", "adds"), [("tekken", True), ("llama-bpe", True), ("qwen2", False)])
+def test_a_gguf_file_without_a_word_on_bos_is_read_as_llama_cpp_does(
+    tmp_path: Path, pre: str, adds: bool
+) -> None:
+    llama_directory(tmp_path / "m")
+    file = write_gguf(tmp_path / "m", tmp_path / "m.gguf", tokenizer__ggml__pre=pre)
+    assert open_checkpoint(file).adds_bos is adds
+
+
 def test_a_nemotron_chat_model_ends_turns_with_the_marker_too(tmp_path: Path) -> None:
     assert open_checkpoint(nemotron_directory(tmp_path / "m")).eos_token_ids == (3, 5)
 
