@@ -41,6 +41,7 @@ from nemotron4.model.adapter_files import (
     adapter_type,
     lora_from_nemo,
     read_adapter_config,
+    unties,
 )
 from nemotron4.model.config import ModelConfig
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from nemotron4.text.prompt import PromptFormat
 
 
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _FUSED = "self_attention.adapter_layer.lora_kqv_adapter"
 _MODULES = {
     "self_attention.adapter_layer.lora_unfused_kqv_adapter.q_adapter": "self_attn.q_proj",
@@ -223,11 +225,15 @@ class _Factor:
 
 @dataclass(frozen=True)
 class _Adapter:
-    """Weight name -> its update, and the whole tensors that it brings: a reward head, modules_to_save."""
+    """Weight name -> its update, and the whole tensors that it brings: a reward head, modules_to_save.
+
+    ``unties``: one of two modules that share a weight is among them, and the other keeps the base's.
+    """
 
     file: Path
     updates: Mapping[str, _Update]
     head: Mapping[str, StoredTensor] = field(default_factory=dict)
+    unties: bool = False
 
 
 class MergedCheckpoint(DerivedCheckpoint):
@@ -254,6 +260,9 @@ class MergedCheckpoint(DerivedCheckpoint):
             for name, stored in self._adapter.head.items()
         }
         if "reward_head.weight" not in head:
+            if self._adapter.unties:
+                self.config = replace(self.config, tie_embeddings=False)
+                head.setdefault(OUTPUT, replace(self.base.tensors[EMBEDDING], name=OUTPUT))
             self.tensors = {**self.tensors, **head}
             return
         kept = {name: info for name, info in self.tensors.items() if name != "lm_head.weight"}
@@ -264,7 +273,7 @@ class MergedCheckpoint(DerivedCheckpoint):
         if name in self._adapter.head:
             rows_RC = read_tensor(self._adapter.file, self._adapter.head[name])[start:stop]
         else:
-            rows_RC = self.base.read_rows(name, start, stop)
+            rows_RC = self.base.read_rows(self._of_base(name), start, stop)
         update = self._adapter.updates.get(name)
         stored = rows_RC.dtype
         if update is not None:
@@ -274,7 +283,10 @@ class MergedCheckpoint(DerivedCheckpoint):
 
     def raw_tensor(self, name: str, start: int = 0, stop: int | None = None) -> RawTensor | None:
         is_changed = name in self._adapter.head or name in self._adapter.updates
-        return None if is_changed else self.base.raw_tensor(name, start, stop)
+        return None if is_changed else self.base.raw_tensor(self._of_base(name), start, stop)
+
+    def _of_base(self, name: str) -> str:
+        return EMBEDDING if name == OUTPUT and self._adapter.unties else name
 
     def own_format(self) -> PromptFormat | None:
         return adapter_format(self.adapter_path, self.tokenizer()) or self.base.prompt_format()
@@ -345,8 +357,9 @@ def _peft(folder: Path, base: Checkpoint) -> _Adapter:
         )
     left = len(stored) - (3 if config.use_dora else 2) * len(found)
     if not found or left:
-        raise CheckpointError(f"{file}: {left} of {len(stored)} tensors are not LoRA factors")
-    return _Adapter(file, found, head)
+        other = next((name for name in stored if ".lora_" not in name), "some")
+        raise CheckpointError(f"{file}: {left} of {len(stored)} tensors are not LoRA factors: {other}")
+    return _Adapter(file, found, head, base.config.tie_embeddings and unties(folder))
 
 
 def _factors(file: Path, base: Checkpoint) -> dict[str, _Update]:

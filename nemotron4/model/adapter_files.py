@@ -151,6 +151,13 @@ def has_reward_head(folder: Path) -> bool:
     return HEAD in (read_values(folder / CONFIG_FILE).get("modules_to_save") or ())
 
 
+def unties(folder: Path) -> bool:
+    """Whether embedding or output layer is a module of its own in it, as PEFT keeps one of two that share."""
+    values = read_values(folder / CONFIG_FILE)
+    saved = {name.rsplit(".", 1)[-1] for name in values.get("modules_to_save") or ()}
+    return bool(saved & {"embed_tokens", "lm_head"}) and not values.get("ensure_weight_tying")
+
+
 def read_values(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -182,7 +189,7 @@ def _refuse_unsupported_lora(values: dict[str, Any], path: Path) -> None:
         if values.get(name):
             raise CheckpointError(f"{path}: {name} is {values[name]!r}, which is not supported")
     start = values.get("init_lora_weights")
-    if isinstance(start, str) and start.startswith(("pissa", "olora", "corda", "loftq")):
+    if isinstance(start, str) and start.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
         raise CheckpointError(
             f"{path}: init_lora_weights is {start!r}, whose update is of another base",
             hint="save it in PEFT with path_initial_model_for_weight_conversion, or merge it there",

@@ -355,11 +355,13 @@ def randomise(model: torch.nn.Module, *names: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's own use of transformers
-@pytest.mark.parametrize("kind", ["lora", "ia3"])
+@pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings=True`")  # what it tests
+@pytest.mark.parametrize("kind", ["lora", "ia3", "embed_tokens", "lm_head"])
 def test_adapters_merge_as_peft_does(tmp_path: Path, kind: str) -> None:
     import peft
 
-    # (IA)3 scales the biases of attention too, which Nemotron models do not have.
+    # (IA)3 scales the biases of attention too, which Nemotron models do not have. The Llama's embeddings are
+    # tied: of the module that PEFT saves whole it makes a copy, and the other one keeps the base's weight.
     base = (
         converted(release(tmp_path / "m", dtype=torch.float32), tmp_path / "hf", to="hf")
         if kind == "lora"
@@ -368,18 +370,21 @@ def test_adapters_merge_as_peft_does(tmp_path: Path, kind: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     targets = ["q_proj", "v_proj", "down_proj"]
     config = (
-        peft.LoraConfig(r=4, lora_alpha=10, target_modules=targets)
-        if kind == "lora"
-        else peft.IA3Config(target_modules=targets, feedforward_modules=["down_proj"])
+        peft.IA3Config(target_modules=targets, feedforward_modules=["down_proj"])
+        if kind == "ia3"
+        else peft.LoraConfig(
+            r=4, lora_alpha=10, target_modules=targets, modules_to_save=None if kind == "lora" else [kind]
+        )
     )
     randomise(model, "attn.q_proj.bias")
     model.save_pretrained(base)
     adapted = peft.get_peft_model(model, config)
-    randomise(adapted, "lora_B", "ia3_l")
+    randomise(adapted, "lora_B", "ia3_l", "modules_to_save")
     adapted.save_pretrained(tmp_path / "adapter")
     merged = converted(base, tmp_path / "merged", to="hf", adapter=tmp_path / "adapter")
     expected = adapted.merge_and_unload().state_dict()
     checkpoint = open_checkpoint(merged)
+    assert checkpoint.config.tie_embeddings == (kind == "ia3")
     for name in checkpoint.tensors:
         torch.testing.assert_close(checkpoint.read(name), expected[name], atol=1e-6, rtol=1e-6)
 
