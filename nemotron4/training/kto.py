@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nemotron4.records import FieldError, Message
+from nemotron4.records import FieldError
 from nemotron4.training import rows
 from nemotron4.training.encoding import Encoder, ReadRow, RowError, RowKind
 from nemotron4.training.rows import Fields, Prompt
@@ -22,6 +22,7 @@ class JudgedRow:
     answer: str
     is_desirable: bool
     other: str = ""
+    tools: tuple[Any, ...] = ()
 
 
 class JudgedKind(RowKind):
@@ -38,10 +39,10 @@ class JudgedKind(RowKind):
         else:
             is_desirable, name = row.require("label", bool, "true or false"), "completion"
         question = rows.asked(row)
-        prompt = rows.prompt(row, "prompt") if question is None else question
-        if isinstance(prompt, str) and isinstance(row.row.get(name), list):
-            prompt = (Message("user", prompt),)  # an answer that is a message follows no rendered text
-        return JudgedRow(prompt=prompt, answer=rows.answer(row, name), is_desirable=is_desirable)
+        is_turn = isinstance(row.row.get(name), list)
+        prompt = rows.prompt(row, "prompt", is_turn=is_turn) if question is None else question
+        answer, tools = rows.answer(row, name), rows.tools(row)
+        return JudgedRow(prompt=prompt, answer=answer, is_desirable=is_desirable, tools=tools)
 
     def related(self, rows: Iterator[ReadRow]) -> Iterator[tuple[ReadRow, Any]]:
         """Each row with the answer of the next row that has another prompt."""
@@ -61,7 +62,8 @@ class JudgedKind(RowKind):
             yield read[place], replace(row, other=judged[after % len(judged)].answer)
 
     def sample(self, row: JudgedRow, encoder: Encoder) -> Sample:
-        segments = (encoder.answer(row.prompt, row.answer), encoder.answer(row.prompt, row.other))
+        answers = (row.answer, row.other)
+        segments = tuple(encoder.answer(row.prompt, text, row.tools) for text in answers)
         return Sample(segments, (float(row.is_desirable),))
 
     def findings(self, row: JudgedRow, sample: Sample, encoder: Encoder) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,10 @@ from nemotron4.training.rollouts import PromptSample
 from nemotron4.training.rows import Fields, Prompt
 from nemotron4.training.samples import Sample, Segment
 
+ASKED = ("instruction", "question")
+NAMES = ("prompt", "messages", *ASKED, "context", "text")  # the first that is there is the prompt
+SHOWN = ("messages", "images", "image", "videos", "video", "audio", "documents", "chat_template_kwargs")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptRow:
@@ -39,13 +43,14 @@ class PromptKind(RowKind):
     row_fields: tuple[str, ...] = ()
 
     def parse(self, row: Fields) -> PromptRow:
-        prompt: Prompt | None = rows.asked(row)
-        name = "question" if "question" in row else "instruction"
-        if prompt is None:
-            name = next((name for name in ("prompt", "messages", "context", "text") if name in row), "")
-            if not name:
-                raise rows.no_form(row, "prompt, messages, question or text")
-            prompt = rows.prompt(row, name)
+        name = next((name for name in NAMES if name in row), "")
+        if not name:
+            raise rows.no_form(row, "prompt, messages, question or text")
+        if name in ASKED and "context" in row:
+            raise FieldError(
+                f"the prompt may be {name!r} or 'context'; name one as prompt in the source's map"
+            )
+        prompt: Prompt = (rows.asked(row) if name in ASKED else None) or rows.prompt(row, name)
         if not isinstance(prompt, str) and prompt[-1].role == "assistant":
             raise FieldError(
                 f"field {name!r} ends with an assistant's message; expected the turn to be answered"
@@ -53,14 +58,15 @@ class PromptKind(RowKind):
         if not prompt:
             raise FieldError(f"field {name!r} is empty; expected a prompt")
         tools = rows.tools(row)
-        for other in row:  # the judges are given the whole row
-            row.get(other)
+        for other in row:  # the judges are given the whole row; what a prompt shows is refused if unread
+            if other not in SHOWN:
+                row.get(other)
         return PromptRow(prompt=prompt, fields=row.row, tools=tools)
 
     def sample(self, row: PromptRow, encoder: Encoder) -> Sample:
         if self.needs_messages and isinstance(row.prompt, str):
             raise RowError("the prompt is rendered text; a reward model judges lists of messages")
-        missing = [name for name in self.row_fields if name not in row.fields]
+        missing = [name for name in self.row_fields if row.fields.get(name) is None]
         if missing:
             raise RowError(f"field {missing[0]!r} is missing; the reward compares with it")
         segment = encoder.open_prompt(row.prompt, row.tools)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemotron4.errors import ConfigError, DataError, import_optional
-from nemotron4.records import FieldError, numbered_lines, open_text
+from nemotron4.records import FieldError, JsonObject, numbered_lines, open_text
 from nemotron4.training.encoding import Problem, ReadRow, RowKind
 from nemotron4.training.indexed import is_corpus
 from nemotron4.training.rows import Fields
@@ -272,7 +272,7 @@ def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
         for batch in _batches(path, pyarrow):
             for row in batch.to_pylist():
                 number += 1
-                yield f"{path}:{number}", _without_nulls(row)
+                yield f"{path}:{number}", _plain(row)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
@@ -292,9 +292,9 @@ def _batches(path: Path, pyarrow: Any) -> Iterator[Any]:
 
 
 def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
-    """``hub:ORG/NAME[:split]`` through the package datasets, whose cache and settings apply."""
+    """``hub:ORG/NAME[/CONFIG][:split]`` through the package datasets, whose cache and settings apply."""
     for number, row in enumerate(hub_rows(name), start=1):
-        yield f"{name}:{number}", _without_nulls(row)
+        yield f"{name}:{number}", _plain(row)
 
 
 @cache
@@ -302,14 +302,23 @@ def hub_rows(name: str) -> Any:
     """The data set itself; ``cache_files`` of it name its version."""
     datasets = import_optional("datasets", f"reading {name}")
     repository, _, split = name.removeprefix(HUB).partition(":")
+    config = None
+    if repository.count("/") == 2 and not Path(repository).exists():
+        repository, _, config = repository.rpartition("/")
     try:
-        found = datasets.load_dataset(repository, split=split or None)
+        found = datasets.load_dataset(repository, config, split=split or None)
     except Exception as error:  # every library below it has its own
-        raise DataError(f"{name}: cannot be read: {error}") from error
+        hint = f"a configuration is named so: {HUB}ORG/NAME/CONFIG:split"
+        raise DataError(f"{name}: cannot be read: {error}", hint=hint) from error
     if not isinstance(found, datasets.Dataset):
         splits = ", ".join(found)
         raise DataError(f"{name}: a data set with the splits {splits}", hint=f"name one: {name}:{min(found)}")
     return found
+
+
+def _plain(row: JsonObject) -> JsonObject:
+    """A table's row as JSON lines have it: a null of its own is told from a column that is not there."""
+    return {name: _without_nulls(value) for name, value in row.items()}
 
 
 def _without_nulls(value: Any) -> Any:

@@ -19,71 +19,20 @@ from nemotron4.records import ATTRIBUTES, FieldError, JsonObject, Message, requi
 Prompt = str | tuple[Message, ...]
 MISSING = -100.0
 SYSTEM_NAMES = ("system", "system_prompt")  # the second is OpenOrca's
-TRAIN_NAMES = ("weight", "train", "loss")  # of a message: OpenAI's, and others'
+TRAIN_NAMES = ("weight", "train", "training", "loss")  # of a message: OpenAI's, axolotl's, and others'
 ALL_ATTRIBUTES = ("quality", "toxicity", "humor", "creativity", *ATTRIBUTES)
 # A row that has one of these and is read without it would train something else than it says.
-MEANINGFUL = frozenset(
-    [
-        "instruction",
-        "input",
-        "output",
-        "history",
-        "tools",
-        "functions",
-        "tool_calls",
-        "function_call",
-        "loss_weight",
-        "loss_mask",
-        "mask",
-        "label",
-        "labels",
-        "score",
-        "scores",
-        "score_chosen",
-        "score_rejected",
-        "reward",
-        "rewards",
-        "chosen_reward",
-        "rejected_reward",
-        "chosen_score",
-        "rejected_score",
-        "chosen_rating",
-        "rejected_rating",
-        "rating_chosen",
-        "rating_rejected",
-        "rating",
-        "margin",
-        "preference",
-        "preference_strength",
-        "overall_preference",
-        "chosen",
-        "rejected",
-        "chosen_response",
-        "rejected_response",
-        "completion",
-        "completions",
-        "response",
-        "responses",
-        "answer",
-        "messages",
-        "conversations",
-        "prompt",
-        "prompt_turns",
-        "question",
-        "context",
-        "text",
-        "attributes",
-        "images",
-        "image",
-        "videos",
-        "video",
-        "audio",
-        "documents",
-        "reasoning_content",
-        "thinking",
-        "chat_template_kwargs",
-    ]
-) | frozenset((*ALL_ATTRIBUTES, *SYSTEM_NAMES, *TRAIN_NAMES, "system_message"))
+_MEANING = """
+instruction input output history tools functions tool_calls function_call loss_weight loss_mask mask
+label labels score scores score_chosen score_rejected reward rewards chosen_reward rejected_reward
+chosen_score rejected_score chosen_rating rejected_rating rating_chosen rating_rejected rating
+margin preference preference_strength overall_preference chosen rejected chosen_response
+rejected_response completion completions response responses answer messages conversations prompt
+prompt_turns question context text attributes images image videos video audio documents
+reasoning_content thinking chat_template_kwargs loss_scale completion_mask assistant_masks trainable
+train_detail training_detail reasoning
+"""
+MEANINGFUL = frozenset((*_MEANING.split(), *ALL_ATTRIBUTES, *SYSTEM_NAMES, *TRAIN_NAMES, "system_message"))
 ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user",
@@ -296,8 +245,15 @@ def tools(row: Fields) -> tuple[Any, ...]:
 # ---- prompts and answers
 
 
-def prompt(row: Fields, name: str) -> Prompt:
-    """A string, taken as rendered, or messages, behind the row's system text where it has one."""
+def prompt(row: Fields, name: str, *, is_turn: bool = False) -> Prompt:
+    """A string, taken as rendered, or messages, behind the row's system text where it has one.
+
+    ``is_turn``: a string is what the user says, because the answers are messages.
+    """
+    if row.row.get(name) is None:
+        raise FieldError(f"field {name!r} is missing; expected a text or a list of messages")
+    if is_turn and isinstance(row.row[name], str):
+        return (*system(row), *_history(row), Message("user", row.text(name)))
     if isinstance(row.row.get(name), str) and not (row.is_text and row.row[name].lstrip().startswith("[")):
         if any(row.row.get(other) for other in (*SYSTEM_NAMES, "history")):
             raise FieldError(

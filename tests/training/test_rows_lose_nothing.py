@@ -21,7 +21,7 @@ from nemotron4.training.cache import source_hashes
 from nemotron4.training.encoding import Encoder, Problem, ReadRow
 from nemotron4.training.inputs import encoded, read_data
 from nemotron4.training.preview import shown
-from nemotron4.training.reading import TrainingSource, read_rows
+from nemotron4.training.reading import TrainingSource, hub_rows, read_rows
 from nemotron4.training.recipe import build
 from nemotron4.training.rows import Fields
 from tests import tiny_models
@@ -82,7 +82,7 @@ def test_the_system_prompt_of_openorca_is_read_and_refused_where_it_has_no_place
 
 
 def test_an_answer_of_weight_0_is_refused_where_it_alone_would_train() -> None:
-    with pytest.raises(FieldError, match="'completion' is an answer of weight 0"):
+    with pytest.raises(FieldError, match="'completion' has no answer that trains"):
         parse("sft", {"prompt": [USER], "completion": [{**ANSWER, "weight": 0}]})
 
 
@@ -93,6 +93,78 @@ def test_a_text_before_answers_that_are_messages_is_the_user_s_turn() -> None:
     judged = parse("kto", {"prompt": "Hi", "completion": [ANSWER], "label": True})
     assert pair.prompt == judged.prompt == (Message("user", "Hi"),)
     assert parse("preference", {"prompt": "Hi", "chosen": "A", "rejected": "B"}).prompt == "Hi"
+    chat = parse("sft", {"system": "Be brief.", "prompt": "Hi", "completion": [ANSWER]})
+    assert chat.messages == (
+        Message("system", "Be brief."),
+        Message("user", "Hi"),
+        Message("assistant", "Hello"),
+    )
+
+
+@pytest.mark.parametrize("asked", [{"question": "Q"}, {"instruction": "Q"}])
+@pytest.mark.parametrize("name", ["prompt", "messages"])
+def test_messages_are_the_prompt_also_next_to_a_question(asked: dict[str, str], name: str) -> None:
+    row = {**asked, name: [{"role": "system", "content": "S"}, USER], "answer": "4"}
+    found = parse("prompts", row)
+    assert [message.content for message in found.prompt] == ["S", "Hi"]
+    assert found.fields == row
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"context": "A passage."}, "'question' or 'context'"),
+        ({"images": ["a.png"]}, "'images' carries meaning"),
+    ],
+)
+def test_what_a_prompt_would_have_shown_is_refused(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(FieldError, match=said):
+        parse("prompts", {"question": "Q", "answer": "4", **more})
+
+
+def test_a_completion_may_be_calls_and_answers() -> None:
+    tool = {"role": "tool", "content": "3"}
+    found = parse("sft", {"prompt": [USER, ANSWER, USER], "completion": [CALLS, tool, ANSWER]})
+    assert [m.trains for m in found.messages if m.role == "assistant"] == [False, True, True]
+    assert found.messages[3].more["tool_calls"]
+
+
+def test_a_prompt_that_repeats_a_turn_of_the_messages_is_read() -> None:
+    assert len(parse("sft", {"prompt": "Hi", "messages": [USER, ANSWER]}).messages) == 2
+    with pytest.raises(FieldError, match="'prompt' carries meaning"):
+        parse("sft", {"prompt": "Other", "messages": [USER, ANSWER]})
+
+
+@pytest.mark.parametrize("more", [{"train_detail": [{}]}, {"trainable": False}, {"reasoning": "So."}])
+def test_what_says_how_a_message_trains_is_no_ignored_column(more: dict[str, Any]) -> None:
+    untrained = {**ANSWER, "training": False}
+    assert not parse("sft", {"messages": [USER, untrained, USER, ANSWER]}).messages[1].trains
+    with pytest.raises(FieldError, match="carries meaning"):
+        parse("sft", {"messages": [USER, {**ANSWER, **more}]})
+
+
+def test_a_mapped_column_may_be_null_in_a_table(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"messages": [USER, ANSWER], "sys": text} for text in ("Be brief.", None)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    source = TrainingSource(path=str(tmp_path / "a.parquet"), map={"system": "sys"})
+    found = [each.row for each in read_rows(source, stage.kinds()["sft"]) if isinstance(each, ReadRow)]
+    assert [len(row.messages) for row in found] == [3, 2]
+
+
+def test_a_data_set_of_the_hub_has_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(*names: object, split: str) -> list[object]:
+        asked.append((*names, split))
+        return []
+
+    fake = SimpleNamespace(load_dataset=load, Dataset=list)
+    monkeypatch.setattr("nemotron4.training.reading.import_optional", lambda *_: fake)
+    for name in ("org/name/main:train", "org/name:test"):
+        hub_rows(f"hub:{name}")
+    assert asked == [("org/name", "main", "train"), ("org/name", None, "test")]
 
 
 @pytest.mark.parametrize("name", ["train", "loss"])

@@ -101,9 +101,8 @@ def read_pair(row: Fields) -> PairRow:
         if not isinstance(chosen, str) or not chosen.startswith(("\n\nHuman:", "\n\nAssistant:")):
             raise FieldError("field 'prompt' is missing; two texts have no certain common prompt")
         return _whole_conversations(row, *(rows.spoken_turns(row.text(name), name) for name in names))
-    prompt = rows.prompt(row, "prompt") if question is None else question
-    if isinstance(prompt, str) and (isinstance(chosen, list) or isinstance(rejected, list)):
-        prompt = (Message("user", prompt),)  # answers that are messages follow no rendered text
+    is_turn = isinstance(chosen, list) or isinstance(rejected, list)
+    prompt = rows.prompt(row, "prompt", is_turn=is_turn) if question is None else question
     return _rewarded(row, prompt, rows.answer(row, names[0]), rows.answer(row, names[1]))
 
 

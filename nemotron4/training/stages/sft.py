@@ -40,9 +40,10 @@ class ChatKind(RowKind):
         if "conversations" in row:
             return conversation(row)
         if "messages" in row:
-            return ChatRow(
-                messages=(*rows.system(row), *rows.messages(row, "messages")), tools=rows.tools(row)
-            )
+            found = rows.messages(row, "messages")
+            if row.row.get("prompt") in [message.content for message in found if message.role == "user"]:
+                row.get("prompt")  # UltraChat and No Robots repeat it
+            return ChatRow(messages=(*rows.system(row), *found), tools=rows.tools(row))
         question = rows.asked(row)
         names = ("output", "response", "answer", "completion")
         if question is not None:
@@ -56,15 +57,24 @@ class ChatKind(RowKind):
                 if pair[column] in row:
                     return self._two(row, *pair)
         raise rows.no_form(
-            row, "messages, conversations, instruction and output, input and output, or prompt and completion"
+            row,
+            "messages, conversations, instruction and output, input and output, or prompt and completion; "
+            'a text that trains whole has kind = "pretrain" in its source',
         )
 
     def _two(self, row: Fields, prompt_name: str, answer_name: str) -> ChatRow | AnswerRow:
-        prompt = rows.prompt(row, prompt_name)
+        is_list = isinstance(row.row.get(answer_name), list)
+        prompt = rows.prompt(row, prompt_name, is_turn=is_list)
         if isinstance(prompt, str):
             return AnswerRow(prompt=prompt, answer=row.text(answer_name))
-        answer = Message("assistant", rows.answer(row, answer_name))
-        return ChatRow(messages=(*rows.untrained(prompt), answer), tools=rows.tools(row))
+        answers: tuple[Message, ...]
+        if is_list:
+            answers = rows.messages(row, answer_name)
+        else:
+            answers = (Message("assistant", rows.answer(row, answer_name)),)
+        if not any(answer.role == "assistant" and answer.trains for answer in answers):
+            raise FieldError(f"field {answer_name!r} has no answer that trains")
+        return ChatRow(messages=(*rows.untrained(prompt), *answers), tools=rows.tools(row))
 
     def sample(self, row: ChatRow | AnswerRow, encoder: Encoder) -> Sample:
         if isinstance(row, AnswerRow):
