@@ -56,8 +56,12 @@ def load_function(file: Path, name: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"{file}: there is no function {name!r}")
     if inspect.iscoroutinefunction(function):
-        raise ConfigError(f"{file}: {name} is an async function", hint="write it as a plain def")
+        raise _is_async(file, name)
     return function  # type: ignore[no-any-return]
+
+
+def _is_async(file: Path, name: str) -> ConfigError:
+    return ConfigError(f"{file}: {name} is an async function", hint="write it as a plain def")
 
 
 def needed_parameters(file: Path, name: str) -> tuple[str, ...]:
@@ -68,6 +72,8 @@ def needed_parameters(file: Path, name: str) -> tuple[str, ...]:
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read as Python: {error}") from error
     for node in tree.body:
+        if isinstance(node, ast.AsyncFunctionDef) and node.name == name:
+            raise _is_async(file, name)
         if isinstance(node, ast.FunctionDef) and node.name == name:
             given = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args)]
             named = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
@@ -192,13 +198,30 @@ def called(
 ) -> list[Any]:
     """A function of ``rows`` gets the list; one of a single other parameter, not ``by_name``, row after row.
 
-    One of several gets fields of a row by their names; where all names have an s behind, lists of them.
+    One of several gets fields of a row by their names; where all names have an s behind, lists of them. Of
+    ``completions``, ``by_name``, see ``_of_trl``.
     """
+    if by_name and "completions" in names:
+        return list(function(**_of_trl(function, names, rows)))
     if len(names) < 2 and not by_name:
         return list(function(rows)) if names == ("rows",) else [function(row) for row in rows]
     if all(name.endswith("s") and name[:-1] in row for name in names for row in rows):
         return list(function(**{name: [row[name[:-1]] for row in rows] for name in names}))
     return [function(**{name: row[name] for name in names}) for row in rows]
+
+
+def _of_trl(function: Callable[..., Any], names: Sequence[str], rows: list[JsonObject]) -> JsonObject:
+    """What TRL gives a reward function: prompts, completions and the columns of the prompts' rows, as lists.
+
+    All of them where it takes ``**kwargs``, else those that it names. ``answers`` and ``rows`` are ours.
+    """
+    given = {f"{name}s": [row[name] for row in rows] for name in ("answer", "row", "prompt", "completion")}
+    columns = {name: [row["row"].get(name) for row in rows] for each in rows for name in each["row"]}
+    kept = {name: given[name] for name in ("prompts", "completions")}
+    kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return {**given, **columns, **kept}
+    return {name: {**given, **columns, **kept}[name] for name in names}
 
 
 def _main(file: str, name: str, more: str = "") -> None:

@@ -242,6 +242,8 @@ JUDGED = ("prompt", "answer", "completion", "row")  # TRL calls an answer comple
 def _check_parameters(path: str, names: Sequence[str]) -> None:
     """ConfigError before anything is generated, if the function asks for what no answer has."""
     one, many = set(JUDGED), {f"{name}s" for name in JUDGED}
+    if "completions" in names:  # as in TRL: the others may be columns of the rows
+        return
     if not (set(names) <= one or set(names) <= many):
         raise ConfigError(
             f"{path} asks for {', '.join(names)}; expected prompt, answer and row, or lists of them: "

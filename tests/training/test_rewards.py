@@ -18,6 +18,7 @@ from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.load import load_transformer
 from nemotron4.client.fake import FakeBehaviour, fake_attributes
 from nemotron4.client.fake_server import FakeServer
+from nemotron4.client.own_code import called
 from nemotron4.engine import SamplingParams, SamplingRequest
 from nemotron4.errors import ConfigError
 from nemotron4.inference.reward import load_reward
@@ -437,3 +438,27 @@ def test_a_generative_judge_gives_the_rating_it_wrote_or_none(
     assert value is not None or verdict.reason == "no rating"
     # What the answer contains is not filled in.
     assert server.asked == ["What is 1 plus 1? / {gold} / 2 / {other}: [[n]]?"]
+
+
+def test_a_reward_function_of_trl_gets_the_columns_of_the_rows() -> None:
+    rows = [
+        {"prompt": "Q", "answer": said, "completion": said, "row": {"answer": gold, "level": 1}}
+        for said, gold in (("4", "4"), ("5", "6"))
+    ]
+
+    def named(completions: list[str], answer: list[str], **kwargs: list[int]) -> list[float]:
+        assert kwargs["level"] == [1, 1]
+        assert kwargs["prompts"] == ["Q", "Q"]
+        return [float(a == b) for a, b in zip(completions, answer, strict=True)]
+
+    def ours(completions: list[str], rows: list[dict[str, str]]) -> list[float]:
+        return [float(a == row["answer"]) for a, row in zip(completions, rows, strict=True)]
+
+    assert called(named, ("completions", "answer"), rows, by_name=True) == [1.0, 0.0]
+    assert called(ours, ("completions", "rows"), rows, by_name=True) == [1.0, 0.0]
+
+
+def test_an_async_reward_function_is_refused_before_anything_is_generated(tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text("async def score(completions, **kwargs):\n    return [0.0]\n")
+    with pytest.raises(ConfigError, match="async function"):
+        FunctionJudge(RewardSource(kind="python", path=f"{tmp_path / 'r.py'}:score"))
