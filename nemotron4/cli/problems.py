@@ -252,7 +252,7 @@ def ours(option: str, command: str, options: Collection[str], arguments: Collect
 
 
 def _recipe_key(option: str) -> str | None:
-    from nemotron4.training.synonyms import SYNONYMS
+    from nemotron4.training.synonyms import synonyms
 
-    key = SYNONYMS.get(option.strip("-").replace("-", "_"))
+    key = (synonyms("policy_gradient") | synonyms("")).get(option.strip("-").replace("-", "_"))
     return key and f"settings are the recipe's, or follow it as NAME=VALUE: here it is {key}"

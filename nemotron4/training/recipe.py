@@ -16,7 +16,7 @@ from nemotron4.model.adapter_config import AdapterConfig, Codes
 from nemotron4.training import stage
 from nemotron4.training.reading import TrainingSource
 from nemotron4.training.stage import Stage
-from nemotron4.training.synonyms import SYNONYMS
+from nemotron4.training.synonyms import synonyms
 
 
 def _check_at_least(section: str, values: dict[str, float], minimum: float) -> None:
@@ -324,7 +324,7 @@ def build(values: Mapping[str, Any], *, source: config.Source | None = None) -> 
         kind = stage.find(name)
     except ConfigError as error:
         raise ConfigError(f"{source.at('stage')}: {error.message}", hint=error.hint) from error
-    source = dataclasses.replace(source, synonyms={**_own_names(kind), **SYNONYMS})
+    source = dataclasses.replace(source, synonyms={**_own_names(kind), **synonyms(kind.table)})
     common = {key: value for key, value in values.items() if key != kind.table}
     problems = Problems()
     for other in (name.replace("-", "_") for name in stage.names()):

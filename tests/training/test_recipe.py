@@ -20,6 +20,7 @@ from nemotron4.training.inputs import encoded
 from nemotron4.training.preview import preview_all
 from nemotron4.training.reading import TrainingSource
 from nemotron4.training.schedule import plan_steps
+from nemotron4.training.synonyms import synonyms
 from tests import tiny_models
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -256,3 +257,17 @@ def test_a_new_recipe_is_whole_and_has_every_setting(
     assert "exists already" in capsys.readouterr().err
     assert main(["train", str(tmp_path / "b.toml"), "--new", "dpoo"]) == 1
     assert "did you mean 'dpo'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "ours"),
+    [
+        ("policy_gradient", "gamma", "policy_gradient.discount"),
+        ("policy_gradient", "loss_type", "policy_gradient.loss_over"),
+        ("preference", "loss_type", "preference.loss"),
+        ("preference", "num_generations", "preference.rollouts.group_size"),
+        ("sft", "load_in_4bit", 'model.quantize = "nf4"'),
+    ],
+)
+def test_names_of_other_trainers_are_settings_of_the_stage(table: str, name: str, ours: str) -> None:
+    assert synonyms(table)[name] == ours
