@@ -145,6 +145,20 @@ class Generation(Record):
     logprobs: tuple[float, ...] | None = None
 
 
+def load_json(text: str | bytes, **options: Any) -> Any:
+    """What ``json.loads`` gives; ValueError for an object with one key twice, of which it takes the last."""
+    return json.loads(text, object_pairs_hook=_object, **options)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return found
+
+
 def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObject]]:
     """Line number (from 1) and object of every non-blank line. DataError names file and line."""
     path = Path(path)
@@ -152,7 +166,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObj
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = load_json(line)
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{path}:{number}: not valid JSON: {error.msg} (column {error.colno})",

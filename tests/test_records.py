@@ -85,6 +85,15 @@ def test_half_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path) -> None:
         next(rows)
 
 
+def test_an_object_with_one_key_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "meta": {"x": 1, "y": 2}}\n{"text": "a", "meta": {"x": 1, "x": 2}}\n')
+    rows = records.read_json_lines(path)
+    assert next(rows)[1] == {"text": "a", "meta": {"x": 1, "y": 2}}
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: .* key 'x' twice"):
+        next(rows)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

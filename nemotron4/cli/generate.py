@@ -120,7 +120,7 @@ def generate(
     from nemotron4.cli.rows import logit_bias, read_schema
     from nemotron4.recipe import hash_of
 
-    problems = _problems(model, source, output, score, best=best)
+    problems = _problems(model, source, output, score, n=n, best=best)
     with problems.kept():
         bias = logit_bias(logit_bias_ or ())
     with problems.kept():
@@ -173,12 +173,16 @@ def generate(
     return _report(output, is_json=json_)
 
 
-def _problems(model: str, source: Path, output: Path, score: str | None, *, best: bool) -> Problems:
-    """What is wrong with the names that a command gives, before anything is read."""
+def _problems(model: str, source: Path, output: Path, score: str | None, *, n: int, best: bool) -> Problems:
+    """What is wrong with the names and numbers that a command gives, before anything is read."""
     from nemotron4.checkpoint.cache import resolve
     from nemotron4.client.remote import is_address
+    from nemotron4.server.openai_schemas import MAX_ROWS
 
     problems = Problems()
+    with problems.kept():
+        if n > MAX_ROWS:
+            raise ConfigError(f"--n is {n}; expected 1 to {MAX_ROWS}")
     with problems.kept():
         if best and score is None:
             raise ConfigError("--best needs rewards to compare", hint="add --score URL or --score MODEL")

@@ -11,7 +11,8 @@ from typing import Any
 
 from nemotron4.engine import Grammar, InferenceEngine, SamplingParams, SamplingRequest, derive_seed
 from nemotron4.errors import DataError, RequestError, unknown_name
-from nemotron4.records import FieldError, JsonObject, optional_number, require
+from nemotron4.records import FieldError, JsonObject, load_json, optional_number, require
+from nemotron4.server.openai_schemas import MAX_ROWS
 from nemotron4.text import structured_output
 from nemotron4.text.answers import chat_request, samples, text_request
 from nemotron4.text.messages import read_messages
@@ -44,7 +45,7 @@ FIELDS = (
 
 def parse_json(line: bytes) -> JsonObject:
     try:
-        row = json.loads(line, parse_constant=_not_json)
+        row = load_json(line, parse_constant=_not_json)
         json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise FieldError(f"not UTF-8 text: {error.reason}") from error
@@ -113,8 +114,8 @@ def row_samples(
 ) -> list[SamplingRequest]:
     """The samples of line ``number``. No two of a run share a seed, unless rows bring seeds of their own."""
     n = row.get("n", n)
-    if n < 1:
-        raise FieldError(f"field 'n' is {n}; expected 1 or more")
+    if not 1 <= n <= MAX_ROWS:
+        raise FieldError(f"field 'n' is {n}; expected 1 {'or more' if n < 1 else f'to {MAX_ROWS}'}")
     if row.get("seed") is not None:
         return samples(request, n)
     seeds = [request.params.seed, *(derive_seed(run_seed, number - 1, i) for i in range(1, n))]

@@ -41,6 +41,7 @@ class PromptKind(RowKind):
     num_new: int = 0
     needs_messages: bool = False
     row_fields: tuple[str, ...] = ()
+    is_row_judged: bool = False  # by judges that may read every field
 
     def parse(self, row: Fields) -> PromptRow:
         name = next((name for name in NAMES if name in row), "")
@@ -58,8 +59,9 @@ class PromptKind(RowKind):
         if not prompt:
             raise FieldError(f"field {name!r} is empty; expected a prompt")
         tools = rows.tools(row)
-        for other in row:  # the judges are given the whole row; what a prompt shows is refused if unread
-            if other not in SHOWN:
+        for other in row:  # what a prompt shows, or a second one, nobody would see
+            is_judged = self.is_row_judged or other not in NAMES or other in self.row_fields
+            if is_judged and other not in SHOWN:
                 row.get(other)
         return PromptRow(prompt=prompt, fields=row.row, tools=tools)
 
@@ -86,6 +88,7 @@ def prompt_kind(settings: RolloutSection) -> PromptKind:
         settings.max_new_tokens,
         any(reward.needs_messages for reward in settings.rewards),
         tuple(name for reward in settings.rewards for name in reward.row_fields),
+        any(reward.kind in ("python", "genrm") for reward in settings.rewards),
     )
 
 

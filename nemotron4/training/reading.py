@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemotron4.errors import ConfigError, DataError, import_optional
-from nemotron4.records import FieldError, JsonObject, numbered_lines, open_text
+from nemotron4.records import FieldError, JsonObject, load_json, numbered_lines, open_text
 from nemotron4.training.encoding import Problem, ReadRow, RowKind
 from nemotron4.training.indexed import is_corpus
 from nemotron4.training.rows import Fields
@@ -221,7 +221,7 @@ def raw_rows(path: str | Path, *, encoding: str = "utf-8") -> Iterator[tuple[str
 
 def _json_object(line: str) -> Any:
     try:
-        value = json.loads(line)
+        value = load_json(line)
     except json.JSONDecodeError as error:
         return f"not valid JSON: {error.msg} (column {error.colno})"
     except (ValueError, RecursionError) as error:
@@ -240,10 +240,11 @@ def _begins_list(path: Path, encoding: str) -> bool:
 def _listed_rows(path: Path, encoding: str) -> Iterator[tuple[str, Any]]:
     """One JSON list; a row's line is its number in the list."""
     with open_text(path, encoding) as stream:
-        try:
-            values = json.load(stream)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{path}: not valid JSON: {error}") from error
+        text = stream.read()
+    try:
+        values = load_json(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from error
     for number, value in enumerate(values, start=1):
         yield f"{path}:{number}", value if isinstance(value, dict) else "the entry is not a JSON object"
 
@@ -252,10 +253,13 @@ def _separated_rows(path: Path, delimiter: str, encoding: str) -> Iterator[tuple
     with open_text(path, encoding, newline="") as stream:
         reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
         try:
+            names = list(reader.fieldnames or ())
+            if len(set(names)) < len(names):
+                raise DataError(f"{path}: two columns of the header have one name: {', '.join(names)}")
             for row in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in row or None in row.values():
-                    yield where, f"the row has not the {len(reader.fieldnames or ())} fields of the header"
+                    yield where, f"the row has not the {len(names)} fields of the header"
                 else:
                     yield where, dict(row)
         except csv.Error as error:

@@ -174,6 +174,8 @@ def test_every_setting_is_a_field_of_a_row() -> None:
         ('{"prompt": "a", "meta": ' + "[" * 400 + "]" * 400 + "}", "nests too deeply; the limit is 200"),
         ('{"prompt": "a", "meta": ' + "9" * 5000 + "}", "not valid JSON"),
         ('{"prompt": "a", "n": 0}', "field 'n' is 0; expected 1 or more"),
+        ('{"prompt": "a", "n": 1000000000}', "field 'n' is 1000000000; expected 1 to 1024"),
+        ('{"prompt": "a", "prompt": "b"}', "not valid JSON: an object has the key 'prompt' twice"),
         ('{"prompt": "a", "logit_bias": {"x": 1}}', "logit_bias has 'x=1'"),
         ('{"prompt": "a", "stop_token_ids": ["b"]}', "something else than integers"),
         ('{"custom_id": "a", "url": "/v1/completions", "body": {"prompt": "\\ud800"}}', "not UTF-8"),

@@ -21,6 +21,7 @@ from nemotron4.training.cache import source_hashes
 from nemotron4.training.encoding import Encoder, Problem, ReadRow
 from nemotron4.training.inputs import encoded, read_data
 from nemotron4.training.preview import shown
+from nemotron4.training.prompts import PromptKind
 from nemotron4.training.reading import TrainingSource, hub_rows, read_rows
 from nemotron4.training.recipe import build
 from nemotron4.training.rows import Fields
@@ -196,6 +197,43 @@ def test_messages_in_the_cells_of_a_table_do_not_train_as_text(tmp_path: Path) -
     assert (good.row.prompt, good.row.chosen) == ((Message("user", "Hi"),), "Hello")
     assert isinstance(bad, Problem)
     assert "not in JSON" in bad.message
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"prompt": "a", "prompt": "b"}\n'),
+        ("a.json", '[{"prompt": "a", "prompt": "b"}]'),
+        ("a.csv", "prompt,prompt\na,b\n"),
+    ],
+)
+def test_of_two_columns_with_one_name_none_is_taken_in_silence(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    try:
+        [problem] = read(path, "prompts")
+        assert isinstance(problem, Problem)
+        message = problem.message
+    except DataError as error:
+        message = error.message
+    assert "twice" in message or "one name" in message
+
+
+def test_a_second_prompt_is_refused_unless_a_judge_reads_it() -> None:
+    rows = (
+        {"prompt": "a", "messages": [USER]},
+        {"question": "a", "context": "b"},
+        {"instruction": "a", "text": "b"},
+    )
+    for row in rows:
+        with pytest.raises(FieldError, match="carries meaning, and nothing reads it"):
+            parse("prompts", row)
+    for kind in (PromptKind(is_row_judged=True), PromptKind(row_fields=("text",))):
+        fields = Fields({"prompt": "a", "text": "b"})
+        assert kind.parse(fields).prompt == "a"
+        assert fields.unread() == []
 
 
 def test_arguments_of_other_calls_do_not_come_with_a_table_s_rows(tmp_path: Path) -> None:
