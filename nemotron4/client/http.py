@@ -32,7 +32,7 @@ _CONTEXT_WORDS = (
     "too long",
     "longer than",
 )
-_TRANSIENT_STATUS = (408, 409, 425, 429)
+_TRANSIENT_STATUS = (408, 409, 425, 429, 499)  # 499: a proxy, or who asked it, gave up
 _QUOTA_WORDS = ("insufficient_quota", "exceeded your current quota", "billing", "insufficient credit")
 _STATUS_WORDS = (
     (429, ("rate_limit", "rate limit", "too many requests", "quota")),

@@ -6,12 +6,13 @@ what endpoints can do, exports that no stage makes, files, licences.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from itertools import islice
 
 from nemotron4.client import ChatModel
-from nemotron4.errors import ConfigError, unknown_name
+from nemotron4.errors import ConfigError, DataError, unknown_name
 from nemotron4.synth.columns import known_columns
 from nemotron4.synth.endpoint import connect
 from nemotron4.synth.graph import Pipeline, PreparedStage, build_graph
@@ -53,7 +54,8 @@ def check(recipe: SynthRecipe, *, is_run: bool = True) -> Pipeline:
     for stage in stages:
         _check_endpoints(recipe, stage)
         if stage.kind.check is not None:
-            stage.kind.check(stage.knobs)
+            with _named(stage):
+                stage.kind.check(stage.knobs)
     _check_exports(recipe, stages)
     for stage in stages:
         if stage.is_barrier and stage.name in recipe.target:
@@ -62,6 +64,16 @@ def check(recipe: SynthRecipe, *, is_run: bool = True) -> Pipeline:
                 hint="name a stage below it",
             )
     return Pipeline(recipe, stages, prompts, tuple(_notes(recipe, stages)))
+
+
+@contextlib.contextmanager
+def _named(stage: PreparedStage) -> Iterator[None]:
+    """Says of an error of a stage's own which stage it is."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        message = f"stage {stage.name!r} ({stage.config.kind}): {error.message}"
+        raise type(error)(message, hint=error.hint) from error
 
 
 def prepare(
@@ -88,7 +100,8 @@ def _source_columns(stages: tuple[PreparedStage, ...]) -> dict[str, Set[str]]:
     for stage in stages:
         if stage.kind.roots is None:
             continue
-        first = list(islice(stage.kind.roots(stage.knobs), SEEN_ROWS if stage.makes is ColumnRow else 1))
+        with _named(stage):
+            first = list(islice(stage.kind.roots(stage.knobs), SEEN_ROWS if stage.makes is ColumnRow else 1))
         if not first:
             raise ConfigError(f"stage {stage.name!r} ({stage.config.kind}) makes no row of what it reads")
         if stage.makes is ColumnRow:

@@ -30,8 +30,8 @@ def data_rows(file: Path, limit: int = 0) -> Iterator[tuple[str, JsonObject]]:
             return
         try:
             orjson.dumps(row, default=str)
-        except TypeError as error:
-            raise DataError(f"{where}: a text has half of a character pair (a lone surrogate)") from error
+        except TypeError as error:  # an integer of more than 64 bits, deep nesting
+            raise DataError(f"{where}: the row cannot be kept: {error}") from error
         yield where, row
 
 
@@ -50,7 +50,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}: row {number}", row
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a Parquet file: {error}") from error
 
 

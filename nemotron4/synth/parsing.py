@@ -270,6 +270,8 @@ def _dangling_bold(reply: str, start: int, end: int) -> tuple[int, int] | None:
 
 def _unescape(text: str) -> str:
     try:
-        return str(json.loads(f'"{text}"'))
+        found = str(json.loads(f'"{text}"'))
+        found.encode()  # half of a character pair is no text
+        return found
     except ValueError:
         return text.replace("\\'", "'")

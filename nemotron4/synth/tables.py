@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from nemotron4.client import BadContentError
 from nemotron4.errors import DataError
 from nemotron4.records import JsonObject
 from nemotron4.synth.rows import Row, encode, record_id
@@ -269,4 +270,7 @@ def children_of(stage: str, parent: bytes, rows: Sequence[Row | None]) -> list[C
 
 
 def row_content(row: Row) -> bytes:
-    return orjson.dumps(encode(row))
+    try:
+        return orjson.dumps(encode(row))
+    except TypeError as error:  # an integer of more than 64 bits, half of a character pair, deep nesting
+        raise BadContentError(f"a row cannot be kept: {error}", kind="row") from error

@@ -180,6 +180,7 @@ def test_nobody_listening_is_a_connection_error() -> None:
         (422, b'[{"msg": "bad"}]', "bad_request"),
         (307, b"", "bad_request"),
         (408, b"", "server_error"),
+        (499, b"", "server_error"),
         (529, b"overloaded", "server_error"),
     ],
 )

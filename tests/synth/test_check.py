@@ -48,10 +48,11 @@ def own(template: str, above: str = "out", more: str = "") -> str:
         ),
         (
             HEAD + PROMPTS + '[[stage]]\nname = "c"\nkind = "decontaminate"\ntakes = ["in"]\n'
-            'knobs = {{files = ["{folder}/none.jsonl"]}}\n', "none.jsonl: there is no such file",
+            'knobs = {{files = ["{folder}/none.jsonl"]}}\n', "stage 'c' (decontaminate): ",
         ),
         (HEAD + PROMPTS.replace("p.jsonl", "latin1.jsonl") + ANSWER, "latin1.jsonl: not UTF-8 text"),
         (HEAD + PROMPTS.replace("p.jsonl", "half.jsonl") + ANSWER, "half of a character pair"),
+        (HEAD + PROMPTS.replace("p.jsonl", "large.jsonl") + ANSWER, "cannot be kept: Integer exceeds 64-bit"),
         (HEAD + PROMPTS.replace("p.jsonl", "empty.jsonl") + ANSWER, "stage 'in' (prompt_file) makes no row"),
         (HEAD + PROMPTS + ANSWER.replace("3", "-3"), "k is -3; expected 1 or more"),
         (HEAD + PROMPTS + ANSWER + own("{response_4}"), "stage 'mine' (prompt): no column response_4"),
@@ -75,6 +76,7 @@ def test_a_recipe_that_cannot_work_is_refused_before_the_first_call(
         "p.jsonl": b'{"prompt": "Hi"}\n',
         "latin1.jsonl": '{"prompt": "caf\u00e9"}\n'.encode("latin-1"),
         "half.jsonl": b'{"prompt": "\\ud800"}\n',
+        "large.jsonl": b'{"prompt": "Hi", "id": 123456789012345678901}\n',
         "empty.jsonl": b"",
     }
     for name, content in files.items():

@@ -33,6 +33,16 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
         list(data_rows(tmp_path / "a.parquet"))
 
 
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["tea " * 50, "milk " * 50]}), file, compression="zstd")
+    content = bytearray(file.read_bytes())
+    content[4:60] = b"\xff" * 56
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.parquet: not a Parquet file"):
+        list(data_rows(file))
+
+
 def test_a_file_on_the_hub_has_a_whole_name() -> None:
     with pytest.raises(ConfigError, match="names no file"):
         local_file(Path("hf://datasets/owner/name"))

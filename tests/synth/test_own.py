@@ -283,3 +283,22 @@ def test_schemas_in_words_and_in_checks() -> None:
         "additionalProperties": False,
     }  # fmt: skip
     assert objection({"a": True}, {"type": "object", "properties": {"a": {"type": "integer"}}}) is not None
+
+
+@pytest.mark.parametrize("bad", ['{"n": 123456789012345678901}', '{"n": 1, "t": "\\ud83d"}'])
+def test_a_value_that_no_row_can_hold_is_asked_for_again(bench: Bench, tmp_path: Path, bad: str) -> None:
+    replies = [bad, '{"n": 2}']
+    source = rows_from(tmp_path / "r.jsonl", [{"text": "a"}])
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    behaviour = FakeBehaviour(script=lambda messages, sampling: replies.pop(0))
+    bench.run(make_recipe([source, then("prompt", template="{text}", schema=schema)]), behaviour)
+    assert columns(bench) == [{"text": "a", "n": 2}]
+
+
+def test_a_row_of_a_function_that_cannot_be_kept_fails_alone(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "f.py").write_text("def f(row):\n    return {'n': 10 ** (30 if row['n'] == 0 else 3)}\n")
+    source = rows_from(tmp_path / "r.jsonl", [{"n": n} for n in range(3)])
+    recipe = make_recipe([source, then("python", function=f"{tmp_path}/f.py:f")])
+    bench.run(recipe)
+    assert columns(bench) == [{"n": 1000}] * 2
+    assert bench.accounting(recipe).stage("out").failed == {"content: row": 1}

@@ -221,3 +221,8 @@ def test_any_text_is_parsed_without_inventing(reply: str, n: int, is_truncated: 
 )
 def test_what_was_listed_comes_back(items: list[str], style: str) -> None:
     assert parse_list(STYLES[style](items), expected=len(items)).texts == items
+
+
+def test_half_of_a_character_pair_stays_as_it_is_written() -> None:
+    texts = parse_list('["tea \\ud83d", "milk \\ud83e\\udd5b"]', expected=2).texts
+    assert texts == ["tea \\ud83d", "milk \U0001f95b"]

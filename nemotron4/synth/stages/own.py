@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from nemotron4.client import BadContentError, Sampling
 from nemotron4.client.own_code import load_function, split_name
 from nemotron4.records import JsonObject, Message
@@ -77,11 +79,12 @@ def _kind(part: Mapping[str, Any]) -> str:
 
 
 def find_object(text: str) -> JsonObject | None:
-    """The first JSON object in a reply, with or without a fence around it."""
+    """The first JSON object in a reply that can be kept, with or without a fence around it."""
     for start in (match.start() for match in re.finditer(r"\{", text)):
         try:
-            value, _ = json.JSONDecoder().raw_decode(text[start:])
-        except (ValueError, RecursionError):
+            value, _ = json.JSONDecoder().raw_decode(text, start)
+            orjson.dumps(value)
+        except (ValueError, TypeError, RecursionError):  # no JSON, or half of a character pair
             continue
         if isinstance(value, dict):
             return value
