@@ -58,6 +58,9 @@ class Message(JsonForm):
 
     @classmethod
     def from_json(cls, row: JsonObject) -> Self:
+        for name in ("tool_calls", "function_call"):
+            if row.get(name):
+                raise FieldError(f"field {name!r} has a call of a tool; expected a text alone")
         return cls(require(row, "role", str, "a string").lower(), require(row, "content", str, "a string"))
 
     def to_json(self) -> JsonObject:
@@ -162,7 +165,7 @@ def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
 def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObject]]:
     """Line number (from 1) and object of every non-blank line. DataError names file and line."""
     path = Path(path)
-    for number, line in _text_lines(path):
+    for number, line in text_lines(path):
         if not line.strip():
             continue
         try:
@@ -190,7 +193,8 @@ def is_unicode(row: JsonObject) -> bool:
     return True
 
 
-def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and text of every line. DataError for another encoding and for a file cut short."""
     try:
         yield from numbered_lines(path)
     except UnicodeDecodeError as error:

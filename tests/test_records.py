@@ -59,6 +59,10 @@ def test_a_record_has_one_form(tmp_path: Path, record: Record, row: dict[str, An
     [
         ({"messages": []}, "field 'messages' is empty; expected at least one message"),
         ({"messages": [{"role": "user"}]}, "messages[0]: field 'content' is missing; expected a string"),
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}]},
+            "messages[0]: field 'tool_calls' has a call of a tool; expected a text alone",
+        ),
         ({}, "field 'messages' is missing"),
         ({"messages": "Hi"}, "field 'messages' is \"Hi\"; expected a list of messages"),
     ],

@@ -20,6 +20,7 @@ import orjson
 
 from nemotron4.client.interface import BadContentError, ClientError, HopelessError, TransientError
 from nemotron4.errors import ConfigError
+from nemotron4.records import JsonObject
 
 if TYPE_CHECKING:
     import aiohttp  # at run time where it is used: a server that asks no other one starts without it
@@ -40,6 +41,8 @@ _STATUS_WORDS = (
     (404, ("model_not_found", "not_found", "does not exist")),
     (400, ("invalid_request", "bad request", *_CONTEXT_WORDS)),
 )
+_CUT = ("length", "max_tokens", "model_length", "max_output_tokens")  # Gemini's and Mistral's too
+_BROKEN_OFF = ("error", "abort", "network_error", "insufficient_system_resource")  # the last: DeepSeek's
 _COUNTS = ("prompt_tokens", "completion_tokens")
 _LONGEST_WAIT_S = 100 * 365 * 86_400.0  # of what an endpoint asks for; clocks do not know every number
 
@@ -153,8 +156,14 @@ def _failure_in(answer: Any) -> Any | None:
     first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     if failure := answer.get("error") or first.get("error"):
         return failure
-    is_broken_off = first.get("finish_reason") in ("error", "abort")
+    is_broken_off = first.get("finish_reason") in _BROKEN_OFF
     return f"the answer was broken off: {first['finish_reason']}" if is_broken_off else None
+
+
+def finish_reason(choice: JsonObject) -> str:
+    """``length`` for an answer that a limit cut, by whatever word; else the endpoint's own."""
+    said = str(choice.get("finish_reason") or "unknown")
+    return "length" if said.lower() in _CUT else said
 
 
 def token_counts(answer: Any) -> tuple[int, int]:

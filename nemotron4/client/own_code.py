@@ -229,7 +229,11 @@ def _main(file: str, name: str, more: str = "") -> None:
     # answers: a line too many would give every later row the answer of another.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    serve(load_function(Path(file), name), sys.stdin, answers, by_name=more == BY_NAME)
+    # Nor may they read rows: a program that reads its input would wait for ever, or take some.
+    rows = os.fdopen(os.dup(0), encoding="utf-8")
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    serve(load_function(Path(file), name), rows, answers, by_name=more == BY_NAME)
 
 
 if __name__ == "__main__":

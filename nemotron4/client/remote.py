@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from nemotron4.client.http import HttpEndpoint, base_url, reported_counts, token_counts
+from nemotron4.client.http import HttpEndpoint, base_url, finish_reason, reported_counts, token_counts
 from nemotron4.client.interface import (
     BadContentError,
     ChatModel,
@@ -220,7 +220,7 @@ def _reply(
     prompt_tokens, completion_tokens = reported_counts(answer)
     return Reply(
         text=text,
-        finish_reason=str(choice.get("finish_reason") or "unknown"),
+        finish_reason=finish_reason(choice),
         model=str(answer.get("model") or ""),
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,

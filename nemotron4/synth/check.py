@@ -13,13 +13,14 @@ from itertools import islice
 
 from nemotron4.client import ChatModel
 from nemotron4.errors import ConfigError, DataError, unknown_name
-from nemotron4.synth.columns import known_columns
+from nemotron4.synth.columns import PLACEHOLDER, known_columns
 from nemotron4.synth.endpoint import connect
 from nemotron4.synth.graph import Pipeline, PreparedStage, build_graph
 from nemotron4.synth.recipe import SynthRecipe
 from nemotron4.synth.rows import Answered, ColumnRow, Dialogue, Document, JudgedPair, Prompt, Topic
 from nemotron4.synth.stage import load_prompts
 from nemotron4.synth.stages import KINDS
+from nemotron4.synth.stages.own import PromptKnobs
 
 EXPORTED: Mapping[str, tuple[type, ...]] = {
     "sft": (Dialogue, JudgedPair),
@@ -57,6 +58,7 @@ def check(recipe: SynthRecipe, *, is_run: bool = True) -> Pipeline:
             with _named(stage):
                 stage.kind.check(stage.knobs)
     _check_exports(recipe, stages)
+    _check_budget(recipe, {name for stage in stages for name in stage.endpoints})
     for stage in stages:
         if stage.is_barrier and stage.name in recipe.target:
             raise ConfigError(
@@ -184,6 +186,21 @@ def _check_endpoints(recipe: SynthRecipe, stage: PreparedStage) -> None:
             )
 
 
+def _check_budget(recipe: SynthRecipe, used: Set[str]) -> None:
+    """ConfigError for a limit that nothing would count towards."""
+    endpoints = {name: recipe.endpoint[name] for name in sorted(used)}
+    if recipe.budget.money and not any(each.price_in or each.price_out for each in endpoints.values()):
+        raise ConfigError(
+            f"budget.money is {recipe.budget.money:g}, but no endpoint has a price",
+            hint="give price_in and price_out (per million tokens)",
+        )
+    for name, each in endpoints.items():
+        if each.form == "generate" and (recipe.budget.tokens or recipe.budget.money):
+            raise ConfigError(
+                f"budget: endpoint {name!r} (PUT /generate) does not tell tokens", hint="limit calls instead"
+            )
+
+
 def _check_exports(recipe: SynthRecipe, stages: tuple[PreparedStage, ...]) -> None:
     made = {stage.name: stage for stage in stages}
     for file, types in EXPORTED.items():
@@ -209,6 +226,11 @@ def _notes(recipe: SynthRecipe, stages: tuple[PreparedStage, ...]) -> list[str]:
     used = {name for stage in stages for name in stage.endpoints}
     exported = set(recipe.export.stages)
     notes = [f"endpoint {name!r} is used by no stage" for name in recipe.endpoint if name not in used]
+    notes += [
+        f"stage {stage.name!r}: its template names no column, so every row asks the same"
+        for stage in stages
+        if isinstance(stage.knobs, PromptKnobs) and not PLACEHOLDER.search(stage.knobs.template)
+    ]
     notes += [
         f"stage {stage.name!r}: its rows are neither exported nor taken by another stage"
         for stage in stages

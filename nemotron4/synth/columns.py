@@ -13,6 +13,8 @@ from nemotron4.synth.judges import shown
 from nemotron4.synth.rows import Answered, ColumnRow, Dialogue, Document, JudgedPair, Prompt, Root, Row, Topic
 
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
+_BRACES = re.compile(r"\{([^{}\n]+)\}")  # a column may be called "Best Answer"
+_JINJA = re.compile(r"\{\{-?(?:\s+[A-Za-z_]|[A-Za-z_]\w*[ .|\[]).*?\}\}|\{%-?\s*(?:for|if|set|end)\w*")
 _PROMPT = frozenset({"prompt", "conversation", "task", "topic", "answer", "tests"})
 _COLUMNS: Mapping[type, frozenset[str]] = {
     Topic: frozenset({"topic", "area", "above", "level"}),
@@ -74,6 +76,8 @@ def fill(template: str, columns: Mapping[str, Any]) -> str:
 
     def value(match: re.Match[str]) -> str:
         name = match[1]
+        if name not in columns and not PLACEHOLDER.fullmatch(match[0]):
+            return match[0]
         if name not in columns:
             raise BadContentError(
                 f"there is no column {name!r}; there is {', '.join(columns)}", kind="column"
@@ -83,11 +87,21 @@ def fill(template: str, columns: Mapping[str, Any]) -> str:
             return ""
         return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
 
-    return PLACEHOLDER.sub(value, template)
+    return _BRACES.sub(value, template)
+
+
+def check_templates(*templates: str) -> None:
+    """ValueError for what Jinja would fill in, and the model would be sent as it is."""
+    for template in templates:
+        if found := _JINJA.search(template):
+            raise ValueError(
+                f"{found[0]!r} is of Jinja; a column is its name in single braces, as in {{text}}"
+            )
 
 
 def check_fields(makes: str, fields: Mapping[str, str]) -> None:
     """ValueError unless ``fields`` are those of what is made."""
+    check_templates(*fields.values())
     if makes not in MADE:
         raise ValueError(f"makes is {makes!r}; expected one of {', '.join(MADE)}")
     _, needed, more = MADE[makes]

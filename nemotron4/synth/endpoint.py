@@ -36,7 +36,7 @@ class StoppedError(Exception):
 class ModelEndpoint:
     """Slots for calls. A slot is held until the reply is on disk: a kill repeats at most what is held.
 
-    ``notice`` is told at once when the endpoint asks to wait for long.
+    ``notice`` is told at once when the endpoint asks to wait for long. ``num_shards`` share its limits.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class ModelEndpoint:
         model: ChatModel,
         retry: RetryConfig,
         notice: Callable[[str], None] = lambda line: None,
+        num_shards: int = 1,
     ) -> None:
         self.name = name
         self.config = config
@@ -55,11 +56,16 @@ class ModelEndpoint:
         self.trouble: str | None = None  # the last failure that may pass, until a call succeeds
         self._retry = retry
         self._notice = notice
-        self._rate = RateLimit(requests=config.requests_per_minute, tokens=config.tokens_per_minute)
+        # 0 is no limit, so a share of one is at least 1.
+        self._rate = RateLimit(
+            requests=max(config.requests_per_minute // num_shards, min(config.requests_per_minute, 1)),
+            tokens=max(config.tokens_per_minute // num_shards, min(config.tokens_per_minute, 1)),
+        )
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._pauses: set[asyncio.Future[None]] = set()
         self._trouble_since: float | None = None  # the first failure after the last success
         self._told_until = 0.0
+        self._is_told_uncounted = False
         self._stop_reason: BaseException | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
 
@@ -129,6 +135,12 @@ class ModelEndpoint:
                 f"endpoint {self.name!r}: {what} for {silent_s:.0f} s: {error.message}",
                 hint="see that the server runs, then repeat the same command",
             ) from error
+
+    def uncounted(self) -> None:
+        """A reply came without its tokens: a budget of them, or of money, cannot be kept."""
+        if not self._is_told_uncounted:
+            self._is_told_uncounted = True
+            self._notice(f"endpoint {self.name!r} does not tell tokens: they count as 0 in the budget")
 
     def _tell_wait(self, now: float, wait_s: float, message: str) -> None:
         """Once for all calls that are told to wait until about the same moment."""

@@ -215,6 +215,29 @@ def _prompt(record: str, stage: str, row: Any) -> JsonObject:
     }
 
 
+def _table(source: Path, arrow: Any) -> Any:
+    """The rows of JSON lines. Texts that look like dates stay texts."""
+    with source.open("rb") as lines:
+        block = max(1 << 20, 2 * max(len(line) for line in lines))
+    options = arrow.json.ReadOptions(block_size=block)
+    table = arrow.json.read_json(source, read_options=options)
+    schema = arrow.schema([field.with_type(_undated(field.type, arrow)) for field in table.schema])
+    if schema == table.schema:
+        return table
+    as_text = arrow.json.ParseOptions(explicit_schema=schema)
+    return arrow.json.read_json(source, read_options=options, parse_options=as_text)
+
+
+def _undated(kind: Any, arrow: Any) -> Any:
+    if arrow.types.is_timestamp(kind):
+        return arrow.string()
+    if arrow.types.is_list(kind):
+        return arrow.list_(_undated(kind.value_type, arrow))
+    if arrow.types.is_struct(kind):
+        return arrow.struct([field.with_type(_undated(field.type, arrow)) for field in kind])
+    return kind
+
+
 def _write_parquet(folder: Path, counts: dict[str, int]) -> tuple[str, ...]:
     """The rows to train on as Parquet too, counted; what is missing for it is said."""
     try:
@@ -227,9 +250,8 @@ def _write_parquet(folder: Path, counts: dict[str, int]) -> tuple[str, ...]:
         source = folder / f"{name}.jsonl"
         if not counts.get(source.name):
             continue
-        with source.open("rb") as lines:
-            block = max(1 << 20, 2 * max(len(line) for line in lines))
-        table = pyarrow.json.read_json(source, read_options=pyarrow.json.ReadOptions(block_size=block))
-        pyarrow.parquet.write_table(table, source.with_suffix(".parquet"), compression="zstd")
+        pyarrow.parquet.write_table(
+            _table(source, pyarrow), source.with_suffix(".parquet"), compression="zstd"
+        )
         counts[f"{name}.parquet"] = counts[source.name]
     return ()

@@ -5,6 +5,7 @@ A file on the hub is named ``hf://datasets/OWNER/NAME/PATH`` or ``hf://datasets/
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,16 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
                     yield f"{path}: row {number}", row
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a Parquet file: {error}") from error
+
+
+def digests(file: Path) -> list[str]:
+    """Of the bytes of a file, or of the Python files of a folder; nothing of what is not there."""
+    file = local_file(file)
+    found = []
+    for part in sorted(file.rglob("*.py")) if file.is_dir() else [file] if file.is_file() else []:
+        with part.open("rb") as stream:
+            found.append(hashlib.file_digest(stream, "blake2b").hexdigest())
+    return found
 
 
 def local_file(file: Path) -> Path:

@@ -57,7 +57,7 @@ def build_graph(
     recipe: SynthRecipe, kinds: Mapping[str, Kind], prompts: PromptBook
 ) -> tuple[PreparedStage, ...]:
     """The stages in the recipe's order; every mismatch between them is a ConfigError that names the stage."""
-    identities = {name: endpoint.identity for name, endpoint in recipe.endpoint.items()}
+    identities = {name: endpoint.identity | endpoint.sent for name, endpoint in recipe.endpoint.items()}
     made: dict[str, type] = {}
     stages: list[PreparedStage] = []
     for entry in recipe.stage:

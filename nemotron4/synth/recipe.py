@@ -51,6 +51,12 @@ class EndpointConfig:
         """What of the endpoint decides a reply, besides the request."""
         return {"model": self.model, "revision": self.revision, "form": self.form}
 
+    @property
+    def sent(self) -> JsonObject:
+        """What else decides its requests, where the recipe says something."""
+        usual = {"extra_body": {}, "template": EndpointConfig.template}
+        return {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
+
     def __post_init__(self) -> None:
         if self.form in ("openai", "generate") and not self.url.startswith(("http://", "https://")):
             raise ValueError(f"url is {self.url!r}; expected an http:// or https:// address")

@@ -6,7 +6,6 @@ A kill at any moment loses nothing that was stored: the same command goes on whe
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ import orjson
 from nemotron4.client import BadContentError, ChatModel, ClientError, HopelessError
 from nemotron4.runs import IncompleteError
 from nemotron4.synth.endpoint import EndpointDownError, ModelEndpoint, StoppedError
-from nemotron4.synth.files import local_file
+from nemotron4.synth.files import digests
 from nemotron4.synth.graph import Pipeline, PreparedStage
 from nemotron4.synth.merge import reconcile_graph, run_barrier
 from nemotron4.synth.rows import Root, Row, decode, digest, record_id, shard_of
@@ -116,7 +115,9 @@ class Runner:
         self.spending = _spending_so_far(self.spending, self.ledger)
         calls_before = self.spending.calls
         self.endpoints = {
-            name: ModelEndpoint(name, config, self._models[name], self.recipe.retry, self._notice)
+            name: ModelEndpoint(
+                name, config, self._models[name], self.recipe.retry, self._notice, self._shard[1]
+            )
             for name, config in self.recipe.endpoint.items()
             if name in self._models
         }
@@ -369,13 +370,8 @@ class Runner:
 
 def roots_identity(stage: PreparedStage, shard: tuple[int, int]) -> str:
     """What the roots of a source stage are made from: its settings, the bytes of its files, the shard."""
-    files = []
-    for value in vars(stage.knobs).values():
-        if isinstance(value, Path):
-            file = local_file(value)
-            for part in sorted(file.rglob("*.py")) if file.is_dir() else [file] if file.is_file() else []:
-                with part.open("rb") as stream:
-                    files.append(hashlib.file_digest(stream, "blake2b").hexdigest())
+    knobs = vars(stage.knobs).values()
+    files = [found for value in knobs if isinstance(value, Path) for found in digests(value)]
     return digest("roots", stage.cfg.hex(), files, shard).hex()
 
 

@@ -169,6 +169,10 @@ class Work:
                 reply = await target.model.complete(asked, sampling)
             else:
                 reply = await target.model.chat(asked, sampling)
+            if reply.finish_reason == "content_filter":  # half an answer at best
+                cut = BadContentError("the endpoint's filter cut the reply", kind="content_filter")
+                cut.paid_tokens = reply.prompt_tokens or 0, reply.completion_tokens or 0
+                raise cut
             stored: JsonObject = {"text": reply.text, "finish": reply.finish_reason, "model": reply.model}
             if reply.logprobs is not None:
                 stored["logprobs"] = reply.logprobs
@@ -205,7 +209,7 @@ class Work:
             found = await target.model.embed(text)
             return {"vector": pack_vector(found.vector)}, found.prompt_tokens, None
 
-        request = {"embed": target.model.name, "text": text}
+        request = {"embed": target.model.name, "text": text, **target.config.sent}
         await self._repaired(lambda repair: self._call(target, request, repair, call))
 
     async def run_python(self, function: str, row: JsonObject, *, batch_size: int, timeout_s: float) -> Any:
@@ -263,6 +267,9 @@ class Work:
             self.record, key, self.stage, sample, reply,
             prompt_tokens, completion_tokens, int(latency_s * 1000), attempts,
         )  # fmt: skip
+        budget = self.shared.spending.budget
+        if prompt_tokens is None and "score" not in request and (budget.tokens or budget.money):
+            target.uncounted()
         self._account(target, prompt_tokens or 0, completion_tokens or 0, latency_s=latency_s)
         self._held.append((stored, target))
         self.replies.append(stored)

@@ -158,3 +158,15 @@ def test_what_never_came_is_not_paid() -> None:
     with pytest.raises(ClientError) as caught:
         asked(b"{}", 503)
     assert caught.value.paid_tokens is None
+
+
+@pytest.mark.parametrize(("said", "told"), [("MAX_TOKENS", "length"), ("model_length", "length"), ("x", "x")])
+def test_an_answer_that_a_limit_cut_says_so_by_any_word(said: str, told: str) -> None:
+    choice = {"message": {"content": "Hello"}, "finish_reason": said}
+    assert asked(orjson.dumps({"choices": [choice]})).finish_reason == told
+
+
+def test_an_answer_that_a_busy_server_broke_off_is_tried_again() -> None:
+    choice = {"message": {"content": "Hel"}, "finish_reason": "insufficient_system_resource"}
+    with pytest.raises(TransientError):
+        asked(orjson.dumps({"choices": [choice]}))

@@ -64,6 +64,15 @@ def own(template: str, above: str = "out", more: str = "") -> str:
         ),
         (HEAD + PROMPTS + ANSWER.replace('["in"]', '["in", "in"]'), "stage 'out' takes a stage twice"),
         (HEAD + PROMPTS + ANSWER + "[budget]\ncalls = -1\n", "calls is -1; expected 0 or more"),
+        (HEAD + PROMPTS + ANSWER + "[budget]\nmoney = 5.0\n", "money is 5, but no endpoint has a price"),
+        (
+            HEAD + 'form = "generate"\n' + PROMPTS + ANSWER + "[budget]\ntokens = 9\n",
+            "endpoint 'gen' (PUT /generate) does not tell tokens",
+        ),
+        (
+            '[[stage]]\nname = "t"\nkind = "given_topics"\nknobs = {{file = "{folder}/latin1.jsonl"}}\n',
+            "stage 't' (given_topics): ",
+        ),
         (HEAD + PROMPTS + ANSWER + "[retry]\nmax_outage_s = -1.0\n", "max_outage_s is -1.0"),
         (HEAD + "timeout_s = 0.0\n" + PROMPTS + ANSWER, "timeout_s is 0.0; expected more than 0"),
         ("# caf\u00e9" + HEAD + PROMPTS + ANSWER, "recipe.toml: not UTF-8 text: byte 0xe9 at 5"),

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 from nemotron4.cli.main import main
 from nemotron4.errors import DataError
-from nemotron4.records import Conversation, PreferencePair, read, read_json_lines
+from nemotron4.records import Conversation, PreferencePair, read, read_json_lines, write
 from nemotron4.synth.check import check
 from nemotron4.synth.execute import parse_shard, run_recipe
-from nemotron4.synth.export import export
+from nemotron4.synth.export import _write_parquet, export
 from nemotron4.synth.ledger import Reader, ancestry, find_record
 from nemotron4.synth.merge import merge
 from nemotron4.synth.recipe import SynthRecipe, load_saved_recipe
@@ -227,3 +228,15 @@ def test_the_commands_work_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFix
     assert command("retry", out, "--quiet") == ""
     assert main(["synth", "status", str(tmp_path / "nowhere")]) == 1
     assert "there is no ledger here" in capsys.readouterr().err
+
+
+def test_texts_that_look_like_dates_stay_texts_in_parquet(tmp_path: Path) -> None:
+    row = {
+        "id": "2024-01-01",
+        "messages": [{"content": "2024-05-05"}],
+        "meta": {"topic": "2024-06-06"},
+        "n": 1,
+    }
+    counts = {"sft.jsonl": write(tmp_path / "sft.jsonl", [row] * 2)}
+    _write_parquet(tmp_path, counts)
+    assert pyarrow.parquet.read_table(tmp_path / "sft.parquet").to_pylist() == [row] * 2

@@ -302,3 +302,45 @@ def test_a_row_of_a_function_that_cannot_be_kept_fails_alone(bench: Bench, tmp_p
     bench.run(recipe)
     assert columns(bench) == [{"n": 1000}] * 2
     assert bench.accounting(recipe).stage("out").failed == {"content: row": 1}
+
+
+def test_a_column_of_any_name_can_be_in_braces(bench: Bench, tmp_path: Path) -> None:
+    source = rows_from(tmp_path / "r.jsonl", [{"Best Answer": "tea", "source-id": 7}])
+    bench.run(make_recipe([source, then("prompt", template="{Best Answer} {source-id} {no column}")]))
+    [request] = bench.model.requests
+    assert request["messages"][0]["content"] == "tea 7 {no column}"
+
+
+@pytest.mark.parametrize("template", ["{{ text }}", "{{text|upper}}", "{% for t in text %}{text}"])
+def test_a_template_of_jinja_is_refused(tmp_path: Path, bench: Bench, template: str) -> None:
+    source = rows_from(tmp_path / "r.jsonl", [{"text": "tea"}])
+    with pytest.raises(ConfigError, match="is of Jinja"):
+        bench.run(make_recipe([source, then("prompt", template=template)]))
+
+
+def test_a_true_and_false_is_chosen_by_its_word(bench: Bench, tmp_path: Path) -> None:
+    source = rows_from(tmp_path / "r.jsonl", [{"text": "tea"}])
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}}
+    knobs: dict[str, Any] = {"template": "{text}", "schema": schema, "only": {"ok": ["true"]}}
+    bench.run(make_recipe([source, then("prompt", **knobs)]), always('{"ok": true}'))
+    assert columns(bench) == [{"text": "tea", "ok": True}]
+    with pytest.raises(ConfigError, match=r"only\.ok is"):
+        bench.run(make_recipe([source, then("prompt", **knobs | {"only": {"ok": ["True"]}})]))
+
+
+def test_a_program_that_reads_its_input_gets_no_row(bench: Bench, tmp_path: Path) -> None:
+    code = "import subprocess\ndef f(row):\n    subprocess.run(['cat'], check=True)\n    return row\n"
+    (tmp_path / "f.py").write_text(code)
+    source = rows_from(tmp_path / "r.jsonl", [{"n": n} for n in range(3)])
+    bench.run(make_recipe([source, then("python", function=f"{tmp_path}/f.py:f", timeout_s=20.0)]))
+    assert len(columns(bench)) == 3
+
+
+def test_columns_of_any_type_are_sampled_and_dropped_by_their_tag(bench: Bench, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"task": ["qa"], "tags": "not unsafe"}, {"task": "qa", "tags": 3}, {"task": "qa", "tags": ["unsafe"]},
+    ]  # fmt: skip
+    kept = {"name": "kept", "kind": "drop_tagged", "takes": ["in"]}
+    stages = [rows_from(tmp_path / "r.jsonl", rows), kept, then("sample", n=1) | {"takes": ["kept"]}]
+    bench.run(make_recipe(stages))
+    assert len(columns(bench, "kept")) == len(columns(bench)) == 2

@@ -13,13 +13,14 @@ import orjson
 import pytest
 
 from nemotron4.cli.main import main
+from nemotron4.client import FakeChatModel
 from nemotron4.client.retry import RateLimit
 from nemotron4.errors import Nemotron4Error
 from nemotron4.records import JsonObject
 from nemotron4.runs import IncompleteError
-from nemotron4.synth.endpoint import EndpointDownError
+from nemotron4.synth.endpoint import EndpointDownError, ModelEndpoint
 from nemotron4.synth.execute import run_recipe
-from nemotron4.synth.recipe import SynthRecipe
+from nemotron4.synth.recipe import EndpointConfig, RetryConfig, SynthRecipe
 from tests.synth.conftest import Bench, ServerThread, make_recipe
 
 NULL = orjson.dumps({"choices": [{"message": {"content": None}}], "usage": {"prompt_tokens": 10}})
@@ -200,3 +201,35 @@ def test_a_limit_per_minute_lets_every_call_through(bench: Bench) -> None:
         assert run_recipe(recipe_at(server.url, endpoint=limited), bench.folder).ending == "finished"
     with pytest.raises((ValueError, Nemotron4Error), match="expected 0"):
         recipe_at("http://127.0.0.1:1", endpoint={"gen": {"form": "fake", "requests_per_minute": -1}})
+
+
+def test_half_an_answer_of_a_content_filter_is_paid_and_asked_for_again(bench: Bench) -> None:
+    cut = {"message": {"content": "1. Why is"}, "finish_reason": "content_filter"}
+
+    def odd(number: int, request: JsonObject) -> tuple[int, bytes, float | None] | None:
+        return (200, orjson.dumps({"choices": [cut]}), None) if number == 1 else None
+
+    stages = [{"name": "topics", "kind": "given_topics", "knobs": {"topics": ["tea"]}}, STAGES[1]]
+    with ServerThread(odd=odd) as server:
+        recipe = recipe_at(server.url, stages=stages)
+        assert run_recipe(recipe, bench.folder).calls == 2
+    assert bench.accounting(recipe).total("calls_unusable") == 1
+    assert "Why is" not in [row["messages"][0][1] for row in bench.rows("open").values()]
+
+
+def test_shards_share_the_limits_per_minute_of_an_endpoint() -> None:
+    config = EndpointConfig(form="fake", requests_per_minute=10)
+    for num_shards, started in ((1, 10), (4, 2), (20, 1)):
+        endpoint = ModelEndpoint("gen", config, FakeChatModel(), RetryConfig(), num_shards=num_shards)
+        for number in range(20):
+            if endpoint._rate.wait_s(0.0, 0):
+                assert number == started
+                break
+            endpoint._rate.started(0.0)
+
+
+def test_a_budget_of_tokens_that_nobody_tells_is_said(bench: Bench) -> None:
+    told: list[str] = []
+    with ServerThread(odd=always(said("1. Why is tea green?\n"))) as server:
+        run_recipe(recipe_at(server.url, budget={"tokens": 10**6}), bench.folder, notice=told.append)
+    assert sum("does not tell tokens" in line for line in told) == 1

@@ -18,10 +18,12 @@ from nemotron4.errors import ConfigError, Nemotron4Error
 from nemotron4.records import Message
 from nemotron4.runs import IncompleteError
 from nemotron4.synth.endpoint import EndpointDownError
+from nemotron4.synth.execute import run_recipe
 from nemotron4.synth.ledger import LedgerError
 from nemotron4.synth.recipe import SynthRecipe
+from nemotron4.synth.stages.filtering import _benchmarks
 from nemotron4.synth.writer import Ledger
-from tests.synth.conftest import PIPELINE, Bench
+from tests.synth.conftest import PIPELINE, Bench, ServerThread
 
 MakeRecipe = Callable[..., SynthRecipe]
 
@@ -153,6 +155,41 @@ def test_a_new_prompt_text_redoes_the_stages_that_use_it(bench: Bench, recipe: M
     asked = Counter(request["messages"][0]["content"].split("\n")[0][:12] for request in bench.model.requests)
     assert "Name 4 broad" not in asked
     assert asked["Give 2 parts"] == 4
+
+
+@pytest.mark.parametrize("kind", ["respond", "embed"])
+def test_changed_fields_of_the_requests_ask_again(bench: Bench, recipe: MakeRecipe, kind: str) -> None:
+    (bench.folder.parent / "p.jsonl").write_text('{"prompt": "tea"}\n{"prompt": "milk"}\n', encoding="utf-8")
+    file = str(bench.folder.parent / "p.jsonl")
+    stages = [
+        {"name": "p", "kind": "prompt_file", "knobs": {"file": file, "task": "t"}},
+        {"name": "out", "kind": kind, "takes": ["p"]},
+    ]
+    with ServerThread() as server:
+        endpoint = {"url": server.url, "extra_body": {"dimensions": 8}}
+        first = run_recipe(recipe(stages, endpoint={"gen": endpoint}), bench.folder)
+        assert run_recipe(recipe(stages, endpoint={"gen": endpoint}), bench.folder).calls == 0
+        endpoint["extra_body"] = {"dimensions": 4}
+        assert run_recipe(recipe(stages, endpoint={"gen": endpoint}), bench.folder).calls == first.calls
+
+
+def test_a_benchmark_file_with_more_items_is_looked_at_again(bench: Bench, recipe: MakeRecipe) -> None:
+    text = "Why is the sky over the sea so often blue in the summer of this year?"
+    (bench.folder.parent / "p.jsonl").write_text(f'{{"prompt": "{text}"}}\n', encoding="utf-8")
+    file = bench.folder.parent / "bench.jsonl"
+    stages = [
+        {
+            "name": "p",
+            "kind": "prompt_file",
+            "knobs": {"file": str(bench.folder.parent / "p.jsonl"), "task": "t"},
+        },
+        {"name": "out", "kind": "decontaminate", "takes": ["p"], "knobs": {"files": [str(file)]}},
+    ]
+    for content, number in (("Another text that has nothing to do with it.", 1), (text, 0)):
+        file.write_text(f'{{"question": "{content}"}}\n', encoding="utf-8")
+        _benchmarks.cache_clear()  # two starts are two processes
+        bench.run(recipe(stages))
+        assert len(bench.rows("out")) == number
 
 
 def test_a_stage_added_later_gets_the_rows_that_exist(bench: Bench, recipe: MakeRecipe) -> None:

@@ -79,7 +79,7 @@ def cap_per_task(rows: Iterable[tuple[bytes, Any]], knobs: SampleKnobs) -> Mappi
     counts: Counter[str] = Counter()
     drops: dict[bytes, Drop] = {}
     for record, row in rows:
-        task = columns_of(row).get("task", "")
+        task = str(columns_of(row).get("task", ""))
         counts[task] += 1
         if counts[task] > knobs.n:
             drops[record] = ("sample", f"more than {knobs.n} rows of the task {task!r}")

@@ -20,6 +20,7 @@ from nemotron4.synth.duplicates import (
     find_similar_words,
     unpack_vectors,
 )
+from nemotron4.synth.files import digests
 from nemotron4.synth.parsing import normalise
 from nemotron4.synth.rows import (
     Answered,
@@ -268,7 +269,8 @@ async def tag_unsafe(prompt: Prompt, context: Context, knobs: NoSettings) -> Seq
 
 async def drop_tagged(row: Any, context: Context, knobs: TagKnobs) -> Sequence[Row | None]:
     if isinstance(row, ColumnRow):
-        tags = row.columns.get("tags") or ()
+        given = row.columns.get("tags") or ()
+        tags = given if isinstance(given, list | dict) else (given,)
     else:
         tags = row.tags if isinstance(row, Prompt | Dialogue) else row.prompt.tags
     if knobs.tag in tags:
@@ -309,7 +311,8 @@ KINDS = {
         "rows of nearly the same meaning", CosineKnobs, COMPARED_ROWS, decide_by_vector=alike
     ),
     "decontaminate": passing("texts that contain a benchmark item", DecontaminateKnobs, run=decontaminate,
-        check=lambda knobs: _benchmarks(knobs.files) and None),
+        check=lambda knobs: _benchmarks(knobs.files) and None,
+        identity=lambda knobs: [digests(file) for file in knobs.files]),
     "drop_tagged": passing("rows with a tag, such as unsafe", TagKnobs, run=drop_tagged),
     "split": Kind(
         summary="the SFT or the preference part of the prompts, disjoint by text",

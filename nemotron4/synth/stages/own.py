@@ -17,7 +17,15 @@ import orjson
 from nemotron4.client import BadContentError, Sampling
 from nemotron4.client.own_code import load_function, split_name
 from nemotron4.records import JsonObject, Message
-from nemotron4.synth.columns import MADE, check_fields, columns_of, fill, make_row, placeholders
+from nemotron4.synth.columns import (
+    MADE,
+    check_fields,
+    check_templates,
+    columns_of,
+    fill,
+    make_row,
+    placeholders,
+)
 from nemotron4.synth.files import data_rows
 from nemotron4.synth.rows import Answered, ColumnRow, Dialogue, Document, JudgedPair, Prompt, Root, Row, Topic
 from nemotron4.synth.stage import Context, Filtered, Kind
@@ -147,6 +155,7 @@ class PromptKnobs:
     fields: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_templates(self.template, self.system)
         check_fields(self.makes, self.fields)
         if self.schema:
             check_schema(self.schema)
@@ -161,7 +170,9 @@ class PromptKnobs:
             if part["type"] not in ("integer", "number") or part.get("maximum", least) < least:
                 raise ValueError(f"at_least.{name} is {least:g}, which no reply has: {_kind(part)}")
         for name, allowed in self.only.items():
-            if not {*allowed} <= {str(value) for value in properties[name].get("enum", allowed)}:
+            part = properties[name]
+            words = [True, False] if part["type"] == "boolean" else part.get("enum", allowed)
+            if not {*allowed} <= {_word(value) for value in words}:
                 raise ValueError(f"only.{name} is {allowed}, but the reply is {_kind(properties[name])}")
 
     @property
@@ -264,12 +275,16 @@ def _each(values: JsonObject, column: str) -> Iterator[JsonObject]:
         yield values | {column: entry}
 
 
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _dropped(values: Mapping[str, Any], knobs: PromptKnobs) -> tuple[str, str] | None:
     for name, least in knobs.at_least.items():
         if not isinstance(values[name], int | float) or values[name] < least:
             return f"low {name}", f"{values[name]}; at least {least:g} is asked"
     for name, allowed in knobs.only.items():
-        if str(values[name]) not in allowed:
+        if _word(values[name]) not in allowed:
             return f"other {name}", f"{values[name]!r}; expected {', '.join(allowed)}"
     return None
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron4.client import Sampling
-from nemotron4.errors import ConfigError
-from nemotron4.records import JsonObject
+from nemotron4.records import JsonObject, text_lines
+from nemotron4.synth.files import local_file
 from nemotron4.synth.rows import Root, Row, Topic
 from nemotron4.synth.stage import Context, Filtered, Kind
 from nemotron4.synth.stages.asking import LIST_PROMPTS, ask_list, ask_yes_no
@@ -108,11 +108,8 @@ def given_roots(knobs: GivenTopicKnobs) -> Iterator[JsonObject]:
     """The topics of the recipe, then those of the file."""
     texts = list(knobs.topics)
     if knobs.file is not None:
-        try:
-            lines = knobs.file.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ConfigError(f"{knobs.file}: cannot be read: {error.strerror}") from error
-        texts += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        lines = [line.strip() for _, line in text_lines(local_file(knobs.file))]
+        texts += [line for line in lines if line and not line.startswith("#")]
     for text in texts[: knobs.limit or None]:
         yield {"topic": text}
 
