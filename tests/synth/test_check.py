@@ -70,7 +70,7 @@ def own(template: str, above: str = "out", more: str = "") -> str:
             "endpoint 'gen' (PUT /generate) does not tell tokens",
         ),
         (
-            '[[stage]]\nname = "t"\nkind = "given_topics"\nknobs = {{file = "{folder}/latin1.jsonl"}}\n',
+            HEAD + '[[stage]]\nname="t"\nkind="given_topics"\nknobs = {{file = "{folder}/latin1.jsonl"}}\n',
             "stage 't' (given_topics): ",
         ),
         (HEAD + PROMPTS + ANSWER + "[retry]\nmax_outage_s = -1.0\n", "max_outage_s is -1.0"),
