@@ -55,25 +55,28 @@ def product(
 def attention_over_codes(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
     """(N, H, E) of one sequence from its first position on, over keys and values of eight bits.
 
-    Queries, and weights with the values' scales, are rounded to bfloat16; a weight is e to the score less the
-    largest of all, where the library takes the largest so far: the same in one block of 32 positions.
+    Queries, and in each block of 32 positions the weights times the values' scales, are codes of sixteen bits.
     """
     num_rows, num_heads, head_dim = q_NHE.shape
     num_kv = k_NKE.shape[1]
     (k_codes, k_scale_NK), (v_codes, v_scale_NK) = (_coded(x) for x in (k_NKE, v_NKE))
-    q_NKGE = q_NHE.bfloat16().float().view(num_rows, num_kv, num_heads // num_kv, head_dim)
-    score_KGNM = torch.einsum("nkge,mke->kgnm", q_NKGE, k_codes) * k_scale_NK.T[:, None, None]
+    q_NKGE = _coded(q_NHE, 32767)[0].view(num_rows, num_kv, num_heads // num_kv, head_dim)
+    q_scale_KGN1 = _coded(q_NHE, 32767)[1].T.view(num_kv, -1, num_rows, 1)
+    score_KGNM = torch.einsum("nkge,mke->kgnm", q_NKGE.double(), k_codes.double()).float()
+    score_KGNM *= k_scale_NK.T[:, None, None] * q_scale_KGN1
     later_NM = torch.ones(num_rows, num_rows, dtype=torch.bool).triu(1)
     score_KGNM = (score_KGNM * head_dim**-0.5).masked_fill(later_NM, -torch.inf)
     weight_KGNM = (score_KGNM - score_KGNM.amax(-1, keepdim=True)).exp()
-    scaled_KGNM = (weight_KGNM * v_scale_NK.T[:, None, None]).bfloat16().float()
+    parts = (weight_KGNM * v_scale_NK.T[:, None, None]).split(32, dim=-1)
+    scaled_KGNM = torch.cat([code * scale[..., None] for code, scale in (_coded(x, 32767) for x in parts)], -1)
     out_NKGE = torch.einsum("kgnm,mke->nkge", scaled_KGNM, v_codes)
     return (out_NKGE / weight_KGNM.sum(-1).permute(2, 0, 1)[..., None]).reshape(q_NHE.shape)
 
 
-def _coded(x_NKE: Tensor) -> tuple[Tensor, Tensor]:
-    largest_NK = x_NKE.abs().amax(-1)
-    return (x_NKE * (127 / largest_NK)[..., None]).round(), largest_NK / 127
+def _coded(x: Tensor, most: int = 127) -> tuple[Tensor, Tensor]:
+    """Whole numbers up to ``most``, and what one is worth in each row; zeros stay zeros."""
+    largest = x.abs().amax(-1)
+    return (x * (most / largest.clamp(min=1e-30))[..., None]).round(), largest / most
 
 
 def product_bf16(x_MK: Tensor, weight_RK: Tensor) -> Tensor:

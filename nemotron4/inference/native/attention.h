@@ -2,10 +2,10 @@
 //
 // A query does the same operations whatever is computed next to it. With keys and values in bfloat16 the queries
 // and the weights of the softmax are rounded to it too, so that AMX's tiles can multiply them; the others add in
-// the same order: of 32 columns the even ones and the odd ones, then both. Codes of eight bits become bfloat16,
-// which holds each of them, a block at a time; scales of keys meet the scores, those of values the weights.
+// the same order: of 32 columns the even ones and the odd ones, then both.
 
 enum { MOST_DIM = 512 };
+template <int N> using Few = std::integral_constant<int, N>;
 
 // The scores of one query in one block become weights; returns by what the sums so far shrink.
 INLINE V soften(V &a, V &b, int seen, float scale, float &largest) {
@@ -39,6 +39,21 @@ INLINE Query query_of(const AttendTask &t, const AttendMember &m, int i, float *
 INLINE void finish_query(const float *sums, V weight, int dim, float *out) {
     const V inverse = all(1.0f / sum16(weight));
     for (int e = 0; e < dim; e += 16) store_part(out + e, load(sums + e) * inverse, dim - e);
+}
+
+// All queries of a task, at most MOST at a time, by ``some(their number, member, first query, out)``.
+template <int MOST, class Some> INLINE void by_queries(const AttendTask &t, float *out, Some some) {
+    for (int n = 0; n < t.num_members; n++) {
+        const AttendMember &m = t.members[n];
+        const int total = m.num_rows * t.heads_per_kv;
+        int i = 0;
+        for (; MOST > 4 && i + MOST <= total; i += MOST) some(Few<MOST>{}, m, i, out);
+        for (; i + 4 <= total; i += 4) some(Few<4>{}, m, i, out);
+        if (total - i == 3) some(Few<3>{}, m, i, out);
+        if (total - i == 2) some(Few<2>{}, m, i, out);
+        if (total - i == 1) some(Few<1>{}, m, i, out);
+        out += (size_t)total * t.head_dim;
+    }
 }
 
 template <int QB> void attend_float(const AttendTask &t, const AttendMember &m, int first, float *out) {
@@ -93,35 +108,6 @@ INLINE void round_pair(V &a, V &b, uint16_t *out) {
     store_bf16(out + 16, b);
 }
 
-// The weights of the softmax as they meet the values; ``weight`` gathers them. Scales behind ``seen`` are of others.
-template <bool CODES>
-INLINE void enter_values(V &a, V &b, const float *scales, int seen, V shrink, V &weight, uint16_t *out) {
-    if (!CODES) {
-        round_pair(a, b, out);
-        weight = fma(weight, shrink, a + b);
-        return;
-    }
-    const I lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    weight = fma(weight, shrink, a + b);
-    a = lanes < seen ? a * load(scales) : V{};
-    b = lanes + 16 < seen ? b * load(scales + 16) : V{};
-    round_pair(a, b, out);
-}
-
-// ``count`` codes (a multiple of 64) in bfloat16; meanwhile those of the block behind are fetched.
-INLINE const uint16_t *expanded(const char *codes, const char *ahead, int count, uint16_t *out) {
-    for (int i = count; i < count + BLOCK * 4; i += 64) prefetch(ahead + i); // scales
-    for (int i = 0; i < count; i += 64) {
-        prefetch(ahead + i);
-        for (int j = i; j < i + 64; j += 32) {
-            const int8_t *both = (const int8_t *)codes + j;
-            const I pairs = pairs_of(to_float(load_bytes(both)), to_float(load_bytes(both + 16)));
-            memcpy(out + j, &pairs, 64);
-        }
-    }
-    return out;
-}
-
 // The values of a block that is not full, with zeros behind: what lies there is of nobody or of others.
 INLINE const uint16_t *seen_values(const uint16_t *values, int num_seen, int wide, uint16_t *copy) {
     if (num_seen >= BLOCK) return values;
@@ -144,8 +130,8 @@ INLINE Block block_of(const AttendTask &t, const int32_t *blocks, int start, int
             t.values + next * t.value_block};
 }
 
-template <bool CODES> INLINE void prefetch_columns(const char *block, int first, int count) { // of all positions
-    for (int i = first * BLOCK * 2; !CODES && i < (first + count) * BLOCK * 2; i += 64) prefetch(block + i);
+INLINE void prefetch_columns(const char *block, int first, int count) { // of all positions
+    for (int i = first * BLOCK * 2; i < (first + count) * BLOCK * 2; i += 64) prefetch(block + i);
 }
 
 #if defined(HAS_AMX)
@@ -170,51 +156,35 @@ void begin(Running &s, int j, const AttendTask &t, Query q) {
 
 // The positions ``start`` to ``end`` for the queries ``first`` to ``first + count``, for as many as the tiles are
 // configured. Tiles 0 to 3 are sums, 4 what is left of a product, 5 to 7 keys or values.
-template <bool CODES>
 void attend_tiles(Running &run, int first, int count, const AttendTask &t, const int32_t *blocks, int start, int end) {
     const int dim = t.head_dim, padded = (dim + 31) / 32 * 32, wide = (dim + 15) / 16 * 16;
-    alignas(64) uint16_t p[TILE][BLOCK], copy[BLOCK * MOST_DIM], key_copy[CODES ? BLOCK * MOST_DIM : 1];
+    alignas(64) uint16_t p[TILE][BLOCK], copy[BLOCK * MOST_DIM];
     alignas(64) float part[TILE * MOST_DIM], s[TILE][BLOCK];
     const uint16_t *rows = run.rows + first * padded;
     float *sums = run.sums + first * wide;
     V shrink[TILE];
-    if (CODES && start < end) {
-        const Block block = block_of(t, blocks, start, end);
-        expanded(block.keys, block.next_keys, padded * BLOCK, key_copy);
-    }
     for (; start < end; start += BLOCK) {
         const Block block = block_of(t, blocks, start, end);
-        const uint16_t *keys = CODES ? key_copy : (const uint16_t *)block.keys, *values = copy;
+        const uint16_t *keys = (const uint16_t *)block.keys;
         _tile_zero(0);
         _tile_zero(1);
         for (int e = 0; e < padded; e += 32) {
             _tile_loadd(4, rows + e, padded * 2);
             _tile_loadd(5, keys + e * BLOCK, BLOCK * 4);
-            prefetch_columns<CODES>(block.next_keys, e, 16);
+            prefetch_columns(block.next_keys, e, 16);
             _tile_loadd(6, keys + e * BLOCK + 32, BLOCK * 4);
             _tile_dpbf16ps(0, 4, 5);
             _tile_dpbf16ps(1, 4, 6);
-            prefetch_columns<CODES>(block.next_keys, e + 16, 16);
+            prefetch_columns(block.next_keys, e + 16, 16);
         }
         _tile_stored(0, s[0], BLOCK * 4);
         _tile_stored(1, s[0] + 16, BLOCK * 4);
-        // Codes become bfloat16 where the processor would wait for a product: these values now, the keys behind below.
-        if (CODES)
-            expanded(block.values, block.next_values, wide * BLOCK, copy);
-        else
-            values = seen_values((const uint16_t *)block.values, end - start, wide, copy);
-        const float *key_scales = (const float *)(block.keys + padded * BLOCK);
-        const float *value_scales = (const float *)(block.values + wide * BLOCK);
+        const uint16_t *values = seen_values((const uint16_t *)block.values, end - start, wide, copy);
         for (int j = 0; j < count; j++) {
             V a = load(s[j]), b = load(s[j] + 16);
-            const int seen = run.q[first + j].position + 1 - start;
-            if (CODES) a *= load(key_scales), b *= load(key_scales + 16);
-            shrink[j] = soften(a, b, seen, t.scale, run.largest[first + j]);
-            enter_values<CODES>(a, b, value_scales, seen, shrink[j], run.weight[first + j], p[j]);
-        }
-        if (CODES && start + BLOCK < end) {
-            const Block behind = block_of(t, blocks, start + BLOCK, end);
-            expanded(behind.keys, behind.next_keys, padded * BLOCK, key_copy);
+            shrink[j] = soften(a, b, run.q[first + j].position + 1 - start, t.scale, run.largest[first + j]);
+            round_pair(a, b, p[j]);
+            run.weight[first + j] = fma(run.weight[first + j], shrink[j], a + b);
         }
         _tile_loadd(4, p, 64);
         for (int e = 0; e < wide; e += 64) {
@@ -223,7 +193,7 @@ void attend_tiles(Running &run, int first, int count, const AttendTask &t, const
         _tile_zero(C);                                                                                                 \
         _tile_loadd(B, values + 2 * (e + at), wide * 4);                                                               \
         _tile_dpbf16ps(C, 4, B);                                                                                       \
-        prefetch_columns<CODES>(block.next_values, e + at, 16);                                                        \
+        prefetch_columns(block.next_values, e + at, 16);                                                        \
         _tile_stored(C, part + e + at, wide * 4);                                                                      \
     }
             COLUMNS_IN_TILES(0, 5, 0)
@@ -237,7 +207,7 @@ void attend_tiles(Running &run, int first, int count, const AttendTask &t, const
     }
 }
 
-template <bool CODES> void attend_pairs(const AttendTask &t, float *out) {
+void attend_pairs(const AttendTask &t, float *out) {
     [[maybe_unused]] const FlushSubnormals flush;
     const int heads = t.heads_per_kv, wide = (t.head_dim + 15) / 16 * 16;
     Running run;
@@ -253,11 +223,11 @@ template <bool CODES> void attend_pairs(const AttendTask &t, float *out) {
         for (int j = 0; j < all_queries; j++)
             begin(run, j, t, query_of(t, t.members[j / heads], j % heads, out + (size_t)(j / heads * heads) * t.head_dim));
         set_rows(all_queries);
-        attend_tiles<CODES>(run, 0, all_queries, t, t.members[0].blocks, 0, t.num_shared * BLOCK);
+        attend_tiles(run, 0, all_queries, t, t.members[0].blocks, 0, t.num_shared * BLOCK);
         set_rows(heads);
         for (int i = 0; i < t.num_members; i++) {
             const AttendMember &m = t.members[i];
-            attend_tiles<CODES>(run, i * heads, heads, t, m.blocks, t.num_shared * BLOCK, m.first_position + 1);
+            attend_tiles(run, i * heads, heads, t, m.blocks, t.num_shared * BLOCK, m.first_position + 1);
         }
         finish(all_queries);
     } else {
@@ -267,7 +237,7 @@ template <bool CODES> void attend_pairs(const AttendTask &t, float *out) {
             count = total - i < TILE ? total - i : TILE;
             for (int j = 0; j < count; j++) begin(run, j, t, query_of(t, m, i + j, out));
             set_rows(count);
-            attend_tiles<CODES>(run, 0, count, t, m.blocks, 0, run.q[count - 1].position + 1);
+            attend_tiles(run, 0, count, t, m.blocks, 0, run.q[count - 1].position + 1);
             finish(count);
         }
     }
@@ -311,10 +281,10 @@ INLINE void sixteen_pairs(const float *x, int x_stride, const uint16_t *pairs, i
 #endif
 }
 
-template <bool CODES, int QB> void attend_pairs(const AttendTask &t, const AttendMember &m, int first, float *out) {
+template <int QB> void attend_pairs(const AttendTask &t, const AttendMember &m, int first, float *out) {
     const int dim = t.head_dim, padded = (dim + 31) / 32 * 32, wide = (dim + 15) / 16 * 16;
     alignas(64) float sums[QB][MOST_DIM], rows[QB][MOST_DIM], p[QB][BLOCK];
-    alignas(64) uint16_t copy[BLOCK * MOST_DIM], key_copy[CODES ? BLOCK * MOST_DIM : 1], unused[BLOCK];
+    alignas(64) uint16_t copy[BLOCK * MOST_DIM], unused[BLOCK];
     Query q[QB];
     float largest[QB];
     V weight[QB], shrink[QB];
@@ -330,31 +300,26 @@ template <bool CODES, int QB> void attend_pairs(const AttendTask &t, const Atten
     for (int start = 0; start <= last; start += BLOCK) {
         const Block block = block_of(t, m.blocks, start, last + 1);
         const uint16_t *keys = (const uint16_t *)block.keys;
-        if (CODES) keys = expanded(block.keys, block.next_keys, padded * BLOCK, key_copy);
         V s[2][QB] = {};
         for (int half = 0; half < 2; half++)
             for (int e = 0; e < padded; e += 32) {
                 V sum[QB];
-                prefetch_columns<CODES>(block.next_keys, e + half * 16, 16);
+                prefetch_columns(block.next_keys, e + half * 16, 16);
                 sixteen_pairs<QB>(&rows[0][e], MOST_DIM, keys + e * BLOCK + half * 32, BLOCK * 2, sum);
                 for (int j = 0; j < QB; j++) s[half][j] += sum[j];
             }
-        const float *key_scales = (const float *)(block.keys + padded * BLOCK);
-        const float *value_scales = (const float *)(block.values + wide * BLOCK);
         for (int j = 0; j < QB; j++) {
             V a = s[0][j], b = s[1][j];
-            const int seen = q[j].position + 1 - start;
-            if (CODES) a *= load(key_scales), b *= load(key_scales + 16);
-            shrink[j] = soften(a, b, seen, t.scale, largest[j]);
-            enter_values<CODES>(a, b, value_scales, seen, shrink[j], weight[j], unused);
+            shrink[j] = soften(a, b, q[j].position + 1 - start, t.scale, largest[j]);
+            round_pair(a, b, unused);
+            weight[j] = fma(weight[j], shrink[j], a + b);
             store(p[j], a);
             store(p[j] + 16, b);
         }
-        const uint16_t *values = CODES ? expanded(block.values, block.next_values, wide * BLOCK, copy)
-                                       : seen_values((const uint16_t *)block.values, last + 1 - start, wide, copy);
+        const uint16_t *values = seen_values((const uint16_t *)block.values, last + 1 - start, wide, copy);
         for (int e = 0; e < wide; e += 16) {
             V sum[QB];
-            prefetch_columns<CODES>(block.next_values, e, 16);
+            prefetch_columns(block.next_values, e, 16);
             sixteen_pairs<QB>(p[0], BLOCK, values + 2 * e, wide * 2, sum);
             for (int j = 0; j < QB; j++) store(sums[j] + e, fma(load(sums[j] + e), shrink[j], sum[j]));
         }
@@ -362,37 +327,20 @@ template <bool CODES, int QB> void attend_pairs(const AttendTask &t, const Atten
     for (int j = 0; j < QB; j++) finish_query(sums[j], weight[j], dim, q[j].out);
 }
 
-template <bool CODES> void attend_pairs(const AttendTask &t, float *out) {
+void attend_pairs(const AttendTask &t, float *out) {
     [[maybe_unused]] const FlushSubnormals flush;
-    for (int n = 0; n < t.num_members; n++) {
-        const AttendMember &m = t.members[n];
-        const int total = m.num_rows * t.heads_per_kv;
-        int i = 0;
-        for (; i + 4 <= total; i += 4) attend_pairs<CODES, 4>(t, m, i, out);
-        if (total - i == 3) attend_pairs<CODES, 3>(t, m, i, out);
-        if (total - i == 2) attend_pairs<CODES, 2>(t, m, i, out);
-        if (total - i == 1) attend_pairs<CODES, 1>(t, m, i, out);
-        out += (size_t)total * t.head_dim;
-    }
+    by_queries<4>(t, out, [&](auto few, const AttendMember &m, int i, float *to) { attend_pairs<few>(t, m, i, to); });
 }
 
 #endif
 
-void attend_float(const AttendTask &t, float *out) {
-    for (int n = 0; n < t.num_members; n++) {
-        const AttendMember &m = t.members[n];
-        const int total = m.num_rows * t.heads_per_kv;
-        int i = 0;
-        for (; i + 6 <= total; i += 6) attend_float<6>(t, m, i, out);
-        if (total - i >= 4) attend_float<4>(t, m, i, out), i += 4;
-        if (total - i == 3) attend_float<3>(t, m, i, out);
-        if (total - i == 2) attend_float<2>(t, m, i, out);
-        if (total - i == 1) attend_float<1>(t, m, i, out);
-        out += (size_t)total * t.head_dim;
-    }
-}
+#include "attention_codes.h"
 
 void attend(const AttendTask &t, float *out) {
-    if (t.kind == W_S8) return attend_pairs<true>(t, out);
-    t.kind == W_BF16 ? attend_pairs<false>(t, out) : attend_float(t, out);
+    if (t.kind == W_S8)
+        by_queries<4>(t, out, [&](auto few, const AttendMember &m, int i, float *to) { attend_codes<few>(t, m, i, to); });
+    else if (t.kind == W_BF16)
+        attend_pairs(t, out);
+    else
+        by_queries<6>(t, out, [&](auto few, const AttendMember &m, int i, float *to) { attend_float<few>(t, m, i, to); });
 }

@@ -1,6 +1,7 @@
 // The arithmetic of a step, compiled once for each instruction set (ISA is the name); native.h has the table.
 // Every kernel does the same operations in the same order per element, so that all give the same bits.
 #include "vector.h"
+#include <type_traits>
 #if defined(__AMX_INT8__)
 #define HAS_AMX 1
 #endif

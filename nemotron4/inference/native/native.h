@@ -51,8 +51,7 @@ struct Model {
     int32_t cache_kind; // W_F32, W_BF16 or W_S8
     // float32: [block][layer][kv head][dim][32 positions] and [...][32 positions][dim to a multiple of 16];
     // bfloat16, in pairs: [...][dim to a multiple of 32, by two][32 positions][2], [...][16][dim to 16][2 positions];
-    // codes as bfloat16, but of 32 neighbours the firsts of the pairs and then the seconds, and behind those of a head
-    // and block their scales: [32 positions], float32
+    // codes as bfloat16, and behind those of a head and block their scales: [32 positions], float32
     void *keys, *values;
 };
 

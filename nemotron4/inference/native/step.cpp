@@ -257,14 +257,11 @@ struct Rotate { // queries and keys of neighbouring rows; keys and values into t
         return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
     }
     template <class At> static void put_codes(const float *x, int dim, int8_t *codes, At at, float *scale) {
-        float largest = 0;
-        for (int e = 0; e < dim; e++) largest = std::max(largest, std::fabs(x[e]));
+        float largest = 0, spoiled = 0; // spoiled: no number where an element is none
+        for (int e = 0; e < dim; e++) largest = std::max(largest, std::fabs(x[e])), spoiled += 0.0f * x[e];
         const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-        for (int e = 0; e < dim; e++) {
-            const int place = at(e);
-            codes[place / 32 * 32 + place % 2 * 16 + place % 32 / 2] = (int8_t)(int)std::nearbyint(x[e] * inverse);
-        }
-        *scale = largest / 127.0f;
+        for (int e = 0; e < dim; e++) codes[at(e)] = spoiled == 0 ? (int8_t)(int)std::nearbyint(x[e] * inverse) : 0;
+        *scale = largest / 127.0f + spoiled;
     }
 };
 
