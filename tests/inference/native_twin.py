@@ -68,7 +68,9 @@ def attention_over_codes(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
     score_KGNM = (score_KGNM * head_dim**-0.5).masked_fill(later_NM, -torch.inf)
     weight_KGNM = (score_KGNM - score_KGNM.amax(-1, keepdim=True)).exp()
     parts = (weight_KGNM * v_scale_NK.T[:, None, None]).split(32, dim=-1)
-    scaled_KGNM = torch.cat([code * scale[..., None] for code, scale in (_coded(x, 32767) for x in parts)], -1)
+    scaled_KGNM = torch.cat(
+        [code * scale[..., None] for code, scale in (_coded(x, 32767) for x in parts)], -1
+    )
     out_NKGE = torch.einsum("kgnm,mke->nkge", scaled_KGNM, v_codes)
     return (out_NKGE / weight_KGNM.sum(-1).permute(2, 0, 1)[..., None]).reshape(q_NHE.shape)
 
