@@ -55,7 +55,7 @@ def product(
 def attention_over_codes(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
     """(N, H, E) of one sequence from its first position on, over keys and values of eight bits.
 
-    Queries, and in each block of 32 positions the weights times the values' scales, are codes of sixteen bits.
+    Queries are codes of sixteen bits, and so are, in each block of 32, the weights times the values' scales.
     """
     num_rows, num_heads, head_dim = q_NHE.shape
     num_kv = k_NKE.shape[1]
