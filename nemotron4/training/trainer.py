@@ -17,6 +17,7 @@ import torch
 
 from nemotron4.errors import ConfigError
 from nemotron4.training import checkpoints
+from nemotron4.training.checkpoints import SavedState
 from nemotron4.training.dataset import Dataset
 from nemotron4.training.engine import TrainingEngine
 from nemotron4.training.metrics import (
@@ -286,7 +287,7 @@ class Trainer:
         return checkpoints.plain_tensors(self.engine.trainable, self.optimizer)
 
     def _save(self) -> None:
-        state = checkpoints.SavedState(
+        state = SavedState(
             self._step,
             self._seen,
             self.fingerprint,
@@ -299,7 +300,7 @@ class Trainer:
         self._writer.save(self.tensors(), state)
         self._is_saved = True
 
-    def saved_state(self) -> checkpoints.SavedState | None:
+    def saved_state(self) -> SavedState | None:
         """What the run goes on from; ConfigError where it cannot."""
         path = checkpoints.newest(self.checkpoints)
         if path is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -268,6 +268,7 @@ async def tag_unsafe(prompt: Prompt, context: Context, knobs: NoSettings) -> Seq
 
 
 async def drop_tagged(row: Any, context: Context, knobs: TagKnobs) -> Sequence[Row | None]:
+    tags: Collection[Any]
     if isinstance(row, ColumnRow):
         given = row.columns.get("tags") or ()
         tags = given if isinstance(given, list | dict) else (given,)
