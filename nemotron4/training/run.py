@@ -135,7 +135,6 @@ def train(
             on_part=shown,
             is_writer=is_writer,
         )
-        trainer.saved_state()  # a refusal leaves the folder as it is
         if is_writer:
             for line in trainer.plan.notes:
                 tell(line)
@@ -178,7 +177,7 @@ def _trainer(
 ) -> Trainer:
     recipe = origin.recipe
     has_reference = recipe.kind.has_reference(recipe.settings)
-    return make(
+    trainer = make(
         recipe,
         engine,
         recipe.kind.objective(recipe.settings),
@@ -193,6 +192,8 @@ def _trainer(
         peak_flops_per_s=matmul_flops_per_s(engine.device) * recipe.parallel.num_processes,
         constants={"share_left_out": read.share_left_out} if has_reference else {},
     )
+    trainer.saved_state()  # a refusal comes before anything is written
+    return trainer
 
 
 def _logs(
