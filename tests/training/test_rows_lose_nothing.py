@@ -106,7 +106,7 @@ def test_a_text_before_answers_that_are_messages_is_the_user_s_turn() -> None:
 @pytest.mark.parametrize("name", ["prompt", "messages"])
 def test_messages_are_the_prompt_also_next_to_a_question(asked: dict[str, str], name: str) -> None:
     row = {**asked, name: [{"role": "system", "content": "S"}, USER], "answer": "4"}
-    found = parse("prompts", row)
+    found = PromptKind(is_row_judged=True).parse(Fields(row))
     assert [message.content for message in found.prompt] == ["S", "Hi"]
     assert found.fields == row
 
@@ -224,7 +224,7 @@ def test_of_two_columns_with_one_name_none_is_taken_in_silence(
 def test_a_second_prompt_is_refused_unless_a_judge_reads_it() -> None:
     rows = (
         {"prompt": "a", "messages": [USER]},
-        {"question": "a", "context": "b"},
+        {"prompt": "a", "question": "b"},
         {"instruction": "a", "text": "b"},
     )
     for row in rows:
