@@ -356,6 +356,7 @@ def randomise(model: torch.nn.Module, *names: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's own use of transformers
 @pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings=True`")  # what it tests
+@pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied")
 @pytest.mark.parametrize("kind", ["lora", "ia3", "embed_tokens", "lm_head"])
 def test_adapters_merge_as_peft_does(tmp_path: Path, kind: str) -> None:
     import peft
