@@ -205,7 +205,9 @@ def bar_lines(bars: Bars, width: int = 32) -> list[str]:
 
 # --- HTML
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
+COLOURS = (  # Okabe and Ito, with grey for black, on which intervals could not be seen
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#f0e442",
+)  # fmt: skip
 MUTED = "#b4b4b4"
 
 _STYLE = (

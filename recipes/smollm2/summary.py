@@ -10,7 +10,7 @@ from nemotron4.plots import draw_bars
 from nemotron4.report import Bar, Bars, Folded, Table, as_markdown, percent, write_report
 
 KINDS = ("code", "sum", "reading", "instruction")
-STAGES = ("before", "sft", "contrast", "dpo", "rpo-1", "rpo-2", "grpo")
+STAGES = ("before", "sft", "contrast", "dpo", "rpo-1", "rpo-2", "rpo-3", "rpo-4", "grpo")
 IFEVAL = {
     "prompt_strict": "IFEval: prompts, strict",
     "instruction_strict": "IFEval: instructions, strict",
