@@ -82,7 +82,10 @@ def assert_same_run(one: Path, many: Path) -> None:
     assert len(lines_one) == len(lines_many) == 5
     for a, b in zip(lines_one, lines_many, strict=True):
         for name in (a.keys() | b.keys()) - {"kind", *TIMES}:
-            assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-6), name
+            # The gap is itself a rounding, the largest one.
+            assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-5 if name == "sampler_gap" else 1e-6), (
+                name
+            )
     assert weights_one.keys() == weights_many.keys()
     for name, tensor in weights_one.items():
         torch.testing.assert_close(weights_many[name], tensor, rtol=0, atol=1e-6)
@@ -173,7 +176,7 @@ run = {{ directory = "{folder}", max_steps = 2 }}
 [[stage]]
 name = "sft"
 kind = "sft"
-data = {{ train = ["{rows}"] }}
+data = {{ train = [{{ path = "{rows}", ignore = ["attributes"] }}] }}
 
 [[stage]]
 name = "reward"
