@@ -60,8 +60,9 @@ def attention_over_codes(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
     num_rows, num_heads, head_dim = q_NHE.shape
     num_kv = k_NKE.shape[1]
     (k_codes, k_scale_NK), (v_codes, v_scale_NK) = (_coded(x) for x in (k_NKE, v_NKE))
-    q_NKGE = _coded(q_NHE, 32767)[0].view(num_rows, num_kv, num_heads // num_kv, head_dim)
-    q_scale_KGN1 = _coded(q_NHE, 32767)[1].T.view(num_kv, -1, num_rows, 1)
+    q_codes_NHE, q_scale_NH = _coded(q_NHE, 32767)
+    q_NKGE = q_codes_NHE.view(num_rows, num_kv, num_heads // num_kv, head_dim)
+    q_scale_KGN1 = q_scale_NH.T.view(num_kv, -1, num_rows, 1)
     score_KGNM = torch.einsum("nkge,mke->kgnm", q_NKGE.double(), k_codes.double()).float()
     score_KGNM *= k_scale_NK.T[:, None, None] * q_scale_KGN1
     later_NM = torch.ones(num_rows, num_rows, dtype=torch.bool).triu(1)

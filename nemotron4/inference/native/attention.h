@@ -36,6 +36,12 @@ INLINE Query query_of(const AttendTask &t, const AttendMember &m, int i, float *
     return {m.q + row * t.q_stride + head * t.head_dim, out + (size_t)i * t.head_dim, m.first_position + row};
 }
 
+INLINE void begin_sums(float &largest, V &weight, float *sums, int wide) {
+    largest = -__builtin_inff();
+    weight = V{};
+    memset(sums, 0, sizeof(float) * (size_t)wide);
+}
+
 INLINE void finish_query(const float *sums, V weight, int dim, float *out) {
     const V inverse = all(1.0f / sum16(weight));
     for (int e = 0; e < dim; e += 16) store_part(out + e, load(sums + e) * inverse, dim - e);
@@ -64,9 +70,7 @@ template <int QB> void attend_float(const AttendTask &t, const AttendMember &m, 
     V weight[QB], shrink[QB];
     for (int j = 0; j < QB; j++) {
         q[j] = query_of(t, m, first + j, out);
-        largest[j] = -__builtin_inff();
-        weight[j] = V{};
-        memset(sums[j], 0, sizeof(float) * (size_t)wide);
+        begin_sums(largest[j], weight[j], sums[j], wide);
     }
     const int last = q[QB - 1].position;
     for (int start = 0; start <= last; start += BLOCK) {
@@ -149,9 +153,7 @@ void begin(Running &s, int j, const AttendTask &t, Query q) {
     for (int e = 0; e < padded; e += 16)
         store_bf16(s.rows + j * padded + e, rounded_bf16(e < dim ? load_part(q.q + e, dim - e) : V{}));
     s.q[j] = q;
-    s.largest[j] = -__builtin_inff();
-    s.weight[j] = V{};
-    memset(s.sums + j * wide, 0, sizeof(float) * (size_t)wide);
+    begin_sums(s.largest[j], s.weight[j], s.sums + j * wide, wide);
 }
 
 // The positions ``start`` to ``end`` for the queries ``first`` to ``first + count``, for as many as the tiles are
@@ -292,9 +294,7 @@ template <int QB> void attend_pairs(const AttendTask &t, const AttendMember &m, 
         q[j] = query_of(t, m, first + j, out);
         for (int e = 0; e < padded; e += 16)
             store(rows[j] + e, rounded_bf16(e < dim ? load_part(q[j].q + e, dim - e) : V{}));
-        largest[j] = -__builtin_inff();
-        weight[j] = V{};
-        memset(sums[j], 0, sizeof(float) * (size_t)wide);
+        begin_sums(largest[j], weight[j], sums[j], wide);
     }
     const int last = q[QB - 1].position;
     for (int start = 0; start <= last; start += BLOCK) {

@@ -89,9 +89,7 @@ template <int QB> void attend_codes(const AttendTask &t, const AttendMember &m, 
     for (int j = 0; j < QB; j++) {
         q[j] = query_of(t, m, first + j, out);
         row_scale[j] = code_query(q[j].q, dim, padded, rows[j]);
-        largest[j] = -__builtin_inff();
-        weight[j] = V{};
-        memset(sums[j], 0, sizeof(float) * (size_t)wide);
+        begin_sums(largest[j], weight[j], sums[j], wide);
     }
     const int last = q[QB - 1].position;
     for (int start = 0; start <= last; start += BLOCK) {
