@@ -54,7 +54,8 @@ Written on 30 November 2026, 17:58 UTC, before what it names had begun:
   few loop. RPO-4: from RPO-3, 400 prompts, 4 answers drawn and besides the greedy one, up to 300 tokens
   (``--greedy``). Measured as the others; it ships by the rule for RPO-3, compared with RPO-2.
 - Added at 19:53, after RPO-4 (none of the 129 loops, 5.7 % of IFEval): RPO-5, the same from RPO-4, if time is
-  left; by the same rule.
+  left; by the same rule. Begun at 21:30 from the adapter that ships (RPO-4), on an AMD EPYC without AMX.
+- Added at 21:20: seed 2 there, to rpo-2, as seed 1; both seeds go on to rpo-4 if time is left.
 """
 
 from __future__ import annotations
