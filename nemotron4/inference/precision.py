@@ -113,7 +113,7 @@ def _default(checkpoint: Checkpoint, device: str, *, is_native: bool) -> str:
         return "bfloat16"
     stored = checkpoint.tensors["model.layers.0.mlp.up_proj.weight"].dtype
     is_short = stored.lower() in ("bfloat16", "bf16")
-    return "bfloat16" if is_native and is_short and instruction_set() == "amx" else "float32"
+    return "bfloat16" if is_native and is_short and instruction_set() in ("bf16", "amx") else "float32"
 
 
 def _quantised_type(checkpoint: Checkpoint) -> str | None:

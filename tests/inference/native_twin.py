@@ -95,3 +95,13 @@ def product_bf16(x_MK: Tensor, weight_RK: Tensor) -> Tensor:
             sums[i % 2] = (products_MR + sums[i % 2].double()).float()
         out_MR += sums[0] + sums[1]
     return out_MR
+
+
+def product_pairs(x_MK: Tensor, weight_RK: Tensor) -> Tensor:
+    """(M, R), as AVX-512 BF16 adds: of each two columns the second, then the first."""
+    x_MK, weight_RK = (F.pad(t, (0, t.shape[1] % 2)).bfloat16().double() for t in (x_MK, weight_RK))
+    out_MR = torch.zeros(len(x_MK), len(weight_RK))
+    for k in range(0, x_MK.shape[1], 2):
+        for i in (k + 1, k):
+            out_MR = (x_MK[:, i, None] * weight_RK[:, i] + out_MR.double()).float()
+    return out_MR

@@ -45,6 +45,11 @@ SHAPES = [(1, 64, 16), (2, 32, 5), (3, 100, 33), (7, 576, 64), (8, 96, 17), (9, 
 SHAPES += [(17, 1536, 40), (24, 33, 31), (33, 160, 80), (64, 256, 96), (70, 96, 16), (300, 64, 32)]
 
 
+def of_equal_bits(kind: Form) -> list[str]:
+    """Only weights of bfloat16 have an order of sums of their own under ``bf16``."""
+    return [isa for isa in HERE if (kind, isa) != (Form.BF16, "bf16")]
+
+
 def packed(weight_RK: torch.Tensor, kind: Form) -> Weight:
     return pack_rows(weight_RK.contiguous().numpy(), kind)
 
@@ -84,7 +89,7 @@ def test_every_instruction_set_gives_the_same_bits(kind: Form, rows: int, cols: 
     weight = packed(random(outputs, cols, seed=1), kind)
     x_MK = random(rows, cols)
     for is_wide in (False, True):
-        found = {isa: product(x_MK, weight, isa, is_wide=is_wide) for isa in HERE}
+        found = {isa: product(x_MK, weight, isa, is_wide=is_wide) for isa in of_equal_bits(kind)}
         for isa, out in found.items():
             assert torch.equal(out, found[HERE[0]]), isa
 
@@ -95,7 +100,8 @@ def test_bfloat16_products_equal_their_twin_to_the_last_bit(
     isa: str, rows: int, cols: int, outputs: int
 ) -> None:
     x_MK, weight_RK = random(rows, cols), random(outputs, cols, seed=1)
-    assert torch.equal(product(x_MK, packed(weight_RK, Form.BF16), isa), twin.product_bf16(x_MK, weight_RK))
+    by_twin = twin.product_pairs if isa == "bf16" else twin.product_bf16
+    assert torch.equal(product(x_MK, packed(weight_RK, Form.BF16), isa), by_twin(x_MK, weight_RK))
 
 
 @pytest.mark.parametrize("isa", HERE)
@@ -161,8 +167,11 @@ def test_a_whole_step_gives_the_same_bits_under(isa: str, tmp_path: Path) -> Non
         text=True,
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
-    for path, found in torch.load(tmp_path / "found.pt").items():
-        assert torch.equal(found, scores(path)), path
+    found = torch.load(tmp_path / "found.pt")
+    if isa != BEST and not {isa, BEST} <= {*of_equal_bits(Form.BF16)}:
+        del found["bfloat16"]
+    for path, logits in found.items():
+        assert torch.equal(logits, scores(path)), path
 
 
 def scores(path: str, length: int = 50, cut: int = 32) -> torch.Tensor:

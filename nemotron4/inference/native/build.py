@@ -37,9 +37,10 @@ FLAGS = (
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 _VNNI = (*_AVX512, "-mavx512vnni")
-_AMX = (*_VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16")
+_BF16 = (*_VNNI, "-mavx512bf16")
+_AMX = (*_BF16, "-mamx-tile", "-mamx-int8", "-mamx-bf16")
 INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
-    "x86_64": {"avx2": _AVX2, "avx512": _AVX512, "vnni": _VNNI, "amx": _AMX},
+    "x86_64": {"avx2": _AVX2, "avx512": _AVX512, "vnni": _VNNI, "bf16": _BF16, "amx": _AMX},
     "aarch64": {"generic": ("-O3",)},
     "arm64": {"generic": ("-O3",)},
 }

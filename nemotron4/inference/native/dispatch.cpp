@@ -39,11 +39,23 @@ const Kernels *kernels_named(const char *isa) {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-    const bool amx = vnni && __builtin_cpu_supports("avx512bf16") && has_amx_bits();
-    if ((any || !strcmp(isa, "amx")) && amx && may_use_amx()) return kernels_amx();
-    if ((any || !strcmp(isa, "amx") || !strcmp(isa, "vnni")) && vnni) return kernels_vnni();
-    if ((any || strcmp(isa, "avx2")) && avx512) return kernels_avx512();
-    return avx2 ? kernels_avx2() : nullptr;
+    const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+    const bool amx = bf16 && has_amx_bits();
+    const struct {
+        const char *name;
+        bool is_here;
+        const Kernels *(*kernels)();
+    } sets[] = {{"amx", amx && may_use_amx(), kernels_amx}, // the widest first
+                {"bf16", bf16, kernels_bf16},
+                {"vnni", vnni, kernels_vnni},
+                {"avx512", avx512, kernels_avx512},
+                {"avx2", avx2, kernels_avx2}};
+    bool is_allowed = any;
+    for (const auto &set : sets) {
+        is_allowed = is_allowed || !strcmp(isa, set.name);
+        if (is_allowed && set.is_here) return set.kernels();
+    }
+    return nullptr;
 #else
     return any || !strcmp(isa, "generic") ? kernels_generic() : nullptr;
 #endif

@@ -4,6 +4,8 @@
 #include <type_traits>
 #if defined(__AMX_INT8__)
 #define HAS_AMX 1
+#elif defined(__AVX512BF16__)
+#define HAS_DOTS 1 // of pairs of bfloat16
 #endif
 
 namespace {
@@ -316,37 +318,57 @@ void tiles_bf16(const Weight &w, const Rows &rows, int first, int count, int pan
 }
 #endif
 
-template <int MR, int NP>
+struct Floats { // numbers of rows and weights that one instruction multiplies and adds: a column at a time
+    static constexpr int COLUMNS = 1;
+    static const float *of(const Rows &rows) { return rows.values; }
+    INLINE V add(const float *x, V weights, V sum) { return fma(*x, weights, sum); }
+};
+
+#if defined(HAS_DOTS)
+struct Pairs { // two columns; the instruction adds the second product to the sum, then the first
+    static constexpr int COLUMNS = 2;
+    static const uint16_t *of(const Rows &rows) { return rows.bf16; }
+    INLINE V add(const uint16_t *x, V weights, V sum) {
+        return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)alli(four_of((const int8_t *)x)), (__m512bh)weights);
+    }
+};
+#endif
+
+template <typename T, int MR, int NP>
 INLINE void float_block(const Weight &w, const Rows &rows, int row, int panel, float *out, int stride) {
-    const size_t panel_size = (size_t)w.padded * PANEL;
+    const size_t panel_size = (size_t)w.padded / T::COLUMNS * PANEL;
     const float *b = (const float *)w.codes + panel * panel_size;
-    const float *x = rows.values + (size_t)row * rows.padded;
+    const auto *x = T::of(rows) + (size_t)row * rows.padded;
     V sum[MR][NP] = {};
-    for (int k = 0; k < w.cols; k++) {
+    for (int k = 0; k < w.cols; k += T::COLUMNS, b += PANEL) {
         V values[NP];
-        for (int p = 0; p < NP; p++) values[p] = load(b + p * panel_size + (size_t)k * PANEL);
+        for (int p = 0; p < NP; p++) {
+            values[p] = load(b + p * panel_size);
+            if (MR == 1) prefetch((const char *)(b + p * panel_size) + 4096);
+        }
         for (int r = 0; r < MR; r++)
-            for (int p = 0; p < NP; p++) sum[r][p] = fma(x[(size_t)r * rows.padded + k], values[p], sum[r][p]);
+            for (int p = 0; p < NP; p++) sum[r][p] = T::add(x + (size_t)r * rows.padded + k, values[p], sum[r][p]);
     }
     for (int r = 0; r < MR; r++)
         for (int p = 0; p < NP; p++) store(out + (size_t)r * stride + p * PANEL, sum[r][p]);
 }
 
-template <int MR>
+template <typename T, int MR>
 INLINE void float_rows(const Weight &w, const Rows &rows, int row, int panel, int num_panels, float *out) {
     const int stride = num_panels * PANEL;
-    constexpr int NP = MR > 4 ? 2 : 4;
+    constexpr int NP = MR == 4 ? 4 : 2;
     int p = 0;
-    for (; p + NP <= num_panels; p += NP) float_block<MR, NP>(w, rows, row, panel + p, out + p * PANEL, stride);
-    for (; p < num_panels; p++) float_block<MR, 1>(w, rows, row, panel + p, out + p * PANEL, stride);
+    for (; p + NP <= num_panels; p += NP) float_block<T, MR, NP>(w, rows, row, panel + p, out + p * PANEL, stride);
+    for (; p < num_panels; p++) float_block<T, MR, 1>(w, rows, row, panel + p, out + p * PANEL, stride);
 }
 
+template <typename T>
 void product_float(const Weight &w, const Rows &rows, int first, int count, int panel, int num_panels, float *out) {
     const size_t stride = (size_t)num_panels * PANEL;
     int r = 0;
-    for (; r + 12 <= count; r += 12) float_rows<12>(w, rows, first + r, panel, num_panels, out + r * stride);
-    for (; r + 4 <= count; r += 4) float_rows<4>(w, rows, first + r, panel, num_panels, out + r * stride);
-    for (; r < count; r++) float_rows<1>(w, rows, first + r, panel, num_panels, out + r * stride);
+    for (; r + 12 <= count; r += 12) float_rows<T, 12>(w, rows, first + r, panel, num_panels, out + r * stride);
+    for (; r + 4 <= count; r += 4) float_rows<T, 4>(w, rows, first + r, panel, num_panels, out + r * stride);
+    for (; r < count; r++) float_rows<T, 1>(w, rows, first + r, panel, num_panels, out + r * stride);
 }
 
 // The order of AMX's tiles: of 32 columns the even ones are summed and the odd ones, then both are added.
@@ -377,16 +399,20 @@ void product_bf16(const Weight &w, const Rows &rows, int first, int count, int p
 #if defined(HAS_AMX)
     if (count > FEW) return tiles_bf16(w, rows, first, count, panel, num_panels, out);
 #endif
+#if defined(HAS_DOTS)
+    return product_float<Pairs>(w, rows, first, count, panel, num_panels, out);
+#else
     for (int p = 0; p < num_panels; p++) {
         const char *b = (const char *)w.codes + (size_t)(panel + p) * w.padded * PANEL * 2;
         int r = 0;
         for (; r + 4 <= count; r += 4) bf16_rows<4>(w, rows, first + r, b, out + (size_t)r * stride + p * 16, stride);
         for (; r < count; r++) bf16_rows<1>(w, rows, first + r, b, out + (size_t)r * stride + p * 16, stride);
     }
+#endif
 }
 
 void product(const Weight &w, const Rows &rows, int first, int count, int panel, int num_panels, float *out) {
-    if (w.kind == W_F32) return product_float(w, rows, first, count, panel, num_panels, out);
+    if (w.kind == W_F32) return product_float<Floats>(w, rows, first, count, panel, num_panels, out);
     if (w.kind == W_BF16) return product_bf16(w, rows, first, count, panel, num_panels, out);
 #if defined(HAS_AMX)
     const int least = w.kind == W_U4 ? 12 : 8; // rows from which tiles are faster

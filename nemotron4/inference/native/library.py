@@ -15,7 +15,7 @@ VERSION = 5
 GROUP = 32  # input columns that share a scale
 PANEL = 16  # output rows that lie side by side
 BLOCK = 32  # positions of a block of the cache
-INSTRUCTION_SETS = ("avx2", "avx512", "vnni", "amx", "generic")
+INSTRUCTION_SETS = ("avx2", "avx512", "vnni", "bf16", "amx", "generic")
 
 
 class Form(IntEnum):

@@ -142,6 +142,7 @@ const Kernels *kernels_generic();
 const Kernels *kernels_avx2();
 const Kernels *kernels_avx512();
 const Kernels *kernels_vnni();
+const Kernels *kernels_bf16();
 const Kernels *kernels_amx();
 
 inline float half_to_float(uint16_t h) {
