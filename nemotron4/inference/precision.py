@@ -21,6 +21,7 @@ QUANTISED = {"int8": Form.S8, "int4": Form.U4}
 FLOATS = {"float32": Form.F32, "bfloat16": Form.BF16}
 CACHES = {**FLOATS, "int8": Form.S8}  # of keys and values
 CACHE_TYPES = ("auto", "int8")
+TYPICAL = "model.layers.0.mlp.up_proj.weight"  # its type is that of most weights
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def _of_weights(
         stored = _quantised_type(checkpoint)
         if stored is not None:
             return Precision(stored, True, None, "bfloat16")
+        if checkpoint.format == "gguf" and _stored_dtype(checkpoint) not in PLAIN:  # an adapter changed it
+            return Precision("int8", True, Form.S8, "bfloat16")
     name = dtype if dtype != "auto" else _default(checkpoint, device, is_native=obstacle is None)
     if obstacle is None and name in FLOATS:
         return Precision(name, True, FLOATS[name], name)
@@ -111,15 +114,17 @@ def _default(checkpoint: Checkpoint, device: str, *, is_native: bool) -> str:
     """bfloat16 where it loses nothing that the file has and the processor multiplies it; else float32."""
     if device != "cpu":
         return "bfloat16"
-    stored = checkpoint.tensors["model.layers.0.mlp.up_proj.weight"].dtype
-    is_short = stored.lower() in ("bfloat16", "bf16")
+    is_short = _stored_dtype(checkpoint).lower() in ("bfloat16", "bf16")
     return "bfloat16" if is_native and is_short and instruction_set() in ("bf16", "amx") else "float32"
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> str:
+    return checkpoint.tensors[TYPICAL].dtype
 
 
 def _quantised_type(checkpoint: Checkpoint) -> str | None:
     """The type of most weights of a quantised GGUF file."""
-    name = "model.layers.0.mlp.up_proj.weight"
-    raw = checkpoint.raw_tensor(name, 0, 0)
+    raw = checkpoint.raw_tensor(TYPICAL, 0, 0)
     return None if raw is None or raw.kind in PLAIN else raw.kind
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import LlamaForCausalLM
 
 import nemotron4
 from nemotron4.checkpoint import open_checkpoint
+from nemotron4.checkpoint.shipped import FOLDER
 from nemotron4.text.answers import encode_text
 from nemotron4.text.prompt import card_prompt
 from tests.peers import llama_config
@@ -53,3 +55,17 @@ def test_it_answers_in_its_own_format(demo_model: Path) -> None:
         )
     assert answer.text == "The capital of France is Paris."
     assert answer.finish_reason == "stop"
+
+
+def test_an_adapter_given_by_its_folder_answers_as_the_one_that_ships(
+    demo_model: Path, tmp_path: Path
+) -> None:
+    """Both round the merged weights to eight bits, one while it reads, the other into a file."""
+    question = [[{"role": "user", "content": "Name three colors."}]]
+    answers = []
+    for adapter in ("auto", shutil.copytree(FOLDER, tmp_path / "adapter")):
+        with nemotron4.load("smollm2", adapter=adapter) as engine:
+            answers += engine.generate(question, max_new_tokens=24, temperature=0)
+            precision = engine.info.dtype
+    assert precision == "int8"
+    assert answers[0].token_ids == answers[1].token_ids
