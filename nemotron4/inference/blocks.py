@@ -2,7 +2,8 @@
 
 A block is free, in use by one or more sequences, or *kept*: unused, but holding a part of a prompt that a
 later request may share. There are two ways to choose a free one. Compact: the first, so that no more memory
-is touched than is used. Else neighbouring positions are put into neighbouring blocks where possible, because
+is touched than is used; half of what may be kept gives way before a block is touched for the first time.
+Else neighbouring positions are put into neighbouring blocks where possible, because
 attention in PyTorch then reads them without a copy; a kept block is given up to a sequence that grows into
 it. When no block is free, the oldest kept ones go first.
 """
@@ -27,6 +28,7 @@ class BlockPool:
         """``max_kept``: blocks that nobody uses and that may be kept; None: as many as there are."""
         self._max_kept = num_blocks if max_kept is None else max_kept
         self._first_free = list(range(num_blocks)) if is_compact else None  # a heap
+        self._num_touched = 0  # where blocks begin that nobody has used yet, if compact
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._is_free = np.ones(num_blocks, dtype=bool)
@@ -59,9 +61,11 @@ class BlockPool:
         taken: list[int] = []
         while len(taken) < count:
             if self._first_free is not None:
-                if self._num_free == 0:
+                is_new = self._num_free > 0 and self._first_free[0] >= self._num_touched
+                if self._num_free == 0 or (is_new and len(self._kept) > self._max_kept // 2):
                     self._evict(next(iter(self._kept)))
                 taken.append(heapq.heappop(self._first_free))
+                self._num_touched = max(self._num_touched, taken[-1] + 1)
                 self._take(taken[-1])
                 continue
             block = (taken[-1] if taken else after if after is not None else -2) + 1

@@ -164,9 +164,10 @@ class NativeModel:
         self.config = config
         self.cache = cache
         self.weights = weights
+        self.embedding = embedding
         self._library = c.library()
         frequencies = rotary_frequencies(config)
-        self._kept: list[Any] = [weights, norms, embedding, virtual_rows, frequencies, cache]
+        self._kept: list[Any] = [norms, virtual_rows, frequencies]
         layers = (c.CLayer * config.num_layers)()
         for i, layer in enumerate(layers):
             _fill_layer(layer, f"model.layers.{i}.", weights, norms)
