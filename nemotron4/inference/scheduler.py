@@ -92,8 +92,6 @@ class Scheduler:
         return self._blocks_for(num_tokens) <= self.pool.num_blocks
 
     def add(self, sequence: Sequence) -> None:
-        if sequence.max_shared != 0:
-            sequence.digests = prefix_digests(sequence.prompt_ids, self.pool.block_size, salt=sequence.salt)
         self.waiting.append(sequence)
 
     def finish(self, sequence: Sequence) -> None:
@@ -143,6 +141,12 @@ class Scheduler:
             # The last token is always computed: its logits give the next one.
             most = sequence.length - 1 if sequence.max_shared is None else sequence.max_shared
             num_full = most // self.pool.block_size
+            if (
+                not sequence.digests and sequence.max_shared != 0
+            ):  # not on arrival: thousands may come at once
+                sequence.digests = prefix_digests(
+                    sequence.prompt_ids, self.pool.block_size, salt=sequence.salt
+                )
             shared = self.pool.share(sequence.digests[:num_full])
             needed = self._blocks_for(sequence.length + 1) - len(shared)
             # A block in hand for each running sequence delays the first pre-emption.

@@ -51,6 +51,23 @@ def test_first_come_first_served() -> None:
     assert list(planner.running) == [second]
 
 
+def test_a_prompt_is_hashed_when_its_turn_comes() -> None:
+    planner = scheduler(max_running=1)
+    prompt = tuple(range(8))
+    first, second, unshared = Sequence(prompt), Sequence(prompt), Sequence(prompt, max_shared=0)
+    for sequence in (first, second, unshared):
+        planner.add(sequence)
+    compute(planner)
+    assert (first.digests, second.digests) == (prefix_digests(prompt, 4), [])
+    planner.finish(first)
+    compute(planner)
+    assert second.digests == first.digests
+    assert second.take_reused() == 4
+    planner.finish(second)
+    compute(planner)
+    assert unshared.digests == []
+
+
 def test_the_last_admitted_gives_way_and_comes_back_first() -> None:
     planner = scheduler(num_blocks=5)
     first, second = Sequence(tuple(range(7))), Sequence(tuple(range(50, 55)))
@@ -155,6 +172,27 @@ def test_no_more_blocks_are_touched_than_are_used_at_once() -> None:
         pool.publish(blocks[0], b"%d" % i)
         pool.release(blocks)
         assert max(blocks) <= 4
+
+
+def test_half_of_what_is_kept_gives_way_before_more_blocks_are_touched() -> None:
+    pool = BlockPool(64, 4, max_kept=8, is_compact=True)
+    old = pool.allocate(8)
+    for i, block in enumerate(old):
+        pool.publish(block, b"%d" % i)
+    pool.release(old)
+    assert sorted(pool.allocate(4)) == old[4:]  # the last blocks of a prompt go first
+    assert pool.allocate(2) == [8, 9]
+    assert pool.share([b"%d" % i for i in range(8)]) == old[:4]
+
+
+def test_blocks_that_are_touched_and_free_are_taken_before_kept_ones() -> None:
+    pool = BlockPool(64, 4, max_kept=4, is_compact=True)
+    old = pool.allocate(8)
+    for i in range(4):
+        pool.publish(old[i], b"%d" % i)
+    pool.release(old)
+    assert pool.allocate(4) == old[4:]
+    assert pool.share([b"%d" % i for i in range(4)]) == old[:4]
 
 
 def test_neighbours_and_room_to_grow() -> None:
