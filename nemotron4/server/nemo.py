@@ -9,6 +9,7 @@ import asyncio
 import json
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -31,6 +32,9 @@ from nemotron4.server.settings import Service
 from nemotron4.text.answers import AnswerText, continuation, end_ids
 
 MARKER = "<extra_id_1>"
+# Larger answers are put together outside the event loop, so that nobody else waits for them. For a small one
+# the way to a thread and back takes longer.
+INLINE_TOKENS = 1000
 
 
 async def generate(
@@ -68,8 +72,10 @@ async def generate(
             if guard.is_refused(screening):
                 raise refusal(screening, f"The answer to sentence {index + 1} of {len(texts)}")
         headers = header(prompt_screenings, screenings)
-    # Beside the event loop: a large answer takes a while to put together.
-    return await asyncio.to_thread(_answer, request, tokenizer, eos_id, results), headers
+    put_together = partial(_answer, request, tokenizer, eos_id, results)
+    if len(rows) * final_length <= INLINE_TOKENS and not request.all_probs:
+        return put_together(), headers
+    return await asyncio.to_thread(put_together), headers
 
 
 def end_of_text_id(service: Service) -> int:

@@ -11,6 +11,7 @@ import pytest
 
 from nemotron4.errors import EngineBusyError
 from nemotron4.inference.fake_tokenizer import EOS, FakeTokenizer
+from nemotron4.server.nemo import INLINE_TOKENS
 from nemotron4.server.settings import ServerSettings
 
 App = Callable[..., Any]
@@ -46,6 +47,15 @@ def test_control_pieces_decode_to_nothing_and_stay_in_tokens(make_app: App) -> N
     assert answer["sentences"] == ["okyes"]
     assert answer["tokens"] == [["<s>", "o", "k", "y", "e", "s", "</s>"]]
     assert answer["offsets"] == [[0, 3, 4, 5, 6, 7, 8]]
+
+
+def test_a_large_answer_has_the_rows_that_a_small_one_has(make_app: App) -> None:
+    app = make_app("yes")
+    small, large = (
+        _generate(app, ["ok"] * count, tokens_to_generate=20) for count in (1, INLINE_TOKENS // 20)
+    )
+    for name in ("sentences", "tokens", "token_ids", "offsets"):
+        assert large[name] == small[name] * len(large[name])
 
 
 def test_leading_and_trailing_space_survives(make_app: App) -> None:
