@@ -25,7 +25,7 @@ from nemotron4.engine import (
     SamplingRequest,
 )
 from nemotron4.errors import EngineBusyError, RequestError, TemplateError, TokenizerError
-from nemotron4.records import JsonObject, Message
+from nemotron4.records import Generation, JsonObject, Message
 from nemotron4.text import structured_output
 from nemotron4.text.answers import (
     EMBEDDING,
@@ -73,13 +73,32 @@ class EngineChatModel:
         request = text_request(self._engine, prompt, _params(sampling))
         return self._reply(await self._run(request), sampling)
 
-    async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TextLogprob, ...]:
+    async def continuation_logprobs(
+        self, prompt: str, continuations: Sequence[str]
+    ) -> list[tuple[TextLogprob, ...]]:
         start_ids = encode_text(self._engine, prompt)
-        ids = encode_text(self._engine, prompt + continuation)
-        if ids[: len(start_ids)] != start_ids:
+        rows = [encode_text(self._engine, prompt + each) for each in continuations]
+        if any(ids[: len(start_ids)] != start_ids for ids in rows):
             raise BadContentError("prompt and continuation share a token", kind="token_boundary")
-        # Entry 0 belongs to token 1. The prompt, which other continuations have too, may come from the cache.
-        params = SamplingParams(max_new_tokens=0, prompt_logprobs=0, prompt_logprobs_from=len(start_ids) - 1)
+        if all(len(ids) == len(start_ids) + 1 for ids in rows):
+            return await self._next_tokens(start_ids, [ids[-1] for ids in rows])
+        return [await self._after(len(start_ids), ids) for ids in rows]
+
+    async def _next_tokens(
+        self, prompt_ids: Sequence[int], token_ids: Sequence[int]
+    ) -> list[tuple[TextLogprob, ...]]:
+        """Of continuations that are one token each: one pass over the prompt has all of them."""
+        params = SamplingParams(max_new_tokens=1, temperature=0.0, logprobs=0, full_logprobs=True)
+        answer = await self._run(SamplingRequest(tuple(prompt_ids), params))
+        _generation(answer)
+        [position] = answer.logprobs
+        assert position.full is not None, "the engine left full_logprobs out"
+        piece = self._engine.tokenizer.piece
+        return [(TextLogprob(piece(i), position.full[i]),) for i in token_ids]
+
+    async def _after(self, num_prompt: int, ids: Sequence[int]) -> tuple[TextLogprob, ...]:
+        """Entry 0 belongs to token 1. The prompt, which other continuations have, may come from the cache."""
+        params = SamplingParams(max_new_tokens=0, prompt_logprobs=0, prompt_logprobs_from=num_prompt - 1)
         answer = await self._run(SamplingRequest(tuple(ids), params))
         return tuple(map(self._logprob, answer.prompt_logprobs))
 
@@ -115,10 +134,7 @@ class EngineChatModel:
             raise _hopeless(error) from error
 
     def _reply(self, answer: AnswerText, sampling: Sampling) -> Reply:
-        try:
-            generation = answer.generation()
-        except EngineStoppedError as error:
-            raise TransientError(error.message, kind="server_error") from error
+        generation = _generation(answer)
         return Reply(
             text=generation.text,
             finish_reason=generation.finish_reason,
@@ -132,6 +148,13 @@ class EngineChatModel:
         piece = self._engine.tokenizer.piece
         top = tuple((piece(rival.token_id), rival.logprob) for rival in position.top)
         return TextLogprob(piece(position.chosen.token_id), position.chosen.logprob, top)
+
+
+def _generation(answer: AnswerText) -> Generation:
+    try:
+        return answer.generation()
+    except EngineStoppedError as error:
+        raise TransientError(error.message, kind="server_error") from error
 
 
 def _grammar(sampling: Sampling) -> Grammar | None:

@@ -126,8 +126,10 @@ class FakeChatModel:
     async def complete(self, prompt: str, sampling: Sampling) -> Reply:
         return await self.chat((Message("user", prompt),), sampling)
 
-    async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TextLogprob, ...]:
-        return fake_logprobs(continuation)
+    async def continuation_logprobs(
+        self, prompt: str, continuations: Sequence[str]
+    ) -> list[tuple[TextLogprob, ...]]:
+        return [fake_logprobs(each) for each in continuations]
 
     async def score(self, messages: Sequence[Message]) -> Reward:
         self.calls += 1

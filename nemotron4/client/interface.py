@@ -95,8 +95,10 @@ class ChatModel(Protocol):
         """Continue a raw text: no template is applied."""
         ...
 
-    async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TextLogprob, ...]:
-        """Log-probability of each token of ``continuation`` after ``prompt``."""
+    async def continuation_logprobs(
+        self, prompt: str, continuations: Sequence[str]
+    ) -> list[tuple[TextLogprob, ...]]:
+        """Log-probability of each token of each of ``continuations`` after ``prompt``."""
         ...
 
     async def score(self, messages: Sequence[Message]) -> Reward:

@@ -77,7 +77,12 @@ class OpenAIChatModel:
             logprobs = _completion_logprobs(choice.get("logprobs"))
             return _reply(answer, choice, str(_field(choice, "text", "choices[0]")), logprobs)
 
-    async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TextLogprob, ...]:
+    async def continuation_logprobs(
+        self, prompt: str, continuations: Sequence[str]
+    ) -> list[tuple[TextLogprob, ...]]:
+        return [await self._continuation(prompt, each) for each in continuations]
+
+    async def _continuation(self, prompt: str, continuation: str) -> tuple[TextLogprob, ...]:
         # One new token, later dropped: some servers refuse 0, and some read it as "no limit".
         body = self._body(Sampling(max_tokens=1)) | {
             "prompt": prompt + continuation,
@@ -288,7 +293,12 @@ class GenerateChatModel:
         ended = stopped or str((answer.get("tokens") or [[""]])[0][-1]) in ("</s>", "<|endoftext|>")
         return Reply(text=text, finish_reason="stop" if ended else "length", model=self.name)
 
-    async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TextLogprob, ...]:
+    async def continuation_logprobs(
+        self, prompt: str, continuations: Sequence[str]
+    ) -> list[tuple[TextLogprob, ...]]:
+        return [await self._continuation(prompt, each) for each in continuations]
+
+    async def _continuation(self, prompt: str, continuation: str) -> tuple[TextLogprob, ...]:
         body = self._body(prompt + continuation, Sampling(max_tokens=1)) | {"compute_logprob": True}
         answer = await self._put(body)
         shorter = await self._put(self._body(prompt, Sampling(max_tokens=1)))

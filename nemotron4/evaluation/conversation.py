@@ -12,6 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Protocol, TypeVar
 
 from nemotron4.client import ChatModel, Reply, Sampling, call_with_retries
@@ -233,11 +235,14 @@ async def _weigh(conversation: ItemRequest, chat: ChatModel, call: Call) -> list
     error; both are refused.
     """
     totals = []
-    for prompt, choice in conversation.choices:
-        tokens = await call(partial(chat.continuation_logprobs, prompt, choice))
-        totals.append(sum(token.logprob for token in tokens))
-        if not tokens or math.isnan(totals[-1]):
-            raise HopelessError("the endpoint sent no log-probabilities of the choice", kind="unsupported")
+    for prompt, pairs in groupby(conversation.choices, key=itemgetter(0)):
+        texts = [choice for _, choice in pairs]
+        for tokens in await call(partial(chat.continuation_logprobs, prompt, texts)):
+            totals.append(sum(token.logprob for token in tokens))
+            if not tokens or math.isnan(totals[-1]):
+                raise HopelessError(
+                    "the endpoint sent no log-probabilities of the choice", kind="unsupported"
+                )
     if len(totals) > 1 and len(set(totals)) == 1:
         raise HopelessError("the endpoint sent equal log-probabilities for all choices", kind="unsupported")
     return totals

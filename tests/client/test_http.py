@@ -206,21 +206,21 @@ def test_logprobs_of_the_reply_and_of_a_continuation() -> None:
     async def use(server: FakeServer) -> tuple[Reply, list[tuple[str, float]]]:
         model = OpenAIChatModel(server.url, "fake")
         reply = await model.chat(USER, Sampling(max_tokens=1, top_logprobs=5))
-        tokens = await model.continuation_logprobs("two and two", " is four")
+        found = await model.continuation_logprobs("two and two", [" is four", " is"])
         await model.close()
-        return reply, [(token.token, token.logprob) for token in tokens]
+        return reply, [(token.token, token.logprob) for tokens in found for token in tokens]
 
     reply, tokens = with_server(FakeBehaviour(), use)
     assert reply.logprobs is not None
     assert reply.logprobs[0].top[0] == (reply.logprobs[0].token, reply.logprobs[0].logprob)
-    assert tokens == [(" is", -0.3), (" four", -0.5)]
+    assert tokens == [(" is", -0.3), (" four", -0.5), (" is", -0.3)]
 
 
 def test_a_continuation_inside_a_token_is_refused() -> None:
     async def use(server: FakeServer) -> None:
         model = OpenAIChatModel(server.url, "fake")
         try:
-            await model.continuation_logprobs("two and tw", "o")
+            await model.continuation_logprobs("two and tw", ["o"])
         finally:
             await model.close()
 
@@ -364,7 +364,7 @@ def test_a_base_model_in_process_continues_text_and_refuses_messages() -> None:
 
 
 def test_the_in_process_engine_scores_only_the_continuation() -> None:
-    scores = asyncio.run(EngineChatModel(FakeEngine()).continuation_logprobs("ab", "cd"))
+    [scores] = asyncio.run(EngineChatModel(FakeEngine()).continuation_logprobs("ab", ["cd"]))
     assert [score.token for score in scores] == ["c", "d"]
     assert all(score.logprob < 0 for score in scores)
 

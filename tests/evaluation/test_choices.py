@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from nemotron4.client import FakeChatModel, HopelessError, TextLogprob
+from nemotron4.client import EngineChatModel, FakeChatModel, HopelessError, TextLogprob
 from nemotron4.errors import DataError
 from nemotron4.evaluation.conversation import hold, of_item
 from nemotron4.evaluation.data import DataSource
 from nemotron4.evaluation.registry import TASKS
 from nemotron4.evaluation.task import Inputs, Item
 from nemotron4.evaluation.tasks.numbers import make_item
+from tests.inference.small_engine import small_engine
 
 
 def _source(tmp_path: Path, name: str, rows: Sequence[dict[str, Any]]) -> DataSource:
@@ -101,8 +102,10 @@ class _Weigher(FakeChatModel):
         super().__init__()
         self._values = values
 
-    async def continuation_logprobs(self, prompt: str, continuation: str) -> tuple[TextLogprob, ...]:
-        return (TextLogprob(continuation, self._values[continuation]),)
+    async def continuation_logprobs(
+        self, prompt: str, continuations: Sequence[str]
+    ) -> list[tuple[TextLogprob, ...]]:
+        return [(TextLogprob(each, self._values[each]),) for each in continuations]
 
 
 def test_a_model_is_asked_for_each_choice_and_equal_answers_are_refused() -> None:
@@ -112,3 +115,21 @@ def test_a_model_is_asked_for_each_choice_and_equal_answers_are_refused() -> Non
     assert json.loads(answer.texts[0]) == [-1.5, -3.0]
     with pytest.raises(HopelessError, match="equal log-probabilities"):
         asyncio.run(hold(conversation, _Weigher({" a": -1.5, " bbbb": -1.5}), lambda _: None))
+
+
+@pytest.mark.parametrize(
+    ("continuations", "num_prompt_tokens"),
+    [(["A", "B", "C", "D"], 100), (["A", "BC"], 101 + 102)],
+    ids=["of one token", "of several"],
+)
+def test_choices_weigh_what_the_whole_texts_do_and_letters_cost_one_pass(
+    continuations: list[str], num_prompt_tokens: int
+) -> None:
+    prompt = "THE QUICK BROWN FOX." * 5
+    with small_engine() as engine:
+        found = asyncio.run(EngineChatModel(engine).continuation_logprobs(prompt, continuations))
+        assert engine.stats().prompt_tokens_total == num_prompt_tokens
+        whole = engine.score([prompt + each for each in continuations])
+    for tokens, row, text in zip(found, whole, continuations, strict=True):
+        assert [token.token for token in tokens] == list(text)
+        assert [token.logprob for token in tokens] == pytest.approx(row[99:], abs=1e-5)
