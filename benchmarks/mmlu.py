@@ -5,10 +5,11 @@
     python benchmarks/mmlu.py /tmp/model --data-dir DIR --lm-eval /tmp/env-lmeval/bin/lm_eval
 
 Both are whole commands in processes of their own that take turns. They read the same model and the same
-questions (the first of some subjects, each behind its five examples) and ask for the same texts. In a round
-each is also run with one question: that is the start, and speeds are told with and without it. At the end the
-texts, the log-probabilities of the four choices (of the first of ``--theirs``) and the right answers are
-compared. Without ``--lm-eval`` only ours is measured. Prints one JSON object.
+questions (the first of some subjects, each behind its five examples) and ask for the same texts. In the first
+round each is also run with one question: that is the start, and ratios are told with and without it. At the
+end the texts, the log-probabilities of the four choices (of the first of ``--theirs``) and the right answers
+are compared. Without ``--lm-eval`` only ours is measured. Where other programs run, ``taskset -c 0`` in front
+gives both one processor; read processor seconds then. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nemotron4.evaluation.data import DataSource
 from nemotron4.evaluation.registry import find_task
@@ -74,25 +75,33 @@ class Files:
             (folder / f"{name}.yaml").write_text(text)
 
 
-def seconds(command: list[str], log: Path) -> float:
+class Cost(NamedTuple):
+    """Of one command."""
+
+    wall_s: float
+    processor_s: float
+
+
+def run(command: list[str], log: Path) -> Cost:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     environment["HF_HOME"] = str(log.parent / "hub")
     started_s = time.monotonic()
     with log.open("wb") as stream:
-        ended = subprocess.run(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)
-    if ended.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {ended.returncode}:\n{log.read_text()[-2000:]}")
-    return time.monotonic() - started_s
+        process = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with {status}:\n{log.read_text()[-2000:]}")
+    return Cost(time.monotonic() - started_s, used.ru_utime + used.ru_stime)
 
 
-def ours(files: Files, options: argparse.Namespace, out: Path, *, is_one: bool) -> float:
+def ours(files: Files, options: argparse.Namespace, out: Path, *, is_one: bool) -> Cost:
     command = [sys.executable, "-m", "nemotron4", "eval", "run", "mmlu_5shot", "--model", str(options.model)]
     command += ["--data", str(files.one if is_one else files.ours), "--data-dir", str(options.data_dir)]
     command += ["--out", str(out), "--json", *options.ours]
-    return seconds(command, out.with_suffix(".log"))
+    return run(command, out.with_suffix(".log"))
 
 
-def theirs(files: Files, options: argparse.Namespace, setting: str, out: Path, *, is_one: bool) -> float:
+def theirs(files: Files, options: argparse.Namespace, setting: str, out: Path, *, is_one: bool) -> Cost:
     """``setting``: type of numbers, batch size."""
     dtype, batch_size = setting.split(",")
     subjects = files.subjects[:1] if is_one else files.subjects
@@ -101,7 +110,7 @@ def theirs(files: Files, options: argparse.Namespace, setting: str, out: Path, *
     command += ["--batch_size", batch_size, "--include_path", str(files.folder)]
     command += ["--tasks", ",".join(f"local_{name}" for name in subjects), "--log_samples"]
     command += ["--output_path", str(out), *(["--limit", "1"] if is_one else [])]
-    return seconds(command, out.with_suffix(".log"))
+    return run(command, out.with_suffix(".log"))
 
 
 def our_weights(out: Path) -> Weights:
@@ -143,20 +152,23 @@ def compare(files: Files, options: argparse.Namespace, mine: Path, their: Path) 
     }
 
 
-def report(times: dict[str, list[tuple[float, float]]], num_questions: int) -> dict[str, Any]:
-    """``times``: seconds with one question and with all, of each round; ours is first."""
+def report(starts: dict[str, Cost], times: dict[str, list[Cost]], num_questions: int) -> dict[str, Any]:
+    """Seconds with one question and with all, wall and processor; ratios are of each round to ours."""
     found: dict[str, Any] = {}
-    medians = {name: statistics.median(many for _, many in pairs) for name, pairs in times.items()}
-    alone = {name: statistics.median(many - one for one, many in pairs) for name, pairs in times.items()}
-    for name, pairs in times.items():
-        found[name] = {
-            "seconds": [round(many, 1) for _, many in pairs],
-            "seconds_one_question": [round(one, 1) for one, _ in pairs],
-            "questions_per_s": round(num_questions / medians[name], 2),
-            "questions_per_s_without_start": round((num_questions - 1) / alone[name], 2),
-            "times_as_long_as_ours": round(medians[name] / medians["ours"], 2),
-            "times_as_long_without_start": round(alone[name] / alone["ours"], 2),
-        }
+    for name, costs in times.items():
+        found[name] = {}
+        for kind in Cost._fields:
+            one, mine = getattr(starts[name], kind), getattr(starts["ours"], kind)
+            seconds = [getattr(cost, kind) for cost in costs]
+            our_seconds = [getattr(cost, kind) for cost in times["ours"]]
+            pairs = list(zip(seconds, our_seconds, strict=True))
+            found[name][kind] = {
+                "one_question": round(one, 1),
+                "all": [round(each, 1) for each in seconds],
+                "questions_per_s": round(num_questions / statistics.median(seconds), 2),
+                "ratio": [round(a / b, 2) for a, b in pairs],
+                "ratio_without_start": [round((a - one) / (b - mine), 2) for a, b in pairs],
+            }
     return found
 
 
@@ -189,20 +201,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         files = Files(Path(name), options.data_dir, subjects, options.questions)
         settings = ["ours"] + (options.theirs if options.lm_eval is not None else [])
-        times: dict[str, list[tuple[float, float]]] = {setting: [] for setting in settings}
+        starts: dict[str, Cost] = {}
+        times: dict[str, list[Cost]] = {setting: [] for setting in settings}
         for number in range(options.rounds):
             for setting in settings:
-                pair = []
-                for is_one in (True, False):
+                for is_one in (True, False) if number == 0 else (False,):
                     out = files.folder / f"{setting}-{number}-{'one' if is_one else 'all'}"
                     if setting == "ours":
-                        pair.append(ours(files, options, out, is_one=is_one))
+                        cost = ours(files, options, out, is_one=is_one)
                     else:
-                        pair.append(theirs(files, options, setting, out, is_one=is_one))
-                times[setting].append((pair[0], pair[1]))
-                print(f"round {number + 1}: {setting} {pair[0]:.1f} s, {pair[1]:.1f} s", file=sys.stderr)
+                        cost = theirs(files, options, setting, out, is_one=is_one)
+                    if is_one:
+                        starts[setting] = cost
+                    else:
+                        times[setting].append(cost)
+                    print(f"{setting}, {'one question' if is_one else 'all'}: {cost}", file=sys.stderr)
         found: dict[str, Any] = {"model": options.model.name, "questions": len(files.chosen)}
-        found |= versions(options) | report(times, len(files.chosen))
+        found |= versions(options) | report(starts, times, len(files.chosen))
         if options.lm_eval is not None:
             others = files.folder / f"{options.theirs[0]}-0-all"
             found["compared"] = compare(files, options, files.folder / "ours-0-all", others)

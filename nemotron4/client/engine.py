@@ -9,6 +9,7 @@ from nemotron4.client.interface import (
     BadContentError,
     Embedding,
     HopelessError,
+    ManyLogprobs,
     Reply,
     Sampling,
     TextLogprob,
@@ -73,9 +74,7 @@ class EngineChatModel:
         request = text_request(self._engine, prompt, _params(sampling))
         return self._reply(await self._run(request), sampling)
 
-    async def continuation_logprobs(
-        self, prompt: str, continuations: Sequence[str]
-    ) -> list[tuple[TextLogprob, ...]]:
+    async def continuation_logprobs(self, prompt: str, continuations: Sequence[str]) -> ManyLogprobs:
         start_ids = encode_text(self._engine, prompt)
         rows = [encode_text(self._engine, prompt + each) for each in continuations]
         if any(ids[: len(start_ids)] != start_ids for ids in rows):
@@ -84,9 +83,7 @@ class EngineChatModel:
             return await self._next_tokens(start_ids, [ids[-1] for ids in rows])
         return [await self._after(len(start_ids), ids) for ids in rows]
 
-    async def _next_tokens(
-        self, prompt_ids: Sequence[int], token_ids: Sequence[int]
-    ) -> list[tuple[TextLogprob, ...]]:
+    async def _next_tokens(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> ManyLogprobs:
         """Of continuations that are one token each: one pass over the prompt has all of them."""
         params = SamplingParams(max_new_tokens=1, temperature=0.0, logprobs=0, full_logprobs=True)
         answer = await self._run(SamplingRequest(tuple(prompt_ids), params))

@@ -23,6 +23,7 @@ from nemotron4.client.interface import (
     ClientError,
     Embedding,
     HopelessError,
+    ManyLogprobs,
     Reply,
     Sampling,
     TextLogprob,
@@ -126,9 +127,7 @@ class FakeChatModel:
     async def complete(self, prompt: str, sampling: Sampling) -> Reply:
         return await self.chat((Message("user", prompt),), sampling)
 
-    async def continuation_logprobs(
-        self, prompt: str, continuations: Sequence[str]
-    ) -> list[tuple[TextLogprob, ...]]:
+    async def continuation_logprobs(self, prompt: str, continuations: Sequence[str]) -> ManyLogprobs:
         return [fake_logprobs(each) for each in continuations]
 
     async def score(self, messages: Sequence[Message]) -> Reward:

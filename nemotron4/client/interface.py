@@ -51,6 +51,9 @@ class TextLogprob:
     top: tuple[tuple[str, float], ...] = ()
 
 
+ManyLogprobs = list[tuple[TextLogprob, ...]]  # of several texts, token by token
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reply:
     """What came back. Token counts are None where the endpoint does not report them.
@@ -95,9 +98,7 @@ class ChatModel(Protocol):
         """Continue a raw text: no template is applied."""
         ...
 
-    async def continuation_logprobs(
-        self, prompt: str, continuations: Sequence[str]
-    ) -> list[tuple[TextLogprob, ...]]:
+    async def continuation_logprobs(self, prompt: str, continuations: Sequence[str]) -> ManyLogprobs:
         """Log-probability of each token of each of ``continuations`` after ``prompt``."""
         ...
 

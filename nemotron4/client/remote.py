@@ -14,6 +14,7 @@ from nemotron4.client.interface import (
     ChatModel,
     Embedding,
     HopelessError,
+    ManyLogprobs,
     Reply,
     Sampling,
     TextLogprob,
@@ -77,19 +78,13 @@ class OpenAIChatModel:
             logprobs = _completion_logprobs(choice.get("logprobs"))
             return _reply(answer, choice, str(_field(choice, "text", "choices[0]")), logprobs)
 
-    async def continuation_logprobs(
-        self, prompt: str, continuations: Sequence[str]
-    ) -> list[tuple[TextLogprob, ...]]:
+    async def continuation_logprobs(self, prompt: str, continuations: Sequence[str]) -> ManyLogprobs:
         return [await self._continuation(prompt, each) for each in continuations]
 
     async def _continuation(self, prompt: str, continuation: str) -> tuple[TextLogprob, ...]:
         # One new token, later dropped: some servers refuse 0, and some read it as "no limit".
-        body = self._body(Sampling(max_tokens=1)) | {
-            "prompt": prompt + continuation,
-            "echo": True,
-            "logprobs": 1,
-        }
-        answer = await self._post("/completions", body)
+        body = self._body(Sampling(max_tokens=1)) | {"echo": True, "logprobs": 1}
+        answer = await self._post("/completions", body | {"prompt": prompt + continuation})
         choice = _first_choice(answer)
         values = choice.get("logprobs") or {}
         offsets = _field(values, "text_offset", "choices[0].logprobs")
@@ -293,18 +288,15 @@ class GenerateChatModel:
         ended = stopped or str((answer.get("tokens") or [[""]])[0][-1]) in ("</s>", "<|endoftext|>")
         return Reply(text=text, finish_reason="stop" if ended else "length", model=self.name)
 
-    async def continuation_logprobs(
-        self, prompt: str, continuations: Sequence[str]
-    ) -> list[tuple[TextLogprob, ...]]:
-        return [await self._continuation(prompt, each) for each in continuations]
-
-    async def _continuation(self, prompt: str, continuation: str) -> tuple[TextLogprob, ...]:
-        body = self._body(prompt + continuation, Sampling(max_tokens=1)) | {"compute_logprob": True}
-        answer = await self._put(body)
+    async def continuation_logprobs(self, prompt: str, continuations: Sequence[str]) -> ManyLogprobs:
         shorter = await self._put(self._body(prompt, Sampling(max_tokens=1)))
-        start = len(shorter["token_ids"][0]) - 1
-        ids = answer["token_ids"][0]
-        if ids[:start] != shorter["token_ids"][0][:start]:
+        start_ids = shorter["token_ids"][0][:-1]
+        return [await self._after(start_ids, prompt + each) for each in continuations]
+
+    async def _after(self, start_ids: list[int], text: str) -> tuple[TextLogprob, ...]:
+        answer = await self._put(self._body(text, Sampling(max_tokens=1)) | {"compute_logprob": True})
+        start, ids = len(start_ids), answer["token_ids"][0]
+        if ids[:start] != start_ids:
             raise BadContentError("prompt and continuation share a token", kind="token_boundary")
         tokens, values = answer["tokens"][0], answer["logprob"][0]
         # Entry j of logprob belongs to token j + 1; the last token is the generated one.
