@@ -190,7 +190,7 @@ def main() -> None:
     data = os.environ.get("NEMOTRON4_EVAL_DATA")
     parser.add_argument("--data-dir", type=Path, default=data, required=data is None)
     parser.add_argument("--lm-eval", type=Path, help="lm_eval of an environment of its own")
-    parser.add_argument("--theirs", nargs="+", default=["float32,1", "float32,8", "bfloat16,8"])
+    parser.add_argument("--theirs", nargs="+", default=["float32,1", "bfloat16,1"])
     parser.add_argument("--ours", nargs="*", default=[], help="more options of eval run")
     parser.add_argument("--subjects", type=int, default=6, help="evenly drawn from the 57")
     parser.add_argument("--questions", type=int, default=25, help="of each subject")

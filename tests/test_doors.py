@@ -350,6 +350,24 @@ def test_a_client_over_http_sees_what_the_model_in_process_says(tmp_path: Path) 
         assert asyncio.run(ask_all(url)) == ["the sun"] * 3
 
 
+@pytest.mark.parametrize("continuations", [["a", "b"], ["a", "bcd"]], ids=["of one token", "of several"])
+def test_a_client_over_http_weighs_what_the_model_in_process_does(continuations: list[str]) -> None:
+    engine = FakeEngine()
+
+    async def ask_all(url: str) -> list[list[list[float]]]:
+        models = [OpenAIChatModel(f"{url}/v1", "fake"), GenerateChatModel(url), EngineChatModel(engine)]
+        found = [await model.continuation_logprobs("the sun", continuations) for model in models]
+        for model in models:
+            await model.close()
+        return [[[token.logprob for token in tokens] for tokens in rows] for rows in found]
+
+    with serving_app(create_app(engine)) as url:
+        first, second, own = asyncio.run(ask_all(url))
+    assert [len(values) for values in own] == [len(text) for text in continuations]
+    for other in (first, second):
+        assert [pytest.approx(values, abs=1e-5) for values in other] == own
+
+
 # -- what a door is given
 
 
