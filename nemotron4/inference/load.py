@@ -21,7 +21,7 @@ from nemotron4.inference import NUM_SPECULATIVE_TOKENS, PREFIX_CACHE_GB
 from nemotron4.inference.adapters import AdapterBank
 from nemotron4.inference.engine import Engine
 from nemotron4.inference.native.adapters import NativeAdapters
-from nemotron4.inference.native.model import NativeCache, read_model
+from nemotron4.inference.native.model import FEW_ROWS, NativeCache, read_model
 from nemotron4.inference.precision import CACHES, DTYPES, Precision, choose
 from nemotron4.inference.runner import NativeRunner, StepRunner
 from nemotron4.model.config import ModelConfig
@@ -70,16 +70,16 @@ def load(
     ``chat_template`` is a format's name or a file with a Jinja template, in place of the checkpoint's own.
     """
     checkpoint, beside = _opened(*with_shipped(model, _merged(adapter, adapters)), force=force_adapter)
-    chosen_device = device_name(device)
+    where = device_name(device)
     precision = choose(
-        checkpoint, chosen_device, dtype=dtype, quantize=quantize, kv_cache_dtype=kv_cache_dtype,
+        checkpoint, where, dtype=dtype, quantize=quantize, kv_cache_dtype=kv_cache_dtype,
         has_adapter_beside=beside is not None,
     )  # fmt: skip
     size = block_bytes(checkpoint.config, precision.dtype)
-    num_blocks = cache_blocks(checkpoint.config, size, chosen_device, cache_gb, max_running, memory_share)
-    runner, num_virtual, tokenizer, own = _read(checkpoint, precision, chosen_device, num_blocks, beside)
+    num_blocks = cache_blocks(checkpoint.config, size, where, cache_gb, max_running, memory_share)
+    runner, num_virtual, tokenizer, own = _read(checkpoint, precision, where, num_blocks, beside, max_running)
     prompt_format = own if chat_template is None else chosen_format(chat_template, tokenizer)
-    info, usable = checked(describe(checkpoint, precision.name, chosen_device), tokenizer, prompt_format)
+    info, usable = checked(describe(checkpoint, precision.name, where), tokenizer, prompt_format)
     return Engine(
         runner,
         replace(info, context_length=info.context_length - num_virtual),
@@ -91,7 +91,7 @@ def load(
         num_virtual_tokens=num_virtual,
         num_speculative_tokens=num_speculative_tokens,
         adapters=None if adapters is None else _bank(runner, checkpoint, adapters, force=force_adapter),
-        reload=None if beside or adapters is not None else _Reload(checkpoint, precision, chosen_device),
+        reload=None if beside or adapters is not None else _Reload(checkpoint, precision, where),
         max_kept_blocks=int(prefix_cache_gb * 1e9) // size,
     )
 
@@ -169,6 +169,7 @@ def _read(
     device: str,
     num_blocks: int,
     adapter: Path | None,
+    max_running: int,
 ) -> tuple[StepRunner, int, Tokenizer, ChatFormat | None]:
     """The model, the number of virtual tokens that precede every prompt, the vocabulary and the template."""
     # In a thread of its own: the vocabulary is read meanwhile, and the OpenMP workers that torch starts for a
@@ -176,7 +177,7 @@ def _read(
     # there are processors, and OpenMP would then put them to sleep after every product.
     with ThreadPoolExecutor(max_workers=1) as pool:
         if precision.is_native:
-            weights = pool.submit(_native_runner, checkpoint, precision, num_blocks)
+            weights = pool.submit(_native_runner, checkpoint, precision, num_blocks, max_running)
         else:
             from nemotron4.inference.torch_runner import read_runner
 
@@ -189,9 +190,12 @@ def _read(
         return *weights.result(), tokenizer, trained_in or checkpoint.prompt_format()
 
 
-def _native_runner(checkpoint: Checkpoint, precision: Precision, num_blocks: int) -> tuple[StepRunner, int]:
+def _native_runner(
+    checkpoint: Checkpoint, precision: Precision, num_blocks: int, max_running: int
+) -> tuple[StepRunner, int]:
     cache = NativeCache(checkpoint.config, num_blocks, CACHES[precision.dtype])
-    model = read_model(checkpoint, precision.kind, cache, num_threads=_num_threads())
+    is_for_few = 0 < max_running <= FEW_ROWS
+    model = read_model(checkpoint, precision.kind, cache, num_threads=_num_threads(), is_for_few=is_for_few)
     return NativeRunner(model), 0
 
 

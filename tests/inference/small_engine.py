@@ -112,13 +112,14 @@ _KINDS = {  # of weights, of keys and values
 
 
 def small_runner(
-    model: Transformer, path: EnginePath, num_blocks: int, *, num_threads: int = 2
+    model: Transformer, path: EnginePath, num_blocks: int, *, num_threads: int = 2, is_for_few: bool = False
 ) -> StepRunner:
     if path in _KINDS:
         weights, kept = _KINDS[path]
         cache = NativeCache(model.config, num_blocks, kept)
         checkpoint = cast(Checkpoint, ModuleCheckpoint(model))
-        return NativeRunner(read_model(checkpoint, weights, cache, num_threads=num_threads))
+        read = read_model(checkpoint, weights, cache, num_threads=num_threads, is_for_few=is_for_few)
+        return NativeRunner(read)
     dtype = getattr(torch, path.removeprefix("torch-"))
     model = model.to(dtype)
     if can_pack(dtype, torch.device("cpu")):

@@ -23,6 +23,19 @@ INLINE I dot4(I sum, I codes, int32_t four) { // sum + unsigned codes times four
                                      _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8));
     __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(w, 8), _mm512_srai_epi16(x, 8));
     return (I)_mm512_add_epi32((__m512i)sum, _mm512_add_epi32(even, odd));
+#elif defined(__AVX2__)
+    const __m256i x = _mm256_set1_epi32(four), bytes = _mm256_set1_epi16(255);
+    const __m256i a = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), b = _mm256_srai_epi16(x, 8);
+    __m256i w[2], s[2];
+    memcpy(w, &codes, 64);
+    memcpy(s, &sum, 64);
+    for (int half = 0; half < 2; half++) {
+        const __m256i even = _mm256_madd_epi16(_mm256_and_si256(w[half], bytes), a);
+        const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w[half], 8), b);
+        s[half] = _mm256_add_epi32(s[half], _mm256_add_epi32(even, odd));
+    }
+    memcpy(&sum, s, 64);
+    return sum;
 #else
     for (int c = 0; c < 4; c++)
         sum += (int32_t)(int8_t)((uint32_t)four >> (8 * c)) * ((codes >> (8 * c)) & 255);
@@ -56,9 +69,9 @@ INLINE const int8_t *row_codes(const Rows &rows, const int8_t *codes, int row) {
     return codes + (size_t)(row / 16) * 16 * rows.padded + row % 16 * 32;
 }
 
-// Adds to ``dots`` 32 columns of MR rows, ``at`` in each, times the codes of sixteen outputs.
+// Adds to ``dots`` 32 columns of MR rows times the codes of sixteen outputs.
 template <int KIND, int MR>
-INLINE void dot_group(const uint8_t *codes, const int8_t *const (&x)[MR], int at, I (&dots)[MR]) {
+INLINE void dot_group(const uint8_t *codes, const int8_t *const (&x)[MR], I (&dots)[MR]) {
 #if defined(__AVX2__) && !defined(__AVX512BW__)
     const __m256i bytes = _mm256_set1_epi16(255), nibbles = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     for (int half = 0; half < 2; half++) { // one after the other, so that the sums stay in registers
@@ -70,7 +83,7 @@ INLINE void dot_group(const uint8_t *codes, const int8_t *const (&x)[MR], int at
                 const __m256i u = _mm256_xor_si256(c, _mm256_set1_epi8(-128));
                 const __m256i even = _mm256_and_si256(u, bytes), odd = _mm256_srli_epi16(u, 8);
                 for (int r = 0; r < MR; r++) {
-                    const __m256i four = _mm256_set1_epi32(four_of(x[r] + at + i * 4));
+                    const __m256i four = _mm256_set1_epi32(four_of(x[r] + i * 4));
                     sum[r] = _mm256_add_epi32(
                         sum[r], _mm256_add_epi32(
                                     _mm256_madd_epi16(even, _mm256_srai_epi16(_mm256_slli_epi16(four, 8), 8)),
@@ -80,8 +93,8 @@ INLINE void dot_group(const uint8_t *codes, const int8_t *const (&x)[MR], int at
                 const __m256i low = _mm256_and_si256(c, nibbles);
                 const __m256i high = _mm256_and_si256(_mm256_srli_epi16(c, 4), nibbles);
                 for (int r = 0; r < MR; r++) {
-                    const __m256i a = _mm256_set1_epi32(four_of(x[r] + at + i * 8));
-                    const __m256i b = _mm256_set1_epi32(four_of(x[r] + at + i * 8 + 4));
+                    const __m256i a = _mm256_set1_epi32(four_of(x[r] + i * 8));
+                    const __m256i b = _mm256_set1_epi32(four_of(x[r] + i * 8 + 4));
                     const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, a), _mm256_maddubs_epi16(high, b));
                     sum[r] = _mm256_add_epi32(sum[r], _mm256_madd_epi16(pairs, ones));
                 }
@@ -95,51 +108,56 @@ INLINE void dot_group(const uint8_t *codes, const int8_t *const (&x)[MR], int at
         const I c = load_codes(codes + i * 64);
         if (KIND == W_S8) {
             const I u = c ^ (int32_t)0x80808080; // unsigned: 128 more, which sums take back
-            for (int r = 0; r < MR; r++) dots[r] = dot4(dots[r], u, four_of(x[r] + at + i * 4));
+            for (int r = 0; r < MR; r++) dots[r] = dot4(dots[r], u, four_of(x[r] + i * 4));
         } else {
             const I low = c & 0x0f0f0f0f, high = (c >> 4) & 0x0f0f0f0f;
             for (int r = 0; r < MR; r++) {
-                dots[r] = dot4(dots[r], low, four_of(x[r] + at + i * 8));
-                dots[r] = dot4(dots[r], high, four_of(x[r] + at + i * 8 + 4));
+                dots[r] = dot4(dots[r], low, four_of(x[r] + i * 8));
+                dots[r] = dot4(dots[r], high, four_of(x[r] + i * 8 + 4));
             }
         }
     }
 #endif
 }
 
-// MR rows, all of one block of sixteen, times one panel.
+INLINE size_t place_of(const Rows &rows, int row, int g) { // of a row's group among all
+    return ((size_t)row / 16 * ((size_t)rows.padded / GROUP) + (size_t)g) * 16 + (size_t)row % 16;
+}
+
+// Adds to ``sum`` what one group gives MR rows, all of one block of sixteen: the first at ``place``; ``codes`` and
+// ``scales`` are those of the group.
+template <int KIND, bool WIDE, int MR>
+INLINE void group_rows(const Rows &rows, size_t place, const uint8_t *codes, const uint16_t *scales, V *sum) {
+    const int8_t *x[MR], *y[MR];
+    I dots[MR], lows[MR];
+    for (int r = 0; r < MR; r++) {
+        x[r] = rows.codes + (place + (size_t)r) * 32;
+        y[r] = WIDE ? rows.low + (place + (size_t)r) * 32 : nullptr;
+        dots[r] = I{};
+        lows[r] = KIND == W_S8 ? alli(rows.sums[place + r]) : I{};
+    }
+    dot_group<KIND, MR>(codes, x, dots);
+    if (WIDE) dot_group<KIND, MR>(codes, y, lows);
+    const V scale = load_halves(scales);
+    for (int r = 0; r < MR; r++) {
+        const I total = (WIDE ? dots[r] << 7 : dots[r]) + lows[r];
+        sum[r] = fma(to_float(total), scale * all(rows.scales[place + r]), sum[r]);
+    }
+    if (KIND == W_U4) {
+        const V least = load_halves(scales + 16);
+        for (int r = 0; r < MR; r++) sum[r] = fma(rows.scaled_sums[place + r], least, sum[r]);
+    }
+}
+
 template <int KIND, bool WIDE, int MR>
 INLINE void few_rows(const Weight &w, const Rows &rows, int row, PanelOf panel, float *out, int stride) {
-    const int groups = w.padded / GROUP;
-    const size_t at = (size_t)(row / 16) * groups * 16 + row % 16;
-    const int8_t *x[MR], *y[MR];
+    constexpr int BYTES = KIND == W_S8 ? 512 : 256, WORDS = KIND == W_U4 ? 32 : 16; // of a group
     V sum[MR];
-    for (int r = 0; r < MR; r++) {
-        x[r] = row_codes(rows, rows.codes, row + r);
-        y[r] = WIDE ? row_codes(rows, rows.low, row + r) : nullptr;
-        sum[r] = V{};
-    }
-    for (int g = 0; g < groups; g++) {
-        const size_t place = at + (size_t)g * 16;
-        I dots[MR], lows[MR];
-        for (int r = 0; r < MR; r++) {
-            dots[r] = I{};
-            lows[r] = KIND == W_S8 ? alli(rows.sums[place + r]) : I{};
-        }
-        const uint8_t *codes = panel.codes + (size_t)g * (KIND == W_S8 ? 512 : 256);
-        if (MR <= 2)
-            for (int i = 0; i < (KIND == W_S8 ? 512 : 256); i += 64) prefetch(codes + i + (KIND == W_S8 ? 4096 : 3072));
-        dot_group<KIND, MR>(codes, x, g * 512, dots);
-        if (WIDE) dot_group<KIND, MR>(codes, y, g * 512, lows);
-        const V scale = load_halves(panel.scales + (size_t)g * (KIND == W_U4 ? 32 : 16));
-        for (int r = 0; r < MR; r++) {
-            const I total = (WIDE ? dots[r] << 7 : dots[r]) + lows[r];
-            sum[r] = fma(to_float(total), scale * all(rows.scales[place + r]), sum[r]);
-        }
-        if (KIND == W_U4) {
-            const V least = load_halves(panel.scales + (size_t)g * 32 + 16);
-            for (int r = 0; r < MR; r++) sum[r] = fma(rows.scaled_sums[place + r], least, sum[r]);
-        }
+    for (int r = 0; r < MR; r++) sum[r] = V{};
+    for (int g = 0; g < w.padded / GROUP; g++) {
+        const uint8_t *codes = panel.codes + (size_t)g * BYTES;
+        for (int i = 0; i < BYTES; i += 64) prefetch(codes + i + (KIND == W_S8 ? 4096 : 3072));
+        group_rows<KIND, WIDE, MR>(rows, place_of(rows, row, g), codes, panel.scales + (size_t)g * WORDS, sum);
     }
     for (int r = 0; r < MR; r++) store(out + (size_t)r * stride, sum[r]);
 }
@@ -411,9 +429,11 @@ void product_bf16(const Weight &w, const Rows &rows, int first, int count, int p
 #endif
 }
 
-void product(const Weight &w, const Rows &rows, int first, int count, int panel, int num_panels, float *out) {
-    if (w.kind == W_F32) return product_float<Floats>(w, rows, first, count, panel, num_panels, out);
-    if (w.kind == W_BF16) return product_bf16(w, rows, first, count, panel, num_panels, out);
+#include "by_input.h"
+
+// Panels that lie one after the other; ``stride``: of ``out``.
+void product_panels(const Weight &w, const Rows &rows, int first, int count, int panel, int num_panels, float *out,
+                    int stride) {
 #if defined(HAS_AMX)
     const int least = w.kind == W_U4 ? 12 : 8; // rows from which tiles are faster
     const int in_tiles = count % 16 < least ? count / 16 * 16 : count;
@@ -427,7 +447,6 @@ void product(const Weight &w, const Rows &rows, int first, int count, int panel,
 #else
     const int in_tiles = 0;
 #endif
-    const int stride = num_panels * PANEL;
     for (int p = 0; p < num_panels; p++) {
         const PanelOf one = panel_of(w, panel + p);
         float *to = out + p * PANEL, *rest = to + (size_t)in_tiles * stride;
@@ -450,6 +469,50 @@ void product(const Weight &w, const Rows &rows, int first, int count, int panel,
 #if defined(HAS_AMX)
     if (in_tiles) _tile_release();
 #endif
+}
+
+uint8_t *room(size_t size) { // of this thread, until it asks again
+    thread_local uint8_t *bytes = nullptr;
+    thread_local size_t available = 0;
+    if (available < size) {
+        delete[] bytes;
+        bytes = new uint8_t[available = size];
+    }
+    return bytes;
+}
+
+template <int KIND>
+void product_by_input(const Weight &w, const Rows &rows, int first, int count, int panel, int num_panels, float *out) {
+#if defined(HAS_AMX)
+    const bool is_woven_whole = count >= (KIND == W_U4 ? 12 : 8);
+#else
+    const bool is_woven_whole = count > WOVEN;
+#endif
+    if (!is_woven_whole)
+        return rows.low ? input_rows<KIND, true>(w, rows, first, count, panel, num_panels, out)
+                        : input_rows<KIND, false>(w, rows, first, count, panel, num_panels, out);
+    const size_t bytes = (size_t)w.padded * PANEL / (KIND == W_U4 ? 2 : 1); // of a panel
+    uint8_t *codes = room(4 * bytes);
+    for (int p = 0; p < num_panels; p += 4) {
+        const uint8_t *line = lines_of<KIND>(w, panel + p);
+        for (int g = 0; g < w.padded / GROUP; g++, line += GROUP * LINE) {
+            for (int i = 0; i < GROUP; i++) prefetch(line + (4 * GROUP + i) * LINE);
+            weave_group<KIND>(line, panel + p, codes + g * (KIND == W_S8 ? 512 : 256), bytes);
+        }
+        Weight four = w;
+        four.codes = codes;
+        four.scales = w.scales + (size_t)(panel + p) * w.padded / GROUP * (KIND == W_U4 ? 32 : 16);
+        product_panels(four, rows, first, count, 0, num_panels - p < 4 ? num_panels - p : 4, out + p * PANEL,
+                       num_panels * PANEL);
+    }
+}
+
+void product(const Weight &w, const Rows &rows, int first, int count, int panel, int num_panels, float *out) {
+    if (w.kind == W_F32) return product_float<Floats>(w, rows, first, count, panel, num_panels, out);
+    if (w.kind == W_BF16) return product_bf16(w, rows, first, count, panel, num_panels, out);
+    if (!w.is_by_input) return product_panels(w, rows, first, count, panel, num_panels, out, num_panels * PANEL);
+    return w.kind == W_S8 ? product_by_input<W_S8>(w, rows, first, count, panel, num_panels, out)
+                          : product_by_input<W_U4>(w, rows, first, count, panel, num_panels, out);
 }
 
 // ---- rows -----------------------------------------------------------------------------------------------
@@ -595,6 +658,6 @@ int above(const float *x, int size, float least, int32_t *ids) {
 #define TEXT2(a) #a
 #define TEXT(a) TEXT2(a)
 const Kernels *JOIN(kernels_, ISA)() {
-    static const Kernels table = {TEXT(ISA), product, norm, quantise, to_bf16, finish, swiglu, largest, weights, mass, above, attend};
+    static const Kernels table = {TEXT(ISA), product, norm, quantise, list, to_bf16, finish, swiglu, largest, weights, mass, above, attend};
     return &table;
 }

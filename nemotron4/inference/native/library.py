@@ -11,7 +11,7 @@ from functools import lru_cache
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.inference.native.build import BuildError, load_library
 
-VERSION = 5
+VERSION = 6
 GROUP = 32  # input columns that share a scale
 PANEL = 16  # output rows that lie side by side
 BLOCK = 32  # positions of a block of the cache
@@ -30,6 +30,7 @@ class Form(IntEnum):
 class CWeight(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("kind", "rows", "cols", "panels", "padded", "is_wide")),
+        ("is_by_input", c_int32),
         ("codes", c_void_p),
         ("scales", c_void_p),
         ("bias", c_void_p),

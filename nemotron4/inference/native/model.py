@@ -33,6 +33,7 @@ STORED = {
     "Q4_K": (12, Form.U4),
 }
 NUM_WIDE_LAYERS = 3  # the first ones, whose feed-forward blocks have the largest values
+FEW_ROWS = 4  # up to which zeros of squared ReLU are left out: LISTED of native.h
 ROWS_AT_ONCE = 4096  # rows of a weight that are float32 at the same time
 
 
@@ -47,11 +48,16 @@ class Weight:
     scales: Array | None
     bias: Array | None
     is_wide: bool = False  # what enters has fifteen bits instead of eight
+    is_by_input: bool = False  # the codes of a column lie side by side, for rows with many zeros
 
     @staticmethod
-    def empty(kind: Form, rows: int, cols: int, memory: Memory | None = None) -> Weight:
+    def empty(
+        kind: Form, rows: int, cols: int, memory: Memory | None = None, *, is_by_input: bool = False
+    ) -> Weight:
         memory = memory or Memory()
         panels, padded = -(-rows // c.PANEL), _to(c.GROUP, cols)
+        if is_by_input:
+            panels = _to(8, panels)
         numbers = panels * c.PANEL * padded
         size = {
             Form.F32: 4 * numbers,
@@ -63,13 +69,13 @@ class Weight:
         if kind in (Form.S8, Form.U4):
             per_group = 1 if kind == Form.S8 else 2
             scales = memory.take(2 * (numbers // c.GROUP) * per_group).view(np.uint16)
-        return Weight(kind, rows, cols, memory.take(size), scales, None)
+        return Weight(kind, rows, cols, memory.take(size), scales, None, is_by_input=is_by_input)
 
     def as_c(self) -> c.CWeight:
         panels, padded = -(-self.rows // c.PANEL), _to(c.GROUP, self.cols)
         return c.CWeight(
-            self.kind, self.rows, self.cols, panels, padded, self.is_wide, pointer(self.codes),
-            pointer(self.scales), pointer(self.bias),
+            self.kind, self.rows, self.cols, panels, padded, self.is_wide, self.is_by_input,
+            pointer(self.codes), pointer(self.scales), pointer(self.bias),
         )  # fmt: skip
 
     @property
@@ -119,10 +125,10 @@ class Memory:
             return self._chunk[start : start + num_bytes]
 
 
-def packed(rows_RC: Array, kind: Form, memory: Memory | None = None) -> Weight:
+def packed(rows_RC: Array, kind: Form, memory: Memory | None = None, *, is_by_input: bool = False) -> Weight:
     """A weight of float32 rows."""
     rows, cols = rows_RC.shape
-    weight = Weight.empty(kind, rows, cols, memory)
+    weight = Weight.empty(kind, rows, cols, memory, is_by_input=is_by_input)
     c.library().native_pack(weight.as_c(), pointer(rows_RC), 0, len(rows_RC))
     return weight
 
@@ -219,15 +225,16 @@ def _fill_layer(
 
 def read_model(
     checkpoint: Checkpoint, kind: Form | None, cache: NativeCache, *, num_threads: int,
-    virtual_rows: Array | None = None,
+    virtual_rows: Array | None = None, is_for_few: bool = False,
 ) -> NativeModel:  # fmt: skip
     """Every weight of the checkpoint; ``kind`` None takes the blocks of a GGUF file as they are stored.
 
     The output layer has eight bits where the others have four: it is what four bits would hurt most.
+    ``is_for_few``: at most four rows are decoded together; more take longer than without.
     """
     config = checkpoint.config
     names = set(check_language_model(checkpoint))
-    reader = _Reader(checkpoint, kind)
+    reader = _Reader(checkpoint, kind, is_for_few=is_for_few)
     jobs: dict[str, list[str]] = {}
     for i in range(config.num_layers):
         prefix = f"model.layers.{i}."
@@ -268,8 +275,14 @@ def keeps_wide(name: str, kind: Form | None) -> bool:
     return not is_mlp or int(name.split(".")[2]) < NUM_WIDE_LAYERS
 
 
+def has_zeros(name: str, kind: Form, config: ModelConfig) -> bool:
+    """Whether many of the numbers that meet this quantised weight are zero: those behind a squared ReLU."""
+    return name.endswith("mlp.down_proj") and config.mlp == "relu2" and kind in (Form.S8, Form.U4)
+
+
 class _Reader:
-    def __init__(self, checkpoint: Checkpoint, kind: Form | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, kind: Form | None, *, is_for_few: bool) -> None:
+        self._is_for_few = is_for_few
         self._checkpoint = checkpoint
         self._kind = kind
         self._memory = Memory()
@@ -294,9 +307,10 @@ class _Reader:
     def weight(self, names: list[str], all_names: Iterable[str], *, is_head: bool) -> Weight:
         checkpoint = self._checkpoint
         infos = [checkpoint.tensors[name + ".weight"] for name in names]
+        kind = self.kind_of(names[0], is_head=is_head)
         weight = Weight.empty(
-            self.kind_of(names[0], is_head=is_head), sum(i.shape[0] for i in infos), infos[0].shape[1],
-            self._memory,
+            kind, sum(i.shape[0] for i in infos), infos[0].shape[1], self._memory,
+            is_by_input=self._is_for_few and has_zeros(names[0], kind, checkpoint.config),
         )  # fmt: skip
         row = 0
         for name, info in zip(names, infos, strict=True):

@@ -13,13 +13,17 @@ enum WeightKind : int32_t {
     W_U4 = 3,   // panel: K/8 x 64 bytes, two rows of four columns to a byte row; value = scale * code + minimum
 };
 
-enum { GROUP = 32, PANEL = 16, BLOCK = 32, TILE = 16 };
-// columns to a scale, outputs to a panel, positions to a cache block, queries that attend together
+enum { GROUP = 32, PANEL = 16, BLOCK = 32, TILE = 16, LISTED = 4 };
+// columns to a scale, outputs to a panel, positions to a cache block, queries that attend together, rows to a list
 
 struct Weight {
     int32_t kind, rows, cols; // as in the checkpoint
     int32_t panels, padded;   // panels of 16 rows; columns padded to a multiple of 32
     int32_t is_wide;          // rows enter a quantised product with fifteen bits instead of eight
+    // Of quantised weights, for rows with many zeros: the codes of a column are side by side, W_S8: of four panels,
+    // [four panels][K][64], output o of panel p of four at 16 (o / 4) + 4 p + o % 4; W_U4: of eight, [eight
+    // panels][K][64], the first four in the low halves of the bytes. There is room for a multiple of eight panels.
+    int32_t is_by_input;
     const void *codes;        // panels side by side
     const uint16_t *scales;   // W_S8: [panel][group][16] float16; W_U4: [panel][group][16 scales, 16 minima]
     const float *bias;        // or null
@@ -79,6 +83,13 @@ struct Step {
     const LayerAdapter *const *adapters; // [num_rows]: the layers of each row's adapter, or null; null: no row has one
 };
 
+// Of 32 columns those in which one of a few rows has a code that is not zero, and others to a multiple of four.
+struct Used {
+    int32_t count;
+    uint8_t columns[GROUP];
+    int8_t codes[LISTED][GROUP], low[LISTED][GROUP]; // of the rows in these columns; zeros behind those used
+};
+
 // Rows that enter a product. Quantised ones have a scale and the sum of the codes per row and 32 columns.
 // Scales and sums lie as [block of 16 rows][group][row of the block].
 struct Rows {
@@ -90,6 +101,7 @@ struct Rows {
     const float *scales;      // scale
     const int32_t *sums;      // -128 * sum of codes
     const float *scaled_sums; // scale * sum
+    const Used *used;         // [group] of at most LISTED rows that meet a weight by input; or null
 };
 
 struct AttendMember { // neighbouring rows of one sequence
@@ -127,6 +139,8 @@ struct Kernels {
     void (*norm)(const float *x, const Norm &norm, int size, float eps, float *out);
     void (*quantise)(const float *x, int size, int padded, int8_t *codes, int8_t *low, float *scales, int32_t *sums,
                      float *scaled_sums); // groups of codes: 512 apart, scales and sums: 16; low null: eight bits
+    // Of the first rows of a block; they have to be at most LISTED.
+    void (*list)(const int8_t *codes, const int8_t *low, int num_rows, int num_groups, Used *used);
     void (*to_bf16)(const float *x, int size, int padded, uint16_t *out); // zeros behind
     void (*finish)(const float *from, int count, const float *bias, Use use, float *to); // bias null: none
     void (*swiglu)(const float *gate, const float *up, int size, float *out);

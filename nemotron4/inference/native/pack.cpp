@@ -21,21 +21,34 @@ uint16_t to_half(float x) { // to the nearest, ties to even
 struct Group { // where the 32 columns of one row lie
     uint8_t *codes;
     uint16_t *scales;
-    int kind;
+    int kind, is_by_input, shift; // shift: of a code by input in its byte
+    enum { LINE = 64 };
 
-    Group(const Weight &w, int row, int g) : kind(w.kind) {
+    Group(const Weight &w, int row, int g) : kind(w.kind), is_by_input(w.is_by_input), shift(0) {
         const int panel = row / PANEL, lane = row % PANEL;
         const size_t groups = (size_t)w.padded / GROUP, place = (size_t)panel * groups + (size_t)g;
-        codes = (uint8_t *)const_cast<void *>(w.codes) + place * (kind == W_U4 ? 256 : 512) + (size_t)lane * 4;
+        codes = (uint8_t *)const_cast<void *>(w.codes);
+        if (is_by_input) {
+            shift = kind == W_U4 ? panel / 4 % 2 * 4 : 0;
+            codes += ((size_t)panel / (kind == W_U4 ? 8 : 4) * (size_t)w.padded + (size_t)g * GROUP) * LINE;
+            codes += lane / 4 * 16 + panel % 4 * 4 + lane % 4;
+        } else
+            codes += place * (kind == W_U4 ? 256 : 512) + (size_t)lane * 4;
         scales = const_cast<uint16_t *>(w.scales) + place * (kind == W_U4 ? 32 : 16) + lane;
     }
     uint8_t get(int i) const {
+        if (is_by_input) return kind == W_S8 ? codes[i * LINE] : codes[i * LINE] >> shift & 15;
         if (kind == W_S8) return codes[i / 4 * 64 + i % 4];
         const uint8_t both = codes[i / 8 * 64 + i % 4];
         return i / 4 % 2 ? both >> 4 : both & 15;
     }
     void put(const uint8_t *values) {
-        if (kind == W_S8)
+        if (is_by_input)
+            for (int i = 0; i < 32; i++) {
+                uint8_t &to = codes[i * LINE];
+                to = kind == W_S8 ? values[i] : (uint8_t)((to & (240 >> shift)) | values[i] << shift);
+            }
+        else if (kind == W_S8)
             for (int i = 0; i < 32; i++) codes[i / 4 * 64 + i % 4] = values[i];
         else
             for (int j = 0; j < 4; j++)

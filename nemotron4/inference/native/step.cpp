@@ -27,6 +27,7 @@ struct Entered { // rows as the input of a product
     uint16_t *bf16;
     float *scales, *scaled_sums;
     int32_t *sums;
+    Used *used; // of at most LISTED rows
 };
 
 struct Buffers { // of one step, by rows
@@ -62,8 +63,8 @@ struct Engine {
     Model model;
     const Kernels *kernels;
     std::unique_ptr<Pool> pool;
-    Span spans[16];
-    int capacity = 0;
+    Span spans[18];
+    int num_threads = 1, capacity = 0;
     Buffers b;
     Plan plans[Pool::SLOTS];
 
@@ -96,13 +97,14 @@ struct Engine {
         b.wide = spans[1].get<float>(n * std::max(qkv, up));
         b.small = spans[2].get<float>(n * w);
         for (Entered *in : {&b.in, &b.next}) {
-            Span *own = spans + (in == &b.in ? 4 : 10);
+            Span *own = spans + (in == &b.in ? 4 : 11);
             in->codes = own[0].get<int8_t>(n * w);
             in->low = own[1].get<int8_t>(n * w);
             in->bf16 = own[2].get<uint16_t>(n * w);
             in->scales = own[3].get<float>(n * w / GROUP);
             in->sums = own[4].get<int32_t>(n * w / GROUP);
             in->scaled_sums = own[5].get<float>(n * w / GROUP);
+            in->used = own[6].get<Used>(w / GROUP);
         }
         b.values = spans[3].get<float>(n * w);
     }
@@ -120,6 +122,12 @@ void convert(const Kernels *kernels, const Entered &to, int kind, int is_wide, i
                       to.scaled_sums + at);
 }
 
+// Which columns of rows are used, from a group's first column on; for a weight by input.
+void list_used(const Kernels *kernels, const Entered &of, int is_wide, int num_rows, int first, int end) {
+    kernels->list(of.codes + first * 16, is_wide ? of.low + first * 16 : nullptr, num_rows, (end - first) / GROUP,
+                  of.used + first / GROUP);
+}
+
 struct Entering { // rows that become the input of a product
     const Kernels *kernels;
     Buffers b;
@@ -127,12 +135,13 @@ struct Entering { // rows that become the input of a product
     int64_t stride;
     const int32_t *chosen; // rows taken, or null
     const Norm *norm;      // or null
-    int size, padded, kind, is_wide;
+    int size, padded, kind, is_wide, is_by_input;
     float eps;
     int num_rows;
     const float *gate; // of a gated block: x is silu(gate) * x; or null
 
-    static constexpr int ROWS = 4;
+    static constexpr int ROWS = 4; // so a tile has all rows of a list
+    static_assert(ROWS >= LISTED, "");
     void row(int r) const {
         const float *in = x + (int64_t)(chosen ? chosen[r] : r) * stride;
         float *out = b.values + (int64_t)r * padded;
@@ -152,6 +161,7 @@ struct Entering { // rows that become the input of a product
     void compute(int, float *) const {}
     void commit(int tile, const float *) const {
         for (int r = tile * ROWS; r < std::min(num_rows, (tile + 1) * ROWS); r++) row(r);
+        if (is_by_input && num_rows <= LISTED) list_used(kernels, b.in, is_wide, num_rows, 0, padded);
     }
 };
 
@@ -190,6 +200,8 @@ struct Product {
                 convert(kernels, into, next->kind, next->is_wide, next->padded, row + r, column, numbers, columns,
                         rounded(columns, GROUP));
         }
+        if (next && next->is_by_input && rows.count <= LISTED)
+            list_used(kernels, into, next->is_wide, rows.count, column, column + rounded(columns, GROUP));
     }
 };
 
@@ -336,9 +348,9 @@ struct Adapt { // what adapters add to a product, in float32
         float *in = scratch + t.count * width(l.up), *small = in + (int64_t)t.count * padded;
         for (int i = 0; i < t.count; i++)
             memcpy(in + (int64_t)i * padded, x + rows[t.first + i] * stride, sizeof(float) * (size_t)size);
-        const Rows entered = {t.count, padded, in, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+        const Rows entered = {t.count, padded, in, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
         kernels->product(l.down, entered, 0, t.count, 0, l.down.panels, small);
-        const Rows narrow = {t.count, (int)width(l.down), small, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+        const Rows narrow = {t.count, (int)width(l.down), small, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
         kernels->product(l.up, narrow, 0, t.count, 0, l.up.panels, scratch);
     }
     void commit(int index, const float *scratch) const {
@@ -379,7 +391,7 @@ struct Drawing {
     void commit(int i, const float *) const { draw(draws[i]); }
 };
 
-void enters(Entering &t, const Weight &w) { t.kind = w.kind, t.is_wide = w.is_wide; }
+void enters(Entering &t, const Weight &w) { t.kind = w.kind, t.is_wide = w.is_wide, t.is_by_input = w.is_by_input; }
 
 void enter(Engine &e, Entering t) {
     t.kernels = e.kernels;
@@ -393,7 +405,8 @@ void enter(Engine &e, Entering t) {
 bool multiply(Engine &e, const Weight &w, int num_rows, float *out, int64_t stride, Use use, const Weight *next = nullptr) {
     const Entered &b = e.b.in;
     const int8_t *low = w.is_wide ? b.low : nullptr;
-    Product p = {e.kernels, &w, {num_rows, w.padded, e.b.values, b.bf16, b.codes, low, b.scales, b.sums, b.scaled_sums},
+    const Used *used = w.is_by_input && num_rows <= LISTED ? b.used : nullptr;
+    Product p = {e.kernels, &w, {num_rows, w.padded, e.b.values, b.bf16, b.codes, low, b.scales, b.sums, b.scaled_sums, used},
                  out, stride, use, 0, 1, num_rows, nullptr, e.b.next};
     if (num_rows > 256) { // what enters, and what leaves, has to stay near
         p.rows_per_tile = 128;
@@ -403,6 +416,7 @@ bool multiply(Engine &e, const Weight &w, int num_rows, float *out, int64_t stri
     const int rows = std::min(num_rows, p.rows_per_tile);
     p.panels_per_tile = (int)std::max<int64_t>(1, std::min<int64_t>(MOST_PANELS, (64 << 10) / panel_bytes));
     if (rows >= 8) p.panels_per_tile = w.kind == W_S8 || w.kind == W_U4 ? 2 : 4;
+    if (w.is_by_input) p.panels_per_tile = w.panels >= 16 * e.num_threads || w.kind == W_U4 ? 8 : 4;
     if (next && next->kind != W_F32 && p.panels_per_tile * PANEL % GROUP == 0) p.next = next;
     const int row_tiles = (w.panels + p.panels_per_tile - 1) / p.panels_per_tile;
     e.pool->add(row_tiles * p.row_tiles, (size_t)rows * p.panels_per_tile * PANEL, p);
@@ -577,7 +591,7 @@ void make_plan(const Step &s, Plan &plan, int heads_per_kv) {
 
 extern "C" {
 
-int native_version() { return 5; }
+int native_version() { return 6; }
 
 Engine *native_open(const Model *model, int num_threads, const char *isa) {
     const Kernels *kernels = kernels_named(isa);
@@ -585,6 +599,7 @@ Engine *native_open(const Model *model, int num_threads, const char *isa) {
     Engine *e = new Engine;
     e->model = *model;
     e->kernels = kernels;
+    e->num_threads = num_threads;
     e->pool.reset(new Pool(num_threads));
     return e;
 }
