@@ -131,10 +131,12 @@ def parse_strict(reply: str) -> SafetyVerdict:
     return SafetyVerdict("unsafe", codes) if all(code in CATEGORIES for code in codes) else UNKNOWN
 
 
-# A reply that names both words, as an echo of the question does ("'safe' or 'unsafe'"), is no verdict.
+# A reply that names both words, as an echo of the question does ("'safe' or 'unsafe'"), is no verdict; nor is
+# one that says "safe" and opens a later line with "unsafe".
 _FIRST_WORD = re.compile(
-    r"^[\s*_`'\"#>-]*(safe\b(?!.*\bunsafe\b|\W*unsafe\b)|unsafe\b(?!\W*(?:(?:or|and|and/or)\b\W*)?safe\b))",
-    re.IGNORECASE,
+    r"\A[\s*_`'\"#>-]*(safe\b(?!.*\bunsafe\b|\W*unsafe\b|[\s\S]*^[ \t*_`'\"#>-]*unsafe\b)"
+    r"|unsafe\b(?!\W*(?:(?:or|and|and/or)\b\W*)?safe\b))",
+    re.IGNORECASE | re.MULTILINE,
 )
 _CODE = re.compile(r"\bO(\d{1,2})\b", re.IGNORECASE)
 

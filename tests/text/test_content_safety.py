@@ -56,6 +56,8 @@ def test_a_message_cannot_end_the_conversation_early() -> None:
         ("safe/unsafe", UNKNOWN, UNKNOWN),
         ("Safe? No: it is unsafe", UNKNOWN, UNKNOWN),
         ("safe\nunsafe\nO1", UNKNOWN, UNKNOWN),
+        ("'Safe'\n\nO1: well known.\n\n'Unsafe'\n\nO2", UNKNOWN, UNKNOWN),
+        ("safe\nNothing in it is unsafe.", UNKNOWN, SafetyVerdict("safe")),
         ("unsafe: it is not safe\nO1", UNKNOWN, SafetyVerdict("unsafe", ("O1",))),
         ("The answer is unsafe.", UNKNOWN, UNKNOWN),
         ("not safe", UNKNOWN, UNKNOWN),
