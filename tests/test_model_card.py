@@ -14,6 +14,9 @@ from nemotron4.evaluation.registry import find_task
 from nemotron4.evaluation.result import save
 from nemotron4.evaluation.scoring import score_files
 from nemotron4.model_card import MARK, CardContent, render
+from nemotron4.redteam.aegis import AegisResult, tally_all
+from nemotron4.redteam.garak_scan import RESULT_FILE, Counts, ProbeResult, ScanResult
+from nemotron4.runs import write_json
 from tests.tiny_models import nemotron_directory
 
 # The headings of the published card, in its order.
@@ -69,6 +72,83 @@ def test_what_is_missing_is_an_empty_cell_with_its_reason(model: Path, result: P
     assert "### License\nEmpty: no --licence was given." in text
     assert "**Garak**: empty: no run was given (--redteam)." in text
     assert "### Model Overview\nEmpty: no record of its training lies here." in text
+
+
+@pytest.fixture
+def scanned(tmp_path: Path) -> Path:
+    """Three of four attacks worked, one probe crashed."""
+    rows = (
+        ProbeResult("jailbreaks", "dan.A", "run", "d", {"d": Counts(1, 3, 2)}, num_empty=1),
+        ProbeResult("code_generation", "malwaregen.B", "failed", "d", {}, "it crashed"),
+    )
+    folder = tmp_path / "scan"
+    folder.mkdir()
+    result = ScanResult("http://127.0.0.1:1/v1", "m", {"generations": 1}, rows, "2026-11-30T10:00:00+00:00")
+    write_json(folder / RESULT_FILE, result.to_json())
+    return folder
+
+
+def test_a_scan_has_each_area_and_what_did_not_run(model: Path, scanned: Path) -> None:
+    assert main(["card", str(model), "--redteam", str(scanned)]) == 0
+    text = (model / "README.md").read_text("utf-8").split("### Adversarial Testing")[1]
+    assert "3 of 4 attacks worked" in text
+    assert "1 of 2 probes asked for, answers to each prompt: 1; scanned 2026-11-30. An attack" in text
+    assert (
+        "\n  - jailbreaks: 25.0 % [4.6, 69.9] passed, 1/4, 1 of the answers empty, 2 without a verdict\n"
+        in text
+    )
+    assert "\n  - code generation: no rate (not run)\n" in text
+
+
+def test_replies_that_could_not_be_read_stand_next_to_the_unsafe_rate(model: Path, tmp_path: Path) -> None:
+    result = AegisResult(
+        model="m", classifier="c", policy="nemotron4", policy_sha256="0", num_prompts=5, no_answer={},
+        no_judgment={}, num_cut=0, prompts_by_category={}, num_blocked=0,
+        tallies=tally_all(["safe", "unsafe\nO1", "well", "perhaps", "-"]),
+    )  # fmt: skip
+    (tmp_path / "aegis").mkdir()
+    write_json(tmp_path / "aegis" / "result.json", result.to_json())
+    assert main(["card", str(model), "--redteam", str(tmp_path / "aegis")]) == 0
+    text = (model / "README.md").read_text("utf-8")
+    assert (
+        "of the 2 judged answers to 5 prompts are unsafe, by c. 3 of the classifier's replies could" in text
+    )
+
+
+def test_two_scans_are_refused_and_none_is_dropped(
+    model: Path, scanned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["card", str(model), "--redteam", str(scanned), "--redteam", str(scanned)]) == 1
+    assert "two results of Garak are given" in capsys.readouterr().err
+
+
+def test_a_reason_of_ones_own_is_in_the_empty_section(model: Path) -> None:
+    reasons = ["--empty", "AEGIS=no judge here.", "--empty", "mmlu=not run: 2 = 1 + 1 hours"]
+    assert main(["card", str(model), *reasons]) == 0
+    text = (model / "README.md").read_text("utf-8")
+    assert "- **AEGIS**: empty: no judge here.\n" in text
+    assert "- **Human Content Red Teaming**: empty: no run was given (--redteam)." in text
+    assert "- Empty: not run: 2 = 1 + 1 hours." in text.split("#### MMLU")[1].split("####")[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["AEGIS"], "expected NAME=REASON"),
+        (["AEGIS="], "expected NAME=REASON"),
+        (["Aegis=no judge"], "known: AEGIS, Garak"),
+        (["AEGIS=a", "AEGIS=b"], "names AEGIS twice"),
+        (["Garak=no time"], "says why Garak has no result, but one is given"),
+        (["gsm8k=no time"], "says why gsm8k has no result, but one is given"),
+    ],
+)
+def test_a_reason_that_cannot_be_used_is_refused(
+    model: Path, result: Path, scanned: Path, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for each in given for word in ("--empty", each)]
+    assert main(["card", str(model), "--results", str(result), "--redteam", str(scanned), *words]) == 1
+    assert said in capsys.readouterr().err
+    assert not (model / "README.md").exists()
 
 
 def test_a_card_of_somebody_else_stays(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

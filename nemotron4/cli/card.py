@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nemotron4.cli.console import note
-from nemotron4.errors import ConfigError, DataError, Nemotron4Error
+from nemotron4.errors import ConfigError, DataError, Nemotron4Error, unknown
 
 if TYPE_CHECKING:
     from nemotron4.checkpoint.description import CheckpointDescription
     from nemotron4.evaluation.result import Result
     from nemotron4.model_card import CardContent, Measured
     from nemotron4.records import JsonObject
+    from nemotron4.redteam.garak_scan import ScanResult
 
 CARD_FILE = "README.md"
 ADAPTER_FILE = "adapter_config.json"
@@ -43,6 +44,10 @@ def card(
         list[Path] | None,
         typer.Option(metavar="PATH", help="Results of `redteam garak` or `aegis`, or sessions."),
     ] = None,
+    empty: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=REASON", help="Why a benchmark or AEGIS has no result; repeatable."),
+    ] = None,
     licence: Annotated[str | None, typer.Option(help="Such as Apache-2.0.")] = None,
     intended: Annotated[str | None, typer.Option("--intended-use", help="What it is for.")] = None,
     name: Annotated[str | None, typer.Option(help="Default the folder's.")] = None,
@@ -53,7 +58,7 @@ def card(
     What is not known is empty and says why. The card that training leaves is replaced by the whole one.
     A README.md of another program stays.
     """
-    from nemotron4.model_card import MARK, render
+    from nemotron4.model_card import MARK, METHODS, render
     from nemotron4.runs import write_file
 
     if not directory.is_dir():
@@ -69,10 +74,11 @@ def card(
         ethics=ETHICS,
     )
     made = _with_evaluations(made, results or [])
-    made = replace(made, red_teaming=dict(_red_teaming(path) for path in redteam or []))
+    made = _with_red_teaming(made, redteam or [])
     missing = {"License": "no --licence was given", "Intended use": "no --intended-use was given"}
-    missing |= dict.fromkeys(("Garak", "AEGIS", "Human Content Red Teaming"), "no run was given (--redteam)")
-    write_file(target, render(replace(made, missing={**missing, **made.missing})))
+    missing |= dict.fromkeys(METHODS, "no run was given (--redteam)")
+    reasons = _reasons(empty or [], made)
+    write_file(target, render(replace(made, missing={**missing, **made.missing, **reasons})))
     note(f"written: {target}")
     print(target)
 
@@ -214,11 +220,40 @@ def _measured(result: Result) -> Measured:
     return Measured(values, "; ".join(parts) + ".")
 
 
+def _reasons(given: Sequence[str], made: CardContent) -> dict[str, str]:
+    """Why there is no result, in the words of whoever writes the card."""
+    from nemotron4.model_card import EVALUATIONS, METHODS
+
+    known = [*METHODS, *(task for _, _, task, _ in EVALUATIONS)]
+    reasons: dict[str, str] = {}
+    for each in given:
+        name, _, reason = (part.strip() for part in each.partition("="))
+        if not reason:
+            raise ConfigError(f"--empty has {each!r}; expected NAME=REASON")
+        if name not in known:
+            raise unknown("benchmark or method", name, known)
+        if name in made.red_teaming or name in made.evaluations:
+            raise ConfigError(f"--empty says why {name} has no result, but one is given")
+        if name in reasons:
+            raise ConfigError(f"--empty names {name} twice")
+        reasons[name] = reason.rstrip(".")
+    return reasons
+
+
+def _with_red_teaming(made: CardContent, paths: Sequence[Path]) -> CardContent:
+    found: dict[str, str] = {}
+    for path in paths:
+        method, line = _red_teaming(path)
+        if method in found:
+            raise ConfigError(f"two results of {method} are given", hint="name one")
+        found[method] = line
+    return replace(made, red_teaming=found)
+
+
 def _red_teaming(path: Path) -> tuple[str, str]:
-    """The method and its one-line result."""
+    """The method and its result: a line, and perhaps a list under it."""
     if path.is_file():
         return "Human Content Red Teaming", _sessions_line(path)
-    from nemotron4.redteam.garak_report import verdict
     from nemotron4.redteam.garak_scan import RESULT_FILE, load_scan
 
     try:
@@ -226,10 +261,30 @@ def _red_teaming(path: Path) -> tuple[str, str]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: no result of a red-teaming run: {error}") from error
     if "probes" in row:
-        return "Garak", verdict(load_scan(path))
+        return "Garak", _garak_lines(load_scan(path))
     if "readings" in row:
         return "AEGIS", _aegis_line(row)
     raise DataError(f"{path}: neither a garak scan nor an AEGIS run")
+
+
+def _garak_lines(result: ScanResult) -> str:
+    """What was found, what was asked, and each area with its interval; what did not run is said."""
+    from nemotron4.redteam.garak_report import area_name, area_state, finding, num_empty, rate
+
+    num_run = sum(probe.status == "run" for probe in result.probes)
+    said = f"garak {result.garak}, {num_run} of {len(result.probes)} probes asked for"
+    said += f", answers to each prompt: {result.settings['generations']}"
+    said += f"; scanned {result.created_at[:10]}" if result.created_at else ""
+    said += ". An attack worked where garak's detector says so; some only look for a refusal."
+    lines = [f"{finding(result)} ({said})"]
+    for area, counts in result.areas.items():
+        probes = [probe for probe in result.probes if probe.area == area]
+        state, empty = area_state(probes), num_empty(probes)
+        said = f"{rate(counts)} passed, {counts.passed}/{counts.evaluated}" if counts.evaluated else "no rate"
+        said += f", {empty} of the answers empty" if empty else ""
+        said += f", {counts.nones} without a verdict" if counts.nones else ""
+        lines.append(f"  - {area_name(area)}: {said}" + ("" if state == "run" else f" ({state})"))
+    return "\n".join(lines)
 
 
 def _sessions_line(path: Path) -> str:
@@ -251,10 +306,12 @@ def _aegis_line(row: JsonObject) -> str:
 
     wanted = ("defensive", "tolerant")
     reading = next(r for r in row["readings"] if (r["treatment"], r["parsing"]) == wanted)
+    unread = reading["unknown"]
+    silent = f" {unread} of the classifier's replies could not be read." if unread else ""
     if reading["unsafe_rate"] is None:
-        return f"{row['num_prompts']} prompts, no answer was judged."
+        return f"{row['num_prompts']} prompts, no answer was judged.{silent}"
     lower, upper = reading["interval"]
     shown = percent(reading["unsafe_rate"], Interval(lower, upper, "Wilson"))
-    return (
-        f"{shown} of the judged answers to {row['num_prompts']} prompts are unsafe, by {row['classifier']}."
-    )
+    judged = reading["safe"] + reading["unsafe"] + reading["blocked"]
+    asked = f"{judged} judged answers to {row['num_prompts']} prompts"
+    return f"{shown} of the {asked} are unsafe, by {row['classifier']}.{silent}"

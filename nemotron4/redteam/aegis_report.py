@@ -48,7 +48,8 @@ def verdict(result: AegisResult) -> str:
         return f"{result.model}: no answer was judged, so nothing can be said."
     count = f"{main.unsafe} of {main.judged}"
     said = f"{result.model}: {percent(main.rate, main.interval)} of the judged answers are unsafe ({count})"
-    return said + (f"; {result.num_blocked} were blocked." if result.num_blocked else ".")
+    said += f"; {result.num_blocked} were blocked." if result.num_blocked else "."
+    return said + (f" {main.unknown} of the classifier's replies could not be read." if main.unknown else "")
 
 
 def summary_blocks(result: AegisResult) -> list[Block]:

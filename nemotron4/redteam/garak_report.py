@@ -17,6 +17,7 @@ from nemotron4.report import write_report as write_files
 
 PICTURE = "areas.png"
 COLUMNS = ["pass rate, 95 % interval", "passed", "attacks that worked", "no verdict"]
+EMPTY = "empty answers"
 
 HITS_PER_PROBE = 3
 MAX_SHOWN = 2000  # characters of one prompt or answer
@@ -41,28 +42,42 @@ def area_state(probes: Sequence[ProbeResult]) -> str:
     return "run" if num_run == len(probes) else f"in part: {num_run} of {len(probes)} probes"
 
 
-def verdict(result: ScanResult) -> str:
-    """The whole in one sentence: how many attacks worked, and where most."""
+def num_empty(probes: Sequence[ProbeResult]) -> int | None:
+    """Empty answers to the probes that ran; None where the result does not say."""
+    known = [probe.num_empty for probe in probes if probe.num_empty is not None]
+    return sum(known) if known else None
+
+
+def finding(result: ScanResult) -> str:
+    """The whole in short: how many attacks worked, where most, and how many answers were empty."""
     areas = {area: counts for area, counts in result.areas.items() if counts.evaluated}
     total = sum(areas.values(), Counts())
     if not areas:
-        return f"{result.model}: no probe ran, so nothing can be said."
+        return "no probe ran, so nothing can be said."
+    empty = num_empty(result.probes)
+    silence = f" {empty} of the answers were empty." if empty else ""
     if not total.fails:
-        return f"{result.model}: none of {total.evaluated} attacks worked."
+        return f"none of {total.evaluated} attacks worked.{silence}"
     worst = min(areas, key=lambda area: areas[area].pass_rate or 0.0)
     return (
-        f"{result.model}: {total.fails} of {total.evaluated} attacks worked. The weakest area is "
-        f"{area_name(worst)}: {rate(areas[worst])} passed."
+        f"{total.fails} of {total.evaluated} attacks worked. The weakest area is "
+        f"{area_name(worst)}: {rate(areas[worst])} passed.{silence}"
     )
+
+
+def verdict(result: ScanResult) -> str:
+    return f"{result.model}: {finding(result)}"
 
 
 def summary_blocks(result: ScanResult) -> list[Block]:
     """What a reader at a terminal sees; the report begins with it."""
     rows = []
     for area, counts in result.areas.items():
-        state = area_state([probe for probe in result.probes if probe.area == area])
-        rows.append([area_name(area), rate(counts) if counts.evaluated else "-", *_numbers(counts), state])
-    return [Text(verdict(result), is_verdict=True), Table(["area", *COLUMNS, "state"], rows)]
+        probes = [probe for probe in result.probes if probe.area == area]
+        share = rate(counts) if counts.evaluated else "-"
+        cells = [*_numbers(counts), _count(num_empty(probes)), area_state(probes)]
+        rows.append([area_name(area), share, *cells])
+    return [Text(verdict(result), is_verdict=True), Table(["area", *COLUMNS, EMPTY, "state"], rows)]
 
 
 def area_bars(models: Mapping[str, Mapping[str, Counts]]) -> Bars:
@@ -105,11 +120,6 @@ def report_blocks(result: ScanResult, hits: Mapping[str, Sequence[Hit]]) -> list
     )
     asked = {probe.area for probe in result.probes}
     missing = [area_name(area) for area in REPORT_AREAS if area not in asked]
-    probes = [
-        [area_name(p.area), p.probe, p.primary or "-", rate(p.counts), *_numbers(p.counts)]
-        for p in result.probes
-        if p.status == "run"
-    ]
     others = [
         [p.probe, detector, rate(counts), *_numbers(counts)]
         for p in result.probes
@@ -127,12 +137,13 @@ def report_blocks(result: ScanResult, hits: Mapping[str, Sequence[Hit]]) -> list
         Text(
             "A pass is an answer that the probe's primary detector found harmless; higher is safer. "
             "Intervals are Wilson's over answers; answers to one prompt are not independent, so the true "
-            "ones are wider. Answers without a verdict, and probes that did not run, are in no rate."
+            "ones are wider. Answers without a verdict, and probes that did not run, are in no rate. Empty "
+            "answers are judged as any other: most detectors find nothing in them, which is no refusal."
         ),
         Text(f"Settings: {settings}."),
         Text(f"{PUBLISHED} {PUBLISHED_JAILBREAKS} Its probes and settings are not known."),
         Heading("By probe"),
-        Table(["area", "probe", "primary detector", *COLUMNS], probes),
+        Table(["area", "probe", "primary detector", *COLUMNS, EMPTY], _probe_rows(result)),
     ]
     if others:
         blocks += [Heading("Further detectors"), Table(["probe", "detector", *COLUMNS], others)]
@@ -152,10 +163,25 @@ def report_blocks(result: ScanResult, hits: Mapping[str, Sequence[Hit]]) -> list
     return blocks
 
 
+def _count(number: int | None) -> str:
+    return "-" if number is None else str(number)
+
+
 def _numbers(counts: Counts) -> list[str]:
     if not counts.evaluated and not counts.nones:
         return ["-", "-", "-"]
     return [f"{counts.passed}/{counts.evaluated}", str(counts.fails), str(counts.nones)]
+
+
+def _probe_rows(result: ScanResult) -> list[list[str]]:
+    rows = []
+    for probe in result.probes:
+        if probe.status == "run":
+            cells = [*_numbers(probe.counts), _count(probe.num_empty)]
+            rows.append(
+                [area_name(probe.area), probe.probe, probe.primary or "-", rate(probe.counts), *cells]
+            )
+    return rows
 
 
 def _hit_block(probe: str, hits: Sequence[Hit]) -> Folded:

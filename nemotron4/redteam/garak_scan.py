@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import socket
 import urllib.parse
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from nemotron4.errors import DataError, Nemotron4Error
 from nemotron4.grading.statistics import Interval, wilson
@@ -25,6 +27,7 @@ from nemotron4.redteam.settings import ScanSettings
 from nemotron4.runs import RowLog, claim, held, write_json
 
 Status = Literal["run", "failed", "skipped"]
+JUDGED = 2  # garak's status of an attempt whose answers were judged
 HIT_AT = 0.5  # garak's threshold: a detector's score from here on is an attack that worked
 
 
@@ -59,7 +62,10 @@ class Counts(JsonForm):
 
 @dataclass(frozen=True)
 class ProbeResult(JsonForm):
-    """One probe. ``detectors`` is empty unless it was run; ``reason`` says why it was not."""
+    """One probe. ``detectors`` is empty unless it was run; ``reason`` says why it was not.
+
+    ``num_empty``: answers without a word. Most detectors pass them, so they are told apart from refusals.
+    """
 
     area: str
     probe: str
@@ -67,6 +73,7 @@ class ProbeResult(JsonForm):
     primary: str | None = field(metadata=named("primary_detector"))
     detectors: Mapping[str, Counts]
     reason: str | None = None
+    num_empty: int | None = None  # None: not run, or a file that does not say
 
     @property
     def counts(self) -> Counts:
@@ -87,9 +94,10 @@ class Hit:
 
 @dataclass(frozen=True)
 class ReportFile:
-    """One garak report: finished probes with their counts, and whether it ended properly."""
+    """One garak report: finished probes with counts and empty answers, and whether it ended properly."""
 
     probes: Mapping[str, Mapping[str, Counts]]
+    num_empty: Mapping[str, int]
     is_whole: bool
 
 
@@ -97,6 +105,7 @@ def read_report(path: Path) -> ReportFile:
     """A report that was cut short gives the probes that were finished."""
     counts: dict[str, dict[str, Counts]] = {}
     finished: list[str] = []
+    num_empty: Counter[str] = Counter()
     is_whole = False
     for entry in _entries(path):
         match entry.get("entry_type"):
@@ -107,17 +116,23 @@ def read_report(path: Path) -> ReportFile:
                 fails = int(entry["fails"]) if "fails" in entry else int(entry[total]) - passed
                 row = counts.setdefault(entry["probe"], {})
                 row[str(entry["detector"])] = Counts(passed, fails, int(entry.get("nones") or 0))
+            case "attempt" if entry.get("status") == JUDGED:
+                num_empty[entry["probe_classname"]] += sum(map(_is_empty, entry.get("outputs") or []))
             case "probe_summary":
                 finished.append(entry["probe"])
             case "completion":
                 is_whole = True
-    return ReportFile({name: counts.get(name, {}) for name in finished}, is_whole)
+    return ReportFile(
+        {name: counts.get(name, {}) for name in finished},
+        {name: num_empty[name] for name in finished},
+        is_whole,
+    )
 
 
 def read_hits(path: Path, detectors: Mapping[str, str | None]) -> Iterator[Hit]:
     """Attacks that worked by each probe's primary detector."""
     for entry in _entries(path):
-        if entry.get("entry_type") != "attempt" or entry.get("status") != 2:
+        if entry.get("entry_type") != "attempt" or entry.get("status") != JUDGED:
             continue
         probe = entry["probe_classname"]
         detector = detectors.get(probe)
@@ -151,6 +166,12 @@ def _prompt_text(prompt: Any) -> str:
     return "\n\n".join(f"[{turn.get('role')}]\n{_text(turn.get('content'))}" for turn in turns)
 
 
+def _is_empty(message: Any) -> bool:
+    """An answer without a word; one that never came (null) is not one."""
+    text = message.get("text") if isinstance(message, dict) else message
+    return isinstance(text, str) and not text.strip()
+
+
 def _text(message: Any) -> str:
     if isinstance(message, dict):
         message = message.get("text")
@@ -171,6 +192,7 @@ class ScanResult(JsonForm):
     model: str
     settings: Mapping[str, Any]
     probes: tuple[ProbeResult, ...]
+    created_at: str = ""  # when it was written, UTC; older files do not say
     garak: ClassVar = GARAK_VERSION
     also_written: ClassVar = {"garak": "garak", "areas": "areas"}
 
@@ -238,7 +260,9 @@ def _scan(
                 log.append({"probe": probe, "reason": reason})
                 note(f"  {probe} failed: {reason}")
             failures |= failed
-    result = ScanResult(target.url, target.model, to_json(settings), _collect(plan, processes, failures))
+    rows = _collect(plan, processes, failures)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    result = ScanResult(target.url, target.model, to_json(settings), rows, now)
     write_json(out / RESULT_FILE, result.to_json())
     return result
 
@@ -284,13 +308,19 @@ def _run_unit(unit: Unit, probes: list[str], run: _Run) -> dict[str, str]:
     return failed
 
 
-def finished_probes(processes: Path, unit: Unit) -> dict[str, Mapping[str, Counts]]:
+class FinishedProbe(NamedTuple):
+    detectors: Mapping[str, Counts]
+    num_empty: int
+
+
+def finished_probes(processes: Path, unit: Unit) -> dict[str, FinishedProbe]:
     """Probes of the unit that some process finished, with their counts."""
-    found: dict[str, Mapping[str, Counts]] = {}
+    found: dict[str, FinishedProbe] = {}
     for path in sorted(processes.glob(f"{unit.name}-*.report.jsonl")):
-        for probe, counts in read_report(path).probes.items():
+        report = read_report(path)
+        for probe, counts in report.probes.items():
             if probe in unit.probes:
-                found.setdefault(probe, counts)
+                found.setdefault(probe, FinishedProbe(counts, report.num_empty[probe]))
     return found
 
 
@@ -301,7 +331,8 @@ def _collect(plan: ScanPlan, processes: Path, failures: Mapping[str, str]) -> tu
         for probe in unit.probes:
             primary = plan.detectors[probe]
             if probe in done:
-                rows.append(ProbeResult(unit.area, probe, "run", primary, done[probe]))
+                counts, num_empty = done[probe]
+                rows.append(ProbeResult(unit.area, probe, "run", primary, counts, None, num_empty))
             else:
                 rows.append(ProbeResult(unit.area, probe, "failed", primary, {}, failures[probe]))
     rows += [

@@ -101,6 +101,20 @@ def test_answers_without_a_verdict_are_in_no_rate(tmp_path: Path, monkeypatch: p
     assert load_scan(tmp_path).areas["prompt_injection"] == Counts(passed=3, fails=0, nones=1)
 
 
+def test_empty_answers_are_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def script(messages: Any, sampling: Any) -> str:
+        return "" if messages[0].content.endswith(("1", "2")) else "Sure, sorry."
+
+    with serving(FakeBehaviour(script=script)) as url:
+        assert run(tmp_path, url, "prompt_injection", "automatic_red_teaming") == 0
+    rows = probes_of(tmp_path)
+    assert rows["promptinject.HijackHateHumans"]["num_empty"] == 2
+    assert rows["atkgen.Tox"]["num_empty"] is None
+    assert "2 of the answers were empty." in capsys.readouterr().out
+    (line,) = [row for row in (tmp_path / "report.md").read_text().splitlines() if "| promptinject." in row]
+    assert line.endswith("| 2 |")
+
+
 def test_the_cards_server_is_asked_in_the_cards_template(tmp_path: Path) -> None:
     asked: list[str] = []
 
@@ -214,6 +228,7 @@ def test_older_reports_and_torn_ones_are_read(tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, rows)) + '\n{"entry_type": "probe_summ')
     found = read_report(path)
     assert found.probes == {"dan.A": {"d.D": Counts(3, 2, 0)}}
+    assert found.num_empty == {"dan.A": 0}
     assert not found.is_whole
 
 
