@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -71,3 +73,57 @@ def test_the_page_has_a_table_and_says_that_the_machine_was_busy(tmp_path: Path)
     assert "| one stream, tokens/s | 123.4 | 60 |" in page
     assert "Other programs ran at the same time" in page
     assert (tmp_path / "page.png").stat().st_size > 1000
+
+
+def test_peers_of_a_heavy_environment_run_when_named(
+    run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def measured(_: Any, options: Any) -> None:
+        asked.append((options.peers, [run.precisions("vllm", m, options.precisions) for m in options.models]))
+
+    monkeypatch.setattr(run, "measure", measured)
+    for more in ([], ["--peers", "ours", "vllm", "--models", "small", "demo"]):
+        arguments = ["run", "--folder", str(tmp_path), "--record", str(tmp_path / "record.json"), *more]
+        monkeypatch.setattr(sys, "argv", arguments)
+        assert run.main() == 0
+    assert asked[0][0] == ["ours", "transformers", "llamacpp"]
+    assert asked[1] == (["ours", "vllm"], [("float32", "bfloat16"), ()])  # the demo model is a GGUF file
+    assert all((FOLDER / f"peer_{peer}.py").exists() and peer in run.PRECISIONS for peer in run.PEERS)
+
+
+def test_an_environment_loses_what_does_not_load_beside_its_torch(
+    run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(run.venv, "create", lambda home, **_: Path(home).mkdir(parents=True))
+    monkeypatch.setattr(run.subprocess, "run", lambda command, **_: commands.append(command[3:]))
+    for peer in ("llamacpp", "vllm", "vllm"):
+        assert run.environment(tmp_path, peer).parts[-3:] == (peer, "bin", "python")
+    assert [command[0] for command in commands] == ["install", "install", "uninstall"]
+    assert "torch==2.13.0+cpu" in commands[1]
+    assert "torchaudio" in commands[2]
+
+
+def test_a_peer_ends_with_its_processes_and_counts_their_memory() -> None:
+    code = """
+import multiprocessing, os, time, cells
+
+def hold(pipe):
+    held = b"x" * 200_000_000
+    pipe.send(len(held))
+    time.sleep(3600)
+
+if __name__ == "__main__":
+    here, there = multiprocessing.Pipe()
+    alone = cells.peak_bytes(os.getpid())
+    multiprocessing.get_context("fork").Process(target=hold, args=(there,)).start()
+    here.recv()
+    cells.answer("peer 1", alone / 1e6)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True, timeout=120, check=True
+    )
+    found = json.loads(ended.stdout)
+    assert found["memory_mb"] > found["value"] + 200
