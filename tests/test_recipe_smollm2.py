@@ -40,7 +40,7 @@ def sample(task: dict[str, Any], text: str, finish_reason: str = "stop") -> dict
 @pytest.mark.parametrize("preset", [[], ["--preset", "minutes"]], ids=["whole", "minutes"])
 def test_every_command_line_is_right(preset: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe", "run", str(FOLDER), "--dry-run", *preset]) == 0
-    assert "rpo-2" in capsys.readouterr().out
+    assert "rpo-1" in capsys.readouterr().out
 
 
 def test_nothing_held_out_is_trained_on(steps: ModuleType, tmp_path: Path) -> None:

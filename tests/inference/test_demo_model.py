@@ -57,15 +57,15 @@ def test_it_answers_in_its_own_format(demo_model: Path) -> None:
     assert answer.finish_reason == "stop"
 
 
-def test_an_adapter_given_by_its_folder_answers_as_the_one_that_ships(
+def test_an_adapter_given_by_its_folder_scores_as_the_one_that_ships(
     demo_model: Path, tmp_path: Path
 ) -> None:
     """Both round the merged weights to eight bits, one while it reads, the other into a file."""
-    question = [[{"role": "user", "content": "Name three colors."}]]
-    answers = []
-    for adapter in ("auto", shutil.copytree(FOLDER, tmp_path / "adapter")):
+    scores = []
+    for adapter in ("auto", shutil.copytree(FOLDER, tmp_path / "adapter"), None):
         with nemotron4.load("smollm2", adapter=adapter) as engine:
-            answers += engine.generate(question, max_new_tokens=24, temperature=0)
-            precision = engine.info.dtype
-    assert precision == "int8"
-    assert answers[0].token_ids == answers[1].token_ids
+            scores.append(torch.tensor(engine.score([card_prompt() + "In a vibrant tapestry"])[0]))
+            if adapter not in ("auto", None):
+                assert engine.info.dtype == "int8"
+    ships, given, bare = scores
+    assert (given - ships).abs().mean() < 0.2 * (bare - ships).abs().mean()
