@@ -21,7 +21,13 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def _seconds(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0]) if marker else 0.0
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_seconds, reverse=True)  # so that no worker is left with a long one at the end
     for marker in ("slow", "network"):
         variable = f"NEMOTRON4_{marker.upper()}"
         if os.environ.get(variable) == "1":

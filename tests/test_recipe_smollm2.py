@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -26,7 +28,7 @@ LONG = " ".join(f"Bees number {n} fly far and wide, and their way {n} home is lo
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("steps", "tasks", "edits", "contrasts", "summary"):
+    for name in ("steps", "tasks", "edits", "contrasts", "summary", "knowledge"):
         sys.modules.pop(name, None)
     import steps as module  # type: ignore[import-not-found]
 
@@ -301,3 +303,21 @@ def test_the_report_shows_every_stage(steps: ModuleType, tmp_path: Path) -> None
     page = (tmp_path / "report.md").read_text("utf-8")
     assert "| grpo | 50.0 % [9.5, 90.5] |" in page
     assert "sft: answers to the first ten prompts" in page
+
+
+def test_what_is_kept_is_told_by_pairs_of_the_same_item(steps: ModuleType, tmp_path: Path) -> None:
+    knowledge = importlib.import_module("knowledge")
+    rows = [{"pos": "noun", "words": [f"w{chr(97 + i)}"], "definition": f"thing {i}"} for i in range(20)]
+    rows.append({"pos": "verb", "words": ["run"], "definition": "go fast"})
+    (tmp_path / "wordnet_definitions.jsonl.gz").write_bytes(
+        gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+    )
+    for beginning, words, right in knowledge.questions(tmp_path, 5):
+        assert len(set(words)) == knowledge.CHOICES
+        assert "run" not in words
+        assert beginning == f"A word for thing {ord(words[right][1]) - 97} is the word"
+    table = knowledge.compared(
+        [[-1.0, -2.0, -3.0], [-1.5, -2.0, -3.4]], [[True, True, False], [True, False, False]]
+    )
+    assert table["change"][0] == pytest.approx(0.3)
+    assert (table["bare"][0], table["adapter"][0], table["p"]) == (2, 1, 1.0)
