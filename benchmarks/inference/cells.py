@@ -80,9 +80,14 @@ def answer(version: str, value: float) -> None:
     os._exit(0)  # how long a peer takes to end is not its figure
 
 
+def memory_bytes(field: str, pid: int | str = "self") -> int:
+    """A field of /proc/PID/status; 0 of a process that has ended, which has none."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
 def peak_bytes(pid: int) -> int:
     """The most memory that a process had at once, and each one below it."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    own = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    own = memory_bytes("VmHWM", pid)
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return own + sum(peak_bytes(int(child)) for t in tasks for child in (t / "children").read_text().split())

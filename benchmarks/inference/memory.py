@@ -13,7 +13,8 @@ import argparse
 import json
 import random
 import threading
-from pathlib import Path
+
+from cells import memory_bytes
 
 import nemotron4
 from nemotron4.inference.engine import Engine
@@ -43,8 +44,7 @@ class Watch(threading.Thread):
 
 
 def resident_mb(name: str) -> float:
-    status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in status if line.startswith(f"{name}:")).split()[1]) * 1024 / 1e6
+    return memory_bytes(name) / 1e6
 
 
 def weights_mb(engine: Engine) -> float:

@@ -17,19 +17,14 @@ import multiprocessing
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cells import memory_bytes
 from stand_in import stand_in
 
 from nemotron4.engine import SamplingParams, SamplingRequest
 from nemotron4.inference.runner import Array
-
-
-def resident_bytes() -> int:
-    status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in status if line.startswith("RssAnon")).split()[1]) * 1024
 
 
 class Timed:
@@ -53,14 +48,14 @@ def measure(num_requests: int, prompt_length: int, num_new: int, temperature: fl
         SamplingRequest(tuple(draw.randrange(256) for _ in range(prompt_length)), params)
         for _ in range(num_requests)
     ]
-    memory_bytes: list[int] = []
+    resident: list[int] = []
     engine = stand_in(
-        max_waiting=num_requests, on_step=lambda: memory_bytes or memory_bytes.append(resident_bytes())
+        max_waiting=num_requests, on_step=lambda: resident or resident.append(memory_bytes("RssAnon"))
     )
     planning = Timed(engine._scheduler.plan)
     taking = Timed(engine._take_mail)
     engine._scheduler.plan, engine._take_mail = planning, taking  # type: ignore[method-assign]
-    before, began = resident_bytes(), time.process_time()
+    before, began = memory_bytes("RssAnon"), time.process_time()
     engine.collect(requests)
     seconds = time.process_time() - began
     engine.close()
@@ -74,7 +69,7 @@ def measure(num_requests: int, prompt_length: int, num_new: int, temperature: fl
         "us_per_token": round(1e6 * seconds / (num_requests * num_new), 1),
         "scheduling_ms": [median[0], p99[0], longest[0]],
         "p99_processor_ms": p99[1],
-        "kb_per_request": round((memory_bytes[0] - before) / num_requests / 1e3, 1),
+        "kb_per_request": round((resident[0] - before) / num_requests / 1e3, 1),
     }
 
 

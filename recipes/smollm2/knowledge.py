@@ -13,6 +13,7 @@ are scored without a template, each as it is served; differences are of the same
 from __future__ import annotations
 
 import argparse
+import asyncio
 import random
 import statistics
 from collections.abc import Sequence
@@ -20,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import nemotron4
+from nemotron4.client.engine import EngineChatModel
+from nemotron4.client.interface import ManyLogprobs
 from nemotron4.grading.statistics import mcnemar, standard_error, wilson
 from nemotron4.inference.engine import Engine
 from nemotron4.records import read_json_lines
 from nemotron4.runs import write_json
 
 CHARACTERS, CHOICES = 1500, 4
+AT_ONCE = 128  # questions; the engine's queue is not endless
 
 
 def texts(folder: Path, count: int) -> list[str]:
@@ -43,7 +47,7 @@ def questions(folder: Path, count: int) -> list[tuple[str, list[str], int]]:
     ]
     draw = random.Random(1)
     made = []
-    for definition, word in draw.sample(nouns, count):
+    for definition, word in draw.sample(nouns, min(count, len(nouns))):
         others = dict.fromkeys(other for _, other in draw.sample(nouns, 3 * CHOICES) if other != word)
         words = [word, *list(others)[: CHOICES - 1]]
         draw.shuffle(words)
@@ -56,15 +60,16 @@ def text_scores(engine: Engine, chosen: Sequence[str]) -> list[float]:
     return [statistics.fmean(scores) for scores in engine.score(chosen)]
 
 
-def right_answers(engine: Engine, asked: Sequence[tuple[str, list[str], int]]) -> list[bool]:
-    encode = engine.tokenizer.encode
-    found = []
-    for beginning, words, right in asked:
-        ids = [encode(f"{beginning} {word}") for word in words]
-        shared = len(encode(beginning))
-        sums = [sum(scores[shared - 1 :]) for scores in engine.score(token_ids=ids)]
-        found.append(sums.index(max(sums)) == right)
-    return found
+async def right_answers(engine: Engine, asked: Sequence[tuple[str, list[str], int]]) -> list[bool]:
+    chat, turns = EngineChatModel(engine), asyncio.Semaphore(AT_ONCE)
+
+    async def weigh(beginning: str, words: Sequence[str]) -> ManyLogprobs:
+        async with turns:
+            return await chat.continuation_logprobs(beginning, [f" {word}" for word in words])
+
+    weighed = await asyncio.gather(*(weigh(beginning, words) for beginning, words, _ in asked))
+    totals = [[sum(token.logprob for token in tokens) for tokens in each] for each in weighed]
+    return [sums.index(max(sums)) == right for sums, (_, _, right) in zip(totals, asked, strict=True)]
 
 
 def main() -> None:
@@ -82,7 +87,7 @@ def main() -> None:
     for adapter in (None, options.adapter):
         with nemotron4.load("smollm2", adapter=adapter) as engine:
             scores.append(text_scores(engine, chosen))
-            answers.append(right_answers(engine, asked))
+            answers.append(asyncio.run(right_answers(engine, asked)))
     write_json(options.out, compared(scores, answers))
     print(options.out.read_text(encoding="utf-8"))
 

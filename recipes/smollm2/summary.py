@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemotron4.grading.statistics import wilson
+from nemotron4.grading.statistics import Interval, wilson
 from nemotron4.plots import draw_bar_panels
-from nemotron4.report import Bar, Bars, Folded, Table, as_markdown, write_report
+from nemotron4.report import Bar, Bars, Folded, Table, as_markdown, percent, write_report
 from nemotron4.runs import write_json
 
 KINDS = ("code", "sum", "reading", "instruction")
@@ -80,7 +80,10 @@ def _share(count: int, prompts: int) -> Share:
 
 
 def _words(share: Share | None) -> str:
-    return "" if share is None else f"{share[0]:.1f} % [{share[1]:.1f}, {share[2]:.1f}]"
+    if share is None:
+        return ""
+    value, lower, upper = (part / 100 for part in share)
+    return percent(value, Interval(lower, upper, "kept"))
 
 
 def _panels(stages: Mapping[str, Mapping[str, Share]]) -> list[Bars]:

@@ -23,6 +23,8 @@ class Pool {
     explicit Pool(int num_threads);
     ~Pool();
 
+    int num_threads() const { return (int)mine_.size(); }
+
     // Begins a program, in the slot that it returns: no thread reads what the slot's last program read any more.
     int begin();
 

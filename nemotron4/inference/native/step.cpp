@@ -64,7 +64,7 @@ struct Engine {
     const Kernels *kernels;
     std::unique_ptr<Pool> pool;
     Span spans[18];
-    int num_threads = 1, capacity = 0;
+    int capacity = 0;
     Buffers b;
     Plan plans[Pool::SLOTS];
 
@@ -416,7 +416,7 @@ bool multiply(Engine &e, const Weight &w, int num_rows, float *out, int64_t stri
     const int rows = std::min(num_rows, p.rows_per_tile);
     p.panels_per_tile = (int)std::max<int64_t>(1, std::min<int64_t>(MOST_PANELS, (64 << 10) / panel_bytes));
     if (rows >= 8) p.panels_per_tile = w.kind == W_S8 || w.kind == W_U4 ? 2 : 4;
-    if (w.is_by_input) p.panels_per_tile = w.panels >= 16 * e.num_threads || w.kind == W_U4 ? 8 : 4;
+    if (w.is_by_input) p.panels_per_tile = w.panels >= 16 * e.pool->num_threads() || w.kind == W_U4 ? 8 : 4;
     if (next && next->kind != W_F32 && p.panels_per_tile * PANEL % GROUP == 0) p.next = next;
     const int row_tiles = (w.panels + p.panels_per_tile - 1) / p.panels_per_tile;
     e.pool->add(row_tiles * p.row_tiles, (size_t)rows * p.panels_per_tile * PANEL, p);
@@ -599,7 +599,6 @@ Engine *native_open(const Model *model, int num_threads, const char *isa) {
     Engine *e = new Engine;
     e->model = *model;
     e->kernels = kernels;
-    e->num_threads = num_threads;
     e->pool.reset(new Pool(num_threads));
     return e;
 }
