@@ -25,8 +25,8 @@ class AdapterConfig:
     use_rslora: bool = False  # lora: scaled by alpha / sqrt(rank) (Kalajdzievski 2023)
     use_dora: bool = False  # lora: the direction of each row and its length train apart (Liu et al. 2024)
     modules_to_save: tuple[str, ...] = ()  # lora: modules that train whole and are kept with the adapter
-    # On a start that has an adapter: one LoRA of both (of compose_rank if given), or a list.
-    compose: Literal["merge", "stack"] = "merge"
+    # On a start with an adapter: one LoRA of both (of compose_rank if given), a list, or that one trains on.
+    compose: Literal["merge", "stack", "continue"] = "merge"
     compose_rank: int | None = None
     num_virtual_tokens: int = 10  # p_tuning
     encoder_hidden_size: int = 1024  # p_tuning
@@ -37,8 +37,10 @@ class AdapterConfig:
                 raise ConfigError(f"adapter {name} is {getattr(self, name)}; expected 1 or more")
         if self.kind != "lora" and (self.use_rslora or self.use_dora or self.modules_to_save):
             raise ConfigError(f"use_rslora, use_dora and modules_to_save have no meaning for {self.kind}")
-        if self.compose_rank is not None and self.compose_rank < 1:
-            raise ConfigError(f"adapter compose_rank is {self.compose_rank}; expected 1 or more")
+        if self.compose_rank is not None and (self.compose_rank < 1 or self.compose != "merge"):
+            raise ConfigError(
+                f"adapter compose_rank is {self.compose_rank}; expected 1 or more, with compose = 'merge'"
+            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"adapter dropout is {self.dropout}; expected in [0, 1)")
 

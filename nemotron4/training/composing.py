@@ -1,11 +1,13 @@
 """The adapter that a run leaves, relative to the original base also when the run started from an adapter.
 
-Of LoRA on LoRA the sum of both updates is one LoRA of the summed ranks, exactly; with ``compose_rank`` it is
-cut by a singular value decomposition, and what that leaves out is said.
+One that trains on (``continue``) stays what it is. Of LoRA on LoRA the sum of both updates is one LoRA of the
+summed ranks, exactly; with ``compose_rank`` it is cut by a singular value decomposition, and what that leaves
+out is said.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +34,9 @@ Factors = dict[str, tuple[Tensor, Tensor]]  # module -> A (rank, in), B (out, ra
 
 def check_composable(base: Checkpoint, config: AdapterConfig | None) -> None:
     """ConfigError, before training, for an adapter on an adapter that cannot be written as one."""
+    if config is not None and config.compose == "continue":
+        _check_continuable(base, config)
+        return
     if config is None or not isinstance(base, MergedCheckpoint) or config.compose == "stack":
         return
     start = base.adapter_path
@@ -43,6 +48,41 @@ def check_composable(base: Checkpoint, config: AdapterConfig | None) -> None:
             "no single LoRA",
             hint='set adapter.compose = "stack": the new adapter is then kept on top of the other one',
         )
+
+
+def _check_continuable(base: Checkpoint, config: AdapterConfig) -> None:
+    if not isinstance(base, MergedCheckpoint) or not (base.adapter_path / CONFIG_FILE).is_file():
+        raise ConfigError(
+            'adapter.compose = "continue" trains an adapter in PEFT\'s format on, and the start has none',
+            hint="name it in model.adapter",
+        )
+    found = read_adapter_config(base.adapter_path)
+    if found.kind != "lora" or found.use_dora or found.modules_to_save:
+        raise ConfigError(
+            f"{base.adapter_path} is no plain LoRA, which alone can train on",
+            hint='leave adapter.compose out, or set it to "stack"',
+        )
+    if _shape(config) != _shape(found):
+        rank, alpha, targets = found.rank, found.scale * found.rank, list(found.target_names)
+        raise ConfigError(
+            f"{base.adapter_path} trains on as it is, and [adapter] describes another",
+            hint=f'set kind = "lora", rank = {rank}, alpha = {alpha}, targets = {json.dumps(targets)}',
+        )
+
+
+def _shape(config: AdapterConfig) -> tuple[object, ...]:
+    saved = config.use_dora, config.modules_to_save
+    return config.kind, config.rank, config.scale, sorted(config.target_names), *saved
+
+
+def apart(base: Checkpoint, config: AdapterConfig | None) -> tuple[Checkpoint, dict[str, Tensor]]:
+    """The start without the adapter that trains on, and the tensors of that by their names in the model; the
+    start as it is, and none, if no adapter does.
+    """
+    if config is None or config.compose != "continue" or not isinstance(base, MergedCheckpoint):
+        return base, {}
+    tensors = load_file(base.adapter_path / WEIGHTS_FILE)
+    return base.base, {name.removeprefix(PEFT_PREFIX): tensor.float() for name, tensor in tensors.items()}
 
 
 def write_result(
@@ -64,6 +104,11 @@ def write_result(
         write_base(folder, base, name, {})
         return
     below = base.adapter_path
+    if config.compose == "continue":
+        name = base_of(below)
+        write_adapter(folder, _in_type(tensors, dtype), config, base=name)
+        write_base(folder, base.base, name, {"compose": "continue"})
+        return
     if config.compose == "stack":
         name = str(below.absolute())
         write_adapter(folder, _in_type(tensors, dtype), config, base=name)

@@ -19,14 +19,14 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.interface import Checkpoint, row_ranges
 from nemotron4.checkpoint.load import load_weights, match_weights
-from nemotron4.errors import ConfigError
+from nemotron4.errors import CheckpointError, ConfigError
 from nemotron4.model.adapters import add_adapter, fresh_adapter, quantize_frozen
 from nemotron4.model.attention import RotaryEmbedding
 from nemotron4.model.config import ModelConfig
 from nemotron4.model.quantized_weight import quantized_weights
 from nemotron4.model.reward_head import ATTRIBUTE_NAMES, CARD_WEIGHTS, RewardModel, fresh_head
 from nemotron4.model.transformer import Transformer
-from nemotron4.training.composing import check_composable
+from nemotron4.training.composing import apart, check_composable
 from nemotron4.training.pipeline import EMBEDDING, OUTPUT
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import combined_hash, hash_values
@@ -64,13 +64,14 @@ class Origin:
         self.compute: torch.dtype = getattr(torch, recipe.model.compute)
         self.base = base
         check_adapter(recipe, base, config)
+        self._weights, self._trained = apart(base, recipe.adapter)
         self._is_reward = recipe.kind.has_reward_head
         self._has_fresh_head = self._is_reward and not base.config.num_reward_attributes
         if recipe.model.preset is not None:
             if self._is_reward:
                 raise ConfigError("a reward model starts from a trained model", hint="set model.start")
         else:
-            self._names = match_weights(self._empty(), base, skip=self._skips(base))
+            self._names = match_weights(self._empty(), self._weights, skip=self._skips(self._weights))
 
     def _skips(self, base: Checkpoint) -> dict[str, str]:
         if not self._has_fresh_head:
@@ -116,18 +117,24 @@ class Origin:
                 yield in_memory(name, tensor)
             return
         for name in self._names:
-            shape = self.base.tensors[name].shape
-            yield WeightSource(name, shape, partial(_read_region, self.base, name, shape))
+            shape = self._weights.tensors[name].shape
+            yield WeightSource(name, shape, partial(_read_region, self._weights, name, shape))
         if self._has_fresh_head:
             weight_AD, bias_A = fresh_head(self.config, seed=seed)
             yield in_memory("reward_head.weight", weight_AD)
             yield in_memory("reward_head.bias", bias_A)
 
     def adapter(self) -> Iterator[WeightSource]:
-        """The fresh adapter's tensors, if the recipe has one."""
+        """The adapter's tensors, if the recipe has one: fresh, or of the one that trains on."""
         if self.recipe.adapter is None:
             return
         net = self.scorer().net
+        if self._trained:
+            wanted = {name for name, _ in net.named_parameters() if ".lora_" in name}
+            if differing := sorted(wanted ^ self._trained.keys()):
+                raise CheckpointError(f"the adapter that trains on and the model differ in {differing[0]!r}")
+            yield from (in_memory(name, tensor) for name, tensor in self._trained.items())
+            return
         for name, tensor in fresh_adapter(net, seed=self.recipe.run.seed):
             yield in_memory(name, tensor)
         if self.recipe.adapter.use_dora:

@@ -246,6 +246,13 @@ class Recipe:
                 "[adapter] on the fresh weights of model.preset, which no file keeps",
                 hint="train the whole model without [adapter], or name a checkpoint as model.start",
             )
+        is_continued = self.adapter is not None and self.adapter.compose == "continue"
+        if is_continued and self.stage not in ("pretrain", "sft"):
+            raise ConfigError(
+                f'adapter.compose = "continue" is for pretrain and sft; stage {self.stage} compares with the '
+                "start, which would be the model without its adapter",
+                hint="leave it out: the result is one LoRA of both",
+            )
         if self.adapter is not None and self.adapter.use_dora and self.parallel.tensor > 1:
             raise ConfigError("adapter.use_dora needs whole rows of a weight", hint="set parallel.tensor = 1")
         if self.optimizer.moments != "float32" and self.parallel.num_processes > 1:

@@ -271,3 +271,49 @@ def test_an_adapter_has_the_type_that_is_asked_for(tmp_path: Path, llama: Path) 
     ):
         assert folder is not None
         assert {tensor.dtype for tensor in load_file(folder / WEIGHTS_FILE).values()} == {dtype}
+
+
+def test_an_adapter_trains_on_and_keeps_its_rank(tmp_path: Path, llama: Path) -> None:
+    first = run.train(recipe(tmp_path, llama)).output
+    still = {"directory": str(tmp_path / "still"), "max_steps": 1}
+    go_on = {"compose": "continue"}
+    same = run.train(
+        recipe(tmp_path, llama, model={"adapter": str(first)}, adapter=go_on, run=still,
+               optimizer={"learning_rate": 0.0})
+    ).output  # fmt: skip
+    assert torch.equal(logits(str(first)), logits(str(same)))
+    more = {"directory": str(tmp_path / "more"), "max_steps": 3}
+    second = run.train(recipe(tmp_path, str(first), adapter=go_on, run=more)).output
+    assert read_adapter_config(second).rank == read_adapter_config(first).rank == 4
+    assert (read_base(second)["compose"], read_base(second)["base"]) == ("continue", str(llama))
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("run", "more")]
+    (before, *_), (after, *_) = ([json.loads(line)["loss"] for line in found] for found in lines)
+    assert after < before
+    assert not torch.allclose(logits(str(first)), logits(str(second)), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("more", "hint"),
+    [
+        ({"rank": 8}, 'set kind = "lora", rank = 4, alpha = 4.0, targets = ["down_proj"'),
+        ({"use_dora": True}, "rank = 4"),
+        ({"compose_rank": 2}, "compose = 'merge'"),
+    ],
+)
+def test_another_shape_than_that_of_the_adapter_that_trains_on_is_refused(
+    tmp_path: Path, llama: Path, more: dict, hint: str
+) -> None:
+    first = run.train(recipe(tmp_path, llama, run={"max_steps": 1})).output
+    with pytest.raises(ConfigError) as raised:
+        run.train(
+            recipe(tmp_path, str(first), adapter={"compose": "continue", **more},
+                   run={"directory": str(tmp_path / "second")})
+        )  # fmt: skip
+    assert hint in f"{raised.value.message} {raised.value.hint}"
+
+
+def test_what_cannot_train_on_is_refused(tmp_path: Path, llama: Path) -> None:
+    with pytest.raises(ConfigError, match="the start has none"):
+        run.train(recipe(tmp_path, llama, adapter={"compose": "continue"}))
+    with pytest.raises(ConfigError, match="compares with the start"):
+        recipe(tmp_path, llama, stage="reward", adapter={"compose": "continue"})
