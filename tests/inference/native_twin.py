@@ -76,6 +76,27 @@ def attention_over_codes(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
     return (out_NKGE / weight_KGNM.sum(-1).permute(2, 0, 1)[..., None]).reshape(q_NHE.shape)
 
 
+def attention_over_pairs(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
+    """(N, H, E) of one sequence from its first position on, over keys and values in bfloat16.
+
+    Queries are rounded to it, and so are the weights, relative to the largest score up to their block of 32.
+    """
+    num_rows, _, head_dim = q_NHE.shape
+    q_NHE, k_NKE, v_NKE = (x.bfloat16().float() for x in (q_NHE, k_NKE, v_NKE))
+    q_NKGE = q_NHE.view(num_rows, k_NKE.shape[1], -1, head_dim)
+    score_KGNM = torch.einsum("nkge,mke->kgnm", q_NKGE, k_NKE) * head_dim**-0.5
+    score_KGNM.masked_fill_(torch.ones(num_rows, num_rows, dtype=torch.bool).triu(1), -torch.inf)
+    largest_KGN1 = torch.full_like(score_KGNM[..., :1], -torch.inf)
+    total_KGN1, sum_KGNE = torch.zeros_like(largest_KGN1), torch.zeros(1)
+    for part_KGNM, v_MKE in zip(score_KGNM.split(32, dim=-1), v_NKE.split(32), strict=True):
+        now_KGN1 = torch.maximum(largest_KGN1, part_KGNM.amax(-1, keepdim=True))
+        shrink_KGN1, largest_KGN1 = (largest_KGN1 - now_KGN1).exp(), now_KGN1
+        weight_KGNM = (part_KGNM - now_KGN1).exp().bfloat16().float()
+        total_KGN1 = total_KGN1 * shrink_KGN1 + weight_KGNM.sum(-1, keepdim=True)
+        sum_KGNE = sum_KGNE * shrink_KGN1 + torch.einsum("kgnm,mke->kgne", weight_KGNM, v_MKE)
+    return (sum_KGNE / total_KGN1).permute(2, 0, 1, 3).reshape(q_NHE.shape)
+
+
 def _coded(x: Tensor, most: int = 127) -> tuple[Tensor, Tensor]:
     """Whole numbers up to ``most``, and what one is worth in each row; zeros stay zeros."""
     largest = x.abs().amax(-1)

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemotron4.inference.native.library import Form
+from nemotron4.inference.runner import Array
 from nemotron4.inference.scheduler import Sequence, Slice
 from nemotron4.model.config import ModelConfig
 from tests.inference import native_twin as twin
 from tests.inference.small_engine import random_model, random_prompts, small_runner
-from tests.inference.test_native import NATIVE, of_equal_bits, packed, product, random
+from tests.inference.test_native import (
+    HERE,
+    NATIVE,
+    of_equal_bits,
+    packed,
+    product,
+    random,
+    steps_of_equal_bits,
+)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -48,7 +59,7 @@ def test_products_of_any_shape(kind: Form, rows: int, cols: int, outputs: int, i
 def test_steps_of_any_shape(
     path: str, heads: tuple[int, int], head_dim: int, mlp: str, length: int, data: st.DataObject
 ) -> None:
-    """A prompt in one step under the first instruction set, in two under the others."""
+    """A prompt in one step and in two, under all instruction sets."""
     config = ModelConfig(
         num_layers=1, hidden_size=40, ffn_hidden_size=72, num_heads=heads[0], num_kv_heads=heads[1],
         head_dim=head_dim, vocab_size=101, context_length=256, mlp=mlp,  # type: ignore[arg-type]
@@ -56,15 +67,16 @@ def test_steps_of_any_shape(
     model, [prompt] = random_model(config), random_prompts(length)
     cut = data.draw(st.integers(1, length - 1))
     sequence = Sequence(tuple(prompt), blocks=[3, 0, 4, 1, 2])
-    found = []
-    instruction_sets = of_equal_bits(Form.BF16 if path == "bfloat16" else Form.S8)
-    for isa in instruction_sets:
+
+    def logits(isa: str, *ends: int) -> Array:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("NEMOTRON4_ISA", isa)
             runner = small_runner(model, path, 5)  # type: ignore[arg-type]
-        start = 0
-        for end in (length,) if isa == instruction_sets[0] else (cut, length):
+        for start, end in pairwise((0, *ends)):
             result = runner.run([Slice(sequence, start, end)])
-            start = end
-        found.append(result.logits_RV[0])
-    assert all((each == found[0]).all() for each in found)
+        return result.logits_RV[0]
+
+    equal = steps_of_equal_bits(path)
+    for isas in filter(None, (equal, [isa for isa in HERE if isa not in equal])):
+        whole = logits(isas[0], length)
+        assert all((logits(isa, cut, length) == whole).all() for isa in isas)

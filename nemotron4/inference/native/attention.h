@@ -2,7 +2,7 @@
 //
 // A query does the same operations whatever is computed next to it. With keys and values in bfloat16 the queries
 // and the weights of the softmax are rounded to it too, so that AMX's tiles can multiply them; the others add in
-// the same order: of 32 columns the even ones and the odd ones, then both.
+// the same order: of 32 columns the even ones and the odd ones, then both. ``bf16`` adds as its instruction does.
 
 enum { MOST_DIM = 512 };
 template <int N> using Few = std::integral_constant<int, N>;
@@ -17,7 +17,7 @@ INLINE V soften(V &a, V &b, int seen, float scale, float &largest) {
     }
     float now = max16(maximum(a, b));
     now = now > largest ? now : largest;
-    const V shrink = exponential(all(largest - now));
+    const V shrink = now == largest ? all(1.0f) : exponential(all(largest - now)); // mostly it is
     largest = now;
     a = exponential(a - all(now));
     b = exponential(b - all(now));
@@ -105,13 +105,6 @@ template <int QB> void attend_float(const AttendTask &t, const AttendMember &m, 
     for (int j = 0; j < QB; j++) finish_query(sums[j], weight[j], dim, q[j].out);
 }
 
-// ``a`` and ``b`` rounded to bfloat16, and so into 32 neighbouring places.
-INLINE void round_pair(V &a, V &b, uint16_t *out) {
-    a = rounded_bf16(a), b = rounded_bf16(b);
-    store_bf16(out, a);
-    store_bf16(out + 16, b);
-}
-
 // The values of a block that is not full, with zeros behind: what lies there is of nobody or of others.
 INLINE const uint16_t *seen_values(const uint16_t *values, int num_seen, int wide, uint16_t *copy) {
     if (num_seen >= BLOCK) return values;
@@ -185,7 +178,9 @@ void attend_tiles(Running &run, int first, int count, const AttendTask &t, const
         for (int j = 0; j < count; j++) {
             V a = load(s[j]), b = load(s[j] + 16);
             shrink[j] = soften(a, b, run.q[first + j].position + 1 - start, t.scale, run.largest[first + j]);
-            round_pair(a, b, p[j]);
+            a = rounded_bf16(a), b = rounded_bf16(b);
+            store_bf16(p[j], a);
+            store_bf16(p[j] + 16, b);
             run.weight[first + j] = fma(run.weight[first + j], shrink[j], a + b);
         }
         _tile_loadd(4, p, 64);
@@ -248,10 +243,30 @@ void attend_pairs(const AttendTask &t, float *out) {
 
 #else
 
-// Of each query: 32 numbers ``x`` times sixteen pairs of bfloat16 in sixteen lanes, the even ones and the odd ones.
+// What meets keys or values, and how many queries do so at once.
+#if defined(HAS_DOTS)
+typedef uint16_t Entry;
+enum { MOST_QUERIES = 12 };
+INLINE void put(Entry *to, V rounded) { store_bf16(to, rounded); }
+#else
+typedef float Entry;
+#if defined(__AVX512F__)
+enum { MOST_QUERIES = 8 };
+#else
+enum { MOST_QUERIES = 4 };
+#endif
+INLINE void put(Entry *to, V rounded) { store(to, rounded); }
+#endif
+
+// To each query's sum: 32 numbers ``x`` times sixteen pairs of bfloat16 in sixteen lanes.
 template <int QB>
-INLINE void sixteen_pairs(const float *x, int x_stride, const uint16_t *pairs, int stride, V (&sum)[QB]) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+INLINE void sixteen_pairs(const Entry *x, int x_stride, const uint16_t *pairs, int stride, V (&sum)[QB]) {
+#if defined(HAS_DOTS)
+    for (int i = 0; i < 16; i++) {
+        const V pair = (V)load_codes((const uint8_t *)(pairs + i * stride));
+        for (int j = 0; j < QB; j++) sum[j] = Pairs::add(x + j * x_stride + 2 * i, pair, sum[j]);
+    }
+#elif defined(__AVX2__) && !defined(__AVX512F__)
     const __m256i mask = _mm256_set1_epi32((int)0xffff0000);
     for (int half = 0; half < 2; half++) { // one after the other: the sums of both do not fit into the registers
         __m256 even[QB], odd[QB];
@@ -266,8 +281,10 @@ INLINE void sixteen_pairs(const float *x, int x_stride, const uint16_t *pairs, i
             }
         }
         for (int j = 0; j < QB; j++) {
-            const __m256 both = _mm256_add_ps(even[j], odd[j]);
-            memcpy((char *)&sum[j] + half * 32, &both, 32);
+            __m256 total;
+            memcpy(&total, (char *)&sum[j] + half * 32, 32);
+            total = _mm256_add_ps(total, _mm256_add_ps(even[j], odd[j]));
+            memcpy((char *)&sum[j] + half * 32, &total, 32);
         }
     }
 #else
@@ -279,21 +296,22 @@ INLINE void sixteen_pairs(const float *x, int x_stride, const uint16_t *pairs, i
             odd[j] = fma(x[j * x_stride + 2 * i + 1], upper(pair), odd[j]);
         }
     }
-    for (int j = 0; j < QB; j++) sum[j] = even[j] + odd[j];
+    for (int j = 0; j < QB; j++) sum[j] += even[j] + odd[j];
 #endif
 }
 
 template <int QB> void attend_pairs(const AttendTask &t, const AttendMember &m, int first, float *out) {
     const int dim = t.head_dim, padded = (dim + 31) / 32 * 32, wide = (dim + 15) / 16 * 16;
-    alignas(64) float sums[QB][MOST_DIM], rows[QB][MOST_DIM], p[QB][BLOCK];
-    alignas(64) uint16_t copy[BLOCK * MOST_DIM], unused[BLOCK];
+    alignas(64) float sums[QB][MOST_DIM];
+    alignas(64) Entry rows[QB][MOST_DIM], p[QB][BLOCK];
+    alignas(64) uint16_t copy[BLOCK * MOST_DIM];
     Query q[QB];
     float largest[QB];
     V weight[QB], shrink[QB];
     for (int j = 0; j < QB; j++) {
         q[j] = query_of(t, m, first + j, out);
         for (int e = 0; e < padded; e += 16)
-            store(rows[j] + e, rounded_bf16(e < dim ? load_part(q[j].q + e, dim - e) : V{}));
+            put(rows[j] + e, rounded_bf16(e < dim ? load_part(q[j].q + e, dim - e) : V{}));
         begin_sums(largest[j], weight[j], sums[j], wide);
     }
     const int last = q[QB - 1].position;
@@ -303,22 +321,20 @@ template <int QB> void attend_pairs(const AttendTask &t, const AttendMember &m, 
         V s[2][QB] = {};
         for (int half = 0; half < 2; half++)
             for (int e = 0; e < padded; e += 32) {
-                V sum[QB];
                 prefetch_columns(block.next_keys, e + half * 16, 16);
-                sixteen_pairs<QB>(&rows[0][e], MOST_DIM, keys + e * BLOCK + half * 32, BLOCK * 2, sum);
-                for (int j = 0; j < QB; j++) s[half][j] += sum[j];
+                sixteen_pairs<QB>(&rows[0][e], MOST_DIM, keys + e * BLOCK + half * 32, BLOCK * 2, s[half]);
             }
         for (int j = 0; j < QB; j++) {
             V a = s[0][j], b = s[1][j];
             shrink[j] = soften(a, b, q[j].position + 1 - start, t.scale, largest[j]);
-            round_pair(a, b, unused);
+            a = rounded_bf16(a), b = rounded_bf16(b);
             weight[j] = fma(weight[j], shrink[j], a + b);
-            store(p[j], a);
-            store(p[j] + 16, b);
+            put(p[j], a);
+            put(p[j] + 16, b);
         }
         const uint16_t *values = seen_values((const uint16_t *)block.values, last + 1 - start, wide, copy);
         for (int e = 0; e < wide; e += 16) {
-            V sum[QB];
+            V sum[QB] = {};
             prefetch_columns(block.next_values, e, 16);
             sixteen_pairs<QB>(p[0], BLOCK, values + 2 * e, wide * 2, sum);
             for (int j = 0; j < QB; j++) store(sums[j] + e, fma(load(sums[j] + e), shrink[j], sum[j]));
@@ -329,7 +345,7 @@ template <int QB> void attend_pairs(const AttendTask &t, const AttendMember &m, 
 
 void attend_pairs(const AttendTask &t, float *out) {
     [[maybe_unused]] const FlushSubnormals flush;
-    by_queries<4>(t, out, [&](auto few, const AttendMember &m, int i, float *to) { attend_pairs<few>(t, m, i, to); });
+    by_queries<MOST_QUERIES>(t, out, [&](auto few, const AttendMember &m, int i, float *to) { attend_pairs<few>(t, m, i, to); });
 }
 
 #endif

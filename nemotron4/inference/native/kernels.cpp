@@ -1,6 +1,6 @@
 // The arithmetic of a step, compiled once for each instruction set (ISA is the name); native.h has the table.
-// Every kernel does the same operations in the same order per element, so that all give the same bits; only the
-// products of bfloat16 weights under ``bf16`` have an order of their own.
+// Every kernel does the same operations in the same order per element, so that all give the same bits; only what
+// bfloat16 weights, keys and values are multiplied with under ``bf16`` is added in an order of its own.
 #include "vector.h"
 #include <type_traits>
 #if defined(__AMX_INT8__)

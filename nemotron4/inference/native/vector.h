@@ -26,7 +26,10 @@ INLINE V load_part(const float *p, int count) { // zeros behind
     memcpy(&v, p, 4 * (size_t)count);
     return v;
 }
-INLINE void store_part(float *p, V v, int count) { memcpy(p, &v, 4 * (size_t)(count < 16 ? count : 16)); }
+INLINE void store_part(float *p, V v, int count) {
+    if (count >= 16) return store(p, v); // one instruction, where a copy of unknown size takes a loop
+    memcpy(p, &v, 4 * (size_t)count);
+}
 
 #if defined(__AVX512F__)
 INLINE V fma(V a, V b, V c) { return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
@@ -168,7 +171,8 @@ INLINE int32_t sum16(I v) {
 // reduced range of +-0.35).
 INLINE V exponential(V x) {
     V clipped = maximum(minimum(x, all(88.0f)), all(-87.33f));
-    V n = to_float(to_int(clipped * 1.44269504088896341f));
+    const I whole = to_int(clipped * 1.44269504088896341f);
+    V n = to_float(whole);
     V r = fma(n, all(-0.693359375f), clipped);
     r = fma(n, all(2.12194440e-4f), r);
     V p = all(1.0f / 720);
@@ -178,7 +182,7 @@ INLINE V exponential(V x) {
     p = fma(p, r, all(0.5f));
     p = fma(p, r, all(1.0f));
     p = fma(p, r, all(1.0f));
-    V power = (V)((to_int(n) + 127) << 23);
+    V power = (V)((whole + 127) << 23);
     V out = p * power;
     return (V)((I)out & (x >= -87.33f));
 }
