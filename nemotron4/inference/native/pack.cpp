@@ -57,24 +57,31 @@ struct Group { // where the 32 columns of one row lie
     }
 };
 
+// As instructions, where the library's functions are calls; a number that is none never wins.
+float larger(float x, float than) { return x > than ? x : than; }
+float smaller(float x, float than) { return x < than ? x : than; }
+float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; } // of at most 2^22: ties to even, 1.5 * 2^23 has no half
+
 void quantise8(const float *x, int count, Group g) {
     float largest = 0;
-    for (int i = 0; i < count; i++) largest = std::fmax(largest, std::fabs(x[i]));
+    for (int i = 0; i < count; i++) largest = larger(std::fabs(x[i]), largest);
     const uint16_t half = to_half(largest / 127);
     const float scale = half_to_float(half), inverse = scale > 0 ? 1 / scale : 0;
     uint8_t codes[32];
     for (int i = 0; i < 32; i++) {
-        const float code = i < count ? std::nearbyint(x[i] * inverse) : 0;
-        codes[i] = (uint8_t)(int8_t)std::fmax(-127.0f, std::fmin(127.0f, code));
+        const float code = i < count ? smaller(x[i] * inverse, 127.0f) : 0;
+        codes[i] = (uint8_t)(int8_t)nearest(larger(code, -127.0f));
     }
     g.put(codes);
     *g.scales = half;
 }
 
 // Least squares: codes by the range, then scale and minimum by the codes, for a few ranges; the best is kept.
-void quantise4(const float *x, int count, Group g) {
+void quantise4(const float *from, int count, Group g) {
+    float x[32] = {};
+    memcpy(x, from, sizeof(float) * (size_t)count);
     float low = x[0], high = x[0];
-    for (int i = 1; i < count; i++) low = std::fmin(low, x[i]), high = std::fmax(high, x[i]);
+    for (int i = 1; i < count; i++) low = smaller(x[i], low), high = larger(x[i], high);
     float best = INFINITY;
     uint8_t codes[32], best_codes[32] = {};
     uint16_t best_scale = 0, best_least = to_half(low);
@@ -94,13 +101,13 @@ void quantise4(const float *x, int count, Group g) {
         }
         const uint16_t half = to_half(scale), half_least = to_half(least);
         const float d = half_to_float(half), m = half_to_float(half_least), inverse = d > 0 ? 1 / d : 0;
-        float error = 0;
-        for (int i = 0; i < count; i++) {
-            const float c = std::fmax(0.0f, std::fmin(15.0f, std::nearbyint((x[i] - m) * inverse)));
+        float squares[32], error = 0; // summed in their order, apart from what can be done many at a time
+        for (int i = 0; i < 32; i++) {
+            const float c = nearest(larger(smaller((x[i] - m) * inverse, 15.0f), 0.0f)), off = d * c + m - x[i];
             codes[i] = (uint8_t)c;
-            const float off = d * c + m - x[i];
-            error += off * off;
+            squares[i] = off * off;
         }
+        for (int i = 0; i < count; i++) error += squares[i];
         if (error < best) {
             best = error, best_scale = half, best_least = half_least;
             memcpy(best_codes, codes, 32);
