@@ -348,9 +348,12 @@ def _peft(folder: Path, base: Checkpoint) -> _Adapter:
         if up_RK is None:
             raise CheckpointError(f"{file}: {module} has no lora_B")
         _check(file, base, f"{module}.weight", up_RK.shape, down_KC.shape)
+        own = config.of(module)
+        if (rank := down_KC.shape[0]) != own.rank:
+            raise CheckpointError(f"{file}: {module} has rank {rank}; adapter_config.json says {own.rank}")
         length_R = stored.get(name.replace(".lora_A.weight", ".lora_magnitude_vector"))
         found[f"{module}.weight"] = _Product(
-            config.scale,
+            own.scale,
             partial(read_tensor, file, down_KC),
             partial(read_tensor, file, up_RK),
             None if length_R is None else partial(read_tensor, file, length_R),

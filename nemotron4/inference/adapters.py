@@ -116,5 +116,6 @@ def lora_factors(path: Path, base: Checkpoint, *, force: bool = False) -> dict[s
     for name, down_KC in tensors.items():
         if name.endswith(".lora_A.weight"):
             weight = name.removeprefix(PEFT_PREFIX).replace(".lora_A.", ".")
-            found[weight] = Factors(config.scale, down_KC, tensors[name.replace(".lora_A.", ".lora_B.")])
+            scale = config.of(weight.removesuffix(".weight")).scale
+            found[weight] = Factors(scale, down_KC, tensors[name.replace(".lora_A.", ".lora_B.")])
     return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
 
 from nemotron4.errors import ConfigError
 
@@ -11,6 +13,8 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 Codes = Literal["int8", "int4", "nf4"]  # of frozen weights: ``quantized_weight``
 GROUPS = {"attention": ATTENTION, "mlp": MLP, "all": (*ATTENTION, *MLP), "qkv": ATTENTION[:3]}
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,9 @@ class AdapterConfig:
     alpha: float | None = None  # lora: the update is scaled by alpha / rank; None is alpha = rank
     dropout: float = 0.0  # lora: on the adapter's input
     targets: tuple[str, ...] = ("qkv",)
+    # lora: other ranks and alphas by the end of a module's name, a regular expression, as PEFT has them.
+    rank_pattern: dict[str, int] = field(default_factory=dict, hash=False)
+    alpha_pattern: dict[str, float] = field(default_factory=dict, hash=False)
     use_rslora: bool = False  # lora: scaled by alpha / sqrt(rank) (Kalajdzievski 2023)
     use_dora: bool = False  # lora: the direction of each row and its length train apart (Liu et al. 2024)
     modules_to_save: tuple[str, ...] = ()  # lora: modules that train whole and are kept with the adapter
@@ -35,14 +42,28 @@ class AdapterConfig:
         for name in ("rank", "num_virtual_tokens", "encoder_hidden_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"adapter {name} is {getattr(self, name)}; expected 1 or more")
-        if self.kind != "lora" and (self.use_rslora or self.use_dora or self.modules_to_save):
-            raise ConfigError(f"use_rslora, use_dora and modules_to_save have no meaning for {self.kind}")
+        has_patterns = bool(self.rank_pattern or self.alpha_pattern)
+        if self.kind != "lora" and (has_patterns or self.use_rslora or self.use_dora or self.modules_to_save):
+            raise ConfigError(f"patterns, use_rslora, use_dora and modules_to_save: not for {self.kind}")
+        _check_pattern("rank_pattern", self.rank_pattern, least=1)
+        _check_pattern("alpha_pattern", self.alpha_pattern, least=None)
         if self.compose_rank is not None and (self.compose_rank < 1 or self.compose != "merge"):
             raise ConfigError(
                 f"adapter compose_rank is {self.compose_rank}; expected 1 or more, with compose = 'merge'"
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"adapter dropout is {self.dropout}; expected in [0, 1)")
+
+    def of(self, module: str) -> AdapterConfig:
+        """As it is for one module: the first pattern that its name ends with counts."""
+        alpha = float(self.rank) if self.alpha is None else self.alpha
+        return replace(
+            self,
+            rank=_matched(self.rank_pattern, module, self.rank),
+            alpha=_matched(self.alpha_pattern, module, alpha),
+            rank_pattern={},
+            alpha_pattern={},
+        )
 
     @property
     def scale(self) -> float:
@@ -54,3 +75,24 @@ class AdapterConfig:
         """Module names, groups resolved, each once."""
         names = [name for target in self.targets for name in GROUPS.get(target, (target,))]
         return tuple(dict.fromkeys(names))
+
+
+def _matched(pattern: Mapping[str, Number], module: str, default: Number) -> Number:
+    """As PEFT's ``get_pattern_key`` finds it."""
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default
+
+
+def _check_pattern(name: str, pattern: Mapping[str, float], *, least: int | None) -> None:
+    for key, value in pattern.items():
+        try:
+            re.compile(rf"(.*\.)?({key})$")
+        except re.error as error:
+            raise ConfigError(f"adapter {name}: {key!r} is no regular expression: {error}") from error
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if least is not None and not (is_whole and value >= least):
+            raise ConfigError(f"adapter {name}: {key!r} is {value!r}; expected a whole number from {least}")
+        if not is_whole and not isinstance(value, float):
+            raise ConfigError(f"adapter {name}: {key!r} is {value!r}; expected a number")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nemotron4.errors import CheckpointError
+from nemotron4.errors import CheckpointError, ConfigError
 from nemotron4.model.adapter_config import AdapterConfig
 from nemotron4.model.adapters import PromptEmbedding, PromptTableEmbedding, adapted_modules, add_adapter
 
@@ -88,7 +88,9 @@ def _peft_config(config: AdapterConfig, tensors: dict[str, Tensor], base: str) -
         alpha = config.rank if config.alpha is None else config.alpha
         return values | {
             "r": config.rank,
-            "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+            "lora_alpha": _short(alpha),
+            "rank_pattern": config.rank_pattern,
+            "alpha_pattern": {key: _short(value) for key, value in config.alpha_pattern.items()},
             "lora_dropout": config.dropout,
             "use_rslora": config.use_rslora,
             "use_dora": config.use_dora,
@@ -100,6 +102,10 @@ def _peft_config(config: AdapterConfig, tensors: dict[str, Tensor], base: str) -
         num_tokens, size = tensors[PROMPT_KEY].shape
         return values | {"num_virtual_tokens": num_tokens, "token_dim": size, "num_transformer_submodules": 1}
     return values | {"rank": config.rank}
+
+
+def _short(number: float) -> float:
+    return int(number) if number == int(number) else number
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
@@ -125,17 +131,27 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             )
         targets = ["all"]
     names = tuple(dict.fromkeys(name.rsplit(".", 1)[-1] for name in targets))
-    alpha = float(values.get("lora_alpha", values["r"]))
-    if values.get("use_rslora"):
-        alpha *= values["r"] ** 0.5
-    return AdapterConfig(
-        kind="lora",
-        rank=values["r"],
-        alpha=alpha,
-        targets=names,
-        use_dora=bool(values.get("use_dora")),
-        modules_to_save=tuple(_saved_besides_the_head(values)),
-    )
+    try:
+        return AdapterConfig(
+            kind="lora",
+            rank=values["r"],
+            alpha=float(values.get("lora_alpha", values["r"])),
+            targets=names,
+            rank_pattern=_pattern(values, "rank_pattern", path),
+            alpha_pattern=_pattern(values, "alpha_pattern", path),
+            use_rslora=bool(values.get("use_rslora")),
+            use_dora=bool(values.get("use_dora")),
+            modules_to_save=tuple(_saved_besides_the_head(values)),
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error.message}") from error
+
+
+def _pattern(values: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    pattern = values.get(name) or {}
+    if not isinstance(pattern, dict):
+        raise CheckpointError(f"{path}: {name} is {pattern!r}; expected an object")
+    return pattern
 
 
 def adapter_type(folder: Path) -> str | None:
@@ -178,8 +194,6 @@ def _saved_besides_the_head(values: dict[str, Any]) -> list[str]:
 
 def _refuse_unsupported_lora(values: dict[str, Any], path: Path) -> None:
     for name in (
-        "rank_pattern",
-        "alpha_pattern",
         "layers_to_transform",
         "lora_bias",
         "layer_replication",

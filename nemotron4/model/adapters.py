@@ -180,13 +180,13 @@ def add_adapter(model: nn.Module, config: AdapterConfig, *, seed: int) -> None:
         names = set(config.target_names)
     generator = torch.Generator().manual_seed(seed)
     found: set[str] = set()
-    for parent in list(model.modules()):
+    for path, parent in list(model.named_modules()):
         for name, child in list(parent.named_children()):
             if name not in names or not isinstance(child, nn.Linear | nn.Embedding):
                 continue
             if config.kind == "lora" and isinstance(child, nn.Embedding):
                 continue
-            adapted = _adapted(child, config)
+            adapted = _adapted(child, config.of(f"{path}.{name}" if path else name))
             if child.weight.device.type != "meta":
                 adapted.initialise(generator)
             setattr(parent, name, adapted)

@@ -63,15 +63,24 @@ def _check_continuable(base: Checkpoint, config: AdapterConfig) -> None:
             hint='leave adapter.compose out, or set it to "stack"',
         )
     if _shape(config) != _shape(found):
-        rank, alpha, targets = found.rank, found.scale * found.rank, list(found.target_names)
         raise ConfigError(
             f"{base.adapter_path} trains on as it is, and [adapter] describes another",
-            hint=f'set kind = "lora", rank = {rank}, alpha = {alpha}, targets = {json.dumps(targets)}',
+            hint=f"set {_as_settings(found)}",
         )
 
 
+def _as_settings(found: AdapterConfig) -> str:
+    said = f'kind = "lora", rank = {found.rank}, alpha = {found.alpha}'
+    said += ", use_rslora = true" if found.use_rslora else ""
+    for name in ("rank_pattern", "alpha_pattern"):
+        if entries := getattr(found, name):
+            said += f", {name} = {{ {', '.join(f'{json.dumps(key)} = {n}' for key, n in entries.items())} }}"
+    return f"{said}, targets = {json.dumps(list(found.target_names))}"
+
+
 def _shape(config: AdapterConfig) -> tuple[object, ...]:
-    saved = config.use_dora, config.modules_to_save
+    pattern = list(config.rank_pattern.items()), list(config.alpha_pattern.items())
+    saved = config.use_dora, config.modules_to_save, config.use_rslora and any(pattern), *pattern
     return config.kind, config.rank, config.scale, sorted(config.target_names), *saved
 
 
@@ -118,7 +127,9 @@ def write_result(
     made, rank, error = composed(below, tensors, config)
     name = base_of(below)
     saved = dict.fromkeys((*read_adapter_config(below).modules_to_save, *config.modules_to_save))
-    whole = replace(config, rank=rank, alpha=float(rank), use_rslora=False, modules_to_save=tuple(saved))
+    whole = replace(
+        config.of(""), rank=rank, alpha=float(rank), use_rslora=False, modules_to_save=tuple(saved)
+    )
     write_adapter(folder, _in_type(made, dtype), whole, base=name)
     write_base(folder, base.base, name, {"compose": "merge", "rank": rank, "relative_error": error})
     note(f"the adapter has rank {rank} and holds this run's and that of {below}, relative error {error:.1e}")
@@ -133,7 +144,7 @@ def composed(
 ) -> tuple[dict[str, Tensor], int, float]:
     """One LoRA of both updates: its tensors, its rank, and the relative error of the cut (Frobenius norm)."""
     old = load_file(below / WEIGHTS_FILE)
-    parts = [_factors(old, read_adapter_config(below).scale), _factors(tensors, config.scale)]
+    parts = [_factors(old, read_adapter_config(below)), _factors(tensors, config)]
     joined: Factors = {}
     for module in dict.fromkeys(name for part in parts for name in part):
         pairs = [part[module] for part in parts if module in part]
@@ -155,13 +166,13 @@ def composed(
     return made, rank, (dropped / (dropped + kept)) ** 0.5 if dropped else 0.0
 
 
-def _factors(tensors: Mapping[str, Tensor], scale: float) -> Factors:
+def _factors(tensors: Mapping[str, Tensor], config: AdapterConfig) -> Factors:
     found = {}
     for name, down in tensors.items():
         if name.endswith(".lora_A.weight"):
             up = tensors[name.replace(".lora_A.", ".lora_B.")]
             module = name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")
-            found[module] = (down.cpu().double(), scale * up.cpu().double())
+            found[module] = (down.cpu().double(), config.of(module).scale * up.cpu().double())
     return found
 
 

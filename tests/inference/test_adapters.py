@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture
 def adapters(base: Path, tmp_path: Path) -> dict[str, Path]:
     narrow: dict[str, Any] = {"targets": ("q_proj", "v_proj", "down_proj"), "rank": 3, "alpha": 7.0}
+    if base.name == "llama":
+        narrow |= {"rank_pattern": {"layers.0.*q_proj": 2, "v_proj": 5}, "alpha_pattern": {"down_proj": 1.0}}
     return {
         "wide": write_lora(base, tmp_path / "wide", seed=1),
         "narrow": write_lora(base, tmp_path / "narrow", seed=2, **narrow),
@@ -163,6 +166,7 @@ def test_adapters_come_and_go_while_requests_run(base: Path, adapters: dict[str,
 def test_what_cannot_stand_beside_the_base_is_refused(tmp_path: Path) -> None:
     base = tiny_models.llama_directory(tmp_path / "llama")
     dora = write_lora(base, tmp_path / "dora", seed=1, use_dora=True)
+    wide = write_lora(base, tmp_path / "wide", seed=2)
     other = tiny_models.llama_directory(tmp_path / "other", seed=5, hidden_size=96)
     foreign = write_lora(other, tmp_path / "foreign", seed=1)
     with nemotron4.load(base, adapters={}) as engine:
@@ -170,6 +174,12 @@ def test_what_cannot_stand_beside_the_base_is_refused(tmp_path: Path) -> None:
             engine.load_adapter("dora", str(dora))
         with pytest.raises(CheckpointError, match=r"other|factors"):
             engine.load_adapter("foreign", str(foreign))
+    for more in ({"r": 2}, {"rank_pattern": {"q_proj": 3}}):
+        config = {**json.loads((wide / "adapter_config.json").read_text()), **more}
+        (dora / "adapter_config.json").write_text(json.dumps(config))
+        (dora / "adapter_model.safetensors").write_bytes((wide / "adapter_model.safetensors").read_bytes())
+        with pytest.raises(CheckpointError, match=r"_proj has rank 4; adapter_config\.json says [23]"):
+            nemotron4.load(base, adapter=dora)
     with nemotron4.load(base) as engine, pytest.raises(RequestError, match="without adapters"):
         engine.load_adapter("x", str(dora))
     with pytest.raises(ConfigError, match="name them all"):

@@ -158,7 +158,10 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
     "setting",
     [
         {"bias": "all"},
-        {"rank_pattern": {"q_proj": 2}},
+        {"rank_pattern": {"q_proj": 2.5}},
+        {"rank_pattern": ["q_proj"]},
+        {"alpha_pattern": {"q_proj": "8"}},
+        {"alpha_pattern": {"(q_proj": 8}},
         {"lora_bias": True},
         {"init_lora_weights": "pissa_niter_4"},
         {"alora_invocation_tokens": [1, 2]},
@@ -172,6 +175,33 @@ def test_lora_forms_that_would_be_served_wrongly_are_refused(setting: dict, tmp_
     (tmp_path / "adapter_config.json").write_text(json.dumps(values | setting))
     with pytest.raises(CheckpointError, match=next(iter(setting))):
         load_adapter(fresh_model(), tmp_path)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_patterns_give_modules_ranks_and_alphas_of_their_own(use_rslora: bool, tmp_path: Path) -> None:
+    config = AdapterConfig(
+        kind="lora", rank=4, alpha=6, targets=("q_proj", "up_proj"), use_rslora=use_rslora,
+        # The second of two that match does not count; "proj" alone is the end of no name's part.
+        rank_pattern={"proj": 9, r"layers\.0\.self_attn\.q_proj": 2, "q_proj": 3},
+        alpha_pattern={"q_pro.": 5, "model.layers.1.mlp.up_proj": 1.5},
+    )  # fmt: skip
+    model = fresh_model()
+    add_adapter(model, config, seed=0)
+    disturb(model)
+    expected = {
+        "model.layers.0.self_attn.q_proj": (2, 5), "model.layers.1.self_attn.q_proj": (3, 5),
+        "model.layers.0.mlp.up_proj": (4, 6), "model.layers.1.mlp.up_proj": (4, 1.5),
+    }  # fmt: skip
+    for name, module in adapted_modules(model).items():
+        rank, alpha = expected.pop(name)
+        assert isinstance(module, LoraLinear)
+        assert module.lora_A.weight.shape[0] == rank
+        assert module.scale == pytest.approx(alpha / (rank**0.5 if use_rslora else rank))
+    assert not expected
+    write_adapter(tmp_path, adapter_tensors(model, config), config, base="base")
+    loaded = fresh_model()
+    assert load_adapter(loaded, tmp_path) == config
+    assert torch.equal(loaded(TOKENS), model(TOKENS))
 
 
 def test_nemo_fused_lora_equals_three_separate_ones() -> None:

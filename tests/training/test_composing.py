@@ -196,7 +196,13 @@ def test_the_recorded_base_opens_from_any_folder_with_peft(
 
 
 @pytest.mark.parametrize(
-    "more", [{"use_dora": True}, {"use_rslora": True}, {"modules_to_save": ["lm_head"]}], ids=str
+    "more",
+    [
+        {"use_dora": True},
+        {"use_rslora": True, "rank_pattern": {"0.*q_proj": 2}, "alpha_pattern": {"v_proj": 3.0}},
+        {"modules_to_save": ["lm_head"]},
+    ],
+    ids=str,
 )
 def test_other_forms_of_lora_train_open_and_are_pefts(tmp_path: Path, more: dict) -> None:
     peft = pytest.importorskip("peft")
