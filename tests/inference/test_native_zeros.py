@@ -30,7 +30,7 @@ KINDS = [Form.S8, Form.U4]
 PROTECTED = """
 import ctypes, mmap, sys
 import numpy as np
-from nemotron4.inference.native.library import Form, library
+from nemotron4.inference.native.library import Form, library, load_kernels
 from nemotron4.inference.native.model import packed
 kind, page, columns, num_rows, used = (int(a) for a in sys.argv[1:6])
 weight_RK = np.ones((128, 4 * columns), np.float32)
@@ -44,6 +44,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 assert libc.mprotect(ctypes.c_void_p(weight.codes.ctypes.data + 2 * page), page, 0) == 0
 out_MR = np.empty((num_rows, 128), np.float32)
 arguments = (weight.as_c(), x_MK.ctypes.data, num_rows, sys.argv[6].encode(), out_MR.ctypes.data)
+load_kernels(sys.argv[6])
 assert library().native_product(*arguments)
 assert abs(out_MR[-1] - 2).max() < 0.05, out_MR
 """

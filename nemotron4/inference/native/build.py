@@ -1,7 +1,8 @@
-"""Compile the C++ of this folder into a shared library in the user's cache.
+"""Compile the C++ of this folder into shared libraries in the user's cache.
 
-The library's name holds a hash of the source, the compiler and the flags, so a new version of any of them
-gets a library of its own and an old one is never loaded by mistake.
+One has all but the kernels. They have one for each instruction set, so that a first start compiles those of
+its processor alone. A library's name holds a hash of the source, the compiler and the flags, so a new version of
+any of them gets one of its own and an old one is never loaded by mistake.
 """
 
 from __future__ import annotations
@@ -16,12 +17,10 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from nemotron4.config import user_cache_dir
-from nemotron4.progress import Progress
 from nemotron4.runs import publish
 
 SOURCE = Path(__file__).parent
@@ -44,44 +43,47 @@ INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
     "aarch64": {"generic": ("-O3",)},
     "arm64": {"generic": ("-O3",)},
 }
-PLAIN = ("step", "pack", "pool", "dispatch", "sample")
+STEP = "step"
+PLAIN = (STEP, "pack", "pool", "dispatch", "sample")
 
 
 class BuildError(Exception):
     """Why there is no library; the message is one line."""
 
 
-@lru_cache(maxsize=1)
-def library_path() -> Path:
-    """The library, built if it is not in the cache yet. Raises BuildError."""
-    machine = platform.machine().lower()
-    kinds = INSTRUCTION_SETS.get({"amd64": "x86_64"}.get(machine, machine))
-    if kinds is None or sys.platform == "win32":
-        raise BuildError(f"no kernels for {machine} on {sys.platform}")
-    ready = (
-        SOURCE / "kernels.so"
-    )  # a wheel may carry it; not library.so, which Python would import for library.py
+def library_path(part: str) -> Path:
+    """The library of ``part``, STEP or an instruction set, built where it is not yet. Raises BuildError."""
+    if platform_sets() is None or sys.platform == "win32":
+        raise BuildError(f"no kernels for {platform.machine()} on {sys.platform}")
+    ready = SOURCE / f"{part}.so"  # a wheel may carry it
     if ready.exists():
         return ready
     compiler = _compiler()
     # Of the user, wherever the models are kept: another NEMOTRON4_CACHE needs no other library.
-    target = user_cache_dir() / "native" / f"{_digest(compiler)}.so"
+    target = user_cache_dir() / "native" / f"{_digest(compiler)}-{part}.so"
     try:
         if not target.exists():
-            _build_once(target, compiler, kinds)
+            _build_once(target, compiler, part)
     except OSError as error:
         raise BuildError(f"{target.parent}: {error.strerror}") from error
     return target
 
 
-def _build_once(target: Path, compiler: str, kinds: dict[str, tuple[str, ...]]) -> None:
+def platform_sets() -> dict[str, tuple[str, ...]] | None:
+    """The instruction sets that this kind of machine may have, with their flags."""
+    machine = platform.machine().lower()
+    return INSTRUCTION_SETS.get({"amd64": "x86_64"}.get(machine, machine))
+
+
+def _build_once(target: Path, compiler: str, part: str) -> None:
     """Processes that start together wait for the first of them."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / "lock").open("w") as lock:
+    with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
-            print("compiling the CPU kernels (once, about 15 s on two idle cores) ...", file=sys.stderr)
-            build(target, compiler, kinds, is_shown=True)
+            if part == STEP:
+                print("compiling the CPU kernels (once, about 10 s on two idle cores) ...", file=sys.stderr)
+            build(target, compiler, part)
 
 
 def _compiler() -> str:
@@ -98,35 +100,22 @@ def _digest(compiler: str) -> str:
     return hashlib.blake2b(b"\0".join(parts), digest_size=12).hexdigest()
 
 
-def build(
-    target: Path,
-    compiler: str,
-    kinds: dict[str, tuple[str, ...]],
-    extra: tuple[str, ...] = (),
-    *,
-    is_shown: bool = False,
-) -> None:
-    """Compile every file, several at a time, link, and rename into place. Raises BuildError."""
+def build(target: Path, compiler: str, part: str, extra: tuple[str, ...] = ()) -> None:
+    """Compile the files of one library, several at a time, link, and rename into place. Raises BuildError."""
+    sets = platform_sets() or {}
+    jobs: list[tuple[str, tuple[str, ...]]] = [(name, ()) for name in PLAIN]
+    if part != STEP:
+        jobs = [("kernels", (f"-DISA={part}", *sets[part]))]
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        jobs: list[tuple[str, str, tuple[str, ...]]] = [
-            ("kernels.cpp", f"{isa}.o", (f"-DISA={isa}", *flags)) for isa, flags in kinds.items()
-        ]
-        jobs += [(f"{name}.cpp", f"{name}.o", ()) for name in PLAIN]
 
-        def compile_one(job: tuple[str, str, tuple[str, ...]]) -> None:
-            source, output, flags = job
-            _run([compiler, *FLAGS, *flags, *extra, "-c", str(SOURCE / source), "-o", f"{folder}/{output}"])
-            if progress is not None:
-                progress.add(1)
+        def compile_one(job: tuple[str, tuple[str, ...]]) -> str:
+            name, flags = job
+            output = f"{folder}/{name}.o"
+            _run([compiler, *FLAGS, *flags, *extra, "-c", str(SOURCE / f"{name}.cpp"), "-o", output])
+            return output
 
-        with (
-            Progress(len(jobs), name="compiling", unit="files", is_kept=False)
-            if is_shown
-            else nullcontext() as progress,
-            ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool,
-        ):
-            list(pool.map(compile_one, jobs))
-        objects = [f"{folder}/{output}" for _, output, _ in jobs]
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            objects = list(pool.map(compile_one, jobs))
         _run([compiler, "-shared", "-pthread", *extra, *objects, "-o", f"{folder}/library.so"])
         publish(Path(folder, "library.so"), target)
 
@@ -139,10 +128,10 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"{Path(command[0]).name} failed: {first}")
 
 
-@lru_cache(maxsize=1)
-def load_library() -> ctypes.CDLL:
+@cache
+def load_library(part: str) -> ctypes.CDLL:
     """The loaded library. Raises BuildError."""
-    path = library_path()
+    path = library_path(part)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:

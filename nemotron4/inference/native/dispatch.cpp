@@ -1,6 +1,7 @@
-// Which instruction sets the processor has, and which of the compiled kernels to take.
+// Which instruction sets the processor has, and which of the loaded kernels to take.
 #include "pack.h"
 #include <cstring>
+#include <vector>
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -29,10 +30,13 @@ bool has_amx_bits() { // __builtin_cpu_supports of GCC 12 does not know them
 }
 #endif
 
-} // namespace
+struct Set {
+    const char *name;
+    bool is_here;
+    const Kernels *kernels; // once loaded
+};
 
-const Kernels *kernels_named(const char *isa) {
-    const bool any = !isa || !*isa;
+std::vector<Set> found_sets() { // the widest first
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -40,28 +44,41 @@ const Kernels *kernels_named(const char *isa) {
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
     const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
-    const bool amx = bf16 && has_amx_bits();
-    const struct {
-        const char *name;
-        bool is_here;
-        const Kernels *(*kernels)();
-    } sets[] = {{"amx", amx && may_use_amx(), kernels_amx}, // the widest first
-                {"bf16", bf16, kernels_bf16},
-                {"vnni", vnni, kernels_vnni},
-                {"avx512", avx512, kernels_avx512},
-                {"avx2", avx2, kernels_avx2}};
-    bool is_allowed = any;
-    for (const auto &set : sets) {
-        is_allowed = is_allowed || !strcmp(isa, set.name);
-        if (is_allowed && set.is_here) return set.kernels();
-    }
-    return nullptr;
+    const bool amx = bf16 && has_amx_bits() && may_use_amx();
+    return {{"amx", amx, nullptr}, {"bf16", bf16, nullptr}, {"vnni", vnni, nullptr}, {"avx512", avx512, nullptr}, {"avx2", avx2, nullptr}};
 #else
-    return any || !strcmp(isa, "generic") ? kernels_generic() : nullptr;
+    return {{"generic", true, nullptr}};
 #endif
 }
 
+std::vector<Set> &sets() {
+    static std::vector<Set> found = found_sets();
+    return found;
+}
+
+// The widest set that is here and not wider than ``isa`` (null or empty: any); ``is_loaded``: of the loaded ones.
+const Set *widest(const char *isa, bool is_loaded) {
+    bool is_allowed = !isa || !*isa;
+    for (const Set &set : sets()) {
+        is_allowed = is_allowed || !strcmp(isa, set.name);
+        if (is_allowed && set.is_here && (set.kernels || !is_loaded)) return &set;
+    }
+    return nullptr;
+}
+
+} // namespace
+
+const Kernels *kernels_named(const char *isa) {
+    const Set *set = widest(isa, true);
+    return set ? set->kernels : nullptr;
+}
+
 extern "C" const char *native_isa(const char *isa) {
-    const Kernels *kernels = kernels_named(isa);
-    return kernels ? kernels->name : "";
+    const Set *set = widest(isa, false);
+    return set ? set->name : "";
+}
+
+extern "C" void native_load(const char *isa, const Kernels *kernels) {
+    for (Set &set : sets())
+        if (!strcmp(isa, set.name)) set.kernels = kernels;
 }

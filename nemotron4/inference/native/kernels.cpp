@@ -654,11 +654,9 @@ int above(const float *x, int size, float least, int32_t *ids) {
 
 } // namespace
 
-#define JOIN2(a, b) a##b
-#define JOIN(a, b) JOIN2(a, b)
 #define TEXT2(a) #a
 #define TEXT(a) TEXT2(a)
-const Kernels *JOIN(kernels_, ISA)() {
+extern "C" const Kernels *kernels() {
     static const Kernels table = {TEXT(ISA), product, norm, quantise, list, to_bf16, finish, swiglu, largest, weights, mass, above, attend};
     return &table;
 }

@@ -6,12 +6,12 @@ import ctypes
 import os
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_void_p
 from enum import IntEnum
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from nemotron4.errors import ConfigError, unknown_name
-from nemotron4.inference.native.build import BuildError, load_library
+from nemotron4.inference.native.build import STEP, BuildError, load_library
 
-VERSION = 6
+VERSION = 7
 GROUP = 32  # input columns that share a scale
 PANEL = 16  # output rows that lie side by side
 BLOCK = 32  # positions of a block of the cache
@@ -103,11 +103,13 @@ class CStep(ctypes.Structure):
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
     """The library with its calls declared. Raises BuildError."""
-    found = load_library()
+    found = load_library(STEP)
     if found.native_version() != VERSION:
         raise BuildError(f"{found._name} is of another version")
     found.native_isa.restype = c_char_p
     found.native_isa.argtypes = (c_char_p,)
+    found.native_load.argtypes = (c_char_p, c_void_p)
+    found.native_load.restype = None
     found.native_open.restype = c_void_p
     found.native_open.argtypes = (POINTER(CModel), c_int32, c_char_p)
     found.native_close.argtypes = (c_void_p,)
@@ -135,11 +137,20 @@ def wanted_isa() -> bytes:
 
 
 def instruction_set() -> str:
-    """The kernels that are taken here. Raises BuildError."""
+    """The kernels that are taken here, loaded. Raises BuildError."""
     name: bytes = library().native_isa(wanted_isa())
     if not name:
         raise BuildError("this processor has no AVX2")
+    load_kernels(name.decode())
     return name.decode()
+
+
+@cache
+def load_kernels(isa: str) -> None:
+    """Raises BuildError."""
+    kernels = load_library(isa).kernels
+    kernels.restype = c_void_p
+    library().native_load(isa.encode(), kernels())
 
 
 @lru_cache(maxsize=1)

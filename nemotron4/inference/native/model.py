@@ -187,8 +187,10 @@ class NativeModel:
             pointer(frequencies), rotary_factor(config), cache.kind, pointer(cache.keys),
             pointer(cache.values),
         )  # fmt: skip
-        self.handle = self._library.native_open(ctypes.byref(model), num_threads, c.wanted_isa())
-        assert self.handle, "the instruction set was checked before"
+        self.handle = self._library.native_open(
+            ctypes.byref(model), num_threads, c.instruction_set().encode()
+        )
+        assert self.handle, "the instruction set was loaded before"
         weakref.finalize(self, self._library.native_close, self.handle)
 
     def step(self, step: c.CStep) -> None:

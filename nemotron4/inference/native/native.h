@@ -152,12 +152,7 @@ struct Kernels {
     void (*attend)(const AttendTask &task, float *out); // out[row of each member][heads_per_kv][head_dim]
 };
 
-const Kernels *kernels_generic();
-const Kernels *kernels_avx2();
-const Kernels *kernels_avx512();
-const Kernels *kernels_vnni();
-const Kernels *kernels_bf16();
-const Kernels *kernels_amx();
+extern "C" const Kernels *kernels(); // of the library for one instruction set
 
 inline float half_to_float(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 1023;

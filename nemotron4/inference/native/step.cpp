@@ -591,7 +591,7 @@ void make_plan(const Step &s, Plan &plan, int heads_per_kv) {
 
 extern "C" {
 
-int native_version() { return 6; }
+int native_version() { return 7; }
 
 Engine *native_open(const Model *model, int num_threads, const char *isa) {
     const Kernels *kernels = kernels_named(isa);
