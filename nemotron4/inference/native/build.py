@@ -1,8 +1,8 @@
 """Compile the C++ of this folder into shared libraries in the user's cache.
 
 One has all but the kernels. They have one for each instruction set, so that a first start compiles those of
-its processor alone. A library's name holds a hash of the source, the compiler and the flags, so a new version of
-any of them gets one of its own and an old one is never loaded by mistake.
+its processor alone. A library's name holds a hash of the source, the compiler and the flags, so a new version
+of any of them gets one of its own and an old one is never loaded by mistake.
 """
 
 from __future__ import annotations
