@@ -139,6 +139,12 @@ def score(
     judgments: Annotated[
         Path | None, typer.Option(help='Judgments: {"id", "turn" or "game", "text"}, or log-probabilities.')
     ] = None,
+    failures: Annotated[
+        Path | None,
+        typer.Option(help="Requests that failed; default failures.jsonl next to the answers."),
+    ] = None,
+    on_failure: OnFailureOption = None,
+    limit: Limit = None,
     data: Data = None,
     folder: DataFolder = None,
     seed: SeedOption = 0,
@@ -160,6 +166,9 @@ def score(
         DataSource(data_folder(folder), data),
         responses=responses,
         judgments=judgments,
+        failures=failures,
+        on_failure=on_failure,
+        limit=limit,
         seed=seed,
         allow_unsafe=unsafe,
         model=model,

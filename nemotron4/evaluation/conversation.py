@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from nemotron4.client import ChatModel, Reply, Sampling, call_with_retries
 from nemotron4.client.interface import HopelessError, TransientError
+from nemotron4.evaluation.failures import judgment_name
 from nemotron4.evaluation.task import Item, JudgeRequest
 from nemotron4.records import JsonObject, Message
 
@@ -87,7 +88,7 @@ def of_item(item: Item, sampling: Sampling) -> ItemRequest:
 
 def of_judgment(request: JudgeRequest) -> ItemRequest:
     return ItemRequest(
-        id=f"{request.id}#{request.part}",
+        id=judgment_name(request.id, request.part),
         messages=request.messages,
         sampling=request.sampling,
         is_usable=request.is_usable,

@@ -12,8 +12,9 @@ from urllib.parse import quote
 from nemotron4.errors import DataError
 from nemotron4.evaluation import published
 from nemotron4.evaluation.compare import versus_blocks
+from nemotron4.evaluation.failures import MISSING
 from nemotron4.evaluation.result import RESULT_FILE, Result, fraction, load_result, number
-from nemotron4.evaluation.scoring import MISSING, SAMPLES_FILE
+from nemotron4.evaluation.scoring import SAMPLES_FILE
 from nemotron4.plots import draw_bar_panels, draw_radar
 from nemotron4.records import read_json_lines
 from nemotron4.report import Bar, Bars, Block, Heading, Links, Picture, Table, Text

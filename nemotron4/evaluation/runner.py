@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +9,10 @@ from typing import Any
 
 from nemotron4.client import ChatModel, ClientError, HopelessError, Sampling
 from nemotron4.client.retry import Outage, is_of_endpoint
-from nemotron4.errors import ConfigError, Nemotron4Error
+from nemotron4.errors import ConfigError
 from nemotron4.evaluation.conversation import ItemAnswer, ItemRequest, hold, of_item, of_judgment
 from nemotron4.evaluation.data import DataSource
+from nemotron4.evaluation.failures import Failures, OnFailure, judgment_name, request_name, stopped
 from nemotron4.evaluation.result import Result, save, sha256_of
 from nemotron4.evaluation.scoring import (
     FAILURES_FILE,
@@ -21,11 +20,10 @@ from nemotron4.evaluation.scoring import (
     RESPONSES_FILE,
     SAMPLES_FILE,
     ItemResponse,
-    OnFailure,
     score_task,
-    with_failures,
+    with_wrong,
 )
-from nemotron4.evaluation.task import Item, Judgment, Task, load_items
+from nemotron4.evaluation.task import Item, Judgment, Task, choose, load_items
 from nemotron4.evaluation.viewer import LoggedSample, write_logs
 from nemotron4.json_form import to_json
 from nemotron4.progress import Progress
@@ -47,15 +45,6 @@ class RunSettings:
     concurrency: int
     allow_unsafe: bool
     on_failure: OnFailure | None  # None: as the task says
-
-
-def choose(items: Sequence[Item], *, limit: int | None, seed: int) -> list[Item]:
-    """All items, or a seeded sample in the benchmark's order. A larger sample holds every smaller one."""
-    if limit is None or limit >= len(items):
-        return list(items)
-    shuffled = list(range(len(items)))
-    random.Random(seed).shuffle(shuffled)
-    return [items[at] for at in sorted(shuffled[:limit])]
 
 
 async def run_task(
@@ -129,6 +118,7 @@ class _Run:
             epochs,
             judgments,
             self._source,
+            self._failures,
             seed=settings.seed,
             allow_unsafe=settings.allow_unsafe,
             judge=judge_name,
@@ -137,7 +127,6 @@ class _Run:
             limit=settings.limit,
             usage=_usage(list(rows.values()), judged),
         )
-        result = self._with_refusals(result)
         save(result, self._folder)
         self._write_logs(result, rows, judgments)
         return result
@@ -150,47 +139,32 @@ class _Run:
             if epoch > 1:
                 sampling = replace(sampling, seed=(sampling.seed or self._settings.seed) + epoch - 1)
             for item in self._items:
-                found.append(replace(of_item(item, sampling), id=_with_epoch(item.id, epoch), epoch=epoch))
+                found.append(replace(of_item(item, sampling), id=request_name(item.id, epoch), epoch=epoch))
         return found
 
     def _epochs(self, rows: Mapping[str, JsonObject]) -> list[dict[str, ItemResponse]]:
         """Answers by item for each epoch; a failed request is an empty one where it counts as wrong."""
-        found: list[dict[str, ItemResponse]] = []
-        for epoch in range(1, self._settings.epochs + 1):
-            responses = {}
-            for item in self._items:
-                name = _with_epoch(item.id, epoch)
-                if name in rows:
-                    responses[item.id] = ItemResponse.of_row(rows[name])
-                elif self._on_failure == "wrong" and rows:  # nothing at all would be no score
-                    responses[item.id] = ItemResponse(("",) * (1 + len(item.follow_ups)))
-            found.append(responses)
-        return found
+        found = [
+            {
+                item.id: ItemResponse.of_row(rows[name])
+                for item in self._items
+                if (name := request_name(item.id, epoch)) in rows
+            }
+            for epoch in range(1, self._settings.epochs + 1)
+        ]
+        return with_wrong(self._items, found, self._failures)
 
     @property
     def _on_failure(self) -> OnFailure:
         return self._settings.on_failure or self._task.on_failure
 
-    def _with_refusals(self, result: Result) -> Result:
-        """Refused requests by reason: among the unscored, or as a note where they count as wrong."""
-        unscored, notes = dict(result.unscored), list(result.notes)
-        for file, refused in self._refused.items():
-            kinds = Counter(refused.values())
-            named = ", ".join(list(refused)[:5]) + (" ..." if len(refused) > 5 else "")
-            counted = ", ".join(with_failures({}, "", kinds))
-            missing: str | None = None
-            if file == JUDGMENTS_FILE:
-                what, missing = "judgments left out", "no judgment"
-            elif self._on_failure != "wrong" or not result.num_items - len(refused):
-                what, missing = "left out", "no response" if self._task.judge is None else None
-            elif self._task.judge is None:
-                what = "requests count as wrong"
-            else:
-                what = "requests were judged as empty answers"
-            if kinds:
-                notes.append(f"{len(refused)} {what} ({counted}): {named}")
-                unscored = unscored if missing is None else with_failures(unscored, missing, kinds)
-        return replace(result, unscored=unscored, notes=tuple(notes))
+    @property
+    def _failures(self) -> Failures:
+        return Failures(
+            on_failure=self._on_failure,
+            responses=self._refused[RESPONSES_FILE],
+            judgments=self._refused.get(JUDGMENTS_FILE, {}),
+        )
 
     async def _ask(
         self,
@@ -222,10 +196,7 @@ class _Run:
                 except HopelessError as error:
                     is_alive = has_answered or bool(len(log))
                     if self._on_failure == "stop" or is_of_endpoint(error, has_answered=is_alive):
-                        raise Nemotron4Error(
-                            f"{self._task.name}: request {conversation.id} failed: {error.message}",
-                            hint=error.hint or "what was answered is kept; see --on-failure",
-                        ) from error
+                        raise stopped(self._task, conversation.id, error.message, error.hint) from error
                     outage.answered()
                     return failed, {"id": conversation.id, "kind": error.kind, "message": error.message}
                 except ClientError as error:
@@ -279,7 +250,7 @@ class _Run:
             )
             for item in self._items
             for epoch in range(1, self._settings.epochs + 1)
-            if (name := _with_epoch(item.id, epoch))
+            if (name := request_name(item.id, epoch))
         ]
         log_of = write_logs(self._folder / "logs", result, samples)
         ids: dict[str, list[str]] = {}
@@ -300,14 +271,10 @@ def _said(item: Item, row: JsonObject | None) -> list[Message]:
     return said
 
 
-def _with_epoch(name: str, epoch: int) -> str:
-    return name if epoch == 1 else f"{name}~{epoch}"
-
-
 def _conversation_id(row: JsonObject) -> str:
     if "part" in row:
-        return f"{row['id']}#{row['part']}"
-    return _with_epoch(str(row["id"]), row.get("epoch", 1))
+        return judgment_name(row["id"], row["part"])
+    return request_name(str(row["id"]), row.get("epoch", 1))
 
 
 def _response_row(answer: ItemAnswer, conversation: ItemRequest) -> JsonObject:

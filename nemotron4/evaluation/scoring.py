@@ -9,14 +9,23 @@ judgments: ``{"id", "turn" or "game", "text"}``, or log-probabilities or a store
 from __future__ import annotations
 
 import json
-from collections import Counter
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nemotron4.errors import ConfigError, DataError, Nemotron4Error, nearest
 from nemotron4.evaluation.data import Content, DataSource, unpack
+from nemotron4.evaluation.failures import (
+    Failures,
+    OnFailure,
+    judgment_name,
+    request_name,
+    stopped,
+    with_failures,
+    wrong_items,
+)
 from nemotron4.evaluation.result import Result, make_result, result_name
 from nemotron4.evaluation.task import (
     Inputs,
@@ -24,6 +33,7 @@ from nemotron4.evaluation.task import (
     Judgment,
     Outcome,
     Task,
+    choose,
     combine_epochs,
     load_items,
     share,
@@ -37,7 +47,6 @@ JUDGMENTS_FILE = "judgments.jsonl"
 FAILURES_FILE = "failures.jsonl"
 SAMPLES_FILE = "samples.jsonl"  # which log of the viewer shows which ids
 
-OnFailure = Literal["wrong", "exclude", "stop"]
 CUT, LOOPING, EMPTY = "cut at the limit", "looping", "no answer text"
 
 
@@ -68,12 +77,23 @@ class ItemResponse:
 Responses = Mapping[str, ItemResponse]
 
 
+def with_wrong(
+    items: Sequence[Item], epochs: Sequence[Responses], failures: Failures
+) -> list[dict[str, ItemResponse]]:
+    """With an empty answer for each failed request that counts as a wrong one, in the items' order."""
+    found = [dict(responses) for responses in epochs]
+    for epoch, item in wrong_items(items, len(epochs), failures):
+        found[epoch - 1].setdefault(item.id, ItemResponse(("",) * (1 + len(item.follow_ups))))
+    return [{item.id: responses[item.id] for item in items if item.id in responses} for responses in found]
+
+
 def score_task(
     task: Task,
     items: Sequence[Item],
     epochs: Sequence[Responses],
     judgments: Sequence[Judgment],
     source: DataSource,
+    failures: Failures,
     *,
     seed: int = 0,
     allow_unsafe: bool = False,
@@ -81,6 +101,7 @@ def score_task(
     **more: Any,
 ) -> Result:
     """The result of a task over these items; ``epochs`` holds one mapping of answers for each epoch."""
+    epochs = with_wrong(items, epochs, failures)
     sandbox = open_sandbox(allow_unsafe=allow_unsafe) if task.needs_sandbox else None
     outcomes = []
     for responses in epochs:
@@ -93,7 +114,7 @@ def score_task(
     every = [response for responses in epochs for response in responses.values()]
     is_cut_by_context = any(response.clipped_to and CUT in response.reasons for response in every)
     content = source.main(task.main_file)
-    return make_result(
+    result = make_result(
         task,
         replace(outcome, notes=(*outcome.notes, *_clip_notes(every))),
         name=result_name(task, judge, is_cut_by_context=is_cut_by_context),
@@ -111,6 +132,7 @@ def score_task(
         judge=judge,
         **more,
     )
+    return with_failures(result, failures, is_judged=task.judge is not None)
 
 
 def _with_ends(task: Task, outcome: Outcome, responses: Responses) -> Outcome:
@@ -159,12 +181,15 @@ def score_files(
     *,
     responses: Path | None,
     judgments: Path | None,
+    failures: Path | None = None,
+    on_failure: OnFailure | None = None,
+    limit: int | None = None,
     seed: int = 0,
     allow_unsafe: bool = False,
     model: str | None = None,
     judge: str | None = None,
 ) -> Result:
-    """Score what is on disk, without any model."""
+    """Score what is on disk, without any model. ``failures`` are by default those next to the answers."""
     if task.judge is not None and judgments is None:
         raise ConfigError(f"{task.name} is scored by a judge", hint="pass --judgments FILE")
     if task.judge is None and judgments is not None:
@@ -173,12 +198,22 @@ def score_files(
         raise ConfigError(f"{task.name} is scored from answers", hint="pass --responses FILE")
     items = load_items(task, source)
     epochs, num_outside = read_responses(responses, items, task.is_outside) if responses else ([{}], 0)
+    beside = None if responses is None else responses.with_name(FAILURES_FILE)
+    if failures is None and beside is not None and beside.is_file():
+        failures = beside
+    drawn = choose(items, limit=limit, seed=seed)
+    found = Failures(on_failure=on_failure or task.on_failure)
+    if failures is not None:
+        found = read_failures(failures, task, items, drawn, epochs, found.on_failure)
+    ids = {item.id for item in drawn}
     result = score_task(
         task,
-        items,
-        epochs,
-        read_judgments(judgments, items) if judgments else [],
+        drawn,
+        [{name: each for name, each in answers.items() if name in ids} for answers in epochs],
+        [each for each in (read_judgments(judgments, items) if judgments else []) if each.id in ids],
         source,
+        found,
+        limit=limit,
         seed=seed,
         allow_unsafe=allow_unsafe,
         model=model,
@@ -187,21 +222,6 @@ def score_files(
     if not num_outside:
         return result
     return replace(result, notes=(*result.notes, f"{num_outside} answers to tasks outside this set left out"))
-
-
-# How reasons begin for which an item is not in the numbers though the benchmark counts it.
-TOO_LONG, REFUSED = "prompt does not fit the context", "request refused"
-MISSING = ("no response", "no judgment", TOO_LONG, REFUSED)
-
-
-def with_failures(unscored: Mapping[str, int], missing: str, refused: Counter[str]) -> dict[str, int]:
-    """What is missing because its request can never succeed, under that reason instead."""
-    reasons = Counter(unscored)
-    for kind, count in refused.items():
-        reasons[missing] -= count
-        words = TOO_LONG if kind == "context_length" else f"{REFUSED}: {kind}"
-        reasons[words] += count
-    return {reason: count for reason, count in reasons.items() if count > 0}
 
 
 # Files that anyone may have written
@@ -245,6 +265,40 @@ def read_responses(
         texts, ends, clips = zip(*(by_turn[turn] for turn in sorted(by_turn)), strict=True)
         epochs[epoch - 1][name] = ItemResponse(texts, ends, clips[0])
     return epochs, num_outside
+
+
+def read_failures(
+    path: Path,
+    task: Task,
+    items: Sequence[Item],
+    drawn: Sequence[Item],
+    epochs: Sequence[Responses],
+    on_failure: OnFailure,
+) -> Failures:
+    """Failed requests of a run about the ``drawn`` items, but for those answered since."""
+    known = {item.id: item for item in items}
+    asked = [
+        request_name(item.id, epoch)
+        for epoch, answers in enumerate(epochs, start=1)
+        for item in drawn
+        if item.id not in answers
+    ]
+    judged = [judgment_name(item.id, part) for item in drawn for part in (1, 2)]
+    wanted, kinds = {*asked, *judged}, dict[str, str]()
+    for number, row in _rows(path):
+        name = _read_id(path, number, row)
+        kind = row.get("kind")
+        if not isinstance(kind, str):
+            raise DataError(f"{path}:{number}: field 'kind' is {kind!r}; expected a text")
+        if name not in known and (whole := re.sub(r"(~\d+|#\d+)$", "", name)) not in known:
+            raise _unknown_id(path, number, whole, known)
+        if name in wanted and on_failure == "stop":
+            raise stopped(task, name, str(row.get("message", kind)))
+        kinds[name] = kind
+    responses, judgments = (
+        {name: kinds[name] for name in names if name in kinds} for names in (asked, judged)
+    )
+    return Failures(on_failure=on_failure, responses=responses, judgments=judgments)
 
 
 def read_judgments(path: Path, items: Sequence[Item]) -> list[Judgment]:

@@ -6,6 +6,7 @@ A task is data and pure functions. Models, files of answers, judges and the runn
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,6 +137,15 @@ def load_items(task: Task, source: DataSource) -> list[Item]:
                 f"{task.name}: id {name!r} is on {count} rows of the data", hint="ids must differ"
             )
     return items
+
+
+def choose(items: Sequence[Item], *, limit: int | None, seed: int) -> list[Item]:
+    """All items, or a seeded sample in the benchmark's order. A larger sample holds every smaller one."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    shuffled = list(range(len(items)))
+    random.Random(seed).shuffle(shuffled)
+    return [items[at] for at in sorted(shuffled[:limit])]
 
 
 def answered(inputs: Inputs) -> tuple[list[Item], Counter[str]]:

@@ -391,6 +391,41 @@ def test_a_refused_request_is_by_default_what_the_benchmarks_own_program_makes_o
     assert "1 requests count as wrong (request refused: bad_request): 3" in result["notes"]
 
 
+@pytest.mark.parametrize("policy", ["wrong", "exclude"])
+@pytest.mark.parametrize("more", [[], ["--limit", "6"], ["--epochs", "2", "--temperature", "0.5"]], ids=str)
+def test_failed_empty_and_unreadable_answers_count_alike_in_a_run_and_from_its_files(
+    data: Any, tmp_path: Path, capsys: Any, policy: str, more: list[str]
+) -> None:
+    odd: dict[str, str | int] = {"0": 400, "1": 400, "2": 400, "3": 400, "4": "", "5": "Hm."}
+
+    def script(messages: list[dict[str, str]]) -> str | int:
+        right = _say_the_number(messages)
+        return odd.get(right.removeprefix("#### "), right)
+
+    with ScriptedServer(script) as server:
+        command = ["eval", "run", "gsm8k", "--model", server.url, "--data", data(GSM8K), "--json"]
+        assert main([*command, "--out", str(tmp_path / "out"), "--on-failure", policy, *more]) == 0
+    live = json.loads(capsys.readouterr().out)
+    responses = tmp_path / "out" / "gsm8k" / "responses.jsonl"
+    command = ["eval", "score", "gsm8k", "--responses", str(responses), "--data", data(GSM8K), "--json"]
+    sample = more if "--limit" in more else []
+    assert main([*command, "--on-failure", policy, *sample]) == 0
+    stored = json.loads(capsys.readouterr().out)
+    of_the_run = {"name", "model", "sampling", "usage", "created_at"}
+    assert {name for name in live if live[name] != stored[name]} <= of_the_run
+    num_failed = live["num_items"] * live["epochs"] - len(_rows(responses))
+    assert num_failed > 2
+    expected = {} if policy == "wrong" else {"request refused: bad_request": num_failed}
+    assert live["unscored_reasons"] == expected
+    assert live["reasons"]["no final number"] > 1
+    assert main([*command, "--on-failure", "stop", *sample]) == 1
+    assert "gsm8k: request 0" in capsys.readouterr().err
+    failures = responses.with_name("failures.jsonl")
+    failures.write_text('{"id": "nine", "kind": "bad_request"}\n')
+    assert main(command) == 1
+    assert "failures.jsonl:1: id 'nine' is not in the benchmark" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("status", "flags"), [(400, ["--on-failure", "stop"]), (401, []), (403, [])])
 def test_the_run_stops_where_asked_and_where_the_endpoint_refuses_everybody(
     data: Any, tmp_path: Path, capsys: Any, status: int, flags: list[str]
