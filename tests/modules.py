@@ -40,7 +40,7 @@ TESTED_IN: dict[str, str] = {
     "evaluation/test_datafiles.py": "evaluation.data evaluation.registry",
     "evaluation/test_human.py": "cli.eval_human evaluation.human_results evaluation.settings",
     "evaluation/test_own.py": "evaluation.options",
-    "evaluation/test_runner.py": "evaluation.conversation",
+    "evaluation/test_runner.py": "evaluation.conversation evaluation.failures",
     "evaluation/test_scoring.py": """
         cli.eval evaluation.task evaluation.tasks.alpaca_eval evaluation.tasks.arena_hard
         evaluation.tasks.code evaluation.tasks.mmlu evaluation.tasks.mt_bench evaluation.tasks.rules""",

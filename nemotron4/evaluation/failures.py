@@ -23,7 +23,7 @@ MISSING = (NO_RESPONSE, NO_JUDGMENT, TOO_LONG, REFUSED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failures:
+class FailedRequests:
     """Request -> kind of its failure, for answers and judgments."""
 
     on_failure: OnFailure
@@ -43,7 +43,7 @@ def judgment_name(item: str, part: int) -> str:
     return f"{item}#{part}"
 
 
-def wrong_items(items: Sequence[Item], epochs: int, failures: Failures) -> list[tuple[int, Item]]:
+def wrong_items(items: Sequence[Item], epochs: int, failures: FailedRequests) -> list[tuple[int, Item]]:
     """(epoch from 1, item) of each failed answer that counts as an empty one."""
     if not failures.are_wrong(len(items) * epochs):
         return []
@@ -63,7 +63,7 @@ def stopped(task: Task, request: str, message: str, hint: str | None = None) -> 
     )
 
 
-def with_failures(result: Result, failures: Failures, *, is_judged: bool) -> Result:
+def with_failures(result: Result, failures: FailedRequests, *, is_judged: bool) -> Result:
     """Failed requests by their reason: among the unscored, or as a note where they count as wrong."""
     unscored, notes = dict(result.unscored), list(result.notes)
     are_wrong = failures.are_wrong(result.num_items * result.epochs)

@@ -12,7 +12,7 @@ from nemotron4.client.retry import Outage, is_of_endpoint
 from nemotron4.errors import ConfigError
 from nemotron4.evaluation.conversation import ItemAnswer, ItemRequest, hold, of_item, of_judgment
 from nemotron4.evaluation.data import DataSource
-from nemotron4.evaluation.failures import Failures, OnFailure, judgment_name, request_name, stopped
+from nemotron4.evaluation.failures import FailedRequests, OnFailure, judgment_name, request_name, stopped
 from nemotron4.evaluation.result import Result, save, sha256_of
 from nemotron4.evaluation.scoring import (
     FAILURES_FILE,
@@ -159,8 +159,8 @@ class _Run:
         return self._settings.on_failure or self._task.on_failure
 
     @property
-    def _failures(self) -> Failures:
-        return Failures(
+    def _failures(self) -> FailedRequests:
+        return FailedRequests(
             on_failure=self._on_failure,
             responses=self._refused[RESPONSES_FILE],
             judgments=self._refused.get(JUDGMENTS_FILE, {}),

@@ -18,7 +18,7 @@ from typing import Any
 from nemotron4.errors import ConfigError, DataError, Nemotron4Error, nearest
 from nemotron4.evaluation.data import Content, DataSource, unpack
 from nemotron4.evaluation.failures import (
-    Failures,
+    FailedRequests,
     OnFailure,
     judgment_name,
     request_name,
@@ -78,7 +78,7 @@ Responses = Mapping[str, ItemResponse]
 
 
 def with_wrong(
-    items: Sequence[Item], epochs: Sequence[Responses], failures: Failures
+    items: Sequence[Item], epochs: Sequence[Responses], failures: FailedRequests
 ) -> list[dict[str, ItemResponse]]:
     """With an empty answer for each failed request that counts as a wrong one, in the items' order."""
     found = [dict(responses) for responses in epochs]
@@ -93,7 +93,7 @@ def score_task(
     epochs: Sequence[Responses],
     judgments: Sequence[Judgment],
     source: DataSource,
-    failures: Failures,
+    failures: FailedRequests,
     *,
     seed: int = 0,
     allow_unsafe: bool = False,
@@ -202,7 +202,7 @@ def score_files(
     if failures is None and beside is not None and beside.is_file():
         failures = beside
     drawn = choose(items, limit=limit, seed=seed)
-    found = Failures(on_failure=on_failure or task.on_failure)
+    found = FailedRequests(on_failure=on_failure or task.on_failure)
     if failures is not None:
         found = read_failures(failures, task, items, drawn, epochs, found.on_failure)
     ids = {item.id for item in drawn}
@@ -274,7 +274,7 @@ def read_failures(
     drawn: Sequence[Item],
     epochs: Sequence[Responses],
     on_failure: OnFailure,
-) -> Failures:
+) -> FailedRequests:
     """Failed requests of a run about the ``drawn`` items, but for those answered since."""
     known = {item.id: item for item in items}
     asked = [
@@ -298,7 +298,7 @@ def read_failures(
     responses, judgments = (
         {name: kinds[name] for name in names if name in kinds} for names in (asked, judged)
     )
-    return Failures(on_failure=on_failure, responses=responses, judgments=judgments)
+    return FailedRequests(on_failure=on_failure, responses=responses, judgments=judgments)
 
 
 def read_judgments(path: Path, items: Sequence[Item]) -> list[Judgment]:
