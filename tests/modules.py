@@ -74,6 +74,7 @@ TESTED_IN: dict[str, str] = {
     "server/test_tools.py": "server.openai_tools",
     "synth/test_endpoint.py": "client.engine",
     "synth/test_export.py": "synth.card synth.merge",
+    "synth/test_files.py": "row_files",
     "synth/test_methods.py": "cli.synth",
     "synth/test_own.py": "synth.columns",
     "synth/test_parsing.py": "synth.list_marks",

@@ -1,4 +1,4 @@
-"""Rows of data files: JSON lines (also .gz and .zst), Parquet, and both from the Hugging Face hub.
+"""Rows of data files of any form that training reads, also from the Hugging Face hub.
 
 A file on the hub is named ``hf://datasets/OWNER/NAME/PATH`` or ``hf://datasets/OWNER/NAME@REVISION/PATH``.
 """
@@ -8,51 +8,35 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import orjson
 
-from nemotron4.errors import ConfigError, DataError, import_optional
-from nemotron4.records import JsonObject, read_json_lines
+from nemotron4.errors import ConfigError, DataError
+from nemotron4.records import JsonObject
+from nemotron4.row_files import raw_rows
 
 _HUB = "hf:/datasets/"  # a path has lost the second slash
 
 
 def data_rows(file: Path, limit: int = 0) -> Iterator[tuple[str, JsonObject]]:
-    """(``file:line`` or ``file: row n``, row) of each row, at most ``limit`` if it is not 0."""
+    """(``file:line``, row) of each row, at most ``limit`` if it is not 0."""
     path = local_file(file)
     if not path.exists():
         raise ConfigError(
             f"{file}: there is no such file", hint="paths in a recipe count from the working folder"
         )
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
-    for number, (where, row) in enumerate(rows):
+    for number, (where, row) in enumerate(raw_rows(path)):
         if limit and number >= limit:
             return
+        if isinstance(row, str):
+            raise DataError(f"{where}: {row}")
         try:
             orjson.dumps(row, default=str)
-        except TypeError as error:  # an integer of more than 64 bits, deep nesting
-            raise DataError(f"{where}: the row cannot be kept: {error}") from error
+        except TypeError as error:  # an integer of more than 64 bits, deep nesting, half of a surrogate pair
+            is_half = "surrogates" in str(error)
+            reason = "a text has half of a character pair" if is_half else f"the row cannot be kept: {error}"
+            raise DataError(f"{where}: {reason}") from error
         yield where, row
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    for line, row in read_json_lines(path):
-        yield f"{path}:{line}", row
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    parquet: Any = import_optional("pyarrow.parquet", "reading Parquet")
-    arrow: Any = import_optional("pyarrow", "reading Parquet")
-    try:
-        number = 0
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}: row {number}", row
-    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a Parquet file: {error}") from error
 
 
 def digests(file: Path) -> list[str]:

@@ -6,10 +6,8 @@ the file's name, compression too.
 
 from __future__ import annotations
 
-import csv
 import glob
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,14 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemotron4.errors import ConfigError, DataError, import_optional
-from nemotron4.records import FieldError, JsonObject, load_json, numbered_lines, open_text
+from nemotron4.records import FieldError
+from nemotron4.row_files import SUFFIXES, is_separated, plain, plain_name, raw_rows
 from nemotron4.training.encoding import Problem, ReadRow, RowKind
 from nemotron4.training.indexed import is_corpus
 from nemotron4.training.rows import Fields
 
 HUB = "hub:"
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".feather")
-csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+LATIN_1 = 'say so if it is: --latin-1, or in a recipe { path = "...", encoding = "latin-1" }'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ def read_rows(
     ignored = Ignored() if ignored is None else ignored
     left = source.limit
     for file in [source.path] if source.path.startswith(HUB) else files_of(source.path):
-        for where, value in kind.joined(raw_rows(file, encoding=source.encoding)):
+        for where, value in kind.joined(_raw_rows(file, encoding=source.encoding)):
             if left is not None and left <= 0:
                 return
             left = None if left is None else left - 1
@@ -87,7 +85,7 @@ def _parsed(
                 raise FieldError(f"field {theirs!r}, which the source's map names, is missing")
             row.pop(theirs, None)
         row |= {ours: value[theirs] for ours, theirs in source.map.items()}
-        fields = Fields(row, is_text=file.removesuffix(".gz").removesuffix(".zst").endswith((".csv", ".tsv")))
+        fields = Fields(row, is_text=is_separated(Path(file)))
         parsed = kind.parse(fields)
         ignored.add(file, [*fields.unread(), *(name for name in value if name in source.ignore)])
     except FieldError as error:
@@ -172,133 +170,23 @@ def _saved_state(state: Path) -> list[dict[str, str]]:
 
 
 def _has_rows(path: Path) -> bool:
-    return _plain_name(path).endswith(SUFFIXES) and not path.name.startswith(".")
-
-
-def _plain_name(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".zst")
+    return plain_name(path).endswith(SUFFIXES) and not path.name.startswith(".")
 
 
 # ---- raw rows
 
 
-def raw_rows(path: str | Path, *, encoding: str = "utf-8") -> Iterator[tuple[str, Any]]:
-    """``file:line`` and the row's object, or a string that says what is wrong with the line."""
+def _raw_rows(path: str | Path, *, encoding: str) -> Iterator[tuple[str, Any]]:
+    """Of a file or a data set of the hub; see ``row_files.raw_rows``."""
     if str(path).startswith(HUB):
-        yield from _hub_rows(str(path))
-        return
-    path = Path(path)
-    name = _plain_name(path)
-    if name.endswith((".parquet", ".arrow", ".feather")):
-        yield from _table_rows(path)
-        return
-    encoding = "utf-8-sig" if encoding == "utf-8" else encoding  # with a byte order mark or without
-    try:
-        if name.endswith(".txt"):
-            with open_text(path, encoding) as stream:
-                yield f"{path}:1", {"text": stream.read()}
-        elif name.endswith((".csv", ".tsv")):
-            yield from _separated_rows(path, "\t" if name.endswith(".tsv") else ",", encoding)
-        elif name.endswith(".json") and _begins_list(path, encoding):
-            yield from _listed_rows(path, encoding)
-        else:
-            for number, line in numbered_lines(path, encoding):
-                if line.strip():
-                    yield f"{path}:{number}", _json_object(line)
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        if error.start == 0 and error.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise DataError(
-                f"{path}: UTF-16, not UTF-8", hint=f"iconv -f utf-16 -t utf-8 {path} writes it in UTF-8"
-            ) from error
-        raise DataError(
-            f"{path}: not UTF-8: byte 0x{byte:02x}, which is {bytes([byte]).decode('latin-1')!r} in Latin-1",
-            hint='say so if it is: --latin-1, or in a recipe { path = "...", encoding = "latin-1" }',
-        ) from error
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-
-
-def _json_object(line: str) -> Any:
-    try:
-        value = load_json(line)
-    except json.JSONDecodeError as error:
-        return f"not valid JSON: {error.msg} (column {error.colno})"
-    except (ValueError, RecursionError) as error:
-        return f"not valid JSON: {error}"
-    return value if isinstance(value, dict) else "the line is not a JSON object"
-
-
-def _begins_list(path: Path, encoding: str) -> bool:
-    with open_text(path, encoding) as stream:
-        while character := stream.read(1):
-            if not character.isspace():
-                return character == "["
-    return False
-
-
-def _listed_rows(path: Path, encoding: str) -> Iterator[tuple[str, Any]]:
-    """One JSON list; a row's line is its number in the list."""
-    with open_text(path, encoding) as stream:
-        text = stream.read()
-    try:
-        values = load_json(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
-    for number, value in enumerate(values, start=1):
-        yield f"{path}:{number}", value if isinstance(value, dict) else "the entry is not a JSON object"
-
-
-def _separated_rows(path: Path, delimiter: str, encoding: str) -> Iterator[tuple[str, Any]]:
-    with open_text(path, encoding, newline="") as stream:
-        reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
-        try:
-            names = list(reader.fieldnames or ())
-            if len(set(names)) < len(names):
-                raise DataError(f"{path}: two columns of the header have one name: {', '.join(names)}")
-            for row in reader:
-                where = f"{path}:{reader.line_num}"
-                if None in row or None in row.values():
-                    yield where, f"the row has not the {len(names)} fields of the header"
-                else:
-                    yield where, dict(row)
-        except csv.Error as error:
-            raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}") from error
-
-
-def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Parquet, or Arrow as ``save_to_disk`` and ``write_feather`` write it, a batch at a time."""
-    pyarrow = import_optional("pyarrow", f"reading {path.suffix}")
-    for name in ("pyarrow.ipc", "pyarrow.parquet"):
-        import_optional(name, f"reading {path.suffix}")
-    try:
-        number = 0
-        for batch in _batches(path, pyarrow):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}:{number}", _plain(row)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-
-
-def _batches(path: Path, pyarrow: Any) -> Iterator[Any]:
-    if path.suffix == ".parquet":
-        with pyarrow.parquet.ParquetFile(path) as file:
-            yield from file.iter_batches(batch_size=1024)
-        return
-    with pyarrow.memory_map(str(path)) as source:
-        try:
-            yield from pyarrow.ipc.open_stream(source)
-        except pyarrow.ArrowInvalid:
-            source.seek(0)
-            file = pyarrow.ipc.open_file(source)
-            yield from (file.get_batch(i) for i in range(file.num_record_batches))
+        return _hub_rows(str(path))
+    return raw_rows(Path(path), encoding=encoding, hint=LATIN_1)
 
 
 def _hub_rows(name: str) -> Iterator[tuple[str, Any]]:
     """``hub:ORG/NAME[/CONFIG][:split]`` through the package datasets, whose cache and settings apply."""
     for number, row in enumerate(hub_rows(name), start=1):
-        yield f"{name}:{number}", _plain(row)
+        yield f"{name}:{number}", plain(row)
 
 
 @cache
@@ -318,15 +206,3 @@ def hub_rows(name: str) -> Any:
         splits = ", ".join(found)
         raise DataError(f"{name}: a data set with the splits {splits}", hint=f"name one: {name}:{min(found)}")
     return found
-
-
-def _plain(row: JsonObject) -> JsonObject:
-    """A table's row as JSON lines have it: a null of its own is told from a column that is not there."""
-    return {name: _without_nulls(value) for name, value in row.items()}
-
-
-def _without_nulls(value: Any) -> Any:
-    """In Arrow every object of a column has the fields of all; a call would train other tools' arguments."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(entry) for name, entry in value.items() if entry is not None}
-    return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value

@@ -50,7 +50,7 @@ def own(template: str, above: str = "out", more: str = "") -> str:
             HEAD + PROMPTS + '[[stage]]\nname = "c"\nkind = "decontaminate"\ntakes = ["in"]\n'
             'knobs = {{files = ["{folder}/none.jsonl"]}}\n', "stage 'c' (decontaminate): ",
         ),
-        (HEAD + PROMPTS.replace("p.jsonl", "latin1.jsonl") + ANSWER, "latin1.jsonl: not UTF-8 text"),
+        (HEAD + PROMPTS.replace("p.jsonl", "latin1.jsonl") + ANSWER, "latin1.jsonl: not UTF-8"),
         (HEAD + PROMPTS.replace("p.jsonl", "half.jsonl") + ANSWER, "half of a character pair"),
         (HEAD + PROMPTS.replace("p.jsonl", "large.jsonl") + ANSWER, "cannot be kept: Integer exceeds 64-bit"),
         (HEAD + PROMPTS.replace("p.jsonl", "empty.jsonl") + ANSWER, "stage 'in' (prompt_file) makes no row"),

@@ -127,7 +127,7 @@ ANY_ROW = (Topic, Document, Prompt, Answered, JudgedPair, Dialogue, ColumnRow)
 
 @dataclass(frozen=True)
 class RowFileKnobs:
-    """Every field of a row becomes a column."""
+    """Every field of a row becomes a column; of CSV as a text."""
 
     file: Path
     limit: int = 0
@@ -332,7 +332,7 @@ def _made(knobs: Any) -> type:
 
 KINDS = {
     "row_file": Kind(
-        summary="rows with any columns from a JSON lines or Parquet file",
+        summary="rows with any columns from a file of rows",
         takes=(), makes=ColumnRow, knobs=RowFileKnobs, roots=file_roots, run=file_rows,
     ),
     "prompt": Kind(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from nemotron4.synth.words import count_words
 
 @dataclass(frozen=True)
 class DocumentKnobs:
-    """A JSON lines or Parquet file. Documents outside the length limits (in words) are filtered, not cut."""
+    """A file of rows. Documents outside the length limits (in words) are filtered, not cut."""
 
     file: Path
     text_field: str = "text"
@@ -31,7 +32,7 @@ class DocumentKnobs:
 
 @dataclass(frozen=True)
 class PromptFileKnobs:
-    """A JSON lines or Parquet file of prompts: ``messages`` or a text field; a true answer if there is one.
+    """A file of prompts: ``messages`` or a text field; a true answer if there is one.
 
     answer_after: the answer is what follows this mark in the answer field ("####" in GSM8K).
     unsafe_field: a field that is true for prompts a safety classifier flagged; they get the tag ``unsafe``.
@@ -76,7 +77,7 @@ def prompt_roots(knobs: PromptFileKnobs) -> Iterator[JsonObject]:
             entry["answer"] = _answer(row.get(knobs.answer_field), knobs, where)
         if knobs.tests_field:
             entry["tests"] = _tests(row.get(knobs.tests_field), knobs, where)
-        if knobs.unsafe_field and row.get(knobs.unsafe_field):
+        if knobs.unsafe_field and _is_true(row.get(knobs.unsafe_field), knobs.unsafe_field, where):
             entry["unsafe"] = True
         yield entry
 
@@ -90,8 +91,35 @@ def _answer(given: object, knobs: PromptFileKnobs, where: str) -> str:
     return after.strip()
 
 
+_TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
+
+
+def _is_true(given: object, name: str, where: str) -> bool:
+    """Also of a cell of CSV, where "false" is a text."""
+    if not isinstance(given, str):
+        return bool(given)
+    if given.strip().lower() not in _TRUTHS:
+        raise DataError(f"{where}: field {name!r} is {given!r:.60}; expected true or false")
+    return _TRUTHS[given.strip().lower()]
+
+
+def _listed(given: object) -> object:
+    """The list that a text holds, as a cell of CSV does in JSON or Python's form; else what is given."""
+    if not isinstance(given, str) or not given.lstrip().startswith("["):
+        return given
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(given)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list):
+            return found
+    return given
+
+
 def _tests(given: object, knobs: PromptFileKnobs, where: str) -> str:
     """No tests are no tests passed: what is not there must not become a program that runs."""
+    given = _listed(given)
     tests = [given] if isinstance(given, str) else given
     if not isinstance(tests, list) or not any(tests) or not all(isinstance(test, str) for test in tests):
         raise DataError(f"{where}: field {knobs.tests_field!r} holds no tests: {given!r:.60}")
@@ -100,13 +128,13 @@ def _tests(given: object, knobs: PromptFileKnobs, where: str) -> str:
 
 def _turns(row: JsonObject, where: str) -> list[Message]:
     try:
-        return list(parse_messages(row, "messages"))
+        return list(parse_messages({"messages": _listed(row.get("messages"))}, "messages"))
     except FieldError as error:
         raise DataError(f"{where}: {error}") from error
 
 
 def _messages(row: JsonObject, text_field: str, where: str) -> list[list[str]]:
-    if isinstance(row.get("messages"), list):
+    if isinstance(_listed(row.get("messages")), list):
         turns = _turns(row, where)
         while turns and turns[-1].role == "assistant":
             turns.pop()
@@ -137,7 +165,7 @@ async def imported_prompts(root: Root, context: Context, knobs: PromptFileKnobs)
 
 @dataclass(frozen=True)
 class DialogueFileKnobs:
-    """A JSON lines or Parquet file of whole conversations.
+    """A file of whole conversations.
 
     form: messages (the field ``messages``), glaive (the fields ``system`` and ``chat`` of Glaive's function
     calling data), table_qa (``table`` as rows of cells with the head first, ``question``, ``answer``, and
@@ -188,7 +216,7 @@ def glaive_turns(system: str, chat: str) -> list[Message]:
 
 def table_turns(row: JsonObject, where: str) -> list[Message]:
     """A question about a table, the table written in Markdown after the text that goes with it."""
-    table, question, answer = row.get("table"), row.get("question"), row.get("answer")
+    table, question, answer = _listed(row.get("table")), row.get("question"), row.get("answer")
     is_table = isinstance(table, list) and table and all(isinstance(cells, list) and cells for cells in table)
     if not is_table or not isinstance(question, str) or answer in (None, "", []):
         raise DataError(f"{where}: expected 'table' as a list of rows, 'question' as a text, and an 'answer'")
@@ -257,15 +285,15 @@ KINDS = {
         takes=(), makes=Topic, knobs=CodeKeywordKnobs, roots=keyword_roots, run=code_keywords,
     ),
     "documents": Kind(
-        summary="documents from a JSON lines or Parquet file",
+        summary="documents from a file of rows",
         takes=(), makes=Document, knobs=DocumentKnobs, roots=document_roots, run=documents,
     ),
     "prompt_file": Kind(
-        summary="prompts from a JSON lines or Parquet file, with true answers where there are any",
+        summary="prompts from a file of rows, with true answers where there are any",
         takes=(), makes=Prompt, knobs=PromptFileKnobs, roots=prompt_roots, run=imported_prompts,
     ),
     "dialogue_file": Kind(
-        summary="finished conversations from a JSON lines or Parquet file",
+        summary="finished conversations from a file of rows",
         takes=(), makes=Dialogue, knobs=DialogueFileKnobs, roots=dialogue_roots, run=imported_dialogues,
     ),
 }  # fmt: skip
