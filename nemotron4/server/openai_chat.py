@@ -41,7 +41,7 @@ from nemotron4.server.openai_schemas import (
     TokenLogprobs,
     TopLogprob,
 )
-from nemotron4.server.openai_tools import AskedTools, MadeCall, asked_tools
+from nemotron4.server.openai_tools import AskedTools, asked_tools
 from nemotron4.server.rows import event_stream, until_disconnect
 from nemotron4.server.settings import Service
 from nemotron4.text.answers import chat_request
@@ -97,8 +97,11 @@ def _own_format(body: ChatRequest, service: Service, context: RequestContext) ->
 def _choice(
     index: int, choice: Choice, prefix: str, tools: AskedTools | None, logprobs: ChatLogprobs | None
 ) -> ChatChoice:
-    text, calls = read_calls(choice.text, tools.form) if tools and tools.specs else (choice.text, [])
-    text, made = prefix + text, [MadeCall.of(call) for call in calls]
+    text, made = choice.text, []
+    if tools and tools.specs:
+        text, calls = read_calls(choice.text, tools.form)
+        made = [tools.made(call) for call in calls]
+    text = prefix + text
     return ChatChoice(
         index=index,
         message=CallingMessage(content=text or None, tool_calls=made)
@@ -199,7 +202,8 @@ async def _events(
             if text:
                 yield chunk(index, {"content": text}, _logprobs(body, choices[index], tokenizer))
             for call in calls:
-                made = {"index": num_calls[index], **MadeCall.of(call).model_dump()}
+                assert tools is not None
+                made = {"index": num_calls[index], **tools.made(call).model_dump()}
                 num_calls[index] += 1
                 yield chunk(index, {"tool_calls": [made]})
             if is_whole:

@@ -10,6 +10,7 @@ from nemotron4.engine import ChatFormat
 from nemotron4.errors import unknown_name
 from nemotron4.records import FieldError, JsonObject, Message
 
+CUSTOM_INPUT = "input"  # the argument of a custom tool, which takes a text
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # What this package cannot say; null and empty ask for nothing.
 UNSUPPORTED = ("function_call", "audio")
@@ -72,6 +73,9 @@ def _tool_calls(calls: object, where: str) -> list[JsonObject]:
     """Calls as chat templates read them: OpenAI's, with the arguments as an object."""
     made: list[JsonObject] = []
     for place, call in enumerate(calls if isinstance(calls, list) else [None]):
+        if isinstance(call, Mapping) and call.get("type") == "custom":
+            made.append(_custom_call(call, f"{where}[{place}]"))
+            continue
         function = call.get("function") if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise FieldError(f"{where}[{place}] is {call!r:.60}; expected a function with name and arguments")
@@ -83,6 +87,15 @@ def _tool_calls(calls: object, where: str) -> list[JsonObject]:
         named = {"name": function["name"], "arguments": arguments}
         made.append({"id": call.get("id"), "type": "function", "function": named})
     return made
+
+
+def _custom_call(call: Mapping[str, Any], where: str) -> JsonObject:
+    """A call of OpenAI's custom tools as one of a function whose argument is the text."""
+    custom = call.get("custom")
+    if not isinstance(custom, Mapping) or not all(isinstance(custom.get(n), str) for n in ("name", "input")):
+        raise FieldError(f"{where} is {call!r:.60}; expected a custom tool with name and input")
+    named = {"name": custom["name"], "arguments": {CUSTOM_INPUT: custom["input"]}}
+    return {"id": call.get("id"), "type": "function", "function": named}
 
 
 def read_messages(values: object, where: str) -> tuple[Message, ...]:

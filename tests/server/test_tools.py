@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageCustomToolCall
 
 import nemotron4
 from nemotron4.engine import SamplingParams
@@ -109,6 +111,71 @@ def test_a_call_that_must_come_comes_and_validates(make_app: App, form: str | No
         assert choice == "required"
 
 
+CODE = {"type": "custom", "custom": {"name": "run_code", "description": "Runs Python."}}
+RUN = '<TOOLCALL>[{"name": "run_code", "arguments": {"input": "print(1)\\n"}}]</TOOLCALL>'
+
+
+def coder(prompt: str) -> str:
+    return "It printed 1." if "[1]</TOOL_RESPONSE>" in prompt else RUN
+
+
+def test_a_custom_tool_takes_a_text_in_a_whole_loop_of_the_openai_client(serving: Any) -> None:
+    with serving(FakeEngine(coder, prompt_format=card_format())) as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none")
+        asked: dict[str, Any] = {"model": "fake", "tools": [CODE, WEATHER], "temperature": 0}
+        answer = client.chat.completions.create(messages=HI, **asked)
+        [choice] = answer.choices
+        [call] = choice.message.tool_calls or []
+        assert choice.finish_reason == "tool_calls"
+        assert isinstance(call, ChatCompletionMessageCustomToolCall)
+        assert (call.custom.name, call.custom.input) == ("run_code", "print(1)\n")
+        said = [*HI, choice.message, {"role": "tool", "tool_call_id": call.id, "content": "1"}]
+        last = client.chat.completions.create(messages=said, **asked)
+        assert last.choices[0].message.content == "It printed 1."
+        parts = []
+        for chunk in client.chat.completions.create(messages=HI, stream=True, **asked):
+            parts += chunk.choices[0].delta.tool_calls or []
+    [part] = [part.model_dump() for part in parts]
+    assert (part["type"], part["custom"]) == ("custom", {"name": "run_code", "input": "print(1)\n"})
+
+
+@pytest.mark.parametrize("form", [None, "hermes", "llama3", "mistral"])
+def test_the_format_of_a_custom_tool_holds(make_app: App, form: str | None) -> None:
+    app = make_app(None, prompt_format=card_format(), settings=ServerSettings(tool_format=form))
+    rule = {"type": "grammar", "grammar": {"syntax": "regex", "definition": "[a-c]{2}|x"}}
+    tool = {"type": "custom", "custom": {"name": "pick", "format": rule}}
+    choice = {"type": "custom", "custom": {"name": "pick"}}
+    body = {"messages": HI, "tools": [tool, TIME], "tool_choice": choice, "seed": 3, "max_tokens": 900}
+    answer = app.post(ROUTE, body)
+    assert answer.status_code == 200, answer.text
+    [call] = answer.json()["choices"][0]["message"]["tool_calls"]
+    assert call["type"] == "custom"
+    assert re.fullmatch("[a-c]{2}|x", call["custom"]["input"])
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+@pytest.mark.parametrize("name", ["get_time", "get_weather"])
+def test_allowed_tools_are_all_that_may_be_called_and_all_are_shown(
+    make_app: App, mode: str, name: str
+) -> None:
+    seen: list[str] = []
+
+    def script(prompt: str) -> str:
+        seen.append(prompt)
+        return f'<TOOLCALL>[{{"name": "{name}", "arguments": {{}}}}]</TOOLCALL>'
+
+    app = make_app(script, prompt_format=card_format())
+    allowed = [{"type": "function", "function": {"name": "get_time"}}]
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": allowed}}
+    weather = {"type": "function", "function": {"name": "get_weather"}}
+    body = {"messages": HI, "tools": [weather, TIME], "tool_choice": choice, "temperature": 0}
+    answer = app.post(ROUTE, {**body, "parallel_tool_calls": False}).json()
+    [call] = answer["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "get_time"
+    assert "get_weather" in seen[0]
+    assert "get_time" in seen[0]
+
+
 def test_without_a_choice_the_model_may_just_answer(make_app: App) -> None:
     seen: list[str] = []
     app = make_app(lambda prompt: seen.append(prompt) or "Warm.\n", prompt_format=card_format())
@@ -124,6 +191,44 @@ def test_without_a_choice_the_model_may_just_answer(make_app: App) -> None:
     [
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "names 'x'"),
         ({"tool_choice": "required"}, "there are no tools"),
+        (
+            {"tools": [CODE], "tool_choice": {"type": "function", "function": {"name": "run_code"}}},
+            "names 'run_code'",
+        ),
+        (
+            {
+                "tools": [WEATHER],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": [{"type": "custom", "custom": {"name": "y"}}]},
+                },
+            },
+            "names 'y'",
+        ),
+        ({"tools": [WEATHER], "tool_choice": {"type": "allowed", "x": 1}}, "allowed_tools"),
+        ({"tools": [{"type": "web_search"}]}, "'function', 'custom'"),
+        ({"tools": [CODE, {"type": "function", "function": {"name": "run_code"}}]}, "both named 'run_code'"),
+        (
+            {
+                "tools": [
+                    {
+                        "type": "custom",
+                        "custom": {
+                            "name": "f",
+                            "format": {
+                                "type": "grammar",
+                                "grammar": {"syntax": "lark", "definition": "start: x"},
+                            },
+                        },
+                    }
+                ]
+            },
+            "custom tool 'f': a format of type grammar",
+        ),
+        (
+            {"messages": [*HI, {"role": "assistant", "tool_calls": [{"type": "custom", "custom": {}}]}]},
+            "a custom tool",
+        ),
         ({"tools": [WEATHER], "json_schema": {"type": "object"}}, "exclude each other"),
         (
             {
