@@ -23,6 +23,7 @@ from nemotron4.inference.precision import find_dtype
 from nemotron4.inference.sent_weights import SentWeights, source_of
 from nemotron4.inference.vllm_engine import VllmEngine
 from nemotron4.inference.vllm_plugin import LOAD_FORMAT, PLUGIN_GROUP, PLUGIN_NAME
+from nemotron4.model.config import ModelConfig
 from nemotron4.model.kv_cache import KVCache
 from nemotron4.text.prompt import chosen_format
 
@@ -231,7 +232,7 @@ def _settings(
         # One position more than the model has: vLLM always draws a token, also behind a full context that
         # is only scored.
         "max_model_len": context + 1,
-        "hf_overrides": {"max_position_embeddings": config.context_length + 1},
+        "hf_overrides": {"max_position_embeddings": config.context_length + 1, **_yarn_settings(config)},
         "max_num_seqs": limits.max_running,
         "max_logprobs": -1,
         "skip_tokenizer_init": True,
@@ -264,6 +265,15 @@ def _settings(
     elif device.type == "cpu":
         settings["enforce_eager"] = True  # compiling for a CPU takes minutes
     return settings
+
+
+def _yarn_settings(config: ModelConfig) -> dict[str, Any]:
+    """YaRN in full: what the file leaves to be computed, such as its factor, vLLM does not compute."""
+    if config.rope_scaling is None or config.rope_scaling.kind != "yarn":
+        return {}
+    values = config_json(config, dtype=torch.float32)
+    shared = {name: values[name] for name in ("rope_theta", "partial_rotary_factor")}
+    return {"rope_parameters": {**shared, **values["rope_scaling"]}}
 
 
 def _prepare_environment(device: torch.device, layout: Layout) -> None:

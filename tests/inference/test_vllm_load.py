@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+import nemotron4
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.engine import ModelInfo
 from nemotron4.errors import CheckpointError, ConfigError, Nemotron4Error
@@ -19,7 +21,7 @@ from nemotron4.inference.fake_tokenizer import FakeTokenizer
 from nemotron4.inference.sent_weights import SentWeights
 from nemotron4.inference.vllm_engine import VllmEngine
 from nemotron4.inference.vllm_load import Layout, Limits, _settings
-from tests.tiny_models import nemotron_directory
+from tests.tiny_models import llama_directory, nemotron_directory
 
 
 def settings(folder: Path, work: Path, **limits: Any) -> dict[str, Any]:
@@ -49,6 +51,45 @@ def test_limits_are_passed_on(tmp_path: Path) -> None:
     assert (found["kv_cache_dtype"], found["gpu_memory_utilization"]) == ("fp8", 0.7)
     with pytest.raises(ConfigError, match="context is 300; the model has 256 positions"):
         settings(folder, tmp_path, context=300)
+
+
+YARN = {"rope_type": "yarn", "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {**YARN, "factor": 4.0},
+        {**YARN, "factor": None},  # vLLM 0.32 fails on it
+        {"rope_type": "yarn", "factor": 4.0},
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "dynamic", "factor": 4.0},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 64},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_scaled_rope_has_the_context_and_the_scaling_of_the_built_in_engine(
+    tmp_path: Path, scaling: dict[str, Any]
+) -> None:
+    folder = llama_directory(tmp_path / "m")
+    values = json.loads((folder / "config.json").read_text())
+    values.pop("rope_parameters", None)
+    theta = {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+    (folder / "config.json").write_text(json.dumps({**values, **theta, "rope_scaling": scaling}))
+    with nemotron4.load(folder) as engine:
+        built_in = engine.info.context_length
+    found = settings(folder, tmp_path)
+    assert built_in == 256  # max_position_embeddings, which a factor does not multiply
+    assert found["max_model_len"] == built_in + 1
+    rope = found["hf_overrides"].get("rope_parameters")
+    if scaling["rope_type"] != "yarn":
+        assert rope is None  # the file's own
+        return
+    original = scaling.get("original_max_position_embeddings", 256)
+    expected = {"factor": 4.0, "original_max_position_embeddings": original, **theta}
+    assert {name: rope[name] for name in expected} == expected
+    assert rope["attention_factor"] == pytest.approx(1 + 0.1 * math.log(4))
 
 
 def test_a_start_that_takes_too_long_is_explained() -> None:
