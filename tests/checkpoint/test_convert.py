@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -583,6 +584,27 @@ def test_a_full_disk_is_explained_and_can_be_repeated(tmp_path: Path) -> None:
     files[1] = OutputFile("b", 10, lambda: iter_once(b"0123456789"))
     write_files(tmp_path / "out", files, {})
     assert (tmp_path / "out" / "b").read_bytes() == b"0123456789"
+
+
+def test_a_file_that_the_system_refuses_to_grow_leaves_nothing_that_opens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = llama_directory(tmp_path / "m")
+    command = ["convert", str(source), str(tmp_path / "out"), "--to", "hf"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        assert main(command) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "model.safetensors: cannot be written: File too large" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {JOURNAL}
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        open_checkpoint(tmp_path / "out")
+    assert main(command) == 0
+    assert open_checkpoint(tmp_path / "out").config == open_checkpoint(source).config
 
 
 def iter_once(data: bytes) -> Any:
