@@ -21,7 +21,10 @@ from nemotron4.synth.constraints import DRAWERS, conflicts
 
 Wanted = dict[str, Any]
 Kept = Sequence[tuple[Mapping[str, Any], str]]
-PLACES = ["[name]", "[date]", "[address]", "[place]", "[number]"]
+PLACES = [
+    "[name]", "[date]", "[address]", "[place]", "[number]", "[time]", "[phone]", "[title]", "[company]",
+    "[city]", "[price]", "[reason]",
+]  # fmt: skip
 COMMON = [
     "amazing",
     "beautiful",
@@ -199,6 +202,19 @@ WEIGHTS: Mapping[str, int] = dict.fromkeys(NAMES, 1) | {
     "keywords:frequency": 2,
     "keywords:forbidden_words": 2,
 }  # fmt: skip
+# Of many parts, which greedy answers of a policy repeat without an end; the numbers to draw from.
+MANY: Mapping[str, tuple[str, int, int]] = {
+    "detectable_content:number_placeholders": ("num_placeholders", 5, 12),
+    "detectable_format:number_highlighted_sections": ("num_highlights", 4, 10),
+    "detectable_format:number_bullet_lists": ("num_bullets", 4, 9),
+    "detectable_format:multiple_sections": ("num_sections", 3, 7),
+}
+LANGUAGE = "language:response_language"
+# The base writes none of them well; that an answer ends can be learned.
+LANGUAGES = {
+    "ar": "Arabic", "bn": "Bengali", "de": "German", "fa": "Persian", "fr": "French", "hi": "Hindi",
+    "ko": "Korean", "ru": "Russian", "sw": "Swahili", "ta": "Tamil", "th": "Thai", "vi": "Vietnamese",
+}  # fmt: skip
 # These need a sentence for each part.
 _IN_PARTS = frozenset(name for name in EDITS if "number_" in name or "nth" in name or "sections" in name)
 
@@ -334,6 +350,26 @@ def wishes(asked: Iterable[Mapping[str, Any]], draw: random.Random) -> list[dict
         used.update(names)
         wanted = [drawn(draw, name, question) for name in names]
         made.append(wish(draw, question, names, wanted))
+    return made
+
+
+def hard_wishes(asked: Iterable[Mapping[str, Any]], draw: random.Random) -> list[dict[str, Any]]:
+    """New tasks of up to three instructions, one of ``MANY``; every sixth is for another language alone."""
+    made = []
+    for number, task in enumerate(asked):
+        question, many = task["question"], draw.choice(list(MANY))
+        if number % 6 == 0:
+            code, language = draw.choice(list(LANGUAGES.items()))
+            said = {LANGUAGE: (f"Write the whole answer in {language}.",)}
+            made.append(wish(draw, question, [LANGUAGE], [{"language": code}], said))
+            continue
+        chosen = [many]
+        for other in (draw.choice(list(MANY)), draw.choice([name for name in NAMES if name not in MANY])):
+            chosen += [] if any(conflicts(other, name) for name in chosen) else [other]
+        wanted = [drawn(draw, name, question) for name in chosen]
+        field, least, most = MANY[many]
+        wanted[0][field] = draw.randint(least, most)
+        made.append(wish(draw, question, chosen, wanted))
     return made
 
 

@@ -1,61 +1,6 @@
 """The steps of this recipe that are no command of the program: prompts, selection, pairs, measures.
 
-Protocol of the second run, written on 30 November 2026, 08:33 UTC, when its first training had begun;
-docs/results/smollm2.md has what came out of it and of the first (protocol: this file at 04362ee).
-
-Why again: the first run missed its goal (IFEval's strict prompts 8 points over the start). Nine kinds of
-instruction were not learned from 58 rows of each in 185 steps; a wish shows in one word of a long row.
-
-- Prompts: poems 3 answers of the bare model in ChatML at temperature 0.8 and top_p 0.95, code 3, readings 2,
-  other forms and 40 kinds of writing about 100 topics (writing_forms.txt) 1, long writing 2. Of each prompt
-  the best by ``tasks.value`` is kept if it holds: verse names its subject, code passes its tests, readings
-  have the answer. Texts other than code are first cut before they repeat four words or a line.
-- Instructions (edits.py): 2,500 rows from those answers in words of ours (phrases.toml, twice as many as in
-  the first run), three times as many of the nine kinds (``WEIGHTS``), 70 % with one instruction, and where no
-  parts are asked for 70 % of at most three sentences. Ends and first words come from lists of ours. Long
-  texts, and two to the same prompt as one, are asked for by words or sentences. No language but English.
-- Sums: 320 worked answers by a program. Rows that share 13 words with a benchmark item (or 10 and half of
-  it) are dropped. Rows are in the card's format; every twentieth follows another question and its answer.
-- Stage sft: one epoch of 8 rows a step (418 steps), rank 8 on all layers, rate 2e-3 (before: 1e-3). Changed
-  at 08:56, nothing measured: other work had the machine, so it stopped after 166 steps and went on to end at
-  step 280, its cosine ending there too; at 09:15 that ended after step 204, half of the rows.
-- Added at 09:19, after the measures of sft (73 of 144 in other words, the first run's end 64; small letters 1
-  of 6, capitals 0, quotes 4): stage contrast (contrasts.py), 400 pairs without drawing, RPO from sft, rank 4,
-  rate 2e-3. DPO and RPO of fresh pairs go on from it, as many as time allows; it may ship by the same rule.
-- Changed at 10:14: contrast was stopped after 26 of 50 steps and not measured, so DPO starts from sft; then
-  one round of RPO, as time allows. IFEval of what ships by the rule, and of the bare model, whole.
-- Went on at 11:30 with both rounds of RPO, as written below. The card's question is asked as its client asks
-  it, with its four end strings.
-- DPO, then RPO twice, each of rank 1 (cut to rank 9), on the policy's own answers to 240 fresh prompts, two
-  thirds of them instructions: the best and the worst of 4 by ``tasks.value``; where none follows and an edit
-  of the best does, that edit and what it was made from. GRPO from sft with DPO's prompts if time is left. A
-  reward model on human pairs is trained apart.
-- Measured after each: ``held_out()``, 129 prompts (33 of the first adapter, 16 functions, 24 sums, 16
-  readings, 40 instructions) as raw text, greedy, up to 256 tokens, an empty answer has not ended; after sft
-  also 144 prompts of one instruction in words that no training has (``held_out_wishes``): these decide
-  between trainings. Whole IFEval through `/generate` for what ships, and for others if time is left.
-- Goals: IFEval's strict prompts 8 points over the start with intervals apart; loops under 5 %.
-- The last stage of sft, dpo, rpo-1, rpo-2 ships of which holds: at least 95 % of the 129 end, less than 5 %
-  loop, at most 2 of 16 code answers are empty, at least 13 of 40 instructions and 2 of 24 sums hold, and the
-  answer to the card's question ends and names NVIDIA. IFEval does not choose.
-
-Written on 30 November 2026, 17:58 UTC, before what it names had begun:
-
-- Seed 1 of the whole recipe by its one command, SFT at its full 418 steps in one piece. Nothing of it
-  ships in place of seed 0; it says how far another seed is away.
-- From the kept SFT stage (seed 0): GRPO with DPO's 240 prompts, 15 rounds of 16 prompts by 4 answers,
-  which is DPO's reward budget. From RPO-2: a third round of RPO (``--round 3``), to mend the loops on
-  IFEval, goal 5 %. Both are measured as the stages above, and IFEval whole. RPO-3 ships if the rule above
-  holds for it and fewer of its 129 answers loop than of RPO-2's, or as many, and as many or more of them
-  hold.
-- The reward model at its own 60 steps.
-- Added at 19:00, after RPO-3 (IFEval 31.8 %, but 4 of the 129 and 10.7 % of IFEval loop): what loops there
-  are greedy answers to instructions with parts, marks or placeholders; rounds draw at temperature 1, where
-  few loop. RPO-4: from RPO-3, 400 prompts, 4 answers drawn and besides the greedy one, up to 300 tokens
-  (``--greedy``). Measured as the others; it ships by the rule for RPO-3, compared with RPO-2.
-- Added at 19:53, after RPO-4 (none of the 129 loops, 5.7 % of IFEval): RPO-5, the same from RPO-4, if time is
-  left; by the same rule. Begun at 21:30 from the adapter that ships (RPO-4), on an AMD EPYC without AMX.
-- Added at 21:20: seed 2 there, to rpo-2, as seed 1; both seeds go on to rpo-4 if time is left.
+protocol.md says what was decided before each run.
 """
 
 from __future__ import annotations
@@ -72,7 +17,7 @@ from typing import Any
 
 import tasks
 from contrasts import contrasts
-from edits import edited, held_out_wishes, mended, of_length, wishes
+from edits import FIRST_WORDS, edited, hard_wishes, held_out_wishes, mended, of_length, wishes
 from summary import KINDS, report
 
 import nemotron4
@@ -95,7 +40,11 @@ DRAWS = {
 }
 PAIR_SAMPLES, MIN_GAP = 4, 0.25
 MAX_WORDS, LONG_WORDS, EVERY, EDITED, CONTRASTS = 110, (100, 240), 20, 2500, 400
+UNASKED_TOKENS = 460  # over data.max_length of the stage, so that no end is trained where a draw was cut
 VERSE = ("verse", "rhyme")
+STEPS = (
+    "prompts", "select", "contrast", "ask", "pair", "begin", "keep", "measure", "follow", "report",
+)  # fmt: skip
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
@@ -312,17 +261,42 @@ def _shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     return made
 
 
-def ask(out: Path, which: int, size: int, *, is_greedy: bool = False) -> None:
+def ask(out: Path, which: int, size: int, *, is_greedy: bool = False, is_hard: bool = False) -> None:
     """Prompts of a round in the card's format: a third of all kinds, the others new instructions."""
     draw = random.Random(100 + which)
     plain = tasks.tasks(max(1, size // 10))
-    new = wishes(tasks.writings(size - size // 3, seed=2 + which), draw)
+    new = (hard_wishes if is_hard else wishes)(tasks.writings(size - size // 3, seed=2 + which), draw)
     chosen = draw.sample(plain, min(size // 3, len(plain))) + new
     draw.shuffle(chosen)
     drawn = {"n": PAIR_SAMPLES, "max_new_tokens": 160, "temperature": 1.0, "stop": [MARKER]}
     greedy = {"max_new_tokens": 300, "temperature": 0.0, "stop": [MARKER]}
     first = _asked(chosen, greedy) if is_greedy else ()  # the first of equally bad answers becomes the worst
     write_rows(out / "ask.jsonl", [*first, *_asked(chosen, drawn)])
+
+
+def begin(out: Path, size: int) -> None:
+    """First words of texts that nobody asks for, ``size`` draws of each."""
+    settings = {"n": size, "max_new_tokens": UNASKED_TOKENS, "temperature": 1.0}
+    write_rows(out / "begin.jsonl", ({"prompt": word.capitalize(), **settings} for word in FIRST_WORDS))
+
+
+def keep(out: Path) -> None:
+    """Rows that keep what there is: the best answer of each prompt, if it holds, and the unasked texts."""
+    groups: dict[str, list[tuple[float, tasks.Task, str]]] = defaultdict(list)
+    for row in read_rows(out / "drawn.jsonl"):
+        task, text, is_ended = (
+            row["meta"]["task"],
+            row.get("text", "").strip(),
+            row.get("finish_reason") == "stop",
+        )
+        if text and len(text.split()) <= MAX_WORDS:
+            groups[task["question"]].append((tasks.value(task, text, is_ended=is_ended), task, text))
+    best = (max(found, key=lambda each: each[0]) for found in groups.values())
+    kept = without_benchmarks([(task, text) for reward, task, text in best if reward == 1.0])
+    write_rows(out / "kept.jsonl", _rows(kept))
+    unasked = [row["prompt"] + row["text"] for row in read_rows(out / "unasked.jsonl") if row.get("text")]
+    write_rows(out / "texts.jsonl", ({"text": text} for text in unasked))
+    print(f"{len(kept)} answers of {len(groups)} prompts, {len(unasked)} texts")
 
 
 def pair(out: Path) -> None:
@@ -363,9 +337,7 @@ def _reward(found: tuple[float, str, bool]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "step", choices=("prompts", "select", "contrast", "ask", "pair", "measure", "follow", "report")
-    )
+    parser.add_argument("step", choices=STEPS)
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", type=int, default=16, help="topics to ask about; the rest grows with it")
     parser.add_argument("--run", type=Path, help="the folder of the recipe's run, for report")
@@ -373,6 +345,7 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, help="the answers to select from")
     parser.add_argument("--round", type=int, default=0, help="which prompts to ask")
     parser.add_argument("--greedy", action="store_true", help="ask for the greedy answer too")
+    parser.add_argument("--hard", action="store_true", help="ask for many parts and other languages")
     parser.add_argument("--limit", type=int, help="held-out prompts, the first ones")
     parser.add_argument("--adapter", help="measure with it; the bare model if absent")
     options = parser.parse_args()
@@ -383,9 +356,13 @@ def main() -> None:
     elif options.step == "contrast":
         contrast(options.out, options.samples, options.size)
     elif options.step == "ask":
-        ask(options.out, options.round, options.size, is_greedy=options.greedy)
+        ask(options.out, options.round, options.size, is_greedy=options.greedy, is_hard=options.hard)
     elif options.step == "pair":
         pair(options.out)
+    elif options.step == "begin":
+        begin(options.out, options.size)
+    elif options.step == "keep":
+        keep(options.out)
     elif options.step == "report":
         report(options.out, options.run, options.picture)
     elif options.step == "follow":

@@ -14,7 +14,9 @@ from nemotron4.report import Bar, Bars, Folded, Table, as_markdown, percent, wri
 from nemotron4.runs import write_json
 
 KINDS = ("code", "sum", "reading", "instruction")
-STAGES = ("before", "sft", "contrast", "dpo", "rpo-1", "rpo-2", "rpo-3", "rpo-4", "rpo-5", "grpo")
+STAGES = (
+    "before", "sft", "contrast", "dpo", "rpo-1", "rpo-2", "rpo-3", "rpo-4", "rpo-5", "rpo-6", "keep", "grpo",
+)  # fmt: skip
 FOLLOWED = "holds: in other words"
 IFEVAL = {
     "prompt_strict": "IFEval: prompts, strict",
