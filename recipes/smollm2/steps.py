@@ -277,7 +277,8 @@ def ask(out: Path, which: int, size: int, *, is_greedy: bool = False, is_hard: b
 def begin(out: Path, size: int) -> None:
     """First words of texts that nobody asks for, ``size`` draws of each."""
     settings = {"n": size, "max_new_tokens": UNASKED_TOKENS, "temperature": 1.0}
-    write_rows(out / "begin.jsonl", ({"prompt": word.capitalize(), **settings} for word in FIRST_WORDS))
+    words = (word.capitalize() for word in FIRST_WORDS)
+    write_rows(out / "begin.jsonl", ({"prompt": word, "meta": {"word": word}, **settings} for word in words))
 
 
 def keep(out: Path) -> None:
@@ -294,7 +295,9 @@ def keep(out: Path) -> None:
     best = (max(found, key=lambda each: each[0]) for found in groups.values())
     kept = without_benchmarks([(task, text) for reward, task, text in best if reward == 1.0])
     write_rows(out / "kept.jsonl", _rows(kept))
-    unasked = [row["prompt"] + row["text"] for row in read_rows(out / "unasked.jsonl") if row.get("text")]
+    unasked = [
+        row["meta"]["word"] + row["text"] for row in read_rows(out / "unasked.jsonl") if row.get("text")
+    ]
     write_rows(out / "texts.jsonl", ({"text": text} for text in unasked))
     print(f"{len(kept)} answers of {len(groups)} prompts, {len(unasked)} texts")
 
