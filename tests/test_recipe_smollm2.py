@@ -80,6 +80,56 @@ def test_the_greedy_answers_of_a_round_come_first_and_one_that_loops_is_the_wors
     assert pair["rejected"] == said[0][0].strip()
 
 
+def test_hard_prompts_ask_for_many_parts_or_another_language_and_an_edit_can_follow_them(
+    steps: ModuleType, tmp_path: Path
+) -> None:
+    steps.ask(tmp_path, 6, 60, is_hard=True)
+    asked = [row["meta"]["task"] for row in read_rows(tmp_path / "ask.jsonl")]
+    hard = [task for task in asked if task["kind"] == "instruction"]
+    assert len(hard) == 40
+    many = sys.modules["edits"].MANY
+    foreign = [task for task in hard if task["check"]["ids"] == ["language:response_language"]]
+    assert len(foreign) == 7
+    for task in hard:
+        if task in foreign:
+            continue
+        name, wanted = task["check"]["ids"][0], task["check"]["kwargs"][0]
+        field, least, most = many[name]
+        assert least <= wanted[field] <= most
+        alone = task | {"check": {"ids": [name], "kwargs": [wanted]}}
+        assert instructions.follows(sys.modules["edits"].mended(alone, LONG), [name], [wanted]) == (True,)
+
+
+def test_what_keeps_is_the_best_answer_of_each_prompt_and_texts_that_nobody_asked_for(
+    steps: ModuleType, tmp_path: Path
+) -> None:
+    steps.begin(tmp_path, 2)
+    begun = list(read_rows(tmp_path / "begin.jsonl"))
+    assert len({row["prompt"] for row in begun}) == len(begun) == 30
+    assert begun[0]["prompt"] == begun[0]["meta"]["word"] == "Today"
+    steps.write_rows(
+        tmp_path / "unasked.jsonl",
+        [{"meta": begun[0]["meta"], "text": " it rains\u2028again.", "finish_reason": "length"}],
+    )
+    good, bad = (
+        steps.tasks.form_task(form, "bees")
+        for form in ("What is interesting about {}?", "Write two sentences about {}.")
+    )
+    steps.write_rows(
+        tmp_path / "drawn.jsonl",
+        [
+            sample(good, "Bees."),
+            sample(good, "Bees dance to tell the others where to fly to next."),
+            sample(good, "Bees dance to tell the others where to fly to next.", "length"),
+            sample(bad, "Cats sleep all day long and dream of mice at night."),
+        ],
+    )
+    steps.keep(tmp_path)
+    [row] = read_rows(tmp_path / "kept.jsonl")
+    assert row["messages"][-1]["content"] == "Bees dance to tell the others where to fly to next."
+    assert list(read_rows(tmp_path / "texts.jsonl")) == [{"text": "Today it rains\u2028again."}]
+
+
 @pytest.mark.parametrize(
     ("kind", "check", "right", "wrong"),
     [
