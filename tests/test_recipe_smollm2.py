@@ -88,6 +88,19 @@ def test_hard_prompts_ask_for_many_parts_or_another_language_and_an_edit_can_fol
     hard = [task for task in asked if task["kind"] == "instruction"]
     assert len(hard) == 40
     many = sys.modules["edits"].MANY
+    plants = [
+        "clover",
+        "orchid",
+        "bluebell",
+        "daffodil",
+        "lavender",
+        "rosemary",
+        "marigold",
+        "snowdrop",
+        "primrose",
+        "foxglove",
+    ]
+    answer = " ".join(f"Bees visit the {plant} in spring." for plant in plants)
     foreign = [task for task in hard if task["check"]["ids"] == ["language:response_language"]]
     assert len(foreign) == 7
     for task in hard:
@@ -97,7 +110,7 @@ def test_hard_prompts_ask_for_many_parts_or_another_language_and_an_edit_can_fol
         field, least, most = many[name]
         assert least <= wanted[field] <= most
         alone = task | {"check": {"ids": [name], "kwargs": [wanted]}}
-        assert instructions.follows(sys.modules["edits"].mended(alone, LONG), [name], [wanted]) == (True,)
+        assert instructions.follows(sys.modules["edits"].mended(alone, answer), [name], [wanted]) == (True,)
 
 
 def test_what_keeps_is_the_best_answer_of_each_prompt_and_texts_that_nobody_asked_for(
