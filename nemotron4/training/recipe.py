@@ -246,11 +246,10 @@ class Recipe:
                 "[adapter] on the fresh weights of model.preset, which no file keeps",
                 hint="train the whole model without [adapter], or name a checkpoint as model.start",
             )
-        is_continued = self.adapter is not None and self.adapter.compose == "continue"
-        if is_continued and self.stage not in ("pretrain", "sft"):
+        if self.adapter is not None and self.adapter.compose == "continue" and self._needs_start():
             raise ConfigError(
-                f'adapter.compose = "continue" is for pretrain and sft; stage {self.stage} compares with the '
-                "start, which would be the model without its adapter",
+                f'adapter.compose = "continue" is not for stage {self.stage}: it compares with the start, '
+                "which would be the model without its adapter, or has a head of its own",
                 hint="leave it out: the result is one LoRA of both",
             )
         if self.adapter is not None and self.adapter.use_dora and self.parallel.tensor > 1:
@@ -273,6 +272,12 @@ class Recipe:
             self._check_samples()
         if self.settings is not None or self.kind.section is None:  # else its own problem is told
             self.kind.check(self)
+
+    def _needs_start(self) -> bool:
+        kind, settings = self.kind, self.settings
+        is_told = settings is None and kind.section is not None  # of the table's own problem
+        compares = not is_told and (kind.has_reference(settings) or kind.rollouts(settings) is not None)
+        return compares or kind.has_reward_head
 
     @cached_property
     def kind(self) -> Stage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -419,7 +420,7 @@ def test_failed_empty_and_unreadable_answers_count_alike_in_a_run_and_from_its_f
     assert live["unscored_reasons"] == expected
     assert live["reasons"]["no final number"] > 1
     assert main([*command, "--on-failure", "stop", *sample]) == 1
-    assert "gsm8k: request 0" in capsys.readouterr().err
+    assert re.search("gsm8k: request [0-3](~2)? failed", capsys.readouterr().err)  # the first that was noted
     failures = responses.with_name("failures.jsonl")
     failures.write_text('{"id": "nine", "kind": "bad_request"}\n')
     assert main(command) == 1
