@@ -165,6 +165,12 @@ def test_trials_that_are_there_are_not_repeated(
     assert "| card | 3 | 2.0000 | 0.0000 |" in (tmp_path / "trials.md").read_text("utf-8")
 
 
+def test_the_committed_tokenizer_keeps_no_path_of_the_machine_that_learnt_it() -> None:
+    model = (FOLDER / "model" / "tokenizer.model").read_bytes()
+    assert b"/data" not in model
+    assert b"/nano" not in model
+
+
 def test_the_committed_model_takes_an_order_and_ends() -> None:
     ordered = [{"role": "user", "content": "Can I get a large latte with oat milk please?"}]
     with nemotron4.load(FOLDER / "model", dtype="float32") as engine:

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import gzip
 import hashlib
+import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -161,9 +162,10 @@ def make_tokenizer(out: Path) -> None:
     texts = [
         row["text"] for name in ("books", "definitions", "dialogues", "turns") for row in rows_of(out, name)
     ]
+    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([line for text in texts for line in text.split("\n") if line]),
-        model_prefix=str(out / "tokenizer"),
+        model_writer=model,  # with a prefix the model would keep the folder's path
         model_type="bpe",
         vocab_size=VOCAB_SIZE,
         pad_id=0,
@@ -179,7 +181,7 @@ def make_tokenizer(out: Path) -> None:
         shuffle_input_sentence=True,
         minloglevel=2,
     )
-    (out / "tokenizer.vocab").unlink()
+    (out / "tokenizer.model").write_bytes(model.getvalue())
 
 
 def rows_of(out: Path, name: str) -> list[Row]:
