@@ -26,9 +26,12 @@ class _Given(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class FunctionSpec(_Given):
+class _Spec(_Given):
     name: str = Field(min_length=1, max_length=200)
     description: str | None = None
+
+
+class FunctionSpec(_Spec):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
@@ -56,9 +59,7 @@ class CustomFormat(_Given):
     grammar: RegexOrLark | None = None
 
 
-class CustomSpec(_Given):
-    name: str = Field(min_length=1, max_length=200)
-    description: str | None = None
+class CustomSpec(_Spec):
     format: CustomFormat | None = None
 
 

@@ -84,14 +84,16 @@ def _shape(config: AdapterConfig) -> tuple[object, ...]:
     return config.kind, config.rank, config.scale, sorted(config.target_names), *saved
 
 
-def apart(base: Checkpoint, config: AdapterConfig | None) -> tuple[Checkpoint, dict[str, Tensor]]:
-    """The start without the adapter that trains on, and the tensors of that by their names in the model; the
-    start as it is, and none, if no adapter does.
-    """
-    if config is None or config.compose != "continue" or not isinstance(base, MergedCheckpoint):
-        return base, {}
-    tensors = load_file(base.adapter_path / WEIGHTS_FILE)
-    return base.base, {name.removeprefix(PEFT_PREFIX): tensor.float() for name, tensor in tensors.items()}
+def trains_on(base: Checkpoint, config: AdapterConfig | None) -> MergedCheckpoint | None:
+    """The start, if it is its adapter that trains; None if that stays in the weights, or there is none."""
+    is_continued = config is not None and config.compose == "continue"
+    return base if is_continued and isinstance(base, MergedCheckpoint) else None
+
+
+def trained_before(start: MergedCheckpoint) -> dict[str, Tensor]:
+    """The tensors of the start's adapter, float32, by their names in the model."""
+    tensors = load_file(start.adapter_path / WEIGHTS_FILE)
+    return {name.removeprefix(PEFT_PREFIX): tensor.float() for name, tensor in tensors.items()}
 
 
 def write_result(

@@ -26,7 +26,7 @@ from nemotron4.model.config import ModelConfig
 from nemotron4.model.quantized_weight import quantized_weights
 from nemotron4.model.reward_head import ATTRIBUTE_NAMES, CARD_WEIGHTS, RewardModel, fresh_head
 from nemotron4.model.transformer import Transformer
-from nemotron4.training.composing import apart, check_composable
+from nemotron4.training.composing import check_composable, trained_before, trains_on
 from nemotron4.training.pipeline import EMBEDDING, OUTPUT
 from nemotron4.training.recipe import Recipe
 from nemotron4.training.reference import combined_hash, hash_values
@@ -64,7 +64,8 @@ class Origin:
         self.compute: torch.dtype = getattr(torch, recipe.model.compute)
         self.base = base
         check_adapter(recipe, base, config)
-        self._weights, self._trained = apart(base, recipe.adapter)
+        self._trains_on = trains_on(base, recipe.adapter)
+        self._weights = base if self._trains_on is None else self._trains_on.base
         self._is_reward = recipe.kind.has_reward_head
         self._has_fresh_head = self._is_reward and not base.config.num_reward_attributes
         if recipe.model.preset is not None:
@@ -129,11 +130,12 @@ class Origin:
         if self.recipe.adapter is None:
             return
         net = self.scorer().net
-        if self._trained:
+        if self._trains_on is not None:
+            trained = trained_before(self._trains_on)
             wanted = {name for name, _ in net.named_parameters() if ".lora_" in name}
-            if differing := sorted(wanted ^ self._trained.keys()):
+            if differing := sorted(wanted ^ trained.keys()):
                 raise CheckpointError(f"the adapter that trains on and the model differ in {differing[0]!r}")
-            yield from (in_memory(name, tensor) for name, tensor in self._trained.items())
+            yield from (in_memory(name, tensor) for name, tensor in trained.items())
             return
         for name, tensor in fresh_adapter(net, seed=self.recipe.run.seed):
             yield in_memory(name, tensor)

@@ -11,7 +11,7 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ PAIR_SAMPLES, MIN_GAP = 4, 0.25
 MAX_WORDS, LONG_WORDS, EVERY, EDITED, CONTRASTS = 110, (100, 240), 20, 2500, 400
 UNASKED_TOKENS = 460  # over data.max_length of the stage, so that no end is trained where a draw was cut
 VERSE = ("verse", "rhyme")
+Valued = tuple[float, tasks.Task, str]  # reward, what was asked, an answer
 STEPS = (
     "prompts", "select", "contrast", "ask", "pair", "begin", "keep", "measure", "follow", "report",
 )  # fmt: skip
@@ -108,7 +109,7 @@ def cleaned(kind: str, text: str, *, is_whole: bool) -> str:
 
 def select(out: Path, samples: Path, size: int) -> None:
     """The best answer of each prompt, if it holds, edited ones, long ones and worked sums."""
-    groups: dict[str, list[tuple[float, tasks.Task, str]]] = defaultdict(list)
+    groups: dict[str, list[Valued]] = defaultdict(list)
     long: list[tuple[tasks.Task, str]] = []
     for row in read_rows(samples):
         task = row["meta"]["task"]
@@ -118,8 +119,7 @@ def select(out: Path, samples: Path, size: int) -> None:
                 long.append((task, text))
         elif text and len(text.split()) <= MAX_WORDS:
             groups[task["question"]].append((tasks.value(task, text), task, text))
-    best = (max(found, key=lambda each: each[0]) for found in groups.values())
-    kept = [(task, text) for reward, task, text in best if reward == 1.0]
+    kept = best_that_hold(groups.values())
     plain = [(task, text) for task, text in kept if task["kind"] == "prose" and not re.search(r"\d\.", text)]
     kept = [(task, text) for task, text in kept if task["question"] not in _writings(size)]
     kept += edited(plain, EDITED * size // 16)
@@ -132,6 +132,11 @@ def select(out: Path, samples: Path, size: int) -> None:
     random.Random(3).shuffle(kept)
     write_rows(out / "sft.jsonl", _rows(kept))
     print(f"{len(kept)} rows of {len(groups)} prompts: {dict(Counter(task['kind'] for task, _ in kept))}")
+
+
+def best_that_hold(groups: Iterable[Sequence[Valued]]) -> list[tuple[tasks.Task, str]]:
+    best = (max(found, key=_reward) for found in groups)
+    return [(task, text) for reward, task, text in best if reward == 1.0]
 
 
 def plain_answers(samples: Path) -> list[tuple[tasks.Task, str]]:
@@ -283,17 +288,11 @@ def begin(out: Path, size: int) -> None:
 
 def keep(out: Path) -> None:
     """Rows that keep what there is: the best answer of each prompt, if it holds, and the unasked texts."""
-    groups: dict[str, list[tuple[float, tasks.Task, str]]] = defaultdict(list)
-    for row in read_rows(out / "drawn.jsonl"):
-        task, text, is_ended = (
-            row["meta"]["task"],
-            row.get("text", "").strip(),
-            row.get("finish_reason") == "stop",
-        )
+    groups: dict[str, list[Valued]] = defaultdict(list)
+    for task, reward, text, _ in _drawn(out):
         if text and len(text.split()) <= MAX_WORDS:
-            groups[task["question"]].append((tasks.value(task, text, is_ended=is_ended), task, text))
-    best = (max(found, key=lambda each: each[0]) for found in groups.values())
-    kept = without_benchmarks([(task, text) for reward, task, text in best if reward == 1.0])
+            groups[task["question"]].append((reward, task, text))
+    kept = without_benchmarks(best_that_hold(groups.values()))
     write_rows(out / "kept.jsonl", _rows(kept))
     unasked = [
         row["meta"]["word"] + row["text"] for row in read_rows(out / "unasked.jsonl") if row.get("text")
@@ -309,12 +308,10 @@ def pair(out: Path) -> None:
     """
     groups: dict[str, list[tuple[float, str, bool]]] = defaultdict(list)
     asked: dict[str, tasks.Task] = {}
-    for row in read_rows(out / "drawn.jsonl"):
-        text, is_ended = row.get("text", "").strip(), row.get("finish_reason") == "stop"
-        task = row["meta"]["task"]
+    for task, reward, text, is_ended in _drawn(out):
         prompt = render([Message("user", task["question"])])
         asked[prompt] = task
-        groups[prompt].append((tasks.value(task, text, is_ended=is_ended), text, is_ended))
+        groups[prompt].append((reward, text, is_ended))
     rows, number = [], 0
     for prompt, found in groups.items():
         (good, chosen, is_whole), (bad, rejected, ends) = max(found, key=_reward), min(found, key=_reward)
@@ -334,7 +331,15 @@ def pair(out: Path) -> None:
     print(f"{len(rows)} pairs of {len(groups)} prompts, {number} by an edit; mean reward {mean:.3f}")
 
 
-def _reward(found: tuple[float, str, bool]) -> float:
+def _drawn(out: Path) -> Iterator[tuple[tasks.Task, float, str, bool]]:
+    """Task, reward, text of each answer of a round, and whether it ended."""
+    for row in read_rows(out / "drawn.jsonl"):
+        task, text = row["meta"]["task"], row.get("text", "").strip()
+        is_ended = row.get("finish_reason") == "stop"
+        yield task, tasks.value(task, text, is_ended=is_ended), text, is_ended
+
+
+def _reward(found: tuple[float, Any, Any]) -> float:
     return found[0]
 
 

@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -190,9 +191,12 @@ def scores(path: str, length: int = 50, cut: int = 32) -> torch.Tensor:
     return torch.from_numpy(runner.run([Slice(sequence, cut, length)]).logits_RV)
 
 
-def whole_prompt(path: str, length: int) -> torch.Tensor:
-    """Logits of the last position, computed in one step."""
-    runner = small_runner(random_model(), path, 8)  # type: ignore[arg-type]
+def with_attention(
+    attend: Callable[..., torch.Tensor], length: int, monkeypatch: pytest.MonkeyPatch
+) -> torch.Tensor:
+    """Logits of the last position of a prompt in one step, in float32 but for the attention."""
+    monkeypatch.setattr(CachedAttend, "__call__", lambda _, layer, q, k, v: attend(q, k, v))
+    runner = small_runner(random_model(), "torch-float32", 8)
     planned = Slice(Sequence(tuple(random_prompts(length)[0]), blocks=[0, 1, 2, 3, 4]), 0, length)
     return torch.from_numpy(runner.run([planned]).logits_RV)
 
@@ -202,10 +206,7 @@ def test_attention_over_codes_of_eight_bits_equals_its_twin(
     length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, exact = scores("int8-cache", length, length - 2), scores("float32", length, length - 2)
-    monkeypatch.setattr(
-        CachedAttend, "__call__", lambda _, layer, q, k, v: twin.attention_over_codes(q, k, v)
-    )
-    expected = whole_prompt("torch-float32", length)
+    expected = with_attention(twin.attention_over_codes, length, monkeypatch)
     change = (expected - exact).norm()
     assert 0.003 < change / exact.norm() < 0.02
     assert (found - expected).norm() < 0.003 * change
@@ -221,10 +222,7 @@ def test_attention_over_bfloat16_equals_its_twin(
     monkeypatch.setitem(small_engine_module._KINDS, "int8-cache", (Form.F32, Form.BF16))
     monkeypatch.setenv("NEMOTRON4_ISA", isa)
     found = scores("int8-cache", length, length - 2)
-    monkeypatch.setattr(
-        CachedAttend, "__call__", lambda _, layer, q, k, v: twin.attention_over_pairs(q, k, v)
-    )
-    expected = whole_prompt("torch-float32", length)
+    expected = with_attention(twin.attention_over_pairs, length, monkeypatch)
     change = (expected - exact).norm()
     assert 0.0005 < change / exact.norm() < 0.02
     assert (found - expected).norm() < 0.05 * change

@@ -131,6 +131,22 @@ INLINE void prefetch_columns(const char *block, int first, int count) { // of al
     for (int i = first * BLOCK * 2; i < (first + count) * BLOCK * 2; i += 64) prefetch(block + i);
 }
 
+// What meets keys or values: bfloat16 where an instruction multiplies pairs of it.
+#if defined(HAS_AMX) || defined(HAS_DOTS)
+typedef uint16_t Entry;
+INLINE void put(Entry *to, V rounded) { store_bf16(to, rounded); }
+#else
+typedef float Entry;
+INLINE void put(Entry *to, V rounded) { store(to, rounded); }
+#endif
+
+// ``a`` and ``b`` rounded to bfloat16, and so into 32 neighbouring places.
+INLINE void put_rounded(V &a, V &b, Entry *to) {
+    a = rounded_bf16(a), b = rounded_bf16(b);
+    put(to, a);
+    put(to + 16, b);
+}
+
 #if defined(HAS_AMX)
 
 struct Running { // queries on their way through the blocks
@@ -178,9 +194,7 @@ void attend_tiles(Running &run, int first, int count, const AttendTask &t, const
         for (int j = 0; j < count; j++) {
             V a = load(s[j]), b = load(s[j] + 16);
             shrink[j] = soften(a, b, run.q[first + j].position + 1 - start, t.scale, run.largest[first + j]);
-            a = rounded_bf16(a), b = rounded_bf16(b);
-            store_bf16(p[j], a);
-            store_bf16(p[j] + 16, b);
+            put_rounded(a, b, p[j]);
             run.weight[first + j] = fma(run.weight[first + j], shrink[j], a + b);
         }
         _tile_loadd(4, p, 64);
@@ -243,19 +257,12 @@ void attend_pairs(const AttendTask &t, float *out) {
 
 #else
 
-// What meets keys or values, and how many queries do so at once.
 #if defined(HAS_DOTS)
-typedef uint16_t Entry;
-enum { MOST_QUERIES = 12 };
-INLINE void put(Entry *to, V rounded) { store_bf16(to, rounded); }
-#else
-typedef float Entry;
-#if defined(__AVX512F__)
+enum { MOST_QUERIES = 12 }; // at once, as the registers hold them
+#elif defined(__AVX512F__)
 enum { MOST_QUERIES = 8 };
 #else
 enum { MOST_QUERIES = 4 };
-#endif
-INLINE void put(Entry *to, V rounded) { store(to, rounded); }
 #endif
 
 // To each query's sum: 32 numbers ``x`` times sixteen pairs of bfloat16 in sixteen lanes.
@@ -327,10 +334,8 @@ template <int QB> void attend_pairs(const AttendTask &t, const AttendMember &m, 
         for (int j = 0; j < QB; j++) {
             V a = s[0][j], b = s[1][j];
             shrink[j] = soften(a, b, q[j].position + 1 - start, t.scale, largest[j]);
-            a = rounded_bf16(a), b = rounded_bf16(b);
+            put_rounded(a, b, p[j]);
             weight[j] = fma(weight[j], shrink[j], a + b);
-            put(p[j], a);
-            put(p[j] + 16, b);
         }
         const uint16_t *values = seen_values((const uint16_t *)block.values, last + 1 - start, wide, copy);
         for (int e = 0; e < wide; e += 16) {
