@@ -316,21 +316,33 @@ def test_draws_are_those_of_the_twin(settings: dict[str, float], size: int) -> N
             assert actual == expected or same_value, (spread, point)
 
 
-def test_processes_that_start_together_compile_once(tmp_path: Path) -> None:
-    """A pretended compiler that takes its time and notes each call."""
-    compiler = tmp_path / "g++"
+def pretended_compiler(folder: Path) -> dict[str, str]:
+    """The environment for one that takes its time and notes each call."""
+    compiler = folder / "g++"
     compiler.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && exit 0\nfor last; do :; done\necho x >> "$CALLS"\nsleep 0.05\n'
         'echo > "$last"\n'
     )
     compiler.chmod(0o755)
+    more = {"CXX": str(compiler), "CALLS": str(folder / "calls"), "XDG_CACHE_HOME": str(folder)}
+    return {**os.environ, **more}
+
+
+def test_what_is_compiled_is_said_once_also_when_it_is_the_kernels_alone(tmp_path: Path) -> None:
+    program = (
+        "from nemotron4.inference.native.build import STEP, library_path, platform_sets; import sys;"
+        "[library_path(part) for part in (STEP, *platform_sets())[int(sys.argv[1]):int(sys.argv[2])]]"
+    )
+    environment = pretended_compiler(tmp_path)
+    for first, end, times in ((0, 1, 1), (1, 2, 1), (0, 2, 0)):
+        command = [sys.executable, "-c", program, str(first), str(end)]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert ended.stderr.count("compiling the CPU kernels") == times
+
+
+def test_processes_that_start_together_compile_once(tmp_path: Path) -> None:
     program = "from nemotron4.inference.native.build import STEP, library_path; print(library_path(STEP))"
-    environment = {
-        **os.environ,
-        "CXX": str(compiler),
-        "CALLS": str(tmp_path / "calls"),
-        "XDG_CACHE_HOME": str(tmp_path),
-    }
+    environment = pretended_compiler(tmp_path)
     started = [
         subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(3)

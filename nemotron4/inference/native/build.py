@@ -81,9 +81,13 @@ def _build_once(target: Path, compiler: str, part: str) -> None:
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
-            if part == STEP:
-                print("compiling the CPU kernels (once, about 10 s on two idle cores) ...", file=sys.stderr)
+            _say_that_it_takes_long()
             build(target, compiler, part)
+
+
+@cache
+def _say_that_it_takes_long() -> None:
+    print("compiling the CPU kernels (once, about 10 s on two idle cores) ...", file=sys.stderr)
 
 
 def _compiler() -> str:
