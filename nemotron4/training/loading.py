@@ -134,7 +134,10 @@ class Origin:
             trained = trained_before(self._trains_on)
             wanted = {name for name, _ in net.named_parameters() if ".lora_" in name}
             if differing := sorted(wanted ^ trained.keys()):
-                raise CheckpointError(f"the adapter that trains on and the model differ in {differing[0]!r}")
+                where = self._trains_on.adapter_path
+                raise CheckpointError(
+                    f"{where}: has no {differing[0]!r}, or the model has not; it cannot train on"
+                )
             yield from (in_memory(name, tensor) for name, tensor in trained.items())
             return
         for name, tensor in fresh_adapter(net, seed=self.recipe.run.seed):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from nemotron4.checkpoint import open_checkpoint
 from nemotron4.checkpoint.adapter_base import read_base
@@ -126,8 +126,6 @@ def test_a_cut_sum_states_its_error_and_is_the_best_of_its_rank() -> None:
     tensors = {name.format("A"): torch.randn(3, 10), name.format("B"): torch.randn(12, 3)}
     folder_tensors = {key: value.clone() for key, value in tensors.items()}
     import tempfile
-
-    from safetensors.torch import save_file
 
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
@@ -323,3 +321,15 @@ def test_what_cannot_train_on_is_refused(tmp_path: Path, llama: Path) -> None:
         run.train(recipe(tmp_path, llama, adapter={"compose": "continue"}))
     with pytest.raises(ConfigError, match="compares with the start"):
         recipe(tmp_path, llama, stage="reward", adapter={"compose": "continue"})
+
+
+def test_an_adapter_that_lacks_a_module_cannot_train_on(tmp_path: Path, llama: Path) -> None:
+    first = run.train(recipe(tmp_path, llama, run={"max_steps": 1})).output
+    tensors = load_file(first / WEIGHTS_FILE)
+    left_out = f"{PEFT_PREFIX}model.layers.1.mlp.up_proj.lora_"
+    save_file({name: t for name, t in tensors.items() if not name.startswith(left_out)}, first / WEIGHTS_FILE)
+    again = recipe(
+        tmp_path, str(first), adapter={"compose": "continue"}, run={"directory": str(tmp_path / "b")}
+    )
+    with pytest.raises(CheckpointError, match=r"adapter: has no 'model.layers.1.mlp.up_proj.lora_A.weight'"):
+        run.train(again)
