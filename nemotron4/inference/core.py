@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import functools
 import queue
@@ -11,7 +10,7 @@ import sys
 import threading
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from nemotron4.engine import (
     TokenStep,
 )
 from nemotron4.errors import EngineBusyError, Nemotron4Error, RequestError
+from nemotron4.inference.ahead import LoneStream
 from nemotron4.inference.blocks import BlockPool
 from nemotron4.inference.requests import Deliver, Request, Turn, check_request, drawn_together
 from nemotron4.inference.runner import Array, StepRunner
@@ -99,6 +99,7 @@ class EngineCore:
         self._mask_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="nemotron4-grammar")
         self._num_prompt_tokens = self._num_reused = self._num_generated = self._num_finished = 0
         self._num_guessed = self._num_right = 0
+        self._lone = LoneStream(self._scheduler, self.info.vocab_size)
         self._thread = threading.Thread(target=self._loop, name="nemotron4-engine", daemon=True)
         self._thread.start()
 
@@ -316,18 +317,20 @@ class EngineCore:
 
     def _step(self, slices: list[Slice]) -> None:
         masks = self._start_masks(slices)
+        first = None if self._inbox or self._cancelled else self._requests[slices[0].sequence]
         try:
-            result = self._runner.run(slices)
+            slices, result = self._lone.run(self._runner, slices, first)
         except Exception as error:  # a step that cannot be computed must not end the engine
             self._fail(slices, error)
             return
         finally:
-            concurrent.futures.wait(masks.values())
+            if masks:
+                wait(masks.values())
         rows = iter(result.logits_RV)
         turns: list[Turn] = []
         for planned, first_row in zip(slices, result.first_rows, strict=True):
             results = [next(rows) for _ in range(planned.num_results)]
-            turn = Turn(self._requests[planned.sequence], planned, results)
+            turn = Turn(self._requests[planned.sequence], planned, results, drawn=result.drawn)
             try:
                 self._take_positions(turn, result.hidden_ND, first_row)
                 if turn.request in masks:
@@ -351,7 +354,7 @@ class EngineCore:
         self._num_reused += num_reused
         request.num_cached += num_reused
         if request.needs_prompt_logits:
-            request.observe_prompt(planned.start, partial(self._prompt_logits, hidden_ND, first_row), end)
+            request.observe_prompt(planned.start, partial(self._runner.logits, hidden_ND[first_row:]), end)
         if request.params.hidden_mean:
             hidden_SD = self._runner.hidden(hidden_ND, first_row, first_row + end - planned.start)
             request.observe_hidden(planned.start, hidden_SD)
@@ -371,7 +374,7 @@ class EngineCore:
         turn.num_right += is_right
         if is_right and not is_over:
             sequence.num_computed += 1
-        elif guesses and sequence.lookup is not None:
+        elif guesses and not turn.drawn and sequence.lookup is not None:
             sequence.lookup.learn(len(guesses), turn.num_right, len(sequence.new_ids))
             self._num_guessed += len(guesses)
             self._num_right += turn.num_right
@@ -385,9 +388,6 @@ class EngineCore:
         """What grammars allow next, computed while the model runs: the library needs no interpreter lock."""
         requests = [self._requests[planned.sequence] for planned in slices if planned.completes]
         return {r: self._mask_threads.submit(r.compute_mask) for r in requests if r.needs_mask}
-
-    def _prompt_logits(self, hidden_ND: Any, first_row: int, i: int, j: int) -> Array:
-        return self._runner.logits(hidden_ND, first_row + i, first_row + j)
 
     def _fail(self, slices: list[Slice], error: Exception) -> None:
         for planned in slices:

@@ -119,11 +119,22 @@ class Request:
             and not sampling.changes_logits(self.params, len(self.sequence.new_ids))
         )
 
+    @property
+    def num_plain_draws(self) -> int:
+        """How many tokens, from the next one on, need nothing but their logits. Without a grammar."""
+        is_plain = self._grammar is None and self.draws_plainly
+        return self.params.max_new_tokens - len(self.sequence.new_ids) if is_plain else 0
+
+    def next_draws(self, count: int) -> list[tuple[SamplingParams, float]]:
+        """How and at which points: what of them is not drawn in the end was behind the end of the answer."""
+        return [(self.params, self._next_point()) for _ in range(count)]
+
+    def _next_point(self) -> float:
+        return self._points.next() if self.params.temperature > 0 else 0.0
+
     def next_draw(self, logits_V: Array) -> tuple[Array, SamplingParams, float]:
         """What ``sampling.draw_rows`` takes; uses up one random number unless the temperature is 0."""
-        point = self._points.next() if self.params.temperature > 0 else 0.0
-        logits_V = logits_V[: self._vocab_size]
-        return self._masked(logits_V), self.params, point
+        return self._masked(logits_V[: self._vocab_size]), self.params, self._next_point()
 
     @property
     def needs_mask(self) -> bool:
@@ -246,12 +257,13 @@ class Turn:
     planned: Slice
     results: list[Array]  # logits of the last known token and of each guess
     num_right: int = 0
+    drawn: tuple[int, ...] = ()  # from all of the results, if the runner did
 
 
 def drawn_together(turns: Sequence[Turn], *, handle: int | None) -> list[int | None]:
     """The next token of each that needs nothing but its logits; else None."""
-    tokens: list[int | None] = [None] * len(turns)
-    plain = [i for i, turn in enumerate(turns) if turn.request.draws_plainly]
+    tokens: list[int | None] = [turn.drawn[turn.num_right] if turn.drawn else None for turn in turns]
+    plain = [i for i, turn in enumerate(turns) if not turn.drawn and turn.request.draws_plainly]
     if plain:
         draws = [turns[i].request.next_draw(turns[i].results[turns[i].num_right]) for i in plain]
         for i, token_id in zip(plain, sampling.draw_rows(draws, handle=handle), strict=True):

@@ -5,6 +5,7 @@ Shape suffixes: R = rows, V = vocabulary, C = candidates that survived the filte
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -100,14 +101,19 @@ def draw_rows(rows: Sequence[tuple[Array, SamplingParams, float]], *, handle: in
     kernels = sampler()
     if kernels is None:
         return [draw_at(*row) for row in rows]
-    draws = (CDraw * len(rows))(
-        *(
-            CDraw(logits_V.ctypes.data, len(logits_V), p.top_k, p.temperature, p.top_p, p.min_p, point)
-            for logits_V, p, point in rows
-        )
-    )
+    draws = c_draws([(logits_V.ctypes.data, len(logits_V), p, point) for logits_V, p, point in rows])
     kernels.native_draw(handle, draws, len(rows))
     return [each.token for each in draws]
+
+
+def c_draws(rows: Sequence[tuple[int | None, int, SamplingParams, float]]) -> ctypes.Array[CDraw]:
+    """What the library draws; of each: where its logits lie, how many there are, and how at which point."""
+    return (CDraw * len(rows))(
+        *(
+            CDraw(address, size, p.top_k, p.temperature, p.top_p, p.min_p, point)
+            for address, size, p, point in rows
+        )
+    )
 
 
 def draw_at(logits_V: Array, params: SamplingParams, point: float) -> int:

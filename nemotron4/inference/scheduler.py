@@ -129,10 +129,15 @@ class Scheduler:
             return planned
         guesses = sequence.lookup.propose(sequence.prompt_ids, sequence.new_ids)
         end = planned.end + len(guesses)
-        if self._blocks_for(end) - len(sequence.blocks) > self.pool.num_available:
-            return planned  # nobody gives way to a guess
-        self._grow(sequence, end)
+        if not self.reach(sequence, end):
+            return planned
         return Slice(sequence, planned.start, end, guesses)
+
+    def reach(self, sequence: Sequence, num_positions: int) -> bool:
+        """Blocks for positions that may be used; False if there are none: nobody gives way to them."""
+        if self._blocks_for(num_positions) - len(sequence.blocks) > self.pool.num_available:
+            return False
+        return self._grow(sequence, num_positions)
 
     def _admit(self, budget: int) -> list[Slice]:
         slices: list[Slice] = []

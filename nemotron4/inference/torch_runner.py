@@ -22,7 +22,7 @@ from nemotron4.inference.packed_linear import (
     pack_block,
     pack_output_layer,
 )
-from nemotron4.inference.runner import Array, StepResult, StepRunner
+from nemotron4.inference.runner import Ahead, Array, StepResult, StepRunner
 from nemotron4.inference.scheduler import Slice
 from nemotron4.inference.torch_adapters import ModuleAdapters
 from nemotron4.model.adapter_files import load_adapter
@@ -34,6 +34,8 @@ from nemotron4.model.transformer import Transformer
 class ModelRunner:
     """A step as a forward pass of the module. Logits come to the CPU, where tokens are drawn."""
 
+    most_ahead = 0
+
     def __init__(self, model: Transformer, cache: KVCache) -> None:
         self.model = model
         self.config = model.config
@@ -44,7 +46,8 @@ class ModelRunner:
         self._dtype = cache.keys[0].dtype
 
     @torch.inference_mode()
-    def run(self, slices: Sequence[Slice]) -> StepResult:
+    def run(self, slices: Sequence[Slice], ahead: Ahead | None = None) -> StepResult:
+        assert ahead is None, "no token is drawn here"
         tokens: list[int] = []
         positions: list[np.ndarray] = []
         segments: list[CacheSegment] = []

@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 from nemotron4.errors import ConfigError, unknown_name
 from nemotron4.inference.native.build import STEP, BuildError, load_library
 
-VERSION = 7
+VERSION = 8
 GROUP = 32  # input columns that share a scale
 PANEL = 16  # output rows that lie side by side
 BLOCK = 32  # positions of a block of the cache
@@ -116,6 +116,9 @@ def library() -> ctypes.CDLL:
     found.native_close.restype = None
     found.native_step.argtypes = (c_void_p, POINTER(CStep))
     found.native_step.restype = None
+    found.native_run_on.argtypes = (
+        c_void_p, POINTER(CStep), POINTER(CDraw), c_int32, POINTER(c_int32), c_int32,
+    )  # fmt: skip
     found.native_logits.argtypes = (c_void_p, c_void_p, c_int32, c_void_p)
     found.native_logits.restype = None
     found.native_pack.argtypes = (POINTER(CWeight), c_void_p, c_int32, c_int32)

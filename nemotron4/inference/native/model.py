@@ -11,7 +11,7 @@ import math
 import mmap
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -195,6 +195,14 @@ class NativeModel:
 
     def step(self, step: c.CStep) -> None:
         self._library.native_step(self.handle, ctypes.byref(step))
+
+    def run_on(self, step: c.CStep, draws: ctypes.Array[c.CDraw], stops: Collection[int]) -> list[int]:
+        """The tokens of one sequence that goes on by itself, up to one of ``stops``."""
+        ids = (ctypes.c_int32 * len(stops))(*stops)
+        count = self._library.native_run_on(
+            self.handle, ctypes.byref(step), draws, len(draws), ids, len(stops)
+        )
+        return [each.token for each in draws[:count]]
 
     def logits(self, hidden_RD: Array) -> Array:
         """(R, D) after the final norm -> (R, V)."""

@@ -591,7 +591,7 @@ void make_plan(const Step &s, Plan &plan, int heads_per_kv) {
 
 extern "C" {
 
-int native_version() { return 7; }
+int native_version() { return 8; }
 
 Engine *native_open(const Model *model, int num_threads, const char *isa) {
     const Kernels *kernels = kernels_named(isa);
@@ -628,6 +628,25 @@ void native_step(Engine *e, const Step *step) {
     output(*e, in, s.logits);
     e->pool->run();
     if (!plan.adapting.empty()) e->pool->wait_for_stragglers(); // an adapter may be unloaded after the step
+}
+
+// Steps of one sequence and one row each, which go on with the token that the last one drew; the blocks of ``step`` are for
+// all. Logits and draws of each; a token of ``stops`` is the last. Returns how many there are.
+int native_run_on(Engine *e, const Step *step, Draw *draws, int count, const int32_t *stops, int num_stops) {
+    Step s = *step;
+    int32_t token = *step->tokens, position = *step->positions, first_blocks[2] = {0, 0};
+    s.tokens = &token;
+    s.positions = &position;
+    s.first_blocks = first_blocks;
+    for (int i = 0; i < count; i++, position++, s.logits += e->model.vocab) {
+        first_blocks[1] = position / BLOCK + 1;
+        native_step(e, &s);
+        draws[i].logits = s.logits;
+        draw(draws[i]);
+        token = draws[i].token;
+        if (std::find(stops, stops + num_stops, token) != stops + num_stops) return i + 1;
+    }
+    return count;
 }
 
 // Tokens of many rows, by the threads of ``e``, or by the caller's alone if it is null.
