@@ -60,16 +60,20 @@ class CommandStage:
 
     uses: files, folders and models that are hashed besides those that the commands name.
     serve: a server that runs meanwhile; it is waited for at ``{url}/health``.
+    values: placeholders of this stage alone.
+    like: an earlier stage that has the commands, and what else is not said here.
     each: the name of a list among the values; the stage is run once for each entry, as NAME-ENTRY.
     skip: the presets without this stage.
     minutes: expected on the machine that the recipe is written for; it only serves the time left.
     """
 
     name: str
-    commands: tuple[Command, ...]
-    makes: tuple[str, ...]
+    commands: tuple[Command, ...] = ()
+    makes: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
     serve: Command = ()
+    values: Mapping[str, Value] = field(default_factory=dict)
+    like: str = ""
     each: str = ""
     skip: tuple[str, ...] = ()
     minutes: float = 0.0
@@ -78,7 +82,11 @@ class CommandStage:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", self.name) or self.name in (*PLACES, LOGS):
             raise ValueError(f"name is {self.name!r}; expected small letters, digits, '-', '_' and '.'")
-        if not self.commands or not self.makes:
+        if self.like and (self.commands or self.makes):
+            raise ValueError(
+                f"stage {self.name} has commands or makes, and like, which names a stage for them"
+            )
+        if not self.like and not (self.commands and self.makes):
             raise ValueError(f"stage {self.name} needs commands, and makes")
         for command in (*self.commands, *([self.serve] if self.serve else ())):
             is_script = command[:1] == ("python",) and command[1:] and command[1].endswith(".py")
@@ -130,15 +138,30 @@ def load_staged(folder: Path, overrides: Sequence[str] = (), preset: str | None 
         raise unknown("preset", preset, recipe.preset or ["none, the recipe has no presets"])
     values = {**recipe.values, **(recipe.preset[preset] if preset else {})}
     stages: list[CommandStage] = []
+    whole: dict[str, CommandStage] = {}
     for stage in recipe.stage:
+        whole[stage.name] = _whole(stage, whole)
         if preset not in stage.skip:
-            stages += _copies(stage, values)
+            stages += _copies(whole[stage.name], {**values, **whole[stage.name].values})
     names = [stage.name for stage in stages]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"two stages are called {min(twice)}")
     for place, stage in enumerate(stages):
         _check_places(stage, names[:place])
     return replace(recipe, stage=tuple(stages), values=values)
+
+
+def _whole(stage: CommandStage, earlier: Mapping[str, CommandStage]) -> CommandStage:
+    """The stage with what it has of the one that it is like."""
+    if not stage.like:
+        return stage
+    if stage.like not in earlier:
+        raise unknown(f"like of stage {stage.name}", stage.like, earlier or ["none, it is the first"])
+    model = earlier[stage.like]
+    return replace(
+        model, name=stage.name, values={**model.values, **stage.values}, uses=stage.uses or model.uses,
+        each=stage.each or model.each, skip=stage.skip, minutes=stage.minutes or model.minutes,
+    )  # fmt: skip
 
 
 def _copies(stage: CommandStage, values: Mapping[str, Value]) -> Iterator[CommandStage]:

@@ -238,6 +238,43 @@ def test_a_wrong_recipe_is_refused_by_name(folder: Path, old: str, new: str, mes
         load_staged(folder)
 
 
+def test_a_stage_like_another_has_its_commands_with_values_of_its_own(folder: Path) -> None:
+    own = 'name = "slow"\nvalues = { from = "data", more = "{n}" }\n'
+    like = """
+[[stage]]
+name = "again"
+like = "slow"
+values = { from = "slow" }
+skip = ["minutes"]
+
+"""
+    text = RECIPE.replace('name = "slow"\n', own).replace("{data}/rows", "{{from}}/rows").replace(
+        "{folder}/copy\"]]", "{folder}/copy\", \"{more}\"]]"
+    )  # fmt: skip
+    (folder / "recipe.toml").write_text(
+        text.replace('[[stage]]\nname = "last"', f'{like}[[stage]]\nname = "last"')
+    )
+    stages = {stage.name: stage for stage in load_staged(folder).stage}
+    assert stages["slow"].commands[0][2:] == ("{data}/rows", "{folder}/copy", "3")
+    assert stages["again"].commands[0][2:] == ("{slow}/rows", "{folder}/copy", "3")
+    assert (stages["again"].makes, stages["again"].minutes) == (("{folder}/copy",), 2)
+    assert "again" not in [stage.name for stage in load_staged(folder, preset="minutes").stage]
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ('like = "lst"', "unknown like of stage more 'lst'"),
+        ('like = "slow"\nmakes = ["x"]', "stage more has commands or makes, and like"),
+        ("", "stage more needs commands, and makes"),
+    ],
+)
+def test_a_stage_has_commands_or_is_like_one_that_has(folder: Path, stage: str, message: str) -> None:
+    (folder / "recipe.toml").write_text(f'{RECIPE}\n[[stage]]\nname = "more"\n{stage}\n')
+    with pytest.raises(ConfigError, match=message):
+        load_staged(folder)
+
+
 def wait_for(is_true: object, log: Path) -> None:
     deadline = time.monotonic() + 120
     while not is_true():  # type: ignore[operator]

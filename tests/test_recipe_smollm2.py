@@ -50,7 +50,7 @@ def test_nothing_held_out_is_trained_on(steps: ModuleType, tmp_path: Path) -> No
     assert len(steps.held_out()) == 129
     assert CARD_QUESTION in held_out
     trained = {task["question"] for task in steps.tasks.tasks(16)}
-    for which in range(3):
+    for which in (0, 1, 2, 9):
         steps.ask(tmp_path, which, 160)
         trained |= {row["meta"]["task"]["question"] for row in read_rows(tmp_path / "ask.jsonl")}
     assert not trained & held_out
@@ -63,7 +63,7 @@ def test_nothing_held_out_is_trained_on(steps: ModuleType, tmp_path: Path) -> No
 def test_the_greedy_answers_of_a_round_come_first_and_one_that_loops_is_the_worst(
     steps: ModuleType, tmp_path: Path
 ) -> None:
-    steps.ask(tmp_path, 4, 8, is_greedy=True)
+    steps.ask(tmp_path, 4, 8)
     rows = list(read_rows(tmp_path / "ask.jsonl"))
     assert [row["temperature"] for row in rows] == [0.0] * 8 + [1.0] * 8
     assert [row["prompt"] for row in rows[:8]] == [row["prompt"] for row in rows[8:]]
@@ -80,11 +80,23 @@ def test_the_greedy_answers_of_a_round_come_first_and_one_that_loops_is_the_wors
     assert pair["rejected"] == said[0][0].strip()
 
 
+def test_functions_are_also_asked_for_from_their_heads(steps: ModuleType, tmp_path: Path) -> None:
+    steps.ask(tmp_path, 9, 60)
+    asked = {
+        row["meta"]["task"]["question"]: row["meta"]["task"] for row in read_rows(tmp_path / "ask.jsonl")
+    }
+    heads = [text for text in asked if "\n\ndef add(a, b):\n" in text or text.startswith("def ")]
+    assert len(heads) > 15
+    [add] = [task for text, task in asked.items() if "def add(a, b):" in text]
+    assert steps.tasks.value(add, "```python\ndef add(a, b):\n    return a + b\n```") == 1.0
+    assert steps.tasks.value(add, "```python\ndef add(a, b):\n    return a - b\n```") == steps.tasks.CLEAN
+
+
 def test_hard_prompts_ask_for_many_parts_or_another_language_and_an_edit_can_follow_them(
     steps: ModuleType, tmp_path: Path
 ) -> None:
-    steps.ask(tmp_path, 6, 60, is_hard=True)
-    asked = [row["meta"]["task"] for row in read_rows(tmp_path / "ask.jsonl")]
+    steps.ask(tmp_path, 6, 60)
+    asked = [row["meta"]["task"] for row in read_rows(tmp_path / "ask.jsonl")][:60]  # greedily; then drawn
     hard = [task for task in asked if task["kind"] == "instruction"]
     assert len(hard) == 40
     many = sys.modules["edits"].MANY
@@ -137,10 +149,27 @@ def test_what_keeps_is_the_best_answer_of_each_prompt_and_texts_that_nobody_aske
             sample(bad, "Cats sleep all day long and dream of mice at night."),
         ],
     )
-    steps.keep(tmp_path)
+    steps.keep(tmp_path, 1.0)
     [row] = read_rows(tmp_path / "kept.jsonl")
     assert row["messages"][-1]["content"] == "Bees dance to tell the others where to fly to next."
     assert list(read_rows(tmp_path / "texts.jsonl")) == [{"text": "Today it rains\u2028again."}]
+
+
+def test_with_less_than_all_the_best_answer_of_an_instruction_is_kept(steps: ModuleType) -> None:
+    wishes = {
+        "most": ["punctuation:no_comma", "detectable_format:title", "change_case:english_lowercase"],
+        "none": ["startend:quotation"],
+        "foreign": ["language:response_language"],
+    }
+    said = "<<bees>> bees dance to tell, others see where to fly."
+    groups = []
+    for question, ids in wishes.items():
+        kwargs = [{"language": "de"} if "language" in name else {} for name in ids]
+        task = {"kind": "instruction", "question": question, "check": {"ids": ids, "kwargs": kwargs}}
+        groups.append([(steps.tasks.value(task, text), task, text) for text in (said, f"{said} {said}")])
+    kept = [(task["question"], text) for task, text in steps.best_of(groups, 0.7)]
+    assert kept == [("most", said), ("foreign", said)]
+    assert steps.best_of(groups) == []
 
 
 @pytest.mark.parametrize(

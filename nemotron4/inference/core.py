@@ -28,7 +28,7 @@ from nemotron4.errors import EngineBusyError, Nemotron4Error, RequestError
 from nemotron4.inference.ahead import LoneStream
 from nemotron4.inference.blocks import BlockPool
 from nemotron4.inference.requests import Deliver, Request, Turn, check_request, drawn_together
-from nemotron4.inference.runner import Array, StepRunner
+from nemotron4.inference.runner import StepRunner
 from nemotron4.inference.scheduler import Scheduler, Slice
 from nemotron4.inference.scheduler import Sequence as ScheduledSequence
 from nemotron4.text.structured_output import GrammarVocabulary

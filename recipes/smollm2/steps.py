@@ -17,7 +17,7 @@ from typing import Any
 
 import tasks
 from contrasts import contrasts
-from edits import FIRST_WORDS, edited, hard_wishes, held_out_wishes, mended, of_length, wishes
+from edits import FIRST_WORDS, LANGUAGE, edited, hard_wishes, held_out_wishes, mended, of_length, wishes
 from summary import KINDS, report
 
 import nemotron4
@@ -40,6 +40,8 @@ DRAWS = {
 }
 PAIR_SAMPLES, MIN_GAP = 4, 0.25
 MAX_WORDS, LONG_WORDS, EVERY, EDITED, CONTRASTS = 110, (100, 240), 20, 2500, 400
+# Rounds of ``ask``: with greedy answers too; many parts, other languages; functions by their heads.
+GREEDY, HARD, HEADS = range(4, 12), (6, *range(8, 12)), range(9, 12)
 UNASKED_TOKENS = 460  # over data.max_length of the stage, so that no end is trained where a draw was cut
 VERSE = ("verse", "rhyme")
 Valued = tuple[float, tasks.Task, str]  # reward, what was asked, an answer
@@ -119,7 +121,7 @@ def select(out: Path, samples: Path, size: int) -> None:
                 long.append((task, text))
         elif text and len(text.split()) <= MAX_WORDS:
             groups[task["question"]].append((tasks.value(task, text), task, text))
-    kept = best_that_hold(groups.values())
+    kept = best_of(groups.values())
     plain = [(task, text) for task, text in kept if task["kind"] == "prose" and not re.search(r"\d\.", text)]
     kept = [(task, text) for task, text in kept if task["question"] not in _writings(size)]
     kept += edited(plain, EDITED * size // 16)
@@ -134,9 +136,18 @@ def select(out: Path, samples: Path, size: int) -> None:
     print(f"{len(kept)} rows of {len(groups)} prompts: {dict(Counter(task['kind'] for task, _ in kept))}")
 
 
-def best_that_hold(groups: Iterable[Sequence[Valued]]) -> list[tuple[tasks.Task, str]]:
+def best_of(groups: Iterable[Sequence[Valued]], least: float = 1.0) -> list[tuple[tasks.Task, str]]:
+    """The best answer of each group whose reward is ``least`` or more; 1: it holds.
+
+    With less, one in another language than English, which the base does not write, need only end cleanly.
+    """
     best = (max(found, key=_reward) for found in groups)
-    return [(task, text) for reward, task, text in best if reward == 1.0]
+    needed = {LANGUAGE: tasks.CLEAN} if least < 1 else {}
+    return [
+        (task, text)
+        for reward, task, text in best
+        if reward >= needed.get(task["check"].get("ids", [""])[0], least)
+    ]
 
 
 def plain_answers(samples: Path) -> list[tuple[tasks.Task, str]]:
@@ -266,16 +277,17 @@ def _shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     return made
 
 
-def ask(out: Path, which: int, size: int, *, is_greedy: bool = False, is_hard: bool = False) -> None:
+def ask(out: Path, which: int, size: int) -> None:
     """Prompts of a round in the card's format: a third of all kinds, the others new instructions."""
     draw = random.Random(100 + which)
     plain = tasks.tasks(max(1, size // 10))
-    new = (hard_wishes if is_hard else wishes)(tasks.writings(size - size // 3, seed=2 + which), draw)
-    chosen = draw.sample(plain, min(size // 3, len(plain))) + new
+    new = (hard_wishes if which in HARD else wishes)(tasks.writings(size - size // 3, seed=2 + which), draw)
+    heads = tasks.programs(False, tasks.HEAD_FORMS)[:size] if which in HEADS else []
+    chosen = draw.sample(plain, min(size // 3, len(plain))) + new + heads
     draw.shuffle(chosen)
     drawn = {"n": PAIR_SAMPLES, "max_new_tokens": 160, "temperature": 1.0, "stop": [MARKER]}
     greedy = {"max_new_tokens": 300, "temperature": 0.0, "stop": [MARKER]}
-    first = _asked(chosen, greedy) if is_greedy else ()  # the first of equally bad answers becomes the worst
+    first = _asked(chosen, greedy) if which in GREEDY else ()  # of equally bad answers the first is the worst
     write_rows(out / "ask.jsonl", [*first, *_asked(chosen, drawn)])
 
 
@@ -286,13 +298,13 @@ def begin(out: Path, size: int) -> None:
     write_rows(out / "begin.jsonl", ({"prompt": word, "meta": {"word": word}, **settings} for word in words))
 
 
-def keep(out: Path) -> None:
-    """Rows that keep what there is: the best answer of each prompt, if it holds, and the unasked texts."""
+def keep(out: Path, least: float) -> None:
+    """Rows that keep what there is: the best answer of each prompt, if good enough, and unasked texts."""
     groups: dict[str, list[Valued]] = defaultdict(list)
     for task, reward, text, _ in _drawn(out):
         if text and len(text.split()) <= MAX_WORDS:
             groups[task["question"]].append((reward, task, text))
-    kept = without_benchmarks(best_that_hold(groups.values()))
+    kept = without_benchmarks(best_of(groups.values(), least))
     write_rows(out / "kept.jsonl", _rows(kept))
     unasked = [
         row["meta"]["word"] + row["text"] for row in read_rows(out / "unasked.jsonl") if row.get("text")
@@ -351,9 +363,8 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="the folder of the recipe's run, for report")
     parser.add_argument("--picture", type=Path, help="where report draws its bars, with matplotlib")
     parser.add_argument("--samples", type=Path, help="the answers to select from")
-    parser.add_argument("--round", type=int, default=0, help="which prompts to ask")
-    parser.add_argument("--greedy", action="store_true", help="ask for the greedy answer too")
-    parser.add_argument("--hard", action="store_true", help="ask for many parts and other languages")
+    parser.add_argument("--round", type=int, default=0, help="which prompts to ask, and how")
+    parser.add_argument("--least", type=float, default=1.0, help="reward of an answer to keep; 1: it holds")
     parser.add_argument("--limit", type=int, help="held-out prompts, the first ones")
     parser.add_argument("--adapter", help="measure with it; the bare model if absent")
     options = parser.parse_args()
@@ -364,13 +375,13 @@ def main() -> None:
     elif options.step == "contrast":
         contrast(options.out, options.samples, options.size)
     elif options.step == "ask":
-        ask(options.out, options.round, options.size, is_greedy=options.greedy, is_hard=options.hard)
+        ask(options.out, options.round, options.size)
     elif options.step == "pair":
         pair(options.out)
     elif options.step == "begin":
         begin(options.out, options.size)
     elif options.step == "keep":
-        keep(options.out)
+        keep(options.out, options.least)
     elif options.step == "report":
         report(options.out, options.run, options.picture)
     elif options.step == "follow":

@@ -16,7 +16,7 @@ from nemotron4.runs import write_json
 KINDS = ("code", "sum", "reading", "instruction")
 STAGES = (
     "before", "sft", "contrast", "dpo", "rpo-1", "rpo-2", "rpo-3", "rpo-4", "rpo-5", "rpo-6", "keep", "rpo-7",
-    "grpo",
+    "rpo-8", "keep-2", "rpo-9", "grpo",
 )  # fmt: skip
 FOLLOWED = "holds: in other words"
 IFEVAL = {

@@ -23,6 +23,7 @@ from nemotron4.synth.stages.instructions import SINGLE
 from nemotron4.text.prompt import CARD_QUESTION
 
 Task = dict[str, Any]
+CLEAN = 0.3  # the reward of an answer that ends and does not repeat itself
 HERE = Path(__file__).parent
 TOPICS, HELD_OUT = (
     part.strip().splitlines() for part in (HERE / "card_topics.txt").read_text().split("# held out")
@@ -196,6 +197,11 @@ CODE_FORMS = (
     "Write a Python function named {name} that {what}.",
     "Can you write {name}({parameters}) in Python? It {what}.",
 )
+HEAD_FORMS = (
+    'Complete this function:\n\n```python\ndef {name}({parameters}):\n    """It {what}."""\n```',
+    'def {name}({parameters}):\n    """It {what}.\n    """\n\nWrite the whole Python function.',
+    "Write the body of {name}({parameters}) in Python.\n\ndef {name}({parameters}):\n    # {what}",
+)
 PEOPLE = ["Anna", "Omar", "Lucy", "Peter", "Mina", "Carlos", "Ruth", "Ivan", "Grace", "Tom"]
 THINGS = ["apples", "chairs", "books", "lamps", "tickets", "plates", "pens", "shirts"]
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
@@ -243,12 +249,12 @@ def forms(held_out: bool, topics: int) -> list[Task]:
     return asked + [form_task(form, topic) for topic, form in itertools.product(chosen[:topics], others)]
 
 
-def programs(held_out: bool) -> list[Task]:
+def programs(held_out: bool, asked: Sequence[str] = CODE_FORMS) -> list[Task]:
     made = []
     for number, (name, parameters, what, function, calls) in enumerate(FUNCTIONS):
         if (number % 4 == 3) == held_out:
             tests = [f"assert {name}({', '.join(map(repr, c))}) == {function(*c)!r}" for c in calls]
-            question = CODE_FORMS[number % 3].format(name=name, parameters=parameters, what=what)
+            question = asked[number % 3].format(name=name, parameters=parameters, what=what)
             made.append({"kind": "code", "question": question, "check": {"function": name, "tests": tests}})
     return made
 
@@ -377,7 +383,7 @@ def value(task: Mapping[str, Any], text: str, *, is_ended: bool = True) -> float
     """0: nothing, or no end; 0.3: ends and does not repeat itself; 1: holds (all instructions) besides."""
     if not text.strip() or not is_ended:
         return 0.0
-    clean = 0.3 if task["kind"] == "code" or not repeats(text) else 0.0
+    clean = CLEAN if task["kind"] == "code" or not repeats(text) else 0.0
     if task["kind"] == "instruction":  # the share of its instructions
         followed = instructions.follows(text, task["check"]["ids"], task["check"]["kwargs"])
         return clean + 0.7 * sum(followed) / len(followed)
