@@ -165,6 +165,27 @@ def test_trials_that_are_there_are_not_repeated(
     assert "| card | 3 | 2.0000 | 0.0000 |" in (tmp_path / "trials.md").read_text("utf-8")
 
 
+def test_the_tokenizer_learns_from_the_same_lines_in_every_process(
+    scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, given = scripts["prepare"], []
+    for name in ("books", "definitions", "dialogues", "turns"):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(f"{json.dumps({'text': f'{name} {n}'})}\n" for n in range(9))
+        )
+
+    def train(**settings: Any) -> None:
+        assert not {"input_sentence_size", "shuffle_input_sentence"} & set(settings)
+        given.append(list(settings["sentence_iterator"]))
+
+    monkeypatch.setattr(prepare.sentencepiece.SentencePieceTrainer, "train", train)
+    monkeypatch.setattr(prepare, "TOKENIZER_LINES", 7)
+    prepare.make_tokenizer(tmp_path)
+    prepare.make_tokenizer(tmp_path)
+    assert len(set(given[0])) == 7
+    assert given[0] == given[1]
+
+
 def test_the_committed_tokenizer_keeps_no_path_of_the_machine_that_learnt_it() -> None:
     model = (FOLDER / "model" / "tokenizer.model").read_bytes()
     assert b"/data" not in model

@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import io
 import json
+import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ from nemotron4.model.presets import nano
 from nemotron4.model.transformer import Transformer
 
 Row = dict[str, Any]
-VOCAB_SIZE = 2048
+VOCAB_SIZE, TOKENIZER_LINES = 2048, 100_000
 HELD_OUT_PERCENT = {"books": 5, "definitions": 2}  # of conversations: 20
 NUM_ASKED = 200
 JSON_SIGNS = str.maketrans("", "", '{}[]"')
@@ -157,14 +158,16 @@ def pairs(rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
 
 
 def make_tokenizer(out: Path) -> None:
-    """SentencePiece with the card's properties, learnt from the training text alone."""
-    sentencepiece.set_random_generator_seed(0)
-    texts = [
-        row["text"] for name in ("books", "definitions", "dialogues", "turns") for row in rows_of(out, name)
-    ]
+    """SentencePiece with the card's properties, learnt from the training text alone.
+
+    The lines are drawn here: what SentencePiece draws itself differs from process to process.
+    """
+    names = ("books", "definitions", "dialogues", "turns")
+    lines = [line for name in names for row in rows_of(out, name) for line in row["text"].split("\n") if line]
+    chosen = random.Random(0).sample(lines, min(TOKENIZER_LINES, len(lines)))
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([line for text in texts for line in text.split("\n") if line]),
+        sentence_iterator=iter(chosen),
         model_writer=model,  # with a prefix the model would keep the folder's path
         model_type="bpe",
         vocab_size=VOCAB_SIZE,
@@ -177,8 +180,6 @@ def make_tokenizer(out: Path) -> None:
         split_digits=True,
         remove_extra_whitespaces=False,
         normalization_rule_name="identity",
-        input_sentence_size=100_000,
-        shuffle_input_sentence=True,
         minloglevel=2,
     )
     (out / "tokenizer.model").write_bytes(model.getvalue())

@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -352,6 +353,23 @@ def test_processes_that_start_together_compile_once(tmp_path: Path) -> None:
     assert Path(paths.pop()).exists()
     num_links = 1
     assert len((tmp_path / "calls").read_text().split()) == len(build.PLAIN) + num_links
+
+
+def test_what_a_killed_compilation_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    program = "from nemotron4.inference.native.build import STEP, library_path; print(library_path(STEP))"
+    environment = pretended_compiler(tmp_path)
+    compiler = Path(environment["CXX"])
+    quick = compiler.read_text()
+    compiler.write_text(quick.replace("sleep 0.05", "exec sleep 60"))
+    with subprocess.Popen([sys.executable, "-c", program], env=environment) as killed:
+        while not (tmp_path / "calls").exists():
+            time.sleep(0.01)
+        killed.kill()
+    cache = tmp_path / "nemotron4" / "native"
+    assert [path for path in cache.iterdir() if path.is_dir()]
+    compiler.write_text(quick)
+    assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 0
+    assert not [path for path in cache.iterdir() if path.is_dir()]
 
 
 @pytest.mark.parametrize("kind", [None, Form.S8, Form.U4])

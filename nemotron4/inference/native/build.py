@@ -81,6 +81,8 @@ def _build_once(target: Path, compiler: str, part: str) -> None:
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
+            for left in target.parent.glob(f"{target.stem}-*"):  # by a compilation that was killed
+                shutil.rmtree(left, ignore_errors=True)
             _say_that_it_takes_long()
             build(target, compiler, part)
 
@@ -110,7 +112,7 @@ def build(target: Path, compiler: str, part: str, extra: tuple[str, ...] = ()) -
     jobs: list[tuple[str, tuple[str, ...]]] = [(name, ()) for name in PLAIN]
     if part != STEP:
         jobs = [("kernels", (f"-DISA={part}", *sets[part]))]
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.stem}-") as folder:
 
         def compile_one(job: tuple[str, tuple[str, ...]]) -> str:
             name, flags = job
